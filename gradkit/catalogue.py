@@ -1,0 +1,144 @@
+"""The catalogue: one card per public method.
+
+A card says what a method is (paper, form), what it asks for (extra arguments, words of state per
+parameter, collectives per step) and what stands behind it (golden trajectories, the test of its
+paper's claim, maturity). One call beside a method registers it, and with that the method is listed
+by `gradkit list`, shown by `gradkit show`, and tested on the whole contract.
+"""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+FORMS = ("primitive", "optimizer", "wrapper", "schedule", "source", "aggregator", "controller", "strategy", "diagnostic", "rule")
+MATURITIES = ("stable", "faithful", "experimental")
+COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Where a method comes from: title, authors, year, and its arXiv id where it has one."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str | None = None
+
+    def __str__(self) -> str:
+        where = f", arXiv {self.arxiv}" if self.arxiv else ""
+        return f"{self.authors}. {self.title}. {self.year}{where}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What is known about one public method.
+
+    Attributes:
+      function: the public function; its name is the name of the card.
+      form: one of `FORMS`.
+      paper: its source.
+      needs: extra arguments of `update` without which it raises.
+      words: words of state per parameter (float32 words; scalars are not counted).
+      collectives: what a step moves between devices when parameters are sharded: "none"
+        (elementwise), "norms" (a few scalars per tensor, packed), "gramian" (one number per pair of
+        tasks), "matrices", "replicas".
+      golden: the independent trajectories that pin it, as "group/file".
+      maturity: "stable", "faithful" (to its paper, lightly used) or "experimental".
+      example: keyword arguments with which the contract builds it.
+      wraps: of a wrapper, what it goes around: "optimizer", or "direction", which a learning rate follows.
+      opt_outs: checks of the contract that it cannot meet by its nature -> the reason.
+      notes: one line that a reader should see first.
+    """
+
+    function: Callable[..., Any]
+    form: str
+    paper: Paper
+    needs: tuple[str, ...] = ()
+    words: float = 0
+    collectives: str = "none"
+    golden: tuple[str, ...] = ()
+    maturity: str = "stable"
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    wraps: str = "optimizer"
+    opt_outs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def room(self) -> str:
+        """The folder the method lives in: "optimizers", "schedules", …"""
+        return self.function.__module__.split(".")[1]
+
+    @property
+    def public_name(self) -> str:
+        """How a user writes it: `gk.lion`, `gk.schedules.wsd`."""
+        return f"gk.{self.name}" if self.room in ("optimizers", "transforms") else f"gk.{self.room}.{self.name}"
+
+    @property
+    def file(self) -> str:
+        return self.function.__module__.replace(".", "/") + ".py"
+
+    @property
+    def paper_check(self) -> str:
+        """The test of what the paper claims: one file of tests per file of methods."""
+        return f"tests/papers/test_{self.function.__module__.split('.')[-1]}.py"
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+
+_CARDS: dict[str, Card] = {}
+
+
+def register(function: Callable[..., Any], *, form: str, paper: Paper, **fields: Any) -> Card:
+    """Adds a method to the catalogue; called once, beside the method.
+
+    Args:
+      function: the public function.
+      form: one of `FORMS`.
+      paper: its source.
+      **fields: any further field of `Card`.
+
+    Returns:
+      The card.
+
+    Raises:
+      ValueError: an unknown form, maturity or kind of collective, or a name that is taken.
+    """
+    card = Card(function, form, paper, **fields)
+    for field, value, allowed in (
+        ("form", form, FORMS),
+        ("maturity", card.maturity, MATURITIES),
+        ("collectives", card.collectives, COLLECTIVES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{card.name}: {field} must be one of {', '.join(allowed)}, got {value!r}")
+    if card.name in _CARDS and _CARDS[card.name].function.__module__ != function.__module__:
+        raise ValueError(f"{card.name} is registered twice: {_CARDS[card.name].file} and {card.file}")
+    _CARDS[card.name] = card
+    return card
+
+
+def cards(form: str | None = None) -> dict[str, Card]:
+    """All cards by name, sorted; of one form only where it is given."""
+    return {name: card for name, card in sorted(_CARDS.items()) if form is None or card.form == form}
+
+
+def find(name: str) -> Card:
+    """The card of a method.
+
+    Raises:
+      ValueError: no method has this name; the message offers the nearest names.
+    """
+    if name in _CARDS:
+        return _CARDS[name]
+    close = difflib.get_close_matches(name, _CARDS, n=3, cutoff=0.5)
+    offer = f"did you mean {' or '.join(close)}?" if close else "`gradkit list` shows all of them"
+    raise ValueError(f"no method is called {name!r}; {offer}")

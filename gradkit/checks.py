@@ -1,0 +1,103 @@
+"""Validation of what a user passes: one place, one style of message.
+
+Every check names the argument and the allowed range, and raises `ValueError`. Values that cannot be
+read while a program is being traced (a learning rate under `vmap`, an injected hyperparameter) and
+schedules are let through: they are checked where they become concrete, or not at all.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def _concrete(value: Any) -> float | None:
+    """The value as a Python float, or None where it cannot be read now."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return None
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array | np.ndarray | np.generic):
+        return None
+    array = np.asarray(value)
+    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
+
+
+def real(name: str, value: Any, interval: str = "(-inf, inf)", *, optional: bool = False, schedule: bool = False) -> None:
+    """Checks that a hyperparameter is a number inside an interval.
+
+    Args:
+      name: the argument, as the user wrote it.
+      value: a number, a scalar array, a traced scalar (let through), or, where the switches below
+        allow it, a schedule or None.
+      interval: as mathematics writes it: `"[0, 1)"`, `"(0, inf)"`.
+      optional: whether None is allowed.
+      schedule: whether a callable step -> value is allowed.
+
+    Raises:
+      ValueError: not a number, NaN, or outside the interval.
+
+    >>> real("b1", 0.9, "[0, 1)")
+    >>> real("b1", 1.0, "[0, 1)")
+    Traceback (most recent call last):
+    ValueError: b1 must be in [0, 1), got 1.0
+    """
+    if (optional and value is None) or (schedule and callable(value)):
+        return
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = _concrete(value)
+    extra = (" or a schedule" if schedule else "") + (" or None" if optional else "")
+    if number is None:
+        raise ValueError(f"{name} must be a number in {interval}{extra}, got {value!r}")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = number > low or (interval[0] == "[" and number == low)
+    below = number < high or (interval[-1] == "]" and number == high)
+    if math.isnan(number) or not (above and below):
+        raise ValueError(f"{name} must be in {interval}{extra}, got {value!r}")
+
+
+def integer(name: str, value: Any, minimum: int = 0, *, optional: bool = False) -> None:
+    """Checks that an argument is a whole number of at least `minimum`.
+
+    >>> integer("microbatches", 0, 1)
+    Traceback (most recent call last):
+    ValueError: microbatches must be an integer >= 1, got 0
+    """
+    if optional and value is None:
+        return
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}{' or None' if optional else ''}, got {value!r}")
+
+
+def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Checks that an argument is one of a few values, and offers the nearest.
+
+    >>> choice("shape", "liner", ["linear", "cosine"])
+    Traceback (most recent call last):
+    ValueError: shape must be one of 'linear', 'cosine', got 'liner'; did you mean 'linear'?
+    """
+    allowed = list(allowed)
+    if not any(value is option or (type(value) is type(option) and value == option) for option in allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{nearest(value, allowed)}")
+
+
+def function(name: str, value: Any) -> None:
+    """Checks that an argument can be called."""
+    if not callable(value):
+        raise ValueError(f"{name} must be callable, got {value!r}")
+
+
+def nearest(name: Any, known: Iterable[Any], quote: Callable[[str], str] = repr) -> str:
+    """The end of a message that offers names like the one given; empty where none is near.
+
+    >>> nearest("adamm", ["adam", "lion"])
+    "; did you mean 'adam'?"
+    """
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(quote(c) for c in close)}?" if close else ""

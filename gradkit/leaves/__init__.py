@@ -1,0 +1,50 @@
+"""What a parameter is: its name, its role and axes, the group it belongs to."""
+
+from gradkit.leaves.describe import Description, Method, Row, describe
+from gradkit.leaves.groups import groups
+from gradkit.leaves.layout import (
+    Axes,
+    Layout,
+    default_layout,
+    layout,
+    tensor_axes,
+    unit_axes,
+)
+from gradkit.leaves.matrices import from_matrices, to_matrices
+from gradkit.leaves.paths import map_named, names
+from gradkit.leaves.selectors import (
+    Selector,
+    by_dtype,
+    by_path,
+    by_rank,
+    by_role,
+    by_shape,
+    everything,
+    resolve_mask,
+)
+
+__all__ = [
+    "Axes",
+    "Description",
+    "Layout",
+    "Method",
+    "Row",
+    "Selector",
+    "by_dtype",
+    "by_path",
+    "by_rank",
+    "by_role",
+    "by_shape",
+    "default_layout",
+    "describe",
+    "everything",
+    "from_matrices",
+    "groups",
+    "layout",
+    "map_named",
+    "names",
+    "resolve_mask",
+    "tensor_axes",
+    "to_matrices",
+    "unit_axes",
+]

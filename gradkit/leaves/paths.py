@@ -1,0 +1,44 @@
+"""Names of the leaves of a tree: `a/b/c`, the same at `init` and at `update`.
+
+The pieces of a path are dictionary keys, attribute names and indices. A Flax NNX `Variable` counts as
+one leaf, so a parameter has one name whether the tree holds Variables (as in `nnx.Optimizer` at init)
+or bare arrays (as in its update).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _piece(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def names(tree: Any) -> list[str]:
+    """The names of all leaves, in the order of `jax.tree.leaves`.
+
+    >>> names({"dense": {"kernel": 1, "bias": 2}, "layers": [3, 4]})
+    ['dense/bias', 'dense/kernel', 'layers/0', 'layers/1']
+    """
+    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
+    return ["/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node)]
+
+
+def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` whose function also gets the name of the leaf, first.
+
+    >>> map_named(lambda name, x: f"{name}={x}", {"w": 1, "b": None})
+    {'b': None, 'w': 'w=1'}
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [structure.flatten_up_to(other) for other in rest]
+    return structure.unflatten([function(*row) for row in zip(names(tree), leaves, *columns, strict=True)])

@@ -1,0 +1,163 @@
+"""AdamP and SGDP: momentum that does not lengthen scale-invariant weights.
+
+    AdamP   p_t = Adam's direction         SGDP   v_t = momentum v_{t-1} + (1 - dampening) g_t,  p_t = v_t
+    both    p_t projected where the weights look scale-invariant (see `project_scale_invariant`);
+            ratio = wd_ratio where it was projected, else 1
+    AdamP   x_t = x_{t-1} - learning_rate (p_t + weight_decay ratio x_{t-1})
+    SGDP    x_t = x_{t-1} - learning_rate (p_t + weight_decay ratio / (1 - momentum) x_{t-1})
+
+Nesterov: AdamP's numerator is b1 m_t + (1 - b1) g_t, with m_t's bias correction; SGDP's p_t = g_t + momentum v_t.
+"""
+
+from typing import Any
+
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import (
+    project_scale_invariant,
+    scale_by_adam,
+    scale_by_learning_rate,
+    trace,
+)
+from gradkit.transforms.core import optimizer
+
+PAPER = Paper(
+    "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", "Heo et al.", 2020, "2006.08217"
+)
+
+
+def adamp(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    delta: Any = 0.1,
+    wd_ratio: Any = 0.1,
+    nesterov: bool = False,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with the radial part of its update removed where weights look scale-invariant.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The paper uses 1e-3.
+      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      eps: added to the root, and to the weights' norm in the projection, >= 0. Default 1e-8 (paper).
+      weight_decay: decoupled decay >= 0. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      delta: threshold of the cosine test, >= 0. Default 0.1 (paper).
+      wd_ratio: factor of the decay where weights were projected, in [0, 1]. Default 0.1 (paper).
+      nesterov: whether the first moment looks ahead. Default False.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+      layout: which axes are stacks and output channels.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter. Collectives: three scalars per
+      channel and three per tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = adamp(0.5, delta=jnp.inf)
+      >>> w = jnp.eye(2)
+      >>> print(tx.update(jnp.ones((2, 2)), tx.init(w), w)[0].round(4))  # orthogonal to every column
+      [[-0.  -0.5]
+       [-0.5 -0. ]]
+
+    Reference: Heo et al. AdamP. 2020, arXiv 2006.08217. The official code takes channels in the first axis.
+    """
+    direction = scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=nesterov, nesterov_correction="same", mu_dtype=mu_dtype)
+    return optimizer(
+        Method("adamp", learning_rate, weight_decay, weight_decay_mask),
+        project_scale_invariant(
+            direction,
+            delta=delta,
+            wd_ratio=wd_ratio,
+            weight_decay=weight_decay,
+            weight_decay_mask=weight_decay_mask,
+            eps=eps,
+            layout=layout,
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def sgdp(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.0,
+    dampening: Any = 0.0,
+    nesterov: bool = False,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    eps: Any = 1e-8,
+    delta: Any = 0.1,
+    wd_ratio: Any = 0.1,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with momentum whose radial part is removed where weights look scale-invariant.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      momentum: decay of the momentum, in [0, 1). Default 0 (official code); the paper trains with 0.9.
+      dampening: share of every gradient, the first included, that is left out, in [0, 1). Default 0.
+      nesterov: whether to look ahead. Default False.
+      weight_decay: decay coefficient >= 0. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      eps: added to the weights' norm in the projection, >= 0. Default 1e-8.
+      delta: threshold of the cosine test, >= 0. Default 0.1 (paper).
+      wd_ratio: factor of the decay where weights were projected, in [0, 1]. Default 0.1 (paper).
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks and output channels.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter. Collectives: as AdamP.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = sgdp(0.5, momentum=0.9)
+      >>> w = jnp.eye(2)
+      >>> print(tx.update(jnp.array([[0.0, 1.0], [1.0, 0.0]]), tx.init(w), w)[0].round(4))
+      [[-0.  -0.5]
+       [-0.5 -0. ]]
+
+    Reference: Heo et al. AdamP. 2020, arXiv 2006.08217. The official code without Nesterov projects its
+    momentum buffer in place; here, as in the paper, the momentum stays as it is.
+    """
+    checks.real("momentum", momentum, "[0, 1)")
+    checks.real("weight_decay", weight_decay, "[0, inf)")
+    direction = trace(momentum, dampening=dampening, dampen_first=True, nesterov=nesterov, mu_dtype=mu_dtype)
+    return optimizer(
+        Method("sgdp", learning_rate, weight_decay, weight_decay_mask),
+        project_scale_invariant(
+            direction,
+            delta=delta,
+            wd_ratio=wd_ratio,
+            weight_decay=weight_decay / (1 - momentum),
+            weight_decay_mask=weight_decay_mask,
+            eps=eps,
+            layout=layout,
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(adamp, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/adamp",))
+register(sgdp, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=("adaptive/sgdp",), example={"momentum": 0.9})

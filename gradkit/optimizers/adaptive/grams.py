@@ -1,0 +1,75 @@
+"""Grams: the magnitude of Adam's update with the sign of the gradient.
+
+    u_t = sign(g_t) |Adam's direction_t|
+    x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+"""
+
+from typing import Any
+
+import optax
+
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import (
+    add_decayed_weights,
+    direction_from_gradient,
+    scale_by_adam,
+    scale_by_learning_rate,
+)
+from gradkit.transforms.core import optimizer
+
+
+def grams(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-6,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose momentum decides how far, and whose gradient decides which way.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The official code has 1e-3.
+      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      eps: added to the root, >= 0. Default 1e-6 (official code).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = grams(0.5)
+      >>> x = jnp.array([2.0, -0.5])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))
+      [-0.5  0.5]
+
+    Reference: Cao, Li, Song. Grams: Gradient Descent with Adaptive Momentum Scaling. 2024, arXiv 2412.17107.
+    eps is added after bias correction (paper); the official code adds it before.
+    """
+    return optimizer(
+        Method("grams", learning_rate, weight_decay, weight_decay_mask),
+        direction_from_gradient(scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(
+    grams,
+    form="optimizer",
+    paper=Paper("Grams: Gradient Descent with Adaptive Momentum Scaling", "Cao, Li, Song", 2024, "2412.17107"),
+    words=2,
+    golden=("adaptive/grams",),
+)

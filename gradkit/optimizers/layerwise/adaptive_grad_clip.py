@@ -1,0 +1,84 @@
+"""Adaptive gradient clipping: no output unit's gradient is longer than a share of its weights.
+
+    limit_j = clipping max(|w_j|, eps)
+    g_j <- g_j limit_j / |g_j|   where |g_j| > limit_j,   for every output unit j
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout, map_named, resolve_mask
+from gradkit.transforms.core import scalar, transformation
+from gradkit.transforms.norms import block_axes, block_norm
+
+
+def adaptive_grad_clip(
+    clipping: Any = 0.01, *, eps: Any = 1e-3, mask: Any = None, layout: Layout = default_layout
+) -> optax.GradientTransformationExtraArgs:
+    """Clips the gradient of every output unit relative to the norm of its weights.
+
+    Put it first in the chain, on raw gradients, before decay and momentum:
+    `optax.chain(gk.adaptive_grad_clip(0.01), gk.sgd(0.1, momentum=0.9, nesterov=True))`.
+
+    Args:
+      clipping: largest ratio of the two norms, > 0. Default 0.01 (paper, at batch 4096).
+      eps: smallest norm weights are taken to have, > 0, so that units at zero can start. Default 1e-3 (paper).
+      mask: which leaves are clipped. Default all; the paper leaves out the final linear layer.
+      layout: what a unit is. By default: of a dense kernel (inputs, outputs) a column; of a convolution
+        (HWIO) a filter; of an attention kernel (inputs, heads, features) one feature of one head, of its
+        output kernel (heads, features, outputs) one output; of a vector the whole leaf; of other leaves
+        everything over all but the last axis; and stacked layers apart.
+
+    Returns:
+      A transformation that needs `params`. No state. Collectives: one number per unit where a leaf is sharded
+      along its inputs, none where along its outputs.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = adaptive_grad_clip(0.5)
+      >>> w, g = jnp.ones((4, 2)), jnp.ones((4, 2)) * jnp.array([[0.25, -8.0]])
+      >>> tx.update(g, tx.init(w), w)[0][0].tolist()  # the second column was too long
+      [0.25, -0.5]
+
+    Reference: Brock et al. High-Performance Large-Scale Image Recognition Without Normalization. 2021, arXiv
+    2102.06171. optax's link has one `axis` for the whole tree and clips rank-3 leaves over axis 0 alone.
+    """
+    checks.real("clipping", clipping, "(0, inf]")
+    checks.real("eps", eps, "(0, inf)")
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        resolve_mask(mask, params)
+        return optax.EmptyState()
+
+    def kernel(name: str, g: jax.Array, w: jax.Array, on: bool) -> jax.Array:
+        if not on or not g.size:
+            return g
+        axes = block_axes(name, g.shape, "unit", layout)
+        n_w, n_g = block_norm(w, axes), block_norm(g, axes)
+        limit = jnp.maximum(n_w, scalar(eps, n_w)) * scalar(clipping, n_w)
+        long = n_g > limit
+        return g * jnp.where(long, limit / jnp.where(long, n_g, jnp.ones_like(n_g)), jnp.ones_like(n_g))
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
+        del extra
+        return map_named(kernel, updates, params, resolve_mask(mask, updates)), state
+
+    return transformation("adaptive_grad_clip", init, update, needs_params=True)
+
+
+register(
+    adaptive_grad_clip,
+    form="primitive",
+    paper=Paper(
+        "High-Performance Large-Scale Image Recognition Without Normalization", "Brock et al.", 2021, "2102.06171"
+    ),
+    collectives="norms",
+    golden=("large_batch/agc",),
+)

@@ -1,0 +1,175 @@
+"""LARS and LARC: every layer moves in proportion to the norm of its weights.
+
+    ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps)        (denominator "separate": the paper)
+    ratio = trust_coefficient |w| / (|g + weight_decay w| + eps)          (denominator "joint")
+    d = g + weight_decay w
+    LARS   v_t = momentum v_{t-1} + learning_rate(t) ratio d              the rate inside the momentum
+           w_t = w_{t-1} - v_t,   or with Nesterov  learning_rate(t) ratio d + momentum v_t  for v_t
+    LARC   v_t = momentum v_{t-1} + min(ratio / learning_rate(t), 1) d
+           w_t = w_{t-1} - learning_rate(t) v_t
+"""
+
+from typing import Any
+
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, by_rank, default_layout
+from gradkit.transforms import (
+    add_decayed_weights,
+    scale_by_learning_rate,
+    scale_by_trust_ratio,
+    trace,
+)
+from gradkit.transforms.core import optimizer
+
+PAPER = Paper("Large Batch Training of Convolutional Networks", "You, Gitman, Ginsburg", 2017, "1708.03888")
+
+# Masks whose default depends on the layout: a stack of biases is spared as each bias is.
+MATRICES = "matrices"
+
+
+def _links(
+    weight_decay: Any, denominator: str, masks: tuple[Any, Any], layout: Layout, **ratio: Any
+) -> list[optax.GradientTransformation]:
+    decay_mask, ratio_mask = (by_rank(2, layout=layout) if mask is MATRICES else mask for mask in masks)
+    checks.choice("denominator", denominator, ("separate", "joint"))
+    ratio |= {"denominator": denominator, "trust_ratio_mask": ratio_mask, "layout": layout}
+    if denominator == "separate":
+        return [scale_by_trust_ratio(weight_decay=weight_decay, weight_decay_mask=decay_mask, **ratio)]
+    return [add_decayed_weights(weight_decay, weight_decay_mask=decay_mask), scale_by_trust_ratio(**ratio)]
+
+
+def lars(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.9,
+    weight_decay: Any = 0.0,
+    trust_coefficient: Any = 0.001,
+    eps: Any = 0.0,
+    nesterov: bool = False,
+    denominator: str = "separate",
+    weight_decay_mask: Any = MATRICES,
+    trust_ratio_mask: Any = MATRICES,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Layer-wise adaptive rate scaling for SGD with momentum.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: global rate >= 0, or a schedule; the paper warms up, then decays with the square.
+      momentum: decay of the momentum, in [0, 1]. Default 0.9 (paper).
+      weight_decay: decay inside the ratio, >= 0, or a schedule. Default 0; the paper uses 5e-4.
+      trust_coefficient: relative size of a step, > 0. Default 0.001 (paper).
+      eps: added to the denominator, >= 0. Default 0.
+      nesterov: whether to look ahead. Default False.
+      denominator: "separate" (paper, and the first public codes) or "joint" (optax, later codes).
+      weight_decay_mask: which leaves decay. Default: those of rank 2 and more, not counting stack axes
+        (all later users spare biases and normalisation; the paper does not say so).
+      trust_ratio_mask: which leaves are rescaled; the others take plain momentum steps. Default: as the decay.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks: every layer of a scan has its own ratio.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter; metrics `learning_rate` and
+      `trust_ratio`. Collectives: two scalars per tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = lars(1.0, trust_coefficient=0.5)
+      >>> w = jnp.eye(2)
+      >>> print(tx.update(7 * w, tx.init(w), w)[0].round(4))  # |update| = |w| / 2, whatever the gradient
+      [[-0.5  0. ]
+       [ 0.  -0.5]]
+
+    Reference: You, Gitman, Ginsburg. Large Batch Training of Convolutional Networks. 2017, arXiv 1708.03888.
+    Codes in torch put the rate outside the momentum: the same while it is constant.
+    """
+    checks.real("momentum", momentum, "[0, 1]")
+    if nesterov and isinstance(momentum, int | float) and momentum == 0:
+        raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
+    masks = (weight_decay_mask, trust_ratio_mask)
+    return optimizer(
+        Method("lars", learning_rate, weight_decay, by_rank(2, layout=layout) if masks[0] is MATRICES else masks[0]),
+        *_links(weight_decay, denominator, masks, layout, trust_coefficient=trust_coefficient, eps=eps),
+        scale_by_learning_rate(learning_rate),
+        trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
+    )
+
+
+def larc(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.9,
+    weight_decay: Any = 0.0,
+    trust_coefficient: Any = 0.001,
+    eps: Any = 0.0,
+    nesterov: bool = False,
+    denominator: str = "separate",
+    weight_decay_mask: Any = MATRICES,
+    trust_ratio_mask: Any = MATRICES,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """LARS with the ratio as an upper limit: no layer moves faster than the learning rate itself.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: global rate >= 0, or a schedule; the largest rate any layer gets.
+      momentum: decay of the momentum, in [0, 1]. Default 0.9.
+      weight_decay: decay inside the ratio, >= 0, or a schedule. Default 0.
+      trust_coefficient: relative size of a step, > 0. Default 0.001.
+      eps: added to the denominator, >= 0. Default 0.
+      nesterov: whether to look ahead. Default False.
+      denominator: "separate" or "joint", as in `lars`.
+      weight_decay_mask: which leaves decay. Default: rank 2 and more.
+      trust_ratio_mask: which leaves are rescaled. Default: rank 2 and more.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `params`. State and collectives: as `lars`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = larc(0.25, trust_coefficient=0.5)
+      >>> w = jnp.eye(2)
+      >>> print(tx.update(w, tx.init(w), w)[0].round(4))  # ratio 0.5 > rate: the rate holds
+      [[-0.25 -0.  ]
+       [-0.   -0.25]]
+
+    Reference: You, Gitman, Ginsburg. 2017, arXiv 1708.03888, as in NVIDIA's apex and timm (clipped ratio).
+    """
+    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
+    checks.real("momentum", momentum, "[0, 1]")
+    masks = (weight_decay_mask, trust_ratio_mask)
+    ratio = {"trust_coefficient": trust_coefficient, "eps": eps, "relative_to": learning_rate, "ratio_max": 1.0}
+    return optimizer(
+        Method("larc", learning_rate, weight_decay, by_rank(2, layout=layout) if masks[0] is MATRICES else masks[0]),
+        *_links(weight_decay, denominator, masks, layout, **ratio),
+        trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+GOLDEN = ("large_batch/lars", "large_batch/lars_joint", "large_batch/lars_schedule")
+register(lars, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
+register(
+    larc,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=("large_batch/lars_clipped",),
+    example={"trust_coefficient": 0.1},
+)

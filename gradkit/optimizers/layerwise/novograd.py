@@ -1,0 +1,215 @@
+"""NovoGrad: gradients divided by the running norm of their layer, then momentum.
+
+    v_t = b2 v_{t-1} + (1 - b2) |g_t|^2,   v_1 = |g_1|^2               one number per tensor
+    h_t = g_t / (sqrt(v_t + eps_root) + eps) + weight_decay w_{t-1}
+    m_t = b1 m_{t-1} + h_t,   m_1 = h_1    (grad_averaging: (1 - b1) h_t for h_t after the first step)
+    w_t = w_{t-1} - learning_rate m_t
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import (
+    Layout,
+    Method,
+    default_layout,
+    map_named,
+    names,
+    resolve_mask,
+    tensor_axes,
+)
+from gradkit.transforms import scale_by_learning_rate
+from gradkit.transforms.core import (
+    divide,
+    optimizer,
+    scalar,
+    settle,
+    transformation,
+    wide_dtype,
+    zeros,
+)
+from gradkit.transforms.norms import packed_norms
+
+PAPER = Paper(
+    "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks",
+    "Ginsburg et al.",
+    2019,
+    "1905.11286",
+)
+
+
+class ScaleByNovogradState(NamedTuple):
+    """Number of updates made, the momentum, the squared norm per tensor and, with amsgrad, its maximum."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+    nu_max: Any
+
+
+def scale_by_novograd(
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.98,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    grad_averaging: bool = False,
+    amsgrad: bool = False,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Normalises every tensor's gradient by the running mean of its norm and accumulates momentum.
+
+    Equations: the first three at the head of this file; there is no bias correction.
+
+    Args:
+      b1: decay of the momentum, in [0, 1). Default 0.95 (paper; an older draft, and optax, have 0.9).
+      b2: decay of the squared norm, in [0, 1). Default 0.98 (paper; optax has 0.25).
+      eps: added to the norm, >= 0. Default 1e-8 (paper). A zero gradient gives the direction 0.
+      eps_root: added under the root, >= 0. Default 0.
+      weight_decay: inside the momentum, after the normalisation, >= 0. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      grad_averaging: whether the momentum is a mean rather than a sum. Default False.
+      amsgrad: whether the largest squared norm so far is used. Default False.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks: every layer of a scan has its own norm.
+
+    Returns:
+      A transformation that needs `params` where weights decay. State: 1 word per parameter, one number per
+      tensor (two with amsgrad), a counter. Collectives: one scalar per tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = scale_by_novograd(eps=0.0)
+      >>> g = jnp.array([[0.0, 50.0]])
+      >>> print(tx.update(g, tx.init(g), g)[0].round(4))  # the first direction has norm 1
+      [[0. 1.]]
+
+    Reference: Ginsburg et al. 2019, arXiv 1905.11286. NVIDIA's first code averages on the first step too and
+    recognises it by v = 0; here the counter does.
+    """
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.real(name, value, "[0, 1)")
+    for name, value in (("eps", eps), ("eps_root", eps_root), ("weight_decay", weight_decay)):
+        checks.real(name, value, "[0, inf)")
+    without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
+
+    def init(params: optax.Params) -> ScaleByNovogradState:
+        def per_tensor(name: str, x: Any) -> jax.Array:
+            own = tensor_axes(layout(name, x.shape), x.shape)
+            return jnp.zeros([1 if a in own else n for a, n in enumerate(x.shape)], jnp.finfo(wide_dtype(x.dtype)).dtype)
+
+        nu = map_named(per_tensor, params)
+        nu_max = jax.tree.map(jnp.zeros_like, nu) if amsgrad else None
+        return ScaleByNovogradState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), nu, nu_max)
+
+    def update(updates: Any, state: ScaleByNovogradState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        first = state.count == 0
+        leaves, structure = jax.tree.flatten(updates)
+        norms = packed_norms(names(updates), leaves, "tensor", layout)
+        squares = structure.unflatten(norms.spread(jnp.square(norms.vector)))
+
+        def second(v: jax.Array, s: jax.Array) -> jax.Array:
+            b = scalar(b2, s)
+            return jnp.where(first, s, b * v + (1 - b) * s)
+
+        nu = jax.tree.map(second, state.nu, squares)
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
+
+        def normalised(g: jax.Array, v: jax.Array) -> jax.Array:
+            return g * divide(jnp.ones_like(v), jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v))
+
+        h = jax.tree.map(normalised, updates, nu_max if amsgrad else nu)
+        if not without_decay:
+            mask = resolve_mask(weight_decay_mask, updates)
+            h = jax.tree.map(lambda h, w, on: h + scalar(weight_decay, h) * w if on else h, h, params, mask)
+
+        def momentum(m: jax.Array, h: jax.Array) -> jax.Array:
+            b = scalar(b1, h)
+            if grad_averaging:
+                one = jnp.ones((), h.dtype)
+                h = h * jnp.where(first, one, (1 - b) * one)
+            return (b * m.astype(h.dtype) + h).astype(m.dtype)
+
+        mu = settle(jax.tree.map(momentum, state.mu, h))
+        state = ScaleByNovogradState(optax.safe_increment(state.count), mu, nu, nu_max)
+        return jax.tree.map(lambda m, g: m.astype(g.dtype), mu, updates), state
+
+    return transformation("scale_by_novograd", init, update, needs_params=not without_decay)
+
+
+def novograd(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.98,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    grad_averaging: bool = False,
+    amsgrad: bool = False,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """NovoGrad.
+
+    Equations: at the head of this file. The trajectory does not change when the loss is multiplied by a constant.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the momentum, in [0, 1). Default 0.95 (paper).
+      b2: decay of the squared norm, in [0, 1). Default 0.98 (paper).
+      eps: added to the norm, >= 0. Default 1e-8 (paper).
+      eps_root: added under the root, >= 0. Default 0.
+      weight_decay: inside the momentum, after the normalisation, >= 0. Default 0; the paper uses 1e-3.
+      weight_decay_mask: which leaves decay. Default all.
+      grad_averaging: whether the momentum is a mean rather than a sum. Default False.
+      amsgrad: whether the largest squared norm so far is used. Default False.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation. State: 1 word per parameter and one number per tensor. Collectives: one scalar per
+      tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = novograd(0.5)
+      >>> w = jnp.array([0.0, -7.0])
+      >>> print(tx.update(w, tx.init(w), w)[0].round(4))
+      [-0.   0.5]
+
+    Reference: Ginsburg et al. 2019, arXiv 1905.11286.
+    """
+    link = scale_by_novograd(
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        grad_averaging=grad_averaging,
+        amsgrad=amsgrad,
+        mu_dtype=mu_dtype,
+        layout=layout,
+    )
+    described = Method("novograd", learning_rate, weight_decay, weight_decay_mask)
+    return optimizer(described, link, scale_by_learning_rate(learning_rate))
+
+
+GOLDEN = ("large_batch/novograd", "large_batch/novograd_averaged")
+register(scale_by_novograd, form="primitive", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
+register(novograd, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)

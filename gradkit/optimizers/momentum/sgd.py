@@ -1,0 +1,123 @@
+"""Stochastic gradient descent, with momentum in its two forms.
+
+    sgd        v_t = momentum v_{t-1} + (1 - dampening) g_t      (v_1 = g_1)
+               x_t = x_{t-1} - learning_rate(t) v_t,   or with Nesterov  g_t + momentum v_t for v_t
+    momentum   v_t = decay v_{t-1} + learning_rate(t) g_t        the rate inside the momentum
+               x_t = x_{t-1} - v_t
+
+The two agree while the learning rate is constant.
+"""
+
+from typing import Any
+
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
+from gradkit.transforms.core import optimizer
+
+PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
+
+
+def _refuse_nesterov_alone(name: str, momentum: Any, nesterov: bool) -> None:
+    if nesterov and isinstance(momentum, int | float) and momentum == 0:
+        raise ValueError(f"{name} must be in (0, 1] with nesterov=True, got {momentum}")
+
+
+def sgd(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.0,
+    dampening: Any = 0.0,
+    nesterov: bool = False,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent with optional momentum, the rate outside the momentum.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      momentum: decay of the momentum, in [0, 1]. Default 0: plain descent, without state.
+      dampening: share of every gradient but the first that is left out, in [0, 1). Default 0.
+      nesterov: whether to look ahead. Default False.
+      weight_decay: coefficient of the L2 penalty, >= 0: added to the gradient, before the momentum. Default 0.
+      weight_decay_mask: which leaves are penalised. Default all.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+
+    Returns:
+      A transformation. State: 1 word per parameter, none with `momentum=0`. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; Nesterov or dampening without momentum.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = sgd(0.1, momentum=0.9)
+      >>> x = jnp.array(1.0)
+      >>> round(float(tx.update(x, tx.init(x), x)[0]), 4)
+      -0.1
+
+    Reference: Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747;
+    Sutskever et al. 2013. The conventions are those of torch's SGD; optax's has no dampening.
+    """
+    checks.real("momentum", momentum, "[0, 1]")
+    _refuse_nesterov_alone("momentum", momentum, nesterov)
+    plain = isinstance(momentum, int | float) and momentum == 0
+    if plain and not (isinstance(dampening, int | float) and dampening == 0):
+        raise ValueError(f"dampening must be 0 with momentum=0, got {dampening}")
+    kept = [] if plain else [trace(momentum, dampening=dampening, nesterov=nesterov, mu_dtype=mu_dtype)]
+    return optimizer(
+        Method("sgd", learning_rate, weight_decay, weight_decay_mask),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        *kept,
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def momentum(
+    learning_rate: Any, *, decay: Any = 0.9, nesterov: bool = False, mu_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent with momentum, the rate inside the momentum (the classical form).
+
+    Equations: at the head of this file. A change of the rate acts on new gradients only; what is in the
+    momentum goes on at the rate it came in with.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      decay: decay of the momentum, in [0, 1]. Default 0.9.
+      nesterov: whether to look ahead: x_t = x_{t-1} - (learning_rate g_t + decay v_t). Default False.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+
+    Returns:
+      A transformation. State: 1 word per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = momentum(0.1, decay=0.5)
+      >>> x = jnp.array(1.0)
+      >>> _, state = tx.update(x, tx.init(x), x)
+      >>> round(float(tx.update(x, state, x)[0]), 4)
+      -0.15
+
+    Reference: Polyak. Some methods of speeding up the convergence of iteration methods. 1964; Ruder. An
+    overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
+    """
+    checks.real("decay", decay, "[0, 1]")
+    _refuse_nesterov_alone("decay", decay, nesterov)
+    return optimizer(
+        Method("momentum", learning_rate),
+        scale_by_learning_rate(learning_rate),
+        trace(decay, nesterov=nesterov, mu_dtype=mu_dtype),
+    )
+
+
+register(sgd, form="optimizer", paper=PAPER, words=1, golden=("adaptive/sgd",), example={"momentum": 0.9})
+register(momentum, form="optimizer", paper=PAPER, words=1)

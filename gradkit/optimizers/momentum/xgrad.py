@@ -1,0 +1,170 @@
+"""XGrad: gradients at the weights that are predicted for after the step.
+
+    the inner method moves the true parameters:   x_{t+1} = x_t + u_t (- learning_rate weight_decay x_t)
+    the user holds the prediction:                y_{t+1} = x_{t+1} + prediction_steps u_t
+    the next gradient is taken at y_{t+1}; moments and decay see x_{t+1}. The first one is at x_0.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import (
+    add_decayed_weights,
+    scale_by_adam,
+    scale_by_learning_rate,
+    shifted_parameters,
+    trace,
+)
+from gradkit.transforms.core import at_count, optimizer, scalar, transformation
+
+PAPER = Paper("XGrad: Boosting Gradient-Based Optimizers With Weight Prediction", "Guan, Li et al.", 2023, "2305.18240")
+
+
+def xgrad(
+    inner: optax.GradientTransformation,
+    *,
+    prediction_steps: Any = 1,
+    after: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Weight prediction around any optimizer: the next gradient is taken where the last update points to.
+
+    Equations: at the head of this file.
+
+    Args:
+      inner: a complete optimizer without decoupled decay; its last update is the prediction.
+      prediction_steps: how many steps ahead, >= 0. Default 1 (paper).
+      after: what moves the true parameters without being predicted, such as decoupled decay. Default none.
+
+    Returns:
+      A transformation that needs `params`, which are the predicted ones; the true ones are
+      `gk.eval_params(state, params)`. State: 1 word per parameter and the inner state.
+
+    Raises:
+      ValueError: `prediction_steps` negative or NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = xgrad(optax.sgd(0.1), prediction_steps=2)
+      >>> y = jnp.array(1.0)
+      >>> round(float(tx.update(jnp.array(1.0), tx.init(y), y)[0]), 4)  # one step, and two predicted
+      -0.3
+
+    Reference: Guan, Li et al. XGrad: Boosting Gradient-Based Optimizers With Weight Prediction. 2023, arXiv
+    2305.18240. With SGD, a constant rate and prediction_steps = momentum this is Nesterov's method.
+    """
+    checks.real("prediction_steps", prediction_steps, "[0, inf)")
+    return shifted_parameters(
+        inner, lambda u: jax.tree.map(lambda x: scalar(prediction_steps, x) * x, u), after=after
+    )
+
+
+def _decay(learning_rate: Any, weight_decay: Any, weight_decay_mask: Any) -> optax.GradientTransformation:
+    """u - learning_rate * weight_decay * x, on an update that the learning rate is already in."""
+    link = add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        zero = jax.tree.map(lambda u: 0 * u, updates)
+        decayed, new = link.update(zero, state, params, **extra)
+        rate = at_count(learning_rate, state.count)
+        return jax.tree.map(lambda u, d: u - scalar(rate, u) * d, updates, decayed), new
+
+    return transformation("xgrad", link.init, update, needs_params=True, complex_leaves=True)
+
+
+def xgrad_sgd(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.9,
+    dampening: Any = 0.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    prediction_steps: Any = 1,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with momentum at predicted weights; the decay is an L2 penalty at the true parameters.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      momentum: in [0, 1]. Default 0.9 (paper).
+      dampening: share of every gradient, the first included, that is left out, in [0, 1). Default 0.
+      weight_decay: coefficient of the penalty, >= 0. Default 0.
+      weight_decay_mask: which leaves are penalised. Default all.
+      prediction_steps: how many steps ahead, >= 0. Default 1 (paper).
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = xgrad_sgd(0.1)
+      >>> y = jnp.array(1.0)
+      >>> round(float(tx.update(y, tx.init(y), y)[0]), 4)
+      -0.2
+
+    Reference: Guan, Li et al. 2023, arXiv 2305.18240.
+    """
+    inner = optax.chain(
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        trace(momentum, dampening=dampening, dampen_first=True, mu_dtype=mu_dtype),
+        scale_by_learning_rate(learning_rate),
+    )
+    described = Method("xgrad_sgd", learning_rate, weight_decay, weight_decay_mask)
+    return optimizer(described, xgrad(inner, prediction_steps=prediction_steps))
+
+
+def xgrad_adamw(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    prediction_steps: Any = 1,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW at predicted weights; the prediction has no decay in it. With `weight_decay=0`: XGrad's Adam.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-8.
+      weight_decay: decoupled decay >= 0, at the true parameters. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      prediction_steps: how many steps ahead, >= 0. Default 1 (paper).
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+
+    Returns:
+      A transformation that needs `params`. State: 3 words per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = xgrad_adamw(0.1)
+      >>> y = jnp.array(1.0)
+      >>> round(float(tx.update(y, tx.init(y), y)[0]), 4)
+      -0.2
+
+    Reference: Guan, Li et al. 2023, arXiv 2305.18240.
+    """
+    inner = optax.chain(scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype), scale_by_learning_rate(learning_rate))
+    after = _decay(learning_rate, weight_decay, weight_decay_mask)
+    described = Method("xgrad_adamw", learning_rate, weight_decay, weight_decay_mask)
+    return optimizer(described, xgrad(inner, prediction_steps=prediction_steps, after=after))
+
+
+register(xgrad, form="wrapper", paper=PAPER, words=1)
+register(xgrad_sgd, form="optimizer", paper=PAPER, words=2, golden=("adaptive/xgrad_sgd",))
+register(xgrad_adamw, form="optimizer", paper=PAPER, words=3, golden=("adaptive/xgrad_adamw",))

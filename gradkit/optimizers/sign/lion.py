@@ -1,0 +1,125 @@
+"""Lion: the sign of an interpolation between momentum and gradient.
+
+    c_t = b1 m_{t-1} + (1 - b1) g_t
+    u_t = sign(c_t)
+    m_t = b2 m_{t-1} + (1 - b2) g_t
+    x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.transforms.core import optimizer, scalar, settle, transformation, zeros
+
+PAPER = Paper("Symbolic Discovery of Optimization Algorithms", "Chen et al.", 2023, "2302.06675")
+
+
+class ScaleByLionState(NamedTuple):
+    """The momentum."""
+
+    mu: Any
+
+
+def scale_by_lion(*, b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+    """Replaces updates by the sign of Lion's interpolation.
+
+    Equations: the first three at the head of this file. sign(0) = 0.
+
+    Args:
+      b1: weight of the momentum in the interpolation, in [0, 1]. Default 0.9 (paper).
+      b2: decay of the momentum, in [0, 1]. Default 0.99 (paper). A traced value must be > 0.
+      mu_dtype: dtype in which the momentum is kept between steps. Default: float32, or float64 for float64
+        parameters.
+
+    Returns:
+      A transformation. State: 1 word per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves, which have no sign.
+
+    Example:
+      >>> tx = scale_by_lion()
+      >>> g = jnp.array([0.2, -3.0, 0.0])
+      >>> tx.update(g, tx.init(g))[0].tolist()
+      [1.0, -1.0, 0.0]
+
+    Reference: Chen et al. Symbolic Discovery of Optimization Algorithms. 2023, arXiv 2302.06675. c_t is
+    computed from m_t, as (b1/b2) m_t + (1 - b1 - (b1/b2)(1 - b2)) g_t, which is the same number and reads no
+    overwritten array; it rounds differently, so the sign of a tie within rounding may differ.
+    """
+    checks.real("b1", b1, "[0, 1]")
+    checks.real("b2", b2, "[0, 1]")
+
+    def interpolate(m_before: jax.Array, m: jax.Array, g: jax.Array) -> jax.Array:
+        b = scalar(b1, g)
+        if isinstance(b2, int | float) and b2 == 0:
+            return b * m_before.astype(g.dtype) + (1 - b) * g
+        share = b / scalar(b2, g)
+        return share * m.astype(g.dtype) + ((1 - b) - share * (1 - scalar(b2, g))) * g
+
+    def update(updates: Any, state: ScaleByLionState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByLionState]:
+        del params, extra
+
+        def momentum(m: jax.Array, g: jax.Array) -> jax.Array:
+            return (scalar(b2, g) * m.astype(g.dtype) + (1 - scalar(b2, g)) * g).astype(m.dtype)
+
+        mu = settle(jax.tree.map(momentum, state.mu, updates))
+        c = jax.tree.map(interpolate, state.mu, mu, updates)
+        return jax.tree.map(jnp.sign, c), ScaleByLionState(mu)
+
+    return transformation("scale_by_lion", lambda params: ScaleByLionState(zeros(params, mu_dtype)), update)
+
+
+def lion(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Lion: every coordinate moves by exactly the learning rate, plus decoupled decay.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The paper advises 3 to 10 times less than for AdamW, with
+        3 to 10 times more decay, so that their product stays.
+      b1: weight of the momentum in the interpolation, in [0, 1]. Default 0.9 (paper).
+      b2: decay of the momentum, in [0, 1]. Default 0.99 (paper).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code; optax has 1e-3).
+      weight_decay_mask: which leaves decay. Default all.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = lion(0.5)
+      >>> x = jnp.array([1.0, -5.0])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))
+      [-0.5  0.5]
+
+    Reference: Chen et al. Symbolic Discovery of Optimization Algorithms. 2023, arXiv 2302.06675.
+    """
+    return optimizer(
+        Method("lion", learning_rate, weight_decay, weight_decay_mask),
+        scale_by_lion(b1=b1, b2=b2, mu_dtype=mu_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(scale_by_lion, form="primitive", paper=PAPER, words=1, golden=("adaptive/lion",))
+register(lion, form="optimizer", paper=PAPER, words=1, golden=("adaptive/lion",))

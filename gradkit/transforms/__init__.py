@@ -1,0 +1,40 @@
+"""Primitives and wrappers that more than one method uses, one idea per file."""
+
+from gradkit.transforms.adam import ScaleByAdamState, scale_by_adam
+from gradkit.transforms.clip import ClipByGlobalNormState, clip_by_global_norm
+from gradkit.transforms.direction import direction_from_gradient
+from gradkit.transforms.inject import inject_hyperparams
+from gradkit.transforms.learning_rate import (
+    ScaleByLearningRateState,
+    scale_by_learning_rate,
+)
+from gradkit.transforms.scale_invariant import project_scale_invariant
+from gradkit.transforms.shifted import (
+    ShiftedParametersState,
+    eval_params,
+    shifted_parameters,
+)
+from gradkit.transforms.trace import TraceState, trace
+from gradkit.transforms.trust_ratio import ScaleByTrustRatioState, scale_by_trust_ratio
+from gradkit.transforms.weight_decay import AddDecayedWeightsState, add_decayed_weights
+
+__all__ = [
+    "AddDecayedWeightsState",
+    "ClipByGlobalNormState",
+    "ScaleByAdamState",
+    "ScaleByLearningRateState",
+    "ScaleByTrustRatioState",
+    "ShiftedParametersState",
+    "TraceState",
+    "add_decayed_weights",
+    "clip_by_global_norm",
+    "direction_from_gradient",
+    "eval_params",
+    "inject_hyperparams",
+    "project_scale_invariant",
+    "scale_by_adam",
+    "scale_by_learning_rate",
+    "scale_by_trust_ratio",
+    "shifted_parameters",
+    "trace",
+]

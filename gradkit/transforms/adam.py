@@ -1,0 +1,133 @@
+"""Adam's direction: the running mean of gradients over the root of the running mean of their squares.
+
+    m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+    u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+
+Why not optax's: its moments take the parameters' dtype (with bfloat16 parameters the second moment stops
+decaying), it promotes int32 counters implicitly, and a bfloat16 first moment makes it slower.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import (
+    abs_sq,
+    bias_correction,
+    divide,
+    scalar,
+    settle,
+    transformation,
+    zeros,
+)
+
+
+class ScaleByAdamState(NamedTuple):
+    """Number of updates made, and the two moments."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def scale_by_adam(
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    debias: bool = True,
+    nesterov: bool = False,
+    nesterov_correction: str = "next",
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescales updates by Adam's rule; sign and learning rate are left to the next link.
+
+    Equations: at the head of this file. With `nesterov` the numerator m_t / (1 - b1^t) becomes
+      "next":  b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t)      (Dozat 2016; optax's form)
+      "same":  (b1 m_t + (1 - b1) g_t) / (1 - b1^t)                     (AdamP's code)
+
+    Args:
+      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      eps: added to the root, in the gradient's units, >= 0. Default 1e-8 (paper). With 0, coordinates
+        whose second moment is 0 get the update 0.
+      eps_root: added under the root, >= 0. Default 0; positive values make the update differentiable at 0.
+      debias: whether moments are divided by 1 - b^t. Default True (paper).
+      nesterov: whether the numerator looks one step ahead. Default False.
+      nesterov_correction: "next" or "same", see above; not used without `nesterov`.
+      mu_dtype: dtype in which the first moment is kept between steps; arithmetic stays in float32.
+        Default: float32, or float64 for float64 parameters. The second moment is never narrowed: in
+        bfloat16 it would stop decaying.
+
+    Returns:
+      A transformation. State: 2 words per parameter and a counter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = scale_by_adam(eps=0.0)
+      >>> g = {"w": jnp.array([3.0, -0.1])}
+      >>> updates, state = tx.update(g, tx.init(g))  # the first direction is the sign of the gradient
+      >>> updates["w"].round(4).tolist()
+      [1.0, -1.0]
+
+    Reference: Kingma, Ba. Adam: A Method for Stochastic Optimization. 2014, arXiv 1412.6980.
+    """
+    checks.real("b1", b1, "[0, 1)")
+    checks.real("b2", b2, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
+    checks.real("eps_root", eps_root, "[0, inf)")
+    checks.choice("nesterov_correction", nesterov_correction, ("next", "same"))
+    guarded = not (isinstance(eps, float) and eps > 0)
+
+    def init(params: optax.Params) -> ScaleByAdamState:
+        return ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), zeros(params, real=True))
+
+    def update(updates: Any, state: ScaleByAdamState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByAdamState]:
+        del params, extra
+        count = optax.safe_increment(state.count)
+
+        def first(m: jax.Array, g: jax.Array) -> jax.Array:
+            b = scalar(b1, g)
+            return (b * m.astype(g.dtype) + (1 - b) * g).astype(m.dtype)
+
+        def second(v: jax.Array, g: jax.Array) -> jax.Array:
+            b = scalar(b2, v)
+            return b * v + (1 - b) * abs_sq(g)
+
+        mu = jax.tree.map(first, state.mu, updates)
+        nu = jax.tree.map(second, state.nu, updates)
+        if mu_dtype is not None:
+            # Without the barrier XLA would write the moment twice, once in each dtype.
+            mu = settle(mu)
+
+        def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
+            m, b, one = m.astype(g.dtype), scalar(b1, g), jnp.ones((), v.dtype)
+            c1 = bias_correction(b1, count, g) if debias else one
+            c2 = bias_correction(b2, count, g) if debias else one
+            if nesterov:
+                ahead = bias_correction(b1, count + 1, g) if debias and nesterov_correction == "next" else c1
+                m = b * m * (1 / ahead) + (1 - b) * g * (1 / c1)
+            else:
+                m = m * (1 / c1)
+            root = jnp.sqrt(v * (1 / c2) + scalar(eps_root, v)) + scalar(eps, v)
+            return divide(m, root.astype(m.dtype)) if guarded else m / root
+
+        return jax.tree.map(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
+
+    return transformation("scale_by_adam", init, update, complex_leaves=True)
+
+
+register(
+    scale_by_adam,
+    form="primitive",
+    paper=Paper("Adam: A Method for Stochastic Optimization", "Kingma, Ba", 2014, "1412.6980"),
+    words=2,
+    golden=("adaptive/adam", "adaptive/adam_l2"),
+)

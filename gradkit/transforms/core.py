@@ -1,0 +1,172 @@
+"""What every transformation of this library shares, in one place.
+
+`transformation` turns a pair (init, update) of mathematics into an optax transformation that
+
+* computes in float32 or wider whatever the dtype of parameters and gradients, and gives updates back in
+  the dtype they came in; `optimizer` does it once for a whole chain, so nothing is rounded in between;
+* raises before any arithmetic where gradients do not match the parameters, where `params` is needed
+  and missing, where a leaf is not floating point, or complex for a method that has no complex form;
+* passes extra arguments on.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit.leaves import Method, names
+
+InitFn = Callable[[Any], Any]
+UpdateFn = Callable[..., tuple[Any, Any]]
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype a leaf is computed in: float32, or its own where that is wider."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def widen(tree: Any) -> Any:
+    """The tree in the dtypes it is computed in."""
+    return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
+
+
+def zeros(params: Any, dtype: Any = None, *, real: bool = False) -> Any:
+    """Accumulators: zeros of the shape and sharding of the parameters.
+
+    Args:
+      params: arrays or `jax.ShapeDtypeStruct`s.
+      dtype: of the accumulators; by default the one the leaf is computed in.
+      real: real accumulators for complex parameters as well.
+    """
+
+    def zero(x: Any) -> jax.Array:
+        own = dtype or wide_dtype(x.dtype)
+        return jnp.zeros_like(x, dtype=jnp.finfo(own).dtype if real else own)
+
+    return jax.tree.map(zero, params)
+
+
+def scalar(value: Any, like: jax.Array) -> Any:
+    """A hyperparameter ready to be combined with a leaf: arrays in the leaf's (real) dtype, Python
+    numbers as they are, so that 1 - b is taken before anything is rounded."""
+    return value if type(value) in (int, float) else jnp.asarray(value).astype(jnp.finfo(like.dtype).dtype)
+
+
+def at_count(value: Any, count: jax.Array) -> Any:
+    """The value of a hyperparameter at this step: a schedule is called with the number of earlier steps."""
+    return value(count) if callable(value) else value
+
+
+def bias_correction(decay: Any, count: jax.Array, like: jax.Array) -> jax.Array:
+    """1 - decay^count, without the cancellation that float32 shows for decays near 1."""
+    dtype = jnp.finfo(like.dtype).dtype
+    if type(decay) in (int, float):
+        log = math.log(decay) if decay > 0 else -math.inf
+    else:
+        log = jnp.log(jnp.asarray(decay)).astype(dtype)
+    return -jnp.expm1(count.astype(dtype) * log)
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """|x|^2, real for complex x."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y, and 0 where y is 0."""
+    return jnp.where(y == 0, jnp.zeros((), x.dtype), x / jnp.where(y == 0, jnp.ones((), y.dtype), y))
+
+
+def need(method: str, extra: Mapping[str, Any], name: str) -> Any:
+    """An extra argument of `update` that a method cannot do without."""
+    if extra.get(name) is None:
+        raise ValueError(f"{method} needs the extra argument {name}: call update(grads, state, params, {name}=...)")
+    return extra[name]
+
+
+def check_leaves(method: str, params: Any, *, complex_leaves: bool) -> None:
+    """Raises where a leaf has a dtype the method has no meaning for."""
+    for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(f"{method}: the leaf {name!r} has dtype {dtype}; only floating point leaves can be trained")
+        if jnp.issubdtype(dtype, jnp.complexfloating) and not complex_leaves:
+            raise ValueError(f"{method}: the leaf {name!r} is complex, and {method} has no complex form")
+
+
+def check_match(method: str, updates: Any, params: Any) -> None:
+    """Raises where a gradient tree has other leaves or shapes than the parameters."""
+    got = dict(zip(names(updates), jax.tree.leaves(updates), strict=True))
+    want = dict(zip(names(params), jax.tree.leaves(params), strict=True))
+    if got.keys() != want.keys():
+        missing, surplus = sorted(want.keys() - got.keys()), sorted(got.keys() - want.keys())
+        raise ValueError(f"{method}: gradients do not match the parameters: missing {missing}, unknown {surplus}")
+    for name, x in got.items():
+        if jnp.shape(x) != jnp.shape(want[name]):
+            shapes = f"{jnp.shape(x)}, the parameter {jnp.shape(want[name])}"
+            raise ValueError(f"{method}: the gradient of {name!r} has shape {shapes}")
+
+
+def transformation(
+    method: str,
+    init: InitFn,
+    update: UpdateFn,
+    *,
+    needs_params: bool = False,
+    complex_leaves: bool = False,
+    as_params: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation from the mathematics of `init` and `update`.
+
+    Args:
+      method: the public name, for messages.
+      init: params -> state; gets the parameters in their own dtype, also as `jax.ShapeDtypeStruct`s.
+      update: (updates, state, params or None, **extra) -> (updates, state), on leaves of float32 or wider.
+      needs_params: whether `update` reads the parameters.
+      complex_leaves: whether the method means something on complex leaves.
+      as_params: whether updates leave in the parameters' dtype (where params are given) rather than in
+        the dtype they came in.
+    """
+
+    def checked_init(params: optax.Params) -> Any:
+        check_leaves(method, params, complex_leaves=complex_leaves)
+        return init(params)
+
+    def checked_update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is None and needs_params:
+            raise ValueError(f"{method} needs params: call update(grads, state, params)")
+        if params is not None:
+            check_match(method, updates, params)
+        check_leaves(method, updates, complex_leaves=complex_leaves)
+        new, state = update(widen(updates), state, None if params is None else widen(params), **extra)
+        like = params if as_params and params is not None else updates
+        return jax.tree.map(lambda u, x: u.astype(x.dtype), new, like), state
+
+    return optax.GradientTransformationExtraArgs(checked_init, checked_update)
+
+
+def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A ready optimizer: a chain whose intermediate updates are never rounded to the parameters' dtype.
+
+    Args:
+      described: what `describe` prints of it.
+      *links: the chain.
+    """
+    chain = optax.chain(*links)
+    # Each link refuses complex leaves by itself where it has no complex form.
+    tx = transformation(described.name, chain.init, chain.update, complex_leaves=True, as_params=True)
+    tx.init.method = described  # pyright: ignore[reportFunctionMemberAccess]
+    return tx
+
+
+def settle(tree: Any) -> Any:
+    """Keeps XLA from computing these arrays a second time where they are used, one barrier per leaf.
+
+    An accumulator that is updated and then applied would otherwise be recomputed from its predecessor, which
+    must then be copied before it is overwritten. One barrier around the whole tree would let no leaf be
+    applied before the last is accumulated, when the first has left the cache.
+    """
+    return jax.tree.map(jax.lax.optimization_barrier, tree)

@@ -1,0 +1,74 @@
+"""The last link of an optimizer: the learning rate, and the sign that turns ascent into descent.
+
+    u_t = -learning_rate(t) * d_t,      t = 0, 1, ...: the first update sees learning_rate(0)
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import at_count, scalar, transformation
+
+
+class ScaleByLearningRateState(NamedTuple):
+    """Number of updates made, and the rate of the last one as a metric."""
+
+    count: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by the learning rate, negated for descent, and publishes the rate.
+
+    Args:
+      learning_rate: a number >= 0, or a schedule step -> value; schedule(0) is the rate of the first
+        update.
+      flip_sign: whether to negate, so that the result can be added to the parameters. Default True.
+
+    Returns:
+      A transformation. State: a counter and the metric `learning_rate` (float32), which
+      `gk.diagnostics.metrics(state)` reads. Elementwise: no collective.
+
+    Raises:
+      ValueError: a negative rate, or NaN.
+
+    Example:
+      >>> tx = scale_by_learning_rate(lambda step: 0.5 / (1 + step))
+      >>> g = {"w": jnp.array(1.0)}
+      >>> updates, state = tx.update(g, tx.init(g))
+      >>> float(updates["w"]), float(state.metrics["learning_rate"])
+      (-0.5, 0.5)
+
+    Reference: Robbins, Monro. A Stochastic Approximation Method. 1951. optax's link of this name keeps no
+    rate, so its current value cannot be read from the state.
+    """
+    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
+
+    def published(value: Any) -> dict[str, jax.Array]:
+        return {"learning_rate": jnp.asarray(value).astype(jnp.float32)}
+
+    def init(params: optax.Params) -> ScaleByLearningRateState:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        return ScaleByLearningRateState(count, published(at_count(learning_rate, count)))
+
+    def update(updates: Any, state: ScaleByLearningRateState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        rate = at_count(learning_rate, state.count)
+        sign = -1 if flip_sign else 1
+        updates = jax.tree.map(lambda u: sign * scalar(rate, u) * u, updates)
+        return updates, ScaleByLearningRateState(optax.safe_increment(state.count), published(rate))
+
+    return transformation("scale_by_learning_rate", init, update, complex_leaves=True)
+
+
+register(
+    scale_by_learning_rate,
+    form="primitive",
+    paper=Paper("A Stochastic Approximation Method", "Robbins, Monro", 1951),
+    example={"learning_rate": 1.0, "flip_sign": False},
+)

@@ -1,0 +1,119 @@
+"""Shifted parameters: what the user holds is the point where the NEXT gradient is taken; the state knows how
+far it is from the true parameters.
+
+    x_t   true parameters          y_t = x_t + s_t   the user's parameters
+    x_{t+1} = x_t + u_t            u_t from the inner transformation, which sees y's gradient and x_t
+    s_{t+1} = shift(u_t)           update handed out: y_{t+1} - y_t = u_t + s_{t+1} - s_t
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import transformation, zeros
+
+
+class ShiftedParametersState(NamedTuple):
+    """The distance of the user's parameters from the true ones, and the inner state."""
+
+    shift: Any
+    inner: Any
+
+    def eval_params(self, params: Any) -> Any:
+        """The true parameters."""
+        return jax.tree.map(lambda y, s: (y.astype(s.dtype) - s).astype(y.dtype), params, self.shift)
+
+
+def shifted_parameters(
+    inner: optax.GradientTransformation,
+    shift: Callable[[Any], Any],
+    *,
+    after: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets the next gradient be taken at a point ahead of (or behind) the true parameters.
+
+    Equations: at the head of this file.
+
+    Args:
+      inner: moves the true parameters; its moments and its decay see those.
+      shift: tree of updates -> tree of displacements, from the update the inner transformation just made.
+      after: further changes of the inner update that move the true parameters and are not part of what
+        `shift` sees, such as decoupled weight decay. Default none.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter (the displacement, zero at the
+      start: nothing of the parameters' values is kept) and the inner state. The true parameters are
+      `gk.eval_params(state, params)`.
+
+    Raises:
+      ValueError: `shift` is not callable.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = shifted_parameters(optax.sgd(0.1), lambda u: u)  # one step ahead
+      >>> y = jnp.array(1.0)
+      >>> state = tx.init(y)
+      >>> updates, state = tx.update(jnp.array(1.0), state, y)
+      >>> y = y + updates
+      >>> round(float(y), 4), round(float(eval_params(state, y)), 4)
+      (0.8, 0.9)
+
+    Reference: the form that Nesterov's method, weight prediction and implicit gradient transport share;
+    Nesterov. A method for solving the convex programming problem with convergence rate O(1/k^2). 1983.
+    """
+    checks.function("shift", shift)
+    inner = optax.with_extra_args_support(inner)
+    tail = optax.with_extra_args_support(after if after is not None else optax.identity())
+
+    def init(params: optax.Params) -> ShiftedParametersState:
+        return ShiftedParametersState(zeros(params), (inner.init(params), tail.init(params)))
+
+    def update(updates: Any, state: ShiftedParametersState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        true = jax.tree.map(lambda y, s: y - s, params, state.shift)
+        moved, first = inner.update(updates, state.inner[0], true, **extra)
+        ahead = shift(moved)
+        moved, second = tail.update(moved, state.inner[1], true, **extra)
+        handed_out = jax.tree.map(lambda u, new, old: u + new - old, moved, ahead, state.shift)
+        return handed_out, ShiftedParametersState(ahead, (first, second))
+
+    return transformation("shifted_parameters", init, update, needs_params=True, complex_leaves=True)
+
+
+def eval_params(state: Any, params: Any) -> Any:
+    """The parameters to evaluate and save: those that a method means, where it lets the user hold others.
+
+    Args:
+      state: the state of any transformation, however deep the method that has its own parameters sits in it.
+      params: what the user holds.
+
+    Returns:
+      The method's own parameters; `params` itself where no method in the state has any.
+
+    Raises:
+      ValueError: more than one method in the state has its own parameters.
+
+    Example:
+      >>> eval_params(optax.adam(0.1).init(1.0), 1.0)
+      1.0
+    """
+
+    def own(node: Any) -> bool:
+        return callable(getattr(node, "eval_params", None))
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=own) if own(node)]
+    if len(found) > 1:
+        raise ValueError(f"eval_params: {len(found)} methods in this state have parameters of their own; pass one's state")
+    return found[0].eval_params(params) if found else params
+
+
+register(
+    shifted_parameters,
+    form="wrapper",
+    paper=Paper("A method for solving the convex programming problem with convergence rate O(1/k^2)", "Nesterov", 1983),
+    words=1,
+    example={"shift": lambda u: jax.tree.map(lambda x: 0.5 * x, u)},
+)

@@ -1,0 +1,99 @@
+"""Momentum: a decaying sum of past updates.
+
+    v_1 = g_1                                   (or (1 - dampening) g_1)
+    v_t = momentum v_{t-1} + (1 - dampening) g_t
+    u_t = v_t,   or with Nesterov's look-ahead  g_t + momentum v_t
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import scalar, settle, transformation, zeros
+
+
+class TraceState(NamedTuple):
+    """Number of updates made, and the momentum."""
+
+    count: jax.Array
+    trace: Any
+
+
+def trace(
+    momentum: Any = 0.9,
+    *,
+    dampening: Any = 0.0,
+    dampen_first: bool = False,
+    nesterov: bool = False,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces updates by their decaying sum.
+
+    Args:
+      momentum: decay of the sum, in [0, 1]. Default 0.9.
+      dampening: share of each new update that is left out, in [0, 1). Default 0.
+      dampen_first: whether dampening holds for the first update too (SGDP, XGrad); torch's SGD, the
+        default here, starts the sum with the whole first gradient.
+      nesterov: whether to look ahead: u_t = g_t + momentum v_t. Default False.
+      mu_dtype: dtype in which the sum is kept between steps; arithmetic stays in float32. Default: float32,
+        or float64 for float64 parameters.
+
+    Returns:
+      A transformation. State: 1 word per parameter and a counter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = trace(0.5)
+      >>> g = jnp.array(1.0)
+      >>> state = tx.init(g)
+      >>> for _ in range(3):
+      ...     updates, state = tx.update(g, state)
+      >>> float(updates)
+      1.75
+
+    Reference: Polyak. Some methods of speeding up the convergence of iteration methods. 1964. Sutskever et
+    al. On the importance of initialization and momentum in deep learning. 2013. optax's trace has no
+    dampening and keeps the sum in the parameters' dtype.
+    """
+    checks.real("momentum", momentum, "[0, 1]")
+    checks.real("dampening", dampening, "[0, 1)")
+    undampened = isinstance(dampening, int | float) and dampening == 0
+
+    def init(params: optax.Params) -> TraceState:
+        return TraceState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype))
+
+    def update(updates: Any, state: TraceState, params: Any = None, **extra: Any) -> tuple[Any, TraceState]:
+        del params, extra
+
+        def kernel(v: jax.Array, g: jax.Array) -> jax.Array:
+            new = g
+            if not undampened:
+                share = 1 - scalar(jnp.asarray(dampening), g)
+                new = g * (share if dampen_first else jnp.where(state.count == 0, jnp.ones_like(share), share))
+            return (scalar(momentum, g) * v.astype(g.dtype) + new).astype(v.dtype)
+
+        # The barrier keeps XLA from computing the sum again, from its overwritten predecessor, where the
+        # update is applied.
+        v = settle(jax.tree.map(kernel, state.trace, updates))
+        state = TraceState(optax.safe_increment(state.count), v)
+        v = jax.tree.map(lambda v, g: v.astype(g.dtype), v, updates)
+        if nesterov:
+            v = jax.tree.map(lambda g, v: g + scalar(momentum, g) * v, updates, v)
+        return v, state
+
+    return transformation("trace", init, update, complex_leaves=True)
+
+
+register(
+    trace,
+    form="primitive",
+    paper=Paper("On the importance of initialization and momentum in deep learning", "Sutskever et al.", 2013),
+    words=1,
+    golden=("adaptive/sgd",),
+)

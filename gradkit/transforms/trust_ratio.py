@@ -1,0 +1,162 @@
+"""The trust ratio: updates rescaled so that they are in proportion to the weights they change.
+
+Per block of a leaf (the whole tensor, one layer of a stack, or one output unit), with the update u and
+the parameters w:
+
+    n_w = clip(|w|, param_norm_min, param_norm_max)        n_u = min(|u|, update_norm_max)
+    joint:      ratio = trust_coefficient n_w / (n_u + eps)                      d = u
+    separate:   ratio = trust_coefficient n_w / (n_u + weight_decay n_w + eps)   d = u + weight_decay w
+    ratio = 1 where n_w or the denominator without eps is 0
+    relative:   ratio <- ratio / learning_rate(t)
+    result      min(ratio, ratio_max) d
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout, names, resolve_mask
+from gradkit.transforms.core import at_count, scalar, transformation
+from gradkit.transforms.norms import BLOCKS, packed_norms
+
+
+class ScaleByTrustRatioState(NamedTuple):
+    """Number of updates made, and the mean ratio of the last one as a metric."""
+
+    count: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+def scale_by_trust_ratio(
+    *,
+    trust_coefficient: Any = 1.0,
+    eps: Any = 0.0,
+    weight_decay: Any = 0.0,
+    denominator: str = "joint",
+    block: str = "tensor",
+    param_norm_min: Any = 0.0,
+    param_norm_max: Any = math.inf,
+    update_norm_max: Any = math.inf,
+    ratio_max: Any = math.inf,
+    relative_to: Any = None,
+    trust_ratio_mask: Any = None,
+    weight_decay_mask: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescales every block of the updates by the ratio of the norms of weights and updates.
+
+    Equations: at the head of this file.
+
+    Args:
+      trust_coefficient: the relative size of a step, > 0. Default 1 (LAMB); LARS uses 0.001.
+      eps: added to the denominator, >= 0. Default 0.
+      weight_decay: decay that is part of the update, >= 0; only with `denominator="separate"`, where its
+        norm is added to the norm of the update. With "joint", put `add_decayed_weights` before.
+      denominator: "joint" (the norm of the sum, as in LAMB) or "separate" (the sum of the norms, as in the
+        paper of LARS).
+      block: "tensor" (one ratio per tensor; every layer of a stack is one) or "unit" (one per output).
+      param_norm_min: lower clamp of |w|, >= 0. Default 0.
+      param_norm_max: upper clamp of |w|. Default inf.
+      update_norm_max: upper clamp of |u|. Default inf.
+      ratio_max: upper clamp of the ratio. Default inf; 1 is LAMBC.
+      relative_to: a learning rate (or schedule) the ratio is divided by before the clamp: with
+        `ratio_max=1` this is LARC, whose rate is multiplied later. Default None.
+      trust_ratio_mask: which leaves are rescaled; the others pass (with their decay). Default all.
+      weight_decay_mask: which leaves decay, in the separate form. Default all.
+      layout: which axes are stacks and outputs.
+
+    Returns:
+      A transformation that needs `params`. State: a counter and the metric `trust_ratio`, the mean over
+      all blocks. Collectives: two scalars per block of a sharded leaf.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; decay with the joint form.
+
+    Example:
+      >>> tx = scale_by_trust_ratio(trust_coefficient=0.1)
+      >>> w, u = jnp.array([3.0, 4.0]), jnp.array([0.0, 7.0])
+      >>> updates, state = tx.update(u, tx.init(w), w)
+      >>> updates.tolist()  # |w| = 5
+      [0.0, 0.5]
+
+    Reference: You, Gitman, Ginsburg. Large Batch Training of Convolutional Networks. 2017, arXiv
+    1708.03888; You et al. Large Batch Optimization for Deep Learning. 2019, arXiv 1904.00962. optax has the
+    joint form with whole-leaf blocks, and neither clamps nor masks. In the separate form a zero gradient
+    gives the decay the ratio trust_coefficient / weight_decay, the limit of the formula; codes that set
+    the ratio to 1 there let such a leaf decay at the full rate.
+    """
+    checks.real("trust_coefficient", trust_coefficient, "(0, inf)")
+    checks.real("eps", eps, "[0, inf)")
+    checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
+    checks.choice("denominator", denominator, ("joint", "separate"))
+    checks.choice("block", block, BLOCKS)
+    checks.real("param_norm_min", param_norm_min, "[0, inf)")
+    checks.real("param_norm_max", param_norm_max, "(0, inf]")
+    checks.real("update_norm_max", update_norm_max, "(0, inf]")
+    checks.real("ratio_max", ratio_max, "(0, inf]")
+    checks.real("relative_to", relative_to, "[0, inf)", optional=True, schedule=True)
+    numbers = isinstance(param_norm_min, int | float) and isinstance(param_norm_max, int | float)
+    if numbers and param_norm_min > param_norm_max:
+        raise ValueError(f"param_norm_min must be in [0, param_norm_max], got {param_norm_min} > {param_norm_max}")
+    without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
+    if denominator == "joint" and not without_decay:
+        raise ValueError("weight_decay must be 0 with denominator='joint': put add_decayed_weights before this link")
+
+    def init(params: optax.Params) -> ScaleByTrustRatioState:
+        resolve_mask(trust_ratio_mask, params)
+        resolve_mask(weight_decay_mask, params)
+        return ScaleByTrustRatioState(jnp.zeros((), jnp.int32), {"trust_ratio": jnp.ones((), jnp.float32)})
+
+    def ratios(n_w: jax.Array, n_u: jax.Array, decay: Any, rate: Any) -> jax.Array:
+        """The ratio of every block, from vectors of norms and, in the separate form, of decays."""
+        n_w = jnp.clip(n_w, scalar(param_norm_min, n_w), scalar(param_norm_max, n_w))
+        n_d = jnp.minimum(n_u, scalar(update_norm_max, n_u)) + decay * n_w
+        defined = (n_w > 0) & (n_d > 0)
+        ratio = scalar(trust_coefficient, n_w) * n_w / jnp.where(defined, n_d + scalar(eps, n_d), jnp.ones_like(n_d))
+        ratio = jnp.where(defined, ratio, jnp.ones_like(ratio))
+        if rate is not None:
+            rate = jnp.asarray(rate).astype(ratio.dtype)
+            # A rate of 0 asks for no step at all: any finite ratio will do.
+            ratio = ratio / jnp.where(rate > 0, rate, jnp.ones_like(rate))
+        return jnp.minimum(ratio, scalar(ratio_max, ratio))
+
+    def update(updates: Any, state: ScaleByTrustRatioState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        results, structure = jax.tree.flatten(updates)
+        w, known = jax.tree.leaves(params), names(updates)
+        adapted, decayed = (jax.tree.leaves(resolve_mask(m, updates)) for m in (trust_ratio_mask, weight_decay_mask))
+        chosen = [i for i, u in enumerate(results) if adapted[i] and u.size]
+        own_names = [known[i] for i in chosen]
+        n_u = packed_norms(own_names, [results[i] for i in chosen], block, layout)
+        n_w = packed_norms(own_names, [w[i] for i in chosen], block, layout)
+
+        decays = jnp.zeros((), n_w.vector.dtype)
+        if not without_decay:
+            decay = at_count(weight_decay, state.count)
+            results = [u + scalar(decay, u) * x if on else u for u, x, on in zip(results, w, decayed, strict=True)]
+            blocks = [np.full(part.size, decayed[i]) for i, part in zip(chosen, n_w.spread(n_w.vector), strict=True)]
+            decays = scalar(decay, n_w.vector) * jnp.asarray(np.concatenate([[], *blocks]), n_w.vector.dtype)
+
+        rate = None if relative_to is None else at_count(relative_to, state.count)
+        ratio = ratios(n_w.vector, n_u.vector, decays, rate)
+        for i, own in zip(chosen, n_w.spread(ratio), strict=True):
+            results[i] = own * results[i]
+        mean = jnp.mean(ratio).astype(jnp.float32) if ratio.size else jnp.ones((), jnp.float32)
+        state = ScaleByTrustRatioState(optax.safe_increment(state.count), {"trust_ratio": mean})
+        return structure.unflatten(results), state
+
+    return transformation("scale_by_trust_ratio", init, update, needs_params=True)
+
+
+register(
+    scale_by_trust_ratio,
+    form="primitive",
+    paper=Paper("Large Batch Training of Convolutional Networks", "You, Gitman, Ginsburg", 2017, "1708.03888"),
+    collectives="norms",
+)

@@ -1,0 +1,75 @@
+"""Weight decay as a link of the chain, so that every method has it without an argument of its own.
+
+    d_t = u_t + weight_decay(t) * x_t          on the selected leaves
+
+Before the moments this is the L2 penalty; just before the learning rate it is decoupled decay: the
+parameters shrink by learning_rate * weight_decay per step, whatever the gradient.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import resolve_mask
+from gradkit.transforms.core import at_count, scalar, transformation
+
+
+class AddDecayedWeightsState(NamedTuple):
+    """Number of updates made: what a schedule for the decay is called with."""
+
+    count: jax.Array
+
+
+def add_decayed_weights(weight_decay: Any = 0.0, *, weight_decay_mask: Any = None) -> optax.GradientTransformationExtraArgs:
+    """Adds `weight_decay` times the parameters to the updates.
+
+    Args:
+      weight_decay: coefficient >= 0, or a schedule step -> coefficient. Default 0.
+      weight_decay_mask: which leaves decay: a selector, a tree of booleans, a function params -> booleans,
+        a boolean. Default None: all.
+
+    Returns:
+      A transformation that needs `params`. State: a counter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a negative or NaN coefficient; `params` missing at update.
+
+    Example:
+      >>> from gradkit.leaves import by_path
+      >>> tx = add_decayed_weights(0.1, weight_decay_mask=by_path("kernel"))
+      >>> x = {"bias": jnp.array(2.0), "kernel": jnp.array(2.0)}
+      >>> updates, _ = tx.update({"bias": jnp.array(0.0), "kernel": jnp.array(0.0)}, tx.init(x), x)
+      >>> float(updates["bias"]), round(float(updates["kernel"]), 4)
+      (0.0, 0.2)
+
+    Reference: Loshchilov, Hutter. Decoupled Weight Decay Regularization. 2017, arXiv 1711.05101. optax's
+    link of this name promotes traced coefficients implicitly.
+    """
+    checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
+    nothing = isinstance(weight_decay, int | float) and weight_decay == 0
+
+    def init(params: optax.Params) -> AddDecayedWeightsState:
+        resolve_mask(weight_decay_mask, params)
+        return AddDecayedWeightsState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: AddDecayedWeightsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        decay = at_count(weight_decay, state.count)
+        mask = resolve_mask(weight_decay_mask, updates)
+        if not nothing:
+            updates = jax.tree.map(lambda u, x, on: u + scalar(decay, u) * x if on else u, updates, params, mask)
+        return updates, AddDecayedWeightsState(optax.safe_increment(state.count))
+
+    return transformation("add_decayed_weights", init, update, needs_params=not nothing, complex_leaves=True)
+
+
+register(
+    add_decayed_weights,
+    form="primitive",
+    paper=Paper("Decoupled Weight Decay Regularization", "Loshchilov, Hutter", 2017, "1711.05101"),
+    example={"weight_decay": 0.01},
+)

@@ -1,0 +1,118 @@
+"""How the contract builds a method from its card, and the trees it runs on."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import gradkit as gk
+from gradkit.catalogue import Card, cards
+
+CHAINABLE = ("primitive", "optimizer", "wrapper")
+METHODS = {name: card for name, card in cards().items() if card.form in CHAINABLE}
+
+
+def methods(check: str) -> Any:
+    """Parametrises a test over all methods that have not opted out of a check."""
+    chosen = [pytest.param(card, id=name) for name, card in METHODS.items() if check not in card.opt_outs]
+    return pytest.mark.parametrize("card", chosen)
+
+
+def make(card: Card, learning_rate: Any = 0.01, **changes: Any) -> optax.GradientTransformationExtraArgs:
+    """A complete optimizer around (or of) a method."""
+    kwargs = {**card.example, **changes}
+    if card.form == "optimizer":
+        return card.function(learning_rate, **kwargs)
+    rate = gk.scale_by_learning_rate(learning_rate)
+    if card.form == "primitive":
+        return optax.chain(card.function(**kwargs), rate)
+    if card.wraps == "direction":
+        return optax.chain(card.function(gk.scale_by_adam(), **kwargs), rate)
+    return card.function(gk.sgd(learning_rate, momentum=0.9), **kwargs)
+
+
+SHAPES = {"bias": (4,), "kernel": (6, 4), "conv": (2, 2, 3, 4), "scale": ()}
+
+
+def draw(seed: int, shapes: Any = None, dtype: Any = np.float32) -> Any:
+    """A tree of standard normal numbers."""
+    shapes = SHAPES if shapes is None else shapes
+    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple) and not hasattr(x, "_fields"))
+    rng = np.random.default_rng(seed)
+    # bfloat16 numbers, so that a tree in another dtype holds the same ones.
+    numbers = [jnp.asarray(rng.standard_normal(s), jnp.bfloat16).astype(dtype) for s in leaves]
+    return structure.unflatten(numbers)
+
+
+def run(tx: optax.GradientTransformation, params: Any, steps: int = 3, jit: bool = True, **extra: Any) -> tuple[Any, Any]:
+    """Replays fixed gradients; returns the last parameters and state."""
+    update = jax.jit(tx.update) if jit else tx.update
+    state = tx.init(params)
+    for step in range(steps):
+        updates, state = update(grads_like(params, step), state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def grads_like(params: Any, step: int) -> Any:
+    """Gradients of a step: leaf i of any tree of the same leaves gets the same numbers."""
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng([7, step])
+    drawn = [jnp.asarray(rng.standard_normal(x.shape), jnp.bfloat16).astype(x.dtype) for x in leaves]
+    return structure.unflatten(drawn)
+
+
+def close(a: Any, b: Any, rtol: float, atol: float = 0.0) -> None:
+    """Leaf by leaf equality to a tolerance."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = (np.asarray(v, np.complex128 if jnp.iscomplexobj(v) else np.float64) for v in (x, y))
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def same(a: Any, b: Any) -> None:
+    """Bit for bit equality."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert jnp.result_type(x) == jnp.result_type(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+class Pair(NamedTuple):
+    w: Any
+    b: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Box:
+    w: Any
+    b: Any
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layer = nnx.Linear(3, 2, rngs=rngs)
+
+
+def other_trees() -> dict[str, Any]:
+    """The same two leaves, b (2,) and w (3, 2), in containers of every kind, in this order of leaves."""
+    b, w = draw(3, {"b": (2,), "w": (3, 2)}).values()
+    model = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    state = nnx.as_pure(model)
+    variables = jax.tree.unflatten(jax.tree.structure(model), [b, w])
+    return {
+        "dict": {"b": b, "w": w},
+        "tuple": (b, w),
+        "list in dict": {"x": [b, {"y": w}]},
+        "NamedTuple": Pair(b, w),
+        "dataclass": Box(b, w),
+        "None leaves": {"a": None, "b": b, "c": {"d": None, "w": w}},
+        "MaskedNode": {"a": optax.MaskedNode(), "b": b, "w": w},
+        "nnx.State of arrays": jax.tree.unflatten(jax.tree.structure(state), [b, w]),
+        "nnx.State of Variables": variables,
+    }

@@ -1,0 +1,195 @@
+"""Contract 3, 4 and 5: a method composes with everything, on any tree, and stacked layers are layers."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import gradkit as gk
+from gradkit.catalogue import Card
+from tests.contract.methods import Model, close, draw, grads_like, make, methods, other_trees, run, same
+
+F64 = 1e-12
+
+
+@methods("wrappers")
+def test_inside_other_transformations(card: Card, x64: None) -> None:
+    params = draw(0, dtype=np.float64)
+    plain, _ = run(make(card), params, jit=False)
+    tx = make(card)
+    always = jax.tree.map(lambda _: True, params)
+    wrapped = {
+        "chain": optax.chain(optax.identity(), tx),
+        "named_chain": optax.named_chain(("method", tx)),
+        "masked": optax.masked(tx, always),
+        "partition": optax.partition({"all": tx}, lambda tree: jax.tree.map(lambda _: "all", tree)),
+        "groups": gk.leaves.groups([(gk.leaves.everything(), tx)]),
+        "apply_if_finite": optax.apply_if_finite(tx, 3),
+    }
+    for name, outer in wrapped.items():
+        got, _ = run(outer, params, jit=False)
+        close(plain, got, F64, F64)
+
+
+@methods("accumulation")
+def test_multisteps(card: Card, x64: None) -> None:
+    """Two equal gradients accumulated are one."""
+    params = draw(0, dtype=np.float64)
+    tx = optax.MultiSteps(make(card), 2)
+    state, update = tx.init(params), tx.update
+    g = grads_like(params, 0)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic on counters
+        first, state = update(g, state, params)
+        second, state = update(g, state, params)
+    assert all(not np.any(np.asarray(u)) for u in jax.tree.leaves(first))
+    alone = make(card)
+    want, _ = alone.update(g, alone.init(params), params)
+    close(want, second, F64, F64)
+
+
+@methods("masked")
+def test_only_its_own_leaves_count(card: Card, x64: None) -> None:
+    """In a partition a method sees its own leaves, and the result is as if there were no others; a method with a
+    norm over all leaves together means those it is given."""
+    params = draw(0, dtype=np.float64)
+    own = {"kernel", "bias"}
+    mask = {name: name in own for name in params}
+    got, _ = run(optax.masked(make(card), mask), params, steps=2, jit=False)
+    tx, part = make(card), {name: params[name] for name in own}
+    state = tx.init(part)
+    for step in range(2):
+        g = grads_like(params, step)
+        updates, state = tx.update({name: g[name] for name in own}, state, part)
+        part = optax.apply_updates(part, updates)
+    close({name: part[name] for name in sorted(own)}, {name: got[name] for name in sorted(own)}, F64, F64)
+
+
+@methods("extra")
+def test_extra_arguments_pass_through(card: Card) -> None:
+    seen = {}
+
+    def spy(updates: object, state: object, params: object = None, **extra: object) -> tuple:
+        seen.update(extra)
+        return updates, state
+
+    recorder = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), spy)
+    params = draw(0)
+    tx = optax.chain(make(card), recorder)
+    tx.update(grads_like(params, 0), tx.init(params), params, value=1.0, something_else=2)
+    assert seen["value"] == 1.0 and seen["something_else"] == 2
+    if card.form == "wrapper":
+        inner = optax.chain(recorder, gk.sgd(0.1, momentum=0.9))
+        tx = card.function(inner, **card.example)
+        seen.clear()
+        tx.update(grads_like(params, 0), tx.init(params), params, value=3.0)
+        assert seen == {"value": 3.0}
+
+
+@methods("flax")
+def test_in_nnx_optimizer_and_linen_train_state(card: Card) -> None:
+    model = Model(nnx.Rngs(0))
+    start = nnx.as_pure(nnx.state(model, nnx.Param))
+    optimizer = nnx.Optimizer(model, make(card), wrt=nnx.Param)
+    g = grads_like(start, 0)
+    variables = nnx.state(model, nnx.Param)
+    for_nnx = jax.tree.unflatten(jax.tree.structure(variables), jax.tree.leaves(g))
+    optimizer.update(model, for_nnx)
+    optimizer.update(model, for_nnx)
+
+    tx, want = make(card), start
+    state = tx.init(want)
+    for _ in range(2):
+        updates, state = tx.update(g, state, want)
+        want = optax.apply_updates(want, updates)
+    close(want, nnx.as_pure(nnx.state(model, nnx.Param)), rtol=1e-6, atol=1e-7)
+
+    linen = TrainState.create(apply_fn=lambda: None, params=start, tx=make(card))
+    linen = linen.apply_gradients(grads=g).apply_gradients(grads=g)
+    close(want, linen.params, rtol=1e-6, atol=1e-7)
+
+
+@methods("trees")
+def test_any_container(card: Card) -> None:
+    """The numbers do not depend on what holds the leaves."""
+    trees = other_trees()
+    want = jax.tree.leaves(run(make(card), trees.pop("dict"), steps=2, jit=False)[0])
+    for name, tree in trees.items():
+        got, _ = run(make(card), tree, steps=2, jit=False)
+        assert jax.tree.structure(got) == jax.tree.structure(tree), name
+        same(want, jax.tree.leaves(got))
+
+
+@methods("shapes")
+def test_empty_trees_zero_sizes_and_all_ranks(card: Card) -> None:
+    assert run(make(card), {})[0] == {}
+    shapes = {"r0": (), "r1": (3,), "r2": (2, 3), "r3": (2, 1, 3), "r4": (1, 2, 2, 3), "none": (0, 4), "one": (1, 1)}
+    params = draw(1, shapes)
+    got, _ = run(make(card), params, steps=2, jit=False)
+    for name, x in got.items():
+        assert x.shape == params[name].shape
+        assert np.isfinite(x).all(), name
+
+
+@methods("stacked")
+@pytest.mark.parametrize("nested", [False, True], ids=["scan", "scan of scans"])
+def test_stacked_layers_equal_separate_ones(card: Card, nested: bool, x64: None) -> None:
+    """Ten layers in one leaf, as `nn.scan` makes them, are ten layers."""
+    prefix, lead = ("ScanOuter_0/ScanBlock_0", (2, 5)) if nested else ("ScanBlock_0", (10,))
+    one = {"bias": (4,), "kernel": (3, 4), "conv": {"kernel": (2, 2, 3, 4)}, "query": {"kernel": (4, 2, 3)}, "scale": ()}
+    stacked = draw(4, jax.tree.map(lambda s: lead + s, one, is_leaf=lambda s: isinstance(s, tuple)), np.float64)
+
+    def nest(tree: object) -> object:
+        for name in reversed(prefix.split("/")):
+            tree = {name: tree}
+        return {**tree, "head": {"kernel": head}}
+
+    head = draw(5, {"h": (4, 2)}, np.float64)["h"]
+    index = [i if nested else i[:1] for i in (np.ndindex(*lead) if nested else [(i,) for i in range(10)])]
+    names = [f"layer_{n}" for n in range(10)]
+    separate = {name: jax.tree.map(lambda x, i=i: x[i], stacked) for name, i in zip(names, index, strict=True)}
+
+    def steps(params: object, split: bool) -> object:
+        tx = make(card)
+        state, update = tx.init(params), tx.update
+        for step in range(2):
+            g = grads_like(stacked, step)
+            g_head = grads_like(head, step)
+            if split:
+                g = {name: jax.tree.map(lambda x, i=i: x[i], g) for name, i in zip(names, index, strict=True)}
+                g = {**g, "head": {"kernel": g_head}}
+            else:
+                g = nest(g)
+                g["head"]["kernel"] = g_head
+            updates, state = update(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    together = steps(nest(stacked), split=False)
+    apart = steps({**separate, "head": {"kernel": head}}, split=True)
+    close(apart["head"], together["head"], F64, F64)
+    for name in prefix.split("/"):
+        together = together[name]
+    for name, i in zip(names, index, strict=True):
+        close(apart[name], jax.tree.map(lambda x, i=i: x[i], together), F64, F64)
+
+
+@methods("layout")
+def test_a_declared_stack_equals_the_recognised_one(card: Card, x64: None) -> None:
+    """Where a module has a name of its own, `layout` says that its first axis is a stack."""
+    import inspect
+
+    if "layout" not in inspect.signature(card.function).parameters:
+        return
+    shapes = {"kernel": (5, 3, 4), "bias": (5, 4)}
+    layers = draw(6, shapes, np.float64)
+    layout = gk.leaves.layout((gk.leaves.by_path("blocks/.*"), {"stack": 1}))
+    declared, _ = run(make(card, layout=layout), {"blocks": layers}, steps=2, jit=False)
+    recognised, _ = run(make(card), {"ScanBlock_0": layers}, steps=2, jit=False)
+    close(recognised["ScanBlock_0"], declared["blocks"], F64, F64)
+    one_tensor, _ = run(make(card), {"blocks": layers}, steps=2, jit=False)
+    different = not np.allclose(one_tensor["blocks"]["kernel"], declared["blocks"]["kernel"], rtol=1e-9)
+    assert different == (card.collectives == "norms")
+
+

@@ -1,0 +1,125 @@
+"""From the words of a golden file (`method`, `mode`, `hyper`) to what this library would run.
+
+No entry knows a file: hyperparameters are handed on under their names here, and one that a method does not
+have fails.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+import gradkit as gk
+
+MASKS = {"ndim>1": gk.leaves.by_rank(2)}
+NAMES = {"l2": "weight_decay", "norm_max": "param_norm_max"}
+
+
+def _hyper(hyper: dict[str, Any], *drop: str) -> dict[str, Any]:
+    """Hyperparameters under this library's names and types."""
+    out = {}
+    for name, value in hyper.items():
+        if name in drop:
+            continue
+        if name == "learning_rate" and isinstance(value, list):
+            value = _per_step(value)
+        if isinstance(value, str):
+            value = MASKS.get(value, value)
+        out[NAMES.get(name, name)] = value
+    return out
+
+
+def _per_step(values: list[float]) -> Callable[[Any], Any]:
+    return lambda count: jnp.asarray(values)[count]
+
+
+def _direct(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda hyper: function(**_hyper(hyper))
+
+
+def _in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
+    """A filter whose file names the optimizer behind it as `base`."""
+
+    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
+        own = {name: hyper[name] for name in names if name in hyper}
+        return optax.chain(filter_(**own), TRANSFORMATIONS[hyper["base"]](_hyper(hyper, "base", *names)))
+
+    return build
+
+
+def _lars(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    clip = hyper.get("ratio_clip")
+    assert clip in (None, "larc")
+    return (gk.larc if clip else gk.lars)(**_hyper(hyper, "ratio_clip"))
+
+
+def _adam_l2(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    return optax.chain(gk.add_decayed_weights(hyper["l2"]), gk.adam(**_hyper(hyper, "l2")))
+
+
+def _agc(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    clip = gk.adaptive_grad_clip(hyper["clipping"], eps=hyper["eps"])
+    return optax.chain(clip, gk.sgd(**_hyper(hyper, "clipping", "eps")))
+
+
+TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "adam": _direct(gk.adam),
+    "adam_l2": _adam_l2,
+    "adamp": _direct(gk.adamp),
+    "adamw": _direct(gk.adamw),
+    "adaptive_grad_clip then trace then learning rate": _agc,
+    "grams": _direct(gk.grams),
+    "grokfast_ema": _in_front(gk.grokfast_ema, "alpha", "lamb"),
+    "lamb": _direct(gk.lamb),
+    "lars": _lars,
+    "lion": _direct(gk.lion),
+    "novograd": _direct(gk.novograd),
+    "perpgrad": _in_front(gk.perpgrad),
+    "sgd": _direct(gk.sgd),
+    "sgdp": _direct(gk.sgdp),
+    "xgrad_adam": _direct(gk.xgrad_adamw),
+    "xgrad_adamw": _direct(gk.xgrad_adamw),
+    "xgrad_sgd": _direct(gk.xgrad_sgd),
+}
+
+
+def _sam(hyper: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
+    own = ("rho", "adaptive", "eta")
+    source = gk.gradients.sam
+    kwargs = {"rho": hyper["rho"]}
+    if hyper["adaptive"]:
+        source, kwargs = gk.gradients.asam, {**kwargs, "eta": hyper["eta"]}
+    return lambda loss_fn: source(loss_fn, **kwargs), gk.sgd(**_hyper(hyper, *own))
+
+
+# method -> (source: loss_fn -> value and gradient, transformation)
+SOURCES: dict[str, Callable[[dict[str, Any]], tuple[Callable[..., Any], Any]]] = {"sam": _sam, "asam": _sam}
+
+
+def _one_cycle(hyper: dict[str, Any]) -> dict[str, Callable[[Any], Any]]:
+    momentum = ("b1_peak", "b1_trough")
+    rate = {name: value for name, value in hyper.items() if name not in momentum}
+    skipped = ("peak_value", "div_factor", "final_div_factor")
+    shape = {name: value for name, value in hyper.items() if name not in skipped}
+    return {"learning_rate": gk.schedules.one_cycle(**rate), "momentum": gk.schedules.one_cycle_b1(**shape)}
+
+
+def _wsd(hyper: dict[str, Any]) -> dict[str, Callable[[Any], Any]]:
+    """A file of several shapes: `hyper` is shape -> hyperparameters."""
+    return {f"{shape}/learning_rate": gk.schedules.wsd(shape=shape, **own) for shape, own in hyper.items()}
+
+
+# method -> (hyper -> name of an array -> schedule whose values it holds)
+SCHEDULES: dict[str, Callable[[dict[str, Any]], dict[str, Callable[[Any], Any]]]] = {
+    "one_cycle": _one_cycle,
+    "one_cycle_linear": _one_cycle,
+    "sgdr": lambda hyper: {"learning_rate": gk.schedules.sgdr(**hyper)},
+    "wsd": _wsd,
+}
+
+# method -> (hyper, order of this case or None -> aggregator)
+AGGREGATORS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "pcgrad": lambda hyper, order: gk.aggregation.pcgrad(order=order, **hyper),
+    "upgrad": lambda hyper, order: gk.aggregation.upgrad(**hyper),
+}

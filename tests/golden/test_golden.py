@@ -1,0 +1,96 @@
+"""Every golden trajectory whose method this library has, replayed in float64.
+
+GRADKIT_GOLDEN=FOLDER replays another folder of the same layout: same methods, other seeds and hyperparameters.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradkit as gk
+from tests.golden import build, fixture
+from tests.golden.fixture import Golden
+
+FILES = {name: fixture.read(path) for name, path in fixture.files().items()}
+
+
+def _known(table: dict, modes: tuple[str, ...]) -> list:
+    return [
+        pytest.param(golden, id=name)
+        for name, golden in FILES.items()
+        if golden.method in table and golden.meta["mode"] in modes
+    ]
+
+
+@pytest.mark.parametrize("golden", _known(build.TRANSFORMATIONS, ("replay", "closure")))
+def test_transformation(golden: Golden, x64: None) -> None:
+    start = fixture.params(golden)
+    tx = build.TRANSFORMATIONS[golden.method](golden.meta["hyper"])
+    update = jax.jit(tx.update)
+    x = {leaf: jnp.asarray(value) for leaf, value in start.items()}
+    state = tx.init(x)
+    worst = 0.0
+    for t, want in enumerate(golden.steps):
+        if golden.meta["mode"] == "replay":
+            g = {leaf: jnp.asarray(value) for leaf, value in fixture.grads(golden, t).items()}
+        else:
+            g = jax.grad(lambda x, t=t: fixture.loss(golden, t, x))(x)
+        updates, state = update(g, state, x)
+        x = optax.apply_updates(x, updates)
+        worst = max(worst, fixture.error(x, want, start))
+    assert worst < golden.bound
+
+    true = {name[5:]: value for name, value in golden.extra().items() if name.startswith("true/")}
+    if true:
+        assert fixture.error(gk.eval_params(state, x), true, start) < golden.bound
+
+
+@pytest.mark.parametrize("golden", _known(build.SOURCES, ("closure",)))
+def test_source(golden: Golden, x64: None) -> None:
+    start = fixture.params(golden)
+    source, tx = build.SOURCES[golden.method](golden.meta["hyper"])
+    x = {leaf: jnp.asarray(value) for leaf, value in start.items()}
+    state = tx.init(x)
+    worst = 0.0
+    for t, want in enumerate(golden.steps):
+        value, g = source(lambda x, t=t: fixture.loss(golden, t, x))(x)
+        assert value == fixture.loss(golden, t, x)
+        updates, state = tx.update(g, state, x)
+        x = optax.apply_updates(x, updates)
+        worst = max(worst, fixture.error(x, want, start))
+    assert worst < golden.bound
+
+
+@pytest.mark.parametrize("golden", _known(build.SCHEDULES, ("table",)))
+def test_schedule(golden: Golden, x64: None) -> None:
+    arrays = golden.extra()
+    for name, schedule in build.SCHEDULES[golden.method](golden.meta["hyper"]).items():
+        want = arrays.pop(name)
+        got = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(len(want))))
+        assert np.abs(got - want).max() < golden.bound * np.abs(want).max(), name
+    assert not arrays, f"not compared: {sorted(arrays)}"
+
+
+@pytest.mark.parametrize("golden", _known(build.AGGREGATORS, ("matrix",)))
+def test_aggregator(golden: Golden, x64: None) -> None:
+    for case in golden.meta["cases"]:
+        matrix, want = golden.arrays[f"matrix/{case}"], golden.arrays[f"output/{case}"]
+        tx = build.AGGREGATORS[golden.method](golden.meta["hyper"], golden.arrays.get(f"order/{case}"))
+        # Two leaves: inner products run over the whole tree.
+        stacked = {"a": jnp.asarray(matrix[:, :5]), "b": jnp.asarray(matrix[:, 5:]).reshape(len(matrix), -1, 1)}
+        params = jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), stacked)
+        updates, _ = tx.update(stacked, tx.init(params), params)
+        got = np.concatenate([np.asarray(updates["a"]), np.asarray(updates["b"]).ravel()])
+        assert np.abs(got - want).max() <= golden.bound * max(np.abs(want).max(), np.abs(matrix).max()), case
+
+
+def test_every_file_of_a_card_is_here() -> None:
+    """A card that names a trajectory names one that exists, and that is replayed."""
+    replayed = {**build.TRANSFORMATIONS, **build.SOURCES, **build.SCHEDULES, **build.AGGREGATORS}
+    own = {f"{path.parent.name}/{path.stem}": path for path in (fixture.Path(fixture.__file__).parent / "data").glob("*/*.npz")}
+    for name, card in gk.catalogue.cards().items():
+        for file in card.golden:
+            assert file in own, f"{name}: {file}"
+            assert fixture.read(own[file]).method in replayed, f"{name}: {file} is not replayed"
