@@ -1,11 +1,45 @@
 """gradkit: training methods of the literature as pure, chainable `optax.GradientTransformation`s.
 
-At the top stands what goes into a chain; everything else is under its room: `gk.schedules`,
-`gk.gradients`, `gk.aggregation`, `gk.batches`, `gk.diagnostics`, `gk.leaves`, `gk.training`, `gk.workloads`.
+At the top stands what goes into a chain. Everything else is under its room: `gk.schedules`, `gk.gradients`,
+`gk.aggregation`, `gk.batches`, `gk.diagnostics`, `gk.leaves`, `gk.linalg`, `gk.training`, `gk.workloads`, and
+`gk.catalogue`, which has a card for every method.
 """
+# ruff: noqa: I001 - grouped under headings
 
-import importlib
-from typing import Any
+# Gradient descent and momentum
+from gradkit.optimizers.momentum import momentum, sgd, xgrad, xgrad_adamw, xgrad_sgd
+
+# A second moment per coordinate
+from gradkit.optimizers.adaptive import adam, adamp, adamw, grams, sgdp
+
+# The norms of a layer
+from gradkit.optimizers.layerwise import adaptive_grad_clip, lamb, larc, lars, novograd, scale_by_novograd
+
+# The sign of a direction
+from gradkit.optimizers.sign import lion, scale_by_lion
+
+# Filters in front of an optimizer
+from gradkit.optimizers.filters import grokfast_ema, perpgrad
+
+# Primitives: one link of a chain
+from gradkit.transforms import (
+    add_decayed_weights,
+    clip_by_global_norm,
+    scale_by_adam,
+    scale_by_learning_rate,
+    scale_by_trust_ratio,
+    trace,
+)
+
+# Wrappers: around any transformation
+from gradkit.transforms import (
+    direction_from_gradient,
+    eval_params,
+    inject_hyperparams,
+    precision,
+    project_scale_invariant,
+    shifted_parameters,
+)
 
 # Rooms
 from gradkit import (
@@ -17,41 +51,51 @@ from gradkit import (
     leaves,
     linalg,
     schedules,
+    training,
+    workloads,
 )
 
-# A second moment per coordinate
-from gradkit.optimizers.adaptive import adam, adamp, adamw, grams, sgdp
-
-# Filters in front of an optimizer
-from gradkit.optimizers.filters import grokfast_ema, perpgrad
-
-# Norms of a layer
-from gradkit.optimizers.layerwise import (
-    adaptive_grad_clip,
-    lamb,
-    larc,
-    lars,
-    novograd,
-    scale_by_novograd,
-)
-
-# Gradient descent and momentum
-from gradkit.optimizers.momentum import momentum, sgd, xgrad, xgrad_adamw, xgrad_sgd
-
-# The sign of a direction
-from gradkit.optimizers.sign import lion, scale_by_lion
-
-# Primitives and wrappers
-from gradkit.transforms import (
-    add_decayed_weights,
-    clip_by_global_norm,
-    direction_from_gradient,
-    eval_params,
-    inject_hyperparams,
-    project_scale_invariant,
-    scale_by_adam,
-    scale_by_learning_rate,
-    scale_by_trust_ratio,
-    shifted_parameters,
-    trace,
-)
+__all__ = [
+    "adam",
+    "adamp",
+    "adamw",
+    "adaptive_grad_clip",
+    "add_decayed_weights",
+    "aggregation",
+    "batches",
+    "catalogue",
+    "clip_by_global_norm",
+    "diagnostics",
+    "direction_from_gradient",
+    "eval_params",
+    "gradients",
+    "grams",
+    "grokfast_ema",
+    "inject_hyperparams",
+    "lamb",
+    "larc",
+    "lars",
+    "leaves",
+    "linalg",
+    "lion",
+    "momentum",
+    "novograd",
+    "perpgrad",
+    "precision",
+    "project_scale_invariant",
+    "scale_by_adam",
+    "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_novograd",
+    "scale_by_trust_ratio",
+    "schedules",
+    "sgd",
+    "sgdp",
+    "shifted_parameters",
+    "trace",
+    "training",
+    "workloads",
+    "xgrad",
+    "xgrad_adamw",
+    "xgrad_sgd",
+]

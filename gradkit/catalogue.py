@@ -12,7 +12,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FORMS = ("primitive", "optimizer", "wrapper", "schedule", "source", "aggregator", "controller", "strategy", "diagnostic", "rule")
+FORMS = (
+    "primitive",
+    "optimizer",
+    "wrapper",
+    "schedule",
+    "source",
+    "aggregator",
+    "controller",
+    "strategy",
+    "diagnostic",
+    "rule",
+)
 MATURITIES = ("stable", "faithful", "experimental")
 COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def _concrete(value: Any) -> float | None:
@@ -21,13 +22,15 @@ def _concrete(value: Any) -> float | None:
         return None
     if isinstance(value, numbers.Real):
         return float(value)
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array | np.ndarray | np.generic):
+    if isinstance(value, Tracer) or not isinstance(value, jax.Array | np.ndarray | np.generic):
         return None
     array = np.asarray(value)
     return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
 
 
-def real(name: str, value: Any, interval: str = "(-inf, inf)", *, optional: bool = False, schedule: bool = False) -> None:
+def real(
+    name: str, value: Any, interval: str = "(-inf, inf)", *, optional: bool = False, schedule: bool = False
+) -> None:
     """Checks that a hyperparameter is a number inside an interval.
 
     Args:
@@ -48,7 +51,7 @@ def real(name: str, value: Any, interval: str = "(-inf, inf)", *, optional: bool
     """
     if (optional and value is None) or (schedule and callable(value)):
         return
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     number = _concrete(value)
     extra = (" or a schedule" if schedule else "") + (" or None" if optional else "")
@@ -84,7 +87,9 @@ def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """
     allowed = list(allowed)
     if not any(value is option or (type(value) is type(option) and value == option) for option in allowed):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{nearest(value, allowed)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{nearest(value, allowed)}"
+        )
 
 
 def function(name: str, value: Any) -> None:

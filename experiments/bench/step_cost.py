@@ -27,13 +27,20 @@ ROUNDS = flags.DEFINE_integer("rounds", 15, "Interleaved rounds.", lower_bound=3
 JSON = flags.DEFINE_bool("json", False, "Print JSON lines instead of a table.")
 
 
-def transformer(layers: int = 12, d: int = 512, ff: int = 2048, vocab: int = 4096, length: int = 256) -> dict[str, tuple]:
+def transformer(
+    layers: int = 12, d: int = 512, ff: int = 2048, vocab: int = 4096, length: int = 256
+) -> dict[str, tuple]:
     """Name -> shape."""
     shapes: dict[str, tuple] = {"embed": (vocab, d), "position": (length, d)}
     for i in range(layers):
         for name in "qkvo":
             shapes |= {f"{i}/{name}/kernel": (d, d), f"{i}/{name}/bias": (d,)}
-        shapes |= {f"{i}/up/kernel": (d, ff), f"{i}/up/bias": (ff,), f"{i}/down/kernel": (ff, d), f"{i}/down/bias": (d,)}
+        shapes |= {
+            f"{i}/up/kernel": (d, ff),
+            f"{i}/up/bias": (ff,),
+            f"{i}/down/kernel": (ff, d),
+            f"{i}/down/bias": (d,),
+        }
         for name in ("norm1", "norm2"):
             shapes |= {f"{i}/{name}/scale": (d,), f"{i}/{name}/bias": (d,)}
     return shapes
@@ -88,7 +95,8 @@ def main(argv: list[str]) -> None:
     if unknown := sorted(set(names) - set(CASES)):
         sys.exit(f"--only: unknown {', '.join(unknown)}; there are {', '.join(CASES)}")
     if not JSON.value:
-        print(f"{sum(g.size for g in grads.values()) / 1e6:.1f} M parameters, {len(grads)} leaves, {jax.devices()[0].device_kind}")
+        size = sum(g.size for g in grads.values()) / 1e6
+        print(f"{size:.1f} M parameters, {len(grads)} leaves, {jax.devices()[0].device_kind}")
         print(f"{'comparison':<18}{'peer ms':>9}{'gradkit ms':>12}{'ratio':>8}{'promised':>10}")
     for name in names:
         peer, ours, promised = CASES[name]
@@ -103,7 +111,11 @@ def main(argv: list[str]) -> None:
         ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
         peer_ms, our_ms = (1e3 * statistics.median(column) for column in seconds)
         if JSON.value:
-            print(json.dumps({"name": name, "peer_ms": peer_ms, "gradkit_ms": our_ms, "ratio": ratio, "promised": promised}))
+            print(
+                json.dumps(
+                    {"name": name, "peer_ms": peer_ms, "gradkit_ms": our_ms, "ratio": ratio, "promised": promised}
+                )
+            )
         else:
             print(f"{name:<18}{peer_ms:>9.1f}{our_ms:>12.1f}{ratio:>8.2f}{promised:>10.1f}", flush=True)
 

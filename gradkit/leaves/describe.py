@@ -43,8 +43,7 @@ class Description(NamedTuple):
     def __str__(self) -> str:
         head = ("name", "shape", "role", "stack", "method", "rate", "decay", "state bytes")
         cells = [
-            (r.name, "x".join(map(str, r.shape)) or "-", r.role, ",".join(map(str, r.stack)) or "-")
-            + (r.method, r.rate, r.decay, f"{r.state_bytes:,}")
+            (r.name, _list("x", r.shape), r.role, _list(",", r.stack), r.method, r.rate, r.decay, f"{r.state_bytes:,}")
             for r in self.rows
         ]
         total = sum(r.state_bytes for r in self.rows) + self.shared_bytes
@@ -52,8 +51,13 @@ class Description(NamedTuple):
         widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
         pad = [str.ljust] * 7 + [str.rjust]
         return "\n".join(
-            "  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)).rstrip() for row in [head, *cells]
+            "  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)).rstrip()
+            for row in [head, *cells]
         )
+
+
+def _list(separator: str, numbers: tuple[int, ...]) -> str:
+    return separator.join(map(str, numbers)) or "-"
 
 
 def _text(value: Any) -> str:
@@ -66,7 +70,7 @@ def _text(value: Any) -> str:
 
 def _method(tx: optax.GradientTransformation) -> Method:
     known = getattr(tx.init, "method", None)
-    return known or Method(tx.update.__qualname__.split(".<locals>")[0])
+    return known or Method(str(getattr(tx.update, "__qualname__", "unknown")).split(".<locals>")[0])
 
 
 def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = default_layout) -> Description:
@@ -91,10 +95,11 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = 
     abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params
     leaves, structure = jax.tree.flatten(abstract)
     known = names(abstract)
-    label_tree, members = getattr(tx.init, "groups", (None, None))
-    if label_tree is None:
+    grouped = getattr(tx.init, "groups", None)
+    if grouped is None:
         methods = [_method(tx)] * len(leaves)
     else:
+        label_tree, members = grouped
         methods = [_method(members[label]) for label in jax.tree.leaves(label_tree(abstract))]
 
     owned = dict.fromkeys(known, 0)
@@ -113,7 +118,16 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = 
         axes = layout(name, tuple(x.shape))
         decayed = jax.tree.leaves(resolve_mask(method.weight_decay_mask, structure.unflatten(leaves)))[i]
         decay = _text(method.weight_decay if decayed else None)
-        row = (name, tuple(x.shape), axes.role, axes.stack, method.name, _text(method.learning_rate), decay, owned[name])
+        row = (
+            name,
+            tuple(x.shape),
+            axes.role,
+            axes.stack,
+            method.name,
+            _text(method.learning_rate),
+            decay,
+            owned[name],
+        )
         rows.append(Row(*row))
     return Description(tuple(rows), shared)
 

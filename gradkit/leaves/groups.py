@@ -1,6 +1,6 @@
 """Parameter groups: an ordered table of rules, the first that matches a leaf decides what it gets.
 
-    groups([(by_role("embedding", "head"), adamw(3e-4)), (by_rank(at_most=1), sgd(1e-2))], default=lion(1e-4))
+groups([(by_role("embedding", "head"), adamw(3e-4)), (by_rank(at_most=1), sgd(1e-2))], default=lion(1e-4))
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def groups(
         if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], Selector)):
             raise ValueError(f"rules must be pairs (selector, transformation), got {rule!r}")
     labels = [f"{i}: {selector.text}" for i, (selector, _) in enumerate(rules)]
-    transformations = dict(zip(labels, (tx for _, tx in rules), strict=True))
+    transformations: dict[Any, Any] = dict(zip(labels, (tx for _, tx in rules), strict=True))
     if default is not None:
         transformations["default"] = default
 
@@ -57,7 +57,9 @@ def groups(
                 return text
         if default is not None:
             return "default"
-        raise ValueError(f"groups: no rule matches the leaf {name!r} and there is no default; rules: {'; '.join(labels)}")
+        raise ValueError(
+            f"groups: no rule matches the leaf {name!r} and there is no default; rules: {'; '.join(labels)}"
+        )
 
     def label_tree(tree: Any) -> Any:
         return map_named(label, tree)
@@ -70,7 +72,9 @@ def groups(
         for text, (selector, _) in zip(labels, rules, strict=True):
             if text not in used and known:
                 offer = checks.nearest(selector.text.removeprefix("by_path(").strip("'\")"), known)
-                raise ValueError(f"groups: the rule {text} decides no leaf{offer or '; leaves: ' + ', '.join(known[:12])}")
+                raise ValueError(
+                    f"groups: the rule {text} decides no leaf{offer or '; leaves: ' + ', '.join(known[:12])}"
+                )
         return partition.init(params)
 
     init.groups = (label_tree, transformations)  # pyright: ignore[reportFunctionMemberAccess]

@@ -60,10 +60,18 @@ def default_layout(path: str, shape: tuple[int, ...]) -> Axes:
     * rank 3 and more otherwise: the last two axes are (inputs, outputs), those before them are batch
       axes of the matrix view, and together they are one tensor. A rank-4 or rank-5 `kernel` is a conv.
 
-    >>> default_layout("Dense_0/kernel", (64, 10))
-    Axes(role='matrix', stack=(), inputs=(0,), outputs=(1,), splits=())
-    >>> default_layout("ScanBlock_0/Conv_0/kernel", (6, 3, 3, 8, 16))
-    Axes(role='conv', stack=(0,), inputs=(1, 2, 3), outputs=(4,), splits=())
+    Args:
+      path: the name of the leaf, `a/b/c`.
+      shape: its shape.
+
+    Returns:
+      The meaning of its axes.
+
+    Example:
+      >>> default_layout("Dense_0/kernel", (64, 10))
+      Axes(role='matrix', stack=(), inputs=(0,), outputs=(1,), splits=())
+      >>> default_layout("ScanBlock_0/Conv_0/kernel", (6, 3, 3, 8, 16))
+      Axes(role='conv', stack=(0,), inputs=(1, 2, 3), outputs=(4,), splits=())
     """
     pieces = path.split("/")
     lifted = [piece for piece in pieces if _LIFTED.fullmatch(piece)]
@@ -139,7 +147,9 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout = default_
                 else:
                     axes = default(path, tuple(shape))
                     axes = axes if stack is None else axes._replace(stack=tuple(stack))
-                return _checked(axes._replace(**{k: v if k == "role" else tuple(v) for k, v in changes.items()}), path, shape)
+                return _checked(
+                    axes._replace(**{k: v if k == "role" else tuple(v) for k, v in changes.items()}), path, shape
+                )
         return default(path, tuple(shape))
 
     return decide
@@ -158,13 +168,36 @@ def _checked(axes: Axes, path: str, shape: Sequence[int]) -> Axes:
 
 
 def tensor_axes(axes: Axes, shape: Sequence[int]) -> tuple[int, ...]:
-    """The axes of one tensor: all but the stack. A norm over them is the norm of one layer."""
+    """The axes of one tensor: all but the stack. A norm over them is the norm of one layer.
+
+    Args:
+      axes: the meaning of the leaf's axes.
+      shape: its shape.
+
+    Returns:
+      The axes, ascending.
+
+    Example:
+      >>> tensor_axes(Axes("matrix", (0,), (1,), (2,)), (12, 64, 64))
+      (1, 2)
+    """
     return tuple(a for a in range(len(shape)) if a not in axes.stack)
 
 
 def unit_axes(axes: Axes, shape: Sequence[int]) -> tuple[int, ...]:
-    """The axes of one output unit: all but the stack and the outputs; the whole tensor where at most one
-    axis is longer than 1."""
+    """The axes of one output unit: all but the stack and the outputs.
+
+    Args:
+      axes: the meaning of the leaf's axes.
+      shape: its shape.
+
+    Returns:
+      The axes, ascending; of a tensor with at most one axis longer than 1, all its axes.
+
+    Example:
+      >>> unit_axes(Axes("conv", (), (0, 1, 2), (3,)), (3, 3, 8, 16))
+      (0, 1, 2)
+    """
     own = tensor_axes(axes, shape)
     if sum(shape[a] > 1 for a in own) <= 1:
         return own

@@ -26,8 +26,15 @@ def _piece(key: Any) -> str:
 def names(tree: Any) -> list[str]:
     """The names of all leaves, in the order of `jax.tree.leaves`.
 
-    >>> names({"dense": {"kernel": 1, "bias": 2}, "layers": [3, 4]})
-    ['dense/bias', 'dense/kernel', 'layers/0', 'layers/1']
+    Args:
+      tree: any pytree; an NNX Variable is one leaf.
+
+    Returns:
+      One name `a/b/c` per leaf; `None` and `optax.MaskedNode` are no leaves.
+
+    Example:
+      >>> names({"dense": {"kernel": 1, "bias": 2}, "layers": [3, 4]})
+      ['dense/bias', 'dense/kernel', 'layers/0', 'layers/1']
     """
     nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
     return ["/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node)]
@@ -36,8 +43,17 @@ def names(tree: Any) -> list[str]:
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree.map` whose function also gets the name of the leaf, first.
 
-    >>> map_named(lambda name, x: f"{name}={x}", {"w": 1, "b": None})
-    {'b': None, 'w': 'w=1'}
+    Args:
+      function: (name, leaf, *leaves of the other trees) -> leaf.
+      tree: any pytree.
+      *rest: trees of the same structure, or of which `tree` is a prefix.
+
+    Returns:
+      A tree like `tree`.
+
+    Example:
+      >>> map_named(lambda name, x: f"{name}={x}", {"w": 1, "b": None})
+      {'b': None, 'w': 'w=1'}
     """
     leaves, structure = jax.tree.flatten(tree)
     columns = [structure.flatten_up_to(other) for other in rest]

@@ -8,6 +8,7 @@ from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
 )
+from gradkit.transforms.precision import PrecisionState, precision
 from gradkit.transforms.scale_invariant import project_scale_invariant
 from gradkit.transforms.shifted import (
     ShiftedParametersState,
@@ -21,6 +22,7 @@ from gradkit.transforms.weight_decay import AddDecayedWeightsState, add_decayed_
 __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
+    "PrecisionState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",
     "ScaleByTrustRatioState",
@@ -31,6 +33,7 @@ __all__ = [
     "direction_from_gradient",
     "eval_params",
     "inject_hyperparams",
+    "precision",
     "project_scale_invariant",
     "scale_by_adam",
     "scale_by_learning_rate",

@@ -19,6 +19,7 @@ from gradkit.transforms.core import (
     abs_sq,
     bias_correction,
     divide,
+    increment,
     scalar,
     settle,
     transformation,
@@ -91,7 +92,7 @@ def scale_by_adam(
 
     def update(updates: Any, state: ScaleByAdamState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByAdamState]:
         del params, extra
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
 
         def first(m: jax.Array, g: jax.Array) -> jax.Array:
             b = scalar(b1, g)

@@ -1,6 +1,6 @@
 """Clipping by the global norm: a gradient that is too long is shortened, its direction kept.
 
-    g <- g max_norm / |g|   where |g| > max_norm,   |g| over all leaves together
+g <- g max_norm / |g|   where |g| > max_norm,   |g| over all leaves together
 """
 
 from typing import Any, NamedTuple
@@ -53,7 +53,9 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> optax
     checks.choice("nonfinite", nonfinite, ("propagate", "zero"))
 
     def published(norm: jax.Array, clipped: jax.Array) -> ClipByGlobalNormState:
-        return ClipByGlobalNormState({"gradient_norm": norm.astype(jnp.float32), "clipped": clipped.astype(jnp.float32)})
+        return ClipByGlobalNormState(
+            {"gradient_norm": norm.astype(jnp.float32), "clipped": clipped.astype(jnp.float32)}
+        )
 
     def init(params: optax.Params) -> ClipByGlobalNormState:
         del params
@@ -63,7 +65,7 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> optax
         del state, params, extra
         norm = global_norm(updates)
         limit = jnp.asarray(max_norm).astype(norm.dtype)
-        clipped = norm > limit
+        clipped = ~(norm <= limit)  # NaN is clipped, and stays NaN
         factor = jnp.where(clipped, limit / norm, jnp.ones_like(norm))
         # Behind the barrier the norm is a pass of its own; without it g*g is shared with a second moment
         # that follows, and written out.
@@ -81,7 +83,9 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> optax
 register(
     clip_by_global_norm,
     form="primitive",
-    paper=Paper("On the difficulty of training Recurrent Neural Networks", "Pascanu, Mikolov, Bengio", 2013, "1211.5063"),
+    paper=Paper(
+        "On the difficulty of training Recurrent Neural Networks", "Pascanu, Mikolov, Bengio", 2013, "1211.5063"
+    ),
     collectives="norms",
     example={"max_norm": 1.0},
 )

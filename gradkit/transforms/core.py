@@ -60,6 +60,11 @@ def at_count(value: Any, count: jax.Array) -> Any:
     return value(count) if callable(value) else value
 
 
+def increment(count: jax.Array) -> jax.Array:
+    """The counter after one more step; it stays at its largest value instead of overflowing."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
 def bias_correction(decay: Any, count: jax.Array, like: jax.Array) -> jax.Array:
     """1 - decay^count, without the cancellation that float32 shows for decays near 1."""
     dtype = jnp.finfo(like.dtype).dtype
@@ -92,7 +97,9 @@ def check_leaves(method: str, params: Any, *, complex_leaves: bool) -> None:
     for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
         dtype = jnp.result_type(x)
         if not jnp.issubdtype(dtype, jnp.inexact):
-            raise ValueError(f"{method}: the leaf {name!r} has dtype {dtype}; only floating point leaves can be trained")
+            raise ValueError(
+                f"{method}: the leaf {name!r} has dtype {dtype}; only floating point leaves can be trained"
+            )
         if jnp.issubdtype(dtype, jnp.complexfloating) and not complex_leaves:
             raise ValueError(f"{method}: the leaf {name!r} is complex, and {method} has no complex form")
 
@@ -158,7 +165,7 @@ def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.
     chain = optax.chain(*links)
     # Each link refuses complex leaves by itself where it has no complex form.
     tx = transformation(described.name, chain.init, chain.update, complex_leaves=True, as_params=True)
-    tx.init.method = described  # pyright: ignore[reportFunctionMemberAccess]
+    tx.init.method = described  # pyright: ignore[reportAttributeAccessIssue]
     return tx
 
 

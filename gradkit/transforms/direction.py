@@ -1,6 +1,6 @@
 """Direction from the gradient, magnitude from another rule.
 
-    u = sign(g) |p|,   p the direction an inner transformation makes of g
+u = sign(g) |p|,   p the direction an inner transformation makes of g
 """
 
 from typing import Any

@@ -38,7 +38,6 @@ def inject_hyperparams(
 
     Reference: DeepMind's optax, `inject_hyperparams`.
     """
-
     known = inspect.signature(factory).parameters
     own = {static_args} if isinstance(static_args, str) else set(static_args)
     own |= {name for name in known if name in NOT_NUMBERS or name.endswith("mask")}

@@ -1,6 +1,6 @@
 """The last link of an optimizer: the learning rate, and the sign that turns ascent into descent.
 
-    u_t = -learning_rate(t) * d_t,      t = 0, 1, ...: the first update sees learning_rate(0)
+u_t = -learning_rate(t) * d_t,      t = 0, 1, ...: the first update sees learning_rate(0)
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import at_count, scalar, transformation
+from gradkit.transforms.core import at_count, increment, scalar, transformation
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -37,7 +37,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
       ValueError: a negative rate, or NaN.
 
     Example:
-      >>> tx = scale_by_learning_rate(lambda step: 0.5 / (1 + step))
+      >>> tx = scale_by_learning_rate(optax.linear_schedule(0.5, 0.0, 100))
       >>> g = {"w": jnp.array(1.0)}
       >>> updates, state = tx.update(g, tx.init(g))
       >>> float(updates["w"]), float(state.metrics["learning_rate"])
@@ -61,7 +61,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
         rate = at_count(learning_rate, state.count)
         sign = -1 if flip_sign else 1
         updates = jax.tree.map(lambda u: sign * scalar(rate, u) * u, updates)
-        return updates, ScaleByLearningRateState(optax.safe_increment(state.count), published(rate))
+        return updates, ScaleByLearningRateState(increment(state.count), published(rate))
 
     return transformation("scale_by_learning_rate", init, update, complex_leaves=True)
 

@@ -106,7 +106,9 @@ def eval_params(state: Any, params: Any) -> Any:
 
     found = [node for node in jax.tree.leaves(state, is_leaf=own) if own(node)]
     if len(found) > 1:
-        raise ValueError(f"eval_params: {len(found)} methods in this state have parameters of their own; pass one's state")
+        raise ValueError(
+            f"eval_params: {len(found)} methods in this state have parameters of their own; pass one's state"
+        )
     return found[0].eval_params(params) if found else params
 
 

@@ -1,8 +1,8 @@
 """Momentum: a decaying sum of past updates.
 
-    v_1 = g_1                                   (or (1 - dampening) g_1)
-    v_t = momentum v_{t-1} + (1 - dampening) g_t
-    u_t = v_t,   or with Nesterov's look-ahead  g_t + momentum v_t
+v_1 = g_1                                   (or (1 - dampening) g_1)
+v_t = momentum v_{t-1} + (1 - dampening) g_t
+u_t = v_t,   or with Nesterov's look-ahead  g_t + momentum v_t
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import scalar, settle, transformation, zeros
+from gradkit.transforms.core import increment, scalar, settle, transformation, zeros
 
 
 class TraceState(NamedTuple):
@@ -81,7 +81,7 @@ def trace(
         # The barrier keeps XLA from computing the sum again, from its overwritten predecessor, where the
         # update is applied.
         v = settle(jax.tree.map(kernel, state.trace, updates))
-        state = TraceState(optax.safe_increment(state.count), v)
+        state = TraceState(increment(state.count), v)
         v = jax.tree.map(lambda v, g: v.astype(g.dtype), v, updates)
         if nesterov:
             v = jax.tree.map(lambda g, v: g + scalar(momentum, g) * v, updates, v)

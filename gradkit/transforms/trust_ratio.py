@@ -22,7 +22,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, default_layout, names, resolve_mask
-from gradkit.transforms.core import at_count, scalar, transformation
+from gradkit.transforms.core import at_count, increment, scalar, transformation
 from gradkit.transforms.norms import BLOCKS, packed_norms
 
 
@@ -148,7 +148,7 @@ def scale_by_trust_ratio(
         for i, own in zip(chosen, n_w.spread(ratio), strict=True):
             results[i] = own * results[i]
         mean = jnp.mean(ratio).astype(jnp.float32) if ratio.size else jnp.ones((), jnp.float32)
-        state = ScaleByTrustRatioState(optax.safe_increment(state.count), {"trust_ratio": mean})
+        state = ScaleByTrustRatioState(increment(state.count), {"trust_ratio": mean})
         return structure.unflatten(results), state
 
     return transformation("scale_by_trust_ratio", init, update, needs_params=True)

@@ -15,7 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import resolve_mask
-from gradkit.transforms.core import at_count, scalar, transformation
+from gradkit.transforms.core import at_count, increment, scalar, transformation
 
 
 class AddDecayedWeightsState(NamedTuple):
@@ -24,7 +24,9 @@ class AddDecayedWeightsState(NamedTuple):
     count: jax.Array
 
 
-def add_decayed_weights(weight_decay: Any = 0.0, *, weight_decay_mask: Any = None) -> optax.GradientTransformationExtraArgs:
+def add_decayed_weights(
+    weight_decay: Any = 0.0, *, weight_decay_mask: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """Adds `weight_decay` times the parameters to the updates.
 
     Args:
@@ -62,7 +64,7 @@ def add_decayed_weights(weight_decay: Any = 0.0, *, weight_decay_mask: Any = Non
         mask = resolve_mask(weight_decay_mask, updates)
         if not nothing:
             updates = jax.tree.map(lambda u, x, on: u + scalar(decay, u) * x if on else u, updates, params, mask)
-        return updates, AddDecayedWeightsState(optax.safe_increment(state.count))
+        return updates, AddDecayedWeightsState(increment(state.count))
 
     return transformation("add_decayed_weights", init, update, needs_params=not nothing, complex_leaves=True)
 

@@ -49,7 +49,9 @@ def draw(seed: int, shapes: Any = None, dtype: Any = np.float32) -> Any:
     return structure.unflatten(numbers)
 
 
-def run(tx: optax.GradientTransformation, params: Any, steps: int = 3, jit: bool = True, **extra: Any) -> tuple[Any, Any]:
+def run(
+    tx: optax.GradientTransformation, params: Any, steps: int = 3, jit: bool = True, **extra: Any
+) -> tuple[Any, Any]:
     """Replays fixed gradients; returns the last parameters and state."""
     update = jax.jit(tx.update) if jit else tx.update
     state = tx.init(params)

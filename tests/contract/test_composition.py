@@ -1,5 +1,7 @@
 """Contract 3, 4 and 5: a method composes with everything, on any tree, and stacked layers are layers."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -28,7 +30,7 @@ def test_inside_other_transformations(card: Card, x64: None) -> None:
         "groups": gk.leaves.groups([(gk.leaves.everything(), tx)]),
         "apply_if_finite": optax.apply_if_finite(tx, 3),
     }
-    for name, outer in wrapped.items():
+    for outer in wrapped.values():
         got, _ = run(outer, params, jit=False)
         close(plain, got, F64, F64)
 
@@ -137,10 +139,16 @@ def test_empty_trees_zero_sizes_and_all_ranks(card: Card) -> None:
 def test_stacked_layers_equal_separate_ones(card: Card, nested: bool, x64: None) -> None:
     """Ten layers in one leaf, as `nn.scan` makes them, are ten layers."""
     prefix, lead = ("ScanOuter_0/ScanBlock_0", (2, 5)) if nested else ("ScanBlock_0", (10,))
-    one = {"bias": (4,), "kernel": (3, 4), "conv": {"kernel": (2, 2, 3, 4)}, "query": {"kernel": (4, 2, 3)}, "scale": ()}
+    one = {
+        "bias": (4,),
+        "kernel": (3, 4),
+        "conv": {"kernel": (2, 2, 3, 4)},
+        "query": {"kernel": (4, 2, 3)},
+        "scale": (),
+    }
     stacked = draw(4, jax.tree.map(lambda s: lead + s, one, is_leaf=lambda s: isinstance(s, tuple)), np.float64)
 
-    def nest(tree: object) -> object:
+    def nest(tree: Any) -> dict[str, Any]:
         for name in reversed(prefix.split("/")):
             tree = {name: tree}
         return {**tree, "head": {"kernel": head}}
@@ -150,7 +158,7 @@ def test_stacked_layers_equal_separate_ones(card: Card, nested: bool, x64: None)
     names = [f"layer_{n}" for n in range(10)]
     separate = {name: jax.tree.map(lambda x, i=i: x[i], stacked) for name, i in zip(names, index, strict=True)}
 
-    def steps(params: object, split: bool) -> object:
+    def steps(params: Any, split: bool) -> Any:
         tx = make(card)
         state, update = tx.init(params), tx.update
         for step in range(2):
@@ -191,5 +199,3 @@ def test_a_declared_stack_equals_the_recognised_one(card: Card, x64: None) -> No
     one_tensor, _ = run(make(card), {"blocks": layers}, steps=2, jit=False)
     different = not np.allclose(one_tensor["blocks"]["kernel"], declared["blocks"]["kernel"], rtol=1e-9)
     assert different == (card.collectives == "norms")
-
-

@@ -56,7 +56,7 @@ def test_source(golden: Golden, x64: None) -> None:
     worst = 0.0
     for t, want in enumerate(golden.steps):
         value, g = source(lambda x, t=t: fixture.loss(golden, t, x))(x)
-        assert value == fixture.loss(golden, t, x)
+        np.testing.assert_allclose(value, fixture.loss(golden, t, x), rtol=1e-14)
         updates, state = tx.update(g, state, x)
         x = optax.apply_updates(x, updates)
         worst = max(worst, fixture.error(x, want, start))
@@ -89,7 +89,10 @@ def test_aggregator(golden: Golden, x64: None) -> None:
 def test_every_file_of_a_card_is_here() -> None:
     """A card that names a trajectory names one that exists, and that is replayed."""
     replayed = {**build.TRANSFORMATIONS, **build.SOURCES, **build.SCHEDULES, **build.AGGREGATORS}
-    own = {f"{path.parent.name}/{path.stem}": path for path in (fixture.Path(fixture.__file__).parent / "data").glob("*/*.npz")}
+    own = {
+        f"{path.parent.name}/{path.stem}": path
+        for path in (fixture.Path(fixture.__file__).parent / "data").glob("*/*.npz")
+    }
     for name, card in gk.catalogue.cards().items():
         for file in card.golden:
             assert file in own, f"{name}: {file}"

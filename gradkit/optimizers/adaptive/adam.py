@@ -1,8 +1,8 @@
 """Adam: a step per coordinate, of the running mean of gradients over the root of their mean square.
 
-    m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
-    u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
-    x_t = x_{t-1} - learning_rate u_t
+m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
+x_t = x_{t-1} - learning_rate u_t
 """
 
 from typing import Any

@@ -25,7 +25,10 @@ from gradkit.transforms import (
 from gradkit.transforms.core import optimizer
 
 PAPER = Paper(
-    "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", "Heo et al.", 2020, "2006.08217"
+    "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights",
+    "Heo et al.",
+    2020,
+    "2006.08217",
 )
 
 
@@ -160,4 +163,12 @@ def sgdp(
 
 
 register(adamp, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/adamp",))
-register(sgdp, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=("adaptive/sgdp",), example={"momentum": 0.9})
+register(
+    sgdp,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=("adaptive/sgdp",),
+    example={"momentum": 0.9},
+)

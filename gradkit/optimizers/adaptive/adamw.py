@@ -1,7 +1,7 @@
 """AdamW: Adam with decoupled weight decay.
 
-    u_t = Adam's direction
-    x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+u_t = Adam's direction
+x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
 from typing import Any

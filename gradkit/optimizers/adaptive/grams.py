@@ -1,7 +1,7 @@
 """Grams: the magnitude of Adam's update with the sign of the gradient.
 
-    u_t = sign(g_t) |Adam's direction_t|
-    x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+u_t = sign(g_t) |Adam's direction_t|
+x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
 from typing import Any

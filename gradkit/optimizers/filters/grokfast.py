@@ -1,7 +1,7 @@
 """Grokfast: the slow part of the gradient, amplified.
 
-    mu_1 = g_1,   mu_t = alpha mu_{t-1} + (1 - alpha) g_t
-    g_t <- g_t + lamb mu_t
+mu_1 = g_1,   mu_t = alpha mu_{t-1} + (1 - alpha) g_t
+g_t <- g_t + lamb mu_t
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import scalar, settle, transformation, zeros
+from gradkit.transforms.core import increment, scalar, settle, transformation, zeros
 
 
 class GrokfastEmaState(NamedTuple):
@@ -63,7 +63,7 @@ def grokfast_ema(alpha: Any = 0.98, *, lamb: Any = 2.0, mu_dtype: Any = None) ->
 
         mu = settle(jax.tree.map(mean, state.mu, updates))
         updates = jax.tree.map(lambda g, m: g + scalar(lamb, g) * m.astype(g.dtype), updates, mu)
-        return updates, GrokfastEmaState(optax.safe_increment(state.count), mu)
+        return updates, GrokfastEmaState(increment(state.count), mu)
 
     return transformation("grokfast_ema", init, update, complex_leaves=True)
 

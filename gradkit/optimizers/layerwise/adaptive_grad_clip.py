@@ -1,7 +1,7 @@
 """Adaptive gradient clipping: no output unit's gradient is longer than a share of its weights.
 
-    limit_j = clipping max(|w_j|, eps)
-    g_j <- g_j limit_j / |g_j|   where |g_j| > limit_j,   for every output unit j
+limit_j = clipping max(|w_j|, eps)
+g_j <- g_j limit_j / |g_j|   where |g_j| > limit_j,   for every output unit j
 """
 
 from typing import Any

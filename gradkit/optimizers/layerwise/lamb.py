@@ -1,10 +1,10 @@
 """LAMB: Adam's direction, rescaled per layer to the norm of its weights.
 
-    g_t <- g_t / max(1, |g_t| / max_grad_norm)                       where max_grad_norm is given
-    m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
-    r_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
-    u_t = r_t + weight_decay w_{t-1}
-    w_t = w_{t-1} - learning_rate min(phi(|w_{t-1}|) / |u_t|, ratio_max) u_t,     phi(z) = clip(z, min, max)
+g_t <- g_t / max(1, |g_t| / max_grad_norm)                       where max_grad_norm is given
+m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+r_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
+u_t = r_t + weight_decay w_{t-1}
+w_t = w_{t-1} - learning_rate min(phi(|w_{t-1}|) / |u_t|, ratio_max) u_t,     phi(z) = clip(z, min, max)
 """
 
 import math
@@ -108,7 +108,9 @@ def lamb(
 register(
     lamb,
     form="optimizer",
-    paper=Paper("Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", "You et al.", 2019, "1904.00962"),
+    paper=Paper(
+        "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", "You et al.", 2019, "1904.00962"
+    ),
     words=2,
     collectives="norms",
     golden=("large_batch/lamb", "large_batch/lamb_clipped", "large_batch/lamb_no_debias"),

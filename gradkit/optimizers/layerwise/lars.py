@@ -1,12 +1,12 @@
 """LARS and LARC: every layer moves in proportion to the norm of its weights.
 
-    ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps)        (denominator "separate": the paper)
-    ratio = trust_coefficient |w| / (|g + weight_decay w| + eps)          (denominator "joint")
-    d = g + weight_decay w
-    LARS   v_t = momentum v_{t-1} + learning_rate(t) ratio d              the rate inside the momentum
-           w_t = w_{t-1} - v_t,   or with Nesterov  learning_rate(t) ratio d + momentum v_t  for v_t
-    LARC   v_t = momentum v_{t-1} + min(ratio / learning_rate(t), 1) d
-           w_t = w_{t-1} - learning_rate(t) v_t
+ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps)        (denominator "separate": the paper)
+ratio = trust_coefficient |w| / (|g + weight_decay w| + eps)          (denominator "joint")
+d = g + weight_decay w
+LARS   v_t = momentum v_{t-1} + learning_rate(t) ratio d              the rate inside the momentum
+       w_t = w_{t-1} - v_t,   or with Nesterov  learning_rate(t) ratio d + momentum v_t  for v_t
+LARC   v_t = momentum v_{t-1} + min(ratio / learning_rate(t), 1) d
+       w_t = w_{t-1} - learning_rate(t) v_t
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
 """NovoGrad: gradients divided by the running norm of their layer, then momentum.
 
-    v_t = b2 v_{t-1} + (1 - b2) |g_t|^2,   v_1 = |g_1|^2               one number per tensor
-    h_t = g_t / (sqrt(v_t + eps_root) + eps) + weight_decay w_{t-1}
-    m_t = b1 m_{t-1} + h_t,   m_1 = h_1    (grad_averaging: (1 - b1) h_t for h_t after the first step)
-    w_t = w_{t-1} - learning_rate m_t
+v_t = b2 v_{t-1} + (1 - b2) |g_t|^2,   v_1 = |g_1|^2               one number per tensor
+h_t = g_t / (sqrt(v_t + eps_root) + eps) + weight_decay w_{t-1}
+m_t = b1 m_{t-1} + h_t,   m_1 = h_1    (grad_averaging: (1 - b1) h_t for h_t after the first step)
+w_t = w_{t-1} - learning_rate m_t
 """
 
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from gradkit.leaves import (
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import (
     divide,
+    increment,
     optimizer,
     scalar,
     settle,
@@ -106,7 +107,9 @@ def scale_by_novograd(
     def init(params: optax.Params) -> ScaleByNovogradState:
         def per_tensor(name: str, x: Any) -> jax.Array:
             own = tensor_axes(layout(name, x.shape), x.shape)
-            return jnp.zeros([1 if a in own else n for a, n in enumerate(x.shape)], jnp.finfo(wide_dtype(x.dtype)).dtype)
+            return jnp.zeros(
+                [1 if a in own else n for a, n in enumerate(x.shape)], jnp.finfo(wide_dtype(x.dtype)).dtype
+            )
 
         nu = map_named(per_tensor, params)
         nu_max = jax.tree.map(jnp.zeros_like, nu) if amsgrad else None
@@ -142,7 +145,7 @@ def scale_by_novograd(
             return (b * m.astype(h.dtype) + h).astype(m.dtype)
 
         mu = settle(jax.tree.map(momentum, state.mu, h))
-        state = ScaleByNovogradState(optax.safe_increment(state.count), mu, nu, nu_max)
+        state = ScaleByNovogradState(increment(state.count), mu, nu, nu_max)
         return jax.tree.map(lambda m, g: m.astype(g.dtype), mu, updates), state
 
     return transformation("scale_by_novograd", init, update, needs_params=not without_decay)

@@ -1,8 +1,8 @@
 """XGrad: gradients at the weights that are predicted for after the step.
 
-    the inner method moves the true parameters:   x_{t+1} = x_t + u_t (- learning_rate weight_decay x_t)
-    the user holds the prediction:                y_{t+1} = x_{t+1} + prediction_steps u_t
-    the next gradient is taken at y_{t+1}; moments and decay see x_{t+1}. The first one is at x_0.
+the inner method moves the true parameters:   x_{t+1} = x_t + u_t (- learning_rate weight_decay x_t)
+the user holds the prediction:                y_{t+1} = x_{t+1} + prediction_steps u_t
+the next gradient is taken at y_{t+1}; moments and decay see x_{t+1}. The first one is at x_0.
 """
 
 from typing import Any
@@ -58,9 +58,7 @@ def xgrad(
     2305.18240. With SGD, a constant rate and prediction_steps = momentum this is Nesterov's method.
     """
     checks.real("prediction_steps", prediction_steps, "[0, inf)")
-    return shifted_parameters(
-        inner, lambda u: jax.tree.map(lambda x: scalar(prediction_steps, x) * x, u), after=after
-    )
+    return shifted_parameters(inner, lambda u: jax.tree.map(lambda x: scalar(prediction_steps, x) * x, u), after=after)
 
 
 def _decay(learning_rate: Any, weight_decay: Any, weight_decay_mask: Any) -> optax.GradientTransformation:

@@ -1,9 +1,9 @@
 """Lion: the sign of an interpolation between momentum and gradient.
 
-    c_t = b1 m_{t-1} + (1 - b1) g_t
-    u_t = sign(c_t)
-    m_t = b2 m_{t-1} + (1 - b2) g_t
-    x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+c_t = b1 m_{t-1} + (1 - b1) g_t
+u_t = sign(c_t)
+m_t = b2 m_{t-1} + (1 - b2) g_t
+x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +19,10 @@ from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import optimizer, scalar, settle, transformation, zeros
 
 PAPER = Paper("Symbolic Discovery of Optimization Algorithms", "Chen et al.", 2023, "2302.06675")
+
+
+def _is(value: Any, number: int) -> bool:
+    return isinstance(value, int | float) and value == number
 
 
 class ScaleByLionState(NamedTuple):
@@ -52,14 +56,15 @@ def scale_by_lion(*, b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> opt
 
     Reference: Chen et al. Symbolic Discovery of Optimization Algorithms. 2023, arXiv 2302.06675. c_t is
     computed from m_t, as (b1/b2) m_t + (1 - b1 - (b1/b2)(1 - b2)) g_t, which is the same number and reads no
-    overwritten array; it rounds differently, so the sign of a tie within rounding may differ.
+    overwritten array; it rounds differently, so the sign of a tie within rounding may differ. With the numbers
+    b1 = 1 or b2 = 0 the paper's form is used, whose ties are exact.
     """
     checks.real("b1", b1, "[0, 1]")
     checks.real("b2", b2, "[0, 1]")
 
     def interpolate(m_before: jax.Array, m: jax.Array, g: jax.Array) -> jax.Array:
         b = scalar(b1, g)
-        if isinstance(b2, int | float) and b2 == 0:
+        if _is(b2, 0) or _is(b1, 1):
             return b * m_before.astype(g.dtype) + (1 - b) * g
         share = b / scalar(b2, g)
         return share * m.astype(g.dtype) + ((1 - b) - share * (1 - scalar(b2, g))) * g

@@ -1,0 +1,132 @@
+"""PCGrad: from each task's gradient, what conflicts with another task's is projected out.
+
+For each task i, over the other tasks j in random order, starting from a = g_i:
+
+    if <a, g_j> < 0:    a <- a - <a, g_j> / <g_j, g_j> g_j        g_j as it came, a as it has become
+
+and the result is the sum of the a's. Inner products run over the whole tree.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradkit import checks
+from gradkit.aggregation.gramian import HIGHEST, aggregator
+from gradkit.catalogue import Paper, register
+
+PAPER = Paper("Gradient Surgery for Multi-Task Learning", "Yu et al.", 2020, "2001.06782")
+
+
+def pcgrad_weights(G: jax.Array, order: jax.Array) -> jax.Array:
+    """The weight of each gradient in PCGrad's sum, from the Gramian alone.
+
+    Args:
+      G: (m, m) Gramian.
+      order: (m, n) integers; row i lists the tasks that task i visits; itself is passed over.
+    """
+    m = G.shape[0]
+    norms = jnp.diagonal(G)
+
+    def surgery(i: jax.Array, row: jax.Array) -> jax.Array:
+        def visit(a: jax.Array, j: jax.Array) -> tuple[jax.Array, None]:
+            inner = jnp.dot(G[j], a, precision=HIGHEST)
+            conflict = (inner < 0) & (j != i) & (norms[j] > 0)
+            return a.at[j].add(-jnp.where(conflict, inner / jnp.where(conflict, norms[j], 1), 0)), None
+
+        return jax.lax.scan(visit, jax.nn.one_hot(i, m, dtype=G.dtype), row)[0]
+
+    return jnp.sum(jax.vmap(surgery)(jnp.arange(m, dtype=jnp.int32), order.astype(jnp.int32)), axis=0)
+
+
+class PCGradState(NamedTuple):
+    """The random key of the next step; None where it comes with the step, or nothing is random."""
+
+    key: Any
+
+
+def _check_order(order: Any) -> np.ndarray:
+    rows = np.asarray(order)
+    m = len(rows) if rows.ndim == 2 else 0
+    if m and rows.dtype.kind in "iu" and rows.shape[1] in (m - 1, m):
+        others = [sorted(j for j in row if j != i) == [j for j in range(m) if j != i] for i, row in enumerate(rows)]
+        if all(others):
+            return rows
+    raise ValueError(
+        f"order must be integers (m, m - 1) whose row i has every task but i once, or (m, m) with i too, got {order!r}"
+    )
+
+
+def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> optax.GradientTransformationExtraArgs:
+    """Gradient surgery: the sum of the tasks' gradients, each without what conflicts with the others.
+
+    Equations: at the head of this file.
+
+    Args:
+      reduction: "sum" (default, paper) or "mean" over the tasks.
+      key: a `jax.random` key from which the orders of all steps follow. Default None: `update` needs `key=`,
+        which also goes first where both are given. The same on all replicas.
+      order: instead of random orders, these at every step: integers of shape (m, m - 1), row i the tasks that task i
+        visits, or (m, m), where i itself is passed over. Default None.
+
+    Returns:
+      A transformation whose updates come in with a leading axis of length m and leave without it; put it first in
+      a chain, `optax.chain(pcgrad(key=key), gk.adam(1e-3))`, whose parameters have no such axis. State: a key.
+      Sharded gradients cost one sum of m^2 numbers. Zero gradients are left as they are.
+
+    Raises:
+      ValueError: at construction, an unknown reduction, an order that is none, or both key and order; when called,
+        no key, leading axes that differ or are missing, an order of another m, gradients that do not match the
+        parameters.
+
+    Example:
+      >>> tx = pcgrad(order=[[1], [0]])
+      >>> g = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> print(tx.update(g, tx.init(g[0]))[0])
+      [0.5 1.5]
+
+    Reference: Yu et al. Gradient Surgery for Multi-Task Learning. 2020, arXiv 2001.06782. For m = 2 no conflict is
+    left; for more, one may be. The authors' code visits the tasks in a fixed order, since the result of its shuffle
+    is dropped, visits task i itself as well, and divides by the norm of a zero gradient; this is the paper.
+    """
+    checks.choice("reduction", reduction, ["sum", "mean"])
+    if key is not None and order is not None:
+        raise ValueError("pcgrad takes a key or an order, not both: an order leaves nothing to be drawn")
+    rows = None if order is None else _check_order(order)
+
+    def init() -> PCGradState:
+        # Of its own, so that a donated state does not take the user's key along.
+        return PCGradState(None if key is None else jax.random.split(key, 1)[0])
+
+    def weigh(G: jax.Array, state: PCGradState, **extra: Any) -> tuple[jax.Array, PCGradState]:
+        m = G.shape[0]
+        if rows is not None:
+            if len(rows) != m:
+                raise ValueError(f"pcgrad: order is for {len(rows)} gradients, and {m} came")
+            visits = jnp.asarray(rows)
+        else:
+            now = extra.get("key")
+            if now is None:
+                if state.key is None:
+                    raise ValueError("pcgrad needs a random key: pcgrad(key=...) or update(..., key=...)")
+                after, now = jax.random.split(state.key)
+                state = PCGradState(after)
+            visits = jax.vmap(lambda k: jax.random.permutation(k, m))(jax.random.split(now, m))
+        weights = pcgrad_weights(G, visits)
+        return (weights / m if reduction == "mean" else weights), state
+
+    return aggregator("pcgrad", init, weigh)
+
+
+register(
+    pcgrad,
+    form="aggregator",
+    paper=PAPER,
+    needs=("key",),
+    collectives="gramian",
+    golden=("estimators/pcgrad",),
+    notes="needs `key` in every update, or once at construction",
+)

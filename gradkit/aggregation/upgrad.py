@@ -1,0 +1,102 @@
+"""UPGrad: each task's gradient is projected onto the directions that harm no task; the projections are averaged.
+
+With G the Gramian of the gradients, its trace normalised to 1 and reg_eps I added, and preferences p:
+
+    v_i = the v >= p_i e_i (entry by entry) that minimises v^T G v
+    w = v_1 + ... + v_m,    result = w_1 g_1 + ... + w_m g_m
+
+v_i is p_i e_i + |p_i| s, where s solves the linear complementarity problem of G and +-G e_i.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from gradkit import checks
+from gradkit.aggregation.gramian import aggregator
+from gradkit.catalogue import Paper, register
+from gradkit.linalg import solve_lcp
+
+PAPER = Paper("Jacobian Descent for Multi-Objective Optimization", "Quinton, Rey", 2024, "2406.16232")
+
+
+def upgrad_weights(G: jax.Array, p: jax.Array, norm_eps: Any, reg_eps: Any, max_iters: int) -> jax.Array:
+    """The weight of each gradient in UPGrad's combination, from the Gramian and the preferences alone."""
+    trace = jnp.trace(G)
+    vanishes = (trace < jnp.asarray(norm_eps, G.dtype)) | (trace == 0)
+    G = jnp.where(vanishes, jnp.zeros_like(G), G / jnp.where(vanishes, jnp.ones_like(trace), trace))
+    G = G + jnp.asarray(reg_eps, G.dtype) * jnp.eye(len(G), dtype=G.dtype)
+    # The problem scales with p_i, so only its sign enters the solver.
+    s = jax.vmap(lambda sign, column: solve_lcp(G, sign * column, max_iters=max_iters))(jnp.sign(p), G.T)
+    return p + jnp.sum(jnp.abs(p)[:, None] * s, axis=0)
+
+
+def upgrad(
+    *, pref_vector: Any = None, norm_eps: Any = 1e-4, reg_eps: Any = 1e-4, max_iters: int = 100
+) -> optax.GradientTransformationExtraArgs:
+    """Unconflicting projection of gradients: a direction that, to first order, makes no task worse.
+
+    Equations: at the head of this file.
+
+    Args:
+      pref_vector: p, m finite numbers, used as they are. Default 1 / m each: the result then has the scale of the
+        mean gradient, and IS the mean where no two gradients conflict.
+      norm_eps: where the sum of all squared gradient norms is below this, >= 0, the gradients are taken for
+        vanished and the result is their weighted mean, conflicts and all. Default 1e-4 (torchjd). A trap: the
+        threshold is absolute, and small gradients are common late in training; 0 resolves conflicts at every
+        scale, and still copes with zero.
+      reg_eps: regularisation of the normalised Gramian, > 0. Default 1e-4 (torchjd), with which inner products with
+        the result may be negative by about 2e-4 of the sum of squared norms. In float32 not much less is possible.
+      max_iters: bound on the pivots of the solver, >= 1. Default 100; it takes a few.
+
+    Returns:
+      A transformation whose updates come in with a leading axis of length m and leave without it; put it first in
+      a chain, `optax.chain(upgrad(), gk.adam(1e-3))`, whose parameters have no such axis. No state. Sharded
+      gradients cost one sum of m^2 numbers. Gradients that are not finite give NaN.
+
+    Raises:
+      ValueError: at construction, a preference that is not a vector of numbers, a hyperparameter outside its range;
+        when called, a preference of another length, leading axes that differ or are missing, gradients that do
+        not match the parameters.
+
+    Example:
+      >>> tx = upgrad(reg_eps=1e-6)
+      >>> g = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+      >>> [round(float(x), 3) for x in tx.update(g, tx.init(g[0]))[0]]
+      [0.25, 0.75]
+
+    Reference: Quinton, Rey. Jacobian Descent for Multi-Objective Optimization. 2024, arXiv 2406.16232. Weights
+    equal those of torchjd; the quadratic programs are solved by block principal pivoting instead of an active set.
+    """
+    checks.real("norm_eps", norm_eps, "[0, inf)")
+    checks.real("reg_eps", reg_eps, "(0, inf)")
+    checks.integer("max_iters", max_iters, 1)
+    if pref_vector is not None:
+        _check_preferences(pref_vector)
+
+    def weigh(G: jax.Array, state: optax.EmptyState, **extra: Any) -> tuple[jax.Array, optax.EmptyState]:
+        del extra
+        m = len(G)
+        p = jnp.full((m,), 1 / m, G.dtype) if pref_vector is None else jnp.asarray(pref_vector, G.dtype)
+        if p.shape != (m,):
+            raise ValueError(f"upgrad: pref_vector has shape {p.shape}, and {m} gradients came")
+        return upgrad_weights(G, p, norm_eps, reg_eps, max_iters), state
+
+    return aggregator("upgrad", optax.EmptyState, weigh)
+
+
+def _check_preferences(pref_vector: Any) -> None:
+    if isinstance(pref_vector, Tracer):
+        return
+    values = np.asarray(pref_vector)
+    if values.ndim != 1:
+        raise ValueError(f"pref_vector must be a vector, one number per gradient, got {pref_vector!r}")
+    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ValueError(f"pref_vector must be finite numbers, got {pref_vector!r}")
+
+
+register(upgrad, form="aggregator", paper=PAPER, collectives="gramian", golden=("estimators/upgrad",))

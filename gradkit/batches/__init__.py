@@ -1,0 +1,6 @@
+"""Rules for the batch size: what else changes when it does."""
+
+from gradkit.batches.linear_scaling import linear_scaling
+from gradkit.batches.sqrt_scaling import sqrt_scaling
+
+__all__ = ["linear_scaling", "sqrt_scaling"]

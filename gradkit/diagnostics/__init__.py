@@ -1,0 +1,27 @@
+"""Pure measurements of a training run."""
+
+from gradkit.diagnostics.gradient_noise_scale import (
+    NoiseScale,
+    NoiseScaleEstimate,
+    NoiseScaleState,
+    StepsExamples,
+    critical_batch_size,
+    fit_steps_examples,
+    from_moments,
+    gradient_noise_scale,
+    optimal_rate,
+)
+from gradkit.diagnostics.metrics import metrics
+
+__all__ = [
+    "NoiseScale",
+    "NoiseScaleEstimate",
+    "NoiseScaleState",
+    "StepsExamples",
+    "critical_batch_size",
+    "fit_steps_examples",
+    "from_moments",
+    "gradient_noise_scale",
+    "metrics",
+    "optimal_rate",
+]

@@ -1,0 +1,5 @@
+"""Pure array kernels."""
+
+from gradkit.linalg.lcp import solve_lcp
+
+__all__ = ["solve_lcp"]

@@ -1,0 +1,35 @@
+"""Step -> value, composed of phases."""
+
+from gradkit.schedules.one_cycle import one_cycle, one_cycle_b1
+from gradkit.schedules.phases import (
+    Phase,
+    Schedule,
+    array_schedule,
+    decay,
+    hold,
+    phases,
+    repeat,
+    take,
+    warmup,
+)
+from gradkit.schedules.sgdr import sgdr, sgdr_boundaries
+from gradkit.schedules.wsd import wsd, wsd_cooldown, wsd_cycles
+
+__all__ = [
+    "Phase",
+    "Schedule",
+    "array_schedule",
+    "decay",
+    "hold",
+    "one_cycle",
+    "one_cycle_b1",
+    "phases",
+    "repeat",
+    "sgdr",
+    "sgdr_boundaries",
+    "take",
+    "warmup",
+    "wsd",
+    "wsd_cooldown",
+    "wsd_cycles",
+]

@@ -1,0 +1,390 @@
+"""Schedules as lists of phases that compose.
+
+A schedule is a list of phases, each with a length in steps, a shape, a first value and a value it goes to:
+
+    value(step) = curve(from, to, p),    p = (step - first step of the phase) / length,  in [0, 1)
+
+and after the last phase the value it went to. `+` puts lists one after the other; a phase that names no first
+value starts where the phase before it ended. Curves, where a is the first value and b the last:
+
+    linear        a + (b - a) p              cosine     a + (b - a) (1 - cos(pi p)) / 2
+    1-sqrt        a + (b - a) sqrt(p)        1-square   a + (b - a) p^2
+    exponential   a (b / a)^p                half_life  a 2^(-steps since the start / half_life), then b
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+
+Curve = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+LAST_STEP = 2**31 - 1
+
+
+def real_array(value: Any) -> jax.Array:
+    """The value in the dtype of schedules: float32, or float64 where that is enabled."""
+    return jnp.asarray(value, jnp.result_type(float))
+
+
+def _between(progress: Callable[[jax.Array], jax.Array]) -> Curve:
+    """A curve from how far of the way it has gone: exactly a at 0, exactly b at 1."""
+
+    def curve(a: jax.Array, b: jax.Array, p: jax.Array) -> jax.Array:
+        return a * (1 - progress(p)) + b * progress(p)
+
+    return curve
+
+
+def _geometric(a: jax.Array, b: jax.Array, p: jax.Array) -> jax.Array:
+    for name, value in (("the first value of an exponential phase", a), ("end", b)):
+        checks.real(name, value, "(0, inf)")
+    return a * jnp.exp(p * jnp.log(b / a))
+
+
+CURVES: dict[str, Curve] = {
+    "linear": _between(lambda p: p),
+    "cosine": _between(lambda p: jnp.square(jnp.sin(p * (math.pi / 2)))),
+    "1-sqrt": _between(jnp.sqrt),
+    "1-square": _between(jnp.square),
+    "exponential": _geometric,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Phase:
+    """One piece of a schedule.
+
+    Attributes:
+      length: in steps; a fraction where a bend lies between two steps; None: for ever.
+      at: (steps since the start of the phase, last value before it or None) -> value.
+      end: last value before the phase, or None -> value it goes to.
+    """
+
+    length: float | None
+    at: Callable[[jax.Array, Any], jax.Array]
+    end: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """A list of phases, which is also the function step -> value that optax wants.
+
+    `schedule(0)` is the value of the first update. Steps may be Python integers, integer arrays of any shape, or
+    traced; values are float32 (float64 where that is enabled). Values of phases may be traced, lengths not.
+
+    Attributes:
+      phases: the list; only the last may be unending.
+    """
+
+    phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        if any(phase.length is None for phase in self.phases[:-1]):
+            raise ValueError("no phase can follow one that has no end: give it a number of steps")
+        if self.length is not None and self.length > LAST_STEP:
+            raise ValueError(f"a schedule must be at most {LAST_STEP} steps long, got {self.length}")
+
+    def __repr__(self) -> str:
+        return f"Schedule(lengths={tuple(phase.length for phase in self.phases)})"
+
+    def __add__(self, after: "Schedule") -> "Schedule":
+        return Schedule(self.phases + after.phases) if isinstance(after, Schedule) else NotImplemented
+
+    @property
+    def length(self) -> float | None:
+        """Steps until the last value is reached; None: never."""
+        lengths = [phase.length for phase in self.phases]
+        return None if None in lengths else sum(length for length in lengths if length is not None)
+
+    def __call__(self, step: Any) -> jax.Array:
+        step = jnp.asarray(step)
+        return self.at(step.astype(int) if jnp.issubdtype(step.dtype, jnp.integer) else real_array(step), None)
+
+    def at(self, since: jax.Array, before: Any) -> jax.Array:
+        """The value so many steps after the start, where `before` is the last value before it."""
+        candidates = []
+        for phase in self.phases:
+            value = phase.at(since, before)
+            if phase.length is None:
+                break
+            candidates.append((_is_before(since, phase.length), value))
+            since, before = _minus(since, phase.length), phase.end(before)
+        else:
+            value = real_array(before)
+        for inside, earlier in reversed(candidates):
+            value = jnp.where(inside, earlier, value)
+        return value
+
+    def end(self, before: Any) -> Any:
+        """The value the last phase goes to."""
+        for phase in self.phases:
+            before = phase.end(before)
+        return before
+
+
+def _is_before(since: jax.Array, length: float) -> jax.Array:
+    return since < (math.ceil(length) if jnp.issubdtype(since.dtype, jnp.integer) else length)
+
+
+def _minus(since: jax.Array, length: float) -> jax.Array:
+    # Steps are counted in integers for as long as lengths are: float32 has no odd number above 2^24.
+    return since - length if isinstance(length, int) else real_array(since) - length
+
+
+def _never(before: Any) -> Any:
+    raise ValueError(f"a schedule without end goes to no value (it came from {before})")
+
+
+def unending(at: Callable[[jax.Array], jax.Array]) -> Schedule:
+    """A schedule of one phase that never ends, from a function of the steps since its start."""
+    return Schedule((Phase(None, lambda since, _: at(jnp.maximum(since, 0)), _never),))
+
+
+def check_shape(shape: str, half_life: Any = None) -> None:
+    """Raises where a shape is unknown, or has not got its half-life."""
+    checks.choice("shape", shape, [*CURVES, "half_life"])
+    if (shape == "half_life") != (half_life is not None):
+        raise ValueError(f"half_life goes with shape='half_life', got shape={shape!r} and half_life={half_life!r}")
+    checks.real("half_life", half_life, "(0, inf)", optional=True)
+
+
+def ramp(length: float, shape: str, start: Any = None, end: Any = None, half_life: Any = None) -> Schedule:
+    """One phase of any shape; what the builders below are made of.
+
+    Args:
+      length: in steps, >= 0; whole, or a fraction where a bend lies between two steps.
+      shape: a key of `CURVES`, or "half_life".
+      start: first value. None: where the phase before ended.
+      end: value it goes to. None: stays at the first value.
+      half_life: steps in which the value halves, for shape "half_life".
+    """
+    check_shape(shape, half_life)
+    checks.real("a length", length, "[0, inf)")
+    checks.real("start", start, optional=True)
+    checks.real("end", end, optional=True)
+    length = int(length) if length == int(length) else float(length)
+
+    def first(before: Any) -> jax.Array:
+        if start is None and before is None:
+            raise ValueError("start is needed: no phase in front of this one says where it starts")
+        return real_array(before if start is None else start)
+
+    def at(since: jax.Array, before: Any) -> jax.Array:
+        a = first(before)
+        if end is None:
+            return a
+        p = jnp.clip(real_array(since) / (length or 1), 0, 1)
+        if half_life is not None:
+            return a * jnp.exp2(-p * (length / real_array(half_life)))
+        return CURVES[shape](a, real_array(end), p)
+
+    return Schedule((Phase(length, at, lambda before: first(before) if end is None else end),))
+
+
+def warmup(steps: int, peak: Any, *, start: Any = 0.0, shape: str = "linear") -> Schedule:
+    """Rises to a peak.
+
+    Args:
+      steps: length of the phase, >= 0.
+      peak: value reached after `steps` steps; may be traced.
+      start: value at its first step. Default 0, with which the first update moves nothing;
+        `peak / steps` wastes no step.
+      shape: of the rise; a key of the table at the head of this file. Default "linear".
+
+    Returns:
+      A schedule of one phase.
+
+    Raises:
+      ValueError: a negative length, or an unknown shape.
+
+    Example:
+      >>> schedule = warmup(4, 1.0) + hold(3) + decay("linear", 2)
+      >>> print(schedule(jnp.arange(10)))
+      [0.   0.25 0.5  0.75 1.   1.   1.   1.   0.5  0.  ]
+
+    Reference: Goyal et al. Accurate, Large Minibatch SGD. 2017, arXiv 1706.02677.
+    """
+    checks.integer("steps", steps)
+    checks.real("peak", peak)
+    return ramp(steps, shape, start, peak)
+
+
+def hold(steps: int | None = None, value: Any = None) -> Schedule:
+    """Stays at a value.
+
+    Args:
+      steps: length of the phase, >= 0. Default None: for ever.
+      value: the value; may be traced. Default None: where the phase before ended.
+
+    Returns:
+      A schedule of one phase.
+
+    Raises:
+      ValueError: a negative length.
+
+    Example:
+      >>> print((hold(2, 3.0) + hold())(jnp.arange(4)))
+      [3. 3. 3. 3.]
+
+    Reference: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations. 2024,
+    arXiv 2405.18392.
+    """
+    checks.integer("steps", steps, optional=True)
+    checks.real("value", value, optional=True)
+    phase = ramp(steps or 0, "linear", value).phases[0]
+    return Schedule((dataclasses.replace(phase, length=steps),))
+
+
+def decay(shape: str, steps: int, end: Any = 0.0, *, start: Any = None, half_life: Any = None) -> Schedule:
+    """Falls to a last value.
+
+    Args:
+      shape: of the fall, from the table at the head of this file.
+      steps: length of the phase, >= 0.
+      end: value after it, for ever after where no phase follows. Default 0. May be traced.
+      start: first value. Default None: where the phase before ended.
+      half_life: steps in which the value halves, > 0; for shape "half_life" only, which does not approach `end`
+        but goes there when the phase is over.
+
+    Returns:
+      A schedule of one phase.
+
+    Raises:
+      ValueError: a negative length, an unknown shape, "exponential" with an end that is not positive.
+
+    Example:
+      >>> print(decay("1-sqrt", 4, start=1.0)(jnp.arange(5)).round(3))
+      [1.    0.5   0.293 0.134 0.   ]
+
+    Reference: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations. 2024,
+    arXiv 2405.18392.
+    """
+    checks.integer("steps", steps)
+    checks.real("end", end, "(0, inf)" if shape == "exponential" else "(-inf, inf)")
+    return ramp(steps, shape, start, end, half_life)
+
+
+def phases(table: Iterable[Schedule | Sequence[Any]]) -> Schedule:
+    """A schedule from a table of phases.
+
+    Args:
+      table: rows (length, shape, from, to), or schedules. `from` None: where the row before ended; `to` None:
+        stays. Lengths are >= 0, and fractions where a bend lies between two steps.
+
+    Returns:
+      The rows one after the other.
+
+    Raises:
+      ValueError: an empty table, a row that is not four values, an unknown shape, a negative length.
+
+    Example:
+      >>> schedule = phases([(2, "linear", 0.0, 1.0), (2, "linear", None, None), (2, "cosine", None, 0.0)])
+      >>> print(schedule(jnp.arange(7)).round(3))
+      [0.  0.5 1.  1.  1.  0.5 0. ]
+
+    Reference: none; every schedule of this room that has no feedback is such a table.
+    """
+    rows = list(table)
+    if not rows:
+        raise ValueError("phases needs at least one phase")
+    for row in rows:
+        if not isinstance(row, Schedule) and len(row) != 4:
+            raise ValueError(f"a phase is a schedule or (length, shape, from, to), got {row!r}")
+    parts = [row if isinstance(row, Schedule) else ramp(*row) for row in rows]
+    return Schedule(tuple(itertools.chain.from_iterable(part.phases for part in parts)))
+
+
+def take(schedule: Callable[[Any], Any], steps: int) -> Schedule:
+    """The first steps of any schedule, so that phases can follow; they start at its value after `steps` steps.
+
+    Args:
+      schedule: step -> value, of this library or another.
+      steps: how many of its steps, >= 0.
+
+    Returns:
+      A schedule of one phase.
+
+    Raises:
+      ValueError: a schedule that cannot be called, or a negative number of steps.
+
+    Example:
+      >>> import optax
+      >>> print((take(optax.constant_schedule(2.0), 3) + decay("linear", 2))(jnp.arange(6)))
+      [2. 2. 2. 2. 1. 0.]
+
+    Reference: none.
+    """
+    checks.function("schedule", schedule)
+    checks.integer("steps", steps)
+
+    def at(since: jax.Array, before: Any) -> jax.Array:
+        del before
+        return real_array(schedule(jnp.clip(since, 0, steps)))
+
+    return Schedule((Phase(steps, at, lambda _: real_array(schedule(steps))),))
+
+
+def repeat(schedule: Schedule, times: int | None = None) -> Schedule:
+    """A schedule over and over again.
+
+    Args:
+      schedule: what is repeated; it has an end, which is never reached inside a cycle.
+      times: how often, >= 1. Default None: for ever.
+
+    Returns:
+      A schedule of one phase.
+
+    Raises:
+      ValueError: a schedule that is empty or has no end, or `times` < 1.
+
+    Example:
+      >>> print(repeat(decay("linear", 2, start=1.0))(jnp.arange(5)))
+      [1.  0.5 1.  0.5 1. ]
+
+    Reference: Loshchilov, Hutter. SGDR: Stochastic Gradient Descent with Warm Restarts. 2016, arXiv 1608.03983.
+    """
+    checks.integer("times", times, 1, optional=True)
+    length = schedule.length
+    if not length:
+        raise ValueError(f"a schedule can be repeated if it has an end and is not empty, its length is {length}")
+
+    def at(since: jax.Array, before: Any) -> jax.Array:
+        position = jnp.maximum(since, 0) if isinstance(length, int) else real_array(jnp.maximum(since, 0))
+        return schedule.at(position % length, before)
+
+    return Schedule((Phase(None if times is None else times * length, at, schedule.end),))
+
+
+def array_schedule(values: Any) -> Schedule:
+    """The values of an array, one per step, and the last one ever after.
+
+    Args:
+      values: array of one axis, not empty; may be traced.
+
+    Returns:
+      A schedule of one phase.
+
+    Raises:
+      ValueError: not one axis, or empty.
+
+    Example:
+      >>> print(array_schedule([3.0, 1.0, 2.0])(jnp.arange(5)))
+      [3. 1. 2. 2. 2.]
+
+    Reference: none; for schedules that were measured, and curves drawn by hand.
+    """
+    table = real_array(values)
+    if table.ndim != 1 or not table.size:
+        raise ValueError(f"values must be an array of one axis that is not empty, got shape {table.shape}")
+
+    def at(since: jax.Array, before: Any) -> jax.Array:
+        del before
+        return table[jnp.clip(since.astype(int), 0, table.size - 1)]
+
+    return Schedule((Phase(table.size, at, lambda _: table[-1]),))

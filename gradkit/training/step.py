@@ -1,0 +1,241 @@
+"""One training step for Flax linen, Flax NNX and plain trees: loss -> gradient source -> transformation -> parameters.
+
+    (value, aux), g = source(loss)(params, batch)
+    updates, opt_state = tx.update(g, opt_state, params, value, grad, value_fn, grad_fn, hvp_fn, key)
+    params = params + updates
+
+Every cheap extra argument is passed, so any method works in this loop; under jit a function that nobody calls
+leaves nothing behind.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from gradkit import checks
+from gradkit.diagnostics import metrics
+from gradkit.gradients.microbatch import microbatch
+from gradkit.training.forms import joined, one_form, takes_key
+from gradkit.transforms import eval_params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run carries from step to step; a pytree.
+
+    Attributes:
+      step: number of steps made, int32.
+      params: the trained parameters. Of an NNX module: its state of type `wrt`, as bare arrays.
+      opt_state: the state of the transformation.
+      model_state: what the model keeps besides parameters (BatchNorm statistics, counters of random streams).
+      key: the random key of the run; every step folds its number into it, so it stays the same.
+      graph: of an NNX module, what `nnx.merge` needs; not an array.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    model_state: Any = None
+    key: Any = None
+    graph: Any = dataclasses.field(default=None, metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """What `make_train_step` returns.
+
+    Attributes:
+      init: (params or NNX module, *, model_state=None, key=None) -> TrainState.
+      update: (TrainState, batch) -> (TrainState, metrics), under jit; calling the step itself does the same.
+      model: TrainState -> NNX module, with the parameters that the method means for evaluation. It shares its
+        arrays with the state: with donation it must be used before the next step, or cloned.
+    """
+
+    init: Callable[..., TrainState]
+    update: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+    model: Callable[[TrainState], Any]
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        return self.update(state, batch)
+
+
+def _own(tree: Any, copy: bool) -> Any:
+    """Arrays of strong types, which donation may consume."""
+    return jax.tree.map(lambda x: jnp.array(x, dtype=getattr(x, "dtype", jnp.result_type(x)), copy=copy), tree)
+
+
+def _apart(tree: Any, *others: Any) -> Any:
+    """The tree without arrays that occur twice, here or in the others: none may be donated twice."""
+    seen = {id(x) for x in jax.tree.leaves(others)}
+
+    def own(x: Any) -> Any:
+        x = jnp.array(x, copy=True) if id(x) in seen else x
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(own, tree)
+
+
+def numbered(loss: Callable[..., Any], microbatches: int, weight: Any, has_aux: bool) -> Callable[..., Any]:
+    """(params, batch) -> (value, gradient) over microbatches, told apart by the number of their first example."""
+    of_part = None if weight is None else lambda part: weight(part[0])
+    source = microbatch(lambda p, part: loss(p, part[0], part[1][0]), microbatches, weight=of_part, has_aux=has_aux)
+
+    def fn(params: Any, batch: Any) -> Any:
+        lengths = [(jnp.shape(x) or (1,))[0] for x in jax.tree.leaves(batch)]
+        return source(params, (batch, jnp.arange(max(lengths, default=0))))
+
+    return fn
+
+
+def make_train_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    *,
+    gradient: Callable[..., Any] | None = None,
+    microbatches: int = 1,
+    weight: Callable[[Any], Any] | None = None,
+    has_aux: bool = False,
+    donate: bool = True,
+    wrt: Any = None,
+) -> TrainStep:
+    """A compiled training step for linen, NNX and plain trees.
+
+    Equations: at the head of this file.
+
+    Args:
+      loss_fn: a mean over the batch, in one of three forms. A batch is any tree.
+        `(params, batch) -> loss`: plain trees, and linen models without other variables.
+        `(params, model_state, batch) -> (loss, model_state)`: where `init` is given a model state (BatchNorm).
+        `(model, batch) -> loss`: where `init` is given an NNX module; what the loss changes in the module apart
+        from its parameters is carried to the next step.
+        If it has an argument `key`, it gets a new random key at every step (dropout).
+      tx: any optax transformation.
+      gradient: a source, loss -> function like `jax.value_and_grad(loss)`; must take `has_aux=True` where there is
+        an aux or a model state. For instance `functools.partial(gk.gradients.sam, rho=0.05)`. Default:
+        `jax.value_and_grad`.
+      microbatches: parts in which the batch is computed one after another, >= 1; see `gk.gradients.microbatch`.
+        Every part starts from the same model state, has random keys of its own, and the mean of their statistics
+        is carried on. Default 1.
+      weight: microbatch -> number of tokens or examples that its loss is a mean over. Default: all equal.
+      has_aux: whether the loss returns (loss, aux), or (loss, (model_state, aux)). The aux is in the metrics, of
+        microbatches stacked along a leading axis. Default False.
+      donate: whether a step may reuse the memory of the state it is given, which is then no longer valid. What
+        the user gave to `init` is copied, and stays valid. Default True.
+      wrt: of an NNX module, the filter that says what is trained. Default `nnx.Param`.
+
+    Returns:
+      A `TrainStep`. Metrics are a dictionary: `loss`; what the links of `tx` publish, see
+      `gk.diagnostics.metrics`; `aux`. The step can be used in `jax.lax.scan`.
+      The transformation is handed, all at the parameters and on the same minibatch with the same random key:
+      `value`; `grad` (the name that optax's line searches know); `value_fn`, `grad_fn`, `hvp_fn`, which take trees
+      in any floating dtype and are those of the loss itself, whatever `gradient` is; and `key`, where there is one.
+      Compiled once per shape of state and batch. State: that of `tx`; microbatches add one copy of the gradient.
+
+    Raises:
+      ValueError: at construction, an argument outside its range, or `gradient` together with `microbatches`, where
+        it would be open which is inside the other; at `init`, a loss that needs a key and gets none, or a model
+        state or `wrt` that would not be used; at a step, a loss that changes what the model state consists of.
+        What `tx.update` raises is passed on.
+
+    Example:
+      >>> import gradkit as gk
+      >>> step = make_train_step(lambda x, batch: jnp.mean((x - batch) ** 2), gk.sgd(0.25))
+      >>> state = step.init(jnp.zeros(()))
+      >>> for batch in (jnp.ones(4), jnp.ones(4)):
+      ...     state, metrics = step(state, batch)
+      >>> float(state.params), float(metrics["loss"]), float(metrics["learning_rate"])
+      (0.75, 0.25, 0.25)
+    """
+    checks.function("loss_fn", loss_fn)
+    checks.integer("microbatches", microbatches, 1)
+    for name, function in (("gradient", gradient), ("weight", weight)):
+        if function is not None:
+            checks.function(name, function)
+    if gradient is not None and microbatches > 1:
+        raise ValueError("microbatches must be 1 with a gradient of your own: compose the two sources in `gradient`")
+    if weight is not None and microbatches == 1:
+        raise ValueError("weight is of microbatches, and there is only one")
+    tx = optax.with_extra_args_support(tx)
+    trained = nnx.Param if wrt is None else wrt
+    compute = one_form(loss_fn, has_aux, trained)
+
+    def init(params: Any, *, model_state: Any = None, key: Any = None) -> TrainState:
+        graph = None
+        if isinstance(params, nnx.Module):
+            if model_state is not None:
+                raise ValueError("model_state is for linen and plain trees: an NNX module has its state in itself")
+            graph, params, model_state = nnx.split(params, trained, ...)
+            params, model_state = nnx.as_pure(params), nnx.as_pure(model_state)
+        elif wrt is not None:
+            raise ValueError("wrt is for NNX modules: which leaves of a tree are trained is said by `gk.leaves.groups`")
+        if key is None and takes_key(loss_fn)[1]:
+            raise ValueError("loss_fn takes a key: call init(..., key=jax.random.key(0))")
+        params, model_state, key = _own((params, model_state, key), donate)
+        model_state = _apart(model_state, params)
+        opt_state = _apart(tx.init(params), params, model_state)
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, key, graph)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        params = state.params
+        loss_key = tx_key = None
+        if state.key is not None:
+            loss_key, tx_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        carries = has_aux or bool(jax.tree.leaves(state.model_state))
+
+        def loss(params: Any, batch: Any, index: Any = None) -> Any:
+            value, rest = compute(state.graph, params, state.model_state, batch, loss_key, index)
+            return (value, rest) if carries else value
+
+        plain = jax.value_and_grad(loss, has_aux=carries)
+        if microbatches > 1:
+            plain = numbered(loss, microbatches, weight, carries)
+        source = plain
+        if gradient is not None:
+            source = gradient(loss, has_aux=True) if carries else gradient(loss)
+
+        def like_params(tree: Any) -> Any:
+            return jax.tree.map(lambda x, p: jnp.asarray(x).astype(p.dtype), tree, params)
+
+        # optax's zoom search hands the other extra arguments on to value_fn, and refuses those it has no place for.
+        def value_fn(point: Any, *, grad_fn: Any = None, hvp_fn: Any = None, key: Any = None) -> jax.Array:
+            del grad_fn, hvp_fn, key
+            value, _ = plain(like_params(point), batch)
+            return value[0] if carries else value
+
+        def grad_fn(point: Any) -> Any:
+            return plain(like_params(point), batch)[1]
+
+        def hvp_fn(vector: Any) -> Any:
+            return jax.jvp(grad_fn, (params,), (like_params(vector),))[1]
+
+        value, g = source(params, batch)
+        value, (model_state, aux) = value if carries else (value, (state.model_state, None))
+        if carries and microbatches > 1:
+            model_state = joined(model_state)
+        extra = {"value": value, "grad": g, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
+        if tx_key is not None:
+            extra["key"] = tx_key
+        updates, opt_state = tx.update(g, state.opt_state, params, **extra)
+        new = TrainState(
+            jnp.asarray(optax.safe_increment(state.step)),
+            optax.apply_updates(params, updates),
+            opt_state,
+            model_state,
+            state.key,
+            state.graph,
+        )
+        return new, {**metrics(opt_state), "loss": value, **({"aux": aux} if has_aux else {})}
+
+    def model(state: TrainState) -> Any:
+        if state.graph is None:
+            raise ValueError("model is for NNX modules; for trees: model.apply, with gk.eval_params(opt_state, params)")
+        return nnx.merge(state.graph, eval_params(state.opt_state, state.params), state.model_state)
+
+    return TrainStep(init, jax.jit(train_step, donate_argnums=0 if donate else ()), model)

@@ -1,0 +1,232 @@
+"""Precision: what parameters and state are kept in between steps; arithmetic is float32 or wider throughout.
+
+    x_t = p_t + r_t                    the parameters the method sees; r = 0 without `master`
+    x_{t+1} = x_t + u_t                u_t from the inner method, in float32
+    p_{t+1} = round(x_{t+1})           what the user holds; the update handed out is p_{t+1} - p_t
+    r_{t+1} = x_{t+1} - p_{t+1}        with `master`: what rounding took, so that p + r is a float32 copy
+
+    state:  s_t = decode(c_t)  ->  s_{t+1} = inner(s_t)  ->  c_{t+1} = encode(s_{t+1}, dither_{t+1})
+
+The formats are in `codecs`.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import names
+from gradkit.transforms.codecs import between, decode, encode_bfloat16, encode_int8, nearest
+from gradkit.transforms.core import check_leaves, check_match, wide_dtype, widen
+
+
+class PrecisionState(NamedTuple):
+    """Steps made; the key, where one was given; what rounding took from each narrow parameter, where a master is
+    kept; the inner state, encoded."""
+
+    count: jax.Array
+    key: Any
+    residual: Any
+    inner: Any
+
+    @property
+    def eval_params(self) -> Callable[[Any], Any] | None:
+        """The inner method's own parameters, where it has any: see `gk.eval_params`."""
+        own = [s for s in jax.tree.leaves(self.inner, is_leaf=_has_own_params) if _has_own_params(s)]
+        return decode(own[0]).eval_params if own else None
+
+
+def _has_own_params(node: Any) -> bool:
+    return callable(getattr(node, "eval_params", None))
+
+
+def is_narrow(x: Any) -> bool:
+    """Whether a leaf has fewer bits than it is computed in."""
+    return wide_dtype(x.dtype) != x.dtype
+
+
+def wide_or_abstract(x: Any) -> Any:
+    """A leaf, or its shape, in the dtype it is computed in."""
+    dtype = wide_dtype(x.dtype)
+    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+
+
+def step_to(p: jax.Array, x: jax.Array, u: jax.Array, bits: jax.Array | None) -> jax.Array:
+    """The update, in the dtype of p, that leads from p to x + u rounded; at random where random bits are given."""
+    if not is_narrow(p):
+        return u.astype(p.dtype)
+    now = p.astype(jnp.float32)
+    if bits is None:
+        return nearest(nearest(x + u, p.dtype) - now, p.dtype).astype(p.dtype)
+    there = between(x + u, bits & np.uint32(0xFFFF))
+    return between(there - now, bits >> np.uint32(16)).astype(p.dtype)
+
+
+def what_rounding_took(p: jax.Array, x: jax.Array, u: jax.Array, step: jax.Array) -> Any:
+    """The distance of x + u from where the step leads."""
+    if not is_narrow(p):
+        return optax.MaskedNode()
+    return (x + u) - nearest(p.astype(jnp.float32) + step.astype(jnp.float32), p.dtype)
+
+
+def precision(
+    inner: optax.GradientTransformation,
+    *,
+    master: bool = False,
+    rounding: str = "nearest",
+    state: str | None = None,
+    block: int = 256,
+    key: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps parameters and state of any method in few bits, and computes in float32.
+
+    Equations: at the head of this file. It goes around the whole optimizer, learning rate included, since it
+    rounds the parameters that the update leads to. Whatever the switches, the method sees gradients and
+    parameters in float32 and keeps its moments so. Parameters in float32 or wider are handed on untouched.
+
+    Args:
+      inner: any transformation whose updates are added to the parameters.
+      master: whether a float32 copy of narrow (bfloat16, float16) parameters is kept. It is kept as its distance
+        from them, so a change that the user makes to the parameters is followed, not undone. Default False.
+      rounding: of narrow parameters. "nearest" (default), or "stochastic": to one of the two neighbours with
+        chances that make the mean exact; bfloat16 only.
+      state: what float32 leaves of the state that are shaped like a parameter of rank 1 or more are kept in
+        between steps. None (default): as they are. "bfloat16": 2 bytes. "int8-block": 1 byte, and 4 bytes per
+        block; a block without negative numbers, as of second moments, is coded by its square root, never down
+        to 0. Do not narrow the state of a method that keeps parameters there (averages, anchors, slow weights).
+      block: entries of the last axis that share a scale, >= 1; a row shorter than that is one block. Default 256
+        (Dettmers et al. recommend 2048 for rows that are joined; rows are not joined here). Read by "int8-block"
+        only.
+      key: a typed random key for stochastic rounding, kept in the state. Without it every `update` needs the
+        extra argument `key`, which goes before this one.
+
+    Returns:
+      A transformation that needs `params` where it has a master or rounds stochastically. Updates leave in the
+      parameters' dtype. Where a step keeps a parameter within a factor of 2, params + update is exactly the
+      rounded master; where one update in this dtype cannot lead there, it comes as near as it can and the next
+      one leads on. State: a counter, the key, 1 word per narrow parameter with `master`, and the inner state.
+      Elementwise, and a maximum per block: no collective unless blocks are sharded.
+
+    Raises:
+      ValueError: an argument outside its range; a key that would not be used; at `init`, a float16 leaf that is
+        to be rounded stochastically; at `update`, no params or no key where they are needed.
+
+    Example:
+      >>> tx = precision(optax.sgd(1e-3), master=True)
+      >>> p = jnp.ones((), jnp.bfloat16)  # the next smaller number is 0.9961
+      >>> s = tx.init(p)
+      >>> for _ in range(3):
+      ...     u, s = tx.update(jnp.ones((), jnp.bfloat16), s, p)
+      ...     p = p + u
+      >>> float(p), round(float(p + s.residual.astype(p.dtype)), 4), round(float(s.residual), 4)
+      (0.99609375, 0.9961, 0.0009)
+
+    Reference: Gupta et al. Deep Learning with Limited Numerical Precision. 2015, arXiv 1502.02551 (stochastic
+    rounding); Micikevicius et al. Mixed Precision Training. 2017, arXiv 1710.03740 (master copy); Dettmers et al.
+    8-bit Optimizers via Block-wise Quantization. 2021, arXiv 2110.02861. Departures: codes are even, or even in
+    the root, instead of a table of 256 numbers, and are dithered instead of rounded to nearest; blocks run along
+    the last axis instead of the flattened leaf, so that a leaf may be sharded or stacked.
+    """
+    checks.choice("master", master, (False, True))
+    checks.choice("rounding", rounding, ("nearest", "stochastic"))
+    checks.choice("state", state, (None, "bfloat16", "int8-block"))
+    checks.integer("block", block, 1)
+    stochastic = rounding == "stochastic"
+    if key is not None:
+        if not stochastic:
+            raise ValueError('precision: key is used by rounding="stochastic" only')
+        if not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
+            raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
+    tx = optax.with_extra_args_support(inner)
+
+    def encode(inner_state: Any, params: Any, count: jax.Array) -> Any:
+        shapes = {jnp.shape(x) for x in jax.tree.leaves(params)}
+
+        def pack(s: Any) -> Any:
+            shape = jnp.shape(s)
+            if shape not in shapes or not shape or 0 in shape or jnp.result_type(s) != jnp.float32:
+                return s
+            return encode_bfloat16(s, count) if state == "bfloat16" else encode_int8(s, count, block)
+
+        return inner_state if state is None else jax.tree.map(pack, inner_state)
+
+    def init(params: optax.Params) -> PrecisionState:
+        check_leaves("precision", params, complex_leaves=True)
+        for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
+            if stochastic and is_narrow(x) and x.dtype != jnp.bfloat16:
+                raise ValueError(f"precision: the leaf {name!r} is {x.dtype}; only bfloat16 is rounded stochastically")
+        count = jnp.zeros((), jnp.int32)
+        inner_state = tx.init(jax.tree.map(wide_or_abstract, params))
+        kept = None if key is None else jnp.array(key, copy=True)
+        return PrecisionState(count, kept, residuals(params), encode(inner_state, params, count))
+
+    def residuals(params: Any) -> Any:
+        def zero(p: Any) -> Any:
+            return jnp.zeros_like(p, dtype=jnp.float32) if is_narrow(p) else optax.MaskedNode()
+
+        return jax.tree.map(zero, params) if master else None
+
+    def draw(state: PrecisionState, given: Any, params: Any) -> tuple[Any, Any]:
+        """32 random bits per narrow parameter, and the key that stays in the state."""
+        if given is None and state.key is None:
+            raise ValueError(
+                "precision needs a key to round stochastically: precision(..., key=...) or update(..., key=...)"
+            )
+        if given is None:
+            kept, now = jax.random.split(state.key)
+        else:
+            # Another number than the inner method would make of the same key.
+            kept, now = state.key, jax.random.fold_in(given, zlib.crc32(b"precision"))
+        leaves, structure = jax.tree.flatten(params)
+        bits = [
+            jax.random.bits(jax.random.fold_in(now, i), p.shape, jnp.uint32) if is_narrow(p) else None
+            for i, p in enumerate(leaves)
+        ]
+        return structure.unflatten(bits), kept
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        check_leaves("precision", updates, complex_leaves=True)
+        if params is not None:
+            check_match("precision", updates, params)
+        elif master or stochastic:
+            raise ValueError("precision needs params: call update(grads, state, params)")
+
+        x = None if params is None else widen(params)
+        if master:
+            x = jax.tree.map(lambda x, r: x if isinstance(r, optax.MaskedNode) else x + r, x, state.residual)
+        moves, inner_state = tx.update(widen(updates), decode(state.inner), x, **extra)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        inner_state = encode(inner_state, updates, count)
+
+        if not (master or stochastic):
+            like = updates if params is None else params
+            rounded = jax.tree.map(lambda u, p: u.astype(p.dtype), moves, like)
+            return rounded, PrecisionState(count, state.key, None, inner_state)
+
+        bits, kept = jax.tree.map(lambda p: None, params), state.key
+        if stochastic:
+            bits, kept = draw(state, extra.get("key"), params)
+        steps = jax.tree.map(step_to, params, x, moves, bits)
+        residual = jax.tree.map(what_rounding_took, params, x, moves, steps) if master else None
+        return steps, PrecisionState(count, kept, residual, inner_state)
+
+    method = getattr(inner.init, "method", None)
+    if method is not None:
+        init.method = method  # pyright: ignore[reportFunctionMemberAccess]
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+register(
+    precision,
+    form="wrapper",
+    paper=Paper("8-bit Optimizers via Block-wise Quantization", "Dettmers et al.", 2021, "2110.02861"),
+    example={"master": True},
+    opt_outs={"bfloat16": "an update is the step between two roundings of the master, not one update rounded"},
+    notes="1 word per bfloat16 parameter with a master; moments are halved by bfloat16, quartered by int8-block",
+)

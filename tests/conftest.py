@@ -1,0 +1,65 @@
+"""Strict settings for every test, two fixtures, and the list of what the contract does not check.
+
+Everything here is set before JAX looks at its devices, and reaches child processes through the environment.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# One thread per worker: two workers then fill two cores, and sums are taken in the same order in every run.
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+# Below a tenth of a second, reading a program back costs about what compiling it does.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# The same examples in every run, no time limit (the first example of a shape compiles), no folder of failures.
+hypothesis.settings.register_profile("house", derandomize=True, deadline=None, database=None, max_examples=20)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A random key, the same in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """float64 is on while the test runs."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the checks of the contract that methods opt out of, wherever the contract ran."""
+    reports = (report for group in terminalreporter.stats.values() for report in group)
+    if not any(getattr(report, "nodeid", "").startswith("tests/contract") for report in reports):
+        return
+    import gradkit
+
+    opt_outs = [
+        (name, check, reason)
+        for name, card in gradkit.catalogue.cards().items()
+        for check, reason in card.opt_outs.items()
+    ]
+    terminalreporter.section(f"checks of the contract opted out of: {len(opt_outs)}")
+    for name, check, reason in opt_outs:
+        terminalreporter.write_line(f"{name}: {check}: {reason}")

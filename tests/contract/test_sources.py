@@ -1,0 +1,215 @@
+"""The contract of sources: they take the place of `jax.value_and_grad`, on any tree and in any program.
+
+Every source is called as fn(params, batch): one that looks at no batch passes it to the loss like any argument.
+"""
+
+import inspect
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradkit as gk
+from gradkit.catalogue import Card
+from gradkit.transforms.core import wide_dtype
+from tests.contract.forms import of, ranged, refuses
+from tests.contract.methods import close, draw, other_trees, same
+
+SHAPES = {"bias": (2,), "kernel": (3, 2), "scale": ()}
+BATCH = 8
+# Two programs of the same float64 arithmetic differ by a few roundings (2^-53) per operation.
+F64 = 1e-12
+
+
+def batch() -> jax.Array:
+    return jnp.linspace(0.5, 2.0, BATCH)
+
+
+def loss(params: Any, batch: jax.Array, scale: Any = 1.0, *, shift: Any = 0.0) -> jax.Array:
+    """The mean over the batch of a smooth function that is not quadratic, in float32 or wider."""
+    leaves = [x.astype(wide_dtype(x.dtype)).reshape(-1) for x in jax.tree.leaves(params)]
+    w = jnp.concatenate([*leaves, jnp.zeros((1,), float)])
+    x = batch.astype(w.dtype)
+    example = jnp.sum(jnp.square(w)[None] * x[:, None] + jnp.sin(w[None] + x[:, None]), axis=1)
+    return scale * (jnp.mean(example) + shift * jnp.sum(w))
+
+
+def linear(params: Any, batch: jax.Array) -> jax.Array:
+    """Loss whose gradient is the mean of the batch, wherever it is taken."""
+    return jnp.mean(batch) * sum(jnp.sum(x).astype(batch.dtype) for x in jax.tree.leaves(params))
+
+
+def make(card: Card, loss_fn: Any = loss, **changes: Any) -> Any:
+    return card.function(loss_fn, **{**card.example, **changes})
+
+
+def has(card: Card, name: str) -> bool:
+    return name in inspect.signature(card.function).parameters
+
+
+def gradient(result: Any, params: Any) -> Any:
+    """The gradient a source returns or its mean, once its structure, shapes and dtypes are those it should have."""
+    moments = isinstance(result, gk.gradients.GradientMoments)
+    g = result.mean if moments else result
+    assert jax.tree.structure(g) == jax.tree.structure(params)
+    for x, p in zip(jax.tree.leaves(g), jax.tree.leaves(params), strict=True):
+        assert x.shape == p.shape
+        assert x.dtype == (wide_dtype(p.dtype) if moments else p.dtype)
+    return g
+
+
+def finite(tree: Any) -> bool:
+    return all(np.isfinite(np.asarray(x, np.float64)).all() for x in jax.tree.leaves(tree))
+
+
+@of("source", "value_and_grad")
+def test_looks_like_value_and_grad(card: Card, x64: None) -> None:
+    """The value is that of the loss at the parameters, the gradient a tree like them; nothing is kept in between."""
+    params = draw(0, SHAPES, np.float64)
+    fn, before = make(card), jax.tree.map(np.array, params)
+    value, result = fn(params, batch())
+    assert value.shape == () and value.dtype == jnp.float64
+    close(loss(params, batch()), value, F64)
+    gradient(result, params)
+    same(before, params)
+    same((value, result), fn(params, batch()))
+
+
+@of("source", "linear")
+def test_where_the_gradient_is_the_same_everywhere_it_is_that(card: Card, x64: None) -> None:
+    """Of a linear loss every source gives the exact gradient: no factor of microbatches or replicas is lost."""
+    params = draw(0, SHAPES, np.float64)
+    want = jax.tree.map(lambda x: jnp.full_like(x, batch().mean()), params)
+    close(want, gradient(make(card, linear)(params, batch())[1], params), F64)
+    if has(card, "axis_name"):
+        parts = batch().reshape(2, BATCH // 2)
+        fn = jax.vmap(make(card, linear, axis_name="replica"), in_axes=(None, 0), axis_name="replica")
+        value, result = fn(params, parts)
+        close(jnp.full((2,), linear(params, batch())), value, F64)
+        for replica in range(2):
+            own = jax.tree.map(lambda x, replica=replica: x[replica], result)
+            close(want, gradient(own, params), F64)
+
+
+@of("source", "jit")
+def test_jit_equals_eager_and_vmap_equals_separate_calls(card: Card, x64: None) -> None:
+    params = [draw(seed, SHAPES, np.float64) for seed in range(2)]
+    fn = make(card)
+    want = [fn(p, batch()) for p in params]
+    jitted = jax.jit(fn)
+    for p, result in zip(params, want, strict=True):
+        close(result, jitted(p, batch()), F64, F64)
+    assert jitted._cache_size() == 1
+    many = jax.vmap(fn, in_axes=(0, None))(jax.tree.map(lambda *x: jnp.stack(x), *params), batch())
+    close(jax.tree.map(lambda *x: jnp.stack(x), *want), many, F64, F64)
+
+
+@of("source", "trees")
+def test_any_container(card: Card, x64: None) -> None:
+    """The numbers do not depend on what holds the leaves; a tree without leaves has an empty gradient."""
+    trees, fn = other_trees(), make(card)
+    want = None
+    for name, tree in trees.items():
+        value, result = fn(tree, batch())
+        got = [value, *jax.tree.leaves(gradient(result, tree))]
+        want = got if want is None else want
+        assert len(want) == 3, name
+        same(want, got)
+    assert gradient(fn({}, batch())[1], {}) == {}
+
+
+@of("source", "bfloat16")
+def test_bfloat16_parameters(card: Card) -> None:
+    """Gradients in bfloat16, from sums in float32: a sum of 512 ones in bfloat16 would stop at 256."""
+    low = draw(0, SHAPES, jnp.bfloat16)
+    many = {"microbatches": 512} if "microbatches" in card.example else {}
+    value, result = make(card, linear, **many)(low, jnp.ones(512))
+    assert value.dtype == jnp.float32
+    assert all(np.all(np.asarray(x) == 1) for x in jax.tree.leaves(gradient(result, low)))
+
+    g = gradient(make(card)(low, batch())[1], low)
+    high = gradient(make(card)(draw(0, SHAPES), batch())[1], draw(0, SHAPES))
+    for a, b, x in zip(*map(jax.tree.leaves, (g, high, low)), strict=True):
+        a, b, x = (np.asarray(v, np.float64) for v in (a, b, x))
+        # A gradient is rounded at most twice (per part, and as a whole); a point beside the parameters once, by 2^-9
+        # of its size, which is here below |x| + 1. The curvature of the loss is below 2 * 2 + 1.
+        assert np.all(np.abs(a - b) <= 2 * 2**-8 * np.abs(b) + 5 * 2**-9 * (np.abs(x) + 1))
+
+
+@of("source", "float64")
+def test_every_leaf_keeps_its_dtype(card: Card, x64: None) -> None:
+    params = draw(0, SHAPES, np.float64)
+    mixed = {**params, "bias": params["bias"].astype(jnp.bfloat16), "scale": params["scale"].astype(jnp.float32)}
+    value, result = make(card)(mixed, batch())
+    assert value.dtype == jnp.float64
+    gradient(result, mixed)
+
+
+@of("source", "aux")
+def test_aux_comes_beside_the_value(card: Card, x64: None) -> None:
+    """Aux is that of the value's own pass (or of each microbatch's, stacked), never that of a point beside."""
+    if not has(card, "has_aux"):
+        return
+    params = draw(0, SHAPES, np.float64)
+    want = make(card)(params, batch())
+    fn = make(card, lambda p, b: (loss(p, b), {"twice": 2 * loss(p, b), "seen": p["scale"]}), has_aux=True)
+    (value, aux), result = fn(params, batch())
+    close(want, (value, result), F64, F64)
+    np.testing.assert_allclose(np.mean(aux["twice"]), 2 * value, rtol=F64)
+    np.testing.assert_array_equal(aux["seen"], np.full_like(aux["seen"], params["scale"]))
+
+
+@of("source", "extra")
+def test_further_arguments_reach_every_pass(card: Card, x64: None) -> None:
+    params = draw(0, SHAPES, np.float64)
+    want = make(card, lambda p, b: loss(p, b, 3.0, shift=0.5))(params, batch())
+    # Weights of either sign that differ would otherwise move a norm; here the arithmetic is the same.
+    close(want, make(card)(params, batch(), 3.0, shift=0.5), F64, F64)
+    close(want, jax.jit(make(card))(params, batch(), jnp.array(3.0), shift=jnp.array(0.5)), F64, F64)
+
+
+@of("source", "zeros")
+def test_a_zero_gradient_is_an_ordinary_gradient(card: Card) -> None:
+    params = draw(0, SHAPES)
+    for p in (params, jax.tree.map(jnp.zeros_like, params)):
+        value, result = make(card, lambda p, b: 0.0 * loss(p, b))(p, batch())
+        assert finite((value, result))
+        assert not any(np.any(np.asarray(x)) for x in jax.tree.leaves(gradient(result, p)))
+
+
+@of("source", "descends")
+def test_feeds_a_chain_and_descends(card: Card) -> None:
+    """In a scan of 60 steps of clipped SGD the distance of the loss to its least value falls to a tenth."""
+    x, y = draw(1, {"x": (BATCH, 3), "y": (BATCH, 2)}).values()
+
+    def regression(p: dict, batch: tuple) -> jax.Array:
+        x, y = batch
+        return jnp.mean(jnp.square(x @ p["kernel"] + p["bias"][None] - y))
+
+    params = {"bias": jnp.full((2,), 3.0), "kernel": jnp.full((3, 2), -3.0)}
+    tx = optax.chain(optax.clip_by_global_norm(5.0), gk.sgd(0.1))
+    fn = make(card, regression)
+
+    def step(carry: tuple, _: None) -> tuple:
+        params, state = carry
+        value, result = fn(params, (x, y))
+        updates, state = tx.update(gradient(result, params), state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    (end, _), values = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, 60))(params)
+    design = np.column_stack([x, np.ones(BATCH)])
+    best = np.mean((design @ np.linalg.lstsq(design, np.asarray(y), rcond=None)[0] - y) ** 2)
+    assert regression(end, (x, y)) - best < 0.1 * (values[0] - best)
+
+
+@of("source", "bad input")
+@pytest.mark.parametrize("bad", [math.nan, -1.0, "high"])
+def test_bad_arguments_are_refused_by_name(card: Card, bad: object) -> None:
+    with pytest.raises(ValueError, match="loss_fn must be callable"):
+        make(card, bad)
+    for name in ranged(card):
+        refuses(card, name, bad, loss)

@@ -1,0 +1,66 @@
+"""SGD and momentum (Ruder, 2016; Polyak, 1964)."""
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+import gradkit as gk
+from tests.papers.replay import assert_equal, descend, normal, updates
+
+
+def test_without_momentum(x64: None) -> None:
+    g = normal(0, 5)
+    assert_equal(updates(gk.sgd(0.3), g, [g, g])[1], -0.3 * g)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_equals_optax(nesterov: bool, x64: None) -> None:
+    gradients = [normal(i, 5) for i in range(6)]
+    mine, theirs = (f(0.1, momentum=0.8, nesterov=nesterov) for f in (gk.sgd, optax.sgd))
+    assert_equal(updates(mine, gradients[0], gradients), updates(theirs, gradients[0], gradients))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_rate_inside_and_outside_agree_while_it_is_constant(nesterov: bool, x64: None) -> None:
+    gradients = [normal(i, 5) for i in range(6)]
+    inside = gk.momentum(0.1, decay=0.8, nesterov=nesterov)
+    outside = gk.sgd(0.1, momentum=0.8, nesterov=nesterov)
+    assert_equal(updates(inside, gradients[0], gradients), updates(outside, gradients[0], gradients))
+
+
+def test_rate_inside_acts_on_new_gradients_only(x64: None) -> None:
+    """After the rate falls to 0 the classical form rolls on; the other stops at once."""
+    rate = lambda step: jnp.where(step == 0, 0.1, 0.0)  # noqa: E731
+    g = normal(0, 5)
+    assert_equal(updates(gk.momentum(rate, decay=0.8), g, [g, g])[1], -0.08 * g)
+    assert_equal(updates(gk.sgd(rate, momentum=0.8), g, [g, g])[1], 0 * g)
+
+
+def test_dampening_spares_the_first_gradient(x64: None) -> None:
+    g = normal(0, 5)
+    first, second = updates(gk.sgd(1.0, momentum=0.9, dampening=0.4), g, [g, g])
+    assert_equal(first, -g)
+    assert_equal(second, -(0.9 + 0.6) * g)
+
+
+def test_optimal_heavy_ball_contracts_at_its_rate(x64: None) -> None:
+    """On a quadratic with curvatures in [l, L] Polyak's constants contract by (sqrt L - sqrt l)/(sqrt L + sqrt l)."""
+    small, large = 1.0, 100.0
+    curvature = jnp.array([small, 30.0, large])
+    root = (jnp.sqrt(large) - jnp.sqrt(small)) / (jnp.sqrt(large) + jnp.sqrt(small))
+    rate = float((2 / (jnp.sqrt(large) + jnp.sqrt(small))) ** 2)
+    x = descend(gk.sgd(rate, momentum=float(root**2)), jnp.ones(3), lambda x: curvature * x, 120)
+    # the error is root^t times a polynomial of degree 1 in t
+    assert jnp.abs(x[-1]).max() < 2 * 120 * root**120
+
+
+def test_penalty_is_part_of_the_gradient(x64: None) -> None:
+    x, g = normal(0, 5), normal(1, 5)
+    assert_equal(updates(gk.sgd(0.1, weight_decay=0.2), x, [g])[0], -0.1 * (g + 0.2 * x))
+
+
+def test_refuses_what_means_nothing() -> None:
+    with pytest.raises(ValueError, match=r"momentum must be in \(0, 1\] with nesterov=True"):
+        gk.sgd(0.1, nesterov=True)
+    with pytest.raises(ValueError, match="dampening must be 0 with momentum=0"):
+        gk.sgd(0.1, dampening=0.5)

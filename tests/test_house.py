@@ -1,0 +1,158 @@
+"""The house is in order: names, files, cards and documents agree with each other."""
+
+import ast
+import importlib
+import inspect
+import re
+from collections import defaultdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import gradkit as gk
+from gradkit.catalogue import Card
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "gradkit").rglob("*.py"))
+INITS = [file for file in SOURCES if file.name == "__init__.py"]
+CHAIN = ("transforms", "optimizers")  # the rooms whose names stand at the top
+# Rooms by name. `linalg` may be one file or a folder.
+ROOMS: dict[str, ModuleType] = {
+    name: importlib.import_module(f"gradkit.{name}")
+    for name in sorted({file.relative_to(ROOT).parts[1] for file in SOURCES if len(file.relative_to(ROOT).parts) > 2})
+    if name not in CHAIN
+}
+TOP: list[str] = list(getattr(gk, "__all__", ()))
+CARDS = gk.catalogue.cards()
+
+
+def _id(value: Any) -> str:
+    return value.name if isinstance(value, Card) else str(value)
+
+
+def _public() -> dict[str, Any]:
+    """Every public name as a user writes it -> what it is. Rooms themselves are left out."""
+    top = {f"gk.{name}": getattr(gk, name) for name in TOP}
+    rooms = {
+        f"gk.{room}.{name}": getattr(module, name)
+        for room, module in ROOMS.items()
+        for name in getattr(module, "__all__", ())
+    }
+    return {name: value for name, value in (top | rooms).items() if not inspect.ismodule(value)}
+
+
+PUBLIC = _public()
+
+
+def _parameters(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if not name.startswith("_")]
+
+
+def _sections(doc: str) -> dict[str, str]:
+    """The sections of a Google docstring; `Reference: ...` may go on in its line."""
+    parts = re.split(r"^(Args|Returns|Raises|Examples?|References?):", doc, flags=re.MULTILINE)
+    return {name.rstrip("s"): text for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_fits_in_one_head(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("file", INITS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_an_init_defines_nothing(file: Path) -> None:
+    """A docstring, imports and `__all__`; the top may look a room up when it is first asked for."""
+    for node in ast.parse(file.read_text()).body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        exports = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        lazy = isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
+        lazy = lazy and file.parent.name == "gradkit"
+        assert docstring or exports or lazy or isinstance(node, ast.Import | ast.ImportFrom), ast.unparse(node)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_lists_its_names(room: str) -> None:
+    module = ROOMS[room]
+    own = getattr(module, "__all__", ())
+    assert set(own) == {name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value)}
+
+
+def test_one_name_one_home() -> None:
+    homes = defaultdict(list)
+    for name in PUBLIC:
+        homes[name.rsplit(".", 1)[1]].append(name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+def test_the_top_holds_what_goes_into_a_chain() -> None:
+    assert TOP
+    for name in TOP:
+        value = getattr(gk, name)
+        if not inspect.ismodule(value):
+            assert value.__module__.split(".")[1] in CHAIN, name
+    missing = [card.public_name for card in CARDS.values() if card.room in CHAIN and card.public_name not in PUBLIC]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_is_documented(name: str) -> None:
+    """A function has an example that runs, and says what each argument means; a class says what it is."""
+    value = PUBLIC[name]
+    assert inspect.getdoc(value) or not (inspect.isfunction(value) or inspect.isclass(value))
+    if not inspect.isfunction(value):
+        return
+    doc = inspect.getdoc(value) or ""
+    assert ">>> " in doc
+    arguments = _sections(doc).get("Arg", "")
+    undocumented = [p for p in _parameters(value) if not re.search(rf"^\s*\*{{0,2}}{p}\b.*:", arguments, re.MULTILINE)]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=_id)
+def test_a_method_has_all_its_parts(card: Card) -> None:
+    assert PUBLIC.get(card.public_name) is card.function
+    sections = _sections(inspect.getdoc(card.function) or "")
+    assert {"Return", "Example", "Reference"} <= set(sections)
+    if card.paper.arxiv:
+        assert card.paper.arxiv in sections["Reference"]
+    assert str(card.paper.year) in sections["Reference"]
+    assert (ROOT / card.file).is_file()
+    assert (ROOT / card.paper_check).is_file()
+    assert [g for g in card.golden if not (ROOT / "tests/golden/data" / f"{g}.npz").is_file()] == []
+
+
+def test_a_paper_check_belongs_to_one_paper() -> None:
+    """The check of a paper is found by the name of its file: two files of one name share the check, so a paper."""
+    papers: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for card in CARDS.values():
+        papers[card.paper_check][card.file].add(card.paper.title)
+    assert [check for check, files in papers.items() if not set.intersection(*files.values())] == []
+    stems = {file.stem for file in SOURCES}
+    orphans = [f.name for f in (ROOT / "tests/papers").glob("test_*.py") if f.stem.removeprefix("test_") not in stems]
+    assert orphans == []
+
+
+def test_a_file_of_optimizers_registers_them() -> None:
+    registered = {card.file for card in CARDS.values()}
+    files = {str(f.relative_to(ROOT)) for f in (ROOT / "gradkit/optimizers").rglob("*.py") if f.name != "__init__.py"}
+    assert files - registered == set()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_a_document_names_what_exists(document: str) -> None:
+    """Every `gk.name` and every path in backticks is there; words in capitals stand for the reader's own."""
+    text = (ROOT / document).read_text()
+    for name in re.findall(r"\bgk((?:\.[a-z]\w*)+)", text):
+        value: Any = gk
+        for part in name[1:].split("."):
+            value = getattr(value, part)
+    paths = [p for p in re.findall(r"`([\w.-]+/[\w./-]*)`", text) if not re.search("[A-Z]{2}", p)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_imports_run_down_the_floors() -> None:
+    cli = pytest.importorskip("importlinter.cli")
+    status = cli.lint_imports(config_filename=str(ROOT / "pyproject.toml"), cache_dir=None, no_cache=True)
+    assert status == cli.EXIT_STATUS_SUCCESS

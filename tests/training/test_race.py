@@ -1,0 +1,124 @@
+"""Races: grids that extend, scores from sweeps made by hand, and one small race for real."""
+
+import dataclasses
+import importlib
+
+import numpy as np
+import pytest
+
+from gradkit.training import Sweep, methods, report
+from gradkit.training.settings import RaceConfig
+from gradkit.workloads import load
+
+# The package exports the function under the name of its module.
+races = importlib.import_module("gradkit.training.race")
+
+
+def made(rates, steps_to_target, target=0.05):
+    """A sweep of three seeds and five evaluations whose runs reach the target when they are told to."""
+    hits = np.broadcast_to(np.asarray(steps_to_target, float)[:, None], (len(rates), 3))
+    at = np.arange(20, 120, 20)
+    curves = np.where(at >= hits[..., None], 0.5 * target, 2 * target)
+    return Sweep(
+        {"learning_rate": np.asarray(rates)}, np.arange(3), at, curves, hits, np.zeros_like(hits, bool), 1.0, 2.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimum", "added", "open_edge"), [(0.1, 0, False), (10.0, 2, False), (1e-4, 4, False), (1e9, 4, True)]
+)
+def test_a_grid_extends_by_two_while_its_best_rate_is_at_the_edge(monkeypatch, optimum, added, open_edge):
+    def fake(problem, method, grid, **_):
+        distance = np.abs(np.log10(np.asarray(grid) / optimum))
+        return made(grid, 20 + 20 * np.round(distance, 6))
+
+    monkeypatch.setattr(races, "sweep", fake)
+    config = RaceConfig(workloads=("heavytail",), methods=("sgd",), rates=5, decades=1.0, seeds=3)
+    seen = []
+    result = races.tune(load("heavytail"), methods.find("sgd"), config, seen.append)
+    assert result.extended == added and len(result.rates) == 5 + added and result.at_edge == open_edge
+    assert result.sweep.curves.shape == (5 + added, 3, 5)
+    # The spacing of half a decade goes on into the extension.
+    np.testing.assert_allclose(np.diff(np.log10(result.rates)), 0.5, rtol=1e-9)
+    if not open_edge:
+        np.testing.assert_allclose(result.best_rate, optimum, rtol=1e-9)
+    assert sum(event.stage == "extend" for event in seen) == added // 2
+
+
+def test_a_score_is_read_off_the_best_rate():
+    steps = np.array([[np.inf, np.inf, 60], [40, 60, 80], [100, 120, np.inf], [200, 200, 200]], float)
+    sweep = made([1e-3, 1e-2, 1e-1, 1.0], np.ones(4))._replace(steps_to_target=steps)
+    result = races.score("heavytail", "sgd", sweep)
+    assert (result.best, result.steps, result.spread, result.robust) == (1, 60, (40, 80), 2)
+    missed = races.score("heavytail", "sgd", made([0.1, 1.0], [np.inf, np.inf]))
+    assert np.isinf(missed.steps) and missed.robust == 0 and missed.final == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workloads": ()}, "workloads must be one name or more"),
+        ({"methods": ("adam", "adam")}, "methods must be one name or more, each once"),
+        ({"methods": ("adm",)}, "did you mean 'adam'"),
+        ({"rates": 1}, "rates must be an integer >= 2"),
+        ({"decades": float("nan")}, r"decades must be in \(0, 6\]"),
+        ({"steps": 0}, "steps must be an integer >= 1 or None"),
+    ],
+)
+def test_bad_configurations_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RaceConfig(**changes)
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = RaceConfig(
+        workloads=("heavytail", "sensing"), methods=("clipped_sgd", "lion"), rates=3, seeds=2, steps=60,
+        eval_every=20, extensions=0, timing_rounds=2,
+    )  # fmt: skip
+    events = []
+    return races.race(config, events.append), events
+
+
+def test_a_race_scores_every_method_on_every_workload(small):
+    result, events = small
+    assert [(row.workload, row.method) for row in result.results] == [
+        (workload, method) for workload in ("heavytail", "sensing") for method in ("clipped_sgd", "lion")
+    ]
+    for row in result.results:
+        assert row.sweep.curves.shape == (3, 2, 3) and row.seconds_per_step > 0 and row.compile_seconds > 0
+        assert row.seconds == row.steps * row.seconds_per_step
+    assert {event.stage for event in events} == {"sweep", "scored", "compile", "time", "done"}
+    assert set(result.step_profile.area) == {"clipped_sgd", "lion"}
+    assert [row.steps for row in result.of("heavytail")] == sorted(row.steps for row in result.of("heavytail"))
+
+
+def test_seconds_come_from_runs_that_do_the_work(small):
+    # One run and `count` steps of it are what is timed: the counter of the state proves it.
+    problem = load("sensing")
+    program, state = races._one_run(problem, methods.find("lion"), 1e-3, 60)
+    after = program(state, np.int32(7))
+    assert int(after.step) == 7
+    assert float(problem.metric(after.params)) != float(problem.metric(state.params))
+
+
+def test_tables_and_pages_name_every_method_and_show_a_miss_as_a_miss(small):
+    result, _ = small
+    rows = [dataclasses.replace(result.config), *result.results][1:]
+    lost = tuple(row._replace(steps=np.inf, seconds=np.inf) if row.method == "lion" else row for row in rows)
+    result = result._replace(results=lost)
+    table, page = report.plain(result), report.page(result, "gradkit race --methods=<b>")
+    for text in (table, page):
+        assert all(name in text for name in ("clipped_sgd", "lion", "heavytail", "sensing", "miss"))
+    assert "2302.06675" in page and "1211.5063" in page  # the papers of both methods
+    assert "gradkit race --methods=&lt;b&gt;" in page
+    assert page.count("<svg") == 8  # three charts per workload, two profiles
+    assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page and "src=" not in page
+
+
+def test_labels_that_collide_move_apart_and_stay_inside():
+    from gradkit.training.report.charts import spread_out
+
+    moved = spread_out([0.5, 0.02, 0.51, 0.52, 0.99], 0.1, 0.0, 1.0)
+    assert np.diff(np.sort(moved)).min() > 0.1 - 1e-12 and moved.min() >= 0 and moved.max() <= 1
+    assert np.argsort(moved).tolist() == [1, 0, 2, 3, 4]
