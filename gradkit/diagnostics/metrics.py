@@ -43,8 +43,8 @@ def metrics(state: Any) -> dict[str, Any]:
             for name, value in node.metrics.items():
                 same = sum(key == name or key.removeprefix(name + "_").isdigit() for key in found)
                 found[f"{name}_{same}" if same else name] = value
-            if isinstance(node, tuple):
-                collect([field for field in node if field is not node.metrics])
+            if hasattr(node, "_fields"):
+                collect([getattr(node, field) for field in node._fields if field != "metrics"])
 
     collect(state)
     return found

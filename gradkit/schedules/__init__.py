@@ -1,17 +1,8 @@
 """Step -> value, composed of phases."""
 
+from gradkit.schedules.builders import array_schedule, decay, hold, repeat, take, warmup
 from gradkit.schedules.one_cycle import one_cycle, one_cycle_b1
-from gradkit.schedules.phases import (
-    Phase,
-    Schedule,
-    array_schedule,
-    decay,
-    hold,
-    phases,
-    repeat,
-    take,
-    warmup,
-)
+from gradkit.schedules.phases import Phase, Schedule, phases
 from gradkit.schedules.sgdr import sgdr, sgdr_boundaries
 from gradkit.schedules.wsd import wsd, wsd_cooldown, wsd_cycles
 

@@ -15,12 +15,13 @@ With W warmup steps, S stable steps, N decay steps and p = (step - W - S) / N:
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.schedules.phases import Schedule, check_shape, decay, hold, take, warmup
+from gradkit.schedules.builders import decay, hold, take, warmup
+from gradkit.schedules.phases import Schedule, check_shape
 
 PAPER = Paper("MiniCPM: Unveiling the Potential of Small Language Models", "Hu et al.", 2024, "2404.06395")
 CYCLES = Paper(
@@ -146,7 +147,7 @@ def wsd_cycles(
     peak_value: Any,
     *,
     warmup_steps: int,
-    cycles: Iterable[tuple[int, int]],
+    cycles: Iterable[Sequence[int]],
     shape: str = "1-sqrt",
     init_value: Any = 0.0,
     end_value: Any = 0.0,
@@ -182,9 +183,11 @@ def wsd_cycles(
     """
     _check(peak_value, warmup_steps, init_value)
     _check_decay(shape, end_value, half_life)
-    pairs = [tuple(pair) for pair in cycles]
+    pairs: list[Any] = (
+        [pair if isinstance(pair, Sequence) else () for pair in cycles] if isinstance(cycles, Iterable) else []
+    )
     if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"cycles must be pairs (stable steps, decay steps), at least one, got {pairs!r}")
+        raise ValueError(f"cycles must be pairs (stable steps, decay steps), at least one, got {cycles!r}")
     parts = [hold(stable, peak_value) + decay(shape, steps, end_value, half_life=half_life) for stable, steps in pairs]
     return functools.reduce(operator.add, parts, warmup(warmup_steps, peak_value, start=init_value))
 

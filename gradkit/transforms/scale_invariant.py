@@ -127,4 +127,5 @@ register(
     ),
     collectives="norms",
     wraps="direction",
+    example={"delta": 1.0},
 )

@@ -3,6 +3,7 @@
 Every source is called as fn(params, batch): one that looks at no batch passes it to the loss like any argument.
 """
 
+import functools
 import inspect
 import math
 from typing import Any
@@ -14,6 +15,7 @@ import optax
 import pytest
 
 import gradkit as gk
+from gradkit import catalogue
 from gradkit.catalogue import Card
 from gradkit.transforms.core import wide_dtype
 from tests.contract.forms import of, ranged, refuses
@@ -31,8 +33,7 @@ def batch() -> jax.Array:
 
 def loss(params: Any, batch: jax.Array, scale: Any = 1.0, *, shift: Any = 0.0) -> jax.Array:
     """The mean over the batch of a smooth function that is not quadratic, in float32 or wider."""
-    leaves = [x.astype(wide_dtype(x.dtype)).reshape(-1) for x in jax.tree.leaves(params)]
-    w = jnp.concatenate([*leaves, jnp.zeros((1,), float)])
+    w = jnp.concatenate([jnp.zeros((1,), float), *(x.astype(float).reshape(-1) for x in jax.tree.leaves(params))])
     x = batch.astype(w.dtype)
     example = jnp.sum(jnp.square(w)[None] * x[:, None] + jnp.sin(w[None] + x[:, None]), axis=1)
     return scale * (jnp.mean(example) + shift * jnp.sum(w))
@@ -45,6 +46,16 @@ def linear(params: Any, batch: jax.Array) -> jax.Array:
 
 def make(card: Card, loss_fn: Any = loss, **changes: Any) -> Any:
     return card.function(loss_fn, **{**card.example, **changes})
+
+
+@functools.cache
+def _compiled(name: str) -> Any:
+    return jax.jit(make(catalogue.find(name)))
+
+
+def run(card: Card, params: Any, batch: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Value and gradient of `loss`, compiled once for all tests."""
+    return _compiled(card.name)(params, batch, *args, **kwargs)
 
 
 def has(card: Card, name: str) -> bool:
@@ -70,13 +81,13 @@ def finite(tree: Any) -> bool:
 def test_looks_like_value_and_grad(card: Card, x64: None) -> None:
     """The value is that of the loss at the parameters, the gradient a tree like them; nothing is kept in between."""
     params = draw(0, SHAPES, np.float64)
-    fn, before = make(card), jax.tree.map(np.array, params)
-    value, result = fn(params, batch())
+    before = jax.tree.map(np.array, params)
+    value, result = run(card, params, batch())
     assert value.shape == () and value.dtype == jnp.float64
     close(loss(params, batch()), value, F64)
     gradient(result, params)
     same(before, params)
-    same((value, result), fn(params, batch()))
+    same((value, result), run(card, params, batch()))
 
 
 @of("source", "linear")
@@ -84,11 +95,11 @@ def test_where_the_gradient_is_the_same_everywhere_it_is_that(card: Card, x64: N
     """Of a linear loss every source gives the exact gradient: no factor of microbatches or replicas is lost."""
     params = draw(0, SHAPES, np.float64)
     want = jax.tree.map(lambda x: jnp.full_like(x, batch().mean()), params)
-    close(want, gradient(make(card, linear)(params, batch())[1], params), F64)
+    close(want, gradient(jax.jit(make(card, linear))(params, batch())[1], params), F64)
     if has(card, "axis_name"):
         parts = batch().reshape(2, BATCH // 2)
         fn = jax.vmap(make(card, linear, axis_name="replica"), in_axes=(None, 0), axis_name="replica")
-        value, result = fn(params, parts)
+        value, result = jax.jit(fn)(params, parts)
         close(jnp.full((2,), linear(params, batch())), value, F64)
         for replica in range(2):
             own = jax.tree.map(lambda x, replica=replica: x[replica], result)
@@ -99,27 +110,24 @@ def test_where_the_gradient_is_the_same_everywhere_it_is_that(card: Card, x64: N
 def test_jit_equals_eager_and_vmap_equals_separate_calls(card: Card, x64: None) -> None:
     params = [draw(seed, SHAPES, np.float64) for seed in range(2)]
     fn = make(card)
-    want = [fn(p, batch()) for p in params]
     jitted = jax.jit(fn)
-    for p, result in zip(params, want, strict=True):
-        close(result, jitted(p, batch()), F64, F64)
+    want = [jitted(p, batch()) for p in params]
     assert jitted._cache_size() == 1
-    many = jax.vmap(fn, in_axes=(0, None))(jax.tree.map(lambda *x: jnp.stack(x), *params), batch())
-    close(jax.tree.map(lambda *x: jnp.stack(x), *want), many, F64, F64)
+    close(fn(params[0], batch()), want[0], F64, F64)
+    many = jax.jit(jax.vmap(fn, in_axes=(0, None)))(jax.tree.map(lambda *x: np.stack(x), *params), batch())
+    close(jax.tree.map(lambda *x: np.stack(x), *want), many, F64, F64)
 
 
 @of("source", "trees")
 def test_any_container(card: Card, x64: None) -> None:
-    """The numbers do not depend on what holds the leaves; a tree without leaves has an empty gradient."""
-    trees, fn = other_trees(), make(card)
+    """The program does not depend on what holds the leaves; a tree without leaves has an empty gradient."""
     want = None
-    for name, tree in trees.items():
-        value, result = fn(tree, batch())
-        got = [value, *jax.tree.leaves(gradient(result, tree))]
-        want = got if want is None else want
-        assert len(want) == 3, name
-        same(want, got)
-    assert gradient(fn({}, batch())[1], {}) == {}
+    for name, tree in other_trees().items():
+        program, (_, result) = jax.make_jaxpr(make(card), return_shape=True)(tree, batch())
+        gradient(result, tree)
+        want = str(program) if want is None else want
+        assert str(program) == want, name
+    assert gradient(jax.eval_shape(make(card), {}, batch())[1], {}) == {}
 
 
 @of("source", "bfloat16")
@@ -127,12 +135,12 @@ def test_bfloat16_parameters(card: Card) -> None:
     """Gradients in bfloat16, from sums in float32: a sum of 512 ones in bfloat16 would stop at 256."""
     low = draw(0, SHAPES, jnp.bfloat16)
     many = {"microbatches": 512} if "microbatches" in card.example else {}
-    value, result = make(card, linear, **many)(low, jnp.ones(512))
+    value, result = jax.jit(make(card, linear, **many))(low, jnp.ones(512))
     assert value.dtype == jnp.float32
     assert all(np.all(np.asarray(x) == 1) for x in jax.tree.leaves(gradient(result, low)))
 
-    g = gradient(make(card)(low, batch())[1], low)
-    high = gradient(make(card)(draw(0, SHAPES), batch())[1], draw(0, SHAPES))
+    g = gradient(run(card, low, batch())[1], low)
+    high = gradient(run(card, draw(0, SHAPES), batch())[1], draw(0, SHAPES))
     for a, b, x in zip(*map(jax.tree.leaves, (g, high, low)), strict=True):
         a, b, x = (np.asarray(v, np.float64) for v in (a, b, x))
         # A gradient is rounded at most twice (per part, and as a whole); a point beside the parameters once, by 2^-9
@@ -144,7 +152,7 @@ def test_bfloat16_parameters(card: Card) -> None:
 def test_every_leaf_keeps_its_dtype(card: Card, x64: None) -> None:
     params = draw(0, SHAPES, np.float64)
     mixed = {**params, "bias": params["bias"].astype(jnp.bfloat16), "scale": params["scale"].astype(jnp.float32)}
-    value, result = make(card)(mixed, batch())
+    value, result = jax.eval_shape(make(card), mixed, batch())
     assert value.dtype == jnp.float64
     gradient(result, mixed)
 
@@ -155,9 +163,9 @@ def test_aux_comes_beside_the_value(card: Card, x64: None) -> None:
     if not has(card, "has_aux"):
         return
     params = draw(0, SHAPES, np.float64)
-    want = make(card)(params, batch())
+    want = run(card, params, batch())
     fn = make(card, lambda p, b: (loss(p, b), {"twice": 2 * loss(p, b), "seen": p["scale"]}), has_aux=True)
-    (value, aux), result = fn(params, batch())
+    (value, aux), result = jax.jit(fn)(params, batch())
     close(want, (value, result), F64, F64)
     np.testing.assert_allclose(np.mean(aux["twice"]), 2 * value, rtol=F64)
     np.testing.assert_array_equal(aux["seen"], np.full_like(aux["seen"], params["scale"]))
@@ -166,17 +174,16 @@ def test_aux_comes_beside_the_value(card: Card, x64: None) -> None:
 @of("source", "extra")
 def test_further_arguments_reach_every_pass(card: Card, x64: None) -> None:
     params = draw(0, SHAPES, np.float64)
-    want = make(card, lambda p, b: loss(p, b, 3.0, shift=0.5))(params, batch())
-    # Weights of either sign that differ would otherwise move a norm; here the arithmetic is the same.
-    close(want, make(card)(params, batch(), 3.0, shift=0.5), F64, F64)
-    close(want, jax.jit(make(card))(params, batch(), jnp.array(3.0), shift=jnp.array(0.5)), F64, F64)
+    want = jax.jit(make(card, lambda p, b: loss(p, b, 3.0, shift=0.5)))(params, batch())
+    close(want, run(card, params, batch(), jnp.array(3.0), shift=jnp.array(0.5)), F64, F64)
 
 
 @of("source", "zeros")
 def test_a_zero_gradient_is_an_ordinary_gradient(card: Card) -> None:
     params = draw(0, SHAPES)
+    fn = jax.jit(make(card, lambda p, b: 0.0 * loss(p, b)))
     for p in (params, jax.tree.map(jnp.zeros_like, params)):
-        value, result = make(card, lambda p, b: 0.0 * loss(p, b))(p, batch())
+        value, result = fn(p, batch())
         assert finite((value, result))
         assert not any(np.any(np.asarray(x)) for x in jax.tree.leaves(gradient(result, p)))
 

@@ -115,7 +115,9 @@ def test_keys(key: jax.Array) -> None:
     assert not jnp.array_equal(jax.random.key_data(state.key), jax.random.key_data(key))
 
     given, same = update(g, state, key=key)
-    np.testing.assert_array_equal(given, pcgrad().update(g, pcgrad().init(g[0]), key=key)[0])
+    want, _ = pcgrad().update(g, pcgrad().init(g[0]), key=key)
+    # Not compiled: rounded elsewhere. Another order would differ in the first digit.
+    np.testing.assert_allclose(np.asarray(given), np.asarray(want), rtol=1e-5, atol=1e-6)
     assert jnp.array_equal(jax.random.key_data(same.key), jax.random.key_data(state.key))
 
     def body(state, _):

@@ -81,7 +81,7 @@ def test_every_optimizer_of_the_catalogue_can_race():
 
         def first_rate(rate, method=method, params=params):
             tx = method.scheduled(rate, 10)
-            return tx.update(params, tx.init(params), params, value=np.float32(1.0))[0]
+            return tx.update(params, tx.init(params), params)[0]
 
         # The rate may be traced: that is what a sweep does.
         updates = jax.eval_shape(jax.vmap(first_rate), np.ones(3, np.float32))

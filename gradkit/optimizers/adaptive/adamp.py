@@ -162,7 +162,17 @@ def sgdp(
     )
 
 
-register(adamp, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/adamp",))
+# A threshold at which some tensors of a small tree are projected and some are not.
+EXAMPLE = {"delta": 1.0}
+register(
+    adamp,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="norms",
+    golden=("adaptive/adamp",),
+    example=EXAMPLE,
+)
 register(
     sgdp,
     form="optimizer",
@@ -170,5 +180,5 @@ register(
     words=1,
     collectives="norms",
     golden=("adaptive/sgdp",),
-    example={"momentum": 0.9},
+    example={**EXAMPLE, "momentum": 0.9},
 )

@@ -1,0 +1,227 @@
+"""The `gradkit` command: race, train, describe, list, show.
+
+Every subcommand is a function of its arguments that reads and checks them, and returns what is to be done. So
+whatever is wrong with a command line is said in one line before anything is computed or written, and
+whatever fails after that is a defect and shows its traceback.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import math
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from jax import eval_shape, random
+
+import gradkit  # noqa: F401 - registers every method
+from gradkit import catalogue, checks, leaves
+from gradkit.training import methods, report
+from gradkit.training.flags import parse, usage
+from gradkit.training.race import prepare as prepare_race
+from gradkit.training.race import race
+from gradkit.training.report.charts import number, reading
+from gradkit.training.report.table import aligned
+from gradkit.training.settings import RaceConfig, TrainConfig, setting
+from gradkit.training.train import prepare as prepare_train
+from gradkit.training.train import train
+from gradkit.workloads import load, registry
+
+Task = Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ListConfig:
+    """Which cards of the catalogue are listed."""
+
+    form: str | None = setting(None, f"only methods of one form: {', '.join(catalogue.FORMS)}")
+
+    def __post_init__(self) -> None:
+        if self.form is not None:
+            checks.choice("form", self.form, catalogue.FORMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribeConfig:
+    """Which method is described, on the parameters of which workload."""
+
+    workload: str = setting("digits_mlp", "the problem whose parameters are shown")
+    method: str = setting("adamw", "the method")
+    learning_rate: float | None = setting(None, "learning rate; default: the centre of the method's grid")
+
+    def __post_init__(self) -> None:
+        registry.check_name(self.workload)
+        methods.find(self.method)
+        checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
+
+
+def command_race(arguments: list[str]) -> Task:
+    """Several methods on a real problem, each tuned: who reaches the target first, and a report."""
+    config = parse(RaceConfig, arguments)
+    problems = prepare_race(config)
+    report.check_libraries()
+    folder = report.reserve(config.out, config.overwrite)
+    command = shlex.join(["gradkit", "race", *arguments])
+
+    def task() -> None:
+        for problem in problems:
+            print(f"{problem.description}; target: {problem.metric_name} <= {number(problem.target)}", flush=True)
+        with report.watcher(config) as watch:
+            result = race(config, watch)
+        print()
+        report.show(result)
+        report.write(result, folder, command)
+        for workload in config.workloads:
+            print(f"{workload}: {report.verdict(result.of(workload))}")
+        print(f"report: {folder / 'report.html'}   picture: {folder / 'curves.png'}")
+
+    return task
+
+
+def command_train(arguments: list[str]) -> Task:
+    """One method on one problem, on one device: live progress, metrics as JSON lines."""
+    config = parse(TrainConfig, arguments)
+    problem = prepare_train(config)
+    file = _new_file(config.metrics_file)
+
+    def task() -> None:
+        print(f"{config.method} on {problem.description}; target: {problem.metric_name} <= {number(problem.target)}")
+        record, reached = {}, None
+        log = file.open("x", encoding="utf-8") if file else contextlib.nullcontext()
+        with log as stream, report.ticker(config.steps or problem.budget_steps) as tick:
+            for record in train(config):
+                if stream is not None:
+                    # JSON knows no NaN: what is not finite is null.
+                    known = {name: value if math.isfinite(value) else None for name, value in record.items()}
+                    print(json.dumps(known), file=stream, flush=True)
+                if reached is None and record["metric"] <= problem.target:
+                    reached = record["step"]
+                tick(record)
+        outcome = f"target reached at step {reached}" if reached else "target missed"
+        print(f"final {problem.metric_name}: {reading(record['metric'])}; {outcome}; {record['seconds']:.1f} s")
+
+    return task
+
+
+def command_describe(arguments: list[str]) -> Task:
+    """What a method does to every parameter of a problem: role, rate, decay, bytes of state."""
+    config = parse(DescribeConfig, arguments)
+    problem, method = load(config.workload), methods.find(config.method)
+    tx = method.make(method.centre if config.learning_rate is None else config.learning_rate)
+    params = eval_shape(problem.init, random.key(0))
+    return lambda: print(leaves.describe(tx, params))
+
+
+def command_list(arguments: list[str]) -> Task:
+    """The catalogue as a table: name, form, state, paper."""
+    cards = catalogue.cards(parse(ListConfig, arguments).form)
+    rows = [
+        (c.public_name, c.form, f"{c.words:g}", c.collectives, c.maturity, f"{c.paper.authors} {c.paper.year}")
+        for c in sorted(cards.values(), key=lambda card: (catalogue.FORMS.index(card.form), card.name))
+    ]
+    return lambda: print(aligned(("name", "form", "words", "collectives", "maturity", "paper"), rows))
+
+
+def command_show(arguments: list[str]) -> Task:
+    """Everything about one method: paper, equations, needs, cost, evidence."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise ValueError("show takes one argument, the name of a method: gradkit show lion")
+    card = catalogue.find(arguments[0].removeprefix("gk.").split(".")[-1])
+    facts = [
+        ("name", card.public_name),
+        ("form", card.form),
+        ("paper", str(card.paper)),
+        ("file", card.file),
+        ("needs", ", ".join(card.needs) or "nothing beyond gradients and parameters"),
+        ("state", f"{card.words:g} float32 words per parameter"),
+        ("collectives", card.collectives),
+        ("golden", ", ".join(card.golden) or "none"),
+        ("paper check", card.paper_check),
+        ("maturity", card.maturity),
+        *[("opts out of", f"{check}: {reason}") for check, reason in card.opt_outs.items()],
+        *([("note", card.notes)] if card.notes else []),
+    ]
+    text = "\n".join(f"{name:<12} {value}" for name, value in facts)
+    equations = inspect.getdoc(inspect.getmodule(card.function)) or ""
+    return lambda: print(f"{text}\n\n{equations}\n\n{card.name}\n\n{inspect.getdoc(card.function)}")
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
+    "race": (command_race, RaceConfig),
+    "train": (command_train, TrainConfig),
+    "describe": (command_describe, DescribeConfig),
+    "list": (command_list, ListConfig),
+    "show": (command_show, None),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line.
+
+    Args:
+      argv: program name and arguments. Default `sys.argv`.
+
+    Returns:
+      The exit status: 0; 2 where the command line is refused, with one line on standard error; 130 where it is
+      interrupted.
+
+    Example:
+      >>> main(["gradkit", "list", "--form=wrapper"])  # doctest: +ELLIPSIS
+      name ...
+      0
+    """
+    name, *arguments = (sys.argv if argv is None else argv)[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    try:
+        if name not in COMMANDS:
+            offer = checks.nearest(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+            raise ValueError(f"no command is called {name!r}{offer}")
+        command, config = COMMANDS[name]
+        if any(argument in ("--help", "-help", "-h") for argument in arguments):
+            flags_text = usage(config) if config else "  NAME           a method, as `gradkit list` names it"
+            print(f"gradkit {name}: {_first_line(command)}\n\n{flags_text}")
+            return 0
+        task = command(arguments)
+    except (flags.Error, ValueError, OSError, ImportError) as error:
+        print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    try:
+        task()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("gradkit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _first_line(function: Any) -> str:
+    return (inspect.getdoc(function) or "").split("\n", 1)[0]
+
+
+def _help() -> str:
+    commands = [f"  {name:<10} {_first_line(command)}" for name, (command, _) in COMMANDS.items()]
+    more = "`gradkit COMMAND --help` shows the flags of a command."
+    return "\n".join(["usage: gradkit COMMAND [--flag=value …]", "", *commands, "", more])
+
+
+def _new_file(name: str | None) -> pathlib.Path | None:
+    """A file that can be made and is not there yet."""
+    if name is None:
+        return None
+    file = pathlib.Path(name)
+    if file.exists():
+        raise FileExistsError(f"--metrics_file={file} exists; name a new file")
+    if not (file.parent.is_dir() and os.access(file.parent, os.W_OK | os.X_OK)):
+        raise PermissionError(f"--metrics_file={file} cannot be written: no writable folder {file.parent}")
+    return file

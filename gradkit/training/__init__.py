@@ -1,0 +1,27 @@
+"""The training step, sweeps, races and their reports."""
+
+from gradkit.training import methods as methods
+from gradkit.training import report as report
+from gradkit.training.race import Race, Result, race
+from gradkit.training.scoring import performance_profile, robustness, steps_to_target
+from gradkit.training.settings import RaceConfig, TrainConfig
+from gradkit.training.step import TrainState, TrainStep, make_train_step
+from gradkit.training.sweep import Sweep, sweep
+from gradkit.training.train import train
+
+__all__ = [
+    "Race",
+    "RaceConfig",
+    "Result",
+    "Sweep",
+    "TrainConfig",
+    "TrainState",
+    "TrainStep",
+    "make_train_step",
+    "performance_profile",
+    "race",
+    "robustness",
+    "steps_to_target",
+    "sweep",
+    "train",
+]

@@ -1,0 +1,70 @@
+"""absl flags generated from a frozen dataclass, so that a command and a notebook take the same settings."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from absl import flags
+
+_DEFINE = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    tuple: flags.DEFINE_list,
+}
+
+
+def _kind(annotation: Any) -> type:
+    """The plain type of a field: `int | None` is an int that may be left out, `tuple[str, ...]` a list."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return typing.get_origin(annotation) or annotation
+
+
+def define(config: type, values: flags.FlagValues) -> None:
+    """Adds one flag per field of a dataclass to a set of flags.
+
+    Args:
+      config: a dataclass whose fields are int, float, str, bool or tuple[str, ...] (or one of them or
+        None), each with its help text in `metadata["help"]`.
+      values: where flags are added; a fresh `flags.FlagValues()` per command line.
+    """
+    kinds = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        kind = _kind(kinds[field.name])
+        default: Any = field.default
+        default = list(default) if kind is tuple else default
+        _DEFINE[kind](field.name, default, field.metadata["help"], flag_values=values)
+
+
+def parse(config: type, arguments: list[str]) -> Any:
+    """An instance of the dataclass from arguments like `--seeds=5 --methods=adam,lion`.
+
+    Raises:
+      flags.Error: an unknown flag (the nearest are offered), or a value of the wrong type.
+      ValueError: an argument that is no flag, or a value the dataclass refuses.
+
+    Example:
+      >>> from gradkit.training.settings import RaceConfig
+      >>> parse(RaceConfig, ["--methods=adam,lion", "--seeds", "3"]).methods
+      ('adam', 'lion')
+    """
+    values = flags.FlagValues()
+    define(config, values)
+    rest = values(["gradkit", *arguments])[1:]
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; settings are given as --name=value")
+    fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(config)}
+    return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+
+def usage(config: type) -> str:
+    """One line per flag: name, default, meaning."""
+    lines = []
+    for field in dataclasses.fields(config):
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = "" if default is None or default is False else f" [{default}]"
+        lines.append(f"  --{field.name:<14} {field.metadata['help']}{shown}")
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""The methods of a race: how each is built from a learning rate, and where its grid is centred.
+
+Every method gets the same schedule, a warm-up over the first twentieth and a cosine to zero over the rest,
+so what a race compares is the method. A method of the catalogue that has no row here races all the same,
+with its defaults and a grid around 0.01.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+from gradkit import catalogue, checks, schedules
+from gradkit.optimizers import adaptive, layerwise, momentum, sign
+from gradkit.transforms import clip_by_global_norm
+
+DEFAULT_CENTRE = 1e-2
+
+
+class Method(NamedTuple):
+    """One method as it races.
+
+    Attributes:
+      name: as in tables and flags.
+      make: learning rate (a schedule or a number) -> transformation.
+      centre: the middle of its grid of learning rates.
+      card: the name of its card in the catalogue.
+    """
+
+    name: str
+    make: Callable[[Any], optax.GradientTransformation]
+    centre: float
+    card: str
+
+    def scheduled(self, learning_rate: Any, steps: int) -> optax.GradientTransformation:
+        """The method under the schedule of the race; the peak rate may be traced."""
+        return self.make(warmup_cosine(learning_rate, steps))
+
+
+def warmup_cosine(peak: Any, steps: int) -> schedules.Schedule:
+    """A linear warm-up over the first twentieth, then a cosine to zero at `steps`. The peak may be traced.
+
+    >>> import numpy as np
+    >>> print(warmup_cosine(1.0, 40)(np.arange(0, 41, 10)).round(3))
+    [0.5   0.9   0.541 0.159 0.   ]
+    """
+    warm = max(1, steps // 20)
+    return schedules.warmup(warm, peak, start=peak / warm) + schedules.decay("cosine", steps - warm)
+
+
+def _clipped_sgd(learning_rate: Any) -> optax.GradientTransformation:
+    return optax.chain(clip_by_global_norm(1.0), momentum.sgd(learning_rate))
+
+
+def _agc_nesterov(learning_rate: Any) -> optax.GradientTransformation:
+    return optax.chain(layerwise.adaptive_grad_clip(0.01), momentum.sgd(learning_rate, momentum=0.9, nesterov=True))
+
+
+_ROWS = (
+    Method("sgd", momentum.sgd, 1e-1, "sgd"),
+    Method("nesterov", lambda rate: momentum.sgd(rate, momentum=0.9, nesterov=True), 3e-2, "sgd"),
+    Method("momentum", momentum.momentum, 3e-2, "momentum"),
+    Method("clipped_sgd", _clipped_sgd, 1e-1, "clip_by_global_norm"),
+    Method("agc_nesterov", _agc_nesterov, 3e-2, "adaptive_grad_clip"),
+    Method("sgdp", lambda rate: adaptive.sgdp(rate, momentum=0.9, nesterov=True), 3e-2, "sgdp"),
+    Method("adam", adaptive.adam, 3e-3, "adam"),
+    Method("adamw", adaptive.adamw, 3e-3, "adamw"),
+    Method("adamp", adaptive.adamp, 3e-3, "adamp"),
+    Method("grams", adaptive.grams, 3e-3, "grams"),
+    Method("lion", sign.lion, 5e-4, "lion"),
+    Method("lars", layerwise.lars, 1e1, "lars"),
+    Method("larc", layerwise.larc, 1e0, "larc"),
+    Method("lamb", layerwise.lamb, 3e-2, "lamb"),
+    Method("novograd", layerwise.novograd, 1e-2, "novograd"),
+)
+_TABLE = {row.name: row for row in _ROWS}
+
+
+def names() -> tuple[str, ...]:
+    """Every method that can race: the tuned rows, then other optimizers of the catalogue."""
+    return *_TABLE, *(name for name in catalogue.cards("optimizer") if name not in _TABLE)
+
+
+def find(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+      ValueError: nothing of this name can race; the message offers the nearest names.
+
+    >>> find("lion").centre
+    0.0005
+    >>> find("lyon")
+    Traceback (most recent call last):
+    ValueError: no method called 'lyon' can race; did you mean 'lion'?
+    """
+    if name in _TABLE:
+        return _TABLE[name]
+    card = catalogue.cards("optimizer").get(name)
+    if card is None:
+        offer = checks.nearest(name, names()) or f"; there are {', '.join(names())}"
+        raise ValueError(f"no method called {name!r} can race{offer}")
+    first = next(iter(inspect.signature(card.function).parameters))
+    rest = {key: value for key, value in card.example.items() if key != first}
+    return Method(name, lambda rate: card.function(rate, **rest), DEFAULT_CENTRE, name)

@@ -1,0 +1,253 @@
+"""A race: several methods on real problems, each tuned over its learning rate with the same effort.
+
+Per workload and method, one sweep over rates x seeds. The best rate is the one with the best median of
+steps-to-target; where it lies at the edge of the grid, the grid is extended by two rates on that side.
+Seconds per step come from a program of one run (a vmapped program hides what a step costs), in rounds
+that go through all methods in turn, so that a busy machine slows all of them alike.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradkit.training import methods, run, scoring
+from gradkit.training.settings import RaceConfig
+from gradkit.training.sweep import Sweep, check_steps, sweep
+from gradkit.workloads import Workload, load
+
+# One timed call takes about this long: far above the clock's and the dispatch's noise.
+TIMED_SECONDS = 0.15
+
+
+class Result(NamedTuple):
+    """One method on one workload.
+
+    Attributes:
+      workload: its name.
+      method: its name.
+      sweep: all its runs, rates in rising order, extensions included.
+      best: index of the best rate.
+      extended: rates that were added to the grid.
+      at_edge: whether the best rate lies at the edge of what was tried all the same.
+      steps: median over seeds of steps-to-target at the best rate; infinity for a miss.
+      spread: smallest and largest steps-to-target over seeds at the best rate.
+      final: median over seeds of the last metric at the best rate.
+      robust: rates that reach the target within twice the best number of steps.
+      seconds_per_step: of one run, median over rounds.
+      seconds: `steps` times `seconds_per_step`.
+      compile_seconds: of the program of one run.
+    """
+
+    workload: str
+    method: str
+    sweep: Sweep
+    best: int
+    extended: int
+    at_edge: bool
+    steps: float
+    spread: tuple[float, float]
+    final: float
+    robust: int
+    seconds_per_step: float = np.nan
+    seconds: float = np.nan
+    compile_seconds: float = np.nan
+
+    @property
+    def rates(self) -> np.ndarray:
+        return self.sweep.grid["learning_rate"]
+
+    @property
+    def best_rate(self) -> float:
+        return float(self.rates[self.best])
+
+
+class Race(NamedTuple):
+    """All results, in the order of the configuration, workload by workload; and the two profiles."""
+
+    config: RaceConfig
+    results: tuple[Result, ...]
+    step_profile: scoring.Profile
+    time_profile: scoring.Profile
+    total_seconds: float
+
+    def of(self, workload: str) -> list[Result]:
+        """The results on one workload, best first: by steps, then by the final metric."""
+        rows = [result for result in self.results if result.workload == workload]
+        return sorted(rows, key=lambda row: (row.steps, row.final if np.isfinite(row.final) else np.inf))
+
+
+class Progress(NamedTuple):
+    """What a watcher is told: where a method stands, and its result once it is scored."""
+
+    workload: str
+    method: str
+    stage: str
+    done: int
+    total: int
+    result: Result | None = None
+
+
+def race(config: RaceConfig, watch: Callable[[Progress], None] = lambda _: None) -> Race:
+    """Runs a race.
+
+    Args:
+      config: what races on what.
+      watch: called with a `Progress` now and then.
+
+    Returns:
+      The results; `gradkit.training.report` writes them.
+
+    Raises:
+      ValueError: steps that are no multiple of `eval_every`.
+      ImportError: a workload needs the extra `gradkit[race]`.
+
+    Example:
+      >>> config = RaceConfig(workloads=("heavytail",), methods=("sgd",), rates=2, seeds=1, steps=20, extensions=0)
+      >>> [result.method for result in race(config).results]
+      ['sgd']
+    """
+    began = time.perf_counter()
+    problems = prepare(config)
+    results: list[Result] = []
+    for problem in problems:
+        tuned = [tune(problem, methods.find(name), config, watch) for name in config.methods]
+        results += measure(problem, tuned, config, watch)
+    step_scores = {name: [row.steps for row in results if row.method == name] for name in config.methods}
+    time_scores = {name: [row.seconds for row in results if row.method == name] for name in config.methods}
+    profiles = scoring.performance_profile(step_scores), scoring.performance_profile(time_scores)
+    return Race(config, tuple(results), *profiles, time.perf_counter() - began)
+
+
+def prepare(config: RaceConfig) -> list[Workload]:
+    """Loads the workloads and checks that evaluations divide their steps, before anything is computed."""
+    problems = [load(name) for name in config.workloads]
+    for problem in problems:
+        check_steps(config.steps or problem.budget_steps, config.eval_every or problem.eval_every)
+    return problems
+
+
+def grid_of(centre: float, rates: int, decades: float) -> np.ndarray:
+    """Log-spaced rates around a centre.
+
+    >>> grid_of(0.1, 3, 1.0).round(4).tolist()
+    [0.01, 0.1, 1.0]
+    """
+    return np.geomspace(centre * 10.0**-decades, centre * 10.0**decades, rates)
+
+
+def tune(problem: Workload, method: methods.Method, config: RaceConfig, watch: Callable[[Progress], None]) -> Result:
+    """One method over its grid of rates and all seeds, extended while the best rate is at the edge."""
+
+    def trained(grid: np.ndarray, stage: str) -> Sweep:
+        def progress(done: int, total: int) -> None:
+            watch(Progress(problem.name, method.name, stage, done, total))
+
+        progress(0, config.steps or problem.budget_steps)
+        return sweep(
+            problem,
+            method.scheduled,
+            grid,
+            seeds=config.seeds,
+            steps=config.steps,
+            eval_every=config.eval_every,
+            progress=progress,
+        )
+
+    found = trained(grid_of(method.centre, config.rates, config.decades), "sweep")
+    ratio = 10.0 ** (2.0 * config.decades / (config.rates - 1))
+    for _ in range(config.extensions):
+        best, rates = scoring.best_point(found.steps_to_target, found.curves[..., -1]), found.grid["learning_rate"]
+        if best == 0:
+            found = joined(trained(rates[0] / ratio ** np.array([2.0, 1.0]), "extend"), found)
+        elif best == len(rates) - 1:
+            found = joined(found, trained(rates[-1] * ratio ** np.array([1.0, 2.0]), "extend"))
+        else:
+            break
+    result = score(problem.name, method.name, found, extended=len(found.grid["learning_rate"]) - config.rates)
+    watch(Progress(problem.name, method.name, "scored", 1, 1, result))
+    return result
+
+
+def joined(low: Sweep, high: Sweep) -> Sweep:
+    """Two sweeps over neighbouring grids, as one."""
+    first, second = low._asdict(), high._asdict()
+    merged: dict[str, Any] = {
+        name: np.concatenate([first[name], second[name]]) for name in ("curves", "steps_to_target", "diverged")
+    }
+    merged["grid"] = {name: np.concatenate([low.grid[name], high.grid[name]]) for name in low.grid}
+    merged |= {name: first[name] + second[name] for name in ("compile_seconds", "run_seconds")}
+    return low._replace(**merged)
+
+
+def score(workload: str, method: str, found: Sweep, *, extended: int = 0) -> Result:
+    """What a sweep over rates says about a method; times are filled in by `measure`."""
+    finals = found.curves[..., -1]
+    best = scoring.best_point(found.steps_to_target, finals)
+    at_best = found.steps_to_target[best]
+    return Result(
+        workload=workload,
+        method=method,
+        sweep=found,
+        best=best,
+        extended=extended,
+        at_edge=best in (0, len(finals) - 1),
+        steps=float(np.median(at_best)),
+        spread=(float(at_best.min()), float(at_best.max())),
+        final=float(np.median(np.where(np.isfinite(finals[best]), finals[best], np.inf))),
+        robust=scoring.robustness(found.steps_to_target),
+    )
+
+
+def measure(
+    problem: Workload, results: Sequence[Result], config: RaceConfig, watch: Callable[[Progress], None]
+) -> list[Result]:
+    """Adds seconds per step at each method's best rate: a program of one run, in interleaved rounds."""
+    total = config.steps or problem.budget_steps
+    programs, counts, compile_seconds = [], [], []
+    for result in results:
+        watch(Progress(problem.name, result.method, "compile", 0, config.timing_rounds))
+        began = time.perf_counter()
+        program, state = _one_run(problem, methods.find(result.method), result.best_rate, total)
+        compile_seconds.append(time.perf_counter() - began)
+        jax.block_until_ready(program(state, jnp.int32(1)))
+        began = time.perf_counter()
+        jax.block_until_ready(program(state, jnp.int32(3)))
+        counts.append(max(3, round(TIMED_SECONDS / max(1e-6, (time.perf_counter() - began) / 3.0))))
+        programs.append((program, state))
+    seconds = np.zeros((config.timing_rounds, len(results)))
+    for i in range(config.timing_rounds):
+        for j, (program, state) in enumerate(programs):
+            began = time.perf_counter()
+            jax.block_until_ready(program(state, jnp.int32(counts[j])))
+            seconds[i, j] = (time.perf_counter() - began) / counts[j]
+            watch(Progress(problem.name, results[j].method, "time", i + 1, config.timing_rounds))
+    timed = []
+    for result, per_step, compiled in zip(results, np.median(seconds, 0), compile_seconds, strict=True):
+        result = result._replace(
+            seconds_per_step=float(per_step), seconds=result.steps * float(per_step), compile_seconds=compiled
+        )
+        timed.append(result)
+        watch(Progress(problem.name, result.method, "done", 1, 1, result))
+    return timed
+
+
+def _one_run(problem: Workload, method: methods.Method, rate: float, total: int) -> tuple[Any, run.Run]:
+    """(state, n) -> state after n steps, compiled once for every n; and a state to start from."""
+    tx = method.scheduled(rate, total)
+    step = run.step_function(problem, tx)
+
+    @jax.jit
+    def begin() -> run.Run:
+        seed = jnp.zeros((), jnp.uint32)
+        return run.start(run.first_params(problem, seed), tx, seed)
+
+    @jax.jit
+    def steps(state: run.Run, count: jax.Array) -> run.Run:
+        return jax.lax.fori_loop(jnp.int32(0), count, lambda _, state: step(state)[0], state)
+
+    state = jax.block_until_ready(begin())
+    return steps.lower(state, jnp.int32(1)).compile(), state

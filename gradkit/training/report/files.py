@@ -1,0 +1,93 @@
+"""Where the report of a race goes: a folder that is checked before anything is computed."""
+
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gradkit.training.race import Race
+from gradkit.training.report.charts import save_png
+from gradkit.training.report.page import page, versions
+
+FILES = ("report.html", "curves.png", "results.json")
+DEFAULT_ROOT = "race"
+
+
+def reserve(out: str | None, overwrite: bool) -> pathlib.Path:
+    """Makes the folder a report will go to, or refuses.
+
+    Args:
+      out: the folder; None for a fresh numbered one, `race/001`, `race/002`, …
+      overwrite: whether the report of an earlier race in it may be replaced. Files of others never are.
+
+    Raises:
+      FileExistsError: the folder holds files of others, or an earlier report and no leave to replace it.
+      OSError: it cannot be made or written to.
+    """
+    if out is None:
+        folders = (pathlib.Path(DEFAULT_ROOT) / f"{i:03d}" for i in itertools.count(1))
+        folder = next(folder for folder in folders if not folder.exists())
+    else:
+        folder = pathlib.Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--out={folder} is a file, not a folder")
+    present = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in present if name not in FILES]
+    if foreign:
+        raise FileExistsError(f"--out={folder} holds files that no race wrote ({foreign[0]}, …); name another folder")
+    if present and not overwrite:
+        raise FileExistsError(f"--out={folder} holds an earlier report; add --overwrite or name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--out={folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out={folder} cannot be written to")
+    return folder
+
+
+def write(race: Race, folder: pathlib.Path, command: str) -> None:
+    """Writes `report.html`, `curves.png` and `results.json`."""
+    save_png(race, folder / "curves.png")
+    (folder / "report.html").write_text(page(race, command), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(record(race, command), indent=1) + "\n", encoding="utf-8")
+
+
+def record(race: Race, command: str) -> dict[str, Any]:
+    """All that was measured, as JSON: infinity and NaN, which JSON does not know, are null."""
+    results = []
+    for row in race.results:
+        found = row.sweep
+        results.append(
+            {
+                "workload": row.workload,
+                "method": row.method,
+                "best_rate": row.best_rate,
+                "steps_to_target": _plain(row.steps),
+                "spread": _plain(row.spread),
+                "seconds_to_target": _plain(row.seconds),
+                "seconds_per_step": row.seconds_per_step,
+                "final_metric": _plain(row.final),
+                "robust": row.robust,
+                "extended": row.extended,
+                "at_edge": row.at_edge,
+                "compile_seconds": {"sweep": found.compile_seconds, "one_run": row.compile_seconds},
+                "run_seconds": found.run_seconds,
+                "rates": _plain(row.rates),
+                "seeds": _plain(found.seeds),
+                "evaluated_at": _plain(found.steps),
+                "all_steps_to_target": _plain(found.steps_to_target),
+                "curves": _plain(found.curves),
+            }
+        )
+    areas = {"steps": race.step_profile.area, "time": race.time_profile.area}
+    return {"command": command, "versions": versions(), "profile_area": areas, "results": results}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    return value if np.isfinite(value) else None

@@ -1,0 +1,62 @@
+"""One run of one method on one workload, as pure functions: what sweeps, races and `gradkit train` repeat.
+
+A seed fixes the first parameters and every minibatch, whatever the method: runs with the same seed are
+paired, and the batch of step t does not depend on how steps are grouped into programs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit.workloads import Workload
+
+
+class Run(NamedTuple):
+    """Where a run stands: step to be made next, parameters, state of the method, key of its minibatches."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def first_params(workload: Workload, seed: jax.Array) -> Any:
+    """The parameters that a seed starts from."""
+    return workload.init(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array) -> Run:
+    """The beginning of a run."""
+    return Run(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.fold_in(jax.random.key(seed), 1))
+
+
+def step_function(workload: Workload, tx: optax.GradientTransformation) -> Callable[[Run], tuple[Run, jax.Array]]:
+    """One training step, Run -> (Run, loss of its minibatch).
+
+    The method is offered every cheap extra argument: `value`, `value_fn`, `grad_fn`, `hvp_fn`, `key`. A
+    function that nobody calls costs nothing once compiled.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def step(run: Run) -> tuple[Run, jax.Array]:
+        key = jax.random.fold_in(run.key, run.step)
+        batch = workload.batch(key)
+
+        def value_fn(params: Any) -> jax.Array:
+            return workload.loss(params, batch)
+
+        grad_fn = jax.grad(value_fn)
+
+        def hvp_fn(vector: Any) -> Any:
+            return jax.jvp(grad_fn, (run.params,), (vector,))[1]
+
+        value, grads = jax.value_and_grad(value_fn)(run.params)
+        extra = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
+        updates, opt_state = tx.update(grads, run.opt_state, run.params, key=jax.random.fold_in(key, 1), **extra)
+        params = optax.apply_updates(run.params, updates)
+        return Run(run.step + 1, params, opt_state, run.key), value
+
+    return step

@@ -1,0 +1,107 @@
+"""A byte-level language model on text that ships with CPython: the reference prose of `pydoc_data.topics`.
+
+A transformer of two pre-norm layers, width 64, four heads, context 32. The layers are scanned, so their
+parameters lie under `ScanBlock_0` with a leading layer axis: a method that takes norms per tensor has to
+know which axes are stacks. The text differs a little between versions of Python; the vocabulary is
+derived from it.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from gradkit.workloads.networks import apply, indices, initializer
+from gradkit.workloads.workload import Workload
+
+WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 2, 4, 32, 16
+HELD_OUT_WINDOWS = 256
+
+
+class Text(NamedTuple):
+    """Bytes as indices into the vocabulary; the last twentieth is held out."""
+
+    train: jax.Array
+    held_out: jax.Array
+    vocabulary: int
+
+
+@functools.cache
+def load_text() -> Text:
+    """All topics in alphabetical order, joined by newlines."""
+    from pydoc_data import topics
+
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics)).encode()
+    vocabulary, indices = np.unique(np.frombuffer(text, np.uint8), return_inverse=True)
+    cut = len(indices) * 95 // 100
+    train, held_out = (jnp.asarray(part.astype(np.int32)) for part in (indices[:cut], indices[cut:]))
+    return Text(train, held_out, len(vocabulary))
+
+
+class Block(nn.Module):
+    """One layer: causal self-attention, then a gelu MLP of four times the width, each on a normalised input."""
+
+    @nn.compact
+    def __call__(self, h: jax.Array, _: None) -> tuple[jax.Array, None]:
+        x = nn.RMSNorm()(h)
+        # (batch, time, width) -> (batch, time, heads, width / heads)
+        query, key, value = (
+            nn.Dense(WIDTH, use_bias=False, name=name)(x).reshape(*h.shape[:-1], HEADS, -1)
+            for name in ("query", "key", "value")
+        )
+        attended = jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(h.shape)
+        h = h + nn.Dense(WIDTH, use_bias=False, name="out")(attended)
+        x = nn.Dense(4 * WIDTH, use_bias=False, name="up")(nn.RMSNorm()(h))
+        return h + nn.Dense(WIDTH, use_bias=False, name="down")(nn.gelu(x)), None
+
+
+class ByteLM(nn.Module):
+    """Tokens (batch, context) -> logits of the next byte."""
+
+    vocabulary: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        position = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        h = nn.Embed(self.vocabulary, WIDTH, name="tokens")(tokens)
+        h = h + nn.Embed(CONTEXT, WIDTH, name="positions")(position)[None]
+        layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=LAYERS)
+        h, _ = layers()(h, None)
+        return nn.Dense(self.vocabulary, use_bias=False, name="head")(nn.RMSNorm()(h))
+
+
+def bytelm() -> Workload:
+    """The language model; batches are 16 windows at random places of the training text."""
+    text = load_text()
+    network = ByteLM(text.vocabulary)
+
+    def windows(data: jax.Array, starts: jax.Array) -> jax.Array:
+        return jax.vmap(lambda start: jax.lax.dynamic_slice(data, (start,), (CONTEXT + 1,)))(starts)
+
+    stride = (len(text.held_out) - CONTEXT - 1) // HELD_OUT_WINDOWS
+    held_out = windows(text.held_out, stride * jnp.arange(HELD_OUT_WINDOWS, dtype=jnp.int32))
+
+    def batch(key: jax.Array) -> jax.Array:
+        return windows(text.train, indices(key, BATCH, len(text.train) - CONTEXT))
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        logits = apply(network, params, tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    return Workload(
+        name="bytelm",
+        description=f"byte-level transformer, {LAYERS} scanned layers of width {WIDTH}, batch {BATCH} x {CONTEXT}",
+        init=initializer(network, held_out[:1, :-1], gain=1.0),
+        batch=batch,
+        loss=loss,
+        metric=lambda params: loss(params, held_out),
+        metric_name="held-out loss (nats per byte)",
+        target=1.8,
+        budget_steps=1000,
+        eval_every=25,
+        separable=2.0,
+    )

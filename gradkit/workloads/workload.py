@@ -1,0 +1,40 @@
+"""What a workload is: a real problem, small enough for a laptop, with a target fixed in advance."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Workload:
+    """A training problem that methods race on. Every function is pure and runs under `jit` and `vmap`.
+
+    Attributes:
+      name: how `load` finds it.
+      description: one line for tables and reports.
+      init: key -> parameters, float32, under the names Flax gives.
+      batch: key -> one minibatch; a full-batch problem returns the same data for every key.
+      loss: (parameters, minibatch) -> scalar that is trained on.
+      metric: parameters -> scalar that is judged; the target is reached when metric <= target.
+      metric_name: what the metric is, with its unit.
+      target: fixed in advance from the best tuned baseline.
+      budget_steps: steps a run may take.
+      eval_every: steps between two readings of the metric; divides the budget.
+      separable: ratio of steps from which on two medians over five seeds count as different.
+      losses: (parameters, minibatch) -> one loss per task, whose sum is `loss`; None with one task.
+    """
+
+    name: str
+    description: str
+    init: Callable[[jax.Array], Any]
+    batch: Callable[[jax.Array], Any]
+    loss: Callable[[Any, Any], jax.Array]
+    metric: Callable[[Any], jax.Array]
+    metric_name: str
+    target: float
+    budget_steps: int
+    eval_every: int
+    separable: float
+    losses: Callable[[Any, Any], jax.Array] | None = None

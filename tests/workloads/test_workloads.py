@@ -1,0 +1,131 @@
+"""The workloads: what every one of them must be, and what each says it computes."""
+
+import importlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradkit import leaves, workloads
+from gradkit.workloads import networks
+
+KEYS = jax.random.split(jax.random.key(3), 2)
+
+
+@pytest.mark.parametrize("name", workloads.available())
+def test_every_workload_is_a_sound_problem(name):
+    problem = workloads.load(name)
+
+    @jax.jit
+    def look(key):
+        params, batch = problem.init(key), problem.batch(key)
+        return params, batch, problem.loss(params, batch), problem.metric(params)
+
+    params, batch, loss, metric = jax.tree.map(lambda *pair: jnp.stack(pair), *map(look, KEYS))
+    assert problem.name == name and problem.budget_steps % problem.eval_every == 0
+    assert {x.dtype for x in jax.tree.leaves((params, loss, metric))} == {jnp.dtype(jnp.float32)}
+    assert loss.shape == metric.shape == (2,)
+    assert np.isfinite(loss).all() and (np.asarray(metric) > problem.target).all()
+    one = jax.tree.map(lambda x: x[0], (params, batch))
+    assert jax.eval_shape(jax.grad(problem.loss), *one) == jax.eval_shape(lambda x: x, one[0])
+    same = all(bool((x[0] == x[1]).all()) for x in jax.tree.leaves(batch))
+    assert same == (name in ("digits_mlp_full", "sensing"))
+    if name != "heavytail":  # which starts from zero whatever the key
+        assert not all(bool((x[0] == x[1]).all()) for x in jax.tree.leaves(params))
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'bytelm'"):
+        workloads.load("bytlem")
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    digits = importlib.import_module("gradkit.workloads.digits")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"gradkit\[race\]"):
+        digits.load_digits.__wrapped__()
+
+
+def test_digits_mlp_is_relu_layers_and_cross_entropy():
+    problem = workloads.load("digits_mlp_full")
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), problem.init(KEYS[0]))
+    images, labels = (np.asarray(x) for x in problem.batch(KEYS[0]))
+    x = images.astype(np.float64)
+    for i in range(3):
+        x = (np.maximum(x, 0) if i else x) @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]
+    expected = np.mean(np.log(np.exp(x).sum(-1)) - x[np.arange(len(x)), labels])
+    found = jax.jit(lambda key: problem.metric(problem.init(key)))(KEYS[0])
+    # A float32 mean of 1,437 numbers of order one, each from sums of at most 256 products.
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_kernels_are_drawn_with_the_variance_of_their_inputs_and_stacks_are_separate():
+    params = workloads.load("bytelm").init(KEYS[0])
+    up = np.asarray(params["ScanBlock_0"]["up"]["kernel"])
+    assert up.shape == (2, 64, 256) and not (up[0] == up[1]).all()
+    # The standard deviation of n normal draws is known to 1 / sqrt(2 n); five of those.
+    for kernel, inputs in ((up, 64), (np.asarray(params["ScanBlock_0"]["down"]["kernel"]), 256)):
+        np.testing.assert_allclose(kernel.std() * np.sqrt(inputs), 1, rtol=5 / np.sqrt(2 * kernel.size))
+    assert (np.asarray(params["RMSNorm_0"]["scale"]) == 1).all()
+
+
+def test_scanned_layers_lie_on_a_stack_axis_that_the_layout_sees():
+    params = jax.eval_shape(workloads.load("bytelm").init, KEYS[0])
+    shapes = zip(leaves.names(params), jax.tree.leaves(params), strict=True)
+    roles = {name: leaves.default_layout(name, x.shape) for name, x in shapes}
+    scanned = {name: axes for name, axes in roles.items() if name.startswith("ScanBlock_0/")}
+    assert len(scanned) == 8 and all(axes.stack == (0,) for axes in scanned.values())
+    assert roles["tokens/embedding"].role == "embedding" and roles["head/kernel"].role == "head"
+
+
+def test_the_language_model_never_looks_ahead():
+    bytelm = importlib.import_module("gradkit.workloads.bytelm")
+    text = bytelm.load_text()
+    network = bytelm.ByteLM(text.vocabulary)
+    params = {"params": workloads.load("bytelm").init(KEYS[0])}
+    tokens = text.train[None, : bytelm.CONTEXT]
+    changed = tokens.at[0, 20].set((tokens[0, 20] + 1) % text.vocabulary)
+    apply = jax.jit(network.apply)
+    before, after = apply(params, tokens)[0], apply(params, changed)[0]
+    assert (before[:20] == after[:20]).all() and not (before[20:] == after[20:]).all(1).any()
+
+
+def test_the_vocabulary_is_that_of_the_text():
+    from pydoc_data import topics
+
+    text = importlib.import_module("gradkit.workloads.bytelm").load_text()
+    joined = "\n".join(topics.topics[name] for name in sorted(topics.topics)).encode()
+    assert text.vocabulary == len(set(joined))
+    assert len(text.train) + len(text.held_out) == len(joined)
+    assert int(jnp.maximum(text.train.max(), text.held_out.max())) == text.vocabulary - 1
+
+
+def test_two_tasks_add_up_to_the_loss_and_the_metric_is_the_worse_unscaled_one():
+    problem = workloads.load("multitask")
+    assert problem.losses is not None
+    params, batch = problem.init(KEYS[0]), problem.batch(KEYS[0])
+    losses, loss = jax.jit(problem.losses), jax.jit(problem.loss)
+    both = losses(params, batch)
+    assert both.shape == (2,)
+    np.testing.assert_allclose(both.sum(), loss(params, batch), rtol=1e-6)
+    everything = importlib.import_module("gradkit.workloads.digits").load_digits()[:2]
+    first, second = (float(x) for x in losses(params, everything))
+    np.testing.assert_allclose(jax.jit(problem.metric)(params), max(first, second / 10), rtol=1e-6)
+
+
+def test_matrix_completion_is_solved_by_the_truth():
+    problem = workloads.load("sensing")
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.standard_normal((60, 3)))[0] for _ in range(2))
+    params = {"u": left * np.geomspace(1, 0.01, 3) * 60, "v": right}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    assert float(problem.metric(params)) < 1e-6 and float(problem.loss(params, problem.batch(KEYS[0]))) < 1e-10
+
+
+def test_indices_cover_the_range_and_nothing_else():
+    drawn = np.asarray(networks.indices(KEYS[0], 5000, 7))
+    counts = np.bincount(drawn, minlength=7)
+    # A count is binomial with mean 714 and deviation 24.7; five of those.
+    assert len(counts) == 7 and abs(counts - 5000 / 7).max() < 5 * 24.8
