@@ -39,7 +39,7 @@ class Paper:
 
     def __str__(self) -> str:
         where = f", arXiv {self.arxiv}" if self.arxiv else ""
-        return f"{self.authors}. {self.title}. {self.year}{where}"
+        return f"{self.authors.rstrip('.')}. {self.title}. {self.year}{where}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ import pytest
 
 from gradkit.linalg import solve_lcp
 
+pytestmark = pytest.mark.slow
+
 REG = 1e-4
 
 

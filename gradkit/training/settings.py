@@ -27,8 +27,8 @@ class RaceConfig:
 
     workloads: tuple[str, ...] = setting(("digits_mlp",), "problems to race on")
     methods: tuple[str, ...] = setting(("nesterov", "adamw", "lion", "lars", "lamb", "novograd"), "methods that race")
-    rates: int = setting(7, "learning rates per method, log-spaced around its centre")
-    decades: float = setting(1.5, "decades the rates reach to each side of the centre")
+    rates: int = setting(6, "learning rates per method, log-spaced around its centre")
+    decades: float = setting(1.0, "decades the rates reach to each side of the centre")
     seeds: int = setting(5, "seeds per learning rate")
     steps: int | None = setting(None, "steps per run; default: the workload's budget")
     eval_every: int | None = setting(None, "steps between evaluations; default: the workload's")

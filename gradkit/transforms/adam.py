@@ -109,16 +109,17 @@ def scale_by_adam(
             mu = settle(mu)
 
         def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            m, b, one = m.astype(g.dtype), scalar(b1, g), jnp.ones((), v.dtype)
-            c1 = bias_correction(b1, count, g) if debias else one
-            c2 = bias_correction(b2, count, g) if debias else one
+            m, b, one = m.astype(g.dtype), scalar(b1, g), jnp.ones((), g.dtype)
+            c1 = bias_correction(b1, count, g).astype(g.dtype) if debias else one
+            c2 = bias_correction(b2, count, v) if debias else jnp.ones((), v.dtype)
             if nesterov:
-                ahead = bias_correction(b1, count + 1, g) if debias and nesterov_correction == "next" else c1
+                next_one = debias and nesterov_correction == "next"
+                ahead = bias_correction(b1, count + 1, g).astype(g.dtype) if next_one else c1
                 m = b * m * (1 / ahead) + (1 - b) * g * (1 / c1)
             else:
                 m = m * (1 / c1)
             root = jnp.sqrt(v * (1 / c2) + scalar(eps_root, v)) + scalar(eps, v)
-            return divide(m, root.astype(m.dtype)) if guarded else m / root
+            return divide(m, root.astype(m.dtype)) if guarded else m / root.astype(m.dtype)
 
         return jax.tree.map(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
 

@@ -72,7 +72,7 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> optax
         updates, factor = jax.lax.optimization_barrier((updates, factor))
 
         def shorten(u: jax.Array) -> jax.Array:
-            short = u * factor.astype(jnp.finfo(u.dtype).dtype)
+            short = u * factor.astype(u.dtype)
             return short if nonfinite == "propagate" else jnp.where(jnp.isfinite(norm), short, jnp.zeros_like(short))
 
         return jax.tree.map(shorten, updates), published(norm, clipped)

@@ -50,9 +50,9 @@ def zeros(params: Any, dtype: Any = None, *, real: bool = False) -> Any:
 
 
 def scalar(value: Any, like: jax.Array) -> Any:
-    """A hyperparameter ready to be combined with a leaf: arrays in the leaf's (real) dtype, Python
-    numbers as they are, so that 1 - b is taken before anything is rounded."""
-    return value if type(value) in (int, float) else jnp.asarray(value).astype(jnp.finfo(like.dtype).dtype)
+    """A hyperparameter ready to be combined with a leaf: arrays in the leaf's dtype, Python numbers as
+    they are, so that 1 - b is taken before anything is rounded."""
+    return value if type(value) in (int, float) else jnp.asarray(value).astype(like.dtype)
 
 
 def at_count(value: Any, count: jax.Array) -> Any:

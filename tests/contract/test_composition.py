@@ -13,6 +13,8 @@ import gradkit as gk
 from gradkit.catalogue import Card
 from tests.contract.methods import Model, close, draw, grads_like, make, methods, other_trees, run, same
 
+pytestmark = pytest.mark.slow
+
 F64 = 1e-12
 
 

@@ -34,6 +34,7 @@ def test_bfloat16_parameters_are_computed_in_float32(card: Card) -> None:
         close(want, got, rtol=2**-7 * 1.01, atol=1e-30)
 
 
+@pytest.mark.slow
 @methods("bfloat16")
 def test_bfloat16_run_stays_near_the_float32_run(card: Card) -> None:
     """After 20 steps the distance is what rounding the parameters at every step can make."""
@@ -47,6 +48,7 @@ def test_bfloat16_run_stays_near_the_float32_run(card: Card) -> None:
         assert np.abs(a - b).max() <= 20 * 2**-8 * 2 * size + 2 * np.abs(b - start).max() / 20
 
 
+@pytest.mark.slow
 @methods("float64")
 def test_float64_is_kept(card: Card, x64: None) -> None:
     params = draw(0, dtype=np.float64)
@@ -128,6 +130,7 @@ def test_gradients_that_do_not_match_are_refused(card: Card) -> None:
         tx.init({"kernel": jnp.zeros((2, 2), jnp.int32)})
 
 
+@pytest.mark.slow
 @methods("descends")
 def test_descends_on_a_quadratic_and_on_digits(card: Card) -> None:
     """With the best of six learning rates the loss falls by half within 60 steps on both."""

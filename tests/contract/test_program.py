@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card
 from tests.contract.methods import close, draw, grads_like, make, methods, run, same
+
+pytestmark = pytest.mark.slow
 
 # Two programs of the same float64 arithmetic differ by a few roundings (2^-53) per operation and step.
 F64 = 1e-12

@@ -14,6 +14,8 @@ import gradkit as gk
 from gradkit.catalogue import Card
 from tests.contract.forms import of, ranged, refuses
 
+pytestmark = pytest.mark.slow
+
 STEPS = 24
 # Two programs of the same arithmetic differ by a few roundings per operation: 2^-53 here, 2^-24 in float32.
 F64, F32 = 1e-13, 1e-6

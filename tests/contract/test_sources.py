@@ -21,6 +21,8 @@ from gradkit.transforms.core import wide_dtype
 from tests.contract.forms import of, ranged, refuses
 from tests.contract.methods import close, draw, other_trees, same
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {"bias": (2,), "kernel": (3, 2), "scale": ()}
 BATCH = 8
 # Two programs of the same float64 arithmetic differ by a few roundings (2^-53) per operation.

@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from gradkit.gradients import microbatch
 
+pytestmark = pytest.mark.slow
+
 rng = np.random.default_rng(0)
 W = rng.standard_normal(3)
 BATCH = {"x": rng.standard_normal((8, 5, 3)), "y": rng.standard_normal((8, 5)), "mask": rng.random((8, 5)) < 0.4}

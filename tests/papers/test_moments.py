@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from gradkit.gradients import GradientMoments, gradient_moments
 
+pytestmark = pytest.mark.slow
+
 rng = np.random.default_rng(0)
 W = {"w": rng.standard_normal(3), "b": rng.standard_normal(())}
 X = rng.standard_normal((8, 3))

@@ -1,5 +1,6 @@
 """Precision: rounding is right in the mean, a master is a float32 run, a narrow state follows its averages."""
 
+import importlib
 import re
 from typing import Any
 
@@ -10,8 +11,12 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.transforms import precision as module
 from gradkit.transforms.codecs import Blocks, Narrow, between, decode, encode_bfloat16, encode_int8
+
+pytestmark = pytest.mark.slow
+
+# The package attribute of this name is the function.
+module = importlib.import_module("gradkit.transforms.precision")
 
 # optax's types do not say what a tree holds.
 precision: Any = module.precision

@@ -10,6 +10,8 @@ from scipy.optimize import minimize
 import gradkit as gk
 from gradkit.aggregation import upgrad
 
+pytestmark = pytest.mark.slow
+
 m, n = 4, 9
 REG = 1e-4
 

@@ -8,6 +8,8 @@ import pytest
 from gradkit import catalogue
 from gradkit.cli import main
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--workloads=heavytail", "--methods=lion,sgd", "--rates=2", "--seeds=1", "--steps=20", "--extensions=0"]
 
 

@@ -9,6 +9,8 @@ from gradkit.training import Sweep, methods, report
 from gradkit.training.settings import RaceConfig
 from gradkit.workloads import load
 
+pytestmark = pytest.mark.slow
+
 # The package exports the function under the name of its module.
 races = importlib.import_module("gradkit.training.race")
 

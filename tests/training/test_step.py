@@ -27,6 +27,8 @@ from tests.training.models import (
     transformation,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_plain_tree_equals_a_loop_by_hand() -> None:
     tx = gk.adamw(0.1, weight_decay=0.1)

@@ -28,6 +28,8 @@ from tests.training.models import (
     transformation,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def recorder():
     """Keeps every extra argument, and what the functions among them return beside the parameters."""

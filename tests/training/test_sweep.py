@@ -9,6 +9,8 @@ import gradkit as gk
 from gradkit.training import methods, run, sweep
 from gradkit.workloads import load
 
+pytestmark = pytest.mark.slow
+
 PROBLEM = load("heavytail")
 
 

@@ -11,6 +11,8 @@ import pytest
 from gradkit import leaves, workloads
 from gradkit.workloads import networks
 
+pytestmark = pytest.mark.slow
+
 KEYS = jax.random.split(jax.random.key(3), 2)
 
 

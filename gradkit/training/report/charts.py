@@ -49,14 +49,16 @@ def reading(metric: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds for a label.
 
-    >>> duration(0.0004), duration(0.25), duration(12.3), duration(float("inf"))
-    ('0.40 ms', '250 ms', '12.3 s', 'miss')
+    >>> duration(2e-5), duration(0.0004), duration(0.25), duration(12.3), duration(float("inf"))
+    ('20 µs', '0.40 ms', '250 ms', '12.3 s', 'miss')
     """
     if not np.isfinite(seconds):
         return "miss"
     if seconds >= 1:
         return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
-    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.2f} ms"
+    if seconds >= 1e-4:
+        return f"{1e3 * seconds:.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.2f} ms"
+    return f"{1e6 * seconds:.0f} µs"
 
 
 def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
