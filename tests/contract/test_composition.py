@@ -195,3 +195,16 @@ def test_a_declared_stack_equals_the_recognised_one(card: Card, x64: None) -> No
     one_tensor, _ = run(make(card, 1.0), {"blocks": layers}, steps=2, jit=False)
     different = not np.allclose(one_tensor["blocks"]["kernel"], declared["blocks"]["kernel"], rtol=1e-9)
     assert different == (card.collectives == "norms")
+
+
+@methods("map_params")
+def test_what_belongs_to_parameters_can_be_mapped_and_found(card: Card) -> None:
+    """`optax.tree.map_params` reaches the parameter-shaped state, and that alone; `optax.tree.get` finds the rate."""
+    params = draw(0, {"bias": (4,), "kernel": (6, 4)})
+    tx = make(card)
+    state = tx.init(params)
+    mapped = optax.tree.map_params(tx, lambda x: x + 1, state)
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(mapped), strict=True):
+        np.testing.assert_array_equal(after, before + 1 if before.ndim else before)
+    rates = [float(value) for _, value in optax.tree.get_all_with_path(state, "learning_rate")]
+    assert rates[-1] == np.float32(0.01)
