@@ -1,8 +1,8 @@
 """gradkit: training methods of the literature as pure, chainable `optax.GradientTransformation`s.
 
 At the top stands what goes into a chain. Everything else is under its room: `gk.schedules`, `gk.gradients`,
-`gk.aggregation`, `gk.batches`, `gk.diagnostics`, `gk.leaves`, `gk.linalg`, `gk.training`, `gk.workloads`, and
-`gk.catalogue`, which has a card for every method.
+`gk.aggregation`, `gk.batches`, `gk.diagnostics`, `gk.leaves`, `gk.linalg`, `gk.parallel`, `gk.training`,
+`gk.workloads`, and `gk.catalogue`, which has a card for every method.
 """
 # ruff: noqa: I001 - grouped under headings
 
@@ -50,6 +50,7 @@ from gradkit import (
     gradients,
     leaves,
     linalg,
+    parallel,
     schedules,
     training,
     workloads,
@@ -80,6 +81,7 @@ __all__ = [
     "lion",
     "momentum",
     "novograd",
+    "parallel",
     "perpgrad",
     "precision",
     "project_scale_invariant",

@@ -1,0 +1,179 @@
+"""Where the state of a transformation lies, derived from where its parameters lie.
+
+    a leaf of the state that belongs to a parameter:
+        of its shape                     the parameter's sharding (with `zero_axis`, cut once more)
+        of its rank, some axes shorter   the parameter's sharding on the axes of full length only
+    every other leaf                     replicated over the parameters' mesh
+
+A leaf belongs to the parameter whose name is found in the leaf's own, the nearest to its end: `0/mu/dense/kernel`
+belongs to `dense/kernel`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from optax import GradientTransformation
+
+from gradkit.leaves import names
+
+
+def state_shardings(
+    tx: GradientTransformation, params: Any, *, mesh: Mesh | None = None, zero_axis: str | None = None
+) -> Any:
+    """Derives the sharding of every leaf of a transformation's state from those of its parameters.
+
+    Rules: at the head of this file. Pass the result as `out_shardings` of a compiled `init` and of a compiled step:
+    without it, zeros that `init` makes under `jit` lie on one device, whatever the parameters do.
+
+    Args:
+      tx: any transformation.
+      params: parameters, or `jax.ShapeDtypeStruct`s with a sharding. Mesh axes may be Auto or Explicit.
+      mesh: where it is given, parameters without a `NamedSharding` count as replicated over it. Default None: the
+        parameters' own mesh, and each of them needs a `NamedSharding`.
+      zero_axis: name of a mesh axis, usually of data parallelism. State in the shape of its parameter is cut along it
+        too, on the first axis that is not sharded and whose length it divides (ZeRO, stage 1); a leaf without such an
+        axis, or already cut along it, stays as it is. Give the step `out_shardings` for the parameters too: without
+        them, the new parameters may come out cut as the state is. Default None.
+
+    Returns:
+      A tree like `tx.init(params)` with a `NamedSharding` per leaf. Nothing is allocated and nothing is computed.
+
+    Raises:
+      ValueError: a parameter without a `NamedSharding` where no mesh is given, or traced over Auto axes (then its
+        sharding is not known); parameters on different meshes; no parameters and no mesh; an axis the mesh lacks.
+
+    Example:
+      >>> import optax
+      >>> mesh = jax.make_mesh((1, 1), ("data", "fsdp"))
+      >>> lies = NamedSharding(mesh, PartitionSpec("fsdp"))
+      >>> params = {"w": jax.ShapeDtypeStruct((4, 2), "float32", sharding=lies)}
+      >>> adam = state_shardings(optax.adam(1e-3), params)[0]
+      >>> adam.count.spec, adam.mu["w"].spec
+      (P(), P('fsdp',))
+      >>> state_shardings(optax.adam(1e-3), params, zero_axis="data")[0].mu["w"].spec
+      P('fsdp', 'data')
+
+    Reference: Rajbhandari et al. ZeRO: Memory Optimizations Toward Training Trillion Parameter Models. 2019, arXiv
+    1910.02054. Departure: an axis of a leaf is cut, not the flattened leaf, so that specs stay readable.
+    """
+    leaves, known = jax.tree.leaves(params), names(params)
+    placed = [_sharding(name, x, mesh) for name, x in zip(known, leaves, strict=True)]
+    if mesh is None and not placed:
+        raise ValueError("state_shardings: there are no parameters to take a mesh from; give mesh")
+    home = placed[0].mesh if mesh is None else mesh
+    for name, sharding in zip(known, placed, strict=True):
+        if sharding.mesh != home:
+            raise ValueError(f"state_shardings: {name!r} lies on {sharding.mesh}, not on {home}")
+    if zero_axis is not None and zero_axis not in home.axis_names:
+        raise ValueError(f"zero_axis must be one of the mesh axes {home.axis_names}, got {zero_axis!r}")
+
+    parameters = {name: (np.shape(x), s) for name, x, s in zip(known, leaves, placed, strict=True)}
+    state = jax.eval_shape(tx.init, params)
+    shardings = [
+        _derived(x.shape, parameters.get(_owner(path, parameters)), home, zero_axis)
+        for path, x in zip(names(state), jax.tree.leaves(state), strict=True)
+    ]
+    return jax.tree.structure(state).unflatten(shardings)
+
+
+def init_sharded(tx: GradientTransformation, params: Any, *, zero_axis: str | None = None) -> Any:
+    """Makes the state of a transformation where it belongs: no leaf is ever whole on one device.
+
+    It is `tx.init` compiled with `state_shardings` as its `out_shardings`.
+
+    Args:
+      tx: any transformation.
+      params: parameters with a `NamedSharding` each; or `jax.ShapeDtypeStruct`s with one. Traced parameters (the call
+        stands inside `jit`) are understood over Explicit axes, under `jax.set_mesh`; over Auto axes a trace knows no
+        sharding: there, call `state_shardings` outside and constrain `tx.init(params)` to it with
+        `jax.lax.with_sharding_constraint`.
+      zero_axis: as in `state_shardings`: a mesh axis along which state is cut once more. Default None.
+
+    Returns:
+      What `tx.init(params)` returns, sharded. Of `jax.ShapeDtypeStruct`s, `jax.ShapeDtypeStruct`s with shardings, as
+      a restore of a checkpoint and an ahead-of-time compilation ask for.
+
+    Raises:
+      ValueError: as `state_shardings` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> mesh = jax.make_mesh((1,), ("fsdp",))
+      >>> w = jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, PartitionSpec("fsdp")))
+      >>> init_sharded(optax.trace(0.9), {"w": w}).trace["w"].sharding.spec
+      P('fsdp',)
+    """
+    shardings = state_shardings(tx, params, zero_axis=zero_axis)
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s, weak_type=x.weak_type),
+            jax.eval_shape(tx.init, params),
+            shardings,
+        )
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
+        # An inner jit loses out_shardings that differ from the type: the compiler drops them without a word.
+        return jax.tree.map(jax.sharding.reshard, tx.init(params), shardings)
+    return jax.jit(tx.init, out_shardings=shardings)(params)
+
+
+def _sharding(name: str, x: Any, mesh: Mesh | None) -> NamedSharding:
+    """The sharding of a parameter; of a traced one, what its type says, which of Auto axes is nothing."""
+    traced = isinstance(x, Tracer)
+    sharding = jax.typeof(x).sharding if traced else getattr(x, "sharding", None)
+    if isinstance(sharding, NamedSharding) and not (traced and not sharding.mesh.are_all_axes_explicit):
+        return sharding
+    if mesh is not None and not traced:
+        return NamedSharding(mesh, PartitionSpec())
+    what = "is traced over Auto axes, where no sharding is known" if traced else f"has {sharding}"
+    raise ValueError(f"state_shardings: every parameter must carry a NamedSharding; {name!r} {what}")
+
+
+def _owner(path: str, known: Iterable[str]) -> str:
+    """The name of the parameter a leaf of the state belongs to, or a name of none.
+
+    The name may be followed by pieces of the leaf's own: a coded moment is `.../kernel/codes`, `.../kernel/scale`.
+    """
+    pieces = path.split("/")
+    for end in range(len(pieces), 0, -1):
+        for start in range(end):
+            if (name := "/".join(pieces[start:end])) in known:
+                return name
+    return ""  # also the name of a parameter that is no tree
+
+
+def _derived(
+    shape: tuple[int, ...],
+    parameter: tuple[tuple[int, ...], NamedSharding] | None,
+    mesh: Mesh | AbstractMesh,
+    zero_axis: str | None,
+) -> NamedSharding:
+    """The sharding of one leaf of the state."""
+    if parameter is None or len(shape) != len(parameter[0]):
+        return NamedSharding(mesh, PartitionSpec())
+    whole, sharding = parameter
+    spec = [*sharding.spec, *[None] * (len(whole) - len(sharding.spec))]
+    if shape == whole and zero_axis is None:
+        return sharding
+    if shape == whole:
+        free = _free_axis(shape, spec, mesh, zero_axis)
+        spec = [zero_axis if i == free else entry for i, entry in enumerate(spec)]
+    else:
+        spec = [entry if a == b else None for a, b, entry in zip(shape, whole, spec, strict=True)]
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind)
+
+
+def _free_axis(shape: tuple[int, ...], spec: list[Any], mesh: Mesh | AbstractMesh, zero_axis: str | None) -> int:
+    """The first axis of an array that is not sharded and that the mesh axis divides; -1 where there is none."""
+    used = {name for entry in spec for name in (entry if isinstance(entry, tuple) else (entry,))}
+    if zero_axis is None or zero_axis in used:
+        return -1
+    ways = mesh.shape[zero_axis]
+    fits = (i for i, length in enumerate(shape) if spec[i] is None and length and length % ways == 0)
+    return next(fits, -1)

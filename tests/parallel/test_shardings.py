@@ -1,0 +1,223 @@
+"""State lies where its parameters lie, from birth and after a step, and the numbers do not depend on it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gradkit as gk
+from gradkit.catalogue import Card
+from gradkit.parallel import collective_bytes, init_sharded, state_shardings
+from tests.contract.methods import METHODS, draw, grads_like, make
+
+SHAPES = {"bias": (16,), "kernel": (8, 16)}
+SPECS = {"bias": P("tensor"), "kernel": P("fsdp", "tensor")}
+BY_SHAPE = {SHAPES[name]: SPECS[name] for name in SHAPES}
+KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+
+
+def mesh_of(kind: AxisType = AxisType.Auto) -> Mesh:
+    return jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(kind,) * 3)
+
+
+def put(mesh: Mesh, tree: Any, specs: Any = SPECS) -> Any:
+    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
+
+
+def abstract(mesh: Mesh, specs: Any = SPECS) -> Any:
+    return {k: jax.ShapeDtypeStruct(SHAPES[k], np.float32, sharding=NamedSharding(mesh, specs[k])) for k in SHAPES}
+
+
+def specs(tree: Any) -> Any:
+    """The specs of a tree of arrays, shapes or shardings."""
+    return jax.tree.map(lambda x: getattr(x, "sharding", x).spec, tree)
+
+
+def assert_lies(tree: Any, mesh: Mesh) -> None:
+    """By shape alone, which says it all for these parameters: no name and no derivation is trusted."""
+    for name, x in zip(gk.leaves.names(tree), jax.tree.leaves(tree), strict=True):
+        want = NamedSharding(mesh, BY_SHAPE.get(x.shape, P()))
+        assert x.sharding.is_equivalent_to(want, x.ndim), (name, x.shape, x.sharding)
+
+
+def assert_close(got: Any, want: Any, eps: float) -> None:
+    """To a number of roundings of the largest entry of each leaf."""
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        np.testing.assert_allclose(x, y, rtol=0, atol=eps * np.finfo(np.float32).eps * np.abs(y).max(initial=0))
+
+
+def stepper(tx: optax.GradientTransformation) -> Any:
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, updates
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+@pytest.mark.slow
+@KINDS
+@pytest.mark.parametrize("card", METHODS.values(), ids=METHODS)
+def test_a_method_on_a_mesh(card: Card, kind: AxisType) -> None:
+    """Born sharded, still sharded after a donated step, and equal to one device."""
+    mesh, tx = mesh_of(kind), make(card)
+    here = draw(0, SHAPES)
+    params, grads = put(mesh, here), put(mesh, grads_like(here, 0))
+    state = init_sharded(tx, params)
+    assert_lies(state, mesh)
+    assert specs(state) == specs(init_sharded(tx, abstract(mesh)))
+
+    with jax.set_mesh(mesh):
+        program = stepper(tx).lower(params, state, grads).compile()
+        there = program(params, state, grads)
+    assert_lies(there[:2], mesh)
+    if card.collectives == "none":
+        assert collective_bytes(program) == ()
+    elif card.collectives == "norms":
+        assert {row.opcode for row in collective_bytes(program)} == {"all-reduce"}
+
+    here = draw(0, SHAPES)
+    alone = stepper(tx)(here, tx.init(here), grads_like(here, 0))
+    # Elementwise: the same operations, fused otherwise. Norms: a sum of n <= 144 terms in another order is off by
+    # n roundings at most.
+    assert_close(there, alone, 8 if card.collectives == "none" else 144)
+
+
+@KINDS
+def test_traced_parameters(kind: AxisType) -> None:
+    """Under jit the sharding is in the type over Explicit axes; over Auto axes nobody knows it, and that is said."""
+    mesh, tx = mesh_of(kind), gk.adamw(0.1)
+    params = put(mesh, draw(0, SHAPES))
+    free = put(mesh, draw(0, SHAPES), {"bias": P("tensor"), "kernel": P(None, "tensor")})
+    with jax.set_mesh(mesh):
+        if kind == AxisType.Auto:
+            with pytest.raises(ValueError, match="'bias' is traced over Auto axes"):
+                jax.jit(lambda p: init_sharded(tx, p))(params)
+            shardings = state_shardings(tx, params)
+            assert_lies(jax.jit(lambda p: jax.lax.with_sharding_constraint(tx.init(p), shardings))(params), mesh)
+        else:
+            assert_lies(jax.jit(lambda p: init_sharded(tx, p))(params), mesh)
+            cut = jax.jit(lambda p: init_sharded(tx, p, zero_axis="data"))(free)
+            assert specs(cut)[0].mu == {"bias": P("tensor"), "kernel": P("data", "tensor")}
+
+
+@KINDS
+def test_zero_cuts_the_state_once_more(kind: AxisType) -> None:
+    """A quarter of the moments per device instead of a half, the same numbers, and only the parameters gathered."""
+    mesh, tx = mesh_of(kind), gk.adamw(0.1)
+    lies = {"bias": P(), "kernel": P(None, "tensor")}
+    here = draw(0, SHAPES)
+    params, grads = put(mesh, here, lies), put(mesh, grads_like(here, 0), lies)
+    state = init_sharded(tx, params, zero_axis="data")
+    cut = {"bias": P("data"), "kernel": P("data", "tensor")}
+    assert specs(state)[0] == state[0]._replace(count=P(), mu=cut, nu=cut)
+    assert state[0].mu["kernel"].addressable_data(0).shape == (4, 8)
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    out = (jax.tree.map(lambda x: x.sharding, params), state_shardings(tx, params, zero_axis="data"))
+    with jax.set_mesh(mesh):
+        program = jax.jit(step, out_shardings=out, donate_argnums=(0, 1)).lower(params, state, grads).compile()
+    rows = collective_bytes(program)
+    assert {row.opcode for row in rows} == {"all-gather"}
+    # The updated parameters: (16,) whole and (8, 16) halved, 4 bytes each; one other device of two sends its half.
+    assert sum(row.wire_bytes for row in rows) == (16 * 4 + 8 * 8 * 4) / 2
+    new, state = program(params, state, grads)
+    assert specs((new, state)) == specs(out)
+    here = draw(0, SHAPES)  # a replica shares the memory it was put from, and that was donated
+    updates, _ = tx.update(grads_like(here, 0), tx.init(here), here)
+    assert_close(new, optax.apply_updates(here, updates), 8)
+
+
+def test_zero_leaves_alone_what_it_cannot_cut() -> None:
+    mesh = mesh_of()
+    lies = {"odd": P(), "full": P("fsdp", "tensor"), "taken": P(("fsdp", "data")), "empty": P(), "scalar": P()}
+    shapes = {"odd": (3, 5), "full": (4, 4), "taken": (8, 2), "empty": (0,), "scalar": ()}
+    params = {k: jax.ShapeDtypeStruct(shapes[k], np.float32, sharding=NamedSharding(mesh, lies[k])) for k in shapes}
+    assert specs(state_shardings(optax.trace(0.9), params, zero_axis="data")).trace == lies
+
+
+def test_axes_that_are_reduced_are_not_sharded() -> None:
+    """Ten layers in one leaf: NovoGrad keeps one number per layer, sharded as the layers are."""
+    mesh = mesh_of()
+    lies = NamedSharding(mesh, P("data", "fsdp", "tensor"))
+    params = {"ScanBlock_0": {"kernel": jax.ShapeDtypeStruct((10, 8, 16), np.float32, sharding=lies)}}
+    tx = gk.novograd(0.1)
+    state, shardings = jax.eval_shape(tx.init, params), state_shardings(tx, params)
+    assert state[0].nu["ScanBlock_0"]["kernel"].shape == (10, 1, 1)
+    assert specs(shardings)[0].nu["ScanBlock_0"]["kernel"] == P("data")
+
+
+def test_coded_state_follows_its_parameter() -> None:
+    """Codes are shaped like the parameter; scales, one per block of the last axis, are whole along it."""
+    mesh = mesh_of()
+    tx = gk.precision(gk.sgd(0.1, momentum=0.9), state="int8-block", block=4)
+    found = dict(
+        zip(
+            gk.leaves.names(state := init_sharded(tx, put(mesh, draw(0, SHAPES)))),
+            jax.tree.leaves(specs(state), is_leaf=lambda x: isinstance(x, P)),
+            strict=True,
+        )
+    )
+    coded = {name.split("trace/")[1]: spec for name, spec in found.items() if "trace/" in name}
+    assert coded == {
+        "kernel/codes": P("fsdp", "tensor"),
+        "kernel/scales": P("fsdp"),
+        "bias/codes": P("tensor"),
+        "bias/scales": P(),
+    }
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+        lambda tx: optax.masked(tx, {"bias": False, "kernel": True}),
+        lambda tx: optax.partition({"a": tx, "b": optax.identity()}, {"bias": "b", "kernel": "a"}),
+        lambda tx: gk.leaves.groups([(gk.leaves.by_path("kernel"), tx)], default=optax.sgd(0.1)),
+        lambda tx: optax.named_chain(("first", optax.clip(1.0)), ("second", tx)),
+        lambda tx: optax.apply_if_finite(tx, 3),
+    ],
+    ids=["MultiSteps", "masked", "partition", "groups", "named_chain", "apply_if_finite"],
+)
+def test_inside_wrappers(around: Any) -> None:
+    mesh = mesh_of()
+    state = init_sharded(around(optax.adam(0.1)), put(mesh, draw(0, SHAPES)))
+    assert_lies(state, mesh)
+    assert sum(x.shape == (8, 16) for x in jax.tree.leaves(state)) >= 2
+
+
+def test_any_tree() -> None:
+    """A tuple, whose names are numbers as those of links are; one bare array; NNX Variables; nothing at all."""
+    mesh = mesh_of()
+    params = put(mesh, draw(0, SHAPES))
+    kernel, bias = params["kernel"], params["bias"]
+    assert_lies(init_sharded(optax.adam(0.1), (bias, kernel)), mesh)
+    assert_lies(init_sharded(optax.adam(0.1), kernel), mesh)
+    assert_lies(init_sharded(optax.adam(0.1), {"count": bias, "mu": {"nu": kernel}}), mesh)
+    assert_lies(init_sharded(optax.adam(0.1), nnx.State({"layer": {"kernel": nnx.Param(kernel)}})), mesh)
+    assert specs(state_shardings(optax.adam(0.1), {}, mesh=mesh))[0].count == P()
+
+
+def test_what_cannot_be_derived_raises() -> None:
+    mesh, tx = mesh_of(), optax.adam(0.1)
+    with pytest.raises(ValueError, match=r"every parameter must carry a NamedSharding; 'a/w' has"):
+        state_shardings(tx, {"a": {"w": jnp.ones(4)}})
+    with pytest.raises(ValueError, match="no parameters"):
+        state_shardings(tx, {})
+    with pytest.raises(ValueError, match=r"zero_axis must be one of .*, got 'batch'"):
+        init_sharded(tx, abstract(mesh), zero_axis="batch")
+    other = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    mixed = abstract(mesh) | {"other": jax.ShapeDtypeStruct((8,), np.float32, sharding=NamedSharding(other, P()))}
+    with pytest.raises(ValueError, match="'other' lies on"):
+        state_shardings(tx, mixed)
+    replicated = state_shardings(tx, {"w": jnp.ones(4)}, mesh=mesh)
+    assert replicated[0].mu["w"] == NamedSharding(mesh, P())
