@@ -261,12 +261,13 @@ def save_png(result: Race, path: pathlib.Path) -> None:
     matplotlib = _matplotlib()
     with matplotlib.rc_context(style.RC):
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         workloads, places = result.config.workloads, {method: i for i, method in enumerate(result.config.methods)}
         several = len(workloads) > 1
         rows = len(workloads) + several
-        figure = Figure(figsize=(18, 4.3 * rows), layout="constrained", facecolor=style.PAPER)
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+        figure = Figure(figsize=(18, 4.3 * rows), layout=layout, facecolor=style.PAPER)
         grid = figure.add_gridspec(rows, 3, width_ratios=PICTURE_WIDTHS)
         for i, workload in enumerate(workloads):
             for j, (chart, _, _) in enumerate(CHARTS):
