@@ -1,6 +1,10 @@
-"""On which devices all of it lies: meshes, the shardings of a state, and what a compiled step moves between devices."""
+"""On which devices all of it lies, what a compiled step moves between them, and training that seldom moves anything."""
 
+from gradkit.parallel.diloco import diloco, outer_nesterov
+from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
+from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
 from gradkit.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.shardings import init_sharded, state_shardings
 from gradkit.parallel.traffic import Collective, collective_bytes
 
@@ -8,8 +12,18 @@ __all__ = [
     "Collective",
     "batch_sharding",
     "collective_bytes",
+    "diloco",
+    "init_replicas",
     "init_sharded",
+    "local_sgd",
+    "local_updates",
     "make_mesh",
+    "outer_nesterov",
     "param_shardings",
+    "quadratic_weighted_average",
+    "replica_mean",
+    "replicate",
     "state_shardings",
+    "sync_steps",
+    "synchronize",
 ]

@@ -123,3 +123,26 @@ AGGREGATORS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "pcgrad": lambda hyper, order: gk.aggregation.pcgrad(order=order, **hyper),
     "upgrad": lambda hyper, order: gk.aggregation.upgrad(**hyper),
 }
+
+
+def _strategy(function: Callable[..., Any], *drop: str) -> Callable[[dict[str, Any]], Any]:
+    """A file that names its inner optimizer by `inner`, and says how many workers ran."""
+
+    def build(hyper: dict[str, Any]) -> Any:
+        own = dict(hyper["inner"])
+        inner = TRANSFORMATIONS[own.pop("name")](own)
+        return function(inner, **_hyper(hyper, "inner", "workers", *drop))
+
+    return build
+
+
+def _diloco(hyper: dict[str, Any]) -> Any:
+    assert len(hyper["fragments"]) == 1 and not hyper["delay"] and not hyper["mixing"]
+    return _strategy(gk.parallel.diloco, "fragments", "delay", "mixing")(hyper)
+
+
+# method -> (hyper -> transformation of one worker)
+STRATEGIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "diloco": _diloco,
+    "local_sgd": _strategy(gk.parallel.local_updates),
+}

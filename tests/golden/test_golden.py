@@ -85,9 +85,40 @@ def test_aggregator(golden: Golden, x64: None) -> None:
         assert np.abs(got - want).max() <= golden.bound * max(np.abs(want).max(), np.abs(matrix).max()), case
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", _known(build.STRATEGIES, ("closure",)))
+def test_strategy(golden: Golden, x64: None) -> None:
+    """Worker w has the losses of seed + 1000 (w + 1); all start alike."""
+    start, extra = fixture.params(golden), golden.extra()
+    workers = golden.meta["hyper"]["workers"]
+    seeds = [{**golden.meta, "seed": golden.meta["seed"] + 1000 * (w + 1)} for w in range(workers)]
+    tx = build.STRATEGIES[golden.method](golden.meta["hyper"])
+    update = jax.jit(jax.vmap(tx.update, axis_name="replica"))
+    x = gk.parallel.replicate(start, workers)
+    state = gk.parallel.init_replicas(tx, x)
+    worst = 0.0
+    for t, first in enumerate(golden.steps):
+
+        def losses(x: dict, t: int = t) -> jax.Array:
+            own = [{leaf: value[w] for leaf, value in x.items()} for w in range(workers)]
+            apart = [fixture.loss(golden._replace(meta=m), t, mine) for m, mine in zip(seeds, own, strict=True)]
+            return jnp.sum(jnp.stack(apart))
+
+        g = jax.grad(losses)(x)
+        updates, state = update(g, state, x)
+        x = optax.apply_updates(x, updates)
+        wanted = [first] + [{leaf: extra[f"worker{w}/t{t + 1}/{leaf}"] for leaf in first} for w in range(1, workers)]
+        for w, want in enumerate(wanted):
+            worst = max(worst, fixture.error({leaf: value[w] for leaf, value in x.items()}, want, start))
+        if f"global/t{t + 1}/bias" in extra and not isinstance(state.start, optax.MaskedNode):
+            want = {leaf: extra[f"global/t{t + 1}/{leaf}"] for leaf in first}
+            worst = max(worst, fixture.error({leaf: value[0] for leaf, value in state.start.items()}, want, start))
+    assert worst < golden.bound
+
+
 def test_every_file_of_a_card_is_here() -> None:
     """A card that names a trajectory names one that exists, and that is replayed."""
-    replayed = {**build.TRANSFORMATIONS, **build.SOURCES, **build.SCHEDULES, **build.AGGREGATORS}
+    replayed = {**build.TRANSFORMATIONS, **build.SOURCES, **build.SCHEDULES, **build.AGGREGATORS, **build.STRATEGIES}
     own = {
         f"{path.parent.name}/{path.stem}": path
         for path in (fixture.Path(fixture.__file__).parent / "data").glob("*/*.npz")

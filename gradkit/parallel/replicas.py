@@ -1,0 +1,161 @@
+"""Replicas: copies of the parameters that train apart, and how they are laid out.
+
+A quantity of a replica is one array with a leading axis, one entry per replica; on a mesh this axis is sharded over
+the mesh axis of the replicas, and the others as the parameter's own:  P("replica", *spec of the parameter).
+
+What is written for one replica against the name of the axis then runs
+
+    on one device, or on a mesh whose other axes the compiler fills in      jax.jit(jax.vmap(fn, axis_name="replica"))
+    on a mesh, every axis by hand                                            jax.jit(jax.shard_map(fn, ...))
+
+The first asks for mesh axes of type Auto: a sum over an Explicit axis that `vmap` maps is an error in JAX.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gradkit import checks
+from gradkit.leaves import names
+from gradkit.parallel.shardings import state_shardings
+from gradkit.transforms.core import wide_dtype
+
+
+def wide_mean(method: str, tree: Any, axis_name: Any) -> Any:
+    """The mean over the replicas in float32 or wider, not rounded back."""
+    for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True):
+        if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            raise ValueError(f"{method}: the leaf {name!r} has dtype {jnp.result_type(x)}, of which there is no mean")
+    try:
+        return jax.lax.pmean(jax.tree.map(lambda x: jnp.asarray(x).astype(wide_dtype(x.dtype)), tree), axis_name)
+    except NameError as error:
+        how = f"jax.vmap(..., axis_name={axis_name!r}) or jax.shard_map over a mesh axis of this name"
+        raise ValueError(f"{method}: there is no axis {axis_name!r} here; call it under {how}") from error
+
+
+def replica_mean(tree: Any, axis_name: Any = "replica") -> Any:
+    """The mean of a tree over the replicas, the same bits on each of them.
+
+    Also what a run is evaluated at between two exchanges, and its result where it does not end with one.
+
+    Args:
+      tree: floating point or complex leaves, of one replica.
+      axis_name: name of the axis of the replicas, of `jax.vmap` or `jax.shard_map`; or a tuple of names. Default
+        "replica".
+
+    Returns:
+      A tree like the one given, of its dtypes; the sum is taken in float32 or wider. Under `jax.shard_map` its type
+      says that it is the same on all replicas. Collectives: one all-reduce of the tree.
+
+    Raises:
+      ValueError: a leaf of integers; no axis of this name.
+
+    Example:
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])  # two replicas
+      >>> print(jax.vmap(replica_mean, axis_name="replica")(x))
+      [[2. 4.]
+       [2. 4.]]
+    """
+    return jax.tree.map(lambda m, x: m.astype(x.dtype), wide_mean("replica_mean", tree, axis_name), tree)
+
+
+def alike(x: Any, y: Any) -> Any:
+    """x with the types of y, of the same structure: what is the same on all replicas may then differ, as the results
+    of two branches must agree on. Compiles to nothing."""
+
+    def over(x: jax.Array, y: jax.Array) -> jax.Array:
+        new = jax.typeof(y).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
+        return jax.lax.pcast(x, tuple(sorted(new, key=str)), to="varying") if new else x
+
+    return jax.tree.map(over, x, y)
+
+
+def _placed(tree: Any, axis_name: Any) -> bool:
+    """Whether the leaves lie on a mesh that has an axis of the replicas: all of them, or none."""
+    on = [
+        not isinstance(x, Tracer) and isinstance(x.sharding, NamedSharding) and axis_name in x.sharding.mesh.axis_names
+        for x in jax.tree.leaves(tree)
+    ]
+    if any(on) and not all(on):
+        odd = [name for name, there in zip(names(tree), on, strict=True) if not there]
+        raise ValueError(f"some leaves lie on a mesh with an axis {axis_name!r}, and {odd} do not")
+    return any(on)
+
+
+def replicate(tree: Any, replicas: int, *, axis_name: str = "replica") -> Any:
+    """Gives every leaf a leading axis of equal copies, one per replica.
+
+    Args:
+      tree: arrays of one replica. Where they carry a `NamedSharding` on a mesh that has the axis of the replicas, its
+        spec must leave that axis free; copies are made where they belong.
+      replicas: how many, >= 1; on a mesh, the length of its axis.
+      axis_name: name of the mesh axis of the replicas. Default "replica". Not read where leaves lie on no such mesh.
+
+    Returns:
+      The tree with leaves of shape (replicas, *shape), sharded P(axis_name, *spec) on a mesh. No collective.
+
+    Raises:
+      ValueError: `replicas` is not the length of the mesh axis; a leaf that is already sharded along it; leaves of
+        which only some lie on such a mesh.
+
+    Example:
+      >>> replicate({"w": jnp.ones(3)}, 4)["w"].shape
+      (4, 3)
+    """
+    checks.integer("replicas", replicas, 1)
+
+    def copies(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (replicas, *x.shape)), tree)
+
+    tree = jax.tree.map(jnp.asarray, tree)
+    if not _placed(tree, axis_name):
+        return jax.jit(copies)(tree)
+    for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True):
+        length = x.sharding.mesh.shape[axis_name]
+        if length != replicas:
+            raise ValueError(f"replicas must be the length {length} of the mesh axis {axis_name!r}, got {replicas!r}")
+        if any(axis_name in (e if isinstance(e, tuple) else (e,)) for e in x.sharding.spec):
+            raise ValueError(f"replicate: {name!r} is already sharded along {axis_name!r}: {x.sharding.spec}")
+    return jax.jit(copies, out_shardings=jax.tree.map(lambda x: _ahead(x.sharding, axis_name), tree))(tree)
+
+
+def init_replicas(tx: optax.GradientTransformation, params: Any, *, axis_name: str = "replica") -> Any:
+    """Makes the state of a transformation for every replica, where it belongs.
+
+    Args:
+      tx: the transformation, written for one replica.
+      params: parameters of all replicas, as `replicate` gives them.
+      axis_name: name of the axis of the replicas. Default "replica".
+
+    Returns:
+      The state, every leaf with a leading axis of replicas (a counter has shape (replicas,)). On a mesh it is sharded
+      as the parameters are, from birth: without shardings, what is made under `jit` would lie on one device. Other
+      leaves, P(axis_name).
+
+    Raises:
+      ValueError: leaves of which only some lie on a mesh with such an axis.
+
+    Example:
+      >>> state = init_replicas(optax.adam(0.1), replicate({"w": jnp.ones(3)}, 4))
+      >>> state[0].count.shape, state[0].mu["w"].shape
+      ((4,), (4, 3))
+    """
+    init = jax.vmap(tx.init, axis_name=axis_name)
+    if not _placed(params, axis_name):
+        return jax.jit(init)(params)
+
+    def one(x: jax.Array) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))  # pyright: ignore
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
+
+    shardings = state_shardings(tx, jax.tree.map(one, params))
+    return jax.jit(init, out_shardings=jax.tree.map(lambda s: _ahead(s, axis_name), shardings))(params)
+
+
+def _ahead(sharding: NamedSharding, axis_name: str) -> NamedSharding:
+    """The sharding below a leading axis of replicas."""
+    return NamedSharding(sharding.mesh, PartitionSpec(axis_name, *sharding.spec), memory_kind=sharding.memory_kind)
