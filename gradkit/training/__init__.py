@@ -2,6 +2,7 @@
 
 from gradkit.training import methods as methods
 from gradkit.training import report as report
+from gradkit.training.checkpoints import Checkpoints
 from gradkit.training.race import Race, Result, race
 from gradkit.training.scoring import performance_profile, robustness, steps_to_target
 from gradkit.training.settings import RaceConfig, TrainConfig
@@ -10,6 +11,7 @@ from gradkit.training.sweep import Sweep, sweep
 from gradkit.training.train import train
 
 __all__ = [
+    "Checkpoints",
     "Race",
     "RaceConfig",
     "Result",

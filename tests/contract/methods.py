@@ -80,6 +80,9 @@ def close(a: Any, b: Any, rtol: float, atol: float = 0.0) -> None:
 def same(a: Any, b: Any) -> None:
     """Bit for bit equality."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            assert x.dtype == y.dtype
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
         assert jnp.result_type(x) == jnp.result_type(y)
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
