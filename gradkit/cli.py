@@ -5,11 +5,10 @@ whatever is wrong with a command line is said in one line before anything is com
 whatever fails after that is a defect and shows its traceback.
 """
 
+import collections
 import contextlib
 import dataclasses
 import inspect
-import json
-import math
 import os
 import pathlib
 import shlex
@@ -17,21 +16,21 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import flags
 from jax import eval_shape, random
 
 import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, leaves
-from gradkit.training import methods, report
+from gradkit.training import logs, methods, processes, report
 from gradkit.training.flags import parse, usage
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.race import race
 from gradkit.training.report.charts import number, reading
 from gradkit.training.report.table import aligned
-from gradkit.training.settings import RaceConfig, TrainConfig, setting
-from gradkit.training.train import prepare as prepare_train
-from gradkit.training.train import train
-from gradkit.workloads import load, registry
+from gradkit.training.settings import DEFAULT_METHOD, RaceConfig, TrainConfig, setting
+from gradkit.training.train import Started, go_on, start
+from gradkit.workloads import Workload, load, registry
 
 Task = Callable[[], None]
 
@@ -71,7 +70,7 @@ def command_race(arguments: list[str]) -> Task:
 
     def task() -> None:
         for problem in problems:
-            print(f"{problem.description}; target: {problem.metric_name} <= {number(problem.target)}", flush=True)
+            print(f"{problem.description}; {_target(problem)}", flush=True)
         with report.watcher(config) as watch:
             result = race(config, watch)
         print()
@@ -85,28 +84,61 @@ def command_race(arguments: list[str]) -> Task:
 
 
 def command_train(arguments: list[str]) -> Task:
-    """One method on one problem, on one device: live progress, metrics as JSON lines."""
+    """One method or chain on one problem, on one device or a mesh: checkpoints, live progress, metrics."""
     config = parse(TrainConfig, arguments)
-    problem = prepare_train(config)
-    file = _new_file(config.metrics_file)
+    if config.tensorboard is not None:
+        logs.check_libraries()
+    file = None
+    if config.metrics_file is not None:
+        file = (logs.new_file if config.checkpoint_dir is None else logs.writable)(config.metrics_file)
+    if config.devices is not None:
+        processes.virtual_devices(config.devices)
+    with contextlib.ExitStack() as stack:
+        if config.coordinator is not None:
+            who = (config.num_processes, config.process_id, config.heartbeat)
+            stack.enter_context(processes.joined(config.coordinator, *who))
+        started = start(config)
+        if file is not None and config.checkpoint_dir is not None and jax.process_index() == 0:
+            logs.rewind(file, 0 if started.report is None else started.report.step)
+        leave = stack.pop_all()
 
     def task() -> None:
-        print(f"{config.method} on {problem.description}; target: {problem.metric_name} <= {number(problem.target)}")
-        record, reached = {}, None
-        log = file.open("x", encoding="utf-8") if file else contextlib.nullcontext()
-        with log as stream, report.ticker(config.steps or problem.budget_steps) as tick:
-            for record in train(config):
-                if stream is not None:
-                    # JSON knows no NaN: what is not finite is null.
-                    known = {name: value if math.isfinite(value) else None for name, value in record.items()}
-                    print(json.dumps(known), file=stream, flush=True)
-                if reached is None and record["metric"] <= problem.target:
-                    reached = record["step"]
-                tick(record)
-        outcome = f"target reached at step {reached}" if reached else "target missed"
-        print(f"final {problem.metric_name}: {reading(record['metric'])}; {outcome}; {record['seconds']:.1f} s")
+        with leave:
+            if jax.process_index() == 0:
+                _follow(config, started, file)
+            else:
+                collections.deque(go_on(config, started), maxlen=0)
 
     return task
+
+
+def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) -> None:
+    """Trains in the process that tells: records go to the terminal and to the files that were asked for."""
+    problem, mesh = started.plan.problem, started.mesh
+    where = "" if mesh.size == 1 else f" on {', '.join(f'{name}={n}' for name, n in mesh.shape.items())}"
+    print(f"{config.chain or config.method or DEFAULT_METHOD} on {problem.description}{where}; {_target(problem)}")
+    began = 0
+    if started.report is not None:
+        began = started.report.step
+        print(f"going on from the checkpoint of step {began} in {config.checkpoint_dir}", flush=True)
+        if config.transplant:
+            print(started.report, flush=True)
+    record, reached = None, None
+    with report.ticker(started.plan.steps) as tick, logs.writer(file, config.tensorboard, began) as write:
+        for record in go_on(config, started):
+            write(record)
+            if reached is None and record["metric"] <= problem.target:
+                reached = record["step"]
+            tick(record)
+    if record is None:
+        print(f"nothing to do: all {began} steps are made")
+        return
+    outcome = f"target reached at step {reached}" if reached else "target missed"
+    print(f"final {problem.metric_name}: {reading(record['metric'])}; {outcome}; {record['seconds']:.1f} s")
+
+
+def _target(problem: Workload) -> str:
+    return f"target: {problem.metric_name} <= {number(problem.target)}"
 
 
 def command_describe(arguments: list[str]) -> Task:
@@ -168,8 +200,8 @@ def main(argv: list[str] | None = None) -> int:
       argv: program name and arguments. Default `sys.argv`.
 
     Returns:
-      The exit status: 0; 2 where the command line is refused, with one line on standard error; 130 where it is
-      interrupted.
+      The exit status: 0; 2 where the command line is refused and 1 where the system fails it (a full disk, a lost
+      process), each with one line on standard error; 130 where it is interrupted.
 
     Example:
       >>> main(["gradkit", "list", "--form=wrapper"])  # doctest: +ELLIPSIS
@@ -202,6 +234,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has seen enough; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # A disk that is full, a checkpoint that cannot be read, a process that is lost.
+        print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -213,15 +249,3 @@ def _help() -> str:
     commands = [f"  {name:<10} {_first_line(command)}" for name, (command, _) in COMMANDS.items()]
     more = "`gradkit COMMAND --help` shows the flags of a command."
     return "\n".join(["usage: gradkit COMMAND [--flag=value …]", "", *commands, "", more])
-
-
-def _new_file(name: str | None) -> pathlib.Path | None:
-    """A file that can be made and is not there yet."""
-    if name is None:
-        return None
-    file = pathlib.Path(name)
-    if file.exists():
-        raise FileExistsError(f"--metrics_file={file} exists; name a new file")
-    if not (file.parent.is_dir() and os.access(file.parent, os.W_OK | os.X_OK)):
-        raise PermissionError(f"--metrics_file={file} cannot be written: no writable folder {file.parent}")
-    return file

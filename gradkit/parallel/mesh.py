@@ -1,10 +1,10 @@
 """From one device to a mesh: the mesh from a line of text, and where parameters and batches lie on it.
 
-    axis of the mesh                        what is cut along it
-    "fsdp"                                  every parameter, on its longest axis
-    "tensor"                                every parameter with inputs, on its last output axis
-    all others ("data", "replica", ...)     no parameter
-    "replica", "data", "fsdp"               every batch, on its examples
+axis of the mesh                        what is cut along it
+"fsdp"                                  every parameter, on its longest axis
+"tensor"                                every parameter with inputs, on its last output axis
+all others ("data", "replica", ...)     no parameter
+"replica", "data", "fsdp"               every batch, on its examples
 """
 
 import math
@@ -48,9 +48,7 @@ def parse_axes(axes: str | Mapping[str, int]) -> dict[str, int]:
     return dict(axes)
 
 
-def make_mesh(
-    axes: str | Mapping[str, int], *, devices: Sequence[jax.Device] | None = None, explicit: bool = False
-) -> Mesh:
+def make_mesh(axes: str | Mapping[str, int], *, devices: Sequence[Any] | None = None, explicit: bool = False) -> Mesh:
     """A mesh of all devices from names and lengths of its axes.
 
     The first axis is the slowest: over several processes it runs across them, the last one inside each.

@@ -316,7 +316,7 @@ class Checkpoints:
             raise ValueError(f"{where} has other parameters: {'; '.join(parameters)}")
         lines = [] if transplant else differences(saved, wanted)
         if lines:
-            way = "" if parameters else ". A transplant carries over what matches"
+            way = "" if parameters else ". With transplant=True what matches is carried over"
             raise ValueError(f"{where} is of another chain: {'; '.join(lines)}{way}")
 
 

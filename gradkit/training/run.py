@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit.gradients import microbatch
 from gradkit.workloads import Workload
 
 
@@ -33,27 +34,41 @@ def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array) -> Run
     return Run(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.fold_in(jax.random.key(seed), 1))
 
 
-def step_function(workload: Workload, tx: optax.GradientTransformation) -> Callable[[Run], tuple[Run, jax.Array]]:
+def step_function(
+    workload: Workload,
+    tx: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    place: Callable[[Any], Any] = lambda batch: batch,
+) -> Callable[[Run], tuple[Run, jax.Array]]:
     """One training step, Run -> (Run, loss of its minibatch).
 
     The method is offered every cheap extra argument: `value`, `value_fn`, `grad_fn`, `hvp_fn`, `key`. A
     function that nobody calls costs nothing once compiled.
+
+    Args:
+      workload: the problem.
+      tx: the method.
+      microbatches: parts in which a minibatch is computed, one after another; must divide it.
+      place: minibatch -> the same, where it should lie on a mesh.
     """
     tx = optax.with_extra_args_support(tx)
+    source = jax.value_and_grad(workload.loss) if microbatches == 1 else microbatch(workload.loss, microbatches)
 
     def step(run: Run) -> tuple[Run, jax.Array]:
         key = jax.random.fold_in(run.key, run.step)
-        batch = workload.batch(key)
+        batch = place(workload.batch(key))
 
         def value_fn(params: Any) -> jax.Array:
-            return workload.loss(params, batch)
+            return workload.loss(params, batch) if microbatches == 1 else source(params, batch)[0]
 
-        grad_fn = jax.grad(value_fn)
+        def grad_fn(params: Any) -> Any:
+            return source(params, batch)[1]
 
         def hvp_fn(vector: Any) -> Any:
             return jax.jvp(grad_fn, (run.params,), (vector,))[1]
 
-        value, grads = jax.value_and_grad(value_fn)(run.params)
+        value, grads = source(run.params, batch)
         extra = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
         updates, opt_state = tx.update(grads, run.opt_state, run.params, key=jax.random.fold_in(key, 1), **extra)
         params = optax.apply_updates(run.params, updates)

@@ -4,8 +4,11 @@ import dataclasses
 from typing import Any
 
 from gradkit import checks
+from gradkit.parallel import mesh
 from gradkit.training import methods
 from gradkit.workloads import registry
+
+DEFAULT_METHOD = "adamw"
 
 
 def setting(default: Any, help: str) -> Any:
@@ -56,10 +59,10 @@ class RaceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run: one workload, one method, one seed.
+    """One training run: one workload, one method or chain, one seed, on one device or a mesh.
 
     Raises:
-      ValueError: an unknown workload or method, or a number out of range.
+      ValueError: an unknown workload or method, a number out of range, or settings that exclude each other.
 
     Example:
       >>> TrainConfig(method="lion").workload
@@ -67,16 +70,50 @@ class TrainConfig:
     """
 
     workload: str = setting("digits_mlp", "the problem")
-    method: str = setting("adamw", "the method")
+    method: str | None = setting(None, "the method, as `gradkit list` names it; default: adamw")
+    chain: str | None = setting(None, "instead: FILE.py that defines `chain`, a transformation or a function of a rate")
     learning_rate: float | None = setting(None, "peak learning rate; default: the centre of the method's grid")
     steps: int | None = setting(None, "steps; default: the workload's budget")
     eval_every: int | None = setting(None, "steps between evaluations; default: the workload's")
     seed: int = setting(0, "seed of the first parameters and of the minibatches")
+    global_batch: int | None = setting(None, "examples per step, over all devices; default: the workload's")
+    microbatch: int | None = setting(None, "examples that are computed at a time; divides the batch; default: all")
+    mesh: str | None = setting(None, "axes, like data=4,fsdp=2; default: one device, or data=ALL with --devices")
+    devices: int | None = setting(None, "virtual CPU devices of this process, to try out a mesh")
+    checkpoint_dir: str | None = setting(None, "folder of checkpoints; a run that finds some goes on from the last")
+    checkpoint_every: int | None = setting(None, "steps between checkpoints, evaluations divide it; default: every one")
+    keep: int = setting(3, "how many checkpoints are kept")
+    transplant: bool = setting(False, "take over from the checkpoint of another chain what matches")
     metrics_file: str | None = setting(None, "a new file for metrics, one JSON object per evaluation")
+    tensorboard: str | None = setting(None, "folder for the same metrics as TensorBoard events")
+    coordinator: str | None = setting(None, "host:port of process 0, or auto; joins several processes into one run")
+    num_processes: int | None = setting(None, "how many processes")
+    process_id: int | None = setting(None, "which of them this is, from 0")
+    heartbeat: int = setting(60, "seconds after which a silent process counts as lost")
 
     def __post_init__(self) -> None:
         registry.check_name(self.workload)
-        methods.find(self.method)
+        if self.method is not None and self.chain is not None:
+            raise ValueError("method and chain exclude each other: give one of them")
+        methods.find(self.method or DEFAULT_METHOD)
+        for name in ("global_batch", "microbatch", "devices", "checkpoint_every", "num_processes"):
+            checks.integer(name, getattr(self, name), 1, optional=True)
+        for name in ("keep", "heartbeat"):
+            checks.integer(name, getattr(self, name), 1)
+        checks.integer("process_id", self.process_id, 0, optional=True)
+        if self.mesh is not None:
+            mesh.parse_axes(self.mesh)
+        for name in ("checkpoint_every", "transplant"):
+            if getattr(self, name) and self.checkpoint_dir is None:
+                raise ValueError(f"{name} says what to do with checkpoints: give checkpoint_dir as well")
+        for name in ("num_processes", "process_id"):
+            given, wanted = getattr(self, name) is not None, self.coordinator not in (None, "auto")
+            if given and self.coordinator is None:
+                raise ValueError(f"{name} is of several processes: give coordinator as well")
+            if wanted and not given:
+                raise ValueError(f"{name} must be given with coordinator, unless that is auto")
+        if self.num_processes is not None and self.process_id is not None and self.process_id >= self.num_processes:
+            raise ValueError(f"process_id must be below num_processes={self.num_processes}, got {self.process_id}")
         checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
         checks.integer("steps", self.steps, 1, optional=True)
         checks.integer("eval_every", self.eval_every, 1, optional=True)

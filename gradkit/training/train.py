@@ -1,38 +1,198 @@
-"""One training run on one device, evaluation by evaluation."""
+"""One training run, evaluation by evaluation: on one device or a mesh, from the start or from a checkpoint."""
 
+import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradkit.diagnostics import metrics
-from gradkit.training import methods, run
-from gradkit.training.settings import TrainConfig
+from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
+from gradkit.training import chains, methods, run
+from gradkit.training.checkpoints import Checkpoints, Report
+from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
 from gradkit.training.sweep import check_steps
 from gradkit.workloads import Workload, load
 
 
-def prepare(config: TrainConfig) -> Workload:
-    """Loads the workload and checks that evaluations divide its steps, before anything is computed."""
-    problem = load(config.workload)
-    check_steps(config.steps or problem.budget_steps, config.eval_every or problem.eval_every)
-    return problem
+class Plan(NamedTuple):
+    """A run before anything is computed.
+
+    Attributes:
+      problem: the workload, at the batch size that was asked for.
+      tx: the transformation that trains.
+      steps: how many.
+      eval_every: steps between evaluations.
+      checkpoint_every: steps between checkpoints.
+      microbatches: parts of a minibatch that are computed one after another.
+    """
+
+    problem: Workload
+    tx: optax.GradientTransformation
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    microbatches: int
+
+
+def prepare(config: TrainConfig) -> Plan:
+    """Loads the workload and the chain, and checks everything that can be checked before devices are known."""
+    problem = load(config.workload, batch_size=config.global_batch)
+    steps, every = config.steps or problem.budget_steps, config.eval_every or problem.eval_every
+    check_steps(steps, every)
+    checkpoint_every = config.checkpoint_every or every
+    if checkpoint_every % every:
+        raise ValueError(f"checkpoint_every must be a multiple of eval_every={every}, got {checkpoint_every}")
+    microbatches = 1
+    if config.microbatch is not None:
+        if problem.batch_size is None or problem.batch_size % config.microbatch:
+            raise ValueError(f"microbatch must divide the batch size, {problem.batch_size}, got {config.microbatch}")
+        microbatches = problem.batch_size // config.microbatch
+    if config.chain is None:
+        method = methods.find(config.method or DEFAULT_METHOD)
+        tx = method.scheduled(method.centre if config.learning_rate is None else config.learning_rate, steps)
+    else:
+        rate = None if config.learning_rate is None else methods.warmup_cosine(config.learning_rate, steps)
+        tx = chains.build(config.chain, rate)
+    return Plan(problem, tx, steps, every, checkpoint_every, microbatches)
+
+
+def mesh_of(config: TrainConfig) -> Mesh:
+    """The mesh that a run is asked for; of one device where it is asked for none."""
+    if config.mesh is not None:
+        return make_mesh(config.mesh)
+    several = config.devices is not None or jax.process_count() > 1
+    return make_mesh("data=-1") if several else make_mesh("data=1", devices=jax.devices()[:1])
+
+
+def _same_numbers(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    """What a checkpoint must agree on with the run that goes on from it."""
+    return {"workload": plan.problem.name, "seed": config.seed, "batch_size": plan.problem.batch_size}
+
+
+def _place(plan: Plan, mesh: Mesh) -> tuple[Any, Any]:
+    """Where a run lies on a mesh, and where its minibatches do."""
+    replicated, lies = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    params = jax.eval_shape(lambda seed: run.first_params(plan.problem, seed), seed)
+    shardings = param_shardings(params, mesh)
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
+    ways = mesh.size // lies.shard_shape((mesh.size,))[0]
+    size = plan.problem.batch_size
+    if size is not None and size % (ways * plan.microbatches):
+        part = "microbatch" if plan.microbatches > 1 else "batch"
+        raise ValueError(
+            f"global_batch must make every {part} a multiple of the {ways} parts that the mesh cuts it into, got "
+            f"{size // plan.microbatches} examples"
+        )
+
+    def place(batch: Any) -> Any:
+        return batch if size is None else jax.lax.with_sharding_constraint(batch, lies)
+
+    state: Any = state_shardings(plan.tx, params, mesh=mesh)
+    return run.Run(replicated, shardings, state, replicated), place  # pyright: ignore[reportArgumentType]
+
+
+class Started(NamedTuple):
+    """A run where it begins or goes on.
+
+    Attributes:
+      plan: what is to be done.
+      mesh: on which devices.
+      state: parameters, state of the method, step and key, where they lie.
+      place: minibatch -> the same, where it should lie.
+      checkpoints: where the run is saved, if it is.
+      report: what the last checkpoint gave; None at the beginning of a run.
+    """
+
+    plan: Plan
+    mesh: Mesh
+    state: run.Run
+    place: Any
+    checkpoints: Checkpoints | None
+    report: Report | None
+
+
+def start(config: TrainConfig) -> Started:
+    """Puts a run on its devices, at its beginning or at its last checkpoint. What it raises: see `train`."""
+    plan, mesh = prepare(config), mesh_of(config)
+    shardings, place = _place(plan, mesh)
+    seed = jnp.asarray(config.seed, jnp.uint32)
+
+    def begin() -> run.Run:
+        # The workloads take all parameters from one draw, which the compiler cannot cut as it cuts them.
+        whole = NamedSharding(mesh, PartitionSpec())
+        params = jax.lax.with_sharding_constraint(run.first_params(plan.problem, seed), whole)
+        return run.start(params, plan.tx, seed)
+
+    checkpoints = None
+    if config.checkpoint_dir is not None:
+        checkpoints = Checkpoints(config.checkpoint_dir, keep=config.keep)
+    state = jax.jit(begin, out_shardings=shardings)()
+    last = None if checkpoints is None else checkpoints.latest()
+    if checkpoints is None or last is None:
+        return Started(plan, mesh, state, place, checkpoints, None)
+    if last > plan.steps or last % plan.eval_every:
+        raise ValueError(
+            f"steps={plan.steps}, eval_every={plan.eval_every} do not fit the checkpoint of step {last} in "
+            f"{config.checkpoint_dir}: it must be one of the evaluations"
+        )
+    about = _same_numbers(config, plan)
+    state, report = checkpoints.restore(state, about=about, transplant=config.transplant)
+    return Started(plan, mesh, state, place, checkpoints, report)
+
+
+def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
+    """Trains to the end from where a run stands; yields as `train` does."""
+    plan, state, checkpoints = started.plan, started.state, started.checkpoints
+    step = run.step_function(plan.problem, plan.tx, microbatches=plan.microbatches, place=started.place)
+    replicated = NamedSharding(started.mesh, PartitionSpec())
+    lies = jax.tree.map(lambda x: x.sharding, state)
+
+    def evaluation(state: run.Run) -> tuple[run.Run, dict[str, jax.Array]]:
+        state, losses = jax.lax.scan(lambda state, _: step(state), state, None, plan.eval_every)
+        read = {"step": state.step, "loss": losses.mean(), "metric": plan.problem.metric(state.params)}
+        return state, {**metrics(state.opt_state), **read}
+
+    with checkpoints or contextlib.nullcontext():
+        compiled = jax.jit(evaluation, donate_argnums=0, out_shardings=(lies, replicated)).lower(state).compile()
+        began = time.perf_counter()
+        for done in range(int(state.step) + plan.eval_every, plan.steps + 1, plan.eval_every):
+            state, read = compiled(state)
+            record = {name: value.item() for name, value in jax.device_get(read).items()}
+            if checkpoints is not None and (done % plan.checkpoint_every == 0 or done == plan.steps):
+                checkpoints.save(done, state, about=_same_numbers(config, plan))
+            order = ("step", "loss", "metric")
+            yield {
+                **{name: record[name] for name in order},
+                "seconds": round(time.perf_counter() - began, 4),
+                **{name: value for name, value in record.items() if name not in order},
+            }
 
 
 def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
     """Trains, and yields one record per evaluation.
 
+    With `checkpoint_dir` a run that was ended, however hard, goes on from its last checkpoint when it is started
+    again, and ends with the same bits; its records begin where it goes on. Parameters lie on the mesh as
+    `gk.parallel.param_shardings` says, minibatches as `gk.parallel.batch_sharding` does.
+
     Args:
-      config: what is trained, and how long.
+      config: what is trained, how long, and on what. `devices` and `coordinator` are for the command line: here,
+        devices and processes are as JAX has them.
 
     Yields:
       A dictionary of plain numbers: `step`, `loss` (mean over the minibatches since the last record),
       `metric`, `seconds` since the first step, and what the method publishes of itself (`learning_rate`, …).
 
     Raises:
-      ValueError: steps that are no multiple of `eval_every`.
+      ValueError: steps that are no multiple of `eval_every`; a batch that the mesh or `microbatch` does not divide; a
+        mesh that is not of all devices; a checkpoint of another chain, workload, seed or batch size.
+      OSError: a checkpoint that cannot be written or read.
       ImportError: the workload needs the extra `gradkit[race]`.
 
     Example:
@@ -40,31 +200,4 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
       >>> [record["step"] for record in records]
       [20, 40]
     """
-    problem = prepare(config)
-    method = methods.find(config.method)
-    total, every = config.steps or problem.budget_steps, config.eval_every or problem.eval_every
-    tx = method.scheduled(method.centre if config.learning_rate is None else config.learning_rate, total)
-    step = run.step_function(problem, tx)
-    seed = jnp.asarray(config.seed, jnp.uint32)
-
-    @jax.jit
-    def begin() -> run.Run:
-        return run.start(run.first_params(problem, seed), tx, seed)
-
-    def evaluation(state: run.Run) -> tuple[run.Run, dict[str, jax.Array]]:
-        state, losses = jax.lax.scan(lambda state, _: step(state), state, None, every)
-        read = {"step": state.step, "loss": losses.mean(), "metric": problem.metric(state.params)}
-        return state, {**metrics(state.opt_state), **read}
-
-    state = begin()
-    compiled = jax.jit(evaluation, donate_argnums=0).lower(state).compile()
-    began = time.perf_counter()
-    for _ in range(total // every):
-        state, read = compiled(state)
-        record = {name: value.item() for name, value in jax.device_get(read).items()}
-        order = ("step", "loss", "metric")
-        yield {
-            **{name: record[name] for name in order},
-            "seconds": round(time.perf_counter() - began, 4),
-            **{name: value for name, value in record.items() if name not in order},
-        }
+    yield from go_on(config, start(config))

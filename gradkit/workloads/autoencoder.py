@@ -10,8 +10,8 @@ from gradkit.workloads.networks import MLP, apply, initializer, sample
 from gradkit.workloads.workload import Workload
 
 
-def autoencoder() -> Workload:
-    """64-128-64-32-8-32-64-128-64, batch 256; metric: squared error per image over all training images."""
+def autoencoder(*, batch_size: int = 256) -> Workload:
+    """64-128-64-32-8-32-64-128-64; metric: squared error per image over all training images."""
     images = load_digits().train_images
     network = MLP((128, 64, 32, 8, 32, 64, 128, 64), jnp.tanh)
 
@@ -20,9 +20,9 @@ def autoencoder() -> Workload:
 
     return Workload(
         name="autoencoder",
-        description="digits, tanh autoencoder 64-128-64-32-8-32-64-128-64, batch 256",
+        description=f"digits, tanh autoencoder 64-128-64-32-8-32-64-128-64, batch {batch_size}",
         init=initializer(network, images[:1], gain=1.0),
-        batch=lambda key: sample(key, images, 256),
+        batch=lambda key: sample(key, images, batch_size),
         loss=loss,
         metric=lambda params: loss(params, images),
         metric_name="squared error per image",
@@ -30,4 +30,5 @@ def autoencoder() -> Workload:
         budget_steps=800,
         eval_every=25,
         separable=1.3,
+        batch_size=batch_size,
     )

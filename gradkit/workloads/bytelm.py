@@ -18,7 +18,7 @@ from flax import linen as nn
 from gradkit.workloads.networks import apply, indices, initializer
 from gradkit.workloads.workload import Workload
 
-WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 2, 4, 32, 16
+WIDTH, LAYERS, HEADS, CONTEXT = 64, 2, 4, 32
 HELD_OUT_WINDOWS = 256
 
 
@@ -74,8 +74,8 @@ class ByteLM(nn.Module):
         return nn.Dense(self.vocabulary, use_bias=False, name="head")(nn.RMSNorm()(h))
 
 
-def bytelm() -> Workload:
-    """The language model; batches are 16 windows at random places of the training text."""
+def bytelm(*, batch_size: int = 16) -> Workload:
+    """The language model; batches are windows at random places of the training text."""
     text = load_text()
     network = ByteLM(text.vocabulary)
 
@@ -86,7 +86,7 @@ def bytelm() -> Workload:
     held_out = windows(text.held_out, stride * jnp.arange(HELD_OUT_WINDOWS, dtype=jnp.int32))
 
     def batch(key: jax.Array) -> jax.Array:
-        return windows(text.train, indices(key, BATCH, len(text.train) - CONTEXT))
+        return windows(text.train, indices(key, batch_size, len(text.train) - CONTEXT))
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         logits = apply(network, params, tokens[:, :-1])
@@ -94,7 +94,7 @@ def bytelm() -> Workload:
 
     return Workload(
         name="bytelm",
-        description=f"byte-level transformer, {LAYERS} scanned layers of width {WIDTH}, batch {BATCH} x {CONTEXT}",
+        description=f"byte-level transformer, {LAYERS} scanned layers of width {WIDTH}, batch {batch_size} x {CONTEXT}",
         init=initializer(network, held_out[:1, :-1], gain=1.0),
         batch=batch,
         loss=loss,
@@ -104,4 +104,5 @@ def bytelm() -> Workload:
         budget_steps=1000,
         eval_every=25,
         separable=2.0,
+        batch_size=batch_size,
     )

@@ -26,8 +26,8 @@ class CNN(nn.Module):
         return nn.Dense(10)(x.reshape(x.shape[0], -1))
 
 
-def digits_cnn() -> Workload:
-    """The convolutional network on digits, batch 256; metric: share of test images named wrongly."""
+def digits_cnn(*, batch_size: int = 256) -> Workload:
+    """The convolutional network on digits; metric: share of test images named wrongly."""
     data = load_digits()
     train = (data.train_images, data.train_labels)
     network = CNN()
@@ -45,9 +45,9 @@ def digits_cnn() -> Workload:
 
     return Workload(
         name="digits_cnn",
-        description="digits, CNN 16-32 with 3 x 3 kernels, batch 256",
+        description=f"digits, CNN 16-32 with 3 x 3 kernels, batch {batch_size}",
         init=initializer(network, data.train_images[:1], gain=2.0),
-        batch=lambda key: sample(key, train, 256),
+        batch=lambda key: sample(key, train, batch_size),
         loss=loss,
         metric=metric,
         metric_name="test error",
@@ -55,4 +55,5 @@ def digits_cnn() -> Workload:
         budget_steps=200,
         eval_every=10,
         separable=1.3,
+        batch_size=batch_size,
     )

@@ -14,14 +14,14 @@ from gradkit.workloads.networks import MLP, apply, initializer, sample
 from gradkit.workloads.workload import Workload
 
 
-def digits_mlp(name: str, batch_size: int | None, budget_steps: int, eval_every: int) -> Workload:
+def digits_mlp(name: str, budget_steps: int, eval_every: int, *, batch_size: int | None) -> Workload:
     """The perceptron on digits.
 
     Args:
       name: its name in the registry.
-      batch_size: images per step; None for all of them.
       budget_steps: steps a run may take.
       eval_every: steps between two readings of the metric.
+      batch_size: images per step; None for all of them, the same at every step.
     """
     data = load_digits()
     train = (data.train_images, data.train_labels)
@@ -47,4 +47,5 @@ def digits_mlp(name: str, batch_size: int | None, budget_steps: int, eval_every:
         budget_steps=budget_steps,
         eval_every=eval_every,
         separable=1.3,
+        batch_size=batch_size or len(data.train_labels),
     )

@@ -15,8 +15,8 @@ from gradkit.workloads.workload import Workload
 DIMENSION, EXAMPLES, DEGREES = 50, 2000, 1.3
 
 
-def heavytail() -> Workload:
-    """The regression, batch 32; metric: excess risk under the true covariance, relative to that of zero."""
+def heavytail(*, batch_size: int = 32) -> Workload:
+    """The regression; metric: excess risk under the true covariance, relative to that of zero."""
     random = np.random.default_rng(0)
     scales = np.geomspace(1, 0.1, DIMENSION)
     inputs = random.standard_normal((EXAMPLES, DIMENSION)) * scales
@@ -34,9 +34,9 @@ def heavytail() -> Workload:
 
     return Workload(
         name="heavytail",
-        description="linear regression, Student t noise with 1.3 degrees of freedom, batch 32",
+        description=f"linear regression, Student t noise with 1.3 degrees of freedom, batch {batch_size}",
         init=lambda key: {"kernel": jnp.zeros((DIMENSION, 1), jnp.float32)},
-        batch=lambda key: sample(key, data, 32),
+        batch=lambda key: sample(key, data, batch_size),
         loss=loss,
         metric=metric,
         metric_name="relative excess risk",
@@ -44,4 +44,5 @@ def heavytail() -> Workload:
         budget_steps=3000,
         eval_every=20,
         separable=2.0,
+        batch_size=batch_size,
     )

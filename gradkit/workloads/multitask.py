@@ -23,8 +23,8 @@ class TwoHeads(nn.Module):
         return nn.Dense(10, name="digit")(h), nn.Dense(1, name="parity")(h)[:, 0]
 
 
-def multitask() -> Workload:
-    """Both tasks, batch 256; metric: the worse of the two unscaled losses over all training images."""
+def multitask(*, batch_size: int = 256) -> Workload:
+    """Both tasks; metric: the worse of the two unscaled losses over all training images."""
     data = load_digits()
     train = (data.train_images, data.train_labels)
     network = TwoHeads()
@@ -38,9 +38,9 @@ def multitask() -> Workload:
 
     return Workload(
         name="multitask",
-        description="digits and their parity on one trunk 64-32-16, batch 256",
+        description=f"digits and their parity on one trunk 64-32-16, batch {batch_size}",
         init=initializer(network, data.train_images[:1], gain=2.0),
-        batch=lambda key: sample(key, train, 256),
+        batch=lambda key: sample(key, train, batch_size),
         loss=lambda params, batch: losses(params, batch).sum(),
         metric=lambda params: jnp.max(losses(params, train) / jnp.asarray(SCALES, jnp.float32)),
         metric_name="worse of the two losses (nats)",
@@ -49,4 +49,5 @@ def multitask() -> Workload:
         eval_every=10,
         separable=2.0,
         losses=losses,
+        batch_size=batch_size,
     )

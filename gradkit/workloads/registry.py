@@ -1,8 +1,10 @@
 """The workloads by name."""
 
 import functools
+import inspect
 from collections.abc import Callable
 
+from gradkit import checks
 from gradkit.checks import nearest
 from gradkit.workloads.autoencoder import autoencoder
 from gradkit.workloads.bytelm import bytelm
@@ -13,10 +15,10 @@ from gradkit.workloads.multitask import multitask
 from gradkit.workloads.sensing import sensing
 from gradkit.workloads.workload import Workload
 
-_MAKERS: dict[str, Callable[[], Workload]] = {
-    "digits_mlp": functools.partial(digits_mlp, "digits_mlp", 256, 120, 5),
-    "digits_mlp_32": functools.partial(digits_mlp, "digits_mlp_32", 32, 600, 10),
-    "digits_mlp_full": functools.partial(digits_mlp, "digits_mlp_full", None, 100, 5),
+_MAKERS: dict[str, Callable[..., Workload]] = {
+    "digits_mlp": functools.partial(digits_mlp, "digits_mlp", 120, 5, batch_size=256),
+    "digits_mlp_32": functools.partial(digits_mlp, "digits_mlp_32", 600, 10, batch_size=32),
+    "digits_mlp_full": functools.partial(digits_mlp, "digits_mlp_full", 100, 5, batch_size=None),
     "digits_cnn": digits_cnn,
     "bytelm": bytelm,
     "autoencoder": autoencoder,
@@ -51,14 +53,15 @@ def check_name(name: str) -> None:
 
 
 @functools.cache
-def load(name: str) -> Workload:
+def load(name: str, *, batch_size: int | None = None) -> Workload:
     """Builds a workload; its data is read or generated here, and nothing is downloaded.
 
     Args:
       name: one of `available()`.
+      batch_size: examples per minibatch, >= 1. Default: the workload's own, for which its target was fixed.
 
     Raises:
-      ValueError: no workload has this name.
+      ValueError: no workload has this name, or a batch size for a workload whose batch has no examples to count.
       ImportError: the workload needs scikit-learn, which the extra `gradkit[race]` brings.
 
     Example:
@@ -69,4 +72,9 @@ def load(name: str) -> Workload:
       (1.0, 0.05)
     """
     check_name(name)
-    return _MAKERS[name]()
+    checks.integer("batch_size", batch_size, 1, optional=True)
+    if batch_size is None:
+        return _MAKERS[name]()
+    if "batch_size" not in inspect.signature(_MAKERS[name]).parameters:
+        raise ValueError(f"batch_size must be None for the workload {name}, which has no batches, got {batch_size}")
+    return _MAKERS[name](batch_size=batch_size)

@@ -24,6 +24,7 @@ class Workload:
       eval_every: steps between two readings of the metric; divides the budget.
       separable: ratio of steps from which on two medians over five seeds count as different.
       losses: (parameters, minibatch) -> one loss per task, whose sum is `loss`; None with one task.
+      batch_size: examples per minibatch, the leading axis of its leaves; None where a batch has no examples to count.
     """
 
     name: str
@@ -38,3 +39,4 @@ class Workload:
     eval_every: int
     separable: float
     losses: Callable[[Any, Any], jax.Array] | None = None
+    batch_size: int | None = None

@@ -208,7 +208,7 @@ def test_another_mesh_gives_the_same_numbers(kind: AxisType, tmp_path: Path) -> 
 
 CLIPPED = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale(-0.1))
 PLAIN = optax.chain(optax.scale_by_adam(), optax.scale(-0.1))
-WAY = ". A transplant carries over what matches"
+WAY = ". With transplant=True what matches is carried over"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""One run over several processes: the numbers of one process, and what is said where a process is lost."""
+
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from gradkit.training import TrainConfig
+from gradkit.training.train import go_on, start
+
+pytestmark = pytest.mark.slow
+
+
+def commands(*arguments: str) -> list[list[str]]:
+    """The same run in two processes of four devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    whom = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--heartbeat=10", "--devices=4"]
+    return [[sys.executable, "-m", "gradkit", "train", *arguments, *whom, f"--process_id={i}"] for i in range(2)]
+
+
+def begin(command: list[str], output: pathlib.Path) -> subprocess.Popen[bytes]:
+    # Gloo writes about its connections on the standard output, in the middle of lines: it is never read for numbers.
+    with output.open("wb") as stream:
+        return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+
+
+def test_two_processes_are_one_run(tmp_path: pathlib.Path) -> None:
+    """2 x 4 devices, parameters cut within a process and batches across: as 1 x 8, which runs here."""
+    same: dict[str, Any] = {"workload": "digits_mlp", "method": "momentum", "steps": 6, "eval_every": 3}
+    same |= {"global_batch": 32, "mesh": "data=2,fsdp=4"}
+    alone = start(TrainConfig(**same, checkpoint_dir=str(tmp_path / "one")))
+    records = list(go_on(TrainConfig(**same), alone))
+    flags = [f"--{name}={value}" for name, value in same.items()]
+    files = [f"--checkpoint_dir={tmp_path / 'two'}", f"--metrics_file={tmp_path / 'two.jsonl'}"]
+    outputs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    both = [begin(c, out) for c, out in zip(commands(*flags, *files), outputs, strict=True)]
+    try:
+        codes = [process.wait(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert codes == [0, 0], [out.read_text(errors="replace")[-2000:] for out in outputs]
+    assert (tmp_path / "two.jsonl").read_text().count("\n") == len(records) == 2
+
+    a, b = (start(TrainConfig(**same, checkpoint_dir=str(tmp_path / name))).state for name in ("one", "two"))
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        # A gradient is a sum of 32 x 256 products at most, in another order; momentum adds six of them up.
+        np.testing.assert_allclose(x, y, rtol=0, atol=6 * 8192**0.5 * 2**-24 * np.abs(x).max())
+
+
+def test_a_lost_process_ends_the_others_with_a_word(tmp_path: pathlib.Path) -> None:
+    run = ["--workload=heavytail", "--method=lion", "--steps=3000000", "--eval_every=1000", "--mesh=data=8"]
+    outputs, log = [tmp_path / "0.txt", tmp_path / "1.txt"], tmp_path / "run.jsonl"
+    both = [begin(c, out) for c, out in zip(commands(*run, f"--metrics_file={log}"), outputs, strict=True)]
+    try:
+        deadline = time.monotonic() + 90
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        both[1].send_signal(signal.SIGKILL)
+        lost = time.monotonic()
+        # The heartbeat, and as much again for a machine that has other things to do.
+        code = both[0].wait(timeout=30)
+        waited = time.monotonic() - lost
+    finally:
+        for process in both:
+            process.kill()
+    assert code != 0 and waited < 20
+    time.sleep(0.5)  # the last line is written once the process is gone
+    said = outputs[0].read_text(errors="replace")
+    assert "because another process of this run was lost" in said, said[-2000:]
