@@ -1,4 +1,4 @@
-"""The `gradkit` command: race, train, describe, list, show.
+"""The `gradkit` command: race, train, describe, inspect, list, show.
 
 Every subcommand is a function of its arguments that reads and checks them, and returns what is to be done. So
 whatever is wrong with a command line is said in one line before anything is computed or written, and
@@ -9,6 +9,8 @@ import collections
 import contextlib
 import dataclasses
 import inspect
+import json
+import math
 import os
 import pathlib
 import shlex
@@ -22,7 +24,9 @@ from jax import eval_shape, random
 
 import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, leaves
-from gradkit.training import logs, methods, processes, report
+from gradkit.parallel import make_mesh
+from gradkit.parallel.mesh import parse_axes
+from gradkit.training import inspection, logs, methods, processes, report
 from gradkit.training.flags import parse, usage
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.race import race
@@ -58,6 +62,19 @@ class DescribeConfig:
         registry.check_name(self.workload)
         methods.find(self.method)
         checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """On which mesh a method is inspected, and with the parameters of which workload."""
+
+    mesh: str = setting("fsdp=8", "axes, like data=4,fsdp=2; their devices are imagined")
+    workload: str = setting("digits_mlp", "the problem whose parameters and loss are taken")
+    json: bool = setting(False, "print one JSON object instead of a table")
+
+    def __post_init__(self) -> None:
+        registry.check_name(self.workload)
+        parse_axes(self.mesh)
 
 
 def command_race(arguments: list[str]) -> Task:
@@ -150,6 +167,28 @@ def command_describe(arguments: list[str]) -> Task:
     return lambda: print(leaves.describe(tx, params))
 
 
+def command_inspect(arguments: list[str]) -> Task:
+    """What one step of a method costs on a mesh: bytes of state, flops and collectives, from the compiled program."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("inspect takes the name of a method first: gradkit inspect lamb --mesh=fsdp=8")
+    name, *rest = arguments
+    config = parse(InspectConfig, rest)
+    card = _card(name)
+    lengths = parse_axes(config.mesh)
+    count = math.prod(lengths.values())
+    if count < 1:
+        raise ValueError(f"mesh must give every length, since its devices are imagined, got {config.mesh!r}")
+    try:
+        processes.virtual_devices(count)
+    except ValueError:
+        # JAX runs already, as in a notebook: its devices must do.
+        if jax.device_count() < count:
+            raise
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:count])
+    found = inspection.examine(card, load(config.workload), mesh)
+    return lambda: print(json.dumps(dataclasses.asdict(found)) if config.json else inspection.table(found))
+
+
 def command_list(arguments: list[str]) -> Task:
     """The catalogue as a table: name, form, state, paper."""
     cards = catalogue.cards(parse(ListConfig, arguments).form)
@@ -160,11 +199,16 @@ def command_list(arguments: list[str]) -> Task:
     return lambda: print(aligned(("name", "form", "words", "collectives", "maturity", "paper"), rows))
 
 
+def _card(name: str) -> catalogue.Card:
+    """The card of a method, whether it is called `lion` or `gk.lion`."""
+    return catalogue.find(name.removeprefix("gk.").split(".")[-1])
+
+
 def command_show(arguments: list[str]) -> Task:
     """Everything about one method: paper, equations, needs, cost, evidence."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise ValueError("show takes one argument, the name of a method: gradkit show lion")
-    card = catalogue.find(arguments[0].removeprefix("gk.").split(".")[-1])
+    card = _card(arguments[0])
     facts = [
         ("name", card.public_name),
         ("form", card.form),
@@ -188,9 +232,13 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
     "race": (command_race, RaceConfig),
     "train": (command_train, TrainConfig),
     "describe": (command_describe, DescribeConfig),
+    "inspect": (command_inspect, InspectConfig),
     "list": (command_list, ListConfig),
     "show": (command_show, None),
 }
+
+
+NAMED = "  NAME  a method, as `gradkit list` names it"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,7 +266,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"no command is called {name!r}{offer}")
         command, config = COMMANDS[name]
         if any(argument in ("--help", "-help", "-h") for argument in arguments):
-            flags_text = usage(config) if config else "  NAME           a method, as `gradkit list` names it"
+            flags_text = "\n".join(
+                [*([NAMED] if name in ("show", "inspect") else []), *([usage(config)] if config else [])]
+            )
             print(f"gradkit {name}: {_first_line(command)}\n\n{flags_text}")
             return 0
         task = command(arguments)

@@ -62,9 +62,10 @@ def parse(config: type, arguments: list[str]) -> Any:
 
 def usage(config: type) -> str:
     """One line per flag: name, default, meaning."""
+    width = max(len(field.name) for field in dataclasses.fields(config))
     lines = []
     for field in dataclasses.fields(config):
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         shown = "" if default is None or default is False else f" [{default}]"
-        lines.append(f"  --{field.name:<14} {field.metadata['help']}{shown}")
+        lines.append(f"  --{field.name:<{width}}  {field.metadata['help']}{shown}")
     return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""`gradkit inspect`: every method of the catalogue, with the bytes and collectives that its card promises."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gradkit import catalogue
+from gradkit.catalogue import Card
+from gradkit.cli import main
+from gradkit.parallel import make_mesh
+from gradkit.training.inspection import CHAINED, examine
+from gradkit.workloads import load
+from gradkit.workloads.workload import Workload
+
+pytestmark = pytest.mark.slow
+
+# 8 x 16 + 16 numbers, of which every device of eight holds an eighth.
+TINY = Workload(
+    name="tiny",
+    description="a linear map",
+    init=lambda key: {"kernel": jnp.ones((8, 16), jnp.float32), "bias": jnp.zeros((16,), jnp.float32)},
+    batch=lambda key: jax.random.normal(key, (16, 8), jnp.float32),
+    loss=lambda params, x: jnp.mean((x @ params["kernel"] + params["bias"][None]) ** 2),
+    metric=lambda params: jnp.sum(params["bias"]),
+    metric_name="nothing",
+    target=0.0,
+    budget_steps=1,
+    eval_every=1,
+    separable=1.0,
+    batch_size=16,
+)
+KINDS = {"none": set(), "norms": {"all-reduce"}, "gramian": {"all-reduce"}}
+
+
+@pytest.mark.parametrize("card", catalogue.cards().values(), ids=catalogue.cards())
+def test_every_method_can_be_inspected(card: Card) -> None:
+    mesh = make_mesh("replica=2,fsdp=4" if card.form == "strategy" else "fsdp=8")
+    found = examine(card, TINY, mesh)
+    assert found.parameters == 144
+    if card.form not in ("schedule", "rule", "diagnostic"):
+        assert found.parameter_bytes == 4 * 144 / mesh.shape["fsdp"]
+    if card.form in CHAINED:
+        # Words of state per parameter, and what is not counted in them: counters, scalars, one number per block.
+        assert 0 <= found.state_bytes - card.words * found.parameter_bytes <= 4 * (16 + 8 + 24)
+        assert set(found.collectives) <= KINDS.get(card.collectives, set(found.collectives))
+
+
+def test_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["gradkit", "inspect", "gk.adamw", "--mesh=data=2,fsdp=4", "--workload=digits_mlp"]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mesh"] == {"data": 2, "fsdp": 4}
+    params = jax.eval_shape(load("digits_mlp").init, jax.random.key(0))
+    # All but the ten biases of the head, which four devices do not divide.
+    assert found["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+    assert found["parameter_bytes"] == found["parameters"] - 10 + 4 * 10
+    assert f"{found['state_bytes']:,} bytes" in table and f"{found['flops']:,.0f}" in table
+    assert found["collectives"] == {} and "collectives  none" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "inspect takes the name of a method first"),
+        (["adamv"], "did you mean adam or adamw"),
+        (["adamw", "--mesh=fsdp=-1"], "mesh must give every length"),
+        (["adamw", "--mesh=fsdp=64"], "devices=64 must be set before"),
+        (["diloco"], "the mesh must have an axis replica"),
+    ],
+)
+def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gradkit", "inspect", *arguments]) == 2
+    assert message in capsys.readouterr().err
