@@ -29,7 +29,7 @@ flags.DEFINE_integer("steps", 6000, "steps of the run")
 flags.DEFINE_integer("eval_every", 20, "steps between checkpoints")
 flags.DEFINE_string("mesh", "data=1", "axes of the mesh")
 flags.DEFINE_integer("devices", 1, "virtual devices")
-flags.DEFINE_float("longest", 2.0, "seconds after its first line within which a run is killed")
+flags.DEFINE_float("longest", 0.5, "seconds after its first new checkpoint within which a run is killed")
 flags.DEFINE_integer("seed", 0, "of the moments")
 
 
@@ -43,13 +43,15 @@ def main(argv: list[str]) -> int:
     whole, killed = ([*command, f"--checkpoint_dir={folder / name}"] for name in ("whole", "killed"))
     subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
     draw = random.Random(FLAGS.seed)
+    saved = Checkpoints(folder / "killed")
     for i in range(FLAGS.kills):
-        with subprocess.Popen(killed, stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            child.stdout.readline()
+        before = saved.latest()
+        with subprocess.Popen(killed, stdout=subprocess.DEVNULL) as child:
+            while saved.latest() == before and child.poll() is None:
+                time.sleep(0.01)
             time.sleep(draw.uniform(0.0, FLAGS.longest))
             child.kill()
-        latest = Checkpoints(folder / "killed").latest()
+        latest = saved.latest()
         print(f"kill {i + 1:>2}: last checkpoint {latest}" + (" (the run was over)" if child.returncode == 0 else ""))
     subprocess.run(killed, check=True, stdout=subprocess.DEVNULL)
     states = [start(TrainConfig(**common, checkpoint_dir=str(folder / name))).state for name in ("whole", "killed")]

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradkit import checks
 from gradkit.diagnostics import metrics
 from gradkit.gradients.microbatch import microbatch
+from gradkit.parallel import init_sharded
 from gradkit.training.forms import joined, one_form, takes_key
 from gradkit.transforms import eval_params
 
@@ -36,6 +38,7 @@ class TrainState:
       model_state: what the model keeps besides parameters (BatchNorm statistics, counters of random streams).
       key: the random key of the run; every step folds its number into it, so it stays the same.
       graph: of an NNX module, what `nnx.merge` needs; not an array.
+      lies: of a run on a mesh, the sharding of every array above, which every step keeps; not an array.
     """
 
     step: jax.Array
@@ -44,6 +47,7 @@ class TrainState:
     model_state: Any = None
     key: Any = None
     graph: Any = dataclasses.field(default=None, metadata={"static": True})
+    lies: Any = dataclasses.field(default=None, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,36 @@ def _apart(tree: Any, *others: Any) -> Any:
         return x
 
     return jax.tree.map(own, tree)
+
+
+def _state(tx: optax.GradientTransformation, params: Any) -> Any:
+    """The state of a transformation, born on the mesh of its parameters where all of them lie on one."""
+    leaves = jax.tree.leaves(params)
+    if leaves and all(isinstance(x.sharding, NamedSharding) and x.sharding.mesh.size > 1 for x in leaves):
+        return init_sharded(tx, params)
+    return tx.init(params)
+
+
+def _on_mesh(state: TrainState) -> TrainState:
+    """The state with all that is not on the mesh of the parameters, such as counters, replicated over it."""
+    on = [x.sharding for x in jax.tree.leaves(state.params) if isinstance(x.sharding, NamedSharding)]
+    if not on:
+        return state
+    whole = NamedSharding(on[0].mesh, PartitionSpec())
+
+    def put(x: Any) -> Any:
+        return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole)
+
+    state = jax.tree.map(put, state)
+    return dataclasses.replace(state, lies=tuple(x.sharding for x in jax.tree.leaves(state)))
+
+
+def _stay(state: TrainState) -> TrainState:
+    """The state where it lay: over Auto axes the compiler would choose, and may choose anew after every step."""
+    if state.lies is None or not any(kind == AxisType.Auto for kind in state.lies[0].mesh.axis_types):
+        return state
+    leaves, structure = jax.tree.flatten(state)
+    return structure.unflatten(map(jax.lax.with_sharding_constraint, leaves, state.lies))
 
 
 def numbered(loss: Callable[..., Any], microbatches: int, weight: Any, has_aux: bool) -> Callable[..., Any]:
@@ -131,8 +165,9 @@ def make_train_step(
       wrt: of an NNX module, the filter that says what is trained. Default `nnx.Param`.
 
     Returns:
-      A `TrainStep`. Metrics are a dictionary: `loss`; what the links of `tx` publish, see
-      `gk.diagnostics.metrics`; `aux`. The step can be used in `jax.lax.scan`.
+      A `TrainStep`. Parameters that `init` finds on a mesh stay where they lie, with their state beside them, and a
+      batch that is sharded along its examples is a batch of all devices. Metrics are a dictionary: `loss`; what the
+      links of `tx` publish, see `gk.diagnostics.metrics`; `aux`. The step can be used in `jax.lax.scan`.
       The transformation is handed, all at the parameters and on the same minibatch with the same random key:
       `value`; `grad` (the name that optax's line searches know); `value_fn`, `grad_fn`, `hvp_fn`, which take trees
       in any floating dtype and are those of the loss itself, whatever `gradient` is; and `key`, where there is one.
@@ -179,8 +214,8 @@ def make_train_step(
             raise ValueError("loss_fn takes a key: call init(..., key=jax.random.key(0))")
         params, model_state, key = _own((params, model_state, key), donate)
         model_state = _apart(model_state, params)
-        opt_state = _apart(tx.init(params), params, model_state)
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, key, graph)
+        opt_state = _apart(_state(tx, params), params, model_state)
+        return _on_mesh(TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, key, graph))
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         params = state.params
@@ -230,8 +265,9 @@ def make_train_step(
             model_state,
             state.key,
             state.graph,
+            state.lies,
         )
-        return new, {**metrics(opt_state), "loss": value, **({"aux": aux} if has_aux else {})}
+        return _stay(new), {**metrics(opt_state), "loss": value, **({"aux": aux} if has_aux else {})}
 
     def model(state: TrainState) -> Any:
         if state.graph is None:
