@@ -22,7 +22,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import abs_sq, bias_correction, widen
+from gradkit.transforms.core import bias_correction, widen
+from gradkit.transforms.norms import global_square
 
 PAPER = Paper("An Empirical Model of Large-Batch Training", "McCandlish et al.", 2018, "1812.06162")
 
@@ -138,8 +139,8 @@ def from_moments(moments: Any) -> dict[str, jax.Array]:
 
     Reference: McCandlish et al. An Empirical Model of Large-Batch Training. 2018, arXiv 1812.06162.
     """
-    squares = [jnp.sum(abs_sq(x)).astype(moments.mean_sq_norm.dtype) for x in jax.tree.leaves(widen(moments.mean))]
-    return {"sq_small": moments.mean_sq_norm, "sq_big": sum(squares, jnp.zeros((), moments.mean_sq_norm.dtype))}
+    sq_big = global_square(widen(moments.mean)).astype(moments.mean_sq_norm.dtype)
+    return {"sq_small": moments.mean_sq_norm, "sq_big": sq_big}
 
 
 def critical_batch_size(min_steps: Any, min_examples: Any) -> Any:

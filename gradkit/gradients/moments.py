@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.gradients.accumulate import accumulate, split
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.transforms.core import abs_sq, widen
+from gradkit.transforms.norms import global_square
 
 PAPER = Paper(
     "Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR)", "Jiang et al.", 2023, "2309.13681"
@@ -86,7 +87,7 @@ def gradient_moments(
             value, aux = value if has_aux else (value, None)
             g = widen(g)
             squares = jax.tree.map(abs_sq, g)
-            norm = sum((jnp.sum(s).astype(float) for s in jax.tree.leaves(squares)), jnp.zeros((), float))
+            norm = global_square(g).astype(float)
             return (value, g, squares, norm), (aux, value)
 
         sums, (aux, values) = accumulate(one, split(batch, microbatches, "gradient_moments"))

@@ -3,6 +3,7 @@
 from gradkit.parallel.diloco import diloco, outer_nesterov
 from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
+from gradkit.parallel.manual import declare_specs, inside_shard_map
 from gradkit.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.shardings import init_sharded, state_shardings
@@ -12,9 +13,11 @@ __all__ = [
     "Collective",
     "batch_sharding",
     "collective_bytes",
+    "declare_specs",
     "diloco",
     "init_replicas",
     "init_sharded",
+    "inside_shard_map",
     "local_sgd",
     "local_updates",
     "make_mesh",

@@ -13,7 +13,7 @@ as they are.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +22,49 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, default_layout, names, resolve_mask, tensor_axes
-from gradkit.transforms.core import divide, scalar, transformation
-from gradkit.transforms.norms import block_axes, block_norm
+from gradkit.transforms.core import abs_sq, divide, scalar, transformation
+from gradkit.transforms.norms import entries, packed_sums
 
 
-def _inner(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sum(a * b, axis=axes, keepdims=True)
+class _Sums(NamedTuple):
+    """Inner products of gradient, weights and direction, per block."""
+
+    gw: jax.Array
+    gg: jax.Array
+    ww: jax.Array
+    wp: jax.Array
+
+    def over(self, axes: tuple[int, ...]) -> "_Sums":
+        """Those of larger blocks."""
+        return _Sums(*(jnp.sum(s, axis=axes, keepdims=True) for s in self))
+
+    def cosine(self) -> jax.Array:
+        """|<g, w>| / (|g| |w|)."""
+        return divide(jnp.abs(self.gw), jnp.sqrt(self.gg) * jnp.sqrt(self.ww))
+
+    def radial(self, eps: Any) -> jax.Array:
+        """The r for which p - r w has no component along w."""
+        length = jnp.sqrt(self.ww) + scalar(eps, self.ww)
+        return self.wp / length / length
 
 
-def project_radial(p: jax.Array, w: jax.Array, axes: tuple[int, ...], eps: Any) -> jax.Array:
-    """p without its component along w, per block over `axes`."""
-    unit = w / (block_norm(w, axes) + scalar(eps, w))
-    return p - unit * _inner(unit, p, axes)
+def _radial(channel: _Sums, tensor: tuple[int, ...], size: int, whole: int, delta: Any, eps: Any) -> Any:
+    """Per channel the multiple of w to take off p, and per tensor 1 where any is taken off, else 0.
 
-
-def _orthogonal(g: jax.Array, w: jax.Array, blocks: tuple[int, ...], tensor: tuple[int, ...], delta: Any) -> jax.Array:
-    """Whether every block's gradient is nearly orthogonal to its weights: one boolean per tensor."""
-    cosine = divide(jnp.abs(_inner(g, w, blocks)), block_norm(g, blocks) * block_norm(w, blocks))
-    size = math.prod(g.shape[a] for a in blocks)
-    return jnp.max(cosine, axis=tensor, keepdims=True) < scalar(delta, g) / math.sqrt(size)
+    Args:
+      channel: the sums of one leaf's channels.
+      tensor: the axes of one tensor.
+      size: entries of a channel.
+      whole: entries of a tensor.
+      delta: threshold of the test.
+      eps: added to |w|.
+    """
+    together = channel.over(tensor)
+    limit = scalar(delta, channel.gw)
+    by_channel = jnp.max(channel.cosine(), axis=tensor, keepdims=True) < limit / math.sqrt(size)
+    by_tensor = together.cosine() < limit / math.sqrt(whole)
+    r = jnp.where(by_tensor, together.radial(eps), jnp.zeros_like(together.gw))
+    return jnp.where(by_channel, channel.radial(eps), r), (by_channel | by_tensor).astype(r.dtype)
 
 
 def project_scale_invariant(
@@ -68,8 +92,8 @@ def project_scale_invariant(
       layout: which axes are stacks and output channels (for kernels the last axis).
 
     Returns:
-      A transformation that needs `params`. State: the inner one. Collectives: three scalars per channel
-      and three per tensor where leaves are sharded.
+      A transformation that needs `params`. State: the inner one. Collectives: one all-reduce of four scalars
+      per channel.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -91,27 +115,32 @@ def project_scale_invariant(
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
     inner = optax.with_extra_args_support(inner)
 
-    def kernel(name: str, p: jax.Array, g: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tensor = tensor_axes(layout(name, g.shape), g.shape)
-        channels = block_axes(name, g.shape, "unit", layout)
-        by_channel = _orthogonal(g, w, channels, tensor, delta)
-        by_tensor = _orthogonal(g, w, tensor, tensor, delta)
-        whole = jnp.where(by_tensor, project_radial(p, w, tensor, eps), p)
-        return jnp.where(by_channel, project_radial(p, w, channels, eps), whole), by_channel | by_tensor
-
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         direction, state = inner.update(updates, state, params, **extra)
-        leaves, structure = jax.tree.flatten(direction)
+        p, structure = jax.tree.flatten(direction)
+        g, w, known = jax.tree.leaves(updates), jax.tree.leaves(params), names(updates)
         decayed = jax.tree.leaves(resolve_mask(weight_decay_mask, updates))
-        columns = (jax.tree.leaves(updates), jax.tree.leaves(params), decayed)
-        results = []
-        for name, p, g, w, decays in zip(names(updates), leaves, *columns, strict=True):
-            decay = scalar(weight_decay, p)
-            if len(tensor_axes(layout(name, g.shape), g.shape)) >= 2 and g.size:
-                p, projected = kernel(name, p, g, w)
-                decay = jnp.where(projected, scalar(wd_ratio, p) * jnp.ones((), p.dtype), jnp.ones((), p.dtype)) * decay
-            results.append(p if without_decay or not decays else p + decay * w)
-        return structure.unflatten(results), state
+        tensors = [tensor_axes(layout(name, x.shape), x.shape) for name, x in zip(known, g, strict=True)]
+        chosen = [i for i, x in enumerate(g) if len(tensors[i]) >= 2 and x.size]
+        products = [[g[i] * w[i] for i in chosen], [abs_sq(g[i]) for i in chosen]]
+        products += [[abs_sq(w[i]) for i in chosen], [w[i] * p[i] for i in chosen]]
+        sums = packed_sums([known[i] for i in chosen], "unit", layout, *products, like=[g[i] for i in chosen])
+        channels = [_Sums(*row) for row in zip(*(sums.split(v) for v in sums.vectors), strict=True)]
+
+        found = []
+        for i, channel in zip(chosen, channels, strict=True):
+            size, whole = entries(known[i], "unit", layout, g[i].shape), entries(known[i], "tensor", layout, g[i].shape)
+            found.append(_radial(channel, tensors[i], size, whole, delta, eps))
+        radial, projected = sums.own([r for r, _ in found]), sums.own([on for _, on in found])
+
+        decay = dict.fromkeys(range(len(p)), weight_decay)
+        for i, r, on in zip(chosen, radial, projected, strict=True):
+            p[i] = p[i] - r * w[i]
+            one = jnp.ones((), p[i].dtype)
+            decay[i] = jnp.where(on > 0, scalar(wd_ratio, one) * one, one) * scalar(weight_decay, one)
+        if not without_decay:
+            p = [p + scalar(decay[i], p) * w[i] if decayed[i] else p for i, p in enumerate(p)]
+        return structure.unflatten(p), state
 
     return transformation("project_scale_invariant", inner.init, update, needs_params=True)
 

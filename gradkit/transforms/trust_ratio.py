@@ -73,7 +73,7 @@ def scale_by_trust_ratio(
 
     Returns:
       A transformation that needs `params`. State: a counter and the metric `trust_ratio`, the mean over
-      all blocks. Collectives: two scalars per block of a sharded leaf.
+      all blocks. Collectives: one all-reduce of two scalars per block.
 
     Raises:
       ValueError: a hyperparameter outside its range; decay with the joint form.
@@ -133,19 +133,19 @@ def scale_by_trust_ratio(
         adapted, decayed = (jax.tree.leaves(resolve_mask(m, updates)) for m in (trust_ratio_mask, weight_decay_mask))
         chosen = [i for i, u in enumerate(results) if adapted[i] and u.size]
         own_names = [known[i] for i in chosen]
-        n_u = packed_norms(own_names, [results[i] for i in chosen], block, layout)
-        n_w = packed_norms(own_names, [w[i] for i in chosen], block, layout)
+        norms = packed_norms(own_names, block, layout, [results[i] for i in chosen], [w[i] for i in chosen])
+        n_u, n_w = norms.vectors
 
-        decays = jnp.zeros((), n_w.vector.dtype)
+        decays = jnp.zeros((), n_w.dtype)
         if not without_decay:
             decay = at_count(weight_decay, state.count)
             results = [u + scalar(decay, u) * x if on else u for u, x, on in zip(results, w, decayed, strict=True)]
-            blocks = [np.full(part.size, decayed[i]) for i, part in zip(chosen, n_w.spread(n_w.vector), strict=True)]
-            decays = scalar(decay, n_w.vector) * jnp.asarray(np.concatenate([[], *blocks]), n_w.vector.dtype)
+            blocks = [np.full(size, decayed[i]) for i, size in zip(chosen, norms.sizes, strict=True)]
+            decays = scalar(decay, n_w) * jnp.asarray(np.concatenate([[], *blocks]), n_w.dtype)
 
         rate = None if relative_to is None else at_count(relative_to, state.count)
-        ratio = ratios(n_w.vector, n_u.vector, decays, rate)
-        for i, own in zip(chosen, n_w.spread(ratio), strict=True):
+        ratio = ratios(n_w, n_u, decays, rate)
+        for i, own in zip(chosen, norms.spread(ratio), strict=True):
             results[i] = own * results[i]
         mean = jnp.mean(ratio).astype(jnp.float32) if ratio.size else jnp.ones((), jnp.float32)
         state = ScaleByTrustRatioState(increment(state.count), {"trust_ratio": mean})

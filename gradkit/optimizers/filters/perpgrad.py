@@ -14,9 +14,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named
+from gradkit.leaves import Layout, default_layout, names
 from gradkit.transforms.core import scalar, transformation
-from gradkit.transforms.norms import block_axes, block_norm
+from gradkit.transforms.norms import packed_norms, packed_sums
 
 
 def perpgrad(
@@ -32,8 +32,8 @@ def perpgrad(
       layout: which axes are stacks: every layer of a scan is projected by itself.
 
     Returns:
-      A transformation that needs `params`. No state. Collectives: four scalars per tensor where leaves are
-      sharded.
+      A transformation that needs `params`. No state. Collectives: two all-reduces, of three scalars and of one
+      scalar per tensor.
 
     Raises:
       ValueError: `eps` negative or NaN; complex leaves.
@@ -50,19 +50,32 @@ def perpgrad(
     """
     checks.real("eps", eps, "[0, inf)")
 
-    def kernel(name: str, g: jax.Array, x: jax.Array) -> jax.Array:
-        axes = block_axes(name, g.shape, "tensor", layout)
-        along = jnp.sum(x * g, axis=axes, keepdims=True)
-        square = jnp.sum(x * x, axis=axes, keepdims=True) + scalar(eps, g)
-        o = g - jnp.where(square > 0, along / jnp.where(square > 0, square, jnp.ones_like(square)), along * 0) * x
-        n_g, n_o = block_norm(g, axes), block_norm(o, axes)
-        vanished = n_o <= 4 * jnp.finfo(g.dtype).eps * n_g
-        length = n_g / jnp.where(vanished, jnp.ones_like(n_o), n_o + scalar(eps, g)) if rescale else jnp.ones_like(n_o)
-        return o * jnp.where(vanished, jnp.zeros_like(length), length)
+    def along(xg: jax.Array, xx: jax.Array) -> jax.Array:
+        """<x, g> / (<x, x> + eps), the share of x in g."""
+        square = xx + scalar(eps, xx)
+        return jnp.where(square > 0, xg / jnp.where(square > 0, square, jnp.ones_like(square)), 0 * xg)
+
+    def length(n_g: jax.Array, n_o: jax.Array) -> jax.Array:
+        """What o is multiplied by."""
+        vanished = n_o <= 4 * jnp.finfo(n_g.dtype).eps * n_g
+        factor = (
+            n_g / jnp.where(vanished, jnp.ones_like(n_o), n_o + scalar(eps, n_o)) if rescale else jnp.ones_like(n_o)
+        )
+        return jnp.where(vanished, jnp.zeros_like(factor), factor)
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del extra
-        return map_named(kernel, updates, params), state
+        g, structure = jax.tree.flatten(updates)
+        x, known = jax.tree.leaves(params), names(updates)
+        products = ([x * g for x, g in zip(x, g, strict=True)], [x * x for x in x], [g * g for g in g])
+        sums = packed_sums(known, "tensor", layout, *products, like=g)
+        xg, xx, gg = sums.vectors
+        shares = sums.spread(along(xg, xx))
+        o = [g - c * x for g, c, x in zip(g, shares, x, strict=True)]
+        # |o|^2 = |g|^2 - <x, g>^2 / |x|^2 would need no second sum, and cancels where g is nearly parallel to x.
+        (n_o,) = packed_norms(known, "tensor", layout, o).vectors
+        factors = sums.spread(length(jnp.sqrt(gg), n_o))
+        return structure.unflatten([o * f for o, f in zip(o, factors, strict=True)]), state
 
     return transformation("perpgrad", lambda params: optax.EmptyState(), update, needs_params=True)
 

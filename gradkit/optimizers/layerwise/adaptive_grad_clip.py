@@ -12,9 +12,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named, resolve_mask
+from gradkit.leaves import Layout, default_layout, names, resolve_mask
 from gradkit.transforms.core import scalar, transformation
-from gradkit.transforms.norms import block_axes, block_norm
+from gradkit.transforms.norms import packed_norms
 
 
 def adaptive_grad_clip(
@@ -35,8 +35,7 @@ def adaptive_grad_clip(
         everything over all but the last axis; and stacked layers apart.
 
     Returns:
-      A transformation that needs `params`. No state. Collectives: one number per unit where a leaf is sharded
-      along its inputs, none where along its outputs.
+      A transformation that needs `params`. No state. Collectives: one all-reduce of two scalars per unit.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -57,18 +56,21 @@ def adaptive_grad_clip(
         resolve_mask(mask, params)
         return optax.EmptyState()
 
-    def kernel(name: str, g: jax.Array, w: jax.Array, on: bool) -> jax.Array:
-        if not on or not g.size:
-            return g
-        axes = block_axes(name, g.shape, "unit", layout)
-        n_w, n_g = block_norm(w, axes), block_norm(g, axes)
+    def factors(n_w: jax.Array, n_g: jax.Array) -> jax.Array:
+        """What every unit's gradient is multiplied by."""
         limit = jnp.maximum(n_w, scalar(eps, n_w)) * scalar(clipping, n_w)
         long = n_g > limit
-        return g * jnp.where(long, limit / jnp.where(long, n_g, jnp.ones_like(n_g)), jnp.ones_like(n_g))
+        return jnp.where(long, limit / jnp.where(long, n_g, jnp.ones_like(n_g)), jnp.ones_like(n_g))
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del extra
-        return map_named(kernel, updates, params, resolve_mask(mask, updates)), state
+        g, structure = jax.tree.flatten(updates)
+        w, known, clipped = jax.tree.leaves(params), names(updates), jax.tree.leaves(resolve_mask(mask, updates))
+        chosen = [i for i, x in enumerate(g) if clipped[i] and x.size]
+        norms = packed_norms([known[i] for i in chosen], "unit", layout, [w[i] for i in chosen], [g[i] for i in chosen])
+        for i, factor in zip(chosen, norms.spread(factors(*norms.vectors)), strict=True):
+            g[i] = g[i] * factor
+        return structure.unflatten(g), state
 
     return transformation("adaptive_grad_clip", init, update, needs_params=True)
 

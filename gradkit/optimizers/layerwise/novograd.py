@@ -25,6 +25,7 @@ from gradkit.leaves import (
 )
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import (
+    abs_sq,
     divide,
     increment,
     optimizer,
@@ -34,7 +35,7 @@ from gradkit.transforms.core import (
     wide_dtype,
     zeros,
 )
-from gradkit.transforms.norms import packed_norms
+from gradkit.transforms.norms import packed_sums
 
 PAPER = Paper(
     "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks",
@@ -119,8 +120,8 @@ def scale_by_novograd(
         del extra
         first = state.count == 0
         leaves, structure = jax.tree.flatten(updates)
-        norms = packed_norms(names(updates), leaves, "tensor", layout)
-        squares = structure.unflatten(norms.spread(jnp.square(norms.vector)))
+        sums = packed_sums(names(updates), "tensor", layout, [abs_sq(g) for g in leaves], like=leaves)
+        squares = structure.unflatten(sums.spread(sums.vectors[0]))
 
         def second(v: jax.Array, s: jax.Array) -> jax.Array:
             b = scalar(b2, s)
