@@ -56,8 +56,8 @@ def test_a_source_on_a_mesh(card: Card) -> None:
     batch = jnp.asarray(np.random.default_rng(1).standard_normal((8, 8)), jnp.float32)
     want = fn(params, batch)
     got = fn(put(params), put(batch, P("data")))
-    # Sums of 8 products, 16 squares and 8 examples in another order, twice where a source looks at a second point; norms
-    # of 144 squares.
+    # Sums of 8 products, 16 squares and 8 examples in another order, twice where a source looks at a second point;
+    # norms of 144 squares.
     near(got, want, 2 * 144)
 
 
