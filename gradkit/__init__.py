@@ -10,7 +10,26 @@ At the top stands what goes into a chain. Everything else is under its room: `gk
 from gradkit.optimizers.momentum import momentum, sgd, xgrad, xgrad_adamw, xgrad_sgd
 
 # A second moment per coordinate
-from gradkit.optimizers.adaptive import adam, adamp, adamw, grams, sgdp
+from gradkit.optimizers.adaptive import (
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamnc,
+    adamp,
+    adamw,
+    amsgrad,
+    grams,
+    nadam,
+    rmsprop,
+    scale_by_adadelta,
+    scale_by_adamax,
+    scale_by_adamnc,
+    scale_by_amsgrad,
+    scale_by_nadam,
+    scale_by_rms,
+    sgdp,
+)
 
 # The norms of a layer
 from gradkit.optimizers.layerwise import adaptive_grad_clip, lamb, larc, lars, novograd, scale_by_novograd
@@ -26,7 +45,9 @@ from gradkit.transforms import (
     add_decayed_weights,
     clip_by_global_norm,
     scale_by_adam,
+    scale_by_delayed_rss,
     scale_by_learning_rate,
+    scale_by_rss,
     scale_by_trust_ratio,
     trace,
 )
@@ -57,12 +78,17 @@ from gradkit import (
 )
 
 __all__ = [
+    "adadelta",
+    "adagrad",
     "adam",
+    "adamax",
+    "adamnc",
     "adamp",
     "adamw",
     "adaptive_grad_clip",
     "add_decayed_weights",
     "aggregation",
+    "amsgrad",
     "batches",
     "catalogue",
     "clip_by_global_norm",
@@ -80,15 +106,25 @@ __all__ = [
     "linalg",
     "lion",
     "momentum",
+    "nadam",
     "novograd",
     "parallel",
     "perpgrad",
     "precision",
     "project_scale_invariant",
+    "rmsprop",
+    "scale_by_adadelta",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_adamnc",
+    "scale_by_amsgrad",
+    "scale_by_delayed_rss",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_nadam",
     "scale_by_novograd",
+    "scale_by_rms",
+    "scale_by_rss",
     "scale_by_trust_ratio",
     "schedules",
     "sgd",

@@ -9,6 +9,7 @@ from gradkit.transforms.learning_rate import (
     scale_by_learning_rate,
 )
 from gradkit.transforms.precision import PrecisionState, precision
+from gradkit.transforms.rss import ScaleByRssState, scale_by_delayed_rss, scale_by_rss
 from gradkit.transforms.scale_invariant import project_scale_invariant
 from gradkit.transforms.shifted import (
     ShiftedParametersState,
@@ -25,6 +26,7 @@ __all__ = [
     "PrecisionState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",
+    "ScaleByRssState",
     "ScaleByTrustRatioState",
     "ShiftedParametersState",
     "TraceState",
@@ -36,7 +38,9 @@ __all__ = [
     "precision",
     "project_scale_invariant",
     "scale_by_adam",
+    "scale_by_delayed_rss",
     "scale_by_learning_rate",
+    "scale_by_rss",
     "scale_by_trust_ratio",
     "shifted_parameters",
     "trace",

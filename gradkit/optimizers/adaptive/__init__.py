@@ -1,8 +1,40 @@
 """Methods that rescale every coordinate by a second moment."""
 
+from gradkit.optimizers.adaptive.adadelta import ScaleByAdadeltaState, adadelta, scale_by_adadelta
+from gradkit.optimizers.adaptive.adagrad import adagrad
 from gradkit.optimizers.adaptive.adam import adam
+from gradkit.optimizers.adaptive.adamax import ScaleByAdamaxState, adamax, scale_by_adamax
+from gradkit.optimizers.adaptive.adamnc import ScaleByAdamncState, adamnc, scale_by_adamnc
 from gradkit.optimizers.adaptive.adamp import adamp, sgdp
 from gradkit.optimizers.adaptive.adamw import adamw
+from gradkit.optimizers.adaptive.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
 from gradkit.optimizers.adaptive.grams import grams
+from gradkit.optimizers.adaptive.nadam import ScaleByNadamState, nadam, scale_by_nadam
+from gradkit.optimizers.adaptive.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 
-__all__ = ["adam", "adamp", "adamw", "grams", "sgdp"]
+__all__ = [
+    "ScaleByAdadeltaState",
+    "ScaleByAdamaxState",
+    "ScaleByAdamncState",
+    "ScaleByAmsgradState",
+    "ScaleByNadamState",
+    "ScaleByRmsState",
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamnc",
+    "adamp",
+    "adamw",
+    "amsgrad",
+    "grams",
+    "nadam",
+    "rmsprop",
+    "scale_by_adadelta",
+    "scale_by_adamax",
+    "scale_by_adamnc",
+    "scale_by_amsgrad",
+    "scale_by_nadam",
+    "scale_by_rms",
+    "sgdp",
+]

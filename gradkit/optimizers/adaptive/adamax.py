@@ -1,0 +1,127 @@
+"""AdaMax: Adam with the decaying maximum of the gradient for its second moment.
+
+m_t = b1 m_{t-1} + (1 - b1) g_t            w_t = max(b2 w_{t-1}, |g_t| + eps)
+x_t = x_{t-1} - learning_rate (m_t / (1 - b1^t)) / w_t
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_learning_rate
+from gradkit.transforms.accumulators import ema, over
+from gradkit.transforms.core import (
+    bias_correction,
+    increment,
+    optimizer,
+    scalar,
+    settle,
+    transformation,
+    zeros,
+)
+
+PAPER = Paper("Adam: A Method for Stochastic Optimization", "Kingma, Ba", 2014, "1412.6980")
+
+
+class ScaleByAdamaxState(NamedTuple):
+    """Number of updates made, the first moment, and the decaying maximum."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def scale_by_adamax(
+    *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, mu_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Divides the running mean of gradients by their decaying maximum.
+
+    Equations: at the head of this file; the maximum needs no bias correction.
+
+    Args:
+      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b2: decay of the maximum, in [0, 1). Default 0.999 (paper).
+      eps: added to |g| inside the maximum, >= 0. Default 1e-8 (torch, optax; the paper has none). With 0, coordinates
+        that never had a gradient get the update 0.
+      mu_dtype: dtype in which the first moment is kept between steps. Default float32.
+
+    Returns:
+      A transformation. State: 2 words per parameter and a counter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves, which have no maximum.
+
+    Example:
+      >>> tx = scale_by_adamax(b1=0.0, b2=0.5, eps=0.0)
+      >>> g = jnp.array(1.0)
+      >>> _, state = tx.update(8 * g, tx.init(g))
+      >>> float(tx.update(g, state)[0])  # over 0.5 * 8
+      0.25
+
+    Reference: Kingma, Ba. Adam: A Method for Stochastic Optimization. 2014, arXiv 1412.6980. optax's link of this
+    name keeps its moments in the parameters' dtype and promotes its counter implicitly.
+    """
+    checks.real("b1", b1, "[0, 1)")
+    checks.real("b2", b2, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
+
+    def init(params: optax.Params) -> ScaleByAdamaxState:
+        return ScaleByAdamaxState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), zeros(params))
+
+    def update(updates: Any, state: ScaleByAdamaxState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        count = increment(state.count)
+        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
+
+        def largest(w: jax.Array, g: jax.Array) -> jax.Array:
+            return jnp.maximum(scalar(b2, w) * w, jnp.abs(g) + scalar(eps, g))
+
+        nu = jax.tree.map(largest, state.nu, updates)
+        u = jax.tree.map(lambda m, w: over(m.astype(w.dtype) / bias_correction(b1, count, w), w), mu, nu)
+        return u, ScaleByAdamaxState(count, mu, nu)
+
+    return transformation("scale_by_adamax", init, update)
+
+
+def adamax(
+    learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, mu_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with the infinity norm: the larger b2 compared with b1, the nearer is |step| to at most the rate.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The paper suggests 2e-3.
+      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b2: decay of the maximum, in [0, 1). Default 0.999 (paper).
+      eps: added to |g| inside the maximum, >= 0. Default 1e-8 (torch, optax; the paper has none).
+      mu_dtype: dtype in which the first moment is kept between steps. Default float32.
+
+    Returns:
+      A transformation. State: 2 words per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves.
+
+    Example:
+      >>> tx = adamax(0.5)
+      >>> x = jnp.array([2.0, -0.01])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))
+      [-0.5  0.5]
+
+    Reference: Kingma, Ba. Adam: A Method for Stochastic Optimization. 2014, arXiv 1412.6980.
+    """
+    return optimizer(
+        Method("adamax", learning_rate),
+        scale_by_adamax(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(scale_by_adamax, form="primitive", paper=PAPER, words=2, golden=("adaptive/adamax",))
+register(adamax, form="optimizer", paper=PAPER, words=2, golden=("adaptive/adamax",))

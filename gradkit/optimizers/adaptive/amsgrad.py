@@ -1,0 +1,158 @@
+"""AMSGrad: Adam whose second moment never falls, so that no rare large gradient is forgotten.
+
+m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+
+bias_correction   the largest second moment                 direction u_t
+"none"            w_t = max(w_{t-1}, v_t)                   m_t / (sqrt(w_t) + eps)
+"after_max"       w_t = max(w_{t-1}, v_t)                   m_t / (1 - b1^t) / (sqrt(w_t / (1 - b2^t)) + eps)
+"before_max"      w_t = max(w_{t-1}, v_t / (1 - b2^t))      m_t / (1 - b1^t) / (sqrt(w_t) + eps)
+
+x_t = x_{t-1} - learning_rate u_t
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_learning_rate
+from gradkit.transforms.accumulators import ema, over, root
+from gradkit.transforms.core import bias_correction as corrected
+from gradkit.transforms.core import increment, optimizer, settle, transformation, zeros
+
+PAPER = Paper("On the Convergence of Adam and Beyond", "Reddi, Kale, Kumar", 2018, "1904.09237")
+BIAS_CORRECTIONS = ("none", "after_max", "before_max")
+
+
+class ScaleByAmsgradState(NamedTuple):
+    """Number of updates made, the two moments, and the largest second moment so far."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+    nu_max: Any
+
+
+def scale_by_amsgrad(
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    bias_correction: str = "before_max",
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescales updates by AMSGrad's rule.
+
+    Equations: at the head of this file. The three forms differ visibly: early second moments are small before they
+    are corrected and noisy after, so a maximum of corrected ones remembers the noise of the first steps.
+
+    Args:
+      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-8. With 0, coordinates that never had a gradient get the update 0.
+      eps_root: added under the root, >= 0. Default 0.
+      bias_correction: "none" (paper), "after_max" (torch, TensorFlow) or "before_max" (optax). Default "before_max".
+      mu_dtype: dtype in which the first moment is kept between steps. Default float32.
+
+    Returns:
+      A transformation. State: 3 words per parameter and a counter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves, which have no maximum.
+
+    Example:
+      >>> tx = scale_by_amsgrad(b1=0.0, b2=0.5, eps=0.0, bias_correction="none")
+      >>> g = jnp.array(1.0)
+      >>> _, state = tx.update(8 * g, tx.init(g))
+      >>> round(float(tx.update(g, state)[0]), 4)  # still over sqrt(32), the root of the largest moment
+      0.1768
+
+    Reference: Reddi, Kale, Kumar. On the Convergence of Adam and Beyond. 2018, arXiv 1904.09237. The paper's decays
+    b1 lambda^(t-1) and b1 / t are schedules for `gk.inject_hyperparams`. optax's flags give "before_max" and "none",
+    and no setting of them gives what models trained with torch had.
+    """
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.real(name, value, "[0, 1)")
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        checks.real(name, value, "[0, inf)")
+    checks.choice("bias_correction", bias_correction, BIAS_CORRECTIONS)
+
+    def init(params: optax.Params) -> ScaleByAmsgradState:
+        return ScaleByAmsgradState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), zeros(params), zeros(params))
+
+    def update(updates: Any, state: ScaleByAmsgradState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        count = increment(state.count)
+        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
+        nu = jax.tree.map(lambda v, g: ema(v, jnp.square(g), b2), state.nu, updates)
+
+        def largest(w: jax.Array, v: jax.Array) -> jax.Array:
+            return jnp.maximum(w, v / corrected(b2, count, v) if bias_correction == "before_max" else v)
+
+        nu_max = jax.tree.map(largest, state.nu_max, nu)
+
+        def direction(m: jax.Array, w: jax.Array) -> jax.Array:
+            m = m.astype(w.dtype)
+            if bias_correction != "none":
+                m = m / corrected(b1, count, m)
+            if bias_correction == "after_max":
+                w = w / corrected(b2, count, w)
+            return over(m, root(w, eps, eps_root))
+
+        return jax.tree.map(direction, mu, nu_max), ScaleByAmsgradState(count, mu, nu, nu_max)
+
+    return transformation("scale_by_amsgrad", init, update)
+
+
+def amsgrad(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    bias_correction: str = "before_max",
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with the largest second moment so far.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule; the paper's theorem has alpha / sqrt(t).
+      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999; the paper uses 0.99 and 0.999.
+      eps: added to the root, >= 0. Default 1e-8.
+      eps_root: added under the root, >= 0. Default 0.
+      bias_correction: "none" (paper), "after_max" (torch, TensorFlow) or "before_max" (optax). Default "before_max",
+        so that the name means here what it means in optax.
+      mu_dtype: dtype in which the first moment is kept between steps. Default float32.
+
+    Returns:
+      A transformation. State: 3 words per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves.
+
+    Example:
+      >>> tx = amsgrad(0.5)
+      >>> x = jnp.array([2.0, -0.01])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))  # the first step is Adam's
+      [-0.5  0.5]
+
+    Reference: Reddi, Kale, Kumar. On the Convergence of Adam and Beyond. 2018, arXiv 1904.09237.
+    """
+    link = scale_by_amsgrad(
+        b1=b1, b2=b2, eps=eps, eps_root=eps_root, bias_correction=bias_correction, mu_dtype=mu_dtype
+    )
+    return optimizer(Method("amsgrad", learning_rate), link, scale_by_learning_rate(learning_rate))
+
+
+GOLDEN = ("adaptive/amsgrad", "adaptive/amsgrad_before_max", "adaptive/amsgrad_none")
+register(scale_by_amsgrad, form="primitive", paper=PAPER, words=3, golden=GOLDEN)
+register(amsgrad, form="optimizer", paper=PAPER, words=3, golden=GOLDEN)

@@ -1,0 +1,140 @@
+"""RMSProp: gradients over the root of the running mean of their squares.
+
+v_t = decay v_{t-1} + (1 - decay) g_t^2
+m_t = decay m_{t-1} + (1 - decay) g_t                          centered; otherwise 0
+u_t = g_t / (sqrt(v_t - m_t^2) + eps)                          eps_in_sqrt: g_t / sqrt(v_t - m_t^2 + eps)
+b_t = momentum b_{t-1} + u_t
+x_t = x_{t-1} - learning_rate b_t                              nesterov: u_t + momentum b_t for b_t
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_learning_rate, trace
+from gradkit.transforms.accumulators import ema, inside_or_outside, over, root
+from gradkit.transforms.core import abs_sq, optimizer, transformation, zeros
+
+PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
+
+
+class ScaleByRmsState(NamedTuple):
+    """Running means of squared gradients and, centred, of gradients."""
+
+    nu: Any
+    mu: Any
+
+
+def scale_by_rms(
+    *, decay: Any = 0.9, eps: Any = 1e-8, centered: bool = False, eps_in_sqrt: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Divides updates by the root of the running mean of their squares, or by their standard deviation.
+
+    Equations: the first three at the head of this file; there is no bias correction (with it, this is
+    `gk.scale_by_adam(b1=0.0)`).
+
+    Args:
+      decay: of the means, in [0, 1). Default 0.9 (Hinton, Ruder, optax; torch has 0.99).
+      eps: added to the root, >= 0. Default 1e-8. With 0, coordinates without a gradient get the update 0.
+      centered: whether the square of the mean is taken off. Default False.
+      eps_in_sqrt: whether eps is added under the root instead (Ruder, optax). Default False (torch).
+
+    Returns:
+      A transformation. State: 1 word per parameter, 2 centred. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = scale_by_rms(decay=0.75, eps=0.0)
+      >>> g = jnp.array([3.0, -0.1])
+      >>> tx.update(g, tx.init(g))[0].round(4).tolist()
+      [2.0, -2.0]
+
+    Reference: Hinton, Srivastava, Swersky. Neural Networks for Machine Learning, lecture 6. 2012; Ruder. An overview
+    of gradient descent optimization algorithms. 2016, arXiv 1609.04747; centred: Graves. Generating Sequences With
+    Recurrent Neural Networks. 2013, arXiv 1308.0850. A variance that rounding made negative is taken to be 0.
+    """
+    checks.real("decay", decay, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
+    outside, inside = inside_or_outside(eps, eps_in_sqrt)
+
+    def init(params: optax.Params) -> ScaleByRmsState:
+        return ScaleByRmsState(zeros(params, real=True), zeros(params) if centered else None)
+
+    def update(updates: Any, state: ScaleByRmsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        nu = jax.tree.map(lambda v, g: ema(v, abs_sq(g), decay), state.nu, updates)
+        mu, variance = None, nu
+        if centered:
+            mu = jax.tree.map(lambda m, g: ema(m, g, decay), state.mu, updates)
+            variance = jax.tree.map(lambda v, m: jnp.maximum(v - abs_sq(m), jnp.zeros_like(v)), nu, mu)
+        u = jax.tree.map(lambda g, v: over(g, root(v, outside, inside)), updates, variance)
+        return u, ScaleByRmsState(nu, mu)
+
+    return transformation("scale_by_rms", init, update, complex_leaves=True)
+
+
+def rmsprop(
+    learning_rate: Any,
+    *,
+    decay: Any = 0.9,
+    eps: Any = 1e-8,
+    centered: bool = False,
+    eps_in_sqrt: bool = False,
+    momentum: Any = 0.0,
+    nesterov: bool = False,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """RMSProp, with optional momentum of the rescaled gradients.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. Ruder: 1e-3.
+      decay: of the running means, in [0, 1). Default 0.9 (Hinton, Ruder, optax; torch has 0.99).
+      eps: added to the root, >= 0. Default 1e-8.
+      centered: whether the square of the mean gradient is taken off the mean square. Default False.
+      eps_in_sqrt: whether eps is added under the root instead (Ruder, optax). Default False (torch).
+      momentum: decay of the momentum, in [0, 1]. Default 0: none.
+      nesterov: whether the momentum looks ahead. Default False.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+
+    Returns:
+      A transformation. State: 1 word per parameter, one more each when centred and with momentum. Elementwise: no
+      collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; Nesterov without momentum.
+
+    Example:
+      >>> tx = rmsprop(0.5, decay=0.75)
+      >>> x = jnp.array([2.0, -0.01])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))  # sign / sqrt(1 - decay) times the rate
+      [-1.  1.]
+
+    Reference: Hinton, Srivastava, Swersky. Neural Networks for Machine Learning, lecture 6. 2012; Ruder. An overview
+    of gradient descent optimization algorithms. 2016, arXiv 1609.04747. The rate comes after the momentum (torch). In
+    front of it, as optax and TensorFlow have it, which differs where the rate changes: `optax.chain(
+    gk.scale_by_rms(), gk.scale_by_learning_rate(rate), gk.trace(0.9))`.
+    """
+    checks.real("momentum", momentum, "[0, 1]")
+    plain = isinstance(momentum, int | float) and momentum == 0
+    if plain and nesterov:
+        raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
+    kept = [] if plain else [trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype)]
+    return optimizer(
+        Method("rmsprop", learning_rate),
+        scale_by_rms(decay=decay, eps=eps, centered=centered, eps_in_sqrt=eps_in_sqrt),
+        *kept,
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(scale_by_rms, form="primitive", paper=PAPER, words=1, golden=("adaptive/rmsprop",))
+register(rmsprop, form="optimizer", paper=PAPER, words=1, golden=("adaptive/rmsprop",))

@@ -1,0 +1,163 @@
+"""The root of the sum of all squares so far, per coordinate or of the whole gradient, as a denominator.
+
+                     s_0 = initial_accumulator_value
+scale_by_rss         s_t = s_{t-1} + reweight |g_t|^2,    u_t = g_t / (sqrt(s_t) + eps)
+scale_by_delayed_rss                                      u_t = g_t / (sqrt(s_{t-1}) + eps)
+
+|g|^2 per coordinate, or with norm=True over all leaves together, which is one number.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.accumulators import inside_or_outside, over, root
+from gradkit.transforms.core import (
+    abs_sq,
+    scalar,
+    transformation,
+    wide_dtype,
+    zeros,
+)
+from gradkit.transforms.norms import global_norm
+
+
+class ScaleByRssState(NamedTuple):
+    """The sum of squares: a tree like the parameters, or one number."""
+
+    sum_of_squares: Any
+
+
+def _rss(
+    method: str, start: Any, reweight: Any, norm: bool, eps: Any, eps_in_sqrt: bool, delayed: bool
+) -> optax.GradientTransformationExtraArgs:
+    checks.real("reweight", reweight, "(0, inf)")
+    checks.real("eps", eps, "[0, inf)")
+    outside, inside = inside_or_outside(eps, eps_in_sqrt)
+
+    def init(params: optax.Params) -> ScaleByRssState:
+        if not norm:
+            return ScaleByRssState(jax.tree.map(lambda s: s + scalar(start, s), zeros(params, real=True)))
+        dtypes = [jnp.finfo(wide_dtype(x.dtype)).dtype for x in jax.tree.leaves(params)]
+        dtype = max(dtypes, key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
+        one = jnp.ones((), dtype)
+        return ScaleByRssState(one * scalar(start, one))
+
+    def update(updates: Any, state: ScaleByRssState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+
+        def summed(s: jax.Array, square: jax.Array) -> jax.Array:
+            return s + scalar(reweight, s) * square.astype(s.dtype)
+
+        old = state.sum_of_squares
+        new = (
+            summed(old, jnp.square(global_norm(updates)))
+            if norm
+            else jax.tree.map(lambda s, g: summed(s, abs_sq(g)), old, updates)
+        )
+        used = old if delayed else new
+        spread = jax.tree.map(lambda g: used, updates) if norm else used
+        return jax.tree.map(lambda g, s: over(g, root(s, outside, inside)), updates, spread), ScaleByRssState(new)
+
+    return transformation(method, init, update, complex_leaves=True)
+
+
+def scale_by_rss(
+    *,
+    initial_accumulator_value: Any = 0.0,
+    reweight: Any = 1.0,
+    norm: bool = False,
+    eps: Any = 1e-10,
+    eps_in_sqrt: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Divides updates by the root of the sum of all squares, their own included.
+
+    Equations: at the head of this file.
+
+    Args:
+      initial_accumulator_value: s_0 >= 0, a square. Default 0 (paper, torch; optax has 0.1).
+      reweight: weight of every square, > 0. Default 1 (paper).
+      norm: whether one sum is kept of the squared norm over all leaves (AdaGrad-Norm). Default False.
+      eps: added to the root, >= 0. Default 1e-10 (torch). With 0, coordinates that never had a gradient get 0.
+      eps_in_sqrt: whether eps is added under the root instead (Ruder, optax). Default False.
+
+    Returns:
+      A transformation. State: 1 word per parameter, one number with `norm`. Elementwise: no collective; with `norm`
+      one scalar.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = scale_by_rss(eps=0.0)
+      >>> g = jnp.array([3.0, 0.0])
+      >>> _, state = tx.update(g, tx.init(g))
+      >>> tx.update(4 / 3 * g, state)[0].round(4).tolist()
+      [0.8, 0.0]
+
+    Reference: Duchi, Hazan, Singer. Adaptive Subgradient Methods for Online Learning and Stochastic Optimization. 2011.
+    """
+    checks.real("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
+    return _rss("scale_by_rss", initial_accumulator_value, reweight, norm, eps, eps_in_sqrt, delayed=False)
+
+
+def scale_by_delayed_rss(
+    *,
+    initial_accumulator_value: Any = 1e-4,
+    reweight: Any = 1.0,
+    norm: bool = True,
+    eps: Any = 1e-10,
+) -> optax.GradientTransformationExtraArgs:
+    """Divides updates by the root of the sum of all squares before them.
+
+    Equations: at the head of this file. As the denominator knows nothing of the gradient above it, the step is
+    unbiased given the past.
+
+    Args:
+      initial_accumulator_value: s_0 > 0, a square: the first update is g_1 / sqrt(s_0). Default 1e-4.
+      reweight: eta, the weight of every square, > 0. Default 1.
+      norm: whether one sum is kept of the squared norm over all leaves (the paper's form) or one per coordinate.
+        Default True.
+      eps: added to the root, >= 0. Default 1e-10.
+
+    Returns:
+      A transformation. State: one number, 1 word per parameter without `norm`. Collectives: one scalar with `norm`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; s_0 = 0, by which the first update would be divided.
+
+    Example:
+      >>> tx = scale_by_delayed_rss(initial_accumulator_value=4.0, eps=0.0)
+      >>> g = jnp.array([3.0, 0.0])
+      >>> u, state = tx.update(g, tx.init(g))
+      >>> u.tolist(), round(float(tx.update(g, state)[0][0]), 4)  # 3 / 2, then 3 / sqrt(4 + 9)
+      ([1.5, 0.0], 0.8321)
+
+    Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
+    2406.04443. Departure from its code: that divides the gradient of the step before, which the paper does not.
+    """
+    checks.real("initial_accumulator_value", initial_accumulator_value, "(0, inf)")
+    return _rss("scale_by_delayed_rss", initial_accumulator_value, reweight, norm, eps, False, delayed=True)
+
+
+register(
+    scale_by_rss,
+    form="primitive",
+    paper=Paper(
+        "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", "Duchi, Hazan, Singer", 2011
+    ),
+    words=1,
+    golden=("adaptive/adagrad", "adaptive/clip_adagrad"),
+)
+register(
+    scale_by_delayed_rss,
+    form="primitive",
+    paper=Paper(
+        "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"
+    ),
+    collectives="norms",
+)
