@@ -7,7 +7,7 @@ At the top stands what goes into a chain. Everything else is under its room: `gk
 # ruff: noqa: I001 - grouped under headings
 
 # Gradient descent and momentum
-from gradkit.optimizers.momentum import momentum, sgd, xgrad, xgrad_adamw, xgrad_sgd
+from gradkit.optimizers.momentum import heavy_ball, momentum, nag, sgd, xgrad, xgrad_adamw, xgrad_sgd
 
 # A second moment per coordinate
 from gradkit.optimizers.adaptive import (
@@ -19,13 +19,23 @@ from gradkit.optimizers.adaptive import (
     adamp,
     adamw,
     amsgrad,
+    clip_adagrad,
+    clip_adam,
+    clip_adamd,
+    clip_radagradd,
     grams,
+    induced_metric_log,
+    induced_metric_rms,
+    induced_metric_sgd,
     nadam,
+    optimistic_amsgrad,
     rmsprop,
     scale_by_adadelta,
     scale_by_adamax,
     scale_by_adamnc,
     scale_by_amsgrad,
+    scale_by_delayed_rms,
+    scale_by_induced_metric,
     scale_by_nadam,
     scale_by_rms,
     sgdp,
@@ -38,11 +48,12 @@ from gradkit.optimizers.layerwise import adaptive_grad_clip, lamb, larc, lars, n
 from gradkit.optimizers.sign import lion, scale_by_lion
 
 # Filters in front of an optimizer
-from gradkit.optimizers.filters import grokfast_ema, perpgrad
+from gradkit.optimizers.filters import add_noise, clip_by_quantile, grokfast_ema, noisy_sgd, perpgrad
 
 # Primitives: one link of a chain
 from gradkit.transforms import (
     add_decayed_weights,
+    clip_by_block_norm,
     clip_by_global_norm,
     scale_by_adam,
     scale_by_delayed_rss,
@@ -87,17 +98,28 @@ __all__ = [
     "adamw",
     "adaptive_grad_clip",
     "add_decayed_weights",
+    "add_noise",
     "aggregation",
     "amsgrad",
     "batches",
     "catalogue",
+    "clip_adagrad",
+    "clip_adam",
+    "clip_adamd",
+    "clip_by_block_norm",
     "clip_by_global_norm",
+    "clip_by_quantile",
+    "clip_radagradd",
     "diagnostics",
     "direction_from_gradient",
     "eval_params",
     "gradients",
     "grams",
     "grokfast_ema",
+    "heavy_ball",
+    "induced_metric_log",
+    "induced_metric_rms",
+    "induced_metric_sgd",
     "inject_hyperparams",
     "lamb",
     "larc",
@@ -107,7 +129,10 @@ __all__ = [
     "lion",
     "momentum",
     "nadam",
+    "nag",
+    "noisy_sgd",
     "novograd",
+    "optimistic_amsgrad",
     "parallel",
     "perpgrad",
     "precision",
@@ -118,7 +143,9 @@ __all__ = [
     "scale_by_adamax",
     "scale_by_adamnc",
     "scale_by_amsgrad",
+    "scale_by_delayed_rms",
     "scale_by_delayed_rss",
+    "scale_by_induced_metric",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_nadam",

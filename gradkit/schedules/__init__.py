@@ -1,16 +1,19 @@
 """Step -> value, composed of phases."""
 
 from gradkit.schedules.builders import array_schedule, decay, hold, repeat, take, warmup
+from gradkit.schedules.heavy_ball import HeavyBallConstants, heavy_ball_constants, stage_decay_schedule
 from gradkit.schedules.one_cycle import one_cycle, one_cycle_b1
 from gradkit.schedules.phases import Phase, Schedule, phases
 from gradkit.schedules.sgdr import sgdr, sgdr_boundaries
 from gradkit.schedules.wsd import wsd, wsd_cooldown, wsd_cycles
 
 __all__ = [
+    "HeavyBallConstants",
     "Phase",
     "Schedule",
     "array_schedule",
     "decay",
+    "heavy_ball_constants",
     "hold",
     "one_cycle",
     "one_cycle_b1",
@@ -18,6 +21,7 @@ __all__ = [
     "repeat",
     "sgdr",
     "sgdr_boundaries",
+    "stage_decay_schedule",
     "take",
     "warmup",
     "wsd",

@@ -2,6 +2,7 @@
 
 from gradkit.transforms.adam import ScaleByAdamState, scale_by_adam
 from gradkit.transforms.clip import ClipByGlobalNormState, clip_by_global_norm
+from gradkit.transforms.clip_block import clip_by_block_norm
 from gradkit.transforms.direction import direction_from_gradient
 from gradkit.transforms.inject import inject_hyperparams
 from gradkit.transforms.learning_rate import (
@@ -31,6 +32,7 @@ __all__ = [
     "ShiftedParametersState",
     "TraceState",
     "add_decayed_weights",
+    "clip_by_block_norm",
     "clip_by_global_norm",
     "direction_from_gradient",
     "eval_params",

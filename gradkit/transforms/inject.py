@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-# Arguments that are functions, and would be taken for schedules.
-NOT_NUMBERS = frozenset({"after", "inner", "layout", "mu_dtype", "shift"})
+# Arguments that are functions, and would be taken for schedules; and keys, which are no numbers to compute with.
+NOT_NUMBERS = frozenset({"after", "inner", "key", "layout", "mu_dtype", "shift"})
 
 
 def inject_hyperparams(
@@ -21,7 +21,8 @@ def inject_hyperparams(
 
     Args:
       factory: makes a transformation from hyperparameters, such as `gk.adamw`.
-      static_args: names of arguments that stay Python values; masks, layouts and dtypes always do.
+      static_args: names of arguments that stay Python values; masks, layouts, dtypes, keys, and arguments that are
+        annotated `int` (lengths, which decide shapes) always do.
 
     Returns:
       A function with the factory's arguments. The state has `hyperparams`, a dictionary that may be changed
@@ -41,6 +42,7 @@ def inject_hyperparams(
     known = inspect.signature(factory).parameters
     own = {static_args} if isinstance(static_args, str) else set(static_args)
     own |= {name for name in known if name in NOT_NUMBERS or name.endswith("mask")}
+    own |= {name for name, parameter in known.items() if parameter.annotation in (int, "int")}
 
     def make(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         dtype = jnp.result_type(float)

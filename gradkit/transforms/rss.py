@@ -96,7 +96,7 @@ def scale_by_rss(
       >>> tx = scale_by_rss(eps=0.0)
       >>> g = jnp.array([3.0, 0.0])
       >>> _, state = tx.update(g, tx.init(g))
-      >>> tx.update(4 / 3 * g, state)[0].round(4).tolist()
+      >>> [round(float(u), 4) for u in tx.update(4 / 3 * g, state)[0]]  # 4 / sqrt(9 + 16)
       [0.8, 0.0]
 
     Reference: Duchi, Hazan, Singer. Adaptive Subgradient Methods for Online Learning and Stochastic Optimization. 2011.

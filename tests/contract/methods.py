@@ -24,7 +24,24 @@ def methods(check: str) -> Any:
 
 
 def make(card: Card, learning_rate: Any = 0.01, **changes: Any) -> optax.GradientTransformationExtraArgs:
-    """A complete optimizer around (or of) a method."""
+    """A complete optimizer around (or of) a method; what its `update` needs is supplied where a test does not."""
+    return supplied(card, _make(card, learning_rate, changes))
+
+
+def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A transformation whose extra arguments of the card's `needs` are there."""
+    inner = optax.with_extra_args_support(tx)
+    if not card.needs:
+        return inner
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        known = {"key": lambda: jax.random.key(5), "value": lambda: jnp.asarray(1.5, jnp.float32)}
+        return inner.update(updates, state, params, **{**{name: known[name]() for name in card.needs}, **extra})
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _make(card: Card, learning_rate: Any, changes: dict[str, Any]) -> optax.GradientTransformation:
     kwargs = {**card.example, **changes}
     if card.form == "optimizer":
         return card.function(learning_rate, **kwargs)

@@ -15,7 +15,7 @@ import gradkit as gk
 from gradkit.catalogue import Card
 from gradkit.parallel import init_sharded
 from gradkit.training import Checkpoints
-from tests.contract.methods import close, draw, grads_like, make, methods, run, same
+from tests.contract.methods import close, draw, grads_like, make, methods, run, same, supplied
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def test_every_hyperparameter_can_be_injected(card: Card) -> None:
     if card.form != "optimizer":
         return
     params = draw(0, dtype=jnp.bfloat16)
-    injected = gk.inject_hyperparams(card.function)(0.5, **card.example)
+    injected = supplied(card, gk.inject_hyperparams(card.function)(0.5, **card.example))
     got, _ = injected.update(grads_like(params, 0), injected.init(params), params)
     want, _ = make(card, 0.5).update(grads_like(params, 0), make(card, 0.5).init(params), params)
     close(want, got, rtol=2**-6, atol=1e-6)

@@ -27,7 +27,7 @@ def _known(table: dict, modes: tuple[str, ...]) -> list:
 @pytest.mark.parametrize("golden", _known(build.TRANSFORMATIONS, ("replay", "closure")))
 def test_transformation(golden: Golden, x64: None) -> None:
     start = fixture.params(golden)
-    tx = build.TRANSFORMATIONS[golden.method](golden.meta["hyper"])
+    tx = optax.with_extra_args_support(build.TRANSFORMATIONS[golden.method](golden.meta["hyper"]))
     update = jax.jit(tx.update)
     x = {leaf: jnp.asarray(value) for leaf, value in start.items()}
     state = tx.init(x)
@@ -35,9 +35,10 @@ def test_transformation(golden: Golden, x64: None) -> None:
     for t, want in enumerate(golden.steps):
         if golden.meta["mode"] == "replay":
             g = {leaf: jnp.asarray(value) for leaf, value in fixture.grads(golden, t).items()}
+            updates, state = update(g, state, x)
         else:
-            g = jax.grad(lambda x, t=t: fixture.loss(golden, t, x))(x)
-        updates, state = update(g, state, x)
+            value, g = jax.value_and_grad(lambda x, t=t: fixture.loss(golden, t, x))(x)
+            updates, state = update(g, state, x, value=value)
         x = optax.apply_updates(x, updates)
         worst = max(worst, fixture.error(x, want, start))
     assert worst < golden.bound

@@ -64,3 +64,25 @@ def test_refuses_what_means_nothing() -> None:
         gk.sgd(0.1, nesterov=True)
     with pytest.raises(ValueError, match="dampening must be 0 with momentum=0"):
         gk.sgd(0.1, dampening=0.5)
+
+
+def test_nag_takes_the_gradient_ahead(x64: None) -> None:
+    """v = decay v + rate_t grad(x - decay v), x = x - v, under a rate that changes; the user holds x - decay v."""
+    rate = lambda step: 0.1 / (1 + step.astype(float))  # noqa: E731
+    gradient = lambda x: jnp.tanh(x) + 0.5 * x  # noqa: E731
+    tx = gk.nag(rate, decay=0.8)
+    x, v = normal(0, 5), jnp.zeros(5)
+    y, state = x, tx.init(x)
+    for t in range(8):
+        u, state = tx.update(gradient(y), state, y)
+        y = y + u
+        v = 0.8 * v + 0.1 / (1 + t) * gradient(x - 0.8 * v)
+        x = x - v
+        assert_equal(gk.eval_params(state, y), x)
+        assert_equal(y, x - 0.8 * v)
+
+
+def test_nag_is_nesterovs_momentum_at_the_shifted_points(x64: None) -> None:
+    gradients = [normal(i, 5) for i in range(6)]
+    nesterov = gk.momentum(0.1, decay=0.8, nesterov=True)
+    assert_equal(updates(gk.nag(0.1, decay=0.8), gradients[0], gradients), updates(nesterov, gradients[0], gradients))

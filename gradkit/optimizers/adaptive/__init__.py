@@ -8,15 +8,28 @@ from gradkit.optimizers.adaptive.adamnc import ScaleByAdamncState, adamnc, scale
 from gradkit.optimizers.adaptive.adamp import adamp, sgdp
 from gradkit.optimizers.adaptive.adamw import adamw
 from gradkit.optimizers.adaptive.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
+from gradkit.optimizers.adaptive.clip_adagrad import clip_adagrad, clip_radagradd
+from gradkit.optimizers.adaptive.clip_adam import ScaleByDelayedRmsState, clip_adam, clip_adamd, scale_by_delayed_rms
 from gradkit.optimizers.adaptive.grams import grams
+from gradkit.optimizers.adaptive.induced_metric import (
+    ScaleByInducedMetricState,
+    induced_metric_log,
+    induced_metric_rms,
+    induced_metric_sgd,
+    scale_by_induced_metric,
+)
 from gradkit.optimizers.adaptive.nadam import ScaleByNadamState, nadam, scale_by_nadam
+from gradkit.optimizers.adaptive.optimistic_amsgrad import OptimisticAmsgradState, optimistic_amsgrad
 from gradkit.optimizers.adaptive.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 
 __all__ = [
+    "OptimisticAmsgradState",
     "ScaleByAdadeltaState",
     "ScaleByAdamaxState",
     "ScaleByAdamncState",
     "ScaleByAmsgradState",
+    "ScaleByDelayedRmsState",
+    "ScaleByInducedMetricState",
     "ScaleByNadamState",
     "ScaleByRmsState",
     "adadelta",
@@ -27,13 +40,23 @@ __all__ = [
     "adamp",
     "adamw",
     "amsgrad",
+    "clip_adagrad",
+    "clip_adam",
+    "clip_adamd",
+    "clip_radagradd",
     "grams",
+    "induced_metric_log",
+    "induced_metric_rms",
+    "induced_metric_sgd",
     "nadam",
+    "optimistic_amsgrad",
     "rmsprop",
     "scale_by_adadelta",
     "scale_by_adamax",
     "scale_by_adamnc",
     "scale_by_amsgrad",
+    "scale_by_delayed_rms",
+    "scale_by_induced_metric",
     "scale_by_nadam",
     "scale_by_rms",
     "sgdp",

@@ -52,8 +52,8 @@ def scale_by_adamnc(
       >>> tx = scale_by_adamnc(b1=0.0, eps=0.0)
       >>> g = jnp.array(1.0)
       >>> _, state = tx.update(7 * g, tx.init(g))
-      >>> float(tx.update(g, state)[0])  # over sqrt((49 + 1) / 2)
-      0.20000000298023224
+      >>> round(float(tx.update(g, state)[0]), 4)  # over sqrt((49 + 1) / 2)
+      0.2
 
     Reference: Reddi, Kale, Kumar. On the Convergence of Adam and Beyond. 2018, arXiv 1904.09237.
     """
@@ -92,7 +92,8 @@ def adamnc(
     Equations: at the head of this file. With b1 = 0 and the rate alpha / sqrt(t) this is AdaGrad with the rate alpha.
 
     Args:
-      learning_rate: step size >= 0, or a schedule; the paper's is `lambda step: alpha / jnp.sqrt(step + 1.0)`.
+      learning_rate: step size >= 0, or a schedule; the paper's is alpha / sqrt(t), which is
+        `lambda step: alpha / jnp.sqrt(1 + step.astype(float))`.
       b1: decay of the first moment at the first step, in [0, 1). Default 0.9 (paper).
       eps: added to the root, >= 0. Default 1e-8.
       b1_decay: factor of b1 per step, in [0, 1]. Default 1; the paper's theorem has less than 1.

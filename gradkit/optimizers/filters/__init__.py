@@ -1,6 +1,16 @@
 """Filters of the gradient that go in front of any optimizer."""
 
+from gradkit.optimizers.filters.add_noise import AddNoiseState, add_noise, noisy_sgd
+from gradkit.optimizers.filters.clip_by_quantile import clip_by_quantile
 from gradkit.optimizers.filters.grokfast import GrokfastEmaState, grokfast_ema
 from gradkit.optimizers.filters.perpgrad import perpgrad
 
-__all__ = ["GrokfastEmaState", "grokfast_ema", "perpgrad"]
+__all__ = [
+    "AddNoiseState",
+    "GrokfastEmaState",
+    "add_noise",
+    "clip_by_quantile",
+    "grokfast_ema",
+    "noisy_sgd",
+    "perpgrad",
+]

@@ -4,19 +4,22 @@
                x_t = x_{t-1} - learning_rate(t) v_t,   or with Nesterov  g_t + momentum v_t for v_t
     momentum   v_t = decay v_{t-1} + learning_rate(t) g_t        the rate inside the momentum
                x_t = x_{t-1} - v_t
+    nag        v_t = decay v_{t-1} + learning_rate(t) (gradient at x_{t-1} - decay v_{t-1})
+               x_t = x_{t-1} - v_t                           the user holds y_t = x_t - decay v_t
 
-The two agree while the learning rate is constant.
+The first two agree while the learning rate is constant; y of nag is x of momentum with nesterov=True, always.
 """
 
 from typing import Any
 
+import jax
 import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method
-from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
-from gradkit.transforms.core import optimizer
+from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, shifted_parameters, trace
+from gradkit.transforms.core import optimizer, scalar
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 
@@ -119,5 +122,42 @@ def momentum(
     )
 
 
+def nag(learning_rate: Any, *, decay: Any = 0.9, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+    """Nesterov's accelerated gradient: the gradient is taken where the momentum alone would lead.
+
+    Equations: at the head of this file. The user's parameters are y, where the next gradient is taken; those to
+    evaluate and save are x = `gk.eval_params(state, params)`.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      decay: decay of the momentum, in [0, 1]. Default 0.9.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradkit.transforms import eval_params
+      >>> tx = nag(0.5, decay=0.5)
+      >>> y = jnp.array(1.0)
+      >>> updates, state = tx.update(y, tx.init(y), y)
+      >>> y = y + updates
+      >>> float(y), float(eval_params(state, y))
+      (0.25, 0.5)
+
+    Reference: Nesterov. A method for solving the convex programming problem with convergence rate O(1/k^2). 1983;
+    Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
+    """
+    checks.real("decay", decay, "[0, 1]")
+    inner = optax.chain(scale_by_learning_rate(learning_rate), trace(decay, mu_dtype=mu_dtype))
+    ahead = lambda u: jax.tree.map(lambda x: scalar(decay, x) * x, u)  # noqa: E731
+    return optimizer(Method("nag", learning_rate), shifted_parameters(inner, ahead))
+
+
 register(sgd, form="optimizer", paper=PAPER, words=1, golden=("adaptive/sgd",), example={"momentum": 0.9})
 register(momentum, form="optimizer", paper=PAPER, words=1)
+register(nag, form="optimizer", paper=PAPER, words=2)

@@ -1,0 +1,144 @@
+"""AdaGrad on clipped gradients: the clipped one stands in the step and in the sum.
+
+c_t = clip(g_t, max_norm)
+clip_adagrad       s_t = s_{t-1} + reweight |c_t|^2
+                   x_t = x_{t-1} - learning_rate c_t / (sqrt(s_t) + eps)
+clip_radagradd     x_t = x_{t-1} - learning_rate c_t / (sqrt(s_{t-1}) + eps)        reweighted and delayed
+                   s_t = s_{t-1} + reweight |c_t|^2
+
+|c|^2 per coordinate, or with norm=True over all leaves together; s_0 = initial_accumulator_value.
+"""
+
+from typing import Any
+
+import optax
+
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import scale_by_delayed_rss, scale_by_learning_rate, scale_by_rss
+from gradkit.transforms.clip_block import clip_by
+from gradkit.transforms.core import optimizer
+
+PAPER = Paper(
+    "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"
+)
+
+
+def clip_adagrad(
+    learning_rate: Any,
+    *,
+    max_norm: Any = 1.0,
+    reweight: Any = 1.0,
+    initial_accumulator_value: Any = 0.0,
+    norm: bool = False,
+    clipping: str = "local",
+    eps: Any = 1e-10,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """AdaGrad, or AdaGrad-Norm, on clipped gradients.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1. With infinity
+        this is AdaGrad.
+      reweight: eta, the weight of every square, > 0. Default 1.
+      initial_accumulator_value: s_0 >= 0, a square. Default 0 (AdaGrad).
+      norm: whether one sum is kept of the norm over all leaves. Default False (the code's coordinate form).
+      clipping: "global" (all leaves together), "local" (every tensor) or "elementwise". Default "local" (code).
+      eps: added to the root, >= 0. Default 1e-10 (code).
+      layout: which axes are stacks, for "local".
+
+    Returns:
+      A transformation. State: 1 word per parameter, one number with `norm`. Collectives: the norms of clipping.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves with "elementwise".
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clip_adagrad(0.5, clipping="elementwise")
+      >>> x = jnp.array([8.0, -0.01])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))
+      [-0.5  0.5]
+
+    Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
+    2406.04443. Departure from its code, which decays weights after the step: decay is a link of the chain here.
+    """
+    return optimizer(
+        Method("clip_adagrad", learning_rate),
+        clip_by(clipping, max_norm, layout),
+        scale_by_rss(initial_accumulator_value=initial_accumulator_value, reweight=reweight, norm=norm, eps=eps),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def clip_radagradd(
+    learning_rate: Any,
+    *,
+    max_norm: Any = 1.0,
+    reweight: Any = 1.0,
+    initial_accumulator_value: Any = 1e-4,
+    norm: bool = True,
+    clipping: str = "global",
+    eps: Any = 1e-10,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Clipped, reweighted AdaGrad with delay: the denominator knows the past only.
+
+    Equations: at the head of this file. The first step is `learning_rate c_1 / sqrt(initial_accumulator_value)`,
+    however large the gradient above the clipping level.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1.
+      reweight: eta, the weight of every square, > 0. Default 1.
+      initial_accumulator_value: s_0 > 0, a square (the paper's b_0^2). Default 1e-4.
+      norm: whether one sum is kept of the norm over all leaves (paper) or one per coordinate. Default True.
+      clipping: "global" (all leaves together, paper), "local" (every tensor) or "elementwise". Default "global".
+      eps: added to the root, >= 0. Default 1e-10.
+      layout: which axes are stacks, for "local".
+
+    Returns:
+      A transformation. State: one number, 1 word per parameter without `norm`. Collectives: norms.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves with "elementwise".
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clip_radagradd(0.5, initial_accumulator_value=0.25)
+      >>> x = jnp.array([300.0, -400.0])
+      >>> [round(float(u), 4) for u in tx.update(x, tx.init(x), x)[0]]
+      [-0.6, 0.8]
+
+    Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
+    2406.04443. Departure from its code, which steps with the gradient of the step before: a stale variable, against
+    the paper.
+    """
+    return optimizer(
+        Method("clip_radagradd", learning_rate),
+        clip_by(clipping, max_norm, layout),
+        scale_by_delayed_rss(
+            initial_accumulator_value=initial_accumulator_value, reweight=reweight, norm=norm, eps=eps
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(
+    clip_adagrad,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=("adaptive/clip_adagrad",),
+)
+register(
+    clip_radagradd,
+    form="optimizer",
+    paper=PAPER,
+    collectives="norms",
+    opt_outs={"layout": "the default norm is of all leaves together; tests/papers checks layouts with 'local'"},
+)

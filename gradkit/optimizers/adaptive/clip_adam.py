@@ -1,0 +1,230 @@
+"""Adam on clipped gradients, and the same with a second moment that knows the past only.
+
+c_t = clip(g_t, max_norm)
+clip_adam    Adam with c_t for its gradient
+clip_adamd   m_t = b1 m_{t-1} + (1 - b1) c_t
+             v_t = b2 v_{t-1} + reweight (1 - b2) c_{t-1}^2,    c_0 = 0,  v_0 = initial_accumulator_value
+             x_t = x_{t-1} - learning_rate m_t / (sqrt(v_t) + eps)
+             (bias_correction: m_t / (1 - b1^t) and v_t / (1 - b2^t))
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import scale_by_adam, scale_by_learning_rate
+from gradkit.transforms.accumulators import ema, over, root
+from gradkit.transforms.clip_block import clip_by
+from gradkit.transforms.core import (
+    abs_sq,
+    increment,
+    optimizer,
+    scalar,
+    settle,
+    transformation,
+    zeros,
+)
+from gradkit.transforms.core import bias_correction as corrected
+
+PAPER = Paper(
+    "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"
+)
+
+
+class ScaleByDelayedRmsState(NamedTuple):
+    """Number of updates made, the first moment, and the second moment that the next update is divided by."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def scale_by_delayed_rms(
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    reweight: Any = 1.0,
+    initial_accumulator_value: Any = 1e-5,
+    bias_correction: bool = False,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Divides the running mean of updates by the root of the running mean of the squares before them.
+
+    Equations: those of clip_adamd at the head of this file, with c_t for the updates.
+
+    Args:
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999. 0 keeps the last square alone, and lets the first
+        update be divided by eps.
+      eps: added to the root, >= 0. Default 1e-8. Where the denominator is 0 the update is 0.
+      reweight: eta, the weight of every square, > 0. Default 1.
+      initial_accumulator_value: v_0 > 0, a square; it has decayed once, to b2 v_0, when it is first used. Default
+        1e-5 (code).
+      bias_correction: whether moments are divided by 1 - b^t. Default False: the second moment starts above 0.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+
+    Returns:
+      A transformation. State: 2 words per parameter and a counter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = scale_by_delayed_rms(b1=0.0, b2=0.5, eps=0.0, initial_accumulator_value=8.0)
+      >>> g = jnp.array(4.0)
+      >>> u, state = tx.update(g, tx.init(g))
+      >>> float(u), round(float(tx.update(g, state)[0]), 4)  # 4 / sqrt(4), then 4 / sqrt(2 + 8)
+      (2.0, 1.2649)
+
+    Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
+    2406.04443. No gradient is kept for the delay: the second moment is accumulated after it has been used. The code
+    keeps the gradient without a copy, so that where gradients are zeroed in place nothing is accumulated.
+    """
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.real(name, value, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
+    for name, value in (("reweight", reweight), ("initial_accumulator_value", initial_accumulator_value)):
+        checks.real(name, value, "(0, inf)")
+
+    def init(params: optax.Params) -> ScaleByDelayedRmsState:
+        def start(v: jax.Array) -> jax.Array:
+            return v + scalar(b2, v) * scalar(initial_accumulator_value, v)
+
+        nu = jax.tree.map(start, zeros(params, real=True))
+        return ScaleByDelayedRmsState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), nu)
+
+    def update(updates: Any, state: ScaleByDelayedRmsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        count = increment(state.count)
+        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
+
+        def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
+            m = m.astype(g.dtype)
+            if bias_correction:
+                m, v = m / corrected(b1, count, v).astype(m.dtype), v / corrected(b2, count, v)
+            return over(m, root(v, eps))
+
+        u = jax.tree.map(direction, mu, state.nu, updates)
+        nu = jax.tree.map(lambda v, g: ema(v, scalar(reweight, v) * abs_sq(g), b2), state.nu, updates)
+        return u, ScaleByDelayedRmsState(count, mu, nu)
+
+    return transformation("scale_by_delayed_rms", init, update, complex_leaves=True)
+
+
+def clip_adam(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    max_norm: Any = 1.0,
+    clipping: str = "local",
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam on clipped gradients.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-8.
+      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1. With infinity
+        this is Adam.
+      clipping: "global" (all leaves together), "local" (every tensor) or "elementwise". Default "local" (code).
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+      layout: which axes are stacks, for "local".
+
+    Returns:
+      A transformation. State: 2 words per parameter. Collectives: the norms of clipping.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves with "elementwise".
+
+    Example:
+      >>> tx = clip_adam(0.5)
+      >>> x = jnp.array([200.0, -1.0])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))  # the first step is the sign of the gradient
+      [-0.5  0.5]
+
+    Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
+    2406.04443. eps is added after bias correction; the code adds it before.
+    """
+    return optimizer(
+        Method("clip_adam", learning_rate),
+        clip_by(clipping, max_norm, layout),
+        scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def clip_adamd(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    max_norm: Any = 1.0,
+    clipping: str = "local",
+    reweight: Any = 1.0,
+    initial_accumulator_value: Any = 1e-5,
+    bias_correction: bool = False,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam on clipped gradients with a delayed second moment.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-8.
+      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1.
+      clipping: "global" (all leaves together), "local" (every tensor) or "elementwise". Default "local" (code).
+      reweight: eta, the weight of every square, > 0. Default 1.
+      initial_accumulator_value: v_0 > 0, a square. Default 1e-5 (code).
+      bias_correction: whether moments are divided by 1 - b^t. Default False.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+      layout: which axes are stacks, for "local".
+
+    Returns:
+      A transformation. State: 2 words per parameter. Collectives: the norms of clipping.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves with "elementwise".
+
+    Example:
+      >>> tx = clip_adamd(0.5, b1=0.5, b2=0.5, initial_accumulator_value=0.125)
+      >>> x = jnp.array([200.0])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))  # 0.5 clipped gradient, over sqrt(0.5 * 0.125) = 0.25
+      [-1.]
+
+    Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
+    2406.04443.
+    """
+    link = scale_by_delayed_rms(
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        reweight=reweight,
+        initial_accumulator_value=initial_accumulator_value,
+        bias_correction=bias_correction,
+        mu_dtype=mu_dtype,
+    )
+    rate = scale_by_learning_rate(learning_rate)
+    return optimizer(Method("clip_adamd", learning_rate), clip_by(clipping, max_norm, layout), link, rate)
+
+
+register(scale_by_delayed_rms, form="primitive", paper=PAPER, words=2, golden=("adaptive/clip_adamd",))
+register(clip_adam, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/clip_adam",))
+register(clip_adamd, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/clip_adamd",))

@@ -1,0 +1,141 @@
+"""Gradient noise that fades: early steps wander, late ones settle.
+
+g_t <- g_t + sigma_t n_t,    sigma_t^2 = eta / (1 + t)^gamma,    n_t standard normal,    t = 0, 1, ...
+"""
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_learning_rate, trace
+from gradkit.transforms.core import increment, optimizer, transformation
+
+PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
+NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
+
+
+class AddNoiseState(NamedTuple):
+    """Number of updates made, and the random key of the next; None where it comes with the step."""
+
+    count: jax.Array
+    key: Any
+
+
+def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.GradientTransformationExtraArgs:
+    """Adds normal noise whose variance falls with the number of steps.
+
+    Equations: at the head of this file. Under data parallelism it belongs behind the mean over devices.
+
+    Args:
+      eta: variance at the first step, >= 0. Default 0.01; the paper's are 0.01, 0.3 and 1.
+      gamma: power with which it falls, >= 0. Default 0.55 (paper).
+      key: a typed random key, from which the noise of all steps follows. Default None: `update` needs `key=`, which
+        goes before this one where both are given.
+
+    Returns:
+      A transformation that needs the extra argument `key`, unless it is given here. State: a counter and a key.
+      Elementwise: no collective; sharded noise is the noise of one device.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; no key; complex leaves.
+
+    Example:
+      >>> tx = add_noise(0.3, key=jax.random.key(0))
+      >>> g = jnp.zeros(10_000)
+      >>> updates, _ = tx.update(g, tx.init(g))
+      >>> round(float(jnp.var(updates)), 2)
+      0.3
+
+    Reference: Neelakantan et al. Adding Gradient Noise Improves Learning for Very Deep Networks. 2015, arXiv
+    1511.06807; Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747. The law is that
+    of optax's link, which draws in the gradient's dtype and promotes its counter implicitly.
+    """
+    checks.real("eta", eta, "[0, inf)")
+    checks.real("gamma", gamma, "[0, inf)")
+    if key is not None and not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
+        raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
+
+    def init(params: optax.Params) -> AddNoiseState:
+        del params
+        # Of its own, so that a donated state does not take the user's key along.
+        return AddNoiseState(jnp.zeros((), jnp.int32), None if key is None else jnp.array(key, copy=True))
+
+    def update(updates: Any, state: AddNoiseState, params: Any = None, **extra: Any) -> tuple[Any, AddNoiseState]:
+        del params
+        kept, given = state.key, extra.get("key")
+        if given is not None:
+            # Another number than the next link would make of the same key.
+            now = jax.random.fold_in(given, zlib.crc32(b"add_noise"))
+        elif kept is not None:
+            kept, now = jax.random.split(kept)
+        else:
+            raise ValueError("add_noise needs a random key: add_noise(key=...) or update(..., key=...)")
+        count = increment(state.count)
+        leaves, structure = jax.tree.flatten(updates)
+
+        def noisy(i: int, g: jax.Array) -> jax.Array:
+            t, variance, power = (jnp.asarray(x).astype(g.dtype) for x in (count, eta, gamma))
+            drawn = jax.random.normal(jax.random.fold_in(now, i), g.shape, g.dtype)
+            return g + jnp.sqrt(variance * t**-power) * drawn
+
+        updates = structure.unflatten([noisy(i, g) for i, g in enumerate(leaves)])
+        return updates, AddNoiseState(count, kept)
+
+    return transformation("add_noise", init, update)
+
+
+def noisy_sgd(
+    learning_rate: Any,
+    *,
+    eta: Any = 0.01,
+    gamma: Any = 0.55,
+    momentum: Any = 0.0,
+    key: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent with fading gradient noise.
+
+    Equations: at the head of this file; then x_t = x_{t-1} - learning_rate g_t, with momentum if asked.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      eta: variance of the noise at the first step, >= 0. Default 0.01; the paper's are 0.01, 0.3 and 1.
+      gamma: power with which it falls, >= 0. Default 0.55 (paper).
+      momentum: decay of the momentum of noisy gradients, in [0, 1]. Default 0: none.
+      key: a typed random key, from which the noise of all steps follows. Default None: `update` needs `key=`.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+
+    Returns:
+      A transformation that needs the extra argument `key`, unless it is given here. State: a counter and a key, 1 word
+      per parameter with momentum. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; no key; complex leaves.
+
+    Example:
+      >>> tx = noisy_sgd(0.5, eta=0.0, key=jax.random.key(0))
+      >>> x = jnp.array(1.0)
+      >>> float(tx.update(x, tx.init(x), x)[0])
+      -0.5
+
+    Reference: Neelakantan et al. Adding Gradient Noise Improves Learning for Very Deep Networks. 2015, arXiv
+    1511.06807; Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
+    """
+    checks.real("momentum", momentum, "[0, 1]")
+    plain = isinstance(momentum, int | float) and momentum == 0
+    return optimizer(
+        Method("noisy_sgd", learning_rate),
+        add_noise(eta, gamma=gamma, key=key),
+        *([] if plain else [trace(momentum, mu_dtype=mu_dtype)]),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(add_noise, form="primitive", paper=PAPER, needs=("key",), opt_outs=NOT_STACKED)
+register(noisy_sgd, form="optimizer", paper=PAPER, needs=("key",), opt_outs=NOT_STACKED)

@@ -1,0 +1,125 @@
+"""Coordinate-wise clipping of the largest coordinates, so many of them at every step.
+
+tau = the k-th largest |u_i|,   k = fraction * n, rounded, at least 1
+u_i <- min(max(u_i, -tau), tau)
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout, map_named
+from gradkit.transforms.clip_block import clip_coordinates
+from gradkit.transforms.core import transformation
+from gradkit.transforms.norms import block_axes
+
+DEFAULT = 0.1
+
+
+def kth_largest(xs: Sequence[jax.Array], fraction: Any, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """Of n non-negative numbers the k-th largest, exactly, by bisection on their bits; k is fraction * n, rounded.
+
+    The bits of a non-negative float, read as an integer, are in the order of the floats: one count of the numbers
+    above a threshold decides one bit. Nothing is sorted, and numbers on several devices meet in counts alone.
+
+    Args:
+      xs: arrays of one dtype, float32 or float64.
+      fraction: in (0, 1).
+      axes: of the only array, those whose numbers are ranked together; they stay, with length 1. Default: all numbers
+        of all arrays, and one number is returned.
+
+    >>> kth_largest([jnp.array([1.0, 5.0]), jnp.array([3.0])], 2 / 3).item()
+    3.0
+    """
+    n = sum(x.size for x in xs) if axes is None else math.prod(xs[0].shape[a] for a in axes)
+    counts = jnp.int32 if n < 2**31 else jnp.float32
+    k = jnp.clip(jnp.round(jnp.asarray(fraction).astype(jnp.result_type(float)) * n), 1, n).astype(counts)
+    width = jnp.finfo(xs[0].dtype).bits
+    dtype = jnp.int32 if width == 32 else jnp.int64
+    bits = [jax.lax.bitcast_convert_type(x, dtype) for x in xs]
+
+    def count(threshold: jax.Array) -> jax.Array:
+        above = [jnp.sum(b >= threshold, axis=axes, keepdims=axes is not None, dtype=counts) for b in bits]
+        return sum(above[1:], above[0])
+
+    def decide(i: jax.Array, found: jax.Array) -> jax.Array:
+        tried = found | (jnp.ones((), dtype) << (width - 2 - i).astype(dtype))
+        return jnp.where(count(tried) >= k, tried, found)
+
+    # Zeros that have the shape and the sharding of counts.
+    start = (count(jnp.zeros((), dtype)) * 0).astype(dtype)
+    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, width - 1, decide, start), xs[0].dtype)
+
+
+def clip_by_quantile(
+    fraction: Any = DEFAULT, *, per_leaf: bool = False, tau: Any = None, layout: Layout = default_layout
+) -> optax.GradientTransformationExtraArgs:
+    """Cuts the largest coordinates down to the size of the smallest among them.
+
+    Equations: at the head of this file. Put it behind a direction and in front of the learning rate; alone,
+    `optax.chain(gk.clip_by_quantile(), gk.scale_by_learning_rate(0.1))` is clipped SGD. Towards fraction = 1 all
+    coordinates become equally large: descent by the sign.
+
+    Args:
+      fraction: share of the coordinates that are cut, in (0, 1). Default 0.1 (paper; it goes up to 0.5).
+      per_leaf: whether every tensor has a threshold of its own. Default False: one for all leaves together.
+      tau: a fixed threshold > 0 in place of `fraction` and `per_leaf`; nothing is ranked then. Default None.
+      layout: which axes are stacks, for `per_leaf`: every layer of a scan is a tensor.
+
+    Returns:
+      A transformation. No state. Collectives: one count per bit of a threshold (31 or 63) where leaves are sharded;
+      none with `tau`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; `tau` together with another; complex leaves, which have no
+        coordinate-wise clipping.
+
+    Example:
+      >>> tx = clip_by_quantile(0.5)
+      >>> u = jnp.array([0.1, -8.0, 2.0, 0.3])
+      >>> print(tx.update(u, tx.init(u))[0])
+      [ 0.1 -2.   2.   0.3]
+
+    Reference: Pan, Li. Toward Understanding Why Adam Converges Faster Than SGD for Transformers. 2023, arXiv
+    2306.00204. The threshold is an order statistic, with nothing interpolated between two of them.
+    """
+    checks.real("fraction", fraction, "(0, 1)")
+    checks.real("tau", tau, "(0, inf)", optional=True)
+    if tau is not None and (per_leaf or fraction is not DEFAULT):
+        raise ValueError("tau must be None with fraction or per_leaf: a fixed threshold leaves nothing to be ranked")
+
+    def of_tensor(name: str, u: jax.Array) -> jax.Array:
+        return kth_largest([jnp.abs(u)], fraction, block_axes(name, u.shape, "tensor", layout)) if u.size else u
+
+    def of_tree(updates: Any) -> jax.Array:
+        sizes = [jnp.abs(u) for u in jax.tree.leaves(updates) if u.size] or [jnp.zeros((1,))]
+        dtype = max((u.dtype for u in sizes), key=lambda d: d.itemsize)
+        return kth_largest([u.astype(dtype) for u in sizes], fraction)
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        if per_leaf:
+            limits = map_named(of_tensor, updates)
+        else:
+            limit = of_tree(updates) if tau is None else jnp.asarray(tau)
+            limits = jax.tree.map(lambda u: limit.astype(u.dtype), updates)
+        return jax.tree.map(clip_coordinates, updates, limits), state
+
+    return transformation("clip_by_quantile", lambda params: optax.EmptyState(), update)
+
+
+register(
+    clip_by_quantile,
+    form="primitive",
+    paper=Paper(
+        "Toward Understanding Why Adam Converges Faster Than SGD for Transformers", "Pan, Li", 2023, "2306.00204"
+    ),
+    collectives="norms",
+    opt_outs={"layout": "the default threshold is of all leaves together; tests/papers checks layouts with per_leaf"},
+)
