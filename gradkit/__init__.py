@@ -7,7 +7,23 @@ At the top stands what goes into a chain. Everything else is under its room: `gk
 # ruff: noqa: I001 - grouped under headings
 
 # Gradient descent and momentum
-from gradkit.optimizers.momentum import heavy_ball, momentum, nag, sgd, xgrad, xgrad_adamw, xgrad_sgd
+from gradkit.optimizers.momentum import (
+    gravity,
+    heavy_ball,
+    momentum,
+    nag,
+    positive_negative_momentum,
+    qhadam,
+    qhm,
+    scale_by_gravity,
+    scale_by_pnm,
+    scale_by_qhadam,
+    scale_by_qhm,
+    sgd,
+    xgrad,
+    xgrad_adamw,
+    xgrad_sgd,
+)
 
 # A second moment per coordinate
 from gradkit.optimizers.adaptive import (
@@ -18,37 +34,67 @@ from gradkit.optimizers.adaptive import (
     adamnc,
     adamp,
     adamw,
+    ademamix,
     amsgrad,
+    ano,
+    anolog,
     clip_adagrad,
     clip_adam,
     clip_adamd,
     clip_radagradd,
+    diffgrad,
     grams,
     induced_metric_log,
     induced_metric_rms,
     induced_metric_sgd,
+    inna,
+    innaprop,
+    multi_timescale_adam,
     nadam,
     optimistic_amsgrad,
     rmsprop,
     scale_by_adadelta,
     scale_by_adamax,
     scale_by_adamnc,
+    scale_by_ademamix,
     scale_by_amsgrad,
+    scale_by_ano,
     scale_by_delayed_rms,
+    scale_by_gradient_change,
     scale_by_induced_metric,
+    scale_by_inna,
+    scale_by_innaprop,
+    scale_by_multi_momentum,
     scale_by_nadam,
     scale_by_rms,
     sgdp,
 )
 
 # The norms of a layer
-from gradkit.optimizers.layerwise import adaptive_grad_clip, lamb, larc, lars, novograd, scale_by_novograd
+from gradkit.optimizers.layerwise import (
+    adaptive_grad_clip,
+    lamb,
+    larc,
+    lars,
+    novograd,
+    scale_by_novograd,
+)
 
 # The sign of a direction
-from gradkit.optimizers.sign import lion, scale_by_lion
+from gradkit.optimizers.sign import (
+    lion,
+    scale_by_lion,
+)
 
 # Filters in front of an optimizer
-from gradkit.optimizers.filters import add_noise, clip_by_quantile, grokfast_ema, noisy_sgd, perpgrad
+from gradkit.optimizers.filters import (
+    add_noise,
+    clip_by_quantile,
+    grokfast_ema,
+    grokfast_ma,
+    noisy_sgd,
+    perpgrad,
+)
 
 # Primitives: one link of a chain
 from gradkit.transforms import (
@@ -99,8 +145,11 @@ __all__ = [
     "adaptive_grad_clip",
     "add_decayed_weights",
     "add_noise",
+    "ademamix",
     "aggregation",
     "amsgrad",
+    "ano",
+    "anolog",
     "batches",
     "catalogue",
     "clip_adagrad",
@@ -111,16 +160,21 @@ __all__ = [
     "clip_by_quantile",
     "clip_radagradd",
     "diagnostics",
+    "diffgrad",
     "direction_from_gradient",
     "eval_params",
     "gradients",
     "grams",
+    "gravity",
     "grokfast_ema",
+    "grokfast_ma",
     "heavy_ball",
     "induced_metric_log",
     "induced_metric_rms",
     "induced_metric_sgd",
     "inject_hyperparams",
+    "inna",
+    "innaprop",
     "lamb",
     "larc",
     "lars",
@@ -128,6 +182,7 @@ __all__ = [
     "linalg",
     "lion",
     "momentum",
+    "multi_timescale_adam",
     "nadam",
     "nag",
     "noisy_sgd",
@@ -135,21 +190,34 @@ __all__ = [
     "optimistic_amsgrad",
     "parallel",
     "perpgrad",
+    "positive_negative_momentum",
     "precision",
     "project_scale_invariant",
+    "qhadam",
+    "qhm",
     "rmsprop",
     "scale_by_adadelta",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adamnc",
+    "scale_by_ademamix",
     "scale_by_amsgrad",
+    "scale_by_ano",
     "scale_by_delayed_rms",
     "scale_by_delayed_rss",
+    "scale_by_gradient_change",
+    "scale_by_gravity",
     "scale_by_induced_metric",
+    "scale_by_inna",
+    "scale_by_innaprop",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_multi_momentum",
     "scale_by_nadam",
     "scale_by_novograd",
+    "scale_by_pnm",
+    "scale_by_qhadam",
+    "scale_by_qhm",
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_trust_ratio",

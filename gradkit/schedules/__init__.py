@@ -1,5 +1,6 @@
 """Step -> value, composed of phases."""
 
+from gradkit.schedules.ademamix import ademamix_alpha_schedule, ademamix_b3_schedule
 from gradkit.schedules.builders import array_schedule, decay, hold, repeat, take, warmup
 from gradkit.schedules.heavy_ball import HeavyBallConstants, heavy_ball_constants, stage_decay_schedule
 from gradkit.schedules.one_cycle import one_cycle, one_cycle_b1
@@ -11,6 +12,8 @@ __all__ = [
     "HeavyBallConstants",
     "Phase",
     "Schedule",
+    "ademamix_alpha_schedule",
+    "ademamix_b3_schedule",
     "array_schedule",
     "decay",
     "heavy_ball_constants",

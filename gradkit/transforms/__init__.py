@@ -9,6 +9,7 @@ from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
 )
+from gradkit.transforms.momenta import RootMeanSquareState, WeightedMomentaState, root_mean_square
 from gradkit.transforms.precision import PrecisionState, precision
 from gradkit.transforms.rss import ScaleByRssState, scale_by_delayed_rss, scale_by_rss
 from gradkit.transforms.scale_invariant import project_scale_invariant
@@ -25,12 +26,14 @@ __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
     "PrecisionState",
+    "RootMeanSquareState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",
     "ScaleByRssState",
     "ScaleByTrustRatioState",
     "ShiftedParametersState",
     "TraceState",
+    "WeightedMomentaState",
     "add_decayed_weights",
     "clip_by_block_norm",
     "clip_by_global_norm",
@@ -39,6 +42,7 @@ __all__ = [
     "inject_hyperparams",
     "precision",
     "project_scale_invariant",
+    "root_mean_square",
     "scale_by_adam",
     "scale_by_delayed_rss",
     "scale_by_learning_rate",

@@ -7,8 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-# Arguments that are functions, and would be taken for schedules; and keys, which are no numbers to compute with.
-NOT_NUMBERS = frozenset({"after", "inner", "key", "layout", "mu_dtype", "shift"})
+# Arguments that are functions, and would be taken for schedules; keys; numbers of steps, which shape the program.
+NOT_NUMBERS = frozenset(
+    {"after", "alpha_warmup", "b3_warmup", "inner", "key", "layout", "mu_dtype", "shift", "window_size"}
+)
 
 
 def inject_hyperparams(

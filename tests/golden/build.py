@@ -38,6 +38,11 @@ def _direct(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     return lambda hyper: function(**_hyper(hyper))
 
 
+def _penalised(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    """A method that has both an L2 penalty and decoupled decay."""
+    return lambda hyper: function(**_hyper(hyper, "l2"), l2=hyper.get("l2", 0.0))
+
+
 def _in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
     """A filter whose file names the optimizer behind it as `base`."""
 
@@ -76,11 +81,19 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "clip_adagrad": _direct(gk.clip_adagrad),
     "clip_adam": _direct(gk.clip_adam),
     "clip_adamd": _direct(gk.clip_adamd),
+    "ademamix": _direct(gk.ademamix),
+    "ano": _direct(gk.ano),
+    "anolog": _direct(gk.anolog),
+    "diffgrad": _penalised(gk.diffgrad),
     "grams": _direct(gk.grams),
+    "gravity": _direct(gk.gravity),
     "grokfast_ema": _in_front(gk.grokfast_ema, "alpha", "lamb"),
     "induced_metric_log": _direct(gk.induced_metric_log),
     "induced_metric_rms": _direct(gk.induced_metric_rms),
     "induced_metric_sgd": _direct(gk.induced_metric_sgd),
+    "grokfast_ma": _in_front(gk.grokfast_ma, "window_size", "lamb", "filter_type", "warmup"),
+    "inna": _direct(gk.inna),
+    "innaprop": _direct(gk.innaprop),
     "lamb": _direct(gk.lamb),
     "lars": _lars,
     "lion": _direct(gk.lion),
@@ -88,6 +101,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "novograd": _direct(gk.novograd),
     "perpgrad": _in_front(gk.perpgrad),
     "rmsprop": _direct(gk.rmsprop),
+    "qhadam": _direct(gk.qhadam),
+    "qhm": _penalised(gk.qhm),
     "sgd": _direct(gk.sgd),
     "sgdp": _direct(gk.sgdp),
     "xgrad_adam": _direct(gk.xgrad_adamw),

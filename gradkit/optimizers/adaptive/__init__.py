@@ -1,16 +1,66 @@
 """Methods that rescale every coordinate by a second moment."""
 
-from gradkit.optimizers.adaptive.adadelta import ScaleByAdadeltaState, adadelta, scale_by_adadelta
-from gradkit.optimizers.adaptive.adagrad import adagrad
-from gradkit.optimizers.adaptive.adam import adam
-from gradkit.optimizers.adaptive.adamax import ScaleByAdamaxState, adamax, scale_by_adamax
-from gradkit.optimizers.adaptive.adamnc import ScaleByAdamncState, adamnc, scale_by_adamnc
-from gradkit.optimizers.adaptive.adamp import adamp, sgdp
-from gradkit.optimizers.adaptive.adamw import adamw
-from gradkit.optimizers.adaptive.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
-from gradkit.optimizers.adaptive.clip_adagrad import clip_adagrad, clip_radagradd
-from gradkit.optimizers.adaptive.clip_adam import ScaleByDelayedRmsState, clip_adam, clip_adamd, scale_by_delayed_rms
-from gradkit.optimizers.adaptive.grams import grams
+from gradkit.optimizers.adaptive.adadelta import (
+    ScaleByAdadeltaState,
+    adadelta,
+    scale_by_adadelta,
+)
+from gradkit.optimizers.adaptive.adagrad import (
+    adagrad,
+)
+from gradkit.optimizers.adaptive.adam import (
+    adam,
+)
+from gradkit.optimizers.adaptive.adamax import (
+    ScaleByAdamaxState,
+    adamax,
+    scale_by_adamax,
+)
+from gradkit.optimizers.adaptive.adamnc import (
+    ScaleByAdamncState,
+    adamnc,
+    scale_by_adamnc,
+)
+from gradkit.optimizers.adaptive.adamp import (
+    adamp,
+    sgdp,
+)
+from gradkit.optimizers.adaptive.adamw import (
+    adamw,
+)
+from gradkit.optimizers.adaptive.ademamix import (
+    ademamix,
+    scale_by_ademamix,
+)
+from gradkit.optimizers.adaptive.amsgrad import (
+    ScaleByAmsgradState,
+    amsgrad,
+    scale_by_amsgrad,
+)
+from gradkit.optimizers.adaptive.ano import (
+    ScaleByAnoState,
+    ano,
+    anolog,
+    scale_by_ano,
+)
+from gradkit.optimizers.adaptive.clip_adagrad import (
+    clip_adagrad,
+    clip_radagradd,
+)
+from gradkit.optimizers.adaptive.clip_adam import (
+    ScaleByDelayedRmsState,
+    clip_adam,
+    clip_adamd,
+    scale_by_delayed_rms,
+)
+from gradkit.optimizers.adaptive.diffgrad import (
+    ScaleByGradientChangeState,
+    diffgrad,
+    scale_by_gradient_change,
+)
+from gradkit.optimizers.adaptive.grams import (
+    grams,
+)
 from gradkit.optimizers.adaptive.induced_metric import (
     ScaleByInducedMetricState,
     induced_metric_log,
@@ -18,9 +68,31 @@ from gradkit.optimizers.adaptive.induced_metric import (
     induced_metric_sgd,
     scale_by_induced_metric,
 )
-from gradkit.optimizers.adaptive.nadam import ScaleByNadamState, nadam, scale_by_nadam
-from gradkit.optimizers.adaptive.optimistic_amsgrad import OptimisticAmsgradState, optimistic_amsgrad
-from gradkit.optimizers.adaptive.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
+from gradkit.optimizers.adaptive.innaprop import (
+    ScaleByInnaState,
+    inna,
+    innaprop,
+    scale_by_inna,
+    scale_by_innaprop,
+)
+from gradkit.optimizers.adaptive.multi_timescale_adam import (
+    multi_timescale_adam,
+    scale_by_multi_momentum,
+)
+from gradkit.optimizers.adaptive.nadam import (
+    ScaleByNadamState,
+    nadam,
+    scale_by_nadam,
+)
+from gradkit.optimizers.adaptive.optimistic_amsgrad import (
+    OptimisticAmsgradState,
+    optimistic_amsgrad,
+)
+from gradkit.optimizers.adaptive.rmsprop import (
+    ScaleByRmsState,
+    rmsprop,
+    scale_by_rms,
+)
 
 __all__ = [
     "OptimisticAmsgradState",
@@ -28,8 +100,11 @@ __all__ = [
     "ScaleByAdamaxState",
     "ScaleByAdamncState",
     "ScaleByAmsgradState",
+    "ScaleByAnoState",
     "ScaleByDelayedRmsState",
+    "ScaleByGradientChangeState",
     "ScaleByInducedMetricState",
+    "ScaleByInnaState",
     "ScaleByNadamState",
     "ScaleByRmsState",
     "adadelta",
@@ -39,24 +114,37 @@ __all__ = [
     "adamnc",
     "adamp",
     "adamw",
+    "ademamix",
     "amsgrad",
+    "ano",
+    "anolog",
     "clip_adagrad",
     "clip_adam",
     "clip_adamd",
     "clip_radagradd",
+    "diffgrad",
     "grams",
     "induced_metric_log",
     "induced_metric_rms",
     "induced_metric_sgd",
+    "inna",
+    "innaprop",
+    "multi_timescale_adam",
     "nadam",
     "optimistic_amsgrad",
     "rmsprop",
     "scale_by_adadelta",
     "scale_by_adamax",
     "scale_by_adamnc",
+    "scale_by_ademamix",
     "scale_by_amsgrad",
+    "scale_by_ano",
     "scale_by_delayed_rms",
+    "scale_by_gradient_change",
     "scale_by_induced_metric",
+    "scale_by_inna",
+    "scale_by_innaprop",
+    "scale_by_multi_momentum",
     "scale_by_nadam",
     "scale_by_rms",
     "sgdp",

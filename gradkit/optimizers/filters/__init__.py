@@ -1,16 +1,31 @@
 """Filters of the gradient that go in front of any optimizer."""
 
-from gradkit.optimizers.filters.add_noise import AddNoiseState, add_noise, noisy_sgd
-from gradkit.optimizers.filters.clip_by_quantile import clip_by_quantile
-from gradkit.optimizers.filters.grokfast import GrokfastEmaState, grokfast_ema
-from gradkit.optimizers.filters.perpgrad import perpgrad
+from gradkit.optimizers.filters.add_noise import (
+    AddNoiseState,
+    add_noise,
+    noisy_sgd,
+)
+from gradkit.optimizers.filters.clip_by_quantile import (
+    clip_by_quantile,
+)
+from gradkit.optimizers.filters.grokfast import (
+    GrokfastEmaState,
+    GrokfastMaState,
+    grokfast_ema,
+    grokfast_ma,
+)
+from gradkit.optimizers.filters.perpgrad import (
+    perpgrad,
+)
 
 __all__ = [
     "AddNoiseState",
     "GrokfastEmaState",
+    "GrokfastMaState",
     "add_noise",
     "clip_by_quantile",
     "grokfast_ema",
+    "grokfast_ma",
     "noisy_sgd",
     "perpgrad",
 ]

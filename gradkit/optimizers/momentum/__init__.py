@@ -1,7 +1,51 @@
 """Gradient descent and momentum."""
 
-from gradkit.optimizers.momentum.heavy_ball import heavy_ball
-from gradkit.optimizers.momentum.sgd import momentum, nag, sgd
-from gradkit.optimizers.momentum.xgrad import xgrad, xgrad_adamw, xgrad_sgd
+from gradkit.optimizers.momentum.gravity import (
+    ScaleByGravityState,
+    gravity,
+    scale_by_gravity,
+)
+from gradkit.optimizers.momentum.heavy_ball import (
+    heavy_ball,
+)
+from gradkit.optimizers.momentum.pnm import (
+    ScaleByPnmState,
+    positive_negative_momentum,
+    scale_by_pnm,
+)
+from gradkit.optimizers.momentum.qhm import (
+    qhadam,
+    qhm,
+    scale_by_qhadam,
+    scale_by_qhm,
+)
+from gradkit.optimizers.momentum.sgd import (
+    momentum,
+    nag,
+    sgd,
+)
+from gradkit.optimizers.momentum.xgrad import (
+    xgrad,
+    xgrad_adamw,
+    xgrad_sgd,
+)
 
-__all__ = ["heavy_ball", "momentum", "nag", "sgd", "xgrad", "xgrad_adamw", "xgrad_sgd"]
+__all__ = [
+    "ScaleByGravityState",
+    "ScaleByPnmState",
+    "gravity",
+    "heavy_ball",
+    "momentum",
+    "nag",
+    "positive_negative_momentum",
+    "qhadam",
+    "qhm",
+    "scale_by_gravity",
+    "scale_by_pnm",
+    "scale_by_qhadam",
+    "scale_by_qhm",
+    "sgd",
+    "xgrad",
+    "xgrad_adamw",
+    "xgrad_sgd",
+]

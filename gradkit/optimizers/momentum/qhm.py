@@ -1,0 +1,207 @@
+"""Quasi-hyperbolic momentum: a step between the gradient and its running mean, plain and over Adam's denominator.
+
+qhm      m_t = b1 m_{t-1} + (1 - b1) g_t
+         u_t = (1 - nu) g_t + nu m_t                                       no correction for m_0 = 0
+qhadam   m_t as above,   v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+         u_t = ((1 - nu1) g_t + nu1 m_t / (1 - b1^t)) / (sqrt((1 - nu2) |g_t|^2 + nu2 v_t / (1 - b2^t)) + eps)
+both     x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+"""
+
+from typing import Any
+
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.transforms.core import optimizer
+from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
+
+PAPER = Paper("Quasi-hyperbolic momentum and Adam for deep learning", "Ma, Yarats", 2018, "1810.06801")
+
+
+def scale_by_qhm(*, b1: Any = 0.999, nu: Any = 0.7, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+    """A weighted mean of the gradient and its running mean.
+
+    Equations: `qhm` at the head of this file.
+
+    Args:
+      b1: decay of the running mean, in [0, 1). Default 0.999 (paper).
+      nu: weight of the running mean, in [0, 1]. Default 0.7 (paper). 0 is the gradient, 1 damped momentum, b1
+        Nesterov's momentum.
+      mu_dtype: dtype in which the running mean is kept. Default float32.
+
+    Returns:
+      A transformation. State: 1 word per parameter and a counter. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = scale_by_qhm(b1=0.5, nu=0.5)
+      >>> g = jnp.array(1.0)
+      >>> float(tx.update(g, tx.init(g))[0])
+      0.75
+
+    Reference: Ma, Yarats. Quasi-hyperbolic momentum and Adam for deep learning. 2018, arXiv 1810.06801. Read as
+    variance reduction: Tondji et al. Variance Reduction in Deep Learning: More Momentum is All You Need. 2021,
+    arXiv 2111.11828.
+    """
+    checks.real("b1", b1, "[0, 1)")
+    checks.real("nu", nu, "[0, 1]")
+    return weighted_momenta("scale_by_qhm", [Mean(b1, nu)], 1 - nu, mu_dtype=mu_dtype)
+
+
+def qhm(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.999,
+    nu: Any = 0.7,
+    l2: Any = 0.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent with quasi-hyperbolic momentum.
+
+    Equations: `qhm` at the head of this file, where g_t is the gradient plus l2 x_{t-1}.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The momentum is damped: the rate of momentum that is a sum,
+        divided by 1 - b1, is that of this one.
+      b1: decay of the running mean, in [0, 1). Default 0.999 (paper).
+      nu: weight of the running mean, in [0, 1]. Default 0.7 (paper).
+      l2: coefficient of the L2 penalty, >= 0: it goes into the momentum. Default 0.
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay, in either way. Default all.
+      mu_dtype: dtype in which the running mean is kept. Default float32.
+
+    Returns:
+      A transformation; with `l2` or `weight_decay` it needs `params`. State: 1 word per parameter. Elementwise: no
+      collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = qhm(0.1, b1=0.5, nu=0.5)
+      >>> x = jnp.array(1.0)
+      >>> round(float(tx.update(x, tx.init(x), x)[0]), 4)
+      -0.075
+
+    Reference: Ma, Yarats. Quasi-hyperbolic momentum and Adam for deep learning. 2018, arXiv 1810.06801.
+    """
+    checks.real("l2", l2, "[0, inf)")
+    return optimizer(
+        Method("qhm", learning_rate, weight_decay, weight_decay_mask),
+        add_decayed_weights(l2, weight_decay_mask=weight_decay_mask),
+        scale_by_qhm(b1=b1, nu=nu, mu_dtype=mu_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def scale_by_qhadam(
+    *,
+    b1: Any = 0.995,
+    b2: Any = 0.999,
+    nu1: Any = 0.7,
+    nu2: Any = 1.0,
+    eps: Any = 1e-8,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's rule with both moments drawn towards the current gradient.
+
+    Equations: `qhadam` at the head of this file.
+
+    Args:
+      b1: decay of the first moment, in [0, 1). Default 0.995 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      nu1: weight of the first moment against the gradient, in [0, 1]. Default 0.7 (paper).
+      nu2: weight of the second moment against the squared gradient, in [0, 1]. Default 1 (paper).
+      eps: added to the root, >= 0. Default 1e-8 (paper). With 0, coordinates whose denominator is 0 get 0.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+
+    Returns:
+      A transformation. State: 2 words per parameter and two counters. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = scale_by_qhadam()
+      >>> g = jnp.array([3.0, -0.1])
+      >>> print(tx.update(g, tx.init(g))[0].round(4))
+      [ 1. -1.]
+
+    Reference: Ma, Yarats. Quasi-hyperbolic momentum and Adam for deep learning. 2018, arXiv 1810.06801. The official
+    code keeps means divided by the sum of their weights instead of dividing by 1 - b^t: the same numbers.
+    """
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.real(name, value, "[0, 1)")
+    for name, value in (("nu1", nu1), ("nu2", nu2)):
+        checks.real(name, value, "[0, 1]")
+    denominator = root_mean_square(b2=b2, eps=eps, nu=nu2)
+    means = [Mean(b1, nu1, debias=True)]
+    return weighted_momenta("scale_by_qhadam", means, 1 - nu1, denominator=denominator, mu_dtype=mu_dtype)
+
+
+def qhadam(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.995,
+    b2: Any = 0.999,
+    nu1: Any = 0.7,
+    nu2: Any = 1.0,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with quasi-hyperbolic moments; nu1 = nu2 = 1 is Adam.
+
+    Equations: `qhadam` at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The paper has 1e-3.
+      b1: decay of the first moment, in [0, 1). Default 0.995 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      nu1: weight of the first moment against the gradient, in [0, 1]. Default 0.7 (paper).
+      nu2: weight of the second moment against the squared gradient, in [0, 1]. Default 1 (paper).
+      eps: added to the root, >= 0. Default 1e-8 (paper).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+
+    Returns:
+      A transformation; with `weight_decay` it needs `params`. State: 2 words per parameter. Elementwise: no
+      collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = qhadam(0.5)
+      >>> x = jnp.array([2.0, -0.01])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))
+      [-0.5  0.5]
+
+    Reference: Ma, Yarats. Quasi-hyperbolic momentum and Adam for deep learning. 2018, arXiv 1810.06801.
+    """
+    return optimizer(
+        Method("qhadam", learning_rate, weight_decay, weight_decay_mask),
+        scale_by_qhadam(b1=b1, b2=b2, nu1=nu1, nu2=nu2, eps=eps, mu_dtype=mu_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(scale_by_qhm, form="primitive", paper=PAPER, words=1, golden=("adaptive/qhm",))
+register(qhm, form="optimizer", paper=PAPER, words=1, golden=("adaptive/qhm",))
+register(scale_by_qhadam, form="primitive", paper=PAPER, words=2, golden=("adaptive/qhadam",))
+register(qhadam, form="optimizer", paper=PAPER, words=2, golden=("adaptive/qhadam",))

@@ -1,0 +1,160 @@
+"""Running means of the gradient, weighted, over one denominator: what QHM, QHAdam, AdEMAMix and MT-DAO share.
+
+    u_j <- b_j u_j + (1 - b_j) g                  one running mean per decay
+    c_j = 1 - b_j^t where the mean is corrected for its start at 0, else 1
+    direction = (w_0 g + sum_j w_j u_j / c_j) / d
+    d: what a denominator makes of the same g; 1 without one. Where d = 0 the direction is 0.
+
+The usual denominator, a root mean square:
+
+    v <- b2 v + (1 - b2) |g|^2                    c = 1 - b2^t, or 1
+    d = sqrt((1 - nu) |g|^2 + nu v / c + eps_root) + eps
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.transforms import core
+from gradkit.transforms.core import abs_sq, at_count, divide, increment, scalar, settle, transformation, zeros
+
+
+class Mean(NamedTuple):
+    """One running mean: its decay and its weight (numbers or schedules), and whether it is corrected for its start,
+    which takes a decay that is a number."""
+
+    decay: Any
+    weight: Any = 1.0
+    debias: bool = False
+
+
+class WeightedMomentaState(NamedTuple):
+    """Number of updates made; the running means, one tree per decay; the state of the denominator."""
+
+    count: jax.Array
+    momenta: tuple[Any, ...]
+    denominator: Any
+
+
+def weighted_momenta(
+    method: str,
+    means: Sequence[Mean],
+    gradient_weight: Any = 0.0,
+    *,
+    denominator: optax.GradientTransformation | None = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A weighted sum of the gradient and its running means, over a denominator; equations at the head of this file.
+
+    Args:
+      method: the public name, for messages.
+      means: the running means; their hyperparameters are checked by the method.
+      gradient_weight: w_0, a number or a schedule.
+      denominator: gradient -> positive numbers of its shape. None: 1.
+      mu_dtype: dtype in which the means are kept. Default float32, or float64 for float64 parameters.
+    """
+    below = None if denominator is None else optax.with_extra_args_support(denominator)
+
+    def init(params: optax.Params) -> WeightedMomentaState:
+        momenta = tuple(zeros(params, mu_dtype) for _ in means)
+        return WeightedMomentaState(jnp.zeros((), jnp.int32), momenta, below.init(params) if below else None)
+
+    def update(updates: Any, state: WeightedMomentaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        count = increment(state.count)
+
+        def follow(mean: Mean, momentum: Any) -> Any:
+            decay = at_count(mean.decay, state.count)
+
+            def kernel(u: jax.Array, g: jax.Array) -> jax.Array:
+                b = scalar(decay, g)
+                return (b * u.astype(g.dtype) + (1 - b) * g).astype(u.dtype)
+
+            return settle(jax.tree.map(kernel, momentum, updates))
+
+        momenta = tuple(map(follow, means, state.momenta))
+        weights = [at_count(mean.weight, state.count) for mean in means]
+        w_0 = at_count(gradient_weight, state.count)
+        with_gradient = not (isinstance(w_0, int | float) and w_0 == 0)
+
+        def numerator(g: jax.Array, *momenta: jax.Array) -> jax.Array:
+            terms = [scalar(w_0, g) * g] if with_gradient or not momenta else []
+            for mean, weight, u in zip(means, weights, momenta, strict=True):
+                term = scalar(weight, g) * u.astype(g.dtype)
+                if mean.debias:
+                    term = term * (1 / core.bias_correction(mean.decay, count, g)).astype(g.dtype)
+                terms.append(term)
+            return sum(terms[1:], terms[0])
+
+        direction = jax.tree.map(numerator, updates, *momenta)
+        if below is None:
+            return direction, WeightedMomentaState(count, momenta, None)
+        d, state_below = below.update(updates, state.denominator, params, **extra)
+        direction = jax.tree.map(lambda n, d: divide(n, d.astype(n.dtype)), direction, d)
+        return direction, WeightedMomentaState(count, momenta, state_below)
+
+    return transformation(method, init, update, complex_leaves=True)
+
+
+class RootMeanSquareState(NamedTuple):
+    """Number of updates made, and the running mean of squares."""
+
+    count: jax.Array
+    v: Any
+
+
+def root_mean_square(
+    *, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0, bias_correction: bool = True, nu: Any = 1.0
+) -> optax.GradientTransformation:
+    """The root of the running mean of squared gradients: a denominator, not a link of a chain.
+
+    Args:
+      b2: decay of the mean, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-8.
+      eps_root: added under the root, >= 0. Default 0.
+      bias_correction: whether the mean is divided by 1 - b2^t. Default True.
+      nu: weight of the mean against the current square, in [0, 1]. Default 1, the mean alone.
+
+    Returns:
+      A pair (init, update) that replaces a gradient by its denominator. State: 1 word per parameter and a counter.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = root_mean_square(eps=0.0)
+      >>> g = jnp.array([3.0, -0.5])
+      >>> print(tx.update(g, tx.init(g))[0].round(4))
+      [3.  0.5]
+    """
+    checks.real("b2", b2, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
+    checks.real("eps_root", eps_root, "[0, inf)")
+    checks.real("nu", nu, "[0, 1]")
+    mean_alone = isinstance(nu, int | float) and nu == 1
+
+    def init(params: optax.Params) -> RootMeanSquareState:
+        return RootMeanSquareState(jnp.zeros((), jnp.int32), zeros(params, real=True))
+
+    def update(updates: Any, state: RootMeanSquareState, params: Any = None) -> tuple[Any, RootMeanSquareState]:
+        del params
+        count = increment(state.count)
+
+        def mean(v: jax.Array, g: jax.Array) -> jax.Array:
+            b = scalar(b2, v)
+            return b * v + (1 - b) * abs_sq(g)
+
+        def root(v: jax.Array, g: jax.Array) -> jax.Array:
+            square = v * (1 / core.bias_correction(b2, count, v)) if bias_correction else v
+            if not mean_alone:
+                share = scalar(nu, v)
+                square = (1 - share) * abs_sq(g) + share * square
+            return jnp.sqrt(square + scalar(eps_root, v)) + scalar(eps, v)
+
+        v = jax.tree.map(mean, state.v, updates)
+        return jax.tree.map(root, v, updates), RootMeanSquareState(count, v)
+
+    return optax.GradientTransformation(init, update)
