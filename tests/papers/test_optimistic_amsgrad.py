@@ -1,5 +1,7 @@
 """Optimistic AMSGrad (Wang, Li, Karimi, Li, 2019)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,7 @@ def test_extrapolation_counts_what_has_been_seen(x64: None) -> None:
     assert_equal(extrapolate([nothing, nothing, seen[0]], jnp.int32(1), 1e-3), seen[0])
     assert_equal(extrapolate([seen[0]] * 4, jnp.int32(4), 1e-3), seen[0])
 
-    d = np.stack([np.concatenate([np.ravel(y[k] - x[k]) for k in "ab"]) for x, y in zip(seen, seen[1:], strict=False)])
+    d = np.stack([np.concatenate([np.ravel(y[k] - x[k]) for k in "ab"]) for x, y in itertools.pairwise(seen)])
     z = np.linalg.solve(d @ d.T + 1e-3 * np.eye(2), np.ones(2))
     want = jax.tree.map(lambda x, y: (z[0] * x + z[1] * y) / z.sum(), *seen[:2])
     assert_equal(extrapolate(seen, jnp.int32(3), 1e-3), want)
