@@ -96,6 +96,17 @@ from gradkit.optimizers.filters import (
     perpgrad,
 )
 
+# The singular values of a matrix
+from gradkit.optimizers.matrix import (
+    muon,
+    scale_by_muon,
+)
+
+# Over which devices the work on matrices is spread
+from gradkit.transforms import (
+    MatrixSharding,
+)
+
 # Primitives: one link of a chain
 from gradkit.transforms import (
     add_decayed_weights,
@@ -135,6 +146,7 @@ from gradkit import (
 )
 
 __all__ = [
+    "MatrixSharding",
     "adadelta",
     "adagrad",
     "adam",
@@ -183,6 +195,7 @@ __all__ = [
     "lion",
     "momentum",
     "multi_timescale_adam",
+    "muon",
     "nadam",
     "nag",
     "noisy_sgd",
@@ -213,6 +226,7 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_multi_momentum",
+    "scale_by_muon",
     "scale_by_nadam",
     "scale_by_novograd",
     "scale_by_pnm",

@@ -1,5 +1,6 @@
 """Pure array kernels."""
 
 from gradkit.linalg.lcp import solve_lcp
+from gradkit.linalg.orthogonalize import orthogonalize
 
-__all__ = ["solve_lcp"]
+__all__ = ["orthogonalize", "solve_lcp"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import optax
 
 from gradkit import catalogue, checks, schedules
-from gradkit.optimizers import adaptive, layerwise, momentum, sign
+from gradkit.optimizers import adaptive, layerwise, matrix, momentum, sign
 from gradkit.transforms import clip_by_global_norm
 
 DEFAULT_CENTRE = 1e-2
@@ -85,6 +85,7 @@ _ROWS = (
     Method("larc", layerwise.larc, 1e0, "larc"),
     Method("lamb", layerwise.lamb, 3e-2, "lamb"),
     Method("novograd", layerwise.novograd, 1e-1, "novograd"),
+    Method("muon", matrix.muon, 2e-2, "muon"),
 )
 _TABLE = {row.name: row for row in _ROWS}
 

@@ -1,30 +1,68 @@
 """Primitives and wrappers that more than one method uses, one idea per file."""
 
-from gradkit.transforms.adam import ScaleByAdamState, scale_by_adam
-from gradkit.transforms.clip import ClipByGlobalNormState, clip_by_global_norm
-from gradkit.transforms.clip_block import clip_by_block_norm
-from gradkit.transforms.direction import direction_from_gradient
-from gradkit.transforms.inject import inject_hyperparams
+from gradkit.transforms.adam import (
+    ScaleByAdamState,
+    scale_by_adam,
+)
+from gradkit.transforms.clip import (
+    ClipByGlobalNormState,
+    clip_by_global_norm,
+)
+from gradkit.transforms.clip_block import (
+    clip_by_block_norm,
+)
+from gradkit.transforms.direction import (
+    direction_from_gradient,
+)
+from gradkit.transforms.inject import (
+    inject_hyperparams,
+)
 from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
 )
-from gradkit.transforms.momenta import RootMeanSquareState, WeightedMomentaState, root_mean_square
-from gradkit.transforms.precision import PrecisionState, precision
-from gradkit.transforms.rss import ScaleByRssState, scale_by_delayed_rss, scale_by_rss
-from gradkit.transforms.scale_invariant import project_scale_invariant
+from gradkit.transforms.matrices import (
+    MatrixSharding,
+)
+from gradkit.transforms.momenta import (
+    RootMeanSquareState,
+    WeightedMomentaState,
+    root_mean_square,
+)
+from gradkit.transforms.precision import (
+    PrecisionState,
+    precision,
+)
+from gradkit.transforms.rss import (
+    ScaleByRssState,
+    scale_by_delayed_rss,
+    scale_by_rss,
+)
+from gradkit.transforms.scale_invariant import (
+    project_scale_invariant,
+)
 from gradkit.transforms.shifted import (
     ShiftedParametersState,
     eval_params,
     shifted_parameters,
 )
-from gradkit.transforms.trace import TraceState, trace
-from gradkit.transforms.trust_ratio import ScaleByTrustRatioState, scale_by_trust_ratio
-from gradkit.transforms.weight_decay import AddDecayedWeightsState, add_decayed_weights
+from gradkit.transforms.trace import (
+    TraceState,
+    trace,
+)
+from gradkit.transforms.trust_ratio import (
+    ScaleByTrustRatioState,
+    scale_by_trust_ratio,
+)
+from gradkit.transforms.weight_decay import (
+    AddDecayedWeightsState,
+    add_decayed_weights,
+)
 
 __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
+    "MatrixSharding",
     "PrecisionState",
     "RootMeanSquareState",
     "ScaleByAdamState",

@@ -7,9 +7,22 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-# Arguments that are functions, and would be taken for schedules; keys; numbers of steps, which shape the program.
+# Arguments that are functions, and would be taken for schedules; keys; whole numbers that shape the program.
 NOT_NUMBERS = frozenset(
-    {"after", "alpha_warmup", "b3_warmup", "inner", "key", "layout", "mu_dtype", "shift", "window_size"}
+    {
+        "after",
+        "alpha_warmup",
+        "b3_warmup",
+        "inner",
+        "key",
+        "layout",
+        "method",
+        "mu_dtype",
+        "ns_dtype",
+        "ns_steps",
+        "shift",
+        "window_size",
+    }
 )
 
 

@@ -98,6 +98,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lars": _lars,
     "lion": _direct(gk.lion),
     "nadam": _direct(gk.nadam),
+    "muon": _direct(gk.muon),
     "novograd": _direct(gk.novograd),
     "perpgrad": _in_front(gk.perpgrad),
     "rmsprop": _direct(gk.rmsprop),

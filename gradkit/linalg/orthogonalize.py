@@ -1,0 +1,249 @@
+"""The nearest orthogonal matrix: X = U diag(s) V^T  ->  U V^T, by matrix products alone.
+
+    X <- X / (|X|_F + eps)                           so that 0 <= s <= 1
+    for every (a, b, c):   A = X X^T,   X <- a X + (b A + c A A) X        s <- a s + b s^3 + c s^5
+
+Gram form, the same map with the iterates on the short side n of the n x m matrix:
+
+    R = X X^T,   Q = I;   for every (a, b, c):   Z = a I + b R + c R R,   Q <- Q Z,   R <- Z R Z;   X <- Q X
+
+which costs 28 n^3 + 8 n^2 m operations against 10 n^3 + 20 n^2 m (five steps, one restart): less where m > 1.5 n. A
+restart (X <- Q X, R anew) keeps rounding from growing: it makes a negative eigenvalue of R grow by a^2 every step.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+
+Coefficients = Sequence[tuple[float, float, float]]
+
+# Where a list is longer than the steps its first entries are taken; where it is shorter its last one is repeated.
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.8913014077874, -1.2679958271945868, 0.37680408948524835),
+)
+_CONVERGED = (1.875, -1.25, 0.375)
+PRESETS: dict[str, Coefficients] = {
+    "muon": ((3.4445, -4.7750, 2.0315),),
+    "dion": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+    "polar_express": (*_POLAR_EXPRESS, _CONVERGED),
+    "polar_express_safe": (*((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _POLAR_EXPRESS), _CONVERGED),
+    "aol": (
+        (4.0098, -7.0585, 2.4635),
+        (3.4585, -5.5479, 2.5959),
+        (2.7573, -3.2939, 1.4254),
+        (2.7215, -3.0494, 1.3169),
+    ),
+}
+METHODS = ("newton_schulz", "gram", "svd")
+RESTARTS = (2,)
+# XLA's batched product on CPU is slower than one product after another for matrices of this many entries and more.
+LOOP_FROM = 128 * 128
+
+
+def orthogonalize(
+    x: jax.Array,
+    *,
+    steps: int = 5,
+    coefficients: Any = "muon",
+    method: str | Callable[[jax.Array], jax.Array] = "newton_schulz",
+    eps: Any = 1e-7,
+    dtype: Any = None,
+    precondition: str = "frobenius",
+) -> jax.Array:
+    """Replaces the singular values of every matrix of a batch by (nearly) 1.
+
+    Equations: at the head of this file. A wide and a tall matrix give the same: the product is taken on the short
+    side. Matrices of 128 x 128 and more are taken one by one on CPU (`jax.lax.map`), where that is faster; smaller
+    ones, and all of them on accelerators, in one batched product.
+
+    Args:
+      x: (..., rows, columns), floating point and real.
+      steps: iterations, >= 1. Default 5 (Jordan et al.). Not used by "svd".
+      coefficients: a preset, one triple (a, b, c) for all steps, or a list of them: more steps than entries repeat the
+        last entry, fewer take the first. After five steps (four for "aol") s in [0.01, 1] is mapped into
+          "muon" (default)        [0.68, 1.13]
+          "dion"                  [0.978, 1.032]
+          "polar_express"         [0.876, 1.124], for s in [0.001, 1]; more steps converge to 1
+        "polar_express_safe" leaves 1 % of room for rounding above 1, for low precision (paper); "aol" belongs to the
+        preconditioning of that name. Not used by "svd".
+      method: "newton_schulz"; "gram" (the Gram form where m > 1.5 n, the plain one elsewhere; restarts after two
+        steps); "svd" (exact; directions whose singular value is within rounding of 0 become 0); or a function from a
+        batch (batch, n, m) of matrices with n <= m, not normalised, to one of the same shape, which replaces all of
+        the above. Default "newton_schulz".
+      eps: added to the Frobenius norm, >= 0. Default 1e-7 (official code). A zero matrix gives zeros, also with 0.
+      dtype: dtype of the iterations; the norm is taken in float32 or wider. Default None: that of x, float32 at least.
+        The official code has bfloat16 on accelerators. Products are summed in float32. With "gram" take float16, as
+        its authors do: in bfloat16 "polar_express" ends up to 0.9 from 1 (measured).
+      precondition: "frobenius", or "aol", which after it divides every row (of the short side) by the root of the sum
+        of |X X^T| along it: closer to 1 at the start, but not the same singular vectors, and for square matrices not
+        the same for the transpose. Default "frobenius".
+
+    Returns:
+      An array like x.
+
+    Raises:
+      ValueError: fewer than two axes, a dtype that is not real floating point, steps < 1, coefficients that are
+        neither known nor triples, an unknown method or preconditioning, "aol" coefficients without "aol"
+        preconditioning (they change the sign of singular values near 1).
+
+    Example:
+      >>> x = jnp.array([[3.0, 0.0, 0.0], [0.0, 0.0, -4.0]])
+      >>> print(orthogonalize(x, method="svd"))
+      [[ 1.  0.  0.]
+       [ 0.  0. -1.]]
+      >>> print(orthogonalize(x, coefficients="polar_express", steps=8).round(4))
+      [[ 1.  0.  0.]
+       [ 0.  0. -1.]]
+
+    Reference: Jordan et al. Muon: An optimizer for hidden layers in neural networks. 2024. Ahn et al. Dion:
+    Distributed Orthonormalized Updates. 2025, arXiv 2504.05295. Amsel et al. The Polar Express. 2025, arXiv 2505.16932.
+    optax's check refuses longer lists, takes the last entries, and runs fewer steps where the list is shorter.
+    """
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"orthogonalize needs real matrices (..., rows, columns), got {x.dtype}{list(x.shape)}")
+    check_options(steps=steps, coefficients=coefficients, method=method, eps=eps, precondition=precondition)
+    wide = _wide(x.dtype)
+    dtype = wide if dtype is None else jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be real floating point, got {dtype}")
+    if x.size == 0:
+        return x
+    tall = x.shape[-2] > x.shape[-1]
+    y = (jnp.swapaxes(x, -1, -2) if tall else x).astype(wide)
+    y = y.reshape(-1, *y.shape[-2:])
+    if callable(method):
+        y = method(y)
+    elif method == "svd":
+        y = _svd(y)
+    else:
+        abc = _listed(coefficients, steps)
+        gram = method == "gram" and 2 * y.shape[-1] > 3 * y.shape[-2]
+        eps = eps if type(eps) in (int, float) else jnp.asarray(eps).astype(wide)
+        y = _batched(y, jnp.asarray(eps, wide), abc=abc, gram=gram, dtype=dtype, aol=precondition == "aol")
+    y = y.reshape(*x.shape[:-2], *y.shape[-2:])
+    return (jnp.swapaxes(y, -1, -2) if tall else y).astype(x.dtype)
+
+
+def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Any, precondition: Any = "frobenius") -> None:
+    """Raises where `orthogonalize` would, before there is an array."""
+    checks.integer("steps", steps, 1)
+    checks.real("eps", eps, "[0, inf)")
+    checks.choice("precondition", precondition, ("frobenius", "aol"))
+    if not callable(method):
+        checks.choice("method", method, METHODS)
+    _listed(coefficients, steps)
+    if coefficients == "aol" and precondition != "aol" and method in ("newton_schulz", "gram"):
+        raise ValueError(
+            "coefficients='aol' need precondition='aol': without its scaling of rows they change the sign of singular "
+            "values near 1"
+        )
+
+
+def _wide(dtype: Any) -> Any:
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def _listed(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], ...]:
+    """One triple per step."""
+    if isinstance(coefficients, str):
+        checks.choice("coefficients", coefficients, PRESETS)
+        entries = PRESETS[coefficients]
+    else:
+        entries = list(coefficients) if isinstance(coefficients, Sequence) else [coefficients]
+        if entries and all(isinstance(entry, numbers.Real) for entry in entries):
+            entries = [tuple(entries)]
+    triples = []
+    for entry in entries:
+        if not (isinstance(entry, Sequence) and len(entry) == 3 and all(isinstance(k, numbers.Real) for k in entry)):
+            raise ValueError(
+                f"coefficients must be a preset, a triple (a, b, c) of numbers or a list of triples, got {entry!r}"
+            )
+        if not all(math.isfinite(k) for k in entry):
+            raise ValueError(f"coefficients must be finite, got {entry!r}")
+        triples.append((float(entry[0]), float(entry[1]), float(entry[2])))
+    if not triples:
+        raise ValueError("coefficients must hold at least one triple (a, b, c)")
+    return tuple(triples[min(i, len(triples) - 1)] for i in range(steps))
+
+
+@partial(jax.jit, static_argnames=("abc", "gram", "dtype", "aol"))
+def _batched(x: jax.Array, eps: jax.Array, *, abc: Any, gram: bool, dtype: Any, aol: bool) -> jax.Array:
+    """(batch, n, m), n <= m, in the way that is fastest here."""
+    one = partial(_one, eps=eps, abc=abc, gram=gram, dtype=dtype, aol=aol)
+    if x.shape[0] == 1:
+        return one(x[0])[None]
+    if jax.default_backend() == "cpu" and x.shape[1] * x.shape[2] >= LOOP_FROM:
+        return jax.lax.map(one, x)
+    return jax.vmap(one)(x)
+
+
+def _one(x: jax.Array, *, eps: jax.Array, abc: Any, gram: bool, dtype: Any, aol: bool) -> jax.Array:
+    """One n x m matrix, n <= m."""
+    wide = x.dtype
+    # The largest entry is taken out first, so that squares neither overflow nor vanish.
+    largest = jnp.max(jnp.abs(x))
+    safe = jnp.where(largest > 0, largest, jnp.ones((), wide))
+    x = x / safe
+    norm = jnp.sqrt(jnp.sum(jnp.square(x)))
+    x = x / (jnp.where(largest > 0, norm, jnp.ones((), wide)) + eps / safe)
+    if aol:
+        sums = jnp.sum(jnp.abs(x @ x.T), axis=1, keepdims=True)
+        x = x * jnp.where(sums > 0, jax.lax.rsqrt(jnp.where(sums > 0, sums, 1)), 0)
+    x = x.astype(dtype)
+    return (_gram(x, abc) if gram else _newton_schulz(x, abc)).astype(wide)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Summed, and left, in float32 or wider."""
+    return jnp.matmul(x, y, preferred_element_type=_wide(x.dtype))
+
+
+def _newton_schulz(x: jax.Array, abc: Any) -> jax.Array:
+    dtype = x.dtype
+    for a, b, c in abc:
+        A = _product(x, x.T)
+        low = A.astype(dtype)
+        B = b * A + c * _product(low, low)
+        x = (a * x.astype(A.dtype) + _product(B.astype(dtype), x)).astype(dtype)
+    return x
+
+
+def _gram(x: jax.Array, abc: Any) -> jax.Array:
+    dtype = x.dtype
+    Q, R = None, _product(x, x.T)
+    eye = jnp.eye(x.shape[0], dtype=R.dtype)
+    for i, (a, b, c) in enumerate(abc):
+        if i in RESTARTS and Q is not None:
+            x = _product(Q.astype(dtype), x).astype(dtype)
+            Q, R = None, _product(x, x.T)
+        low = R.astype(dtype)
+        Z = b * R + c * _product(low, low)
+        Q = Z + a * eye if Q is None else a * Q + _product(Q.astype(dtype), Z.astype(dtype))
+        if i + 1 < len(abc) and i + 1 not in RESTARTS:
+            RZ = a * R + _product(low, Z.astype(dtype))
+            R = a * RZ + _product(Z.astype(dtype), RZ.astype(dtype))
+    return x if Q is None else _product(Q.astype(dtype), x)
+
+
+def _svd(x: jax.Array) -> jax.Array:
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    tiny = jnp.max(s, axis=-1, keepdims=True) * (max(x.shape[-2:]) * float(jnp.finfo(x.dtype).eps))
+    return (u * (s > tiny).astype(u.dtype)[..., None, :]) @ vt

@@ -1,0 +1,133 @@
+"""Where matrices lie on a mesh: which of its axes cut their batch, their rows and their columns; who works on them."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gradkit.leaves import Axes, names
+
+
+class Cut(NamedTuple):
+    """The mesh axes that cut the batch, the rows and the columns; those along which whole matrices are shared out."""
+
+    batch: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    spread: tuple[str, ...] = ()
+
+    def turned(self) -> "Cut":
+        """That of the transpose."""
+        return self._replace(rows=self.columns, columns=self.rows)
+
+
+def specs_of(
+    method: str, known: list[str], leaves: Sequence[Any], shard: Any
+) -> tuple[Mesh | AbstractMesh | None, list[PartitionSpec]]:
+    """The mesh (None where there is none to enter) and the spec of every leaf."""
+    whole = [PartitionSpec()] * len(leaves)
+    if shard is not None and shard.specs is not None:
+        return shard.mesh, _given(method, known, shard.specs)
+    if shard is not None and shard.mesh is None:
+        return None, whole
+    mesh = None if shard is None else shard.mesh
+    specs = []
+    for name, x in zip(known, leaves, strict=True):
+        own: Any = None if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x).sharding
+        explicit = own is not None and AxisType.Explicit in own.mesh.axis_types
+        if not explicit:
+            own = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+        if shard is not None and isinstance(x, Tracer) and not explicit and AxisType.Auto in shard.mesh.axis_types:
+            raise ValueError(
+                f"{method}: {name!r} is traced over Auto axes, where its sharding is not known: give "
+                f"MatrixSharding(..., specs=) the PartitionSpecs of the parameters"
+            )
+        if not isinstance(own, NamedSharding) or (shard is None and not explicit):
+            specs.append(PartitionSpec())
+            continue
+        if shard is None and any(own.spec):
+            mesh = own.mesh if isinstance(x, Tracer) else x.sharding.mesh
+        specs.append(own.spec)
+    return mesh, whole if mesh is None else specs
+
+
+def _given(method: str, known: list[str], specs: Any) -> list[PartitionSpec]:
+    if isinstance(specs, PartitionSpec | NamedSharding):
+        given = dict.fromkeys(known, specs)
+    else:
+        given = dict(zip(names(specs), jax.tree.leaves(specs), strict=True))
+    if missing := [name for name in known if name not in given]:
+        raise ValueError(f"{method}: specs= has no entry for {', '.join(missing[:6])}")
+    chosen: list[Any] = [given[name] for name in known]
+    for name, spec in zip(known, chosen, strict=True):
+        if not isinstance(spec, PartitionSpec | NamedSharding):
+            raise ValueError(f"{method}: specs= must hold PartitionSpecs or NamedShardings; {name!r} has {spec!r}")
+    return [spec.spec if isinstance(spec, NamedSharding) else spec for spec in chosen]
+
+
+def cut_of(name: str, entries: list[tuple[str, ...]], axes: Axes, shape: tuple[int, ...], sizes: dict[str, int]) -> Cut:
+    """How the matrices of a leaf are cut."""
+    for length, entry in zip(shape, entries, strict=True):
+        if length % math.prod(sizes[a] for a in entry):
+            raise ValueError(f"the mesh axes {entry} do not divide the length {length} of {name!r}")
+    batch = [a for a in range(len(shape)) if a not in axes.inputs and a not in axes.outputs]
+    rows, columns, rest = (
+        tuple(a for axis in group for a in entries[axis]) for group in (axes.inputs, axes.outputs, batch)
+    )
+    if axes.splits and any(entries[axis] for axis in axes.outputs[1:]):
+        raise ValueError(
+            f"{name!r} holds weights fused along its outputs {axes.outputs}; of these only the first may be sharded, "
+            f"got {entries}"
+        )
+    return Cut(rest, rows, columns)
+
+
+def spread_over(cut: Cut, wanted: tuple[str, ...], *, small: bool, sizes: dict[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which whole matrices are shared out, besides those that cut them."""
+    taken = {*cut.batch, *cut.rows, *cut.columns}
+    return () if small else tuple(a for a in wanted if a not in taken and sizes[a] > 1)
+
+
+def flops(n: int, m: int) -> int:
+    """Operations of five Newton-Schulz steps on an n x m matrix; up to a factor those of any matrix method."""
+    n, m = min(n, m), max(n, m)
+    return 20 * n * n * m + 10 * n**3
+
+
+def merged(groups: dict[Any, list[Any]], sizes: dict[str, int]) -> dict[Any, list[Any]]:
+    """Joins stacks, padded to a common shape, as long as that saves operations.
+
+    A device that shares a stack of B matrices with N - 1 others makes ceil(B / N) rounds; joined, the last rounds of
+    two stacks may be one. The pair that saves most is joined first.
+    """
+    groups = {key: list(slots) for key, slots in groups.items()}
+
+    def cost(n: int, m: int, cut: Cut, count: int) -> int:
+        shared = math.prod(sizes[a] for a in (*cut.columns, *cut.rows, *cut.spread))
+        return -(-count // shared) * flops(n, m)
+
+    def union(a: Any, b: Any) -> Any:
+        return (max(a[0], b[0]), max(a[1], b[1]), *a[2:])
+
+    def count(key: Any) -> int:
+        return sum(slot.count for slot in groups[key])
+
+    while True:
+        best, saved = None, 0
+        for a, b in itertools.combinations(groups, 2):
+            if a[2:] != b[2:] or a[4]:
+                continue
+            together = union(a, b)
+            gain = sum(cost(k[0], k[1], k[3], count(k)) for k in (a, b))
+            gain -= cost(together[0], together[1], together[3], count(a) + count(b))
+            if gain > saved:
+                best, saved = (a, b), gain
+        if best is None:
+            return groups
+        a, b = best
+        slots = [*groups.pop(a), *groups.pop(b)]
+        groups.setdefault(union(a, b), []).extend(slots)
