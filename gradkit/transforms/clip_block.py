@@ -62,9 +62,9 @@ def clip_by_block_norm(max_norm: Any, *, layout: Layout = default_layout) -> opt
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         leaves, structure = jax.tree.flatten(updates)
-        norms = packed_norms(names(updates), leaves, "tensor", layout)
-        factor = jnp.minimum(scalar(max_norm, norms.vector) / (norms.vector + 1e-6), jnp.ones_like(norms.vector))
-        spread = norms.spread(factor)
+        norms = packed_norms(names(updates), "tensor", layout, leaves)
+        (n,) = norms.vectors
+        spread = norms.spread(jnp.minimum(scalar(max_norm, n) / (n + 1e-6), jnp.ones_like(n)))
         return structure.unflatten([g * f.astype(g.dtype) for g, f in zip(leaves, spread, strict=True)]), state
 
     return transformation("clip_by_block_norm", lambda params: optax.EmptyState(), update, complex_leaves=True)

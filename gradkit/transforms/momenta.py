@@ -87,7 +87,7 @@ def weighted_momenta(
                 if mean.debias:
                     term = term * (1 / core.bias_correction(mean.decay, count, g)).astype(g.dtype)
                 terms.append(term)
-            return sum(terms[1:], terms[0])
+            return jnp.asarray(sum(terms[1:], terms[0]))
 
         direction = jax.tree.map(numerator, updates, *momenta)
         if below is None:
@@ -139,7 +139,7 @@ def root_mean_square(
     def init(params: optax.Params) -> RootMeanSquareState:
         return RootMeanSquareState(jnp.zeros((), jnp.int32), zeros(params, real=True))
 
-    def update(updates: Any, state: RootMeanSquareState, params: Any = None) -> tuple[Any, RootMeanSquareState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RootMeanSquareState]:
         del params
         count = increment(state.count)
 

@@ -108,15 +108,26 @@ def packed_norms(known: Sequence[str], block: str, layout: Layout, *trees: Seque
     return sums._replace(vectors=tuple(jnp.sqrt(vector) for vector in sums.vectors))
 
 
+def global_sums(*trees: Any) -> list[jax.Array]:
+    """Per tree, the sum over all entries of all leaves; one exchange for all of them. Trees of one structure.
+
+    >>> [float(x) for x in global_sums({"a": jnp.ones(3)}, {"a": jnp.arange(3.0)})]
+    [3.0, 3.0]
+    """
+    rows = [jax.tree.leaves(tree) for tree in trees]
+    if not rows or not rows[0]:
+        return [jnp.zeros((), jnp.float32) for _ in trees]
+    flat = [x for row in rows for x in row]
+    sums = block_sums(names(trees[0]) * len(rows), flat, [tuple(range(x.ndim)) for x in flat])
+    dtype = max((x.dtype for x in sums), key=lambda d: d.itemsize)
+    scalars = [x.reshape(()).astype(dtype) for x in sums]
+    n = len(rows[0])
+    return [sum(scalars[i + 1 : i + n], scalars[i]) for i in range(0, n * len(rows), n)]
+
+
 def global_square(tree: Any) -> jax.Array:
     """The sum of |x|^2 over all entries of all leaves; 0 of an empty tree."""
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        return jnp.zeros((), jnp.float32)
-    squares = block_sums(names(tree), [abs_sq(x) for x in leaves], [tuple(range(x.ndim)) for x in leaves])
-    dtype = max((x.dtype for x in squares), key=lambda d: d.itemsize)
-    squares = [x.reshape(()).astype(dtype) for x in squares]
-    return sum(squares[1:], squares[0])
+    return global_sums(jax.tree.map(abs_sq, tree))[0]
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -30,6 +30,7 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
+from gradkit.transforms.norms import global_sums
 
 PAPER = Paper(
     "The Optimiser Hidden in Plain Sight: Training with the Loss Landscape's Induced Metric",
@@ -46,11 +47,6 @@ class ScaleByInducedMetricState(NamedTuple):
     k: jax.Array
     mu: Any
     nu: Any
-
-
-def _total(tree: Any, dtype: Any) -> jax.Array:
-    parts = [jnp.sum(x).astype(dtype) for x in jax.tree.leaves(tree)]
-    return sum(parts[1:], parts[0]) if parts else jnp.zeros((), dtype)
 
 
 def scale_by_induced_metric(
@@ -113,7 +109,7 @@ def scale_by_induced_metric(
             nu = jax.tree.map(lambda v, s: ema(v, s, b2), state.nu, squares)
             denominators = jax.tree.map(lambda v: root(v / bias_correction(b2, count, v), eps), nu)
             squares = jax.tree.map(over, squares, denominators)
-        k = ema(state.k, scalar(xi, state.k) * _total(squares, state.k.dtype), beta)
+        k = ema(state.k, scalar(xi, state.k) * global_sums(squares)[0].astype(state.k.dtype), beta)
         mean = k / bias_correction(beta, count, k)
         if kind == "log":
             loss = need("scale_by_induced_metric", extra, "value")

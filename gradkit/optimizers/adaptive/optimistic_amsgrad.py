@@ -37,6 +37,7 @@ from gradkit.transforms.core import (
     widen,
     zeros,
 )
+from gradkit.transforms.norms import global_sums
 
 PAPER = Paper(
     "An Optimistic Acceleration of AMSGrad for Nonconvex Optimization", "Wang, Li, Karimi, Li", 2019, "1903.01435"
@@ -70,22 +71,21 @@ def extrapolate(history: Sequence[Any], filled: jax.Array, ridge: Any) -> Any:
     dtypes = [x.dtype for x in jax.tree.leaves(history[0])]
     dtype = max(dtypes, key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
 
-    def dot(a: Any, b: Any) -> jax.Array:
-        parts = [jnp.sum(x * y).astype(dtype) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-        return sum(parts, jnp.zeros((), dtype))
-
     seen = (jnp.arange(r - 1, dtype=jnp.int32) >= r - filled).astype(dtype)
-    upper = {(i, j): dot(columns[i], columns[j]) for j in range(r - 1) for i in range(j + 1)}
+    pairs = [(i, j) for j in range(r - 1) for i in range(j + 1)]
+    dots = global_sums(*(jax.tree.map(jnp.multiply, columns[i], columns[j]) for i, j in pairs))
+    upper = {pair: dot.astype(dtype) for pair, dot in zip(pairs, dots, strict=True)}
     rows = [[upper[min(i, j), max(i, j)] for j in range(r - 1)] for i in range(r - 1)]
     gram = jnp.stack([jnp.stack(row) for row in rows])
     gram = gram * seen[:, None] * seen[None, :] + jnp.asarray(ridge).astype(dtype) * jnp.eye(r - 1, dtype=dtype)
     z = jnp.linalg.solve(gram, seen)
     alone = filled < 2
     c = z / jnp.where(alone, jnp.ones((), dtype), jnp.sum(z))
-    c = [*c, jnp.where(alone, jnp.ones((), dtype), jnp.zeros((), dtype))]
+    weights = [*jnp.unstack(c), jnp.where(alone, jnp.ones((), dtype), jnp.zeros((), dtype))]
 
     def combined(*s: jax.Array) -> jax.Array:
-        return sum((scalar(c, x) * x for c, x in zip(c[1:], s[1:], strict=True)), scalar(c[0], s[0]) * s[0])
+        terms = [scalar(weight, x) * x for weight, x in zip(weights, s, strict=True)]
+        return jnp.asarray(sum(terms[1:], terms[0]))
 
     return jax.tree.map(combined, *history)
 
@@ -151,10 +151,8 @@ def optimistic_amsgrad(
 
     def init(params: optax.Params) -> OptimisticAmsgradState:
         history = tuple(zeros(params) for _ in range(kept))
-        trees = (zeros(params) for _ in range(4))
-        return OptimisticAmsgradState(
-            jnp.zeros((), jnp.int32), zeros(params, mu_dtype), *trees, history, rate.init(params)
-        )
+        trees: Any = [zeros(params, mu_dtype), *(zeros(params) for _ in range(4)), history, rate.init(params)]
+        return OptimisticAmsgradState(jnp.zeros((), jnp.int32), *trees)
 
     def predict(updates: Any, history: tuple[Any, ...], count: jax.Array, given: Any) -> Any:
         if given is not None:
@@ -186,7 +184,8 @@ def optimistic_amsgrad(
 
         h = jax.tree.map(lambda m, p: ema(m.astype(p.dtype), p, b1), state.theta, prediction)
         steps = (jax.tree.map(direction, theta, nu_max), jax.tree.map(direction, h, nu_max))
-        (half, shift), new_rate = rate.update(steps, state.rate)
+        moved: Any = rate.update(steps, state.rate)
+        (half, shift), new_rate = moved
         moves = jax.tree.map(lambda a, new, old: a + new - old, half, shift, state.shift)
         return moves, OptimisticAmsgradState(count, theta, nu, nu_max, shift, prediction, history, new_rate)
 
