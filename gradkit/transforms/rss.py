@@ -160,4 +160,5 @@ register(
         "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"
     ),
     collectives="norms",
+    example={"initial_accumulator_value": 1.0},
 )

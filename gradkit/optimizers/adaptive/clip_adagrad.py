@@ -94,7 +94,8 @@ def clip_radagradd(
       learning_rate: step size >= 0, or a schedule.
       max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1.
       reweight: eta, the weight of every square, > 0. Default 1.
-      initial_accumulator_value: s_0 > 0, a square (the paper's b_0^2). Default 1e-4.
+      initial_accumulator_value: s_0 > 0, a square (the paper's b_0^2). Default 1e-4, with which the first step is 100
+        rates long for a clipped gradient of norm 1; the square of a typical gradient starts more gently.
       norm: whether one sum is kept of the norm over all leaves (paper) or one per coordinate. Default True.
       clipping: "global" (all leaves together, paper), "local" (every tensor) or "elementwise". Default "global".
       eps: added to the root, >= 0. Default 1e-10.
@@ -140,5 +141,6 @@ register(
     form="optimizer",
     paper=PAPER,
     collectives="norms",
+    example={"initial_accumulator_value": 1.0},
     opt_outs={"layout": "the default norm is of all leaves together; tests/papers checks layouts with 'local'"},
 )
