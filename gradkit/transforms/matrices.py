@@ -151,8 +151,8 @@ def plan_matrices(
     least = 0 if shard is None else shard.min_dim
 
     found: dict[Any, list[Slot]] = {}
-    meanings, shapes = [], []
-    for i, (name, x, spec) in enumerate(zip(known, leaves, specs, strict=True)):
+    meanings, shapes, cuts = [], [], []
+    for name, x, spec in zip(known, leaves, specs, strict=True):
         ways = [math.prod(sizes[a] for a in axes) for axes in _entries(spec, len(x.shape))]
         shape = tuple(k * w if inside else k for k, w in zip(x.shape, ways, strict=True))
         local = tuple(k // w for k, w in zip(shape, ways, strict=True))
@@ -163,14 +163,22 @@ def plan_matrices(
         cut = cut_of(name, _entries(spec, len(shape)), axes, shape, sizes)
         if inside and axes.splits and cut.columns:
             raise ValueError(f"{method}: inside shard_map the fused weights of {name!r} must be whole along outputs")
-        rows, width = (math.prod(shape[a] for a in group) for group in (axes.inputs, axes.outputs))
+        cuts.append((cut, local))
+
+    sides = [
+        tuple(math.prod(s[a] for a in group) for group in (m.inputs, m.outputs))
+        for m, s in zip(meanings, shapes, strict=True)
+    ]
+    by_columns = {rows for (rows, width), (cut, _) in zip(sides, cuts, strict=True) if rows == width and cut.columns}
+    for i, (x, axes, (rows, width), (cut, local)) in enumerate(zip(leaves, meanings, sides, cuts, strict=True)):
         count = math.prod(k for a, k in enumerate(local) if a not in axes.inputs and a not in axes.outputs)
         if not count * rows * width:
             continue
         whole = axes.splits if cut.columns else ()
         for part, columns in enumerate([width] if whole or not axes.splits else axes.splits):
-            # Of a square matrix, the cut axis comes last: matrices cut along rows and along columns are one stack.
-            square_turn = rows == columns and bool(cut.rows) and not cut.columns
+            # Square matrices cut along rows and along columns are one stack. Not where all are cut alike: rounding
+            # grows under Newton-Schulz, and the transpose of a matrix rounds otherwise.
+            square_turn = rows == columns and rows in by_columns and bool(cut.rows) and not cut.columns
             turned = transpose and not whole and (rows > columns or square_turn)
             own = cut.turned() if turned else cut
             n, m = (columns, rows) if turned else (rows, columns)
