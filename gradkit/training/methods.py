@@ -57,6 +57,10 @@ def _agc_nesterov(learning_rate: Any) -> optax.GradientTransformation:
     return optax.chain(layerwise.adaptive_grad_clip(0.01), momentum.sgd(learning_rate, momentum=0.9, nesterov=True))
 
 
+def _clip_radagradd(learning_rate: Any) -> optax.GradientTransformation:
+    return adaptive.clip_radagradd(learning_rate, initial_accumulator_value=1.0)
+
+
 _ROWS = (
     Method("sgd", momentum.sgd, 1e-1, "sgd"),
     Method("noisy_sgd", filters.noisy_sgd, 1e-1, "noisy_sgd"),
@@ -66,8 +70,8 @@ _ROWS = (
     Method("agc_nesterov", _agc_nesterov, 1e-1, "adaptive_grad_clip"),
     Method("nag", momentum.nag, 1e-1, "nag"),
     Method("heavy_ball", momentum.heavy_ball, 1e-1, "heavy_ball"),
-    Method("induced_metric_sgd", adaptive.induced_metric_sgd, 1e-1, "induced_metric_sgd"),
-    Method("induced_metric_log", adaptive.induced_metric_log, 1e-1, "induced_metric_log"),
+    Method("induced_metric_sgd", adaptive.induced_metric_sgd, 1e0, "induced_metric_sgd"),
+    Method("induced_metric_log", adaptive.induced_metric_log, 1e0, "induced_metric_log"),
     Method("sgdp", lambda rate: adaptive.sgdp(rate, momentum=0.9, nesterov=True), 1e-1, "sgdp"),
     Method("qhm", momentum.qhm, 5e-1, "qhm"),
     Method("positive_negative_momentum", momentum.positive_negative_momentum, 1e-1, "positive_negative_momentum"),
@@ -75,6 +79,7 @@ _ROWS = (
     Method("gravity", lambda rate: momentum.gravity(rate, alpha=0.0), 5e-1, "gravity"),
     Method("inna", adaptive.inna, 3e-2, "inna"),
     Method("adam", adaptive.adam, 5e-3, "adam"),
+    Method("adamw", adaptive.adamw, 5e-3, "adamw"),
     Method("adamax", adaptive.adamax, 5e-3, "adamax"),
     Method("adamnc", adaptive.adamnc, 5e-3, "adamnc"),
     Method("amsgrad", adaptive.amsgrad, 5e-3, "amsgrad"),
@@ -86,15 +91,9 @@ _ROWS = (
     Method("rmsprop", adaptive.rmsprop, 5e-3, "rmsprop"),
     Method("adagrad", adaptive.adagrad, 5e-2, "adagrad"),
     Method("clip_adagrad", adaptive.clip_adagrad, 5e-2, "clip_adagrad"),
-    Method(
-        "clip_radagradd",
-        lambda rate: adaptive.clip_radagradd(rate, initial_accumulator_value=1.0),
-        1e0,
-        "clip_radagradd",
-    ),
+    Method("clip_radagradd", _clip_radagradd, 1e0, "clip_radagradd"),
     # Its steps have the units of the parameters; a race is too short for the small ones it starts with.
     Method("adadelta", adaptive.adadelta, 1e1, "adadelta"),
-    Method("adamw", adaptive.adamw, 5e-3, "adamw"),
     Method("adamp", adaptive.adamp, 5e-3, "adamp"),
     Method("ademamix", adaptive.ademamix, 5e-3, "ademamix"),
     Method("ano", adaptive.ano, 5e-3, "ano"),
