@@ -52,6 +52,7 @@ from gradkit.optimizers.adaptive import (
     multi_timescale_adam,
     nadam,
     optimistic_amsgrad,
+    ranger21,
     rmsprop,
     scale_by_adadelta,
     scale_by_adamax,
@@ -72,7 +73,6 @@ from gradkit.optimizers.adaptive import (
 
 # The norms of a layer
 from gradkit.optimizers.layerwise import (
-    adaptive_grad_clip,
     lamb,
     larc,
     lars,
@@ -109,12 +109,18 @@ from gradkit.transforms import (
 
 # Primitives: one link of a chain
 from gradkit.transforms import (
+    adaptive_grad_clip,
     add_decayed_weights,
+    centralize_gradients,
     clip_by_block_norm,
     clip_by_global_norm,
+    lookahead_in_chain,
+    norm_loss,
+    normalize_gradients,
     scale_by_adam,
     scale_by_delayed_rss,
     scale_by_learning_rate,
+    scale_by_pnm,
     scale_by_rss,
     scale_by_trust_ratio,
     trace,
@@ -128,6 +134,7 @@ from gradkit.transforms import (
     precision,
     project_scale_invariant,
     shifted_parameters,
+    stable_weight_decay,
 )
 
 # Rooms
@@ -164,6 +171,7 @@ __all__ = [
     "anolog",
     "batches",
     "catalogue",
+    "centralize_gradients",
     "clip_adagrad",
     "clip_adam",
     "clip_adamd",
@@ -193,12 +201,15 @@ __all__ = [
     "leaves",
     "linalg",
     "lion",
+    "lookahead_in_chain",
     "momentum",
     "multi_timescale_adam",
     "muon",
     "nadam",
     "nag",
     "noisy_sgd",
+    "norm_loss",
+    "normalize_gradients",
     "novograd",
     "optimistic_amsgrad",
     "parallel",
@@ -208,6 +219,7 @@ __all__ = [
     "project_scale_invariant",
     "qhadam",
     "qhm",
+    "ranger21",
     "rmsprop",
     "scale_by_adadelta",
     "scale_by_adam",
@@ -239,6 +251,7 @@ __all__ = [
     "sgd",
     "sgdp",
     "shifted_parameters",
+    "stable_weight_decay",
     "trace",
     "training",
     "workloads",

@@ -13,7 +13,7 @@ import optax
 
 from gradkit import catalogue, checks, schedules
 from gradkit.optimizers import adaptive, filters, layerwise, matrix, momentum, sign
-from gradkit.transforms import clip_by_global_norm
+from gradkit.transforms import adaptive_grad_clip, clip_by_global_norm
 
 DEFAULT_CENTRE = 1e-2
 
@@ -54,7 +54,12 @@ def _clipped_sgd(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def _agc_nesterov(learning_rate: Any) -> optax.GradientTransformation:
-    return optax.chain(layerwise.adaptive_grad_clip(0.01), momentum.sgd(learning_rate, momentum=0.9, nesterov=True))
+    return optax.chain(adaptive_grad_clip(0.01), momentum.sgd(learning_rate, momentum=0.9, nesterov=True))
+
+
+def _ranger21(learning_rate: Any) -> optax.GradientTransformation:
+    """Under the schedule of the race, as all others: its own is flat."""
+    return adaptive.ranger21(learning_rate, num_iterations=2**30, warmup_steps=0, warmdown_steps=0)
 
 
 def _clip_radagradd(learning_rate: Any) -> optax.GradientTransformation:
@@ -102,6 +107,7 @@ _ROWS = (
     Method("innaprop", adaptive.innaprop, 5e-3, "innaprop"),
     Method("multi_timescale_adam", adaptive.multi_timescale_adam, 1e-3, "multi_timescale_adam"),
     Method("qhadam", momentum.qhadam, 5e-3, "qhadam"),
+    Method("ranger21", _ranger21, 5e-3, "ranger21"),
     Method("lion", sign.lion, 2e-3, "lion"),
     # Vectors step at the rate itself: with the default coefficient the rate that suits matrices is too much for them.
     Method("lars", lambda rate: layerwise.lars(rate, trust_coefficient=0.02), 5e-1, "lars"),

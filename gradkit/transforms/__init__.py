@@ -4,6 +4,13 @@ from gradkit.transforms.adam import (
     ScaleByAdamState,
     scale_by_adam,
 )
+from gradkit.transforms.adaptive_grad_clip import (
+    adaptive_grad_clip,
+)
+from gradkit.transforms.centralize_gradients import (
+    centralize_gradients,
+    normalize_gradients,
+)
 from gradkit.transforms.clip import (
     ClipByGlobalNormState,
     clip_by_global_norm,
@@ -21,6 +28,10 @@ from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
 )
+from gradkit.transforms.lookahead_in_chain import (
+    LookaheadInChainState,
+    lookahead_in_chain,
+)
 from gradkit.transforms.matrices import (
     MatrixSharding,
 )
@@ -28,6 +39,15 @@ from gradkit.transforms.momenta import (
     RootMeanSquareState,
     WeightedMomentaState,
     root_mean_square,
+)
+from gradkit.transforms.norm_loss import (
+    StableWeightDecayState,
+    norm_loss,
+    stable_weight_decay,
+)
+from gradkit.transforms.pnm import (
+    ScaleByPnmState,
+    scale_by_pnm,
 )
 from gradkit.transforms.precision import (
     PrecisionState,
@@ -62,30 +82,40 @@ from gradkit.transforms.weight_decay import (
 __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
+    "LookaheadInChainState",
     "MatrixSharding",
     "PrecisionState",
     "RootMeanSquareState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",
+    "ScaleByPnmState",
     "ScaleByRssState",
     "ScaleByTrustRatioState",
     "ShiftedParametersState",
+    "StableWeightDecayState",
     "TraceState",
     "WeightedMomentaState",
+    "adaptive_grad_clip",
     "add_decayed_weights",
+    "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
     "direction_from_gradient",
     "eval_params",
     "inject_hyperparams",
+    "lookahead_in_chain",
+    "norm_loss",
+    "normalize_gradients",
     "precision",
     "project_scale_invariant",
     "root_mean_square",
     "scale_by_adam",
     "scale_by_delayed_rss",
     "scale_by_learning_rate",
+    "scale_by_pnm",
     "scale_by_rss",
     "scale_by_trust_ratio",
     "shifted_parameters",
+    "stable_weight_decay",
     "trace",
 ]

@@ -20,7 +20,11 @@ NOT_NUMBERS = frozenset(
         "mu_dtype",
         "ns_dtype",
         "ns_steps",
+        "num_iterations",
         "shift",
+        "sync_period",
+        "warmdown_steps",
+        "warmup_steps",
         "window_size",
     }
 )

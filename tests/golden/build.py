@@ -104,6 +104,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rmsprop": _direct(gk.rmsprop),
     "qhadam": _direct(gk.qhadam),
     "qhm": _penalised(gk.qhm),
+    "ranger21": _direct(gk.ranger21),
     "sgd": _direct(gk.sgd),
     "sgdp": _direct(gk.sgdp),
     "xgrad_adam": _direct(gk.xgrad_adamw),

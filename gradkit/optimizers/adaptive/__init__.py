@@ -88,6 +88,9 @@ from gradkit.optimizers.adaptive.optimistic_amsgrad import (
     OptimisticAmsgradState,
     optimistic_amsgrad,
 )
+from gradkit.optimizers.adaptive.ranger21 import (
+    ranger21,
+)
 from gradkit.optimizers.adaptive.rmsprop import (
     ScaleByRmsState,
     rmsprop,
@@ -132,6 +135,7 @@ __all__ = [
     "multi_timescale_adam",
     "nadam",
     "optimistic_amsgrad",
+    "ranger21",
     "rmsprop",
     "scale_by_adadelta",
     "scale_by_adamax",

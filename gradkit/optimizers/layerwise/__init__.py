@@ -1,6 +1,5 @@
 """Methods whose step depends on the norms of a layer."""
 
-from gradkit.optimizers.layerwise.adaptive_grad_clip import adaptive_grad_clip
 from gradkit.optimizers.layerwise.lamb import lamb
 from gradkit.optimizers.layerwise.lars import larc, lars
 from gradkit.optimizers.layerwise.novograd import (
@@ -9,4 +8,4 @@ from gradkit.optimizers.layerwise.novograd import (
     scale_by_novograd,
 )
 
-__all__ = ["ScaleByNovogradState", "adaptive_grad_clip", "lamb", "larc", "lars", "novograd", "scale_by_novograd"]
+__all__ = ["ScaleByNovogradState", "lamb", "larc", "lars", "novograd", "scale_by_novograd"]

@@ -1,101 +1,18 @@
-"""Positive-negative momentum: two running means that take the gradients in turn, one added and one subtracted.
+"""Gradient descent with positive-negative momentum.
 
-m_t = b1^2 m_{t-2} + (1 - b1^2) g_t,   m_0 = m_{-1} = 0
-u_t = ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2) / (1 - b1^t)
+u_t = scale_by_pnm(g_t): two running means that take the gradients in turn, one added and one subtracted
 x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-
-The two means share no gradient: their noises are independent, and b0 says how much noise the step has against its
-length; b0 = -1/2, half of each, has the least.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import register
 from gradkit.leaves import Method
-from gradkit.transforms import add_decayed_weights, core, scale_by_learning_rate
-from gradkit.transforms.core import increment, optimizer, scalar, settle, transformation, zeros
-
-PAPER = Paper(
-    "Positive-Negative Momentum: Manipulating Stochastic Gradient Noise to Improve Generalization",
-    "Xie et al.",
-    2021,
-    "2103.17042",
-)
-
-
-class ScaleByPnmState(NamedTuple):
-    """Number of updates made, the running mean that took the last gradient, and the other one."""
-
-    count: jax.Array
-    mu: Any
-    mu_before: Any
-
-
-def scale_by_pnm(
-    *, b0: Any = 0.9, b1: Any = 0.9, bias_correction: bool = True, mu_dtype: Any = None
-) -> optax.GradientTransformationExtraArgs:
-    """Replaces updates by the difference of two running means that take them in turn.
-
-    Equations: the first two at the head of this file.
-
-    Args:
-      b0: how much of the other mean is subtracted, > -1. Default 0.9 (Ranger21; the paper's code has 1). 0 is the
-        running mean of every second gradient, -1/2 the mean of both.
-      b1: decay per step, in [0, 1); each mean decays by its square at every second step. Default 0.9 (paper).
-      bias_correction: whether to divide by 1 - b1^t. Default True (the paper's Adam form, Ranger21).
-      mu_dtype: dtype in which both means are kept. Default float32.
-
-    Returns:
-      A transformation. State: 2 words per parameter and a counter. Elementwise: no collective.
-
-    Raises:
-      ValueError: a hyperparameter outside its range.
-
-    Example:
-      >>> tx = scale_by_pnm(b0=-0.5, b1=0.5, bias_correction=False)
-      >>> g = jnp.array(1.0)
-      >>> state = tx.init(g)
-      >>> for _ in range(3):
-      ...     updates, state = tx.update(g, state)
-      >>> round(float(updates), 4)  # (0.9375 + 0.75) / 2 / sqrt(1/2)
-      1.1932
-
-    Reference: Xie et al. Positive-Negative Momentum: Manipulating Stochastic Gradient Noise to Improve Generalization.
-    2021, arXiv 2103.17042; as a part of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer.
-    2021, arXiv 2106.13731. The correction is 1 - b1^t, although the means have decay b1^2 (paper and all codes); the
-    authors' form for SGD has none: `bias_correction=False`.
-    """
-    checks.real("b0", b0, "(-1, inf)")
-    checks.real("b1", b1, "[0, 1)")
-
-    def init(params: optax.Params) -> ScaleByPnmState:
-        return ScaleByPnmState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), zeros(params, mu_dtype))
-
-    def update(updates: Any, state: ScaleByPnmState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByPnmState]:
-        del params, extra
-        count = increment(state.count)
-
-        def mean(m: jax.Array, g: jax.Array) -> jax.Array:
-            square = scalar(b1, g) ** 2
-            return (square * m.astype(g.dtype) + (1 - square) * g).astype(m.dtype)
-
-        mu = settle(jax.tree.map(mean, state.mu_before, updates))
-
-        def difference(positive: jax.Array, negative: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b0, g)
-            u = (1 + b) * positive.astype(g.dtype) - b * negative.astype(g.dtype)
-            u = u * (1 / ((1 + b) ** 2 + b**2) ** 0.5)
-            return u * (1 / core.bias_correction(b1, count, g)).astype(g.dtype) if bias_correction else u
-
-        updates = jax.tree.map(difference, mu, state.mu, updates)
-        return updates, ScaleByPnmState(count, mu, state.mu)
-
-    return transformation("scale_by_pnm", init, update, complex_leaves=True)
+from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_pnm
+from gradkit.transforms.core import optimizer
+from gradkit.transforms.pnm import PAPER
 
 
 def positive_negative_momentum(
@@ -110,7 +27,7 @@ def positive_negative_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with positive-negative momentum.
 
-    Equations: at the head of this file.
+    Equations: at the head of this file, and of `gk.scale_by_pnm`.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -128,6 +45,7 @@ def positive_negative_momentum(
       ValueError: a hyperparameter outside its range.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> tx = positive_negative_momentum(0.1, b0=0.0, b1=0.5)
       >>> x = jnp.array(1.0)
       >>> round(float(tx.update(x, tx.init(x), x)[0]), 4)  # (1 - b1^2) / (1 - b1)
@@ -144,5 +62,4 @@ def positive_negative_momentum(
     )
 
 
-register(scale_by_pnm, form="primitive", paper=PAPER, words=2)
 register(positive_negative_momentum, form="optimizer", paper=PAPER, words=2)

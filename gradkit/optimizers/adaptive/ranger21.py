@@ -1,0 +1,209 @@
+"""Ranger21: eight ideas in one chain. One step, with t = 1, 2, ...:
+
+g <- adaptive_grad_clip, centralize_gradients, normalize_gradients of g
+v <- b2 v + (1 - b2) g^2,   v_max <- max(v_max, v),   d = sqrt(v_max / (1 - b2^t)) + eps
+d <- log(1 + exp(softplus_beta d)) / softplus_beta
+u = scale_by_pnm(g) / d
+x <- x (1 - rate_t weight_decay / sqrt(mean(v) / (1 - b2^t)))                  stable_weight_decay
+x_j <- x_j (1 - 2 rate_t norm_loss (1 - 1 / (|x_j| + 1e-8)))                   norm_loss, for every output unit j
+x <- x - rate_t u                                                           rate_t: ranger21_schedule
+every sync_period steps   x <- x~ + slow_step_size (x - x~),  x~ <- x           lookahead_in_chain
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.schedules import ranger21_schedule
+from gradkit.transforms import (
+    adaptive_grad_clip,
+    centralize_gradients,
+    lookahead_in_chain,
+    normalize_gradients,
+    scale_by_learning_rate,
+    scale_by_pnm,
+    stable_weight_decay,
+)
+from gradkit.transforms import norm_loss as toward_unit_norm
+from gradkit.transforms.core import at_count, bias_correction, increment, optimizer, scalar, zeros
+
+PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
+
+
+class Ranger21DenominatorState(NamedTuple):
+    """Number of updates made, the second moment, and its maximum."""
+
+    count: jax.Array
+    nu: Any
+    nu_max: Any
+
+
+def _denominator(b2: Any, eps: Any, beta: Any) -> optax.GradientTransformation:
+    """d, from the gradient; without the softplus where `beta` is None."""
+
+    def init(params: optax.Params) -> Ranger21DenominatorState:
+        return Ranger21DenominatorState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
+
+    def update(updates: Any, state: Ranger21DenominatorState, params: Any = None) -> tuple[Any, Any]:
+        del params
+        count = increment(state.count)
+
+        def second(v: jax.Array, g: jax.Array) -> jax.Array:
+            return scalar(b2, v) * v + (1 - scalar(b2, v)) * jnp.square(g)
+
+        def root(v: jax.Array) -> jax.Array:
+            d = jnp.sqrt(v * (1 / bias_correction(b2, count, v))) + scalar(eps, v)
+            return d if beta is None else jax.nn.softplus(scalar(beta, d) * d) / scalar(beta, d)
+
+        nu = jax.tree.map(second, state.nu, updates)
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu)
+        return jax.tree.map(root, nu_max), Ranger21DenominatorState(count, nu, nu_max)
+
+    return optax.GradientTransformation(init, update)
+
+
+def ranger21(
+    learning_rate: Any,
+    *,
+    num_iterations: int,
+    b0: Any = 0.9,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    clipping: Any = 1e-2,
+    clipping_eps: Any = 1e-3,
+    centralize: bool = True,
+    normalize: bool = True,
+    use_softplus: bool = True,
+    softplus_beta: Any = 50.0,
+    norm_loss: Any = 1e-4,
+    weight_decay: Any = 1e-4,
+    weight_decay_mask: Any = None,
+    sync_period: int = 5,
+    slow_step_size: Any = 0.5,
+    warmup_steps: int | None = None,
+    warmdown_steps: int | None = None,
+    min_learning_rate: Any = 3e-5,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Ranger21: Adam's second moment under a positive-negative momentum, with clipping, standardised gradients, two
+    decays, a schedule of its own and lookahead.
+
+    Equations: at the head of this file. Every line of them is a link that can be used alone. With the schedule of the
+    paper instead of its code's, with the decays in one as the paper has them, or without a part, write the chain:
+    `gk.schedules.explore_exploit_schedule`, `gk.stable_weight_decay(..., toward_unit_norm=True)`.
+
+    Args:
+      learning_rate: the peak >= 0, or a schedule of peaks. The schedule of the run is made of it: see
+        `gk.schedules.ranger21_schedule`.
+      num_iterations: T >= 1, steps of the run. From then on the rate is the least one.
+      b0: how much of the negative momentum is subtracted, > -1. Default 0.9 (paper).
+      b1: decay of the momenta per step, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper). Where the warm-up follows from it, a number.
+      eps: added to the root, >= 0. Default 1e-8 (paper).
+      clipping: largest ratio of a unit's gradient to its weights, > 0. Default 1e-2 (paper).
+      clipping_eps: least norm weights are taken to have, > 0. Default 1e-3 (paper).
+      centralize: whether units' mean gradients are taken away. Default True.
+      normalize: whether gradients are divided by their deviation per tensor. Default True (code).
+      use_softplus: whether the denominator goes through a softplus, which bounds it from below. Default True (code).
+      softplus_beta: its sharpness, > 0: the least denominator is log(2) / softplus_beta. Default 50 (code). Not used
+        without `use_softplus`.
+      norm_loss: pull of units towards norm 1, >= 0. Default 1e-4 (code).
+      weight_decay: stable decay >= 0. Default 1e-4 (code).
+      weight_decay_mask: which leaves have the stable decay. Default all.
+      sync_period: steps between two pulls of lookahead, >= 1. Default 5 (paper).
+      slow_step_size: share of the way that lookahead keeps, in [0, 1]. Default 0.5 (paper).
+      warmup_steps: >= 0. Default None: 2 / (1 - b2), at most about a fifth of the run.
+      warmdown_steps: >= 0. Default None: the last 28 percent of the run.
+      min_learning_rate: least rate of the warm-down, >= 0. Default 3e-5 (code).
+      mu_dtype: dtype in which both momenta are kept. Default float32.
+      layout: which axes are stacks and outputs.
+
+    Returns:
+      A transformation that needs `params`. State: 5 words per parameter. Collectives: six all-reduces of a scalar per
+      unit or per tensor.
+
+    Raises:
+      ValueError: a hyperparameter outside its range, or a run shorter than warm-up and warm-down.
+
+    Example:
+      >>> tx = ranger21(0.5, num_iterations=100, warmup_steps=1, b0=0.0, use_softplus=False)
+      >>> x = jnp.array([1.0, -5.0, 2.0])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(3))  # (1 - b1^2) / (1 - b1) times the sign
+      [-0.95  0.95 -0.95]
+
+    Reference: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv 2106.13731. Not as in the
+    official code, against its paper: both decays act on all parameters, not on the last one alone; the maximum of
+    second moments is kept; b0 is the number given. Bias correction is 1 - b1^t as there, although the momenta decay by
+    b1^2. The decays are applied one after the other, as there: that is the sum of both, with the stable one less by
+    its share 2 rate_t norm_loss (but for eps in the norm).
+    """
+    for name, value in (("b0", b0),):
+        checks.real(name, value, "(-1, inf)")
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.real(name, value, "[0, 1)")
+    nonnegative = {
+        "eps": eps,
+        "norm_loss": norm_loss,
+        "weight_decay": weight_decay,
+        "min_learning_rate": min_learning_rate,
+    }
+    for name, value in nonnegative.items():
+        checks.real(name, value, "[0, inf)")
+    for name, value in (("softplus_beta", softplus_beta), ("clipping_eps", clipping_eps)):
+        checks.real(name, value, "(0, inf)")
+    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
+    checks.integer("num_iterations", num_iterations, 1)
+
+    def planned(peak: Any) -> Any:
+        return ranger21_schedule(
+            peak,
+            total=num_iterations,
+            b2=b2,
+            warmup_steps=warmup_steps,
+            warmdown_steps=warmdown_steps,
+            min_value=min_learning_rate,
+        )
+
+    planned(0.0)  # raises where the steps do not fit
+
+    def rate(count: Any) -> jax.Array:
+        return planned(at_count(learning_rate, count))(count)
+
+    def decay(count: Any) -> jax.Array:
+        now = rate(count)
+        return scalar(weight_decay, now) * (1 - 2 * now * scalar(norm_loss, now))
+
+    direction = scale_by_pnm(
+        b0=b0,
+        b1=b1,
+        denominator=_denominator(b2, eps, softplus_beta if use_softplus else None),
+        mu_dtype=mu_dtype,
+    )
+    return optimizer(
+        Method("ranger21", learning_rate, weight_decay, weight_decay_mask),
+        adaptive_grad_clip(clipping, eps=clipping_eps, layout=layout),
+        centralize_gradients(layout=layout) if centralize else optax.identity(),
+        normalize_gradients(layout=layout) if normalize else optax.identity(),
+        stable_weight_decay(direction, weight_decay=decay, b2=b2, weight_decay_mask=weight_decay_mask),
+        toward_unit_norm(norm_loss, layout=layout),
+        scale_by_learning_rate(rate),
+        lookahead_in_chain(sync_period=sync_period, slow_step_size=slow_step_size),
+    )
+
+
+register(
+    ranger21,
+    form="optimizer",
+    paper=PAPER,
+    words=5,
+    collectives="norms",
+    golden=("adaptive/ranger21",),
+    example={"num_iterations": 200, "warmup_steps": 1},
+)

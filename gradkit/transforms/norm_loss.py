@@ -1,0 +1,210 @@
+"""Two decays of Ranger21. With x_j the weights of an output unit, |x_j| their norm, and d the direction:
+
+norm loss       d_j <- d_j + 2 factor (1 - 1 / (|x_j| + eps)) x_j      towards |x_j| = 1: the gradient of
+                                                                     factor sum_j (|x_j| - 1)^2
+stable decay    d <- d + weight_decay / sqrt(s_t) x
+                s_t = (1 - b2) sum_i b2^(t-i) mean(|g_i|^2) / (1 - b2^t): the mean over all coordinates of Adam's
+                corrected second moment, of which only this number is needed
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout, map_named, names, resolve_mask, tensor_axes
+from gradkit.transforms.core import (
+    abs_sq,
+    at_count,
+    bias_correction,
+    divide,
+    increment,
+    scalar,
+    transformation,
+    wide_dtype,
+)
+from gradkit.transforms.norms import entries, global_square, packed_norms, packed_sums
+from gradkit.transforms.sums import whole_shape
+
+PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
+
+
+def _radial(params: Any, mask: Any, layout: Layout, eps: Any) -> Any:
+    """(1 - 1 / (|x_j| + eps)) x_j, and 0 on leaves that are left out."""
+    x, structure = jax.tree.flatten(params)
+    known, chosen = names(params), jax.tree.leaves(resolve_mask(mask, params))
+    own = [i for i, leaf in enumerate(x) if chosen[i] and leaf.size]
+    norms = packed_norms([known[i] for i in own], "unit", layout, [x[i] for i in own])
+    (n,) = norms.vectors
+    shares = 1 - divide(jnp.ones_like(n), n + scalar(eps, n))
+    out = [jnp.zeros_like(leaf) for leaf in x]
+    for i, share in zip(own, norms.spread(shares), strict=True):
+        out[i] = share * x[i]
+    return structure.unflatten(out)
+
+
+def norm_loss(
+    factor: Any = 1e-4, *, eps: Any = 1e-8, mask: Any = None, layout: Layout = default_layout
+) -> optax.GradientTransformationExtraArgs:
+    """Decays the weights of every output unit towards norm 1 instead of 0.
+
+    Equations: the first at the head of this file. A link in front of the learning rate, as `add_decayed_weights` is.
+
+    Args:
+      factor: of the penalty, >= 0. Default 1e-4 (official code).
+      eps: added to the norm, >= 0. Default 1e-8 (official code).
+      mask: which leaves it acts on. Default all.
+      layout: what a unit is: of a dense kernel (inputs, outputs) a column, of a convolution (HWIO) a filter, of a
+        vector all of it; and stacked layers apart.
+
+    Returns:
+      A transformation that needs `params`. No state. Collectives: one all-reduce of a scalar per unit.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = norm_loss(0.5, eps=0.0)
+      >>> x = jnp.array([[3.0, 0.0], [4.0, 0.5]])  # columns of norm 5 and 1/2
+      >>> tx.update(jnp.zeros_like(x), tx.init(x), x)[0].round(4).tolist()
+      [[2.4, 0.0], [3.2, -0.5]]
+
+    Reference: a component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
+    2106.13731; from Georgiou et al. Norm Loss: An efficient yet effective regularization method for deep neural
+    networks. 2021, arXiv 2103.06583. The official torch code applies it to the last parameter of a model alone.
+    """
+    checks.real("factor", factor, "[0, inf)")
+    checks.real("eps", eps, "[0, inf)")
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        resolve_mask(mask, params)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
+        del extra
+        radial = _radial(params, mask, layout, eps)
+        return jax.tree.map(lambda d, r: d + 2 * scalar(factor, r) * r.astype(d.dtype), updates, radial), state
+
+    return transformation("norm_loss", init, update, needs_params=True)
+
+
+class StableWeightDecayState(NamedTuple):
+    """Number of updates made, the running mean of squared gradients (one number, or one per tensor), and the state
+    inside."""
+
+    count: jax.Array
+    mean_square: Any
+    inner: Any
+
+
+def stable_weight_decay(
+    inner: optax.GradientTransformation,
+    *,
+    weight_decay: Any = 1e-4,
+    b2: Any = 0.999,
+    per_tensor: bool = False,
+    toward_unit_norm: bool = False,
+    weight_decay_mask: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds to a direction a weight decay that has the scale of adaptive steps.
+
+    Equations: the second at the head of this file. Steps of Adam have length learning_rate / sqrt(v); here the decay has
+    too. `optax.chain(gk.stable_weight_decay(gk.scale_by_adam()), gk.scale_by_learning_rate(1e-3))`.
+
+    Args:
+      inner: gradient -> direction; a learning rate follows.
+      weight_decay: coefficient >= 0, or a schedule. Default 1e-4 (official code).
+      b2: decay of the running mean, in [0, 1); that of the second moment inside. Default 0.999.
+      per_tensor: whether every tensor has its own mean (a co-author's port to Flax) rather than all coordinates of all
+        leaves one (official code). Default False.
+      toward_unit_norm: whether to decay as `norm_loss` does, by (1 - 1 / |x_j|) x_j for every output unit: the paper's
+        form, which has both in one. Default False, towards 0 (official code, where both are apart).
+      weight_decay_mask: which leaves decay. Default all. The mean runs over all leaves all the same.
+      layout: which axes are stacks, and what a unit is.
+
+    Returns:
+      A transformation that needs `params`. State: one number, or one per tensor, and the state inside. Collectives:
+      one all-reduce of one number per tensor, and one per unit with `toward_unit_norm`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = stable_weight_decay(optax.identity(), weight_decay=0.5)
+      >>> x = jnp.array([1.0, -1.0])
+      >>> tx.update(jnp.array([2.0, 2.0]), tx.init(x), x)[0].round(4).tolist()  # decay 0.5 / 2
+      [2.25, 1.75]
+
+    Reference: a component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
+    2106.13731; from Xie et al. Understanding and Scheduling Weight Decay. 2020, arXiv 2011.11152. The official torch
+    code decays the last parameter of a model alone. While no gradient but 0 was seen nothing decays.
+    """
+    checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
+    checks.real("b2", b2, "[0, 1)")
+    below = optax.with_extra_args_support(inner)
+
+    def real_dtype(x: Any) -> Any:
+        return jnp.finfo(wide_dtype(x.dtype)).dtype
+
+    def init(params: optax.Params) -> StableWeightDecayState:
+        resolve_mask(weight_decay_mask, params)
+
+        def one(name: str, x: Any) -> jax.Array:
+            own = tensor_axes(layout(name, x.shape), x.shape)
+            return jnp.zeros([1 if a in own else n for a, n in enumerate(x.shape)], real_dtype(x))
+
+        widest = max(map(real_dtype, jax.tree.leaves(params)), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
+        means = map_named(one, params) if per_tensor else jnp.zeros((), widest)
+        return StableWeightDecayState(jnp.zeros((), jnp.int32), means, below.init(params))
+
+    def mean_square(updates: Any) -> Any:
+        g, structure = jax.tree.flatten(updates)
+        known = names(updates)
+        if not per_tensor:
+            total = sum(math.prod(whole_shape(name, x.shape)) for name, x in zip(known, g, strict=True))
+            return global_square(updates) / max(total, 1)
+        sums = packed_sums(known, "tensor", layout, [abs_sq(x) for x in g], like=g)
+        counts = [max(entries(name, "tensor", layout, x.shape), 1) for name, x in zip(known, g, strict=True)]
+        return structure.unflatten([s / n for s, n in zip(sums.spread(sums.vectors[0]), counts, strict=True)])
+
+    def update(updates: Any, state: StableWeightDecayState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        count = increment(state.count)
+
+        def mean(v: jax.Array, new: jax.Array) -> jax.Array:
+            return scalar(b2, v) * v + (1 - scalar(b2, v)) * new.astype(v.dtype)
+
+        def strength(v: jax.Array) -> jax.Array:
+            root = jnp.sqrt(v / bias_correction(b2, count, v))
+            return scalar(at_count(weight_decay, state.count), v) * divide(jnp.ones_like(root), root)
+
+        means = jax.tree.map(mean, state.mean_square, mean_square(updates))
+        direction, state_below = below.update(updates, state.inner, params, **extra)
+        target = _radial(params, weight_decay_mask, layout, 1e-8) if toward_unit_norm else params
+        strengths = jax.tree.map(strength, means)
+        strengths = strengths if per_tensor else jax.tree.map(lambda _: strengths, updates)
+        direction = jax.tree.map(
+            lambda d, c, x, on: d + c.astype(d.dtype) * x.astype(d.dtype) if on else d,
+            direction,
+            strengths,
+            target,
+            resolve_mask(weight_decay_mask, updates),
+        )
+        return direction, StableWeightDecayState(count, means, state_below)
+
+    return transformation("stable_weight_decay", init, update, needs_params=True)
+
+
+register(norm_loss, form="primitive", paper=PAPER, collectives="norms", golden=("adaptive/ranger21",))
+register(
+    stable_weight_decay,
+    form="wrapper",
+    paper=PAPER,
+    collectives="norms",
+    wraps="direction",
+    example={"weight_decay": 0.1, "toward_unit_norm": True},
+)
