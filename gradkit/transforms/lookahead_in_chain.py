@@ -33,8 +33,8 @@ def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> op
       slow_step_size: a in [0, 1], the share of the way that is kept. Default 0.5. 1 changes nothing.
 
     Returns:
-      A transformation that needs `params`. State: 1 word per parameter (a float32 copy: parameters may be donated) and a
-      counter. Elementwise: no collective.
+      A transformation that needs `params`. State: 1 word per parameter (a float32 copy: parameters may be donated)
+      and a counter. Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range.

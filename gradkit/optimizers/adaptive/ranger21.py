@@ -133,10 +133,10 @@ def ranger21(
       ValueError: a hyperparameter outside its range, or a run shorter than warm-up and warm-down.
 
     Example:
-      >>> tx = ranger21(0.5, num_iterations=100, warmup_steps=1, b0=0.0, use_softplus=False)
+      >>> tx = ranger21(1.0, num_iterations=100, warmup_steps=1, b0=0.0, b1=0.5, use_softplus=False, norm_loss=0.0)
       >>> x = jnp.array([1.0, -5.0, 2.0])
-      >>> print(tx.update(x, tx.init(x), x)[0].round(3))  # (1 - b1^2) / (1 - b1) times the sign
-      [-0.95  0.95 -0.95]
+      >>> print(tx.update(x, tx.init(x), x)[0].round(2))  # (1 - b1^2) / (1 - b1) times the sign
+      [-1.5  1.5 -1.5]
 
     Reference: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv 2106.13731. Not as in the
     official code, against its paper: both decays act on all parameters, not on the last one alone; the maximum of
@@ -144,18 +144,11 @@ def ranger21(
     b1^2. The decays are applied one after the other, as there: that is the sum of both, with the stable one less by
     its share 2 rate_t norm_loss (but for eps in the norm).
     """
-    for name, value in (("b0", b0),):
-        checks.real(name, value, "(-1, inf)")
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
-    nonnegative = {
-        "eps": eps,
-        "norm_loss": norm_loss,
-        "weight_decay": weight_decay,
-        "min_learning_rate": min_learning_rate,
-    }
-    for name, value in nonnegative.items():
+    for name, value in (("eps", eps), ("norm_loss", norm_loss), ("weight_decay", weight_decay)):
         checks.real(name, value, "[0, inf)")
+    checks.real("min_learning_rate", min_learning_rate, "[0, inf)")
     for name, value in (("softplus_beta", softplus_beta), ("clipping_eps", clipping_eps)):
         checks.real(name, value, "(0, inf)")
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
