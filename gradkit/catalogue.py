@@ -23,6 +23,7 @@ FORMS = (
     "strategy",
     "diagnostic",
     "rule",
+    "layer",
 )
 MATURITIES = ("stable", "faithful", "experimental")
 COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")

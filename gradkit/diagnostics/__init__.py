@@ -1,5 +1,6 @@
 """Pure measurements of a training run."""
 
+from gradkit.diagnostics.directional_sharpness import directional_sharpness
 from gradkit.diagnostics.gradient_noise_scale import (
     NoiseScale,
     NoiseScaleEstimate,
@@ -19,6 +20,7 @@ __all__ = [
     "NoiseScaleState",
     "StepsExamples",
     "critical_batch_size",
+    "directional_sharpness",
     "fit_steps_examples",
     "from_moments",
     "gradient_noise_scale",

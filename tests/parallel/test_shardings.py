@@ -20,7 +20,7 @@ SHAPES = {"bias": (16,), "kernel": (8, 16)}
 SPECS = {"bias": P("tensor"), "kernel": P("fsdp", "tensor")}
 BY_SHAPE = {SHAPES[name]: SPECS[name] for name in SHAPES}
 # All norms of a step are one all-reduce; a method that needs norms of what it made with the first norms has two.
-EXCHANGES = {"perpgrad": 2}
+EXCHANGES = {"normalize_gradients": 2, "perpgrad": 2, "ranger21": 6, "stable_weight_decay": 2}
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 
 
