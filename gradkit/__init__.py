@@ -16,7 +16,6 @@ from gradkit.optimizers.momentum import (
     qhadam,
     qhm,
     scale_by_gravity,
-    scale_by_pnm,
     scale_by_qhadam,
     scale_by_qhm,
     sgd,

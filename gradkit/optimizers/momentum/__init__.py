@@ -9,9 +9,7 @@ from gradkit.optimizers.momentum.heavy_ball import (
     heavy_ball,
 )
 from gradkit.optimizers.momentum.pnm import (
-    ScaleByPnmState,
     positive_negative_momentum,
-    scale_by_pnm,
 )
 from gradkit.optimizers.momentum.qhm import (
     qhadam,
@@ -32,7 +30,6 @@ from gradkit.optimizers.momentum.xgrad import (
 
 __all__ = [
     "ScaleByGravityState",
-    "ScaleByPnmState",
     "gravity",
     "heavy_ball",
     "momentum",
@@ -41,7 +38,6 @@ __all__ = [
     "qhadam",
     "qhm",
     "scale_by_gravity",
-    "scale_by_pnm",
     "scale_by_qhadam",
     "scale_by_qhm",
     "sgd",
