@@ -72,6 +72,7 @@ from gradkit.optimizers.adaptive import (
 
 # The norms of a layer
 from gradkit.optimizers.layerwise import (
+    adaptive_grad_clip,
     lamb,
     larc,
     lars,
@@ -106,6 +107,14 @@ from gradkit.transforms import (
     MatrixSharding,
 )
 
+# Less variance from what earlier steps have seen
+from gradkit.optimizers.variance_reduction import (
+    mars_adamw,
+    mars_exact,
+    mars_lion,
+    mars_shampoo,
+)
+
 # Primitives: one link of a chain
 from gradkit.transforms import (
     adaptive_grad_clip,
@@ -114,6 +123,7 @@ from gradkit.transforms import (
     clip_by_block_norm,
     clip_by_global_norm,
     lookahead_in_chain,
+    mars_correction,
     norm_loss,
     normalize_gradients,
     scale_by_adam,
@@ -201,6 +211,11 @@ __all__ = [
     "linalg",
     "lion",
     "lookahead_in_chain",
+    "mars_adamw",
+    "mars_correction",
+    "mars_exact",
+    "mars_lion",
+    "mars_shampoo",
     "momentum",
     "multi_timescale_adam",
     "muon",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import optax
 
 from gradkit import catalogue, checks, schedules
-from gradkit.optimizers import adaptive, filters, layerwise, matrix, momentum, sign
+from gradkit.optimizers import adaptive, filters, layerwise, matrix, momentum, sign, variance_reduction
 from gradkit.transforms import adaptive_grad_clip, clip_by_global_norm
 
 DEFAULT_CENTRE = 1e-2
@@ -109,6 +109,10 @@ _ROWS = (
     Method("qhadam", momentum.qhadam, 5e-3, "qhadam"),
     Method("ranger21", _ranger21, 5e-3, "ranger21"),
     Method("lion", sign.lion, 2e-3, "lion"),
+    Method("mars_adamw", variance_reduction.mars_adamw, 5e-3, "mars_adamw"),
+    Method("mars_exact", variance_reduction.mars_exact, 5e-3, "mars_exact"),
+    Method("mars_lion", variance_reduction.mars_lion, 2e-3, "mars_lion"),
+    Method("mars_shampoo", variance_reduction.mars_shampoo, 5e-3, "mars_shampoo"),
     # Vectors step at the rate itself: with the default coefficient the rate that suits matrices is too much for them.
     Method("lars", lambda rate: layerwise.lars(rate, trust_coefficient=0.02), 5e-1, "lars"),
     Method("larc", layerwise.larc, 1e0, "larc"),

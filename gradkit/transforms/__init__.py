@@ -32,6 +32,10 @@ from gradkit.transforms.lookahead_in_chain import (
     LookaheadInChainState,
     lookahead_in_chain,
 )
+from gradkit.transforms.mars import (
+    MarsCorrectionState,
+    mars_correction,
+)
 from gradkit.transforms.matrices import (
     MatrixSharding,
 )
@@ -83,6 +87,7 @@ __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
     "LookaheadInChainState",
+    "MarsCorrectionState",
     "MatrixSharding",
     "PrecisionState",
     "RootMeanSquareState",
@@ -104,6 +109,7 @@ __all__ = [
     "eval_params",
     "inject_hyperparams",
     "lookahead_in_chain",
+    "mars_correction",
     "norm_loss",
     "normalize_gradients",
     "precision",

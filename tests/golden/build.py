@@ -43,6 +43,11 @@ def _penalised(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     return lambda hyper: function(**_hyper(hyper, "l2"), l2=hyper.get("l2", 0.0))
 
 
+def _without(function: Callable[..., Any], *foreign: str) -> Callable[[dict[str, Any]], Any]:
+    """A file whose reference has arguments that its method does not read."""
+    return lambda hyper: function(**_hyper(hyper, *foreign))
+
+
 def _in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
     """A filter whose file names the optimizer behind it as `base`."""
 
@@ -99,6 +104,10 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lion": _direct(gk.lion),
     "nadam": _direct(gk.nadam),
     "muon": _direct(gk.muon),
+    "mars_adamw": _direct(gk.mars_adamw),
+    "mars_exact": _direct(gk.mars_exact),
+    "mars_lion": _without(gk.mars_lion, "b2", "eps"),
+    "mars_shampoo": _without(gk.mars_shampoo, "b2"),
     "novograd": _direct(gk.novograd),
     "perpgrad": _in_front(gk.perpgrad),
     "rmsprop": _direct(gk.rmsprop),
@@ -111,6 +120,9 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "xgrad_adamw": _direct(gk.xgrad_adamw),
     "xgrad_sgd": _direct(gk.xgrad_sgd),
 }
+
+# Methods that take the gradient at a second point.
+CALLS_BACK = ("mars_exact",)
 
 
 def _sam(hyper: dict[str, Any]) -> tuple[Callable[..., Any], Any]:

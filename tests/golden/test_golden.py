@@ -29,16 +29,24 @@ def test_transformation(golden: Golden, x64: None) -> None:
     start = fixture.params(golden)
     tx = optax.with_extra_args_support(build.TRANSFORMATIONS[golden.method](golden.meta["hyper"]))
     update = jax.jit(tx.update)
+    tx = build.TRANSFORMATIONS[golden.method](golden.meta["hyper"])
+    update = jax.jit(tx.update, static_argnames="grad_fn")
     x = {leaf: jnp.asarray(value) for leaf, value in start.items()}
     state = tx.init(x)
     worst = 0.0
     for t, want in enumerate(golden.steps):
+        extra = {}
         if golden.meta["mode"] == "replay":
             g = {leaf: jnp.asarray(value) for leaf, value in fixture.grads(golden, t).items()}
             updates, state = update(g, state, x)
         else:
             value, g = jax.value_and_grad(lambda x, t=t: fixture.loss(golden, t, x))(x)
             updates, state = update(g, state, x, value=value)
+            grad_fn = jax.grad(lambda x, t=t: fixture.loss(golden, t, x))
+            g = grad_fn(x)
+            if golden.method in build.CALLS_BACK:
+                extra = {"grad_fn": grad_fn}
+        updates, state = update(g, state, x, **extra)
         x = optax.apply_updates(x, updates)
         worst = max(worst, fixture.error(x, want, start))
     assert worst < golden.bound

@@ -1,0 +1,6 @@
+"""Methods that reduce the variance of the gradient with what earlier steps have seen."""
+
+from gradkit.optimizers.variance_reduction.mars import mars_adamw, mars_exact, mars_lion
+from gradkit.optimizers.variance_reduction.mars_shampoo import mars_shampoo
+
+__all__ = ["mars_adamw", "mars_exact", "mars_lion", "mars_shampoo"]

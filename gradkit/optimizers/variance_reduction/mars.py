@@ -1,0 +1,212 @@
+"""MARS with the steps of AdamW and of Lion: a corrected gradient, then the usual preconditioner.
+
+c_t    g_t + gamma b1 / (1 - b1) (g_t - p_t), clipped per tensor: `mars_correction`
+m_t    b1 m_{t-1} + (1 - b1) c_t
+
+    AdamW     u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps),   v_t the running mean of c_t^2
+    Lion      u_t = sign(m_t)
+
+x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_adam, scale_by_learning_rate, trace
+from gradkit.transforms.core import optimizer, transformation
+
+PAPER = Paper(
+    "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"
+)
+
+
+def _sign() -> optax.GradientTransformationExtraArgs:
+    def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
+        del params, extra
+        return jax.tree.map(jnp.sign, updates), state
+
+    return transformation("mars_lion", lambda params: optax.EmptyState(), update)
+
+
+def mars_adamw(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.99,
+    eps: Any = 1e-8,
+    gamma: Any = 0.025,
+    max_norm: Any = 1.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    exact: bool = False,
+    first_step: str = "zero",
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW on MARS's corrected gradient.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The paper has 3e-3.
+      b1: decay of the first moment, also in the correction, in [0, 1). Default 0.95 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.99 (paper).
+      eps: added to the root, >= 0. Default 1e-8 (paper).
+      gamma: share of the correction, >= 0. Default 0.025 (paper). With 0 and max_norm infinite this is AdamW.
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0; the official runs have 0.1.
+      weight_decay_mask: which leaves decay. Default all.
+      exact: whether a second gradient is taken at the previous parameters; see `mars_exact`. Default False.
+      first_step: "zero" or "skip"; see `mars_correction`. Default "zero".
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `params`. State: 3 words per parameter. Collectives: one scalar per tensor.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = mars_adamw(0.5)
+      >>> x = jnp.array([1.0, -5.0])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))
+      [-0.5  0.5]
+
+    Reference: Yuan et al. MARS: Unleashing the Power of Variance Reduction for Training Large Models. 2024, arXiv
+    2411.10438. The official code sends leaves that are no matrices to plain AdamW by default; here every leaf is
+    treated alike: `gk.leaves.groups` sends them where they should go.
+    """
+    return optimizer(
+        Method("mars_adamw", learning_rate, weight_decay, weight_decay_mask),
+        mars_correction(gamma=gamma, b1=b1, max_norm=max_norm, exact=exact, first_step=first_step, layout=layout),
+        scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def mars_exact(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.99,
+    eps: Any = 1e-8,
+    gamma: Any = 0.025,
+    max_norm: Any = 1.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """`mars_adamw(exact=True)`: the change of the gradient is measured on one batch, at the price of a second gradient.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the first moment, in [0, 1). Default 0.95 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.99 (paper).
+      eps: added to the root, >= 0. Default 1e-8 (paper).
+      gamma: share of the correction, >= 0. Default 0.025 (paper).
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `params`, and `grad_fn` or `previous_grads` as `mars_correction` says. State: 3
+      words per parameter. Collectives: one scalar per tensor.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; at `update`, neither extra argument.
+
+    Example:
+      >>> tx = mars_exact(0.5)
+      >>> x = jnp.array([1.0, -5.0])
+      >>> print(tx.update(x, tx.init(x), x, grad_fn=lambda x: x)[0].round(4))
+      [-0.5  0.5]
+
+    Reference: Yuan et al. 2024, arXiv 2411.10438.
+    """
+    correction = mars_correction(gamma=gamma, b1=b1, max_norm=max_norm, exact=True, layout=layout)
+    return optimizer(
+        Method("mars_exact", learning_rate, weight_decay, weight_decay_mask),
+        correction,
+        scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def mars_lion(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.95,
+    gamma: Any = 0.025,
+    max_norm: Any = 1.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    exact: bool = False,
+    first_step: str = "zero",
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """The sign of the momentum of MARS's corrected gradient.
+
+    Equations: at the head of this file. One rate for the momentum, not Lion's two.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (paper).
+      gamma: share of the correction, >= 0. Default 0.025 (paper).
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      exact: whether a second gradient is taken at the previous parameters. Default False.
+      first_step: "zero" or "skip"; see `mars_correction`. Default "zero".
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter. Collectives: one scalar per tensor.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves, which have no sign.
+
+    Example:
+      >>> tx = mars_lion(0.5)
+      >>> x = jnp.array([1.0, -5.0])
+      >>> print(tx.update(x, tx.init(x), x)[0])
+      [-0.5  0.5]
+
+    Reference: Yuan et al. 2024, arXiv 2411.10438.
+    """
+    return optimizer(
+        Method("mars_lion", learning_rate, weight_decay, weight_decay_mask),
+        mars_correction(gamma=gamma, b1=b1, max_norm=max_norm, exact=exact, first_step=first_step, layout=layout),
+        trace(b1, dampening=b1, dampen_first=True, mu_dtype=mu_dtype),
+        _sign(),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(mars_adamw, form="optimizer", paper=PAPER, words=3, collectives="norms", golden=("adaptive/mars_adamw",))
+register(mars_lion, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/mars_lion",))
+register(
+    mars_exact,
+    form="optimizer",
+    paper=PAPER,
+    needs=("grad_fn",),
+    words=3,
+    collectives="norms",
+    golden=("adaptive/mars_exact",),
+    notes="previous_grads, where it is given, takes the place of grad_fn",
+)

@@ -1,0 +1,135 @@
+"""MARS with the step of Shampoo: a corrected gradient, its momentum, and that momentum orthogonalised.
+
+c_t    g_t + gamma b1 / (1 - b1) (g_t - p_t), clipped per tensor: `mars_correction`
+m_t    b1 m_{t-1} + (1 - b1) c_t
+u_t    NS(m_t / (1 - b1)) sqrt(max(1, outputs / inputs))
+NS(M)  X = M / (|M| + eps), then ns_steps times X <- a X + b A X + c A^2 X with A = X X^T
+x_t    x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout, from_matrices, map_named, to_matrices
+from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
+from gradkit.transforms.core import divide, optimizer, scalar, transformation
+
+PAPER = Paper(
+    "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"
+)
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def _newton_schulz(M: jax.Array, steps: int, eps: Any) -> jax.Array:
+    """Matrices (..., rows, columns) with all singular values moved towards 1."""
+    a, b, c = QUINTIC
+    wide = M.shape[-2] <= M.shape[-1]
+    X = M if wide else jnp.swapaxes(M, -1, -2)
+    norm = jnp.sqrt(jnp.sum(jnp.square(X), axis=(-2, -1), keepdims=True))
+    X = divide(X, norm + scalar(eps, X))
+    for _ in range(steps):
+        A = jnp.matmul(X, jnp.swapaxes(X, -1, -2), precision="highest")
+        X = a * X + jnp.matmul(b * A + c * jnp.matmul(A, A, precision="highest"), X, precision="highest")
+    return X if wide else jnp.swapaxes(X, -1, -2)
+
+
+def _orthogonalize(steps: int, dtype: Any, eps: Any, b1: Any, layout: Layout) -> optax.GradientTransformationExtraArgs:
+    def direction(name: str, m: jax.Array) -> jax.Array:
+        axes = layout(name, m.shape)
+
+        def one(M: jax.Array) -> jax.Array:
+            scale = max(1.0, M.shape[-1] / max(1, M.shape[-2])) ** 0.5
+            return scale * _newton_schulz(M.astype(dtype or M.dtype), steps, eps).astype(m.dtype)
+
+        unscaled = m / (1 - scalar(b1, m))
+        return from_matrices([one(M) for M in to_matrices(unscaled, axes)], m.shape, axes)
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
+        del params, extra
+        return map_named(direction, updates), state
+
+    return transformation("mars_shampoo", lambda params: optax.EmptyState(), update)
+
+
+def mars_shampoo(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.95,
+    eps: Any = 1e-8,
+    gamma: Any = 0.025,
+    max_norm: Any = 1.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    ns_steps: int = 5,
+    ns_dtype: Any = None,
+    exact: bool = False,
+    first_step: str = "zero",
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """The momentum of MARS's corrected gradient, orthogonalised: Shampoo without accumulation.
+
+    Equations: at the head of this file, on the (inputs, outputs) matrices of each leaf.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (paper).
+      eps: added to the Frobenius norm, >= 0. Default 1e-8 (official code).
+      gamma: share of the correction, >= 0. Default 0.025 (paper).
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      ns_steps: iterations, >= 1. Default 5 (official code).
+      ns_dtype: dtype of the iterations. Default that of the leaf, float32 or wider; the official code has bfloat16.
+      exact: whether a second gradient is taken at the previous parameters. Default False.
+      first_step: "zero" or "skip"; see `mars_correction`. Default "zero".
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks, inputs and outputs.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter. Collectives: whole matrices, and one scalar
+      per tensor.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves.
+
+    Example:
+      >>> tx = mars_shampoo(1.0)
+      >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+      >>> u, _ = tx.update(x, tx.init(x), x)
+      >>> bool((jnp.abs(jnp.linalg.svd(-u)[1] - 1) < 0.3).all())
+      True
+
+    Reference: Yuan et al. 2024, arXiv 2411.10438. The official code sends leaves that are no matrices to AdamW. Here a
+    vector is a matrix of one row, and is divided by about its norm: `gk.leaves.groups` sends such leaves elsewhere.
+    """
+    checks.integer("ns_steps", ns_steps, 1)
+    checks.real("eps", eps, "[0, inf)")
+
+    return optimizer(
+        Method("mars_shampoo", learning_rate, weight_decay, weight_decay_mask),
+        mars_correction(gamma=gamma, b1=b1, max_norm=max_norm, exact=exact, first_step=first_step, layout=layout),
+        trace(b1, dampening=b1, dampen_first=True, mu_dtype=mu_dtype),
+        _orthogonalize(ns_steps, ns_dtype, eps, b1, layout),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+BY_LAYOUT = {
+    "layout": "its clip is a norm per tensor besides the matrices; tests/papers/test_mars_shampoo.py has its layouts"
+}
+register(
+    mars_shampoo,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="matrices",
+    golden=("adaptive/mars_shampoo",),
+    opt_outs=BY_LAYOUT,
+)
