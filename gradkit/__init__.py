@@ -109,6 +109,7 @@ from gradkit.transforms import (
 
 # Less variance from what earlier steps have seen
 from gradkit.optimizers.variance_reduction import (
+    implicit_gradient_transport,
     mars_adamw,
     mars_exact,
     mars_lion,
@@ -198,6 +199,7 @@ __all__ = [
     "grokfast_ema",
     "grokfast_ma",
     "heavy_ball",
+    "implicit_gradient_transport",
     "induced_metric_log",
     "induced_metric_rms",
     "induced_metric_sgd",

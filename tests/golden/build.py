@@ -48,6 +48,16 @@ def _without(function: Callable[..., Any], *foreign: str) -> Callable[[dict[str,
     return lambda hyper: function(**_hyper(hyper, *foreign))
 
 
+def _around(wrapper: Callable[..., Any], inner: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
+    """A wrapper whose file has the hyperparameters of both."""
+
+    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
+        own = {name: hyper[name] for name in names if name in hyper}
+        return wrapper(inner(**_hyper(hyper, *names)), **own)
+
+    return build
+
+
 def _in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
     """A filter whose file names the optimizer behind it as `base`."""
 
@@ -99,6 +109,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "grokfast_ma": _in_front(gk.grokfast_ma, "window_size", "lamb", "filter_type", "warmup"),
     "inna": _direct(gk.inna),
     "innaprop": _direct(gk.innaprop),
+    "igt_adam": _around(gk.implicit_gradient_transport, gk.adam, "delta", "tail_fraction"),
+    "igt_heavy_ball": _around(gk.implicit_gradient_transport, gk.sgd, "delta", "tail_fraction"),
     "lamb": _direct(gk.lamb),
     "lars": _lars,
     "lion": _direct(gk.lion),

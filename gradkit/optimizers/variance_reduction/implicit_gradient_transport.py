@@ -1,0 +1,128 @@
+"""Implicit gradient transport: old gradients, moved to where the parameters are now, without a Hessian.
+
+With k = t - 1 earlier gradients, and g_t taken at the user's parameters y_t:
+
+    gamma_k = k / (k + delta)
+    m_t     = gamma_k m_{t-1} + (1 - gamma_k) g_t
+    u_t     = what the inner optimizer makes of m_t at the true parameters x_t
+    x_{t+1} = x_t + u_t
+    y_{t+1} = x_{t+1} + gamma_{k+1} / (1 - gamma_{k+1}) u_t
+
+Where all losses have one Hessian, m_t with delta = 1 is the mean of the gradients of all losses so far AT x_t.
+With `tail_fraction` c the mean is over about the last share c of the gradients:
+
+    gamma_k = c k / (1 + c k) (1 - sqrt((1 - c) / (k (k + 1))) / c),   0 where k < 2 or where that is negative
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms import ShiftedParametersState, shifted_parameters
+from gradkit.transforms.core import increment, scalar, transformation, zeros
+
+PAPER = Paper(
+    "Reducing the variance in online optimization by transporting past gradients", "Arnold et al.", 2019, "1906.03532"
+)
+
+
+class ImplicitGradientTransportState(NamedTuple):
+    """Number of updates made, the transported mean of gradients, and how far y is from x with the inner state."""
+
+    count: jax.Array
+    mean: Any
+    shifted: ShiftedParametersState
+
+
+def _real(value: Any) -> jax.Array:
+    return jnp.asarray(value).astype(jnp.result_type(float))
+
+
+def _anytime(k: jax.Array, delta: Any) -> jax.Array:
+    k = _real(k)
+    return k / (k + _real(delta))
+
+
+def _tail(k: jax.Array, c: Any) -> jax.Array:
+    k, c = _real(jnp.maximum(k, 1)), _real(c)
+    gamma = c * k / (1 + c * k) * (1 - jnp.sqrt((1 - c) / (k * (k + 1))) / c)
+    return jnp.where(k < 2, jnp.zeros_like(gamma), jnp.maximum(gamma, 0))
+
+
+def implicit_gradient_transport(
+    inner: optax.GradientTransformation, *, delta: Any = 1.0, tail_fraction: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Averages gradients as if all had been taken at the present parameters.
+
+    Equations: at the head of this file. The parameters the user holds are the SHIFTED ones, by about t steps, and
+    have a high loss: evaluate and save `gk.eval_params(state, params)`, never the parameters themselves.
+
+    Args:
+      inner: a whole optimizer, learning rate included; `gk.sgd(rate, momentum=0.9)` is the paper's Heavyball-IGT,
+        `gk.adam(rate)` its Adam-IGT.
+      delta: > 0; larger forgets faster: recent gradients have about delta times their share. Default 1: the mean.
+      tail_fraction: c in (0, 1]: the mean runs over the tail (anytime tail averaging), and delta is not read; it must
+        then be 1. Default None: over all gradients, as delta says.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter (the mean and the shift), a counter and the
+      inner state. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; `params` missing.
+
+    Example:
+      >>> from gradkit.transforms import eval_params
+      >>> tx = implicit_gradient_transport(optax.sgd(0.1))
+      >>> y = jnp.array(1.0)
+      >>> state = tx.init(y)
+      >>> u, state = tx.update(y, state, y)
+      >>> print((y + u).round(4), eval_params(state, y + u).round(4))
+      0.8 0.9
+
+    Reference: Arnold et al. Reducing the variance in online optimization by transporting past gradients. 2019, arXiv
+    1906.03532; with other inner optimizers: Tondji et al. 2021, arXiv 2111.11828. The tail: Le Roux. Anytime Tail
+    Averaging. 2019, arXiv 1902.05083, whose weights are clipped at 0 here: while a tail of the share c is less than one
+    gradient, it is the last gradient.
+    """
+    checks.real("delta", delta, "(0, inf)")
+    checks.real("tail_fraction", tail_fraction, "(0, 1]", optional=True)
+    if tail_fraction is not None and not (isinstance(delta, int | float) and delta == 1):
+        raise ValueError(f"delta must be 1 with tail_fraction, got {delta!r}")
+
+    def gamma(k: jax.Array) -> jax.Array:
+        return _anytime(k, delta) if tail_fraction is None else _tail(k, tail_fraction)
+
+    def ahead(k: jax.Array) -> optax.GradientTransformationExtraArgs:
+        """The inner optimizer, and the parameters ahead of it by what the NEXT mean needs."""
+        following = gamma(k + 1)
+        steps = following / (1 - following)
+        return shifted_parameters(inner, lambda u: jax.tree.map(lambda x: scalar(steps, x) * x, u))
+
+    def init(params: optax.Params) -> ImplicitGradientTransportState:
+        count = jnp.zeros((), jnp.int32)
+        return ImplicitGradientTransportState(count, zeros(params), ahead(count).init(params))
+
+    def update(
+        updates: Any, state: ImplicitGradientTransportState, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        kept = gamma(state.count)
+        mean = jax.tree.map(lambda m, g: scalar(kept, g) * m + (1 - scalar(kept, g)) * g, state.mean, updates)
+        handed_out, shifted = ahead(state.count).update(mean, state.shifted, params, **extra)
+        return handed_out, ImplicitGradientTransportState(increment(state.count), mean, shifted)
+
+    return transformation("implicit_gradient_transport", init, update, needs_params=True, complex_leaves=True)
+
+
+register(
+    implicit_gradient_transport,
+    form="wrapper",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/igt_heavy_ball", "adaptive/igt_adam"),
+    notes="the parameters the user holds are shifted by t steps: evaluate gk.eval_params(state, params)",
+)
