@@ -1,18 +1,45 @@
 """Where the gradient comes from: drop-in replacements of `jax.value_and_grad`, and losses."""
 
-from gradkit.gradients.displaced import displaced_gradient
-from gradkit.gradients.microbatch import microbatch
-from gradkit.gradients.moments import GradientMoments, gradient_moments
-from gradkit.gradients.sam import asam, sam
-from gradkit.gradients.stablemax import log_stablemax, stablemax_cross_entropy
+from gradkit.gradients.displaced import (
+    displaced_gradient,
+)
+from gradkit.gradients.microbatch import (
+    microbatch,
+)
+from gradkit.gradients.moments import (
+    GradientMoments,
+    gradient_moments,
+)
+from gradkit.gradients.saga import (
+    TableState,
+    sag_estimator,
+    saga_estimator,
+)
+from gradkit.gradients.sam import (
+    asam,
+    sam,
+)
+from gradkit.gradients.stablemax import (
+    log_stablemax,
+    stablemax_cross_entropy,
+)
+from gradkit.gradients.svrg import (
+    SvrgState,
+    svrg_estimator,
+)
 
 __all__ = [
     "GradientMoments",
+    "SvrgState",
+    "TableState",
     "asam",
     "displaced_gradient",
     "gradient_moments",
     "log_stablemax",
     "microbatch",
+    "sag_estimator",
+    "saga_estimator",
     "sam",
     "stablemax_cross_entropy",
+    "svrg_estimator",
 ]

@@ -205,6 +205,10 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         extra: dict[str, Any] = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn, "key": key}
         if "grad_moments" in card.needs:
             extra["grad_moments"] = gk.gradients.gradient_moments(problem.loss, 2)(params, batch)[1]
+        if "full_grad_fn" in card.needs:
+            extra["full_grad_fn"] = grad_fn
+        if "index" in card.needs:
+            extra["index"] = jnp.zeros((), jnp.int32)
         if "example_grads" in card.needs:
             extra["example_grads"] = jax.tree.map(lambda g: jnp.stack([g, g]), grads)
         return tx.update(grads, state, params, **extra)

@@ -23,9 +23,13 @@ def methods(check: str) -> Any:
     return pytest.mark.parametrize("card", chosen)
 
 
-# What a method that cannot do without an extra argument gets where a test passes none: of a linear loss, whose
-# gradient is everywhere the one that came in.
-SUPPLIED = {"grad_fn": lambda updates: lambda params: updates}
+# What a method that cannot do without an extra argument gets where a test passes none: of one example with a linear
+# loss, whose gradient is everywhere the one that came in.
+SUPPLIED = {
+    "grad_fn": lambda updates: lambda params: updates,
+    "full_grad_fn": lambda updates: lambda params: updates,
+    "index": lambda updates: 0,
+}
 
 
 def make(card: Card, learning_rate: Any = 0.01, **changes: Any) -> optax.GradientTransformationExtraArgs:
