@@ -116,6 +116,11 @@ from gradkit.optimizers.variance_reduction import (
     mars_shampoo,
 )
 
+# A smooth loss and a penalty that is not
+from gradkit.optimizers.proximal import (
+    nonconvex_accelerated_gradient,
+)
+
 # Primitives: one link of a chain
 from gradkit.transforms import (
     adaptive_grad_clip,
@@ -224,6 +229,7 @@ __all__ = [
     "nadam",
     "nag",
     "noisy_sgd",
+    "nonconvex_accelerated_gradient",
     "norm_loss",
     "normalize_gradients",
     "novograd",

@@ -1,6 +1,29 @@
 """Pure array kernels."""
 
-from gradkit.linalg.lcp import solve_lcp
-from gradkit.linalg.orthogonalize import orthogonalize
+from gradkit.linalg.lcp import (
+    solve_lcp,
+)
+from gradkit.linalg.orthogonalize import (
+    orthogonalize,
+)
+from gradkit.linalg.penalties import (
+    mcp_concave_grad,
+    mcp_penalty,
+    prox_l1,
+    prox_mcp,
+    prox_scad,
+    scad_concave_grad,
+    scad_penalty,
+)
 
-__all__ = ["orthogonalize", "solve_lcp"]
+__all__ = [
+    "mcp_concave_grad",
+    "mcp_penalty",
+    "orthogonalize",
+    "prox_l1",
+    "prox_mcp",
+    "prox_scad",
+    "scad_concave_grad",
+    "scad_penalty",
+    "solve_lcp",
+]

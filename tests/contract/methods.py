@@ -52,7 +52,11 @@ def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTran
 
 def _make(card: Card, learning_rate: Any, changes: dict[str, Any]) -> optax.GradientTransformation:
     """A complete optimizer around (or of) a method."""
-    tx = _built(card, learning_rate, **changes)
+    return supplied(card, _built(card, learning_rate, **changes))
+
+
+def supplied(card: Card, tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """A method that gets what it cannot do without."""
     needs = [name for name in card.needs if name in SUPPLIED]
     if not needs:
         return tx

@@ -133,6 +133,13 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "xgrad_sgd": _direct(gk.xgrad_sgd),
 }
 
+# method -> transformation of a file that brings a problem of its own
+PROBLEMS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nonconvex_accelerated_gradient": lambda hyper: gk.nonconvex_accelerated_gradient(
+        **hyper, mask={"intercept": False, "coef": True}
+    ),
+}
+
 # Methods that take the gradient at a second point.
 CALLS_BACK = ("mars_exact",)
 

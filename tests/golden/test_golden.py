@@ -56,6 +56,25 @@ def test_transformation(golden: Golden, x64: None) -> None:
         assert fixture.error(gk.eval_params(state, x), true, start) < golden.bound
 
 
+@pytest.mark.parametrize("golden", _known(build.PROBLEMS, ("problem",)))
+def test_regression(golden: Golden, x64: None) -> None:
+    """|y - X b|^2 / (2 n) with an intercept; the first entry is where the gradient of iteration 4 is taken."""
+    X, y, b = (jnp.asarray(golden.extra()[name]) for name in ("X", "y", "b0"))
+    tx = build.PROBLEMS[golden.method](golden.meta["hyper"])
+    update = jax.jit(tx.update)
+    x, start = {"intercept": b[:1], "coef": b[1:]}, {"coef": np.asarray(b)}
+    state, worst = tx.init(x), 0.0
+    for t in range(3 + len(golden.steps) - 1):
+        g = X.T @ (X @ jnp.concatenate([x["intercept"], x["coef"]]) - y) / len(y)
+        updates, state = update({"intercept": g[:1], "coef": g[1:]}, state, x)
+        x = optax.apply_updates(x, updates)
+        if t >= 2:
+            worst = max(
+                worst, fixture.error({"coef": np.concatenate([x["intercept"], x["coef"]])}, golden.steps[t - 2], start)
+            )
+    assert worst < golden.bound
+
+
 @pytest.mark.parametrize("golden", _known(build.SOURCES, ("closure",)))
 def test_source(golden: Golden, x64: None) -> None:
     start = fixture.params(golden)
@@ -127,7 +146,14 @@ def test_strategy(golden: Golden, x64: None) -> None:
 
 def test_every_file_of_a_card_is_here() -> None:
     """A card that names a trajectory names one that exists, and that is replayed."""
-    replayed = {**build.TRANSFORMATIONS, **build.SOURCES, **build.SCHEDULES, **build.AGGREGATORS, **build.STRATEGIES}
+    replayed = {
+        **build.TRANSFORMATIONS,
+        **build.PROBLEMS,
+        **build.SOURCES,
+        **build.SCHEDULES,
+        **build.AGGREGATORS,
+        **build.STRATEGIES,
+    }
     own = {
         f"{path.parent.name}/{path.stem}": path
         for path in (fixture.Path(fixture.__file__).parent / "data").glob("*/*.npz")

@@ -46,8 +46,13 @@ def _orthogonalize(steps: int, dtype: Any, eps: Any, b1: Any, layout: Layout) ->
             scale = max(1.0, M.shape[-1] / max(1, M.shape[-2])) ** 0.5
             return scale * _newton_schulz(M.astype(dtype or M.dtype), steps, eps).astype(m.dtype)
 
+        lies = jax.typeof(m).sharding
+        sharded = any(entry is not None for entry in lies.spec)  # over Explicit axes; Auto ones are the compiler's
         unscaled = m / (1 - scalar(b1, m))
-        return from_matrices([one(M) for M in to_matrices(unscaled, axes)], m.shape, axes)
+        if sharded:
+            unscaled = jax.sharding.reshard(unscaled, jax.sharding.PartitionSpec())
+        out = from_matrices([one(M) for M in to_matrices(unscaled, axes)], m.shape, axes)
+        return jax.sharding.reshard(out, lies) if sharded else out
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del params, extra

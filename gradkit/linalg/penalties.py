@@ -1,0 +1,240 @@
+"""Penalties that make coefficients exactly zero, their smooth concave parts and their proximal operators, per entry.
+
+lam = l1, S(z) the sign of z, soft(z, t) = S(z) max(|z| - t, 0). A penalty is lam |z| + h(z), h smooth and concave:
+
+    SCAD   |z| <= lam        lam |z|                                             h' = 0
+           |z| <= a lam      (2 a lam |z| - z^2 - lam^2) / (2 (a - 1))           h' = (lam S(z) - z) / (a - 1)
+           beyond            lam^2 (a + 1) / 2                                   h' = -lam S(z)
+    MCP    |z| <= gamma lam  lam |z| - z^2 / (2 gamma)                           h' = -z / gamma
+           beyond            gamma lam^2 / 2                                     h' = -lam S(z)
+
+prox(z) = argmin_x (x - z)^2 / (2 step) + penalty(x):
+
+    L1     soft(z, step lam)
+    SCAD   |z| <= (1 + step) lam   soft(z, step lam)
+           |z| <= a lam            ((a - 1) z - S(z) a step lam) / (a - 1 - step)
+           beyond                  z
+    MCP    |z| <= gamma lam        soft(z, step lam) / (1 - step / gamma)
+           beyond                  z
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+
+
+def _like(value: Any, z: jax.Array) -> Any:
+    return value if type(value) in (int, float) else jnp.asarray(value).astype(z.dtype)
+
+
+def _below(name: str, value: Any, bound: Any, what: str) -> None:
+    if type(value) in (int, float) and type(bound) in (int, float) and not value < bound:
+        raise ValueError(f"{name} must be in (0, {what}), got {value!r}")
+
+
+def prox_l1(z: jax.Array, threshold: Any) -> jax.Array:
+    """The soft threshold: the proximal operator of threshold * |z|.
+
+    Args:
+      z: array.
+      threshold: step times the weight of the penalty, >= 0; a number or an array that broadcasts.
+
+    Returns:
+      An array like `z`.
+
+    Raises:
+      ValueError: a negative threshold.
+
+    Example:
+      >>> print(prox_l1(jnp.array([-2.0, 0.5, 3.0]), 1.0))
+      [-1.  0.  2.]
+
+    Reference: Donoho, Johnstone. Ideal spatial adaptation by wavelet shrinkage. 1994.
+    """
+    if jnp.ndim(threshold) == 0:
+        checks.real("threshold", threshold, "[0, inf)")
+    return jnp.sign(z) * jnp.maximum(jnp.abs(z) - _like(threshold, z), 0)
+
+
+def scad_penalty(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
+    """The SCAD penalty of every entry.
+
+    Equations: at the head of this file.
+
+    Args:
+      z: array.
+      l1: weight lam at zero, >= 0.
+      a: where it flattens, in units of lam, > 2. Default 3.7 (paper).
+
+    Returns:
+      An array like `z`.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> print(scad_penalty(jnp.array([0.5, 100.0]), 1.0))
+      [0.5  2.35]
+
+    Reference: Fan, Li. Variable Selection via Nonconcave Penalized Likelihood and its Oracle Properties. 2001.
+    """
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("a", a, "(2, inf)")
+    lam, a, size = _like(l1, z), _like(a, z), jnp.abs(z)
+    bend = (2 * a * lam * size - jnp.square(z) - lam * lam) / (2 * (a - 1))
+    flat = jnp.full_like(z, lam * lam * (a + 1) / 2)
+    return jnp.where(size <= lam, lam * size, jnp.where(size <= a * lam, bend, flat))
+
+
+def scad_concave_grad(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
+    """The derivative of the smooth concave part of SCAD.
+
+    Equations: at the head of this file.
+
+    Args:
+      z: array.
+      l1: weight lam at zero, >= 0.
+      a: where it flattens, in units of lam, > 2. Default 3.7 (paper).
+
+    Returns:
+      An array like `z`.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> print(scad_concave_grad(jnp.array([0.5, -100.0]), 1.0))
+      [0. 1.]
+
+    Reference: Fan, Li. 2001; Yang, Asgharian, Bhatnagar. 2020, arXiv 2009.10629.
+    """
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("a", a, "(2, inf)")
+    lam, a, size, sign = _like(l1, z), _like(a, z), jnp.abs(z), jnp.sign(z)
+    bend = (lam * sign - z) / (a - 1)
+    return jnp.where(size <= lam, jnp.zeros_like(z), jnp.where(size < a * lam, bend, -lam * sign))
+
+
+def prox_scad(z: jax.Array, l1: Any, step: Any = 1.0, a: Any = 3.7) -> jax.Array:
+    """The proximal operator of the SCAD penalty.
+
+    Equations: at the head of this file.
+
+    Args:
+      z: array.
+      l1: weight lam at zero, >= 0.
+      step: in (0, a - 1), where the problem is convex. Default 1.
+      a: where the penalty flattens, in units of lam, > 2. Default 3.7 (paper).
+
+    Returns:
+      An array like `z`.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> print(prox_scad(jnp.array([0.5, 1.5, 10.0]), 1.0))
+      [ 0.   0.5 10. ]
+
+    Reference: Fan, Li. 2001.
+    """
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("step", step, "(0, inf)")
+    checks.real("a", a, "(2, inf)")
+    _below("step", step, a - 1, "a - 1")
+    lam, eta, a, size, sign = _like(l1, z), _like(step, z), _like(a, z), jnp.abs(z), jnp.sign(z)
+    bend = ((a - 1) * z - sign * (a * eta * lam)) / (a - 1 - eta)
+    soft = sign * jnp.maximum(size - eta * lam, 0)
+    return jnp.where(size <= (1 + eta) * lam, soft, jnp.where(size <= a * lam, bend, z))
+
+
+def mcp_penalty(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
+    """The minimax concave penalty of every entry.
+
+    Equations: at the head of this file.
+
+    Args:
+      z: array.
+      l1: weight lam at zero, >= 0.
+      gamma: where it flattens, in units of lam, > 1. Default 2.
+
+    Returns:
+      An array like `z`.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> print(mcp_penalty(jnp.array([1.0, 100.0]), 1.0))
+      [0.75 1.  ]
+
+    Reference: Zhang. Nearly unbiased variable selection under minimax concave penalty. 2010, arXiv 1002.4734.
+    """
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("gamma", gamma, "(1, inf)")
+    lam, gamma, size = _like(l1, z), _like(gamma, z), jnp.abs(z)
+    flat = jnp.full_like(z, gamma * lam * lam / 2)
+    return jnp.where(size <= gamma * lam, lam * size - jnp.square(z) / (2 * gamma), flat)
+
+
+def mcp_concave_grad(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
+    """The derivative of the smooth concave part of MCP.
+
+    Equations: at the head of this file.
+
+    Args:
+      z: array.
+      l1: weight lam at zero, >= 0.
+      gamma: where it flattens, in units of lam, > 1. Default 2.
+
+    Returns:
+      An array like `z`.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> print(mcp_concave_grad(jnp.array([1.0, -100.0]), 1.0))
+      [-0.5  1. ]
+
+    Reference: Zhang. 2010, arXiv 1002.4734; Yang, Asgharian, Bhatnagar. 2020, arXiv 2009.10629.
+    """
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("gamma", gamma, "(1, inf)")
+    lam, gamma = _like(l1, z), _like(gamma, z)
+    return jnp.where(jnp.abs(z) < gamma * lam, -z / gamma, -lam * jnp.sign(z))
+
+
+def prox_mcp(z: jax.Array, l1: Any, step: Any = 1.0, gamma: Any = 2.0) -> jax.Array:
+    """The proximal operator of the minimax concave penalty.
+
+    Equations: at the head of this file.
+
+    Args:
+      z: array.
+      l1: weight lam at zero, >= 0.
+      step: in (0, gamma), where the problem is convex. Default 1.
+      gamma: where the penalty flattens, in units of lam, > 1. Default 2.
+
+    Returns:
+      An array like `z`.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> print(prox_mcp(jnp.array([0.5, 1.5, 10.0]), 1.0))
+      [ 0.  1. 10.]
+
+    Reference: Zhang. 2010, arXiv 1002.4734.
+    """
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("step", step, "(0, inf)")
+    checks.real("gamma", gamma, "(1, inf)")
+    _below("step", step, gamma, "gamma")
+    lam, eta, gamma, size = _like(l1, z), _like(step, z), _like(gamma, z), jnp.abs(z)
+    soft = jnp.sign(z) * jnp.maximum(size - eta * lam, 0) / (1 - eta / gamma)
+    return jnp.where(size <= gamma * lam, soft, z)
