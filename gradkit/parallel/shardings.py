@@ -3,8 +3,7 @@
     a leaf of the state that belongs to a parameter:
         of its shape                     the parameter's sharding (with `zero_axis`, cut once more)
         of its rank, some axes shorter   the parameter's sharding on the axes of full length only
-        of its shape behind more axes    the parameter's sharding behind whole axes (a window of gradients)
-        of its shape behind one more     the parameter's sharding behind an axis that is not cut (a table, a window)
+        of its shape behind more axes    the parameter's sharding behind whole axes (a window, a table)
     every other leaf                     replicated over the parameters' mesh
 
 A leaf belongs to the parameter whose name is found in the leaf's own, the nearest to its end: `0/mu/dense/kernel`
@@ -160,9 +159,6 @@ def _derived(
         own = _derived(shape[more:], parameter, mesh, zero_axis)
         spec = PartitionSpec(*[None] * more, *own.spec) if len(own.spec) else own.spec
         return NamedSharding(mesh, spec, memory_kind=own.memory_kind)
-    if parameter is not None and len(shape) == len(parameter[0]) + 1 and shape[1:] == parameter[0]:
-        own = _derived(shape[1:], parameter, mesh, zero_axis)
-        return NamedSharding(mesh, PartitionSpec(*([None, *own.spec] if own.spec else [])), memory_kind=own.memory_kind)
     if parameter is None or len(shape) != len(parameter[0]):
         return NamedSharding(mesh, PartitionSpec())
     whole, sharding = parameter

@@ -120,7 +120,7 @@ def normalize_gradients(*, eps: Any = 1e-8, layout: Layout = default_layout) -> 
         all_names = names(updates)
         counts = [entries(name, "tensor", layout, x.shape) for name, x in zip(all_names, g, strict=True)]
         chosen = [i for i, x in enumerate(g) if x.size and counts[i] > 2]
-        known, large, n = ([items[i] for i in chosen] for items in (all_names, g, counts))
+        known, large, n = [all_names[i] for i in chosen], [g[i] for i in chosen], [counts[i] for i in chosen]
 
         # The mean first: sums of squares alone cancel where it is far from 0.
         sums = packed_sums(known, "tensor", layout, large, like=large)

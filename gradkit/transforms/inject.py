@@ -42,8 +42,6 @@ def inject_hyperparams(
       factory: makes a transformation from hyperparameters, such as `gk.adamw`.
       static_args: names of arguments that stay Python values; masks, layouts, dtypes, keys, and arguments that are
         annotated `int` (lengths, which decide shapes) always do.
-      static_args: names of arguments that stay Python values; masks, layouts, dtypes and what is annotated `int`, a
-        number of iterations for instance, always do.
 
     Returns:
       A function with the factory's arguments. The state has `hyperparams`, a dictionary that may be changed
@@ -64,7 +62,6 @@ def inject_hyperparams(
     own = {static_args} if isinstance(static_args, str) else set(static_args)
     own |= {name for name in known if name in NOT_NUMBERS or name.endswith("mask")}
     own |= {name for name, parameter in known.items() if parameter.annotation in (int, "int")}
-    own |= {name for name in known if name in NOT_NUMBERS or name.endswith("mask") or known[name].annotation is int}
 
     def make(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         dtype = jnp.result_type(float)

@@ -26,15 +26,17 @@ def methods(check: str) -> Any:
 # What a method that cannot do without an extra argument gets where a test passes none: of one example with a linear
 # loss, whose gradient is everywhere the one that came in.
 SUPPLIED = {
-    "grad_fn": lambda updates: lambda params: updates,
     "full_grad_fn": lambda updates: lambda params: updates,
+    "grad_fn": lambda updates: lambda params: updates,
     "index": lambda updates: 0,
+    "key": lambda updates: jax.random.key(5),
+    "value": lambda updates: jnp.asarray(1.5, jnp.float32),
 }
 
 
 def make(card: Card, learning_rate: Any = 0.01, **changes: Any) -> optax.GradientTransformationExtraArgs:
     """A complete optimizer around (or of) a method; what its `update` needs is supplied where a test does not."""
-    return supplied(card, _make(card, learning_rate, changes))
+    return supplied(card, _built(card, learning_rate, **changes))
 
 
 def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -44,27 +46,10 @@ def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTran
         return inner
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        known = {"key": lambda: jax.random.key(5), "value": lambda: jnp.asarray(1.5, jnp.float32)}
-        return inner.update(updates, state, params, **{**{name: known[name]() for name in card.needs}, **extra})
+        known = {name: SUPPLIED[name](updates) for name in card.needs}
+        return inner.update(updates, state, params, **{**known, **extra})
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def _make(card: Card, learning_rate: Any, changes: dict[str, Any]) -> optax.GradientTransformation:
-    """A complete optimizer around (or of) a method."""
-    return supplied(card, _built(card, learning_rate, **changes))
-
-
-def supplied(card: Card, tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """A method that gets what it cannot do without."""
-    needs = [name for name in card.needs if name in SUPPLIED]
-    if not needs:
-        return tx
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        return tx.update(updates, state, params, **{name: SUPPLIED[name](updates) for name in needs}, **extra)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _built(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTransformationExtraArgs:

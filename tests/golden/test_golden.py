@@ -3,6 +3,8 @@
 GRADKIT_GOLDEN=FOLDER replays another folder of the same layout: same methods, other seeds and hyperparameters.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,24 +30,23 @@ def _known(table: dict, modes: tuple[str, ...]) -> list:
 def test_transformation(golden: Golden, x64: None) -> None:
     start = fixture.params(golden)
     tx = optax.with_extra_args_support(build.TRANSFORMATIONS[golden.method](golden.meta["hyper"]))
-    update = jax.jit(tx.update)
-    tx = build.TRANSFORMATIONS[golden.method](golden.meta["hyper"])
     update = jax.jit(tx.update, static_argnames="grad_fn")
     x = {leaf: jnp.asarray(value) for leaf, value in start.items()}
     state = tx.init(x)
     worst = 0.0
     for t, want in enumerate(golden.steps):
-        extra = {}
+        extra: dict[str, Any] = {}
         if golden.meta["mode"] == "replay":
             g = {leaf: jnp.asarray(value) for leaf, value in fixture.grads(golden, t).items()}
-            updates, state = update(g, state, x)
         else:
-            value, g = jax.value_and_grad(lambda x, t=t: fixture.loss(golden, t, x))(x)
-            updates, state = update(g, state, x, value=value)
-            grad_fn = jax.grad(lambda x, t=t: fixture.loss(golden, t, x))
-            g = grad_fn(x)
+
+            def loss(x: Any, t: int = t) -> jax.Array:
+                return fixture.loss(golden, t, x)
+
+            extra["value"], g = jax.value_and_grad(loss)(x)
+            grad_fn = jax.grad(loss)
             if golden.method in build.CALLS_BACK:
-                extra = {"grad_fn": grad_fn}
+                extra["grad_fn"] = grad_fn
         updates, state = update(g, state, x, **extra)
         x = optax.apply_updates(x, updates)
         worst = max(worst, fixture.error(x, want, start))
@@ -62,8 +63,10 @@ def test_regression(golden: Golden, x64: None) -> None:
     X, y, b = (jnp.asarray(golden.extra()[name]) for name in ("X", "y", "b0"))
     tx = build.PROBLEMS[golden.method](golden.meta["hyper"])
     update = jax.jit(tx.update)
-    x, start = {"intercept": b[:1], "coef": b[1:]}, {"coef": np.asarray(b)}
-    state, worst = tx.init(x), 0.0
+    x: Any = {"intercept": b[:1], "coef": b[1:]}
+    start = {"coef": np.asarray(b)}
+    state: Any = tx.init(x)
+    worst = 0.0
     for t in range(3 + len(golden.steps) - 1):
         g = X.T @ (X @ jnp.concatenate([x["intercept"], x["coef"]]) - y) / len(y)
         updates, state = update({"intercept": g[:1], "coef": g[1:]}, state, x)

@@ -1,5 +1,7 @@
 """MARS (Yuan et al., 2024): the correction, and the steps of AdamW and Lion behind it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +82,7 @@ def curve(x: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("method", [gk.mars_adamw, gk.mars_lion, gk.mars_shampoo])
-def test_exact_and_approximate_agree_on_one_batch(method: object, x64: None) -> None:
+def test_exact_and_approximate_agree_on_one_batch(method: Any, x64: None) -> None:
     """Where the loss is the same at every step, last step's gradient is the gradient at the last point."""
     x = normal(0, 3, 4)
     exact = gk.mars_exact if method is gk.mars_adamw else lambda rate: method(rate, exact=True)

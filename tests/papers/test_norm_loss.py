@@ -26,7 +26,7 @@ def test_norm_loss_is_the_gradient_of_its_penalty(x64: None) -> None:
             jnp.linalg.norm(x["bias"], keepdims=True),
             jnp.linalg.norm(x["ScanBlock_0"]["kernel"], axis=1),
         )
-        return 0.3 * sum(jnp.sum((n - 1) ** 2) for n in norms)
+        return jnp.asarray(0.3 * sum(jnp.sum((n - 1) ** 2) for n in norms))
 
     x, d = tree(0), tree(10)
     out = updates(gk.norm_loss(0.3, eps=0.0), x, [d])[0]

@@ -120,4 +120,4 @@ def test_bad_input(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gk.ranger21(0.1, **settings)
     with pytest.raises(TypeError, match="num_iterations"):
-        gk.ranger21(0.1)
+        gk.ranger21(0.1)  # pyright: ignore[reportCallIssue]

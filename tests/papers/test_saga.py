@@ -1,5 +1,7 @@
 """SAG and SAGA (as in Bottou, Curtis, Nocedal, 2016)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ ESTIMATORS = {"saga": gk.gradients.saga_estimator, "sag": gk.gradients.sag_estim
 
 def filled(tx: optax.GradientTransformationExtraArgs, gradients: jax.Array) -> tuple:
     """The state after every example was seen once at some point, and the table it should have."""
-    state = tx.init(gradients[0])
+    state: Any = tx.init(gradients[0])
     for j, g in enumerate(gradients):
         _, state = tx.update(g, state, index=j)
     return state

@@ -49,7 +49,7 @@ def _denominator(b2: Any, eps: Any, beta: Any) -> optax.GradientTransformation:
     def init(params: optax.Params) -> Ranger21DenominatorState:
         return Ranger21DenominatorState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
 
-    def update(updates: Any, state: Ranger21DenominatorState, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         count = increment(state.count)
 

@@ -23,7 +23,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import resolve_mask
 from gradkit.linalg import mcp_concave_grad, prox_l1, scad_concave_grad
-from gradkit.transforms.core import scalar, transformation, zeros
+from gradkit.transforms.core import increment, scalar, transformation, zeros
 from gradkit.transforms.norms import global_norm
 
 PAPER = Paper(
@@ -137,7 +137,7 @@ def nonconvex_accelerated_gradient(
         x = jax.tree.map(lambda y, d, G, on: step(y + d, G, omega / state.alpha, on), params, state.x, G, on)
         z = jax.tree.map(lambda y, G, on: step(y, G, omega, on), params, G, on)
 
-        since = optax.safe_increment(state.since)
+        since = increment(state.since)
         falls = (state.speeds[0] > state.speeds[1]) & (since >= 3) if restart else jnp.zeros((), bool)
         alpha = jnp.where(falls, jnp.ones_like(state.alpha), _next(state.alpha))
         new = jax.tree.map(lambda z, x: (1 - scalar(alpha, z)) * z + scalar(alpha, x) * x, z, x)

@@ -105,14 +105,16 @@ def implicit_gradient_transport(
 
     def init(params: optax.Params) -> ImplicitGradientTransportState:
         count = jnp.zeros((), jnp.int32)
-        return ImplicitGradientTransportState(count, zeros(params), ahead(count).init(params))
+        shifted: Any = ahead(count).init(params)
+        return ImplicitGradientTransportState(count, zeros(params), shifted)
 
     def update(
         updates: Any, state: ImplicitGradientTransportState, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         kept = gamma(state.count)
         mean = jax.tree.map(lambda m, g: scalar(kept, g) * m + (1 - scalar(kept, g)) * g, state.mean, updates)
-        handed_out, shifted = ahead(state.count).update(mean, state.shifted, params, **extra)
+        result: Any = ahead(state.count).update(mean, state.shifted, params, **extra)
+        handed_out, shifted = result
         return handed_out, ImplicitGradientTransportState(increment(state.count), mean, shifted)
 
     return transformation("implicit_gradient_transport", init, update, needs_params=True, complex_leaves=True)
