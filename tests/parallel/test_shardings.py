@@ -1,5 +1,6 @@
 """State lies where its parameters lie, from birth and after a step, and the numbers do not depend on it."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 import gradkit as gk
 from gradkit.catalogue import Card
 from gradkit.parallel import collective_bytes, init_sharded, state_shardings
-from tests.contract.methods import METHODS, draw, grads_like, make
+from gradkit.training import Checkpoints
+from tests.contract.methods import METHODS, draw, grads_like, make, same
 
 SHAPES = {"bias": (16,), "kernel": (8, 16)}
 SPECS = {"bias": P("tensor"), "kernel": P("fsdp", "tensor")}
@@ -82,8 +84,9 @@ def gradients(count: int, dtype: Any = np.float32) -> list[Any]:
 @pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("card", METHODS.values(), ids=METHODS)
-def test_a_method_on_a_mesh(card: Card, kind: AxisType) -> None:
-    """Born sharded, still sharded after three donated steps, equal to one device, and no more is moved than is said."""
+def test_a_method_on_a_mesh(card: Card, kind: AxisType, tmp_path: Path) -> None:
+    """Born sharded, still sharded after three donated steps, equal to one device, and no more is moved than is said.
+    From a checkpoint after the first step it goes on with the same bits, and on one device to rounding."""
     mesh, tx = mesh_of(kind), make(card)
     params, grads = put(mesh, draw(0, SHAPES)), [put(mesh, g) for g in gradients(3)]
     state = init_sharded(tx, params)
@@ -92,7 +95,11 @@ def test_a_method_on_a_mesh(card: Card, kind: AxisType) -> None:
 
     with jax.set_mesh(mesh):
         program = stepper(tx).lower(params, state, grads[0]).compile()
-        there = steps(program, params, state, grads)
+        params, state, _ = steps(program, params, state, grads[:1])
+        if kind == AxisType.Auto:
+            with Checkpoints(tmp_path) as checkpoints:
+                checkpoints.save(1, {"params": params, "opt_state": state})
+        there = steps(program, params, state, grads[1:])
     assert_lies(there[:2], mesh)
     rows = collective_bytes(program)
     if card.collectives == "none":
@@ -102,11 +109,20 @@ def test_a_method_on_a_mesh(card: Card, kind: AxisType) -> None:
         # At most four numbers per column of the kernel and per bias, never one per entry.
         assert all(row.result_bytes <= 4 * 4 * (16 + 1) for row in rows)
 
-    here = draw(0, SHAPES)
-    alone = steps(stepper(tx), here, tx.init(here), gradients(3))
+    here, step = draw(0, SHAPES), stepper(tx)
+    alone = steps(step, here, tx.init(here), gradients(3))
     # Elementwise: the same operations, fused otherwise. Norms: a sum of n <= 144 terms in another order is off by
     # n roundings at most. Either as often as there are steps.
-    assert_close(there, alone, 3 * (8 if card.collectives == "none" else 144))
+    roundings = 3 * (8 if card.collectives == "none" else 144)
+    assert_close(there, alone, roundings)
+    if kind == AxisType.Auto:
+        saved = Checkpoints(tmp_path)
+        like = {"params": abstract(mesh), "opt_state": init_sharded(tx, abstract(mesh))}
+        back, _ = saved.restore(like)
+        same(steps(program, back["params"], back["opt_state"], grads[1:]), there)
+        like = jax.eval_shape(lambda: {"params": draw(0, SHAPES), "opt_state": tx.init(draw(0, SHAPES))})
+        back, _ = saved.restore(like)
+        assert_close(steps(step, back["params"], back["opt_state"], gradients(3)[1:]), there, roundings)
 
 
 def test_bfloat16_parameters_on_a_mesh() -> None:
