@@ -72,6 +72,7 @@ from gradkit.optimizers.adaptive import (
 
 # The norms of a layer
 from gradkit.optimizers.layerwise import (
+    adaptive_grad_clip,
     lamb,
     larc,
     lars,
@@ -118,6 +119,20 @@ from gradkit.optimizers.variance_reduction import (
 # A smooth loss and a penalty that is not
 from gradkit.optimizers.proximal import (
     nonconvex_accelerated_gradient,
+)
+
+# Averages of the iterates
+from gradkit.optimizers.averaging import (
+    params_ema,
+    polyak_average,
+)
+
+# What has converged is frozen
+from gradkit.optimizers.freezing import (
+    all_frozen,
+    freeze_on_convergence,
+    frozen_mask,
+    grades,
 )
 
 # Primitives: one link of a chain
@@ -180,6 +195,7 @@ __all__ = [
     "add_noise",
     "ademamix",
     "aggregation",
+    "all_frozen",
     "amsgrad",
     "ano",
     "anolog",
@@ -197,6 +213,9 @@ __all__ = [
     "diffgrad",
     "direction_from_gradient",
     "eval_params",
+    "freeze_on_convergence",
+    "frozen_mask",
+    "grades",
     "gradients",
     "grams",
     "gravity",
@@ -234,7 +253,9 @@ __all__ = [
     "novograd",
     "optimistic_amsgrad",
     "parallel",
+    "params_ema",
     "perpgrad",
+    "polyak_average",
     "positive_negative_momentum",
     "precision",
     "project_scale_invariant",

@@ -7,13 +7,13 @@ from gradkit.gradients.microbatch import (
     microbatch,
 )
 from gradkit.gradients.moments import (
-    GradientMoments,
     gradient_moments,
+    GradientMoments,
 )
 from gradkit.gradients.saga import (
-    TableState,
     sag_estimator,
     saga_estimator,
+    TableState,
 )
 from gradkit.gradients.sam import (
     asam,
@@ -24,15 +24,21 @@ from gradkit.gradients.stablemax import (
     stablemax_cross_entropy,
 )
 from gradkit.gradients.svrg import (
-    SvrgState,
     svrg_estimator,
+    SvrgState,
+)
+from gradkit.gradients.cluster_momentum import (
+    ClusterMomentumState,
+    cluster_momentum,
 )
 
 __all__ = [
+    "ClusterMomentumState",
     "GradientMoments",
     "SvrgState",
     "TableState",
     "asam",
+    "cluster_momentum",
     "displaced_gradient",
     "gradient_moments",
     "log_stablemax",

@@ -207,6 +207,9 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
             extra["grad_moments"] = gk.gradients.gradient_moments(problem.loss, 2)(params, batch)[1]
         if "full_grad_fn" in card.needs:
             extra["full_grad_fn"] = grad_fn
+        if "cluster_grads" in card.needs:
+            extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
+            extra["cluster_counts"] = jnp.ones(3, jnp.int32)
         if "index" in card.needs:
             extra["index"] = jnp.zeros((), jnp.int32)
         if "example_grads" in card.needs:

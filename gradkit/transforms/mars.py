@@ -67,8 +67,8 @@ def mars_correction(
       >>> g = jnp.array([0.3, 0.4])
       >>> first, state = tx.update(g, tx.init(g), g)
       >>> second, _ = tx.update(2 * g, state, g)  # 2 g + 0.1 (2 g - g) has norm 1.05
-      >>> print(first, second.round(4))
-      [0.3 0.4] [0.6 0.8]
+      >>> [[round(float(x), 4) for x in c] for c in (first, second)]
+      [[0.3, 0.4], [0.6, 0.8]]
 
     Reference: Yuan et al. MARS: Unleashing the Power of Variance Reduction for Training Large Models. 2024, arXiv
     2411.10438.

@@ -81,8 +81,8 @@ def implicit_gradient_transport(
       >>> y = jnp.array(1.0)
       >>> state = tx.init(y)
       >>> u, state = tx.update(y, state, y)
-      >>> print((y + u).round(4), eval_params(state, y + u).round(4))
-      0.8 0.9
+      >>> round(float(y + u), 4), round(float(eval_params(state, y + u)), 4)
+      (0.8, 0.9)
 
     Reference: Arnold et al. Reducing the variance in online optimization by transporting past gradients. 2019, arXiv
     1906.03532; with other inner optimizers: Tondji et al. 2021, arXiv 2111.11828. The tail: Le Roux. Anytime Tail

@@ -1,0 +1,63 @@
+"""Batches that grow geometrically: the noise of the gradient then falls as fast as the error does.
+
+n_k = ceil(n0 tau^k),   k = 0, 1, ...      at most max_size
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+
+
+def geometric_batch_size(n0: int, tau: Any, *, max_size: int | None = None) -> Callable[[int], int]:
+    """How many examples each step takes, for linear convergence of SGD at a constant rate.
+
+    Equations: at the head of this file.
+
+    Args:
+      n0: examples of the first step, >= 1.
+      tau: growth per step, > 1. The total work is optimal where 1 / tau is no faster than the method's own rate of
+        convergence on exact gradients.
+      max_size: examples there are, >= n0. Default None: without end.
+
+    Returns:
+      A function step (from 0) -> number of examples, both Python integers: a shape is not traced.
+
+    Raises:
+      ValueError: an argument outside its range; at use, a step that is not an integer >= 0.
+
+    Example:
+      >>> size = geometric_batch_size(4, 1.5, max_size=20)
+      >>> [size(k) for k in range(6)]
+      [4, 6, 9, 14, 20, 20]
+
+    Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838,
+    section 5.2. Steps count from 0 here and from 1 there.
+    """
+    checks.integer("n0", n0, 1)
+    checks.real("tau", tau, "(1, inf)")
+    checks.integer("max_size", max_size, n0, optional=True)
+
+    def size(step: int) -> int:
+        checks.integer("step", step)
+        # Beyond this the power would overflow before it is cut.
+        if max_size is not None and step * math.log(tau) > math.log(max_size / n0) + 1:
+            return max_size
+        # A rounding above a whole number must not become one example more.
+        grown = n0 * float(tau) ** step
+        n = math.ceil(grown * (1 - 1e-12))
+        return n if max_size is None else min(n, max_size)
+
+    return size
+
+
+OTHER = "the contract is that of rules for hyperparameters; this one gives a number of examples per step"
+register(
+    geometric_batch_size,
+    form="rule",
+    paper=Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838"),
+    example={"n0": 4, "tau": 1.5},
+    opt_outs=dict.fromkeys(("pure", "group", "traced", "bad input"), OTHER),
+)

@@ -1,0 +1,134 @@
+"""Averages of the iterates, kept beside a run that they do not change.
+
+x_t the parameters after step t, n how many have been averaged:
+
+    polyak_average   mean <- mean + (x_t - mean) / n                        from step `start` on
+    params_ema       mean <- mean + (1 - d) / (1 - d^n) (x_t - mean)        the debiased running mean
+                     mean <- mean + (1 - d) (x_t - mean),  mean_0 = x_0     without debiasing
+
+Before the first average is taken the mean is the parameters themselves.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import bias_correction, increment, scalar, transformation, zeros
+
+PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838")
+
+
+class IterateAverageState(NamedTuple):
+    """Number of updates made, how many iterates are in the mean, and the mean."""
+
+    count: jax.Array
+    averaged: jax.Array
+    mean: Any
+
+    def eval_params(self, params: Any) -> Any:
+        """The mean, in the parameters' dtypes; the parameters while nothing is averaged."""
+        return jax.tree.map(lambda x, m: jnp.where(self.averaged == 0, x, m.astype(x.dtype)), params, self.mean)
+
+
+def _average(
+    method: str, start: int, share: Callable[[jax.Array, jax.Array], Any], *, from_first: bool
+) -> optax.GradientTransformationExtraArgs:
+    """mean <- mean + share (x - mean); `from_first`: the mean begins at the parameters before the first step."""
+
+    def init(params: optax.Params) -> IterateAverageState:
+        return IterateAverageState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), zeros(params))
+
+    def update(updates: Any, state: IterateAverageState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        on = state.count >= start
+        n = jnp.where(on, increment(state.averaged), state.averaged)
+
+        def include(m: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
+            if from_first:
+                m = jnp.where(state.averaged == 0, x, m)
+            return jnp.where(on, m + share(jnp.maximum(n, 1), x) * (x + u - m), m)
+
+        mean = jax.tree.map(include, state.mean, params, updates)
+        return updates, IterateAverageState(increment(state.count), n, mean)
+
+    return transformation(method, init, update, needs_params=True, complex_leaves=True)
+
+
+def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
+    """The arithmetic mean of the iterates, as the last link of a chain.
+
+    Equations: at the head of this file. `optax.chain(gk.sgd(rate), gk.polyak_average(start=1000))`; the rate should
+    fall slower than 1 / t, as t^(-a) with a in (1/2, 1), and the mean is `gk.eval_params(state, params)`.
+
+    Args:
+      start: the first step (from 0) whose iterate counts, >= 0. Default 0.
+
+    Returns:
+      A transformation that needs `params` and lets updates through. It must be LAST: what it averages is parameters
+      plus updates. State: 1 word per parameter and two counters. Elementwise: no collective.
+
+    Raises:
+      ValueError: `start` not an integer >= 0; `params` missing.
+
+    Example:
+      >>> from gradkit.transforms import eval_params
+      >>> tx, x = optax.chain(optax.sgd(1.0), polyak_average()), jnp.array(0.0)
+      >>> state = tx.init(x)
+      >>> for g in (-1.0, -2.0):
+      ...     u, state = tx.update(jnp.array(g), state, x)
+      ...     x = x + u
+      >>> float(x), float(eval_params(state, x))  # the mean of 1 and 3
+      (3.0, 2.0)
+
+    Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838;
+    Polyak, Juditsky. Acceleration of Stochastic Approximation by Averaging. 1992.
+    """
+    checks.integer("start", start)
+    return _average("polyak_average", start, lambda n, x: 1 / n.astype(x.real.dtype), from_first=False)
+
+
+def params_ema(decay: Any = 0.999, *, debias: bool = True) -> optax.GradientTransformationExtraArgs:
+    """The running mean of the iterates, as the last link of a chain.
+
+    Equations: at the head of this file. The mean is `gk.eval_params(state, params)`.
+
+    Args:
+      decay: d, in [0, 1); the mean is over about the last 1 / (1 - d) iterates. Default 0.999.
+      debias: whether the first iterates count as much as they would in a plain mean; otherwise the mean starts at the
+        initial parameters, and stays near them for 1 / (1 - d) steps. Default True.
+
+    Returns:
+      A transformation that needs `params` and lets updates through. It must be LAST: what it averages is parameters
+      plus updates. State: 1 word per parameter and two counters. Elementwise: no collective.
+
+    Raises:
+      ValueError: `decay` outside its range; `params` missing.
+
+    Example:
+      >>> from gradkit.transforms import eval_params
+      >>> tx, x = optax.chain(optax.sgd(1.0), params_ema(0.5)), jnp.array(0.0)
+      >>> state = tx.init(x)
+      >>> for g in (-1.0, -2.0):
+      ...     u, state = tx.update(jnp.array(g), state, x)
+      ...     x = x + u
+      >>> round(float(eval_params(state, x)), 4)  # (1 + 2 * 3) / 3
+      2.3333
+
+    Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838.
+    """
+    checks.real("decay", decay, "[0, 1)")
+
+    def share(n: jax.Array, x: jax.Array) -> Any:
+        fresh = 1 - scalar(decay, x.real)
+        return fresh / bias_correction(decay, n, x) if debias else fresh
+
+    return _average("params_ema", 0, share, from_first=not debias)
+
+
+register(polyak_average, form="primitive", paper=PAPER, words=1, notes="the last link; read with gk.eval_params")
+register(params_ema, form="primitive", paper=PAPER, words=1, notes="the last link; read with gk.eval_params")

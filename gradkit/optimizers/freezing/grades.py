@@ -1,0 +1,301 @@
+"""GradES: a tensor that has stopped learning is frozen for good.
+
+From step int(alpha total_steps) on, every tensor W that is still active has
+
+    "grad"          sum |g_t|                  before the update of step t, which a frozen tensor no longer gets
+    "grad_change"   sum |g_t - g_{t-1}|        likewise, from the second step on
+    "update"        sum |u_t|                  after it: the tensor is frozen from step t + 1 on
+
+and is frozen where that is below tau. A frozen tensor gets the update 0, decay included; its gradient counts as 0 in
+the inner method, and its inner state stays as it is.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, by_rank, default_layout, map_named, names, resolve_mask, tensor_axes
+from gradkit.transforms.core import increment, transformation, zeros
+from gradkit.transforms.norms import packed_sums
+
+PAPER = Paper(
+    "GradES: Significantly Faster Training in Transformers with Gradient-Based Early Stopping",
+    "Wen et al.",
+    2025,
+    "2509.01842",
+)
+METRICS = ("grad", "grad_change", "update")
+
+
+class FreezeOnConvergenceState(NamedTuple):
+    """Number of updates made, 1 for every tensor that is frozen, the previous gradient ("grad_change"), inner state."""
+
+    count: jax.Array
+    frozen: Any
+    previous: Any
+    inner: Any
+
+
+def _keep(frozen: Any, new: Any, old: Any) -> Any:
+    """A leaf of the inner state after the step: the old one where its tensor is frozen."""
+    if frozen is False:
+        return new
+    if frozen.ndim != new.ndim:
+        if frozen.size != 1:
+            return new
+        frozen = frozen.reshape((1,) * new.ndim)
+    return jnp.where(frozen, old, new)
+
+
+def _slots(known: list[str], sizes: list[int], groups: Callable[[str], Hashable] | None) -> np.ndarray:
+    """For every tensor, in the order of the packed vector, the number of its group."""
+    first: dict[Hashable, tuple[int, int]] = {}
+    out, fresh = [], 0
+    for name, size in zip(known, sizes, strict=True):
+        group = None if groups is None else groups(name)
+        key = ("leaf", name) if group is None else ("group", group)
+        start, of = first.setdefault(key, (fresh, size))
+        if of != size:
+            raise ValueError(
+                f"groups: {name!r} is a stack of {size} tensors, and others of its group {group!r} of {of}"
+            )
+        fresh = max(fresh, start + size)
+        out.extend(range(start, start + size))
+    return np.asarray(out, np.int32)
+
+
+def freeze_on_convergence(
+    inner: optax.GradientTransformation,
+    *,
+    tau: Any,
+    total_steps: int,
+    alpha: Any = 0.5,
+    metric: str = "grad",
+    groups: Callable[[str], Hashable] | None = None,
+    mask: Any = None,
+    max_frozen_ratio: Any = 1.0,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Freezes every tensor whose gradient, or update, has become small, around any optimizer.
+
+    Equations: at the head of this file. A compiled step saves nothing by itself. Now and then read
+    `gk.frozen_mask(state)` and compile the step again with the frozen leaves behind `jax.lax.stop_gradient`: their
+    gradients are then not computed, and the trajectory is the same.
+
+    Args:
+      inner: a whole optimizer.
+      tau: threshold, > 0, in the units of the metric. It is a SUM over the tensor, so it scales with its size.
+      total_steps: length of the run, >= 1.
+      alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5 (paper).
+      metric: "grad" (paper), "grad_change" or "update" (what the released code measures). Default "grad".
+      groups: name of a leaf -> group, or None for a leaf by itself; the metrics of a group are added up and it is
+        frozen as one, as the pair of a low-rank adapter should be. Default None: every tensor by itself.
+      mask: which leaves may be frozen. Default all.
+      max_frozen_ratio: largest share of the tensors (groups) that may be frozen, in [0, 1]; the first ones in the
+        order of the tree are. Default 1.
+      layout: which axes are stacks: every layer of a scan is frozen by itself.
+
+    Returns:
+      A transformation. State: one number per tensor, a counter, the inner state; with "grad_change" 1 word per
+      parameter. Collectives: one scalar per tensor.
+
+    Raises:
+      ValueError: an argument outside its range; a group of stacks of different lengths.
+
+    Example:
+      >>> tx = freeze_on_convergence(optax.sgd(0.1), tau=0.5, total_steps=10, alpha=0.0)
+      >>> x = {"a": jnp.ones(2), "b": jnp.ones(2)}
+      >>> g = {"a": jnp.ones(2), "b": 0.1 * jnp.ones(2)}
+      >>> updates, state = tx.update(g, tx.init(x), x)
+      >>> updates["b"].tolist(), frozen_mask(state)
+      ([0.0, 0.0], {'a': False, 'b': True})
+
+    Reference: Wen et al. GradES: Significantly Faster Training in Transformers with Gradient-Based Early Stopping.
+    2025, arXiv 2509.01842. The released code counts a first step without a previous one as no change, so with alpha = 0 it
+    freezes everything at once; here a metric without a previous value freezes nothing.
+    """
+    checks.real("tau", tau, "(0, inf)")
+    checks.integer("total_steps", total_steps, 1)
+    checks.real("alpha", alpha, "[0, 1)")
+    checks.choice("metric", metric, METRICS)
+    checks.real("max_frozen_ratio", max_frozen_ratio, "[0, 1]")
+    if groups is not None:
+        checks.function("groups", groups)
+    inner = optax.with_extra_args_support(inner)
+
+    def flag(name: str, x: Any) -> jax.Array:
+        summed = tensor_axes(layout(name, x.shape), x.shape)
+        return jnp.zeros_like(x, dtype=jnp.int32, shape=[1 if a in summed else n for a, n in enumerate(x.shape)])
+
+    def init(params: optax.Params) -> FreezeOnConvergenceState:
+        resolve_mask(mask, params)
+        previous = zeros(params) if metric == "grad_change" else None
+        return FreezeOnConvergenceState(jnp.zeros((), jnp.int32), map_named(flag, params), previous, inner.init(params))
+
+    def decide(measured: Any, frozen: Any, allowed: jax.Array) -> tuple[Any, Any]:
+        """The flags after this measurement, per tensor, and as they broadcast against the leaves."""
+        leaves, structure = jax.tree.flatten(measured)
+        known = names(measured)
+        sums = packed_sums(known, "tensor", layout, [jnp.abs(x) for x in leaves], like=leaves)
+        (value,) = sums.vectors
+        old = [x.reshape(-1) for x in jax.tree.leaves(frozen)]
+        old = jnp.concatenate(old) > 0 if old else jnp.zeros((0,), bool)
+        slots = _slots(known, sums.sizes, groups)
+        number = int(slots.max(initial=-1)) + 1
+        may = [np.full(n, on) for n, on in zip(sums.sizes, jax.tree.leaves(resolve_mask(mask, measured)), strict=True)]
+        may = np.concatenate(may) if may else np.zeros(0, bool)
+        able = np.zeros(number, bool)
+        able[slots[may]] = True
+        value = jnp.zeros(number, value.dtype).at[slots].add(value)
+        already = jnp.zeros(number, bool).at[slots].max(old)
+        fresh = (value < jnp.asarray(tau).astype(value.dtype)) & ~already & allowed & jnp.asarray(able)
+        room = jnp.floor(jnp.asarray(max_frozen_ratio).astype(jnp.float32) * int(able.sum())).astype(jnp.int32)
+        fits = jnp.cumsum(fresh.astype(jnp.int32)) + jnp.sum(already, dtype=jnp.int32) <= room
+        new = (already | (fresh & fits))[slots] & jnp.asarray(may)
+        flags = [x.astype(jnp.int32) for x in sums.split(new)]
+        return structure.unflatten(flags), structure.unflatten([x > 0 for x in sums.own(flags)])
+
+    def update(updates: Any, state: FreezeOnConvergenceState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        allowed = state.count + 1 >= jnp.asarray(alpha * total_steps).astype(jnp.int32)
+        measured, previous = updates, None
+        if metric == "grad_change":
+            measured, previous = jax.tree.map(jnp.subtract, updates, state.previous), updates
+            allowed &= state.count > 0
+        if metric == "update":
+            # What the last step measured is in the flags already; this one's measurement comes with the update.
+            frozen, here = decide(updates, state.frozen, jnp.zeros((), bool))
+        else:
+            frozen, here = decide(measured, state.frozen, allowed)
+        g = jax.tree.map(lambda f, g: jnp.where(f, jnp.zeros_like(g), g), here, updates)
+        u, new = inner.update(g, state.inner, params, **extra)
+        u = jax.tree.map(lambda f, u: jnp.where(f, jnp.zeros_like(u), u), here, u)
+
+        def belongs(leaf: Any, f: Any) -> Any:
+            return leaf if isinstance(leaf, optax.MaskedNode) else f
+
+        own = optax.tree.map_params(
+            inner,
+            belongs,
+            new,
+            here,
+            transform_non_params=lambda _: False,
+            is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+        )
+        new = jax.tree.map(_keep, own, new, state.inner)
+        if metric == "update":
+            frozen, _ = decide(u, frozen, allowed)
+        return u, FreezeOnConvergenceState(increment(state.count), frozen, previous, new)
+
+    return transformation("freeze_on_convergence", init, update, complex_leaves=True)
+
+
+def grades(
+    inner: optax.GradientTransformation,
+    *,
+    tau: Any,
+    total_steps: int,
+    alpha: Any = 0.5,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """GradES as in the paper: weight matrices whose gradient is small are frozen; biases and scales go on.
+
+    Equations: "grad", at the head of this file.
+
+    Args:
+      inner: a whole optimizer.
+      tau: threshold of the sum of |g| over a matrix, > 0; it scales with the size of the matrix.
+      total_steps: length of the run, >= 1.
+      alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5 (paper).
+      layout: which axes are stacks, and so what a matrix is.
+
+    Returns:
+      A transformation, as `freeze_on_convergence` says.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> tx = grades(optax.sgd(0.1), tau=0.5, total_steps=10, alpha=0.0)
+      >>> x = {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}
+      >>> _, state = tx.update(jax.tree.map(jnp.zeros_like, x), tx.init(x), x)
+      >>> frozen_mask(state)
+      {'bias': False, 'kernel': True}
+
+    Reference: Wen et al. 2025, arXiv 2509.01842.
+    """
+    matrices = by_rank(2, layout=layout)
+    return freeze_on_convergence(inner, tau=tau, total_steps=total_steps, alpha=alpha, mask=matrices, layout=layout)
+
+
+def _found(state: Any) -> FreezeOnConvergenceState:
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, FreezeOnConvergenceState))
+    found = [node for node in nodes if isinstance(node, FreezeOnConvergenceState)]
+    if len(found) != 1:
+        raise ValueError(f"frozen_mask: the state must have one freeze_on_convergence in it, it has {len(found)}")
+    return found[0]
+
+
+def _whole(flags: jax.Array) -> Any:
+    frozen = jnp.all(flags > 0)
+    return frozen if isinstance(frozen, jax.core.Tracer) else bool(frozen)
+
+
+def frozen_mask(state: Any) -> Any:
+    """Which leaves are frozen as a whole: what a recompiled step need not differentiate.
+
+    Args:
+      state: the state of `freeze_on_convergence` or `grades`, however deep in another one.
+
+    Returns:
+      A tree like the parameters of Python booleans (of arrays where the state is traced). Of a stack of layers, True
+      once all of them are frozen.
+
+    Raises:
+      ValueError: none, or more than one, in the state.
+
+    Example:
+      >>> tx = freeze_on_convergence(optax.sgd(0.1), tau=0.5, total_steps=10, alpha=0.0)
+      >>> x = {"a": jnp.ones(2), "b": jnp.ones(2)}
+      >>> _, state = tx.update({"a": jnp.ones(2), "b": jnp.zeros(2)}, tx.init(x), x)
+      >>> still = lambda x: jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, x, frozen_mask(state))
+      >>> loss = lambda x: jnp.sum(still(x)["a"] * still(x)["b"])  # for the next compilation
+      >>> jax.grad(loss)(x)["b"].tolist()
+      [0.0, 0.0]
+
+    Reference: Wen et al. 2025, arXiv 2509.01842.
+    """
+    return jax.tree.map(_whole, _found(state).frozen)
+
+
+def all_frozen(state: Any) -> Any:
+    """Whether every leaf is frozen, so that the run may stop.
+
+    Args:
+      state: as in `frozen_mask`.
+
+    Returns:
+      A Python boolean; an array where the state is traced.
+
+    Raises:
+      ValueError: as `frozen_mask`.
+
+    Example:
+      >>> tx = freeze_on_convergence(optax.sgd(0.1), tau=0.5, total_steps=10)
+      >>> all_frozen(tx.init(jnp.ones(2)))
+      False
+
+    Reference: Wen et al. 2025, arXiv 2509.01842.
+    """
+    flags = [jnp.all(x > 0) for x in jax.tree.leaves(_found(state).frozen)]
+    return _whole(jnp.stack(flags)) if flags else True
+
+
+EXAMPLE = {"tau": 0.05, "total_steps": 4}
+register(freeze_on_convergence, form="wrapper", paper=PAPER, collectives="norms", example=EXAMPLE)
+register(grades, form="wrapper", paper=PAPER, collectives="norms", example=EXAMPLE)
