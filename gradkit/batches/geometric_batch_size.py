@@ -5,6 +5,7 @@ n_k = ceil(n0 tau^k),   k = 0, 1, ...      at most max_size
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from gradkit import checks
@@ -42,12 +43,11 @@ def geometric_batch_size(n0: int, tau: Any, *, max_size: int | None = None) -> C
 
     def size(step: int) -> int:
         checks.integer("step", step)
-        # Beyond this the power would overflow before it is cut.
+        # Beyond this the power is larger than any number worth computing.
         if max_size is not None and step * math.log(tau) > math.log(max_size / n0) + 1:
             return max_size
-        # A rounding above a whole number must not become one example more.
-        grown = n0 * float(tau) ** step
-        n = math.ceil(grown * (1 - 1e-12))
+        # In fractions of the decimals the user wrote: a rounding above a whole number would be one example more.
+        n = math.ceil(n0 * Fraction(str(float(tau))) ** int(step))
         return n if max_size is None else min(n, max_size)
 
     return size

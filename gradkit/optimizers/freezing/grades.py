@@ -117,8 +117,8 @@ def freeze_on_convergence(
       ([0.0, 0.0], {'a': False, 'b': True})
 
     Reference: Wen et al. GradES: Significantly Faster Training in Transformers with Gradient-Based Early Stopping.
-    2025, arXiv 2509.01842. The released code counts a first step without a previous one as no change, so with alpha = 0 it
-    freezes everything at once; here a metric without a previous value freezes nothing.
+    2025, arXiv 2509.01842. The released code counts a first step without a previous one as no change, so with
+    alpha = 0 it freezes everything at once; here a metric without a previous value freezes nothing.
     """
     checks.real("tau", tau, "(0, inf)")
     checks.integer("total_steps", total_steps, 1)
@@ -292,7 +292,7 @@ def all_frozen(state: Any) -> Any:
 
     Reference: Wen et al. 2025, arXiv 2509.01842.
     """
-    flags = [jnp.all(x > 0) for x in jax.tree.leaves(_found(state).frozen)]
+    flags = [jnp.all(x > 0).astype(jnp.int32) for x in jax.tree.leaves(_found(state).frozen)]
     return _whole(jnp.stack(flags)) if flags else True
 
 
