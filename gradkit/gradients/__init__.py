@@ -1,5 +1,9 @@
 """Where the gradient comes from: drop-in replacements of `jax.value_and_grad`, and losses."""
 
+from gradkit.gradients.cluster_momentum import (
+    ClusterMomentumState,
+    cluster_momentum,
+)
 from gradkit.gradients.displaced import (
     displaced_gradient,
 )
@@ -7,13 +11,13 @@ from gradkit.gradients.microbatch import (
     microbatch,
 )
 from gradkit.gradients.moments import (
-    gradient_moments,
     GradientMoments,
+    gradient_moments,
 )
 from gradkit.gradients.saga import (
+    TableState,
     sag_estimator,
     saga_estimator,
-    TableState,
 )
 from gradkit.gradients.sam import (
     asam,
@@ -24,12 +28,8 @@ from gradkit.gradients.stablemax import (
     stablemax_cross_entropy,
 )
 from gradkit.gradients.svrg import (
-    svrg_estimator,
     SvrgState,
-)
-from gradkit.gradients.cluster_momentum import (
-    ClusterMomentumState,
-    cluster_momentum,
+    svrg_estimator,
 )
 
 __all__ = [

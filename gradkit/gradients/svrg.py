@@ -122,8 +122,8 @@ register(
     svrg_estimator,
     form="primitive",
     paper=PAPER,
-    needs=("grad_fn", "full_grad_fn"),
+    needs=("snapshot_grads", "full_grads"),
     words=2,
     example={"snapshot_every": 2},
-    notes="a link ahead of an optimizer; snapshot_grads and full_grads may stand for the two functions",
+    notes="a link ahead of an optimizer; grad_fn and full_grad_fn may stand for the two gradients",
 )

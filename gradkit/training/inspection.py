@@ -205,8 +205,7 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         extra: dict[str, Any] = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn, "key": key}
         if "grad_moments" in card.needs:
             extra["grad_moments"] = gk.gradients.gradient_moments(problem.loss, 2)(params, batch)[1]
-        if "full_grad_fn" in card.needs:
-            extra["full_grad_fn"] = grad_fn
+        extra |= {name: grads for name in ("previous_grads", "snapshot_grads", "full_grads") if name in card.needs}
         if "cluster_grads" in card.needs:
             extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
             extra["cluster_counts"] = jnp.ones(3, jnp.int32)

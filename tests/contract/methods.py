@@ -28,6 +28,9 @@ def methods(check: str) -> Any:
 SUPPLIED = {
     "full_grad_fn": lambda updates: lambda params: updates,
     "grad_fn": lambda updates: lambda params: updates,
+    "previous_grads": lambda updates: updates,
+    "snapshot_grads": lambda updates: updates,
+    "full_grads": lambda updates: updates,
     "index": lambda updates: 0,
     "key": lambda updates: jax.random.key(5),
     "value": lambda updates: jnp.asarray(1.5, jnp.float32),

@@ -68,12 +68,15 @@ def test_regression(golden: Golden, x64: None) -> None:
     state: Any = tx.init(x)
     worst = 0.0
     for t in range(3 + len(golden.steps) - 1):
-        g = X.T @ (X @ jnp.concatenate([x["intercept"], x["coef"]]) - y) / len(y)
+        g = X.T @ (X @ jnp.asarray(jnp.concatenate([x["intercept"], x["coef"]])) - y) / len(y)
         updates, state = update({"intercept": g[:1], "coef": g[1:]}, state, x)
         x = optax.apply_updates(x, updates)
         if t >= 2:
             worst = max(
-                worst, fixture.error({"coef": np.concatenate([x["intercept"], x["coef"]])}, golden.steps[t - 2], start)
+                worst,
+                fixture.error(
+                    {"coef": np.asarray(jnp.concatenate([x["intercept"], x["coef"]]))}, golden.steps[t - 2], start
+                ),
             )
     assert worst < golden.bound
 

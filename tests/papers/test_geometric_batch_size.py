@@ -1,6 +1,7 @@
 """Growing batches (Bottou, Curtis, Nocedal, 2016, section 5.2)."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -26,7 +27,7 @@ def test_growing_batches_converge_linearly_where_a_constant_one_stalls() -> None
     """x <- x - (x + noise / sqrt(n_k)) / 2: the error is that of exact gradients, or the noise of a batch."""
     rng = np.random.default_rng(0)
 
-    def error(size: object, steps: int = 40) -> float:
+    def error(size: Callable[[int], int], steps: int = 40) -> float:
         x = np.full(200, 10.0)
         for k in range(steps):
             x = x - 0.5 * (x + rng.standard_normal(200) / math.sqrt(size(k)))

@@ -100,7 +100,8 @@ def test_layers_of_a_stack_are_frozen_one_by_one(x64: None) -> None:
     g = jax.tree.map(jnp.ones_like, x)
     g["ScanBlock_0"]["kernel"] = g["ScanBlock_0"]["kernel"].at[1].set(0.0)
     tx = gk.grades(gk.adamw(0.1), tau=0.1, total_steps=2, alpha=0.0)
-    u, state = tx.update(g, tx.init(x), x)
+    (u,) = updates(tx, x, [g])
+    _, state = tx.update(g, tx.init(x), x)
     assert np.asarray(u["ScanBlock_0"]["kernel"]).any((1, 2)).tolist() == [True, False, True]
     assert gk.frozen_mask(state) == {"ScanBlock_0": {"kernel": False}}
     _, state = tx.update(jax.tree.map(jnp.zeros_like, g), state, x)

@@ -15,9 +15,9 @@ N, D = 50, 5
 ESTIMATORS = {"saga": gk.gradients.saga_estimator, "sag": gk.gradients.sag_estimator}
 
 
-def filled(tx: optax.GradientTransformationExtraArgs, gradients: jax.Array) -> tuple:
-    """The state after every example was seen once at some point, and the table it should have."""
-    state: Any = tx.init(gradients[0])
+def filled(tx: optax.GradientTransformationExtraArgs, gradients: jax.Array) -> Any:
+    """The state after every example was seen once."""
+    state = tx.init(gradients[0])
     for j, g in enumerate(gradients):
         _, state = tx.update(g, state, index=j)
     return state

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -243,7 +244,7 @@ def _found(state: Any) -> FreezeOnConvergenceState:
 
 def _whole(flags: jax.Array) -> Any:
     frozen = jnp.all(flags > 0)
-    return frozen if isinstance(frozen, jax.core.Tracer) else bool(frozen)
+    return frozen if isinstance(frozen, Tracer) else bool(frozen)
 
 
 def frozen_mask(state: Any) -> Any:

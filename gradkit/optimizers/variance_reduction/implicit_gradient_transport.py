@@ -22,7 +22,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms import ShiftedParametersState, shifted_parameters
+from gradkit.transforms import shifted_parameters
 from gradkit.transforms.core import increment, scalar, transformation, zeros
 
 PAPER = Paper(
@@ -35,7 +35,7 @@ class ImplicitGradientTransportState(NamedTuple):
 
     count: jax.Array
     mean: Any
-    shifted: ShiftedParametersState
+    shifted: Any
 
 
 def _real(value: Any) -> jax.Array:

@@ -204,9 +204,9 @@ register(
     mars_exact,
     form="optimizer",
     paper=PAPER,
-    needs=("grad_fn",),
+    needs=("previous_grads",),
     words=3,
     collectives="norms",
     golden=("adaptive/mars_exact",),
-    notes="previous_grads, where it is given, takes the place of grad_fn",
+    notes="grad_fn, where it is given, takes the place of previous_grads",
 )
