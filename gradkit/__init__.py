@@ -72,7 +72,6 @@ from gradkit.optimizers.adaptive import (
 
 # The norms of a layer
 from gradkit.optimizers.layerwise import (
-    adaptive_grad_clip,
     lamb,
     larc,
     lars,
