@@ -11,6 +11,8 @@ The usual denominator, a root mean square:
     d = sqrt((1 - nu) |g|^2 + nu v / c + eps_root) + eps
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -87,7 +89,7 @@ def weighted_momenta(
                 if mean.debias:
                     term = term * (1 / core.bias_correction(mean.decay, count, g)).astype(g.dtype)
                 terms.append(term)
-            return jnp.asarray(sum(terms[1:], terms[0]))
+            return functools.reduce(operator.add, terms)
 
         direction = jax.tree.map(numerator, updates, *momenta)
         if below is None:

@@ -27,12 +27,12 @@ PAPER = Paper(
 
 
 class ScaleByPnmState(NamedTuple):
-    """Number of updates made, the running mean that took the last gradient, the other one, and the state of the
+    """Number of updates made, the running means of the gradients of odd and of even steps, and the state of the
     denominator (None without one)."""
 
     count: jax.Array
-    mu: Any
-    mu_before: Any
+    mu_odd: Any
+    mu_even: Any
     denominator: Any
 
 
@@ -89,24 +89,30 @@ def scale_by_pnm(
     def update(updates: Any, state: ScaleByPnmState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByPnmState]:
         count = increment(state.count)
 
-        def mean(m: jax.Array, g: jax.Array) -> jax.Array:
-            square = scalar(b1, g) ** 2
-            return (square * m.astype(g.dtype) + (1 - square) * g).astype(m.dtype)
+        odd = count % 2 == 1
 
-        mu = settle(jax.tree.map(mean, state.mu_before, updates))
+        def follow(turn: jax.Array, mu: Any) -> Any:
+            def mean(m: jax.Array, g: jax.Array) -> jax.Array:
+                square = scalar(b1, g) ** 2
+                return jnp.where(turn, (square * m.astype(g.dtype) + (1 - square) * g).astype(m.dtype), m)
 
-        def difference(positive: jax.Array, negative: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b0, g)
-            u = (1 + b) * positive.astype(g.dtype) - b * negative.astype(g.dtype)
+            return settle(jax.tree.map(mean, mu, updates))
+
+        # Means that stay where they are: two that change places would each be copied at every step.
+        mu_odd, mu_even = follow(odd, state.mu_odd), follow(~odd, state.mu_even)
+
+        def difference(m_odd: jax.Array, m_even: jax.Array, g: jax.Array) -> jax.Array:
+            b, m_odd, m_even = scalar(b0, g), m_odd.astype(g.dtype), m_even.astype(g.dtype)
+            u = (1 + b) * jnp.where(odd, m_odd, m_even) - b * jnp.where(odd, m_even, m_odd)
             u = u * (1 / ((1 + b) ** 2 + b**2) ** 0.5)
             return u * (1 / core.bias_correction(b1, count, g)).astype(g.dtype) if bias_correction else u
 
-        direction = jax.tree.map(difference, mu, state.mu, updates)
+        direction = jax.tree.map(difference, mu_odd, mu_even, updates)
         if below is None:
-            return direction, ScaleByPnmState(count, mu, state.mu, None)
+            return direction, ScaleByPnmState(count, mu_odd, mu_even, None)
         d, state_below = below.update(updates, state.denominator, params, **extra)
         direction = jax.tree.map(lambda u, d: divide(u, d.astype(u.dtype)), direction, d)
-        return direction, ScaleByPnmState(count, mu, state.mu, state_below)
+        return direction, ScaleByPnmState(count, mu_odd, mu_even, state_below)
 
     return transformation("scale_by_pnm", init, update, complex_leaves=True)
 

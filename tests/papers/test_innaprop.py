@@ -11,11 +11,11 @@ import gradkit as gk
 from tests.papers.replay import assert_equal, descend, normal, updates
 
 
-def reference(x: Any, g: list, lr: float, alpha: float, beta: float, decay: float, sigma: float | None) -> list:
+def reference(x: Any, g: list, rates: Any, alpha: float, beta: float, decay: float, sigma: float | None) -> list:
     """With psi itself, as the papers write it, and the division by beta - lr of the official code."""
     x, v, out = np.asarray(x), 0.0, []
     psi = (1 - alpha * beta) * x
-    for t, gradient in enumerate(map(np.asarray, g), 1):
+    for t, (gradient, lr) in enumerate(zip(map(np.asarray, g), rates, strict=True), 1):
         d = gradient
         if sigma is not None:
             v = sigma * v + (1 - sigma) * gradient**2
@@ -31,10 +31,11 @@ def reference(x: Any, g: list, lr: float, alpha: float, beta: float, decay: floa
 @pytest.mark.parametrize("sigma", [None, 0.9])
 def test_against_the_form_with_psi(alpha: float, beta: float, sigma: float | None, x64: None) -> None:
     x, g = normal(9, 5), [normal(i, 5) for i in range(8)]
-    shared = {"alpha": alpha, "beta": beta, "weight_decay": 0.3}
-    tx = gk.inna(0.1, **shared) if sigma is None else gk.innaprop(0.1, sigma=sigma, **shared)
+    rates = np.linspace(0.1, 0.02, 8)
+    schedule, shared = gk.schedules.array_schedule(rates), {"alpha": alpha, "beta": beta, "weight_decay": 0.3}
+    tx = gk.inna(schedule, **shared) if sigma is None else gk.innaprop(schedule, sigma=sigma, **shared)
     moves = jnp.cumsum(jnp.stack(updates(tx, x, g)), axis=0)
-    assert_equal([x + m for m in moves], reference(x, g, 0.1, alpha, beta, 0.3, sigma), rtol=1e-11, atol=1e-12)
+    assert_equal([x + m for m in moves], reference(x, g, rates, alpha, beta, 0.3, sigma), rtol=1e-11, atol=1e-12)
 
 
 def test_with_unit_dampings_innaprop_is_adamw_without_momentum(x64: None) -> None:
