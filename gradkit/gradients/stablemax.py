@@ -72,8 +72,8 @@ def stablemax_cross_entropy(logits: Any, labels: Any) -> jax.Array:
 
     Example:
       >>> loss = stablemax_cross_entropy(jnp.array([[3.0, 0.0, -1.0]]), jnp.array([0]))
-      >>> print(loss.round(4))  # -log(4 / 5.5)
-      [0.3185]
+      >>> round(float(loss[0]), 4)  # -log(4 / 5.5)
+      0.3185
 
     Reference: Prieto et al. Grokking at the Edge of Numerical Stability. 2025, arXiv 2501.04697. The official code
     computes in float64, and takes the mean.
