@@ -126,7 +126,7 @@ def ranger21(
       layout: which axes are stacks and outputs.
 
     Returns:
-      A transformation that needs `params`. State: 5 words per parameter. Collectives: six all-reduces of a scalar per
+      A transformation that needs `params`. State: 5 words per parameter. Collectives: five all-reduces of a scalar per
       unit or per tensor.
 
     Raises:
