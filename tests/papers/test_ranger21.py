@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import gradkit as gk
-from tests.papers.replay import assert_equal, descend, normal
+from tests.papers.replay import assert_equal, descend, normal, updates
 
 LEAVES = {"bias": (3,), "kernel": (4, 5)}
 
@@ -121,3 +121,13 @@ def test_bad_input(settings: dict, message: str) -> None:
         gk.ranger21(0.1, **settings)
     with pytest.raises(TypeError, match="num_iterations"):
         gk.ranger21(0.1)  # pyright: ignore[reportCallIssue]
+
+
+def test_the_length_of_the_warm_up_can_be_traced() -> None:
+    """All hyperparameters injected, b2 among them: its warm-up of 2 / (1 - b2) = 4 steps is exact."""
+    x = {"w": normal(0, 4)}
+    settings: dict = {"learning_rate": 0.1, "num_iterations": 40, "b2": 0.5}
+    tx, injected = gk.ranger21(**settings), gk.inject_hyperparams(gk.ranger21)(**settings)
+    for got, want in zip(updates(injected, x, [x] * 5), updates(tx, x, [x] * 5), strict=True):
+        # A few roundings of float32 per operation.
+        np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5)

@@ -105,7 +105,7 @@ def ranger21(
       num_iterations: T >= 1, steps of the run. From then on the rate is the least one.
       b0: how much of the negative momentum is subtracted, > -1. Default 0.9 (paper).
       b1: decay of the momenta per step, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper). Where the warm-up follows from it, a number.
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
       eps: added to the root, >= 0. Default 1e-8 (paper).
       clipping: largest ratio of a unit's gradient to its weights, > 0. Default 1e-2 (paper).
       clipping_eps: least norm weights are taken to have, > 0. Default 1e-3 (paper).
