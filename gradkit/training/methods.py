@@ -107,7 +107,7 @@ _ROWS = (
     Method("innaprop", adaptive.innaprop, 5e-3, "innaprop"),
     Method("multi_timescale_adam", adaptive.multi_timescale_adam, 1e-3, "multi_timescale_adam"),
     Method("qhadam", momentum.qhadam, 5e-3, "qhadam"),
-    Method("ranger21", _ranger21, 5e-3, "ranger21"),
+    Method("ranger21", _ranger21, 3e-2, "ranger21"),
     Method("lion", sign.lion, 2e-3, "lion"),
     Method("mars_adamw", variance_reduction.mars_adamw, 5e-3, "mars_adamw"),
     Method("mars_exact", variance_reduction.mars_exact, 5e-3, "mars_exact"),
