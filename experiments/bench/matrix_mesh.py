@@ -11,6 +11,7 @@ where 2 means twice as fast; of wall time, and of processor time, which other wo
 """
 
 import importlib
+import os
 import statistics
 import time
 from collections import Counter
@@ -111,10 +112,14 @@ def leaves_case() -> None:
         jax.clear_caches()
         start = time.perf_counter()
         low = step_of(tx).lower(params, state, params)
-        middle = time.perf_counter()
+        middle, busy = time.perf_counter(), time.process_time()
         low.compile()
-        end = time.perf_counter()
-        print(f"300 of 64x64 {who:<9} trace {middle - start:6.2f} s   compile {end - middle:6.2f} s", flush=True)
+        end, busy = time.perf_counter(), time.process_time() - busy
+        print(
+            f"300 of 64x64 {who:<9} trace {middle - start:6.2f} s   compile {end - middle:6.2f} s, of processor time "
+            f"{busy:6.2f} s",
+            flush=True,
+        )
 
 
 def runner(tx: optax.GradientTransformation, shapes: dict[str, tuple[int, ...]]) -> Callable[[], None]:
@@ -156,6 +161,7 @@ def main(argv: list[str]) -> None:
     chosen = set(ONLY.value)
     if unknown := chosen - set(CASES):
         raise SystemExit(f"--only: unknown {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the start", flush=True)
     tree = transformer()
     assert all(default_layout(k, s).role in ("matrix", "vector") for k, s in tree.items())
     places = {
