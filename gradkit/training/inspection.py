@@ -283,6 +283,7 @@ def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
             return made.update(state, **values)
 
         return "one measurement", Program(update, (state, dict.fromkeys(names, one)), None, state)
+    made = made(0) if callable(made) else made  # a rule that gives a number per step
     return "its value", Program(lambda: jax.tree.map(np.asarray, made), (), None, ())
 
 
