@@ -71,7 +71,7 @@ def cluster_momentum(
             raise ValueError(f"cluster_probs must be >= 0 and sum to 1, got {p.tolist()}")
 
     def along(vector: Any, g: jax.Array) -> jax.Array:
-        return jnp.asarray(vector).astype(g.real.dtype).reshape((K,) + (1,) * (g.ndim - 1))
+        return jnp.asarray(vector).astype(g.dtype).reshape((K,) + (1,) * (g.ndim - 1))
 
     def init(params: optax.Params) -> ClusterMomentumState:
         return ClusterMomentumState(jax.tree.map(lambda m: jnp.zeros_like(m, shape=(K, *m.shape)), zeros(params)))
@@ -89,10 +89,10 @@ def cluster_momentum(
         n = jnp.where(n > 0, n, jnp.ones_like(n))
 
         def change(g: jax.Array, m: jax.Array) -> jax.Array:
-            return jnp.where(along(counts, g) > 0, g - m, jnp.zeros_like(g))
+            return jnp.where(along(counts, g) != 0, g - m, jnp.zeros_like(g))
 
         def estimate(d: jax.Array, m: jax.Array) -> jax.Array:
-            share = along(counts, d) / n.astype(d.real.dtype)
+            share = along(counts, d) / n.astype(d.dtype)
             return jnp.sum(share * d + along(probs, d) * m, axis=0)
 
         d = jax.tree.map(change, grads, state.momenta)

@@ -108,6 +108,16 @@ def test_layers_of_a_stack_are_frozen_one_by_one(x64: None) -> None:
     assert gk.frozen_mask(state) == {"ScanBlock_0": {"kernel": True}} and gk.all_frozen(state)
 
 
+def test_a_declared_stack_is_one(x64: None) -> None:
+    """Sums of 6 per layer and 18 in all, and a threshold of 10."""
+    x = {"blocks": {"kernel": jnp.ones((3, 2, 3))}}
+    layout = gk.leaves.layout((gk.leaves.by_path("blocks/.*"), {"stack": 1}))
+    for given, want in (({"layout": layout}, True), ({}, False)):
+        for metric in ("grad", "update"):
+            tx = gk.freeze_on_convergence(gk.sgd(1.0), tau=10.0, total_steps=2, alpha=0.0, metric=metric, **given)
+            assert flags(tx, x, [x]) == [{"blocks": {"kernel": want}}]
+
+
 def test_grades_leaves_vectors_alone() -> None:
     x = {"bias": jnp.zeros(2), "kernel": jnp.zeros((2, 2))}
     assert flags(gk.grades(gk.sgd(0.1), tau=1.0, total_steps=1, alpha=0.0), x, [x])[0] == {

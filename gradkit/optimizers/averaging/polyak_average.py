@@ -89,7 +89,9 @@ def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
     Polyak, Juditsky. Acceleration of Stochastic Approximation by Averaging. 1992.
     """
     checks.integer("start", start)
-    return _average("polyak_average", start, lambda n, x: 1 / n.astype(x.real.dtype), from_first=False)
+    return _average(
+        "polyak_average", start, lambda n, x: (1 / n.astype(x.real.dtype)).astype(x.dtype), from_first=False
+    )
 
 
 def params_ema(decay: Any = 0.999, *, debias: bool = True) -> optax.GradientTransformationExtraArgs:
@@ -125,7 +127,7 @@ def params_ema(decay: Any = 0.999, *, debias: bool = True) -> optax.GradientTran
 
     def share(n: jax.Array, x: jax.Array) -> Any:
         fresh = 1 - scalar(decay, x.real)
-        return fresh / bias_correction(decay, n, x) if debias else fresh
+        return (fresh / bias_correction(decay, n, x)).astype(x.dtype) if debias else scalar(fresh, x)
 
     return _average("params_ema", 0, share, from_first=not debias)
 

@@ -139,28 +139,39 @@ def freeze_on_convergence(
         previous = zeros(params) if metric == "grad_change" else None
         return FreezeOnConvergenceState(jnp.zeros((), jnp.int32), map_named(flag, params), previous, inner.init(params))
 
-    def decide(measured: Any, frozen: Any, allowed: jax.Array) -> tuple[Any, Any]:
-        """The flags after this measurement, per tensor, and as they broadcast against the leaves."""
-        leaves, structure = jax.tree.flatten(measured)
-        known = names(measured)
-        sums = packed_sums(known, "tensor", layout, [jnp.abs(x) for x in leaves], like=leaves)
-        (value,) = sums.vectors
-        old = [x.reshape(-1) for x in jax.tree.leaves(frozen)]
-        old = jnp.concatenate(old) > 0 if old else jnp.zeros((0,), bool)
-        slots = _slots(known, sums.sizes, groups)
+    linked = groups is not None or not (isinstance(max_frozen_ratio, int | float) and max_frozen_ratio == 1)
+
+    def together(value: jax.Array, old: jax.Array, known: list[str], sizes: list[int], on: list[bool]) -> jax.Array:
+        """Which tensors are to be frozen, where they are frozen in groups or up to a share."""
+        slots = _slots(known, sizes, groups)
         number = int(slots.max(initial=-1)) + 1
-        may = [np.full(n, on) for n, on in zip(sums.sizes, jax.tree.leaves(resolve_mask(mask, measured)), strict=True)]
-        may = np.concatenate(may) if may else np.zeros(0, bool)
+        may = np.concatenate([np.full(n, flag) for n, flag in zip(sizes, on, strict=True)] or [np.zeros(0, bool)])
         able = np.zeros(number, bool)
         able[slots[may]] = True
-        value = jnp.zeros(number, value.dtype).at[slots].add(value)
         already = jnp.zeros(number, bool).at[slots].max(old)
-        fresh = (value < jnp.asarray(tau).astype(value.dtype)) & ~already & allowed & jnp.asarray(able)
+        value = jnp.zeros(number, value.dtype).at[slots].add(value)
+        fresh = (value < jnp.asarray(tau).astype(value.dtype)) & ~already & jnp.asarray(able)
         room = jnp.floor(jnp.asarray(max_frozen_ratio).astype(jnp.float32) * int(able.sum())).astype(jnp.int32)
         fits = jnp.cumsum(fresh.astype(jnp.int32)) + jnp.sum(already, dtype=jnp.int32) <= room
-        new = (already | (fresh & fits))[slots] & jnp.asarray(may)
-        flags = [x.astype(jnp.int32) for x in sums.split(new)]
-        return structure.unflatten(flags), structure.unflatten([x > 0 for x in sums.own(flags)])
+        return (fresh & fits)[slots]
+
+    def decide(measured: Any, frozen: Any, allowed: jax.Array) -> Any:
+        """The flags after this measurement."""
+        leaves, structure = jax.tree.flatten(measured)
+        known, old = names(measured), jax.tree.leaves(frozen)
+        on = jax.tree.leaves(resolve_mask(mask, measured))
+        size = [jnp.abs(x) for x in leaves]
+        # Flags of stacked layers may lie on several devices: they come with the sums where all must be known at once.
+        spread = [jnp.broadcast_to(f.astype(x.dtype), x.shape) for f, x in zip(old, size, strict=True)]
+        sums = packed_sums(known, "tensor", layout, *([size, spread] if linked else [size]), like=leaves)
+        value = sums.vectors[0]
+        if linked:
+            fresh = together(value, sums.vectors[1] > 0, known, sums.sizes, on)
+        else:
+            fresh = value < jnp.asarray(tau).astype(value.dtype)
+        fresh = sums.spread((fresh & allowed).astype(value.dtype))
+        new = [jnp.maximum(f, n.astype(f.dtype)) if may else f for f, n, may in zip(old, fresh, on, strict=True)]
+        return structure.unflatten(new)
 
     def update(updates: Any, state: FreezeOnConvergenceState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         allowed = state.count + 1 >= jnp.asarray(alpha * total_steps).astype(jnp.int32)
@@ -168,11 +179,9 @@ def freeze_on_convergence(
         if metric == "grad_change":
             measured, previous = jax.tree.map(jnp.subtract, updates, state.previous), updates
             allowed &= state.count > 0
-        if metric == "update":
-            # What the last step measured is in the flags already; this one's measurement comes with the update.
-            frozen, here = decide(updates, state.frozen, jnp.zeros((), bool))
-        else:
-            frozen, here = decide(measured, state.frozen, allowed)
+        # What the update before measured is in the flags already; this one is measured when it is made.
+        frozen = state.frozen if metric == "update" else decide(measured, state.frozen, allowed)
+        here = jax.tree.map(lambda f: f > 0, frozen)
         g = jax.tree.map(lambda f, g: jnp.where(f, jnp.zeros_like(g), g), here, updates)
         u, new = inner.update(g, state.inner, params, **extra)
         u = jax.tree.map(lambda f, u: jnp.where(f, jnp.zeros_like(u), u), here, u)
@@ -190,7 +199,7 @@ def freeze_on_convergence(
         )
         new = jax.tree.map(_keep, own, new, state.inner)
         if metric == "update":
-            frozen, _ = decide(u, frozen, allowed)
+            frozen = decide(u, frozen, allowed)
         return u, FreezeOnConvergenceState(increment(state.count), frozen, previous, new)
 
     return transformation("freeze_on_convergence", init, update, complex_leaves=True)
@@ -297,6 +306,10 @@ def all_frozen(state: Any) -> Any:
     return _whole(jnp.stack(flags)) if flags else True
 
 
-EXAMPLE = {"tau": 0.05, "total_steps": 4}
-register(freeze_on_convergence, form="wrapper", paper=PAPER, collectives="norms", example=EXAMPLE)
-register(grades, form="wrapper", paper=PAPER, collectives="norms", example=EXAMPLE)
+FIELDS = {
+    "collectives": "norms",
+    "example": {"tau": 0.05, "total_steps": 4},
+    "opt_outs": {"layout": "it shows at a threshold between one layer and all; tests/papers/test_grades.py has it"},
+}
+register(freeze_on_convergence, form="wrapper", paper=PAPER, **FIELDS)
+register(grades, form="wrapper", paper=PAPER, **FIELDS)
