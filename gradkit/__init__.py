@@ -20,6 +20,7 @@ from gradkit.optimizers.momentum import (
     scale_by_qhm,
     sgd,
     xgrad,
+    xgrad_adam,
     xgrad_adamw,
     xgrad_sgd,
 )
@@ -92,6 +93,7 @@ from gradkit.optimizers.filters import (
     grokfast_ema,
     grokfast_ma,
     noisy_sgd,
+    orthogonalize_to_params,
     perpgrad,
 )
 
@@ -251,6 +253,7 @@ __all__ = [
     "normalize_gradients",
     "novograd",
     "optimistic_amsgrad",
+    "orthogonalize_to_params",
     "parallel",
     "params_ema",
     "perpgrad",
@@ -297,6 +300,7 @@ __all__ = [
     "training",
     "workloads",
     "xgrad",
+    "xgrad_adam",
     "xgrad_adamw",
     "xgrad_sgd",
 ]

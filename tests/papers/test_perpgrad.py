@@ -34,3 +34,10 @@ def test_zero_weights_let_the_gradient_through(x64: None) -> None:
     g = normal(0, 5)
     assert_equal(updates(gk.perpgrad(), 0 * g, [g])[0], g)
     assert np.isfinite(updates(gk.perpgrad(eps=0.0), 0 * g, [g])[0]).all()
+
+
+def test_the_projection_alone_gives_no_length_back(x64: None) -> None:
+    x, g = normal(0, 3, 4), normal(1, 3, 4)
+    tx = gk.orthogonalize_to_params()
+    o = tx.update(g, tx.init(x), x)[0]
+    np.testing.assert_allclose(o, g - jnp.vdot(x, g) / jnp.vdot(x, x) * x, rtol=1e-12)

@@ -1,5 +1,7 @@
 """XGrad (Guan, Li et al., 2023)."""
 
+from typing import Any
+
 import optax
 import pytest
 
@@ -48,3 +50,15 @@ def test_true_parameters_are_those_of_the_inner_run_on_predicted_gradients(steps
         true = true - 0.1 * v
         assert_equal(gk.eval_params(state, y), true)
         assert_equal(y, true - steps * 0.1 * v)
+
+
+def test_adam_is_adamw_without_decay(x64: None) -> None:
+    ends = []
+    for tx in (gk.xgrad_adam(0.1, prediction_steps=3), gk.xgrad_adamw(0.1, prediction_steps=3)):
+        y: Any = normal(0, 3)
+        state = tx.init(y)
+        for _ in range(3):
+            u, state = tx.update(y, state, y)
+            y = y + u
+        ends.append(y)
+    assert_equal(ends[0], ends[1])

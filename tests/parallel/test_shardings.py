@@ -24,7 +24,7 @@ BY_SHAPE = {SHAPES[name]: SPECS[name] for name in SHAPES}
 # Tables and windows: slots of the shape of a parameter, along a leading axis that is not cut.
 BY_SHAPE |= {(n, *SHAPES[name]): P(None, *SPECS[name]) for name in SHAPES for n in (2, 3, 4)}
 # All norms of a step are one all-reduce; a method that needs norms of what it made with the first norms has two.
-EXCHANGES = {"normalize_gradients": 2, "perpgrad": 2, "ranger21": 5}
+EXCHANGES = {"normalize_gradients": 2, "orthogonalize_to_params": 2, "perpgrad": 2, "ranger21": 5}
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 
 

@@ -15,6 +15,7 @@ from gradkit.optimizers.filters.grokfast import (
     grokfast_ma,
 )
 from gradkit.optimizers.filters.perpgrad import (
+    orthogonalize_to_params,
     perpgrad,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "grokfast_ema",
     "grokfast_ma",
     "noisy_sgd",
+    "orthogonalize_to_params",
     "perpgrad",
 ]

@@ -18,6 +18,8 @@ from gradkit.leaves import Layout, default_layout, names
 from gradkit.transforms.core import scalar, transformation
 from gradkit.transforms.norms import packed_norms, packed_sums
 
+PAPER = Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 2025, "2501.04697")
+
 
 def perpgrad(
     *, eps: Any = 1e-30, rescale: bool = True, layout: Layout = default_layout
@@ -80,10 +82,43 @@ def perpgrad(
     return transformation("perpgrad", lambda params: optax.EmptyState(), update, needs_params=True)
 
 
+def orthogonalize_to_params(
+    *, eps: Any = 1e-30, layout: Layout = default_layout
+) -> optax.GradientTransformationExtraArgs:
+    """Takes the part of every gradient that lies along its weights out of it: `perpgrad` that gives no length back.
+
+    Args:
+      eps: guards the division by |x|^2, >= 0. Default 1e-30 (official code).
+      layout: which axes are stacks: every layer of a scan is projected by itself.
+
+    Returns:
+      A transformation that needs `params`. No state. Collectives: as `perpgrad`.
+
+    Raises:
+      ValueError: `eps` negative or NaN; complex leaves.
+
+    Example:
+      >>> tx = orthogonalize_to_params()
+      >>> x, g = jnp.array([1.0, 0.0]), jnp.array([3.0, 4.0])
+      >>> tx.update(g, tx.init(x), x)[0].tolist()
+      [0.0, 4.0]
+
+    Reference: Prieto et al. Grokking at the Edge of Numerical Stability. 2025, arXiv 2501.04697.
+    """
+    return perpgrad(eps=eps, rescale=False, layout=layout)
+
+
+register(
+    orthogonalize_to_params,
+    form="primitive",
+    paper=PAPER,
+    collectives="norms",
+    notes="the projection of `perpgrad` alone",
+)
 register(
     perpgrad,
     form="primitive",
-    paper=Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 2025, "2501.04697"),
+    paper=PAPER,
     collectives="norms",
     golden=("adaptive/perpgrad",),
 )

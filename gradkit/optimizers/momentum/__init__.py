@@ -24,6 +24,7 @@ from gradkit.optimizers.momentum.sgd import (
 )
 from gradkit.optimizers.momentum.xgrad import (
     xgrad,
+    xgrad_adam,
     xgrad_adamw,
     xgrad_sgd,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "scale_by_qhm",
     "sgd",
     "xgrad",
+    "xgrad_adam",
     "xgrad_adamw",
     "xgrad_sgd",
 ]
