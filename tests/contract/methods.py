@@ -24,8 +24,11 @@ METHODS = {
 
 
 def methods(check: str) -> Any:
-    """Parametrises a test over the methods that have not opted out of a check; what a method is told when it is built
-    is checked of every public function, also of primitives that are checked as an optimizer otherwise. So are their words of state."""
+    """Parametrises a test over the methods that have not opted out of a check.
+
+    What a method is told when it is built, and its words of state, are checked of every public function, also of
+    primitives that are checked as an optimizer otherwise.
+    """
     known = cards() if check in ("bad input", "mismatch", "words") else METHODS
     chosen = [
         pytest.param(card, id=name)
