@@ -70,7 +70,8 @@ def inside_shard_map(inner: optax.GradientTransformation, specs: Any) -> optax.G
     Elementwise methods do not need it either.
 
     Args:
-      inner: any transformation or chain of this library. Optax's own links with norms know nothing of shards.
+      inner: any transformation or chain of this library. Optax's own links with norms know nothing of shards, nor do
+        `gk.gravity` and `gk.clip_by_quantile`, which take maxima and counts.
       specs: how parameters and gradients are cut: what `in_specs` of `shard_map` says of them. A tree of
         `PartitionSpec`s, a prefix of one (one spec for all leaves), or a function (path, local shape) -> spec. Mesh
         axes that are in no spec are not summed over.
