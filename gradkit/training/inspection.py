@@ -25,6 +25,7 @@ from gradkit.training import methods
 from gradkit.workloads import Workload
 
 TASKS = 4
+CLASSES = 10
 CHAINED = ("optimizer", "primitive", "wrapper")
 
 
@@ -93,7 +94,7 @@ def examine(card: Card, problem: Workload, mesh: Mesh) -> Inspection:
     Args:
       card: the method, of any form: of an optimizer, primitive or wrapper the update is compiled; of a source, value
         and gradient; of an aggregator, the update from the gradients of four tasks; of a strategy, the step that ends
-        a round; of a schedule, rule or diagnostic, its value at one step.
+        a round; of a layer, its value; of a schedule, rule or diagnostic, its value at one step.
       problem: whose parameters and loss.
       mesh: on which devices; a strategy asks for an axis "replica".
 
@@ -265,8 +266,19 @@ def _strategy(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[s
     return "a step of every replica that ends a round", Program(update, arguments, (_lie(params), _lie(state)), state)
 
 
-def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
+def _layer(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
     del problem, params
+    examples = mesh.size // batch_sharding(mesh).shard_shape((mesh.size,))[0]
+    shapes = {"logits": ((16 * examples, CLASSES), jnp.float32), "labels": ((16 * examples,), jnp.int32)}
+    names = [name for name in inspect.signature(card.function).parameters if name in shapes]
+    arguments = [jax.ShapeDtypeStruct(*shapes[name], sharding=batch_sharding(mesh)) for name in names]
+    return f"{CLASSES} classes, 16 examples per device", Program(card.function, tuple(arguments), None, ())
+
+
+def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
+    if "loss_fn" in inspect.signature(card.function).parameters:
+        arguments = (params, params, _minibatch(problem, mesh))
+        return "one measurement", Program(lambda *a: card.function(problem.loss, *a), arguments, None, ())
     whole = NamedSharding(mesh, PartitionSpec())
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     made = card.function(**card.example)
@@ -287,7 +299,13 @@ def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
     return "its value", Program(lambda: jax.tree.map(np.asarray, made), (), None, ())
 
 
-_PROGRAMS = {**dict.fromkeys(CHAINED, _update), "source": _source, "aggregator": _aggregator, "strategy": _strategy}
+_PROGRAMS = {
+    **dict.fromkeys(CHAINED, _update),
+    "source": _source,
+    "aggregator": _aggregator,
+    "strategy": _strategy,
+    "layer": _layer,
+}
 
 
 def table(found: Inspection) -> str:

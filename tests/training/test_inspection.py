@@ -66,7 +66,7 @@ def test_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "message"),
     [
         ([], "inspect takes the name of a method first"),
-        (["adamv"], "did you mean adam or adamw"),
+        (["adamv"], "did you mean adam or nadam or adamw"),
         (["adamw", "--mesh=fsdp=-1"], "mesh must give every length"),
         (["adamw", "--mesh=fsdp=64"], "devices=64 must be set before"),
         (["diloco"], "the mesh must have an axis replica"),
