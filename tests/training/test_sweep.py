@@ -84,7 +84,8 @@ def test_every_optimizer_of_the_catalogue_can_race():
         def first_rate(rate, method=method, params=params):
             tx = optax.with_extra_args_support(method.scheduled(rate, 10))
             # What the loop of a race offers, as far as methods need it.
-            return tx.update(params, tx.init(params), params, value=np.float32(1.0), key=jax.random.key(0))[0]
+            offered = {"value": np.float32(1.0), "grad_fn": lambda x: x, "key": jax.random.key(0)}
+            return tx.update(params, tx.init(params), params, **offered)[0]
 
         # The rate may be traced: that is what a sweep does.
         updates = jax.eval_shape(jax.vmap(first_rate), np.ones(3, np.float32))
