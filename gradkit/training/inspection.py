@@ -108,8 +108,8 @@ def examine(card: Card, problem: Workload, mesh: Mesh) -> Inspection:
       >>> from gradkit.catalogue import find
       >>> mesh = gk.parallel.make_mesh("fsdp=1", devices=jax.devices()[:1])
       >>> found = examine(find("adamw"), gk.workloads.load("heavytail"), mesh)
-      >>> found.parameter_bytes, found.state_bytes  # 50 numbers; two moments, two counters and a published rate
-      (200, 412)
+      >>> found.parameter_bytes, found.state_bytes  # 50 numbers; two moments, three counters and a published rate
+      (200, 416)
     """
     key = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     params = jax.eval_shape(problem.init, key)
