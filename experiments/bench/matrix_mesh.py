@@ -6,7 +6,9 @@ Eight virtual CPU devices. Operations are those of the whole step per device, as
 loop over a stack taken out (it counts the body of a loop once), over one eighth of the Newton-Schulz operations of one
 device (20 n^2 m + 10 n^3 per n x m matrix). Bytes are per device and step: what it holds afterwards, and what it sends
 in a ring. `speed` is one device: the ratio is the median over interleaved rounds of (optax.contrib.muon / gradkit),
-where 2 means twice as fast; of wall time, and of processor time, which other work on the machine disturbs less.
+where 2 means twice as fast; of wall time, and of processor time, which other work on the machine disturbs less. The
+share is of the rate of a 1024 x 1024 float32 product of jax in the same rounds (best of rounds; operations of the plain
+iteration, so that "gram", which needs fewer, may pass 1).
 `--peer` counts optax on the meshes too, which compiles for minutes.
 """
 
@@ -37,7 +39,9 @@ ROUNDS = flags.DEFINE_integer("rounds", 9, "Interleaved rounds.", lower_bound=3)
 PEER = flags.DEFINE_bool("peer", False, "Count optax.contrib.muon on the meshes too.")
 
 DEVICES = 8
+SIDE = 1024
 SQUARE = {f"{i:02d}/kernel": (256, 256) for i in range(48)}
+SMALL = {f"{i:03d}/kernel": (64, 64) for i in range(224)}
 MIXED = {f"{i:02d}/kernel": s for i, s in enumerate([*[(256, 256)] * 4, (256, 1024), (1024, 256)] * 12)}
 # The loop over the matrices of a stack is an option of this module alone.
 orthogonalize = importlib.import_module("gradkit.linalg.orthogonalize")
@@ -136,10 +140,16 @@ def runner(tx: optax.GradientTransformation, shapes: dict[str, tuple[int, ...]])
     return run
 
 
+def product_runner() -> Callable[[], None]:
+    x = jnp.full((SIDE, SIDE), 1 / SIDE)
+    product = jax.jit(jnp.matmul)
+    return lambda: jax.block_until_ready(product(x, x))
+
+
 def speed_case(name: str, shapes: dict[str, tuple[int, ...]], **options: Any) -> None:
-    runs = [runner(optax.contrib.muon(0.02), shapes), runner(gk.muon(0.02, **options), shapes)]
-    wall: list[list[float]] = [[], []]
-    processor: list[list[float]] = [[], []]
+    runs = [runner(optax.contrib.muon(0.02), shapes), runner(gk.muon(0.02, **options), shapes), product_runner()]
+    wall: list[list[float]] = [[], [], []]
+    processor: list[list[float]] = [[], [], []]
     for i in range(ROUNDS.value + 1):
         for who, run in enumerate(runs):
             start, busy = time.perf_counter(), time.process_time()
@@ -147,11 +157,14 @@ def speed_case(name: str, shapes: dict[str, tuple[int, ...]], **options: Any) ->
             if i:
                 wall[who].append(time.perf_counter() - start)
                 processor[who].append(time.process_time() - busy)
-    peer, ours = (1e3 * min(column) for column in wall)
-    ratio, busy = (statistics.median(a / b for a, b in zip(*pair, strict=True)) for pair in (wall, processor))
+    peer, ours, product = (1e3 * min(column) for column in wall)
+    ratio, busy = (statistics.median(a / b for a, b in zip(*pair[:2], strict=True)) for pair in (wall, processor))
+    peak = 2 * SIDE**3 / product
+    shares = (ideal(shapes) / peak / t for t in (peer, ours))
     print(
         f"{name:<29} best: optax {peer:7.1f} ms, gradkit {ours:7.1f} ms   ratio of wall {ratio:5.2f}, "
-        f"of processor time {busy:5.2f}",
+        f"of processor time {busy:5.2f}   of {peak / 1e6:.0f} GFLOP/s: "
+        + ", ".join(f"{who} {share:.2f}" for who, share in zip(("optax", "gradkit"), shares, strict=True)),
         flush=True,
     )
 
@@ -181,6 +194,7 @@ def main(argv: list[str]) -> None:
         leaves_case()
     if "speed" in chosen:
         speed_case("48 of 256x256", SQUARE)
+        speed_case("224 of 64x64", SMALL)
         speed_case("48 of 256^2, 24 of 256x1024", MIXED)
         speed_case("the same, gram", MIXED, method="gram")
 
