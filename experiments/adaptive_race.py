@@ -2,8 +2,9 @@
 
     python experiments/adaptive_race.py --out=experiments/results/adaptive_race.txt
 
-Each method is tuned over its learning rate with the same effort, as `gradkit race` does, and judged by steps to target:
-median and spread over the seeds at its best rate, and how many of them missed. The table is written again after every
+Each method is tuned over its learning rate with the same effort, on `--pilot_seeds` seeds, as `gradkit race` tunes on
+all of them; then it runs with all seeds at its best rate and is judged by steps to target: median, spread, and how many
+of them missed. The table is written again after every
 method, and what is known is kept beside it (OUT.jsonl): the same command goes on where an earlier one was stopped.
 A method that raises is a row of the table, too.
 """
@@ -21,8 +22,9 @@ from absl import app, flags
 
 from gradkit import catalogue
 from gradkit.training import RaceConfig, methods
-from gradkit.training.race import prepare, tune
+from gradkit.training.race import prepare, score, tune
 from gradkit.training.report.charts import number, reading
+from gradkit.training.sweep import sweep
 from gradkit.workloads import Workload, load
 
 DEFAULTS = RaceConfig()
@@ -33,7 +35,8 @@ flags.DEFINE_list("methods", [], "these methods instead")
 flags.DEFINE_list("leave_out", [], "methods that stay away")
 flags.DEFINE_integer("rates", DEFAULTS.rates, "learning rates per method, log-spaced around its centre")
 flags.DEFINE_float("decades", DEFAULTS.decades, "decades the rates reach to each side of the centre")
-flags.DEFINE_integer("seeds", DEFAULTS.seeds, "seeds per learning rate")
+flags.DEFINE_integer("seeds", DEFAULTS.seeds, "seeds at the best learning rate")
+flags.DEFINE_integer("pilot_seeds", 1, "seeds per learning rate while it is tuned", lower_bound=1)
 flags.DEFINE_integer("steps", None, "steps per run; default: the workload's budget")
 flags.DEFINE_integer("eval_every", None, "steps between evaluations; default: the workload's")
 flags.DEFINE_integer(
@@ -43,6 +46,7 @@ flags.DEFINE_string("out", "adaptive_race.txt", "the table; what it is made of i
 
 HEAD = ("method", "best rate", "steps", "over seeds", "misses", "robust", "final", "")
 SETTINGS = ("rates", "decades", "seeds", "steps", "eval_every", "extensions")
+EFFORT = (*SETTINGS, "pilot_seeds")
 
 
 def contestants(rooms: list[str]) -> list[str]:
@@ -55,25 +59,38 @@ def contestants(rooms: list[str]) -> list[str]:
     return found
 
 
-def raced(problem: Workload, name: str, config: RaceConfig) -> dict:
+def raced(problem: Workload, name: str, config: RaceConfig, pilot_seeds: int) -> dict:
     """One method on one problem, as what is written down."""
     began = time.perf_counter()
     row = {"workload": problem.name, "method": name, **{key: getattr(config, key) for key in SETTINGS}}
+    row["pilot_seeds"] = pilot_seeds
+    method = methods.find(name)
     try:
-        result = tune(problem, methods.find(name), config, lambda _: None)
+        pilot = tune(problem, method, dataclasses.replace(config, seeds=pilot_seeds), lambda _: None)
+        found = sweep(
+            problem,
+            method.scheduled,
+            [pilot.best_rate],
+            seeds=config.seeds,
+            steps=config.steps,
+            eval_every=config.eval_every,
+        )
+        result = score(problem.name, name, found)
     except Exception as error:  # one broken method must not end a race of hours
         return row | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:80]}
     at_best = result.sweep.steps_to_target[result.best]
+    pilot_metrics = pilot.sweep.curves[..., -1].mean(-1)
     return row | {
-        "best_rate": result.best_rate,
+        "best_rate": pilot.best_rate,
         "median": result.steps,
         "low": result.spread[0],
         "high": result.spread[1],
         "misses": int(np.isinf(at_best).sum()),
-        "robust": result.robust,
-        "tried": len(result.rates),
+        "robust": pilot.robust,
+        "tried": len(pilot.rates),
         "final": result.final,
-        "at_edge": result.at_edge,
+        "at_edge": pilot.at_edge,
+        "pilot": dict(zip(map(float, pilot.rates), map(float, pilot_metrics), strict=True)),
         "seconds": time.perf_counter() - began,
     }
 
@@ -113,7 +130,8 @@ def table(rows: list[dict], workload: str, config: RaceConfig) -> str:
 
 def write(rows: list[dict], config: RaceConfig, path: pathlib.Path) -> None:
     """The tables of what is known so far."""
-    effort = f"{config.rates} rates over {2 * config.decades:g} decades x {config.seeds} seeds"
+    grid = f"{config.rates} rates over {2 * config.decades:g} decades x {FLAGS.pilot_seeds} seeds"
+    effort = f"{grid}, then {config.seeds} seeds at the best"
     command = shlex.join(["python", "experiments/adaptive_race.py", *sys.argv[1:]])
     head = f"$ {command}\n{effort}, jax {jax.__version__}, {jax.devices()[0].device_kind}"
     known = [workload for workload in config.workloads if any(row["workload"] == workload for row in rows)]
@@ -133,7 +151,8 @@ def main(argv: list[str]) -> int:
     record = path.with_name(path.name + ".jsonl")
     old = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     # Results of another effort are no results of this race, and what raised is tried again.
-    rows = [row for row in old if all(row[key] == value for key, value in settings.items()) and "error" not in row]
+    effort = {key: FLAGS[key].value for key in EFFORT}
+    rows = [row for row in old if all(row.get(key) == value for key, value in effort.items()) and "error" not in row]
     rows = [row for row in rows if row["workload"] in config.workloads and row["method"] in names]
     known = {(row["workload"], row["method"]) for row in rows}
     print(f"{len(names)} methods on {', '.join(config.workloads)}; {len(known)} results known", flush=True)
@@ -141,7 +160,12 @@ def main(argv: list[str]) -> int:
         for name in names:
             if (problem.name, name) in known:
                 continue
-            row = raced(problem, name, dataclasses.replace(config, workloads=(problem.name,), methods=(name,)))
+            row = raced(
+                problem,
+                name,
+                dataclasses.replace(config, workloads=(problem.name,), methods=(name,)),
+                FLAGS.pilot_seeds,
+            )
             rows.append(row)
             with record.open("a") as file:
                 file.write(json.dumps(row) + "\n")
