@@ -35,6 +35,9 @@ from gradkit.schedules.sgdr import (
     sgdr,
     sgdr_boundaries,
 )
+from gradkit.schedules.tvlars import (
+    tvlars_schedule,
+)
 from gradkit.schedules.wsd import (
     wsd,
     wsd_cooldown,
@@ -61,6 +64,7 @@ __all__ = [
     "sgdr_boundaries",
     "stage_decay_schedule",
     "take",
+    "tvlars_schedule",
     "untuned_linear_warmup",
     "warmup",
     "wsd",

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.gradients import microbatch
+from gradkit import catalogue
+from gradkit.gradients import gradient_moments, microbatch
 from gradkit.workloads import Workload
 
 
@@ -34,6 +35,25 @@ def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array) -> Run
     return Run(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.fold_in(jax.random.key(seed), 1))
 
 
+def measurements(
+    workload: Workload, tx: optax.GradientTransformation, parts: int
+) -> Callable[[Any, Any], dict[str, Any]]:
+    """(params, batch) -> the extra arguments that a method needs of the gradients of parts of the minibatch."""
+    card = catalogue.cards().get(getattr(getattr(tx.init, "method", None), "name", ""))
+    needs = card.needs if card else ()
+
+    def measure(params: Any, batch: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "grad_moments" in needs:
+            found["grad_moments"] = gradient_moments(workload.loss, parts)(params, batch)[1]
+        if "grads_a" in needs:
+            for name, first in (("grads_a", 0), ("grads_b", 1)):
+                found[name] = jax.grad(workload.loss)(params, jax.tree.map(lambda x, i=first: x[i::2], batch))
+        return found
+
+    return measure
+
+
 def step_function(
     workload: Workload,
     tx: optax.GradientTransformation,
@@ -44,7 +64,8 @@ def step_function(
     """One training step, Run -> (Run, loss of its minibatch).
 
     The method is offered every cheap extra argument: `value`, `value_fn`, `grad_fn`, `hvp_fn`, `key`. A
-    function that nobody calls costs nothing once compiled.
+    function that nobody calls costs nothing once compiled. Measurements of parts of the minibatch are made where the
+    card of the method says that it needs them.
 
     Args:
       workload: the problem.
@@ -53,6 +74,7 @@ def step_function(
       place: minibatch -> the same, where it should lie on a mesh.
     """
     tx = optax.with_extra_args_support(tx)
+    measure = measurements(workload, tx, max(2, microbatches))
     source = jax.value_and_grad(workload.loss) if microbatches == 1 else microbatch(workload.loss, microbatches)
 
     def step(run: Run) -> tuple[Run, jax.Array]:
@@ -70,6 +92,7 @@ def step_function(
 
         value, grads = source(run.params, batch)
         extra = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
+        extra |= measure(run.params, batch)
         updates, opt_state = tx.update(grads, run.opt_state, run.params, key=jax.random.fold_in(key, 1), **extra)
         params = optax.apply_updates(run.params, updates)
         return Run(run.step + 1, params, opt_state, run.key), value

@@ -21,6 +21,10 @@ from gradkit.transforms.clip_block import (
 from gradkit.transforms.direction import (
     direction_from_gradient,
 )
+from gradkit.transforms.gsnr import (
+    ScaleByGsnrState,
+    scale_by_gsnr,
+)
 from gradkit.transforms.inject import (
     inject_hyperparams,
 )
@@ -48,6 +52,11 @@ from gradkit.transforms.norm_loss import (
     StableWeightDecayState,
     norm_loss,
     stable_weight_decay,
+)
+from gradkit.transforms.normalize_and_project import (
+    NormalizeAndProjectState,
+    normalize_and_project,
+    project_updates,
 )
 from gradkit.transforms.pnm import (
     ScaleByPnmState,
@@ -89,9 +98,11 @@ __all__ = [
     "LookaheadInChainState",
     "MarsCorrectionState",
     "MatrixSharding",
+    "NormalizeAndProjectState",
     "PrecisionState",
     "RootMeanSquareState",
     "ScaleByAdamState",
+    "ScaleByGsnrState",
     "ScaleByLearningRateState",
     "ScaleByPnmState",
     "ScaleByRssState",
@@ -111,12 +122,15 @@ __all__ = [
     "lookahead_in_chain",
     "mars_correction",
     "norm_loss",
+    "normalize_and_project",
     "normalize_gradients",
     "precision",
     "project_scale_invariant",
+    "project_updates",
     "root_mean_square",
     "scale_by_adam",
     "scale_by_delayed_rss",
+    "scale_by_gsnr",
     "scale_by_learning_rate",
     "scale_by_pnm",
     "scale_by_rss",

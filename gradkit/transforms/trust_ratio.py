@@ -54,7 +54,7 @@ def scale_by_trust_ratio(
     Equations: at the head of this file.
 
     Args:
-      trust_coefficient: the relative size of a step, > 0. Default 1 (LAMB); LARS uses 0.001.
+      trust_coefficient: the relative size of a step, > 0, or a schedule. Default 1 (LAMB); LARS uses 0.001.
       eps: added to the denominator, >= 0. Default 0.
       weight_decay: decay that is part of the update, >= 0; only with `denominator="separate"`, where its
         norm is added to the norm of the update. With "joint", put `add_decayed_weights` before.
@@ -91,7 +91,7 @@ def scale_by_trust_ratio(
     gives the decay the ratio trust_coefficient / weight_decay, the limit of the formula; codes that set
     the ratio to 1 there let such a leaf decay at the full rate.
     """
-    checks.real("trust_coefficient", trust_coefficient, "(0, inf)")
+    checks.real("trust_coefficient", trust_coefficient, "(0, inf)", schedule=True)
     checks.real("eps", eps, "[0, inf)")
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     checks.choice("denominator", denominator, ("joint", "separate"))
@@ -113,12 +113,12 @@ def scale_by_trust_ratio(
         resolve_mask(weight_decay_mask, params)
         return ScaleByTrustRatioState(jnp.zeros((), jnp.int32), {"trust_ratio": jnp.ones((), jnp.float32)})
 
-    def ratios(n_w: jax.Array, n_u: jax.Array, decay: Any, rate: Any) -> jax.Array:
+    def ratios(n_w: jax.Array, n_u: jax.Array, coefficient: Any, decay: Any, rate: Any) -> jax.Array:
         """The ratio of every block, from vectors of norms and, in the separate form, of decays."""
         n_w = jnp.clip(n_w, scalar(param_norm_min, n_w), scalar(param_norm_max, n_w))
         n_d = jnp.minimum(n_u, scalar(update_norm_max, n_u)) + decay * n_w
         defined = (n_w > 0) & (n_d > 0)
-        ratio = scalar(trust_coefficient, n_w) * n_w / jnp.where(defined, n_d + scalar(eps, n_d), jnp.ones_like(n_d))
+        ratio = scalar(coefficient, n_w) * n_w / jnp.where(defined, n_d + scalar(eps, n_d), jnp.ones_like(n_d))
         ratio = jnp.where(defined, ratio, jnp.ones_like(ratio))
         if rate is not None:
             rate = jnp.asarray(rate).astype(ratio.dtype)
@@ -144,7 +144,7 @@ def scale_by_trust_ratio(
             decays = scalar(decay, n_w) * jnp.asarray(np.concatenate([[], *blocks]), n_w.dtype)
 
         rate = None if relative_to is None else at_count(relative_to, state.count)
-        ratio = ratios(n_w, n_u, decays, rate)
+        ratio = ratios(n_w, n_u, at_count(trust_coefficient, state.count), decays, rate)
         for i, own in zip(chosen, norms.spread(ratio), strict=True):
             results[i] = own * results[i]
         mean = jnp.mean(ratio).astype(jnp.float32) if ratio.size else jnp.ones((), jnp.float32)

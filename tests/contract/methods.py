@@ -12,6 +12,7 @@ from flax import nnx
 
 import gradkit as gk
 from gradkit.catalogue import Card, cards
+from gradkit.transforms.core import widen
 
 CHAINABLE = ("primitive", "optimizer", "wrapper")
 OPTIMIZER_MODULES = {card.function.__module__ for card in cards("optimizer").values()}
@@ -43,6 +44,11 @@ def methods(check: str) -> Any:
 SUPPLIED = {
     "full_grad_fn": lambda updates: lambda params: updates,
     "grad_fn": lambda updates: lambda params: updates,
+    # Of two parts that differ by 1 + |g|, more or less for one coordinate or another.
+    "grad_moments": lambda updates: (
+        updates,
+        jax.tree.map(lambda g: jnp.square(g) + jnp.square(1 + jnp.abs(g)), widen(updates)),
+    ),
     "previous_grads": lambda updates: updates,
     "snapshot_grads": lambda updates: updates,
     "full_grads": lambda updates: updates,

@@ -4,6 +4,7 @@ No entry knows a file: hyperparameters are handed on under their names here, and
 have fails.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,13 @@ def _lars(hyper: dict[str, Any]) -> optax.GradientTransformation:
     return (gk.larc if clip else gk.lars)(**_hyper(hyper, "ratio_clip"))
 
 
+def _tvlars(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """`norm_max` is of both norms here; the reference has the joint denominator, which is the only one."""
+    own = {**hyper}
+    assert own.pop("denominator", "joint") == "joint"
+    return gk.tvlars(norm_max=own.pop("norm_max", math.inf), **_hyper(own))
+
+
 def _adam_l2(hyper: dict[str, Any]) -> optax.GradientTransformation:
     return optax.chain(gk.add_decayed_weights(hyper["l2"]), gk.adam(**_hyper(hyper, "l2")))
 
@@ -128,6 +136,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ranger21": _direct(gk.ranger21),
     "sgd": _direct(gk.sgd),
     "sgdp": _direct(gk.sgdp),
+    "tvlars": _tvlars,
     "xgrad_adam": _direct(gk.xgrad_adamw),
     "xgrad_adamw": _direct(gk.xgrad_adamw),
     "xgrad_sgd": _direct(gk.xgrad_sgd),

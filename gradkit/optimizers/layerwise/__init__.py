@@ -7,5 +7,14 @@ from gradkit.optimizers.layerwise.novograd import (
     novograd,
     scale_by_novograd,
 )
+from gradkit.optimizers.layerwise.tvlars import tvlars
 
-__all__ = ["ScaleByNovogradState", "lamb", "larc", "lars", "novograd", "scale_by_novograd"]
+__all__ = [
+    "ScaleByNovogradState",
+    "lamb",
+    "larc",
+    "lars",
+    "novograd",
+    "scale_by_novograd",
+    "tvlars",
+]

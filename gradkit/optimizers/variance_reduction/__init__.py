@@ -1,5 +1,6 @@
 """Methods that reduce the variance of the gradient with what earlier steps have seen."""
 
+from gradkit.optimizers.variance_reduction.gsnr import vr_adam, vr_lamb, vr_lars, vr_momentum, vr_sgd
 from gradkit.optimizers.variance_reduction.implicit_gradient_transport import (
     ImplicitGradientTransportState,
     implicit_gradient_transport,
@@ -14,4 +15,9 @@ __all__ = [
     "mars_exact",
     "mars_lion",
     "mars_shampoo",
+    "vr_adam",
+    "vr_lamb",
+    "vr_lars",
+    "vr_momentum",
+    "vr_sgd",
 ]

@@ -1,0 +1,120 @@
+"""TVLARS: LARS without a warm-up, whose ratio is largest at first and falls over time.
+
+phi_t = 1 / (alpha + exp(decay_rate (t - delay))) + gamma_min                    t = 1, 2, ...
+d     = g + weight_decay w
+ratio = trust_coefficient phi_t min(|w|, norm_max) / min(|d|, norm_max)          1 where a norm is 0
+v_t   = momentum v_{t-1} + learning_rate ratio d
+w_t   = w_{t-1} - v_t
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, by_rank, default_layout
+from gradkit.schedules import tvlars_schedule
+from gradkit.transforms import (
+    add_decayed_weights,
+    scale_by_learning_rate,
+    scale_by_trust_ratio,
+    trace,
+)
+from gradkit.transforms.core import optimizer, scalar
+
+
+def tvlars(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.9,
+    weight_decay: Any = 5e-4,
+    trust_coefficient: Any = 0.001,
+    decay_rate: Any = 1e-3,
+    delay: Any = 0,
+    alpha: Any = 1.0,
+    gamma_min: Any = 0.0,
+    norm_max: Any = math.inf,
+    weight_decay_mask: Any = "matrices",
+    trust_ratio_mask: Any = "matrices",
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Time varying LARS: exploration at first, by large steps, in the place of a warm-up.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: global rate >= 0, or a schedule; the factor phi takes the place of a warm-up and of a decay.
+      momentum: decay of the momentum, in [0, 1]. Default 0.9.
+      weight_decay: decay inside the ratio, >= 0, or a schedule. Default 5e-4.
+      trust_coefficient: relative size of a step, > 0. Default 0.001.
+      decay_rate: how fast phi falls, per step, >= 0. Default 1e-3. With 0 this is LARS with trust_coefficient
+        (1 / (alpha + 1) + gamma_min).
+      delay: the step at which phi bends, >= 0. Default 0.
+      alpha: of phi, > 0. Default 1 (paper); the official code has 0.1.
+      gamma_min: what phi falls to, >= 0. Default 0 (official code); the paper has 1e-3 batch / base batch.
+      norm_max: upper clamp of both norms, > 0. Default inf (paper); the official code has 10.
+      weight_decay_mask: which leaves decay. Default "matrices": rank 2 and more, not counting stack axes; the
+        official code takes all.
+      trust_ratio_mask: which leaves are rescaled; the others take plain momentum steps, without phi. Default as the
+        decay.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks: every layer of a scan has its own ratio.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter; metrics `learning_rate` and `trust_ratio`.
+      Collectives: two scalars per tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, w = tvlars(1.0, trust_coefficient=0.5, decay_rate=0.0), jnp.eye(2)
+      >>> print(tx.update(7 * w, tx.init(w), w)[0].round(4))  # |update| = |w| / 4, whatever the gradient
+      [[-0.25  0.  ]
+       [ 0.   -0.25]]
+
+    Reference: Do et al. Revisiting LARS for Large Batch Training Generalization of Neural Networks. 2024, arXiv
+    2309.14053. The denominator is that of the official code, which does not read its delay and has no gamma_min; both
+    are the paper's.
+    """
+    checks.real("trust_coefficient", trust_coefficient, "(0, inf)")
+    checks.real("norm_max", norm_max, "(0, inf]")
+    phi = tvlars_schedule(decay_rate, delay=delay, alpha=alpha, gamma_min=gamma_min)
+    matrices = by_rank(2, layout=layout)
+    decayed, adapted = (matrices if m == "matrices" else m for m in (weight_decay_mask, trust_ratio_mask))
+
+    def coefficient(count: jax.Array) -> jax.Array:
+        factor = phi(count)
+        return scalar(trust_coefficient, factor) * factor
+
+    return optimizer(
+        Method("tvlars", learning_rate, weight_decay, decayed),
+        add_decayed_weights(weight_decay, weight_decay_mask=decayed),
+        scale_by_trust_ratio(
+            trust_coefficient=coefficient,
+            param_norm_max=norm_max,
+            update_norm_max=norm_max,
+            trust_ratio_mask=adapted,
+            layout=layout,
+        ),
+        scale_by_learning_rate(learning_rate),
+        trace(momentum, mu_dtype=mu_dtype),
+    )
+
+
+register(
+    tvlars,
+    form="optimizer",
+    paper=Paper(
+        "Revisiting LARS for Large Batch Training Generalization of Neural Networks", "Do et al.", 2024, "2309.14053"
+    ),
+    words=1,
+    collectives="norms",
+    golden=("large_batch/tvlars",),
+    example={"trust_coefficient": 0.1},
+)

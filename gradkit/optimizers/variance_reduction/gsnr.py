@@ -1,0 +1,300 @@
+"""The base rules on variance reduced gradients g^, which `scale_by_gsnr` makes: coordinates step in proportion to the
+signal-to-noise ratio p of their gradient, between gamma and 1.
+
+    VR-SGD        w <- w - learning_rate g^                             g^ = r g: the ratio has no memory
+    VR-Momentum   m <- momentum m + g^,  w <- w - learning_rate m       g^ = p g, p the running mean of r
+    VR-Adam       Adam's moments and step, of g^                        g^ = p g
+    VR-LARS       LARS in the paper's form, of g^                       g^ = r g
+    VR-LAMB       LAMB, of g^                                           g^ = p g
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, by_rank, default_layout
+from gradkit.transforms import (
+    add_decayed_weights,
+    scale_by_adam,
+    scale_by_gsnr,
+    scale_by_learning_rate,
+    scale_by_trust_ratio,
+    trace,
+)
+from gradkit.transforms.core import divide, optimizer, transformation
+from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
+
+PAPER = Paper(
+    "Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR)", "Jiang et al.", 2023, "2309.13681"
+)
+
+
+def vr_sgd(
+    learning_rate: Any, *, gamma: Any = 0.1, layout: Layout = default_layout
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent on variance reduced gradients; the ratio has no memory.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      gamma: smallest ratio, in (0, 1]. Default 0.1 (paper).
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `grad_moments` or `grad_sq`, as `scale_by_gsnr`. No state but counters. Collectives:
+      one scalar per tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; moments missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, g = vr_sgd(0.5), jnp.array([1.0, 1.0])
+      >>> tx.update(g, tx.init(g), g, grad_moments=(g, 2 * g**2))[0].tolist()  # equally noisy
+      [-0.5, -0.5]
+
+    Reference: Jiang et al. 2023, arXiv 2309.13681.
+    """
+    gsnr = scale_by_gsnr(gamma=gamma, b3=None, layout=layout)
+    return optimizer(Method("vr_sgd", learning_rate), gsnr, scale_by_learning_rate(learning_rate))
+
+
+def vr_momentum(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.9,
+    nesterov: bool = False,
+    gamma: Any = 0.1,
+    b3: Any = 0.9,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Momentum on variance reduced gradients.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      momentum: decay of the momentum, in [0, 1]. Default 0.9.
+      nesterov: whether to look ahead. Default False.
+      gamma: smallest ratio, in (0, 1]. Default 0.1 (paper).
+      b3: decay of the ratio, in [0, 1), or None: no memory. Default 0.9.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `grad_moments` or `grad_sq`, as `scale_by_gsnr`. State: 2 words per parameter.
+      Collectives: one scalar per tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; moments missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, g = vr_momentum(0.5), jnp.array([1.0, 1.0])
+      >>> tx.update(g, tx.init(g), g, grad_moments=(g, 2 * g**2))[0].round(4).tolist()
+      [-0.5, -0.5]
+
+    Reference: Jiang et al. 2023, arXiv 2309.13681.
+    """
+    return optimizer(
+        Method("vr_momentum", learning_rate),
+        scale_by_gsnr(gamma=gamma, b3=b3, layout=layout),
+        trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def _adam(
+    gsnr: optax.GradientTransformation, second_moment: str, b1: Any, b2: Any, eps: Any, mu_dtype: Any
+) -> optax.GradientTransformation:
+    """Adam's direction from scaled gradients, over the second moment of these or of the raw ones."""
+    checks.choice("second_moment", second_moment, ("scaled", "raw"))
+    scaled = optax.chain(gsnr, scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype))
+    if second_moment == "scaled":
+        return scaled
+    first = optax.chain(gsnr, weighted_momenta("scale_by_gsnr", [Mean(b1, debias=True)], mu_dtype=mu_dtype))
+    root = root_mean_square(b2=b2, eps=eps)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        m, above = first.update(updates, state[0], params, **extra)
+        d, below = root.update(updates, state[1])
+        return jax.tree.map(divide, m, d), (above, below)
+
+    return transformation("scale_by_gsnr", lambda params: (first.init(params), root.init(params)), update)
+
+
+def vr_adam(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    gamma: Any = 0.1,
+    b3: Any = 0.9,
+    second_moment: str = "scaled",
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam on variance reduced gradients.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-8.
+      gamma: smallest ratio, in (0, 1]. Default 0.1 (paper).
+      b3: decay of the ratio, in [0, 1), or None: no memory. Default 0.9.
+      second_moment: "scaled", of g^, or "raw", of g, where a constant ratio shortens the step. Default "scaled": a
+        plain chain.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `grad_moments` or `grad_sq`, as `scale_by_gsnr`. State: 3 words per parameter.
+      Collectives: one scalar per tensor where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; moments missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, g = vr_adam(0.5, eps=0.0), jnp.array([3.0, -7.0])
+      >>> tx.update(g, tx.init(g), g, grad_moments=(g, 2 * g**2))[0].round(4).tolist()
+      [-0.5, 0.5]
+
+    Reference: Jiang et al. 2023, arXiv 2309.13681. No public code says which gradient the second moment sees.
+    """
+    gsnr = scale_by_gsnr(gamma=gamma, b3=b3, layout=layout)
+    adam = _adam(gsnr, second_moment, b1, b2, eps, mu_dtype)
+    return optimizer(Method("vr_adam", learning_rate), adam, scale_by_learning_rate(learning_rate))
+
+
+def vr_lars(
+    learning_rate: Any,
+    *,
+    momentum: Any = 0.9,
+    weight_decay: Any = 0.0,
+    trust_coefficient: Any = 0.001,
+    gamma: Any = 0.1,
+    weight_decay_mask: Any = "matrices",
+    trust_ratio_mask: Any = "matrices",
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """LARS on variance reduced gradients; the ratio has no memory.
+
+    Equations: at the head of this file; those of `gk.lars`, with g^ for g.
+
+    Args:
+      learning_rate: global rate >= 0, or a schedule.
+      momentum: decay of the momentum, in [0, 1]. Default 0.9.
+      weight_decay: decay inside the trust ratio, >= 0, or a schedule. Default 0.
+      trust_coefficient: relative size of a step, > 0. Default 0.001.
+      gamma: smallest signal-to-noise ratio, in (0, 1]. Default 0.1 (paper).
+      weight_decay_mask: which leaves decay. Default "matrices": rank 2 and more, not counting stack axes.
+      trust_ratio_mask: which leaves are rescaled. Default as the decay.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `params`, and `grad_moments` or `grad_sq`, as `scale_by_gsnr`. State: 1 word per
+      parameter. Collectives: one scalar per tensor, then two, where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; moments missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, w = vr_lars(1.0, trust_coefficient=0.5), jnp.eye(2)
+      >>> print(tx.update(7 * w, tx.init(w), w, grad_sq=98 * w)[0].round(4))
+      [[-0.5  0. ]
+       [ 0.  -0.5]]
+
+    Reference: Jiang et al. 2023, arXiv 2309.13681.
+    """
+    matrices = by_rank(2, layout=layout)
+    decayed, adapted = (matrices if m == "matrices" else m for m in (weight_decay_mask, trust_ratio_mask))
+    return optimizer(
+        Method("vr_lars", learning_rate, weight_decay, decayed),
+        scale_by_gsnr(gamma=gamma, b3=None, layout=layout),
+        scale_by_trust_ratio(
+            trust_coefficient=trust_coefficient,
+            weight_decay=weight_decay,
+            denominator="separate",
+            weight_decay_mask=decayed,
+            trust_ratio_mask=adapted,
+            layout=layout,
+        ),
+        scale_by_learning_rate(learning_rate),
+        trace(momentum, mu_dtype=mu_dtype),
+    )
+
+
+def vr_lamb(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-6,
+    weight_decay: Any = 0.0,
+    gamma: Any = 0.1,
+    b3: Any = 0.9,
+    second_moment: str = "scaled",
+    weight_decay_mask: Any = None,
+    trust_ratio_mask: Any = None,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """LAMB on variance reduced gradients.
+
+    Equations: at the head of this file; those of `gk.lamb`, with g^ for g.
+
+    Args:
+      learning_rate: relative size of a step, >= 0, or a schedule.
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-6.
+      weight_decay: part of the direction, before its norm is taken, >= 0, or a schedule. Default 0.
+      gamma: smallest signal-to-noise ratio, in (0, 1]. Default 0.1 (paper).
+      b3: decay of the ratio, in [0, 1), or None: no memory. Default 0.9.
+      second_moment: "scaled", of g^, or "raw", of g. Default "scaled".
+      weight_decay_mask: which leaves decay. Default all.
+      trust_ratio_mask: which leaves are rescaled. Default all.
+      mu_dtype: dtype in which the first moment is kept. Default float32.
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation that needs `params`, and `grad_moments` or `grad_sq`, as `scale_by_gsnr`. State: 3 words per
+      parameter. Collectives: one scalar per tensor, then two, where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; moments missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, w, g = vr_lamb(0.1), jnp.array([3.0, 4.0]), jnp.array([1.0, 100.0])
+      >>> u = tx.update(g, tx.init(w), w, grad_moments=(g, 2 * g**2))[0]
+      >>> round(float(jnp.linalg.norm(u)), 4)  # 0.1 |w|, whatever the gradient
+      0.5
+
+    Reference: Jiang et al. 2023, arXiv 2309.13681.
+    """
+    gsnr = scale_by_gsnr(gamma=gamma, b3=b3, layout=layout)
+    return optimizer(
+        Method("vr_lamb", learning_rate, weight_decay, weight_decay_mask),
+        _adam(gsnr, second_moment, b1, b2, eps, mu_dtype),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_trust_ratio(trust_ratio_mask=trust_ratio_mask, layout=layout),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+for _function, _words in ((vr_sgd, 0), (vr_momentum, 2), (vr_adam, 3), (vr_lars, 1), (vr_lamb, 3)):
+    register(_function, form="optimizer", paper=PAPER, needs=("grad_moments",), words=_words, collectives="norms")

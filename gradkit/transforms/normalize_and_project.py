@@ -1,0 +1,209 @@
+"""Updates that end on a set: the parameters after the step are projected, and what is handed on is the difference.
+
+project_updates          u <- projection(w + u) - w
+
+normalize_and_project    y = w + u
+  kernels, every block         u <- rho y / |y| - w             rho: the norm of the block at the start
+  gains sigma and offsets mu of a normalisation over d features, where they are asked for
+    "project"                  u <- sqrt(d) y / |(y_sigma, y_mu)| - w
+    "decay"                    u <- u - gains_decay (y - (1, 0))
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, by_rank, default_layout, names, resolve_mask
+from gradkit.transforms.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
+from gradkit.transforms.norms import BLOCKS, block_axes, entries
+from gradkit.transforms.sums import block_sums, own_parts
+
+PAPER = Paper("Normalization and effective learning rates in reinforcement learning", "Lyle et al.", 2024, "2407.01800")
+
+
+def project_updates(projection: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
+    """Replaces every step by the one that ends at the projection of where it would have ended.
+
+    Put it last, after the learning rate: `optax.chain(gk.sgd(0.1), gk.project_updates(projection))`.
+
+    Args:
+      projection: tree like the parameters -> tree like them, such as those of `optax.projections`. It sees the leaves
+        in float32 or wider.
+
+    Returns:
+      A transformation that needs `params`. No state. Collectives: those of the projection.
+
+    Raises:
+      ValueError: `projection` not callable; a projection that gives another tree.
+
+    Example:
+      >>> import optax
+      >>> tx, w = project_updates(optax.projections.projection_non_negative), jnp.array([1.0, 1.0])
+      >>> tx.update(jnp.array([0.5, -3.0]), tx.init(w), w)[0].tolist()  # 1 - 3 ends at 0
+      [0.5, -1.0]
+
+    Reference: the primitive behind Lyle et al. Normalization and effective learning rates in reinforcement learning.
+    2024, arXiv 2407.01800.
+    """
+    checks.function("projection", projection)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        ends = projection(jax.tree.map(jnp.add, params, updates))
+        check_match("project_updates", ends, params)
+        return jax.tree.map(lambda y, w: y.astype(w.dtype) - w, ends, params), state
+
+    return transformation(
+        "project_updates", lambda params: optax.EmptyState(), update, needs_params=True, complex_leaves=True
+    )
+
+
+class NormalizeAndProjectState(NamedTuple):
+    """Number of updates made, and the norm every block is kept at (None where it is a number, or left free)."""
+
+    count: jax.Array
+    rho: Any
+
+
+def _layers(known: list[str], gains: str | None) -> dict[int, str]:
+    """Index of a leaf -> its layer, of the gains and offsets of normalisations, which Flax calls scale and bias."""
+    split = [name.rpartition("/") for name in known]
+    found = {parent for parent, _, last in split if last == "scale" and gains is not None}
+    return {i: parent for i, (parent, _, last) in enumerate(split) if parent in found and last in ("scale", "bias")}
+
+
+def normalize_and_project(
+    *,
+    mask: Any = None,
+    target: Any = "init",
+    every: int = 1,
+    block: str = "tensor",
+    gains: str | None = None,
+    gains_decay: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the norm of every kernel constant, so that the effective learning rate is the learning rate.
+
+    Equations: at the head of this file. Put it last, after the learning rate:
+    `optax.chain(gk.adamw(1e-3), gk.normalize_and_project())`. Kernels must be followed by a normalisation for this to
+    change nothing in what the network computes: weights that grow otherwise lower the effective rate over time.
+
+    Args:
+      mask: which leaves are kept at their norm. Default None: those of rank 2 and more, not counting stack axes.
+      target: the norm: "init", what the block has at the first update; "unit", 1; or a number > 0. Default "init".
+      every: steps between projections, >= 1. Default 1.
+      block: "tensor", the norm of a whole layer, or "unit", of every output unit. Default "tensor".
+      gains: what becomes of gains and offsets of normalisation layers (leaves `scale`, and `bias` beside a `scale`):
+        "project", both together are kept at the norm they are born with, right for positively homogeneous
+        nonlinearities; "decay", they are drawn to 1 and 0; None, left free. Default None.
+      gains_decay: of gains="decay", the share per projection, in (0, 1]. Default None: 1e-3.
+      layout: which axes are stacks and outputs: every layer of a scan has its own norm.
+
+    Returns:
+      A transformation that needs `params`. State: one number per block, and a counter. Collectives: one scalar per
+      block where leaves are sharded.
+
+    Raises:
+      ValueError: an argument outside its range; with target "init" a block that is 0 at `init`, which has no norm to
+        be kept: leave it out by the mask. Where `init` is traced this cannot be seen, and such a block is left free.
+
+    Example:
+      >>> tx, w = normalize_and_project(), jnp.eye(2)
+      >>> u, state = tx.update(jnp.full((2, 2), 10.0), tx.init(w), w)
+      >>> bool(abs(jnp.linalg.norm(w + u) - jnp.linalg.norm(w)) < 1e-5)
+      True
+
+    Reference: Lyle et al. Normalization and effective learning rates in reinforcement learning. 2024, arXiv
+    2407.01800. The paper offers both ways for gains and offsets; the strength of the decay is not given there.
+    """
+    if isinstance(target, str):
+        checks.choice("target", target, ("init", "unit"))
+    else:
+        checks.real("target", target, "(0, inf)")
+    checks.integer("every", every, 1)
+    checks.choice("block", block, BLOCKS)
+    checks.choice("gains", gains, ("project", "decay", None))
+    checks.real("gains_decay", gains_decay, "(0, 1]", optional=True)
+    if gains != "decay" and gains_decay is not None:
+        raise ValueError(f"gains_decay must be None with gains={gains!r}, got {gains_decay!r}")
+    strength = 1e-3 if gains_decay is None else gains_decay
+
+    def kernels(tree: Any, layers: dict[int, str]) -> list[int]:
+        on = jax.tree.leaves(resolve_mask(by_rank(2, layout=layout) if mask is None else mask, tree))
+        return [i for i, x in enumerate(jax.tree.leaves(tree)) if on[i] and i not in layers and x.size]
+
+    def init(params: optax.Params) -> NormalizeAndProjectState:
+        leaves, structure = jax.tree.flatten(params)
+        known, rho = names(params), [None] * len(leaves)
+        for i in kernels(params, _layers(known, gains)) if target == "init" else ():
+            x, own = leaves[i], block_axes(known[i], leaves[i].shape, block, layout)
+            if isinstance(x, jax.Array) and not isinstance(x, Tracer) and bool(jnp.any(jnp.all(x == 0, axis=own))):
+                raise ValueError(f"normalize_and_project: the leaf {known[i]!r} has a block that is 0: mask it out")
+            shape = [1 if a in own else n for a, n in enumerate(x.shape)]
+            rho[i] = jnp.zeros(shape, wide_dtype(x.dtype))
+        return NormalizeAndProjectState(jnp.zeros((), jnp.int32), structure.unflatten(rho))
+
+    def update(updates: Any, state: NormalizeAndProjectState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        leaves, structure = jax.tree.flatten(updates)
+        w, known = jax.tree.leaves(params), names(updates)
+        layers = _layers(known, gains)
+        chosen, joint = kernels(updates, layers), list(layers) if gains == "project" else []
+        y = [a + b for a, b in zip(w, leaves, strict=True)]
+
+        # All sums are one exchange: of what moves, after the step, and of what sets a norm, before it.
+        moved, before = [*chosen, *joint], chosen if target == "init" else []
+        order = [*moved, *before]
+        axes = [block_axes(known[i], y[i].shape, "tensor" if i in layers else block, layout) for i in order]
+        squares = [abs_sq(y[i]) for i in moved] + [abs_sq(w[i]) for i in before]
+        sums = block_sums([known[i] for i in order], squares, axes)
+        after, start = dict(zip(moved, sums, strict=False)), sums[len(moved) :]
+        rho = [None] * len(leaves)
+        for i, square, kept in zip(before, start, jax.tree.leaves(state.rho), strict=True):
+            rho[i] = jnp.where(state.count == 0, jnp.sqrt(square), kept)
+
+        def factor(i: int) -> jax.Array:
+            """What takes a block to its norm, and 0 where that is 0 or has no direction to be taken in."""
+            if i in layers:
+                wanted = math.sqrt(entries(known[i], "tensor", layout, y[i].shape))
+            else:
+                wanted = rho[i] if target == "init" else 1.0 if target == "unit" else scalar(target, y[i])
+            total = sum(after[j] for j in joint if layers[j] == layers[i]) if i in layers else after[i]
+            return divide(wanted * jnp.ones_like(total), jnp.sqrt(total))
+
+        count = increment(state.count)
+        now = count % every == 0
+        factors = own_parts([known[i] for i in moved], [y[i] for i in moved], [factor(i) for i in moved])
+        for i, c in zip(moved, factors, strict=True):
+            leaves[i] = jnp.where(now & (c > 0), c * y[i] - w[i], leaves[i])
+        for i in layers if gains == "decay" else ():
+            born = 1.0 if known[i].rpartition("/")[2] == "scale" else 0.0
+            leaves[i] = jnp.where(now, leaves[i] - scalar(strength, y[i]) * (y[i] - born), leaves[i])
+        return structure.unflatten(leaves), NormalizeAndProjectState(count, structure.unflatten(rho))
+
+    return transformation("normalize_and_project", init, update, needs_params=True)
+
+
+register(
+    project_updates,
+    form="primitive",
+    paper=PAPER,
+    example={"projection": lambda tree: jax.tree.map(lambda x: jnp.clip(x, -2.0, 2.0), tree)},
+    opt_outs={"complex": "what a projection of complex leaves does is the projection's"},
+    notes="the last link, after the learning rate",
+)
+register(
+    normalize_and_project,
+    form="primitive",
+    paper=PAPER,
+    collectives="norms",
+    opt_outs={"zeros": "a kernel that is 0 has no norm to be kept, and is refused"},
+    notes="the last link, after the learning rate",
+)
