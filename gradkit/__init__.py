@@ -173,8 +173,10 @@ from gradkit.transforms import (
     inject_hyperparams,
     precision,
     project_scale_invariant,
+    reparameterize,
     shifted_parameters,
     stable_weight_decay,
+    weight_normalized,
 )
 
 # Rooms
@@ -276,6 +278,7 @@ __all__ = [
     "qhadam",
     "qhm",
     "ranger21",
+    "reparameterize",
     "rmsprop",
     "scale_by_adadelta",
     "scale_by_adagrad_norm",
@@ -318,6 +321,7 @@ __all__ = [
     "vr_lars",
     "vr_momentum",
     "vr_sgd",
+    "weight_normalized",
     "workloads",
     "xgrad",
     "xgrad_adam",

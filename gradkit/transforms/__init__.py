@@ -66,6 +66,10 @@ from gradkit.transforms.precision import (
     PrecisionState,
     precision,
 )
+from gradkit.transforms.reparameterize import (
+    ReparameterizeState,
+    reparameterize,
+)
 from gradkit.transforms.rss import (
     ScaleByRssState,
     scale_by_delayed_rss,
@@ -91,15 +95,21 @@ from gradkit.transforms.weight_decay import (
     AddDecayedWeightsState,
     add_decayed_weights,
 )
+from gradkit.transforms.weight_normalized import (
+    DirectionAndLength,
+    weight_normalized,
+)
 
 __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
+    "DirectionAndLength",
     "LookaheadInChainState",
     "MarsCorrectionState",
     "MatrixSharding",
     "NormalizeAndProjectState",
     "PrecisionState",
+    "ReparameterizeState",
     "RootMeanSquareState",
     "ScaleByAdamState",
     "ScaleByGsnrState",
@@ -127,6 +137,7 @@ __all__ = [
     "precision",
     "project_scale_invariant",
     "project_updates",
+    "reparameterize",
     "root_mean_square",
     "scale_by_adam",
     "scale_by_delayed_rss",
@@ -138,4 +149,5 @@ __all__ = [
     "shifted_parameters",
     "stable_weight_decay",
     "trace",
+    "weight_normalized",
 ]

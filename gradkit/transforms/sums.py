@@ -110,7 +110,9 @@ def _exchanged(xs: Sequence[jax.Array], axes: AxesOf, cuts: Sequence[Cut]) -> li
 def _replicated(x: jax.Array) -> jax.Array:
     """Over Explicit axes the sums are typed as what they are, whole on every device."""
     sharding = jax.typeof(x).sharding
-    return x if all(entry is None for entry in sharding.spec) else jax.sharding.reshard(x, PartitionSpec())
+    cut = any(entry is not None for entry in sharding.spec)
+    # With its mesh: an `init` runs where no mesh is set.
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec())) if cut else x
 
 
 def _whole(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
@@ -254,8 +256,9 @@ def _declared_part(name: str, leaf: jax.Array, whole: jax.Array) -> jax.Array:
 
 def _typed_as(leaf: jax.Array, part: jax.Array) -> jax.Array:
     """Over Explicit axes, numbers along a leaf must be cut as the leaf is before they meet what is."""
-    spec = jax.typeof(leaf).sharding.spec
-    if all(entry is None for entry in spec):
+    sharding = jax.typeof(leaf).sharding
+    if all(entry is None for entry in sharding.spec):
         return part
-    pairs = zip(part.shape, leaf.shape, spec, strict=True)
-    return jax.sharding.reshard(part, PartitionSpec(*[entry if n == m else None for n, m, entry in pairs]))
+    pairs = zip(part.shape, leaf.shape, sharding.spec, strict=True)
+    spec = PartitionSpec(*[entry if n == m else None for n, m, entry in pairs])
+    return jax.sharding.reshard(part, NamedSharding(sharding.mesh, spec))

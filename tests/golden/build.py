@@ -139,6 +139,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "sgd": _direct(gk.sgd),
     "sgdp": _direct(gk.sgdp),
     "tvlars": _tvlars,
+    "weight_normalized(sgd)": lambda hyper: gk.weight_normalized(gk.sgd(**_hyper(hyper, "inner", "axis"))),
     "xgrad_adam": _direct(gk.xgrad_adamw),
     "xgrad_adamw": _direct(gk.xgrad_adamw),
     "xgrad_sgd": _direct(gk.xgrad_sgd),

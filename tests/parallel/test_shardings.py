@@ -24,8 +24,16 @@ BY_SHAPE = {SHAPES[name]: SPECS[name] for name in SHAPES}
 # Tables and windows: slots of the shape of a parameter, along a leading axis that is not cut.
 BY_SHAPE |= {(n, *SHAPES[name]): P(None, *SPECS[name]) for name in SHAPES for n in (2, 3, 4)}
 # All norms of a step are one all-reduce; a method that needs norms of what it made with the first norms has two.
-EXCHANGES = {"clip_radagradd": 2, "normalize_gradients": 2, "orthogonalize_to_params": 2, "perpgrad": 2, "ranger21": 5}
-EXCHANGES |= {"vr_lamb": 2, "vr_lars": 2}
+EXCHANGES = {
+    "clip_radagradd": 2,
+    "normalize_gradients": 2,
+    "orthogonalize_to_params": 2,
+    "perpgrad": 2,
+    "ranger21": 5,
+    "vr_lamb": 2,
+    "vr_lars": 2,
+    "weight_normalized": 2,
+}
 # What is no sum does not travel with the sums: counts, one per bit of a threshold, and maxima.
 NO_SUMS = {"clip_by_quantile", "gravity"}
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])

@@ -1,0 +1,138 @@
+"""Weight normalization: the length and the direction of the weights of every output unit are learned apart.
+
+    w = g v / |v|             v_0 = w_0,  g_0 = |w_0|,   one g per output unit
+    dg = G . v / |v|          G the gradient with respect to w
+    dv = (g / |v|) (G - dg v / |v|)
+    (v, g) <- (v, g) + (what an inner transformation makes of dv, dg)
+
+dv stands at right angles to v, so under gradient descent |v| grows, and the direction turns ever more slowly.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, by_rank, default_layout, names, resolve_mask
+from gradkit.transforms.core import divide
+from gradkit.transforms.norms import entries, packed_norms, packed_sums
+from gradkit.transforms.reparameterize import reparameterize
+
+PAPER = Paper(
+    "Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks",
+    "Salimans, Kingma",
+    2016,
+    "1602.07868",
+)
+MATRICES = "matrices"
+
+
+class DirectionAndLength(NamedTuple):
+    """The latent parameters: v like the parameters (the parameters themselves where a leaf is left out), and g, one
+    number per output unit, with summed axes of length 1 (`optax.MaskedNode` where a leaf is left out)."""
+
+    v: Any
+    g: Any
+
+
+def weight_normalized(
+    inner: optax.GradientTransformation,
+    *,
+    mask: Any = MATRICES,
+    resync: Any = None,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains a model of ordinary weights as if it had been written with weight normalization.
+
+    Equations: at the head of this file. It must own the parameters: see `resync`. A learning rate belongs inside:
+    `gk.weight_normalized(gk.adam(1e-3))`.
+
+    Args:
+      inner: moves v and g, two trees whose leaves are named `v/...` and `g/...`; its weight decay acts on them, where
+        decay of v changes nothing but the effective rate: decay g, `weight_decay_mask=gk.leaves.by_path("g/.*")`.
+      mask: which leaves are normalised; the inner transformation moves the others as they are. Default: those of rank 2
+        and more, not counting stack axes.
+      resync: a relative distance of g v / |v| from the parameters, over the whole tree, > 0, beyond which v and g are
+        taken anew from the parameters, as after something else has changed them. It must be above what the parameters'
+        dtype rounds, 0.01 for bfloat16. Default None: changes made elsewhere are undone.
+      layout: what an output unit is: of a dense kernel (inputs, outputs) a column, of a convolution (HWIO) a filter;
+        and stacked layers apart.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter (v), 1 per output unit (g), and the inner state
+      of both. Collectives: two all-reduces of at most two scalars per unit.
+
+    Raises:
+      ValueError: a `resync` outside its range; complex leaves; a mask that does not match the parameters.
+
+    Example:
+      >>> tx = weight_normalized(optax.sgd(0.5))
+      >>> w = jnp.array([[3.0], [4.0]])
+      >>> u, _ = tx.update(w, tx.init(w), w)  # a gradient along w: the length alone changes, by 0.5 * 5
+      >>> (w + u).round(4).tolist()
+      [[1.5], [2.0]]
+
+    Reference: Salimans, Kingma. Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural
+    Networks. 2016, arXiv 1602.07868. Departures: a unit that is zero at the start has no direction; it gets that of
+    ones, and g = 0, so that it can be trained (torch makes NaN of it). Flax's `WeightNorm` starts at g = 1, which
+    changes the function of the layer around which it is put. The initialisation of the paper, from the data, is not in
+    here.
+    """
+    chosen_by = by_rank(2, layout=layout) if mask is MATRICES else mask
+
+    def units(tree: Any) -> tuple[list[Any], Any, list[str], list[int]]:
+        """Leaves, structure, names, and the indices of the leaves that are normalised."""
+        leaves, structure = jax.tree.flatten(tree)
+        flags = jax.tree.leaves(resolve_mask(chosen_by, tree))
+        return leaves, structure, names(tree), [i for i, on in enumerate(flags) if on and leaves[i].size]
+
+    def encode(params: Any) -> DirectionAndLength:
+        w, structure, known, own = units(params)
+        g: list[Any] = [optax.MaskedNode() for _ in w]
+        norms = packed_norms([known[i] for i in own], "unit", layout, [w[i] for i in own])
+        for i, n in zip(own, norms.spread(norms.vectors[0]), strict=True):
+            count = entries(known[i], "unit", layout, w[i].shape)
+            g[i], w[i] = n, jnp.where(n == 0, jnp.full_like(w[i], count**-0.5), w[i])
+        return DirectionAndLength(structure.unflatten(w), structure.unflatten(g))
+
+    def own_units(z: DirectionAndLength) -> tuple[list[Any], list[Any], Any, list[str], list[int]]:
+        v, structure = jax.tree.flatten(z.v)
+        g = structure.flatten_up_to(z.g)
+        return v, g, structure, names(z.v), [i for i, x in enumerate(g) if not isinstance(x, optax.MaskedNode)]
+
+    def decode(z: DirectionAndLength) -> Any:
+        v, g, structure, known, own = own_units(z)
+        norms = packed_norms([known[i] for i in own], "unit", layout, [v[i] for i in own])
+        for i, n in zip(own, norms.spread(norms.vectors[0]), strict=True):
+            v[i] = v[i] * divide(g[i].astype(n.dtype), n).astype(v[i].dtype)
+        return structure.unflatten(v)
+
+    def pullback(z: DirectionAndLength, G: Any) -> DirectionAndLength:
+        v, g, structure, known, own = own_units(z)
+        d, dg = [x.astype(y.dtype) for x, y in zip(jax.tree.leaves(G), v, strict=True)], list(g)
+        mine = [v[i] for i in own]
+        products = [d[i] * v[i] for i in own]
+        sums = packed_sums([known[i] for i in own], "unit", layout, products, [jnp.square(x) for x in mine], like=mine)
+        inside, n = sums.vectors[0], jnp.sqrt(sums.vectors[1])
+        along, share = sums.spread(divide(inside, n)), sums.spread(n)
+        for i, a, n in zip(own, along, share, strict=True):
+            d[i] = divide(g[i], n) * (d[i] - divide(a, n) * v[i])
+            dg[i] = a
+        return DirectionAndLength(
+            structure.unflatten(d), jax.tree.unflatten(jax.tree.structure(z.g), [dg[i] for i in own])
+        )
+
+    return reparameterize(inner, encode, decode, pullback=pullback, resync=resync)
+
+
+register(
+    weight_normalized,
+    form="wrapper",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=("large_batch/weight_norm",),
+    notes="trains ordinary weights: the model is not changed",
+)
