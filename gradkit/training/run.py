@@ -35,23 +35,34 @@ def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array) -> Run
     return Run(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.fold_in(jax.random.key(seed), 1))
 
 
-def measurements(
-    workload: Workload, tx: optax.GradientTransformation, parts: int
-) -> Callable[[Any, Any], dict[str, Any]]:
-    """(params, batch) -> the extra arguments that a method needs of the gradients of parts of the minibatch."""
+def needs_of(tx: optax.GradientTransformation) -> tuple[str, ...]:
+    """The extra arguments that the card of a method of the catalogue says it cannot do without."""
     card = catalogue.cards().get(getattr(getattr(tx.init, "method", None), "name", ""))
-    needs = card.needs if card else ()
+    return card.needs if card else ()
 
-    def measure(params: Any, batch: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if "grad_moments" in needs:
-            found["grad_moments"] = gradient_moments(workload.loss, parts)(params, batch)[1]
+
+def _source(workload: Workload, microbatches: int, needs: tuple[str, ...]) -> Callable[[Any, Any], Any]:
+    """(params, batch) -> (value, gradient, what was measured of the parts of the batch)."""
+    if "grad_moments" in needs:
+        measured = gradient_moments(workload.loss, max(2, microbatches))
+
+        def with_moments(params: Any, batch: Any) -> Any:
+            value, moments = measured(params, batch)
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), moments.mean, params)
+            return value, grads, {"grad_moments": moments}
+
+        return with_moments
+    plain = jax.value_and_grad(workload.loss) if microbatches == 1 else microbatch(workload.loss, microbatches)
+    half = jax.grad(workload.loss)
+
+    def without(params: Any, batch: Any) -> Any:
+        found = {}
         if "grads_a" in needs:
             for name, first in (("grads_a", 0), ("grads_b", 1)):
-                found[name] = jax.grad(workload.loss)(params, jax.tree.map(lambda x, i=first: x[i::2], batch))
-        return found
+                found[name] = half(params, jax.tree.map(lambda x, i=first: x[i::2], batch))
+        return *plain(params, batch), found
 
-    return measure
+    return without
 
 
 def step_function(
@@ -60,6 +71,7 @@ def step_function(
     *,
     microbatches: int = 1,
     place: Callable[[Any], Any] = lambda batch: batch,
+    needs: tuple[str, ...] = (),
 ) -> Callable[[Run], tuple[Run, jax.Array]]:
     """One training step, Run -> (Run, loss of its minibatch).
 
@@ -72,10 +84,11 @@ def step_function(
       tx: the method.
       microbatches: parts in which a minibatch is computed, one after another; must divide it.
       place: minibatch -> the same, where it should lie on a mesh.
+      needs: what is measured besides what the card of the method asks for: "grad_moments" (over the microbatches;
+        over two halves where there are none), "grads_a" (with "grads_b").
     """
+    source = _source(workload, microbatches, (*needs_of(tx), *needs))
     tx = optax.with_extra_args_support(tx)
-    measure = measurements(workload, tx, max(2, microbatches))
-    source = jax.value_and_grad(workload.loss) if microbatches == 1 else microbatch(workload.loss, microbatches)
 
     def step(run: Run) -> tuple[Run, jax.Array]:
         key = jax.random.fold_in(run.key, run.step)
@@ -90,9 +103,9 @@ def step_function(
         def hvp_fn(vector: Any) -> Any:
             return jax.jvp(grad_fn, (run.params,), (vector,))[1]
 
-        value, grads = source(run.params, batch)
+        value, grads, measured = source(run.params, batch)
         extra = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
-        extra |= measure(run.params, batch)
+        extra |= measured
         updates, opt_state = tx.update(grads, run.opt_state, run.params, key=jax.random.fold_in(key, 1), **extra)
         params = optax.apply_updates(run.params, updates)
         return Run(run.step + 1, params, opt_state, run.key), value

@@ -78,6 +78,8 @@ class TrainConfig:
     seed: int = setting(0, "seed of the first parameters and of the minibatches")
     global_batch: int | None = setting(None, "examples per step, over all devices; default: the workload's")
     microbatch: int | None = setting(None, "examples that are computed at a time; divides the batch; default: all")
+    max_batch: int | None = setting(None, "the batch may double up to this, as the norm test asks; needs microbatch")
+    norm_test_eta: float = setting(0.1, "relative error of the gradient above which the norm test doubles the batch")
     mesh: str | None = setting(None, "axes, like data=4,fsdp=2; default: one device, or data=ALL with --devices")
     devices: int | None = setting(None, "virtual CPU devices of this process, to try out a mesh")
     checkpoint_dir: str | None = setting(None, "folder of checkpoints; a run that finds some goes on from the last")
@@ -101,6 +103,10 @@ class TrainConfig:
         for name in ("keep", "heartbeat"):
             checks.integer(name, getattr(self, name), 1)
         checks.integer("process_id", self.process_id, 0, optional=True)
+        checks.integer("max_batch", self.max_batch, 1, optional=True)
+        checks.real("norm_test_eta", self.norm_test_eta, "(0, inf)")
+        if self.max_batch is not None and self.microbatch is None:
+            raise ValueError("max_batch needs microbatch: the norm test compares microbatches")
         if self.mesh is not None:
             mesh.parse_axes(self.mesh)
         for name in ("checkpoint_every", "transplant"):

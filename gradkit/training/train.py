@@ -1,6 +1,7 @@
 """One training run, evaluation by evaluation: on one device or a mesh, from the start or from a checkpoint."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from gradkit.diagnostics import metrics
 from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
 from gradkit.training import chains, methods, run
 from gradkit.training.checkpoints import Checkpoints, Report
+from gradkit.training.growth import allowed_sizes, growing_batch
 from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
 from gradkit.training.sweep import check_steps
 from gradkit.workloads import Workload, load
@@ -29,6 +31,8 @@ class Plan(NamedTuple):
       eval_every: steps between evaluations.
       checkpoint_every: steps between checkpoints.
       microbatches: parts of a minibatch that are computed one after another.
+      needs: what the chain must be told of the parts of a minibatch.
+      sizes: numbers of microbatches that the batch may have; where there are several, it grows.
     """
 
     problem: Workload
@@ -37,6 +41,8 @@ class Plan(NamedTuple):
     eval_every: int
     checkpoint_every: int
     microbatches: int
+    needs: tuple[str, ...]
+    sizes: tuple[int, ...]
 
 
 def prepare(config: TrainConfig) -> Plan:
@@ -58,7 +64,14 @@ def prepare(config: TrainConfig) -> Plan:
     else:
         rate = None if config.learning_rate is None else methods.warmup_cosine(config.learning_rate, steps)
         tx = chains.build(config.chain, rate)
-    return Plan(problem, tx, steps, every, checkpoint_every, microbatches)
+    needs, sizes = run.needs_of(tx), (microbatches,)
+    if config.max_batch is not None:
+        assert problem.batch_size is not None and config.microbatch is not None
+        sizes = allowed_sizes(problem.batch_size, config.microbatch, config.max_batch)
+        # One test per evaluation: that is where another program can go on.
+        link = growing_batch(sizes, examples=config.microbatch, eta=config.norm_test_eta, test_interval=every)
+        tx, needs = optax.chain(link, tx), (*needs, "grad_moments")
+    return Plan(problem, tx, steps, every, checkpoint_every, microbatches, needs, sizes)
 
 
 def mesh_of(config: TrainConfig) -> Mesh:
@@ -149,21 +162,39 @@ def start(config: TrainConfig) -> Started:
 def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
     """Trains to the end from where a run stands; yields as `train` does."""
     plan, state, checkpoints = started.plan, started.state, started.checkpoints
-    step = run.step_function(plan.problem, plan.tx, microbatches=plan.microbatches, place=started.place)
     replicated = NamedSharding(started.mesh, PartitionSpec())
     lies = jax.tree.map(lambda x: x.sharding, state)
 
-    def evaluation(state: run.Run) -> tuple[run.Run, dict[str, jax.Array]]:
-        state, losses = jax.lax.scan(lambda state, _: step(state), state, None, plan.eval_every)
-        read = {"step": state.step, "loss": losses.mean(), "metric": plan.problem.metric(state.params)}
-        return state, {**metrics(state.opt_state), **read}
+    def batch_size(microbatches: int) -> int | None:
+        first = plan.problem.batch_size
+        return None if first is None else first // plan.microbatches * microbatches
+
+    @functools.cache
+    def program(microbatches: int) -> Any:
+        """The steps of an evaluation and its reading, compiled: one program per size of the batch."""
+        same = microbatches == plan.microbatches
+        problem = plan.problem if same else load(config.workload, batch_size=batch_size(microbatches))
+        step = run.step_function(problem, plan.tx, microbatches=microbatches, place=started.place, needs=plan.needs)
+
+        def evaluation(state: run.Run) -> tuple[run.Run, dict[str, jax.Array]]:
+            state, losses = jax.lax.scan(lambda state, _: step(state), state, None, plan.eval_every)
+            read = {"step": state.step, "loss": losses.mean(), "metric": problem.metric(state.params)}
+            return state, {**metrics(state.opt_state), **read}
+
+        return jax.jit(evaluation, donate_argnums=0, out_shardings=(lies, replicated)).lower(state).compile()
+
+    def size() -> int:
+        return int(state.opt_state[0].microbatches) if len(plan.sizes) > 1 else plan.microbatches
 
     with checkpoints or contextlib.nullcontext():
-        compiled = jax.jit(evaluation, donate_argnums=0, out_shardings=(lies, replicated)).lower(state).compile()
+        program(size())
         began = time.perf_counter()
         for done in range(int(state.step) + plan.eval_every, plan.steps + 1, plan.eval_every):
-            state, read = compiled(state)
+            microbatches = size()
+            state, read = program(microbatches)(state)
             record = {name: value.item() for name, value in jax.device_get(read).items()}
+            if len(plan.sizes) > 1:
+                record["batch_size"] = batch_size(microbatches)
             if checkpoints is not None and (done % plan.checkpoint_every == 0 or done == plan.steps):
                 checkpoints.save(done, state, about=_same_numbers(config, plan))
             order = ("step", "loss", "metric")
@@ -187,7 +218,8 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
 
     Yields:
       A dictionary of plain numbers: `step`, `loss` (mean over the minibatches since the last record),
-      `metric`, `seconds` since the first step, and what the method publishes of itself (`learning_rate`, …).
+      `metric`, `seconds` since the first step, what the method publishes of itself (`learning_rate`, …), and
+      `batch_size` where the batch grows.
 
     Raises:
       ValueError: steps that are no multiple of `eval_every`; a batch that the mesh or `microbatch` does not divide; a

@@ -77,7 +77,8 @@ def reparameterize(
         is not shaped like w.
 
     Example:
-      >>> positive = reparameterize(optax.sgd(0.5), lambda w: jax.tree.map(jnp.log, w), lambda z: jax.tree.map(jnp.exp, z))
+      >>> log, exp = (lambda tree, f=f: jax.tree.map(f, tree) for f in (jnp.log, jnp.exp))
+      >>> positive = reparameterize(optax.sgd(0.5), log, exp)
       >>> w = {"scale": jnp.array(1.0)}
       >>> u, _ = positive.update({"scale": jnp.array(4.0)}, positive.init(w), w)
       >>> round(float(w["scale"] + u["scale"]), 4)  # exp(0 - 0.5 * 4): it cannot become negative

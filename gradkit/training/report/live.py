@@ -87,7 +87,7 @@ def ticker(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Shows one training run from its records: a bar in a terminal, about ten lines elsewhere."""
 
     def text(record: dict[str, Any]) -> str:
-        return f"loss {reading(record['loss'])}  metric {reading(record['metric'])}"
+        return f"loss {reading(record['loss'])}  metric {reading(record['metric'])}{batch}"
 
     if not (has_rich() and sys.stdout.isatty()):
         shown = 0
