@@ -8,10 +8,12 @@ At the top stands what goes into a chain. Everything else is under its room: `gk
 
 # Gradient descent and momentum
 from gradkit.optimizers.momentum import (
+    correct_momentum,
     gravity,
     heavy_ball,
     momentum,
     nag,
+    nesterov_large_batch,
     positive_negative_momentum,
     qhadam,
     qhm,
@@ -222,6 +224,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_quantile",
     "clip_radagradd",
+    "correct_momentum",
     "diagnostics",
     "diffgrad",
     "direction_from_gradient",
@@ -259,6 +262,7 @@ __all__ = [
     "muon",
     "nadam",
     "nag",
+    "nesterov_large_batch",
     "noisy_sgd",
     "nonconvex_accelerated_gradient",
     "norm_loss",

@@ -21,6 +21,17 @@ from gradkit.batches.norm_test import (
     orthogonality_test,
 )
 from gradkit.batches.sqrt_scaling import sqrt_scaling
+from gradkit.batches.surge import (
+    SurgeFit,
+    fit_surge,
+    optimal_sign_rate,
+    sgd_learning_rate,
+    surge_learning_rate,
+    surge_noise_batch,
+)
+from gradkit.batches.weight_decay_width_scaling import (
+    weight_decay_width_scaling,
+)
 
 __all__ = [
     "AdaptiveBatches",
@@ -28,14 +39,21 @@ __all__ = [
     "BatchState",
     "MultigridPlan",
     "MultigridRow",
+    "SurgeFit",
     "adadagrad",
     "example_variance",
+    "fit_surge",
     "geometric_batch_size",
     "inner_product_test",
     "linear_scaling",
     "multigrid_schedule",
     "norm_test",
     "norm_test_controller",
+    "optimal_sign_rate",
     "orthogonality_test",
+    "sgd_learning_rate",
     "sqrt_scaling",
+    "surge_learning_rate",
+    "surge_noise_batch",
+    "weight_decay_width_scaling",
 ]

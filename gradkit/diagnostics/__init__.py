@@ -12,18 +12,44 @@ from gradkit.diagnostics.gradient_noise_scale import (
     gradient_noise_scale,
     optimal_rate,
 )
+from gradkit.diagnostics.lanczos import (
+    HeavyBallPair,
+    Ritz,
+    batch_hessian_edge,
+    lanczos,
+    lanczos_hyperparameters,
+    ritz,
+)
 from gradkit.diagnostics.metrics import metrics
+from gradkit.diagnostics.steps_to_target import (
+    BatchScaling,
+    batch_scaling,
+    steps_to_target,
+)
+from gradkit.diagnostics.sublayer_gain import (
+    sublayer_gain,
+)
 
 __all__ = [
+    "BatchScaling",
+    "HeavyBallPair",
     "NoiseScale",
     "NoiseScaleEstimate",
     "NoiseScaleState",
+    "Ritz",
     "StepsExamples",
+    "batch_hessian_edge",
+    "batch_scaling",
     "critical_batch_size",
     "directional_sharpness",
     "fit_steps_examples",
     "from_moments",
     "gradient_noise_scale",
+    "lanczos",
+    "lanczos_hyperparameters",
     "metrics",
     "optimal_rate",
+    "ritz",
+    "steps_to_target",
+    "sublayer_gain",
 ]

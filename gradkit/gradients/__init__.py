@@ -27,6 +27,9 @@ from gradkit.gradients.stablemax import (
     log_stablemax,
     stablemax_cross_entropy,
 )
+from gradkit.gradients.svag import (
+    svag,
+)
 from gradkit.gradients.svrg import (
     SvrgState,
     svrg_estimator,
@@ -47,5 +50,6 @@ __all__ = [
     "saga_estimator",
     "sam",
     "stablemax_cross_entropy",
+    "svag",
     "svrg_estimator",
 ]

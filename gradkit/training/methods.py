@@ -57,6 +57,10 @@ def _agc_nesterov(learning_rate: Any) -> optax.GradientTransformation:
     return optax.chain(adaptive_grad_clip(0.01), momentum.sgd(learning_rate, momentum=0.9, nesterov=True))
 
 
+def _nesterov_large_batch(learning_rate: Any) -> optax.GradientTransformation:
+    return momentum.nesterov_large_batch(learning_rate, total_steps=2**30)
+
+
 def _ranger21(learning_rate: Any) -> optax.GradientTransformation:
     """Under the schedule of the race, as all others: its own is flat."""
     return adaptive.ranger21(learning_rate, num_iterations=2**30, warmup_steps=0, warmdown_steps=0)
@@ -72,6 +76,9 @@ _ROWS = (
     Method("nesterov", lambda rate: momentum.sgd(rate, momentum=0.9, nesterov=True), 1e-1, "sgd"),
     Method("momentum", momentum.momentum, 1e-1, "momentum"),
     Method("clipped_sgd", _clipped_sgd, 1e-1, "clip_by_global_norm"),
+    Method("correct_momentum", momentum.correct_momentum, 1e-1, "correct_momentum"),
+    # Under the schedule of the race, as all others: over so many steps its own is flat.
+    Method("nesterov_large_batch", _nesterov_large_batch, 1e-1, "nesterov_large_batch"),
     Method("agc_nesterov", _agc_nesterov, 1e-1, "adaptive_grad_clip"),
     Method("nag", momentum.nag, 1e-1, "nag"),
     Method("heavy_ball", momentum.heavy_ball, 1e-1, "heavy_ball"),

@@ -1,5 +1,8 @@
 """Gradient descent and momentum."""
 
+from gradkit.optimizers.momentum.correct_momentum import (
+    correct_momentum,
+)
 from gradkit.optimizers.momentum.gravity import (
     ScaleByGravityState,
     gravity,
@@ -7,6 +10,9 @@ from gradkit.optimizers.momentum.gravity import (
 )
 from gradkit.optimizers.momentum.heavy_ball import (
     heavy_ball,
+)
+from gradkit.optimizers.momentum.nesterov_large_batch import (
+    nesterov_large_batch,
 )
 from gradkit.optimizers.momentum.pnm import (
     positive_negative_momentum,
@@ -31,10 +37,12 @@ from gradkit.optimizers.momentum.xgrad import (
 
 __all__ = [
     "ScaleByGravityState",
+    "correct_momentum",
     "gravity",
     "heavy_ball",
     "momentum",
     "nag",
+    "nesterov_large_batch",
     "positive_negative_momentum",
     "qhadam",
     "qhm",

@@ -1,0 +1,270 @@
+"""The spectrum of a Hessian from products with it, and the rate and momentum that follow.
+
+Lanczos, from a random v_1 of norm 1:
+
+    alpha_j = <v_j, H v_j>,    w = H v_j - alpha_j v_j - beta_{j-1} v_{j-1},    beta_j = |w|,    v_{j+1} = w / beta_j
+
+The eigenvalues of the tridiagonal matrix of alpha and beta are the Ritz values; with the squared first components of
+its eigenvectors as weights they are the quadrature of the density of the spectrum. With L and l the largest and
+smallest that count, Polyak's heavy ball is best with
+
+    learning_rate = (2 / (sqrt(L) + sqrt(l)))^2       momentum = ((sqrt(L) - sqrt(l)) / (sqrt(L) + sqrt(l)))^2
+
+Edge of the Hessian of a batch: noise of variance sigma^2 per entry on P parameters, 1 / b' = 1 / batch - 1 / N:
+
+    lam' = lam + P sigma^2 / (b' lam)  where lam > sqrt(P / b') sigma,    2 sqrt(P / b') sigma elsewhere
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import check_leaves, check_match, widen
+from gradkit.transforms.norms import global_norm, global_sums
+
+PAPER = Paper(
+    "Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training",
+    "Granziol, Zohren, Roberts",
+    2020,
+    "2006.09092",
+)
+
+
+def _inner(a: Any, b: Any) -> jax.Array:
+    return global_sums(jax.tree.map(lambda x, y: x * y, a, b))[0]
+
+
+def _times(factor: jax.Array, tree: Any) -> Any:
+    return jax.tree.map(lambda x: factor.astype(x.dtype) * x, tree)
+
+
+def _minus(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: x - y, a, b)
+
+
+def _start(key: Any, like: Any, probe: str) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    draw = jax.random.normal if probe == "gaussian" else jax.random.rademacher
+    v = structure.unflatten([draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)])
+    return _times(1 / global_norm(v), v)
+
+
+def lanczos(
+    hvp: Callable[[Any], Any],
+    key: Any,
+    like: Any,
+    steps: int,
+    *,
+    reorthogonalize: bool = True,
+    probe: str = "gaussian",
+) -> tuple[jax.Array, jax.Array]:
+    """The tridiagonal matrix of a symmetric operator on a random vector.
+
+    Equations: at the head of this file.
+
+    Args:
+      hvp: vector tree -> product with the Hessian (or any symmetric operator).
+      key: a `jax.random` key, for the first vector.
+      like: a tree of the shapes and shardings of the vectors: the parameters.
+      steps: products that are made, >= 1; fewer than there are parameters.
+      reorthogonalize: whether every vector is made orthogonal, twice, to all before it, without which rounding finds
+        the same eigenvalues again and again. Default True; takes `steps` words per parameter, False three.
+      probe: "gaussian" (default) or "rademacher", how the first vector is drawn.
+
+    Returns:
+      (alpha, beta) of `steps` and `steps - 1` numbers, for `ritz`. Where the vectors are exhausted (as many
+      eigenvalues found as there are) all that follow are 0, and have no weight. Collectives: where leaves are
+      sharded, vectors of scalars, and what the product needs.
+
+    Raises:
+      ValueError: fewer than one step, a product whose tree is another, leaves that are not real.
+
+    Example:
+      >>> values = jnp.array([1.0, 1.0, 4.0, 4.0, 4.0])
+      >>> found, weights = ritz(*lanczos(lambda v: values * v, jax.random.key(0), values, 2))
+      >>> print(found.round(3))
+      [1. 4.]
+
+    Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
+    Neural Network Training. 2020, arXiv 2006.09092; Lanczos 1950.
+    """
+    checks.function("hvp", hvp)
+    checks.integer("steps", steps, 1)
+    checks.choice("reorthogonalize", reorthogonalize, (True, False))
+    checks.choice("probe", probe, ("gaussian", "rademacher"))
+    check_leaves("lanczos", like, complex_leaves=False)
+    v = _start(key, widen(like), probe)
+    dtype = global_norm(v).dtype
+    basis = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), v) if reorthogonalize else None
+
+    def product(v: Any) -> Any:
+        out = hvp(jax.tree.map(lambda x, p: x.astype(p.dtype), v, like))
+        check_match("lanczos", out, like)
+        return widen(out)
+
+    def against(basis: Any, w: Any) -> Any:
+        """w without its components along the vectors so far; rows not yet there are 0."""
+        shares = jax.vmap(lambda row: _inner(row, w))(basis)
+        return jax.tree.map(lambda x, rows: x - jnp.tensordot(shares.astype(x.dtype), rows, 1), w, basis)
+
+    def step(carry: Any, j: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        v, before, beta, size, basis = carry
+        w = product(v)
+        alpha = _inner(v, w)
+        w = _minus(_minus(w, _times(alpha, v)), _times(beta, before))
+        if reorthogonalize:
+            basis = jax.tree.map(lambda rows, x: rows.at[j].set(x), basis, v)
+            w = against(basis, against(basis, w))
+        new = global_norm(w)
+        # What is left of a vector that lies in the span of those before it is rounding.
+        size = jnp.maximum(size, jnp.abs(alpha) + beta)
+        over = new <= 10 * jnp.finfo(dtype).eps * size
+        new = jnp.where(over, 0, new)
+        w = _times(jnp.where(over, 0, 1 / jnp.where(over, 1, new)), w)
+        return (w, v, new, size, basis), (alpha, new)
+
+    zero = jnp.zeros((), dtype)
+    first = (v, jax.tree.map(jnp.zeros_like, v), zero, zero, basis)
+    _, (alphas, betas) = jax.lax.scan(step, first, jnp.arange(steps))
+    return alphas, betas[:-1]
+
+
+class Ritz(NamedTuple):
+    """Ritz values in ascending order, and their weights, which add up to 1."""
+
+    values: jax.Array
+    weights: jax.Array
+
+
+def ritz(alphas: Any, betas: Any) -> Ritz:
+    """Eigenvalues of a tridiagonal matrix, and their weights in the density of the spectrum.
+
+    Args:
+      alphas: its diagonal, shape (k,).
+      betas: the diagonals beside it, shape (k - 1,).
+
+    Returns:
+      Ritz values in ascending order, and the squared first components of the eigenvectors.
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    Example:
+      >>> values, weights = ritz(jnp.array([2.0, 2.0]), jnp.array([1.0]))
+      >>> print(values.round(4), weights.round(4))
+      [1. 3.] [0.5 0.5]
+
+    Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
+    Neural Network Training. 2020, arXiv 2006.09092; Golub, Welsch 1969.
+    """
+    a, b = (jnp.asarray(x, jnp.result_type(float)) for x in (alphas, betas))
+    if a.ndim != 1 or not a.size or b.shape != (a.size - 1,):
+        raise ValueError(f"alphas and betas must have shapes (k,) and (k - 1,), got {a.shape} and {b.shape}")
+    values, vectors = jnp.linalg.eigh(jnp.diag(a) + jnp.diag(b, 1) + jnp.diag(b, -1))
+    return Ritz(values, jnp.square(vectors[0]))
+
+
+class HeavyBallPair(NamedTuple):
+    """What `gk.heavy_ball` and `gk.sgd` are given."""
+
+    learning_rate: jax.Array
+    momentum: jax.Array
+
+
+def lanczos_hyperparameters(values: Any, *, lower: Any = None) -> HeavyBallPair:
+    """The rate and momentum that contract fastest on a quadratic with these Ritz values.
+
+    Equations: at the head of this file.
+
+    Args:
+      values: Ritz values, shape (k,), in any order; L is the largest.
+      lower: l > 0, the lower edge. Default None: the smallest value that is positive beyond rounding. The bulk edge of
+        `batch_hessian_edge(0.0, ...)` is the other choice.
+
+    Returns:
+      (learning_rate, momentum) as arrays; NaN where no value is positive. They hold for one set of measurements: the
+      paper refreshes them every epoch.
+
+    Raises:
+      ValueError: values that are no vector, or a lower edge that is not positive.
+
+    Example:
+      >>> pair = lanczos_hyperparameters(jnp.array([-0.5, 1.0, 2.0, 9.0]))
+      >>> [round(float(x), 4) for x in pair]  # (2 / (3 + 1))^2, ((3 - 1) / (3 + 1))^2
+      [0.25, 0.25]
+
+    Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
+    Neural Network Training. 2020, arXiv 2006.09092. Which lower edge the paper keeps is not certain, so both are here.
+    """
+    checks.real("lower", lower, "(0, inf)", optional=True)
+    theta = jnp.asarray(values, jnp.result_type(float))
+    if theta.ndim != 1 or not theta.size:
+        raise ValueError(f"values must be a vector that is not empty, got shape {theta.shape}")
+    L = jnp.max(theta)
+    if lower is None:
+        counts = theta > theta.size * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(theta))
+        l = jnp.min(jnp.where(counts, theta, jnp.inf))  # noqa: E741
+    else:
+        l = jnp.minimum(jnp.asarray(lower, theta.dtype), L)  # noqa: E741
+    root_L, root_l = jnp.sqrt(jnp.where(L > 0, L, jnp.nan)), jnp.sqrt(l)
+    total = root_L + root_l
+    return HeavyBallPair(jnp.square(2 / total), jnp.square((root_L - root_l) / total))
+
+
+def batch_hessian_edge(lam: Any, sigma: Any, n_params: Any, batch: Any, n_data: Any = None) -> jax.Array:
+    """The largest eigenvalue of the Hessian of a batch, from that of the full Hessian.
+
+    Equations: the last at the head of this file. The largest stable rate goes as 1 / lam': linear in the batch while
+    noise dominates, then constant; of Adam, which divides by a root, as the square root of it.
+
+    Args:
+      lam: an eigenvalue of the full Hessian, of any shape.
+      sigma: standard deviation of the entries of the Hessian of one example, >= 0.
+      n_params: P > 0.
+      batch: examples in the batch, > 0; may be traced.
+      n_data: N >= batch, examples there are. Default None: without end.
+
+    Returns:
+      lam', of the shape of `lam`.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> [float(batch_hessian_edge(lam, 1.0, 400, 100)) for lam in (1.0, 4.0)]  # sqrt(P / b') sigma = 2
+      [4.0, 5.0]
+
+    Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
+    Neural Network Training. 2020, arXiv 2006.09092.
+    """
+    checks.real("sigma", sigma, "[0, inf)")
+    checks.real("n_params", n_params, "(0, inf)")
+    checks.real("batch", batch, "(0, inf)")
+    checks.real("n_data", n_data, "(0, inf)", optional=True)
+    if isinstance(batch, int | float) and isinstance(n_data, int | float) and batch > n_data:
+        raise ValueError(f"batch must be at most n_data={n_data}, got {batch}")
+    lam = jnp.asarray(lam, jnp.result_type(float))
+    P, B, s = (jnp.asarray(x, lam.dtype) for x in (n_params, batch, sigma))
+    left = 1 / B if n_data is None else 1 / B - 1 / jnp.asarray(n_data, lam.dtype)
+    root = jnp.sqrt(P * jnp.maximum(left, 0)) * s
+    outlier = lam > root
+    return jnp.where(outlier, lam + root**2 / jnp.where(outlier, lam, 1), 2 * root)
+
+
+FUNCTION = "a function of its arguments, which keeps no state and has no update"
+SHARED: dict[str, Any] = {
+    "form": "diagnostic",
+    "paper": PAPER,
+    "opt_outs": dict.fromkeys(("pure", "missing", "abstract", "bad input", "mesh"), FUNCTION),
+}
+START = {"hvp": lambda v: 2 * v, "key": np.zeros(2, np.uint32), "like": np.ones(3, np.float32), "steps": 2}
+register(lanczos, **SHARED, collectives="norms", example=START)
+register(ritz, **SHARED, example={"alphas": (2.0, 2.0), "betas": (1.0,)})
+register(lanczos_hyperparameters, **SHARED, example={"values": (1.0, 2.0, 9.0)})
+register(batch_hessian_edge, **SHARED, example={"lam": 4.0, "sigma": 1.0, "n_params": 400, "batch": 100})
