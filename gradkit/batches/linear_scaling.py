@@ -35,8 +35,9 @@ def linear_scaling(hparams: Mapping[str, Any], kappa: Any) -> dict[str, Any]:
       {'learning_rate': 0.4, 'momentum': 0.9}
 
     Reference: Goyal et al. Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour. 2017, arXiv 1706.02677. The
-    paper warms up to the large rate from the small one, not from 0: `warmup(steps, kappa * rate, start=rate)`. The
-    rate must multiply the momentum from outside, as it does in `gk.sgd`; the loss is a mean over the GLOBAL batch.
+    paper warms up to the large rate from the small one, not from 0: `gk.schedules.gradual_warmup`. The rate must
+    multiply the momentum from outside, as it does in `gk.sgd` and `gk.correct_momentum`; the loss is a mean over the
+    GLOBAL batch.
     """
     return apply_rule("linear_scaling", hparams, kappa, {"learning_rate": ("[0, inf)", lambda rate: kappa * rate)})
 

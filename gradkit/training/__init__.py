@@ -4,7 +4,7 @@ from gradkit.training import methods as methods
 from gradkit.training import report as report
 from gradkit.training.checkpoints import Checkpoints
 from gradkit.training.race import Race, Result, race
-from gradkit.training.scoring import performance_profile, robustness, steps_to_target
+from gradkit.training.scoring import performance_profile, robustness
 from gradkit.training.settings import RaceConfig, TrainConfig
 from gradkit.training.step import TrainState, TrainStep, make_train_step
 from gradkit.training.sweep import Sweep, sweep
@@ -23,7 +23,6 @@ __all__ = [
     "performance_profile",
     "race",
     "robustness",
-    "steps_to_target",
     "sweep",
     "train",
 ]

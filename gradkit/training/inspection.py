@@ -301,7 +301,8 @@ def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
 
         return "one measurement", Program(update, (state, dict.fromkeys(names, one)), None, state)
     made = made(0) if callable(made) else made  # a rule that gives a number per step
-    return "its value", Program(lambda: jax.tree.map(np.asarray, made), (), None, ())
+    numbers = [np.asarray(x) for x in jax.tree.leaves(made) if not callable(x)]
+    return "its value", Program(lambda: numbers, (), None, ())
 
 
 _PROGRAMS = {

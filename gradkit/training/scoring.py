@@ -10,26 +10,17 @@ from typing import NamedTuple
 import numpy as np
 
 from gradkit import checks
+from gradkit.diagnostics import steps_to_target
 
 
-def steps_to_target(curves: np.ndarray, steps: np.ndarray, target: float) -> np.ndarray:
+def steps_or_infinity(curves: np.ndarray, steps: np.ndarray, target: float) -> np.ndarray:
     """The first step at which the metric is at or below the target; infinity where it never is.
 
-    Args:
-      curves: metric, the evaluations along the last axis.
-      steps: step of each evaluation.
-      target: the bound.
-
-    Returns:
-      Steps as floats, without the axis of evaluations.
-
-    Example:
-      >>> curves = np.array([[3.0, 1.0, 2.0], [3.0, np.nan, 2.0]])
-      >>> steps_to_target(curves, np.array([10, 20, 30]), 1.0)
-      array([20., inf])
+    >>> curves = np.array([[3.0, 1.0, 2.0], [3.0, np.nan, 2.0]])
+    >>> steps_or_infinity(curves, np.array([10, 20, 30]), 1.0)
+    array([20., inf])
     """
-    reached = np.asarray(curves) <= target
-    return np.where(reached.any(-1), np.asarray(steps, float)[reached.argmax(-1)], np.inf)
+    return np.nan_to_num(steps_to_target(steps, curves, target), nan=np.inf)
 
 
 def best_point(steps: np.ndarray, finals: np.ndarray) -> int:

@@ -16,7 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.training import run
-from gradkit.training.scoring import steps_to_target
+from gradkit.training.scoring import steps_or_infinity
 from gradkit.workloads import Workload
 
 # Programs that a sweep is cut into, at most; each hands back control, for a progress bar.
@@ -125,7 +125,7 @@ def sweep(
         seeds=np.asarray(seed_array),
         steps=at,
         curves=curves,
-        steps_to_target=steps_to_target(curves, at, workload.target),
+        steps_to_target=steps_or_infinity(curves, at, workload.target),
         diverged=np.any(~np.isfinite(curves), -1),
         compile_seconds=compiled - began,
         run_seconds=time.perf_counter() - compiled,

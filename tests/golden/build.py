@@ -190,7 +190,7 @@ def _drop_rate(hyper: dict[str, Any]) -> dict[str, Callable[[Any], Any]]:
         cutoff_step=cutoff * steps,
         total_steps=hyper["epochs"] * steps,
         mode=hyper["mode"],
-        decay=hyper.get("schedule", "constant"),
+        decay=hyper.get("schedule", "constant") if hyper["mode"] == "early" else "constant",
     )
     return {"values": schedule}
 

@@ -1,5 +1,7 @@
 """AdAdaGrad: AdaGrad on batches that grow, out of a few allowed sizes (Lau, Liu, Kolar, 2024)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ def test_batches_grow_as_the_gradient_vanishes() -> None:
     """A noisy quadratic from host code: every size compiles once, and the last is reached before the end."""
     recipe = adadagrad(5.0, allowed=[2, 4, 8, 16], examples=2, eta=0.5)
     noise = np.random.default_rng(0).standard_normal((60, 32, 4)).astype(np.float32)
-    steps: dict[int, object] = {}
+    steps: dict[int, Any] = {}
 
     def make(k: int):
         source = gradient_moments(lambda x, b: 0.5 * jnp.mean(jnp.sum((x[None] - b) ** 2, axis=1)), k)

@@ -10,7 +10,7 @@ INF = np.inf
 
 def test_the_first_evaluation_at_or_below_the_target_counts_and_a_miss_is_infinite():
     curves = np.array([[[4.0, 1.0, 0.5], [4.0, 2.0, 1.1]], [[np.nan, np.nan, 0.9], [0.2, 5.0, np.inf]]])
-    found = scoring.steps_to_target(curves, np.array([10, 20, 30]), 1.0)
+    found = scoring.steps_or_infinity(curves, np.array([10, 20, 30]), 1.0)
     assert found.tolist() == [[20, INF], [30, 10]]
 
 
