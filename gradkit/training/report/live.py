@@ -87,6 +87,7 @@ def ticker(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Shows one training run from its records: a bar in a terminal, about ten lines elsewhere."""
 
     def text(record: dict[str, Any]) -> str:
+        batch = f"  batch {record['batch_size']}" if "batch_size" in record else ""
         return f"loss {reading(record['loss'])}  metric {reading(record['metric'])}{batch}"
 
     if not (has_rich() and sys.stdout.isatty()):
