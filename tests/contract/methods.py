@@ -91,6 +91,8 @@ def _built(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTran
 
 
 SHAPES = {"bias": (4,), "kernel": (6, 4), "conv": (2, 2, 3, 4), "scale": ()}
+# What tests of whole programs take, where the time of a test is that of its compilation.
+SMALL = {"bias": (4,), "kernel": (6, 4)}
 
 
 def draw(seed: int, shapes: Any = None, dtype: Any = np.float32) -> Any:

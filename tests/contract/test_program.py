@@ -12,7 +12,7 @@ import pytest
 import gradkit as gk
 from gradkit.catalogue import Card
 from gradkit.training import Checkpoints
-from tests.contract.methods import close, draw, grads_like, make, methods, run, same, supplied
+from tests.contract.methods import SMALL, close, draw, grads_like, make, methods, run, same, supplied
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def test_jit_equals_eager_and_compiles_once(card: Card, x64: None) -> None:
 
 @methods("scan")
 def test_scan_equals_loop_and_state_is_stable(card: Card, x64: None) -> None:
-    params, tx = draw(0, dtype=np.float64), make(card)
+    params, tx = draw(0, SMALL, np.float64), make(card)
     stacked = jax.tree.map(lambda *g: jnp.stack(g), *[grads_like(params, step) for step in range(3)])
 
     def step(carry: tuple, g: object) -> tuple:
@@ -52,7 +52,7 @@ def test_scan_equals_loop_and_state_is_stable(card: Card, x64: None) -> None:
 
 @methods("vmap")
 def test_vmap_over_learning_rates(card: Card, x64: None) -> None:
-    params, rates = draw(0, dtype=np.float64), jnp.array([0.003, 0.03, 0.3])
+    params, rates = draw(0, SMALL, np.float64), jnp.array([0.003, 0.03, 0.3])
     many = jax.jit(jax.vmap(lambda rate: run(make(card, rate), params, jit=False)[0]))(rates)
     for i in (0, 2):
         alone = run(make(card, float(rates[i])), params, jit=False)[0]
@@ -62,7 +62,7 @@ def test_vmap_over_learning_rates(card: Card, x64: None) -> None:
 @methods("inject")
 def test_injected_hyperparameters_do_not_recompile(card: Card) -> None:
     """Every number in the state, with bfloat16 parameters; a new rate is no new program."""
-    params = draw(0, dtype=jnp.bfloat16)
+    params = draw(0, SMALL, jnp.bfloat16)
     tx = gk.inject_hyperparams(lambda learning_rate: make(card, learning_rate))(0.5)
     update = jax.jit(tx.update)
     state = tx.init(params)
@@ -80,7 +80,7 @@ def test_every_hyperparameter_can_be_injected(card: Card) -> None:
     """With all numbers traced, in float32 with bfloat16 parameters, the update is that of the Python numbers."""
     if card.form != "optimizer":
         return
-    params = draw(0, dtype=jnp.bfloat16)
+    params = draw(0, SMALL, jnp.bfloat16)
     injected = supplied(card, gk.inject_hyperparams(card.function)(0.5, **card.example))
     got, _ = injected.update(grads_like(params, 0), injected.init(params), params)
     want, _ = make(card, 0.5).update(grads_like(params, 0), make(card, 0.5).init(params), params)
@@ -91,7 +91,7 @@ def test_every_hyperparameter_can_be_injected(card: Card) -> None:
 def test_schedule_for_the_learning_rate(card: Card, x64: None) -> None:
     """schedule(0) is the rate of the first update: a rate of 0 from the second step on stops the run there,
     but for what momentum carries on."""
-    params = draw(0, dtype=np.float64)
+    params = draw(0, SMALL, np.float64)
     scheduled = run(make(card, lambda step: jnp.where(step == 0, 0.01, 0.5)), params, steps=1, jit=False)[0]
     close(run(make(card, 0.01), params, steps=1, jit=False)[0], scheduled, F64, F64)
 
@@ -116,7 +116,7 @@ def test_state_words_are_those_of_the_card(card: Card) -> None:
 
 @methods("donation")
 def test_donation_from_a_fresh_state(card: Card) -> None:
-    params, tx = draw(0), make(card)
+    params, tx = draw(0, SMALL), make(card)
     want = run(tx, params, steps=2)[0]
     got, state = jax.tree.map(jnp.copy, params), None
     state = tx.init(got)
@@ -134,7 +134,7 @@ def test_donation_from_a_fresh_state(card: Card) -> None:
 
 @methods("checkpoint")
 def test_restored_run_goes_on_bit_for_bit(card: Card, tmp_path: Path) -> None:
-    params, tx = draw(0), make(card)
+    params, tx = draw(0, SMALL), make(card)
     update = jax.jit(tx.update)
     state = tx.init(params)
     updates, state = update(grads_like(params, 0), state, params)
