@@ -24,6 +24,7 @@ FORMS = (
     "diagnostic",
     "rule",
     "layer",
+    "engine",
 )
 MATURITIES = ("stable", "faithful", "experimental")
 COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
@@ -49,7 +50,8 @@ class Card:
 
     Attributes:
       function: the public function; its name is the name of the card.
-      form: one of `FORMS`.
+      form: one of `FORMS`. An engine is a program around functions of the user's own, with arguments of its own: what
+        it owes is in the test of its paper alone.
       paper: its source.
       needs: extra arguments of `update` without which it raises.
       words: words of state per parameter (float32 words; scalars are not counted).

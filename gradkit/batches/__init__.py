@@ -7,8 +7,18 @@ from gradkit.batches.adadagrad import (
     adadagrad,
     norm_test_controller,
 )
-from gradkit.batches.geometric_batch_size import geometric_batch_size
-from gradkit.batches.linear_scaling import linear_scaling
+from gradkit.batches.geometric_batch_size import (
+    geometric_batch_size,
+)
+from gradkit.batches.infobatch import (
+    InfoBatch,
+    InfoBatchState,
+    infobatch,
+    infobatch_loss,
+)
+from gradkit.batches.linear_scaling import (
+    linear_scaling,
+)
 from gradkit.batches.multigrid_schedule import (
     MultigridPlan,
     MultigridRow,
@@ -20,7 +30,12 @@ from gradkit.batches.norm_test import (
     norm_test,
     orthogonality_test,
 )
-from gradkit.batches.sqrt_scaling import sqrt_scaling
+from gradkit.batches.select_hard_batches import (
+    select_hard_batches,
+)
+from gradkit.batches.sqrt_scaling import (
+    sqrt_scaling,
+)
 from gradkit.batches.surge import (
     SurgeFit,
     fit_surge,
@@ -37,6 +52,8 @@ __all__ = [
     "AdaptiveBatches",
     "BatchController",
     "BatchState",
+    "InfoBatch",
+    "InfoBatchState",
     "MultigridPlan",
     "MultigridRow",
     "SurgeFit",
@@ -44,6 +61,8 @@ __all__ = [
     "example_variance",
     "fit_surge",
     "geometric_batch_size",
+    "infobatch",
+    "infobatch_loss",
     "inner_product_test",
     "linear_scaling",
     "multigrid_schedule",
@@ -51,6 +70,7 @@ __all__ = [
     "norm_test_controller",
     "optimal_sign_rate",
     "orthogonality_test",
+    "select_hard_batches",
     "sgd_learning_rate",
     "sqrt_scaling",
     "surge_learning_rate",

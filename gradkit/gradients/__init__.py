@@ -1,11 +1,25 @@
 """Where the gradient comes from: drop-in replacements of `jax.value_and_grad`, and losses."""
 
+from gradkit.gradients.aggregate_inner_gradients import (
+    Sga,
+    SgaState,
+    aggregate_inner_gradients,
+    sga,
+)
 from gradkit.gradients.cluster_momentum import (
     ClusterMomentumState,
     cluster_momentum,
 )
+from gradkit.gradients.concurrent_adversarial import (
+    ConcurrentAdversarial,
+    ConcurrentAdversarialState,
+    concurrent_adversarial,
+)
 from gradkit.gradients.displaced import (
     displaced_gradient,
+)
+from gradkit.gradients.grad_cache import (
+    grad_cache,
 )
 from gradkit.gradients.microbatch import (
     microbatch,
@@ -37,18 +51,26 @@ from gradkit.gradients.svrg import (
 
 __all__ = [
     "ClusterMomentumState",
+    "ConcurrentAdversarial",
+    "ConcurrentAdversarialState",
     "GradientMoments",
+    "Sga",
+    "SgaState",
     "SvrgState",
     "TableState",
+    "aggregate_inner_gradients",
     "asam",
     "cluster_momentum",
+    "concurrent_adversarial",
     "displaced_gradient",
+    "grad_cache",
     "gradient_moments",
     "log_stablemax",
     "microbatch",
     "sag_estimator",
     "saga_estimator",
     "sam",
+    "sga",
     "stablemax_cross_entropy",
     "svag",
     "svrg_estimator",

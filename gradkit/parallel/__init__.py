@@ -1,6 +1,8 @@
 """On which devices all of it lies, what a compiled step moves between them, and training that seldom moves anything."""
 
+from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
 from gradkit.parallel.diloco import diloco, outer_nesterov
+from gradkit.parallel.layered import layer_major, layered_gradient_accumulation, modular_stage
 from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
 from gradkit.parallel.manual import declare_specs, inside_shard_map
@@ -18,15 +20,20 @@ __all__ = [
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
+    "layer_major",
+    "layered_gradient_accumulation",
     "local_sgd",
     "local_updates",
     "make_mesh",
+    "modular_stage",
     "outer_nesterov",
     "param_shardings",
     "quadratic_weighted_average",
     "replica_mean",
     "replicate",
+    "ring_contrastive_loss",
     "state_shardings",
     "sync_steps",
     "synchronize",
+    "tiled_contrastive_loss",
 ]

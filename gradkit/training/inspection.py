@@ -7,6 +7,7 @@ says. All numbers are of one device and one step, and read from the compiled pro
 
 import collections
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -94,7 +95,7 @@ def examine(card: Card, problem: Workload, mesh: Mesh) -> Inspection:
     Args:
       card: the method, of any form: of an optimizer, primitive or wrapper the update is compiled; of a source, value
         and gradient; of an aggregator, the update from the gradients of four tasks; of a strategy, the step that ends
-        a round; of a layer, its value; of a schedule, rule or diagnostic, its value at one step.
+        a round; of a layer, its value; of a schedule, rule or diagnostic, its value at one step; of an engine, nothing.
       problem: whose parameters and loss.
       mesh: on which devices; a strategy asks for an axis "replica".
 
@@ -269,10 +270,27 @@ def _strategy(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[s
 def _layer(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
     del problem, params
     examples = mesh.size // batch_sharding(mesh).shard_shape((mesh.size,))[0]
-    shapes = {"logits": ((16 * examples, CLASSES), jnp.float32), "labels": ((16 * examples,), jnp.int32)}
-    names = [name for name in inspect.signature(card.function).parameters if name in shapes]
+    shapes = {
+        "logits": ((16 * examples, CLASSES), jnp.float32),
+        "labels": ((16 * examples,), jnp.int32),
+        "q": ((16 * examples, CLASSES), jnp.float32),
+        "k": ((16 * examples, CLASSES), jnp.float32),
+    }
+    signature = inspect.signature(card.function).parameters
+    names = [name for name in signature if name in shapes]
     arguments = [jax.ShapeDtypeStruct(*shapes[name], sharding=batch_sharding(mesh)) for name in names]
-    return f"{CLASSES} classes, 16 examples per device", Program(card.function, tuple(arguments), None, ())
+    function = card.function
+    if "axis_name" in signature and signature["axis_name"].default is inspect.Parameter.empty:
+        cut = batch_sharding(mesh).spec
+        function = jax.shard_map(
+            functools.partial(function, axis_name=cut[0]), mesh=mesh, in_specs=cut, out_specs=PartitionSpec()
+        )
+    return f"{CLASSES} classes or features, 16 examples per device", Program(function, tuple(arguments), None, ())
+
+
+def _engine(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
+    del card, problem, mesh, params
+    return "nothing: it is a program around functions of your own", Program(lambda: (), (), None, ())
 
 
 def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
@@ -311,6 +329,7 @@ _PROGRAMS = {
     "aggregator": _aggregator,
     "strategy": _strategy,
     "layer": _layer,
+    "engine": _engine,
 }
 
 
