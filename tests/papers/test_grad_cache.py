@@ -93,7 +93,9 @@ def test_memory_is_that_of_a_chunk_and_of_the_representations() -> None:
         sizes = []
         for examples in (64, 512):
             x = jax.ShapeDtypeStruct((examples, 8), jnp.float32)
-            sizes.append(jax.jit(fn).lower(p, x).compile().memory_analysis().temp_size_in_bytes)
+            memory = jax.jit(fn).lower(p, x).compile().memory_analysis()
+            assert memory is not None
+            sizes.append(memory.temp_size_in_bytes)
         return sizes[1] - sizes[0]
 
     # The batch dealt out into chunks (8 numbers each), and of 4 numbers each: r, its gradient, both in order and in
