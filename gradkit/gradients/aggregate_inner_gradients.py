@@ -201,4 +201,4 @@ def sga(
 
 
 register(aggregate_inner_gradients, form="engine", paper=PAPER)
-register(sga, form="engine", paper=PAPER, words=1, notes="an attack; its state is there with momentum only")
+register(sga, form="engine", paper=PAPER, notes="an attack; with momentum its state is 1 word per number of delta")

@@ -172,7 +172,7 @@ def tiled_contrastive_loss(
       scale: s >= 0, a number or a traced scalar, to which the loss has a gradient too. Default 1.
       tile: rows and columns of z that exist at one time, >= 1; need not divide B. Default 1024, 4 MiB in float32.
       axis_name: axis of `shard_map` or `vmap` whose members hold B/n pairs each: `ring_contrastive_loss`. Default
-        None: all pairs are here.
+        None: all pairs are here. Without a ring the compiler gathers pairs that lie on several devices.
       symmetric: whether keys look for their queries too, as in CLIP. Default True.
 
     Returns:

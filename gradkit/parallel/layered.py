@@ -49,6 +49,13 @@ def _forward(layer_fn: Any, params: Any, inputs: Any, reduce: Tree, gather: Tree
     return out, (params, kept)
 
 
+def _gradient_of(w_bar: jax.Array, w: jax.Array) -> jax.Array:
+    """In the dtype of a parameter; and summed where one that is the same on several devices has one on each."""
+    several = jax.typeof(w_bar).manual_axis_type.varying - jax.typeof(w).manual_axis_type.varying
+    w_bar = jax.lax.psum(w_bar, tuple(sorted(several, key=str))) if several else w_bar
+    return w_bar.astype(w.dtype)
+
+
 def _backward(layer_fn: Any, reduce: Tree, gather: Tree, saved: Any, d: Any) -> tuple[Any, Any]:
     def layer(d: Any, w_and_h: Any) -> tuple[Any, Any]:
         (shards, h), w = w_and_h, gather(w_and_h[0])
@@ -59,7 +66,7 @@ def _backward(layer_fn: Any, reduce: Tree, gather: Tree, saved: Any, d: Any) -> 
             return jax.vjp(layer_fn, own, h)[1](d)
 
         g, d = accumulate(microbatch, (h, d))
-        return d, jax.tree.map(lambda x, w: x.astype(w.dtype), reduce(g), shards)
+        return d, jax.tree.map(_gradient_of, reduce(g), shards)
 
     d, g = jax.lax.scan(layer, d, saved, reverse=True)
     return g, d
@@ -88,7 +95,8 @@ def layer_major(
       microbatches: h of all microbatches: a tree whose leaves have a leading axis of microbatches.
       reduce: gradient of one layer, in float32 or wider and summed over microbatches -> what is handed on: inside
         `shard_map` a `jax.lax.psum` over replicas, or a `jax.lax.psum_scatter` back to the shards that `gather` took.
-        Once per layer. Default None: as it is.
+        Once per layer. Default None: as it is; but what `shard_map` knows to be the same on several devices gets the
+        sum over them, as always in JAX.
       gather: parameters of one layer as they lie -> those `layer_fn` takes: inside `shard_map` a `jax.lax.all_gather`
         of shards. Once per layer and pass. Default None: as they are.
 

@@ -11,6 +11,8 @@ import pytest
 from gradkit.gradients import aggregate_inner_gradients, sga
 from tests.papers.replay import assert_equal, normal
 
+pytestmark = pytest.mark.slow
+
 
 def loss(x: Any, batch: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(jnp.sin(batch * (x + 1)[None]), axis=1))

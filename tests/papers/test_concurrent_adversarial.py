@@ -11,6 +11,8 @@ import pytest
 from gradkit.gradients import concurrent_adversarial
 from tests.papers.replay import assert_equal, normal
 
+pytestmark = pytest.mark.slow
+
 
 def loss(w: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(jnp.tanh(x @ w) - y))

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from gradkit.parallel import collective_bytes, ring_contrastive_loss, tiled_contrastive_loss
 from tests.papers.replay import assert_equal, normal
 
+pytestmark = pytest.mark.slow
+
 B, D = 24, 5
 BOTH = pytest.mark.parametrize("symmetric", [True, False])
 

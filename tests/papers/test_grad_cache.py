@@ -13,6 +13,8 @@ from gradkit.gradients import grad_cache
 from gradkit.parallel import tiled_contrastive_loss
 from tests.papers.replay import assert_equal, normal
 
+pytestmark = pytest.mark.slow
+
 B = 10
 
 

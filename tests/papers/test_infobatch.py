@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from gradkit.batches import infobatch, infobatch_loss
 
+pytestmark = pytest.mark.slow
+
 N = 40
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles in a moment
 

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 from gradkit.parallel import collective_bytes, layer_major, layered_gradient_accumulation, modular_stage
 from tests.papers.replay import assert_equal, normal
 
+pytestmark = pytest.mark.slow
+
 L, K, D = 3, 4, 5
 
 
@@ -125,6 +127,24 @@ def test_each_layer_is_exchanged_once(sharded: bool, x64: None) -> None:
         assert (sums - 1, found) == (L * tensors, {"all_gather": 0, "reduce_scatter": 0})
         rows = [row for row in collective_bytes(on_mesh(False).lower(w, x).compile()) if row.result_bytes > 8]
         assert sum(row.result_bytes for row in rows) == 8 * (6 * 6 + 6)  # of one layer, in a loop over layers
+
+
+def test_what_all_devices_share_gets_the_sum_over_them(x64: None) -> None:
+    """As `jax.grad` in `shard_map`: and once per layer here as well. What the layer closes over is a constant."""
+    (w, x), mesh = even(), jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+
+    @jax.jit
+    def summed(w: Any, x: jax.Array, c: jax.Array) -> Any:
+        def fn(w: Any, x: jax.Array) -> Any:
+            return layered_gradient_accumulation(lambda w, h: c * layer(w, h), w, head, x)[1]
+
+        return jax.shard_map(fn, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P())(w, x)
+
+    # Each device's loss is the mean of its half: together twice the mean of all.
+    want = jax.jit(jax.grad(lambda w: 2 * direct(w, x)))(w)
+    assert_equal(summed(w, x, jnp.asarray(1.0)), want)
+    program = jax.make_jaxpr(summed)(w, x, jnp.asarray(1.0)).jaxpr
+    assert calls(program, "psum") + calls(program, "psum_invariant") == 2 * L
 
 
 def test_sums_are_float32_for_bfloat16() -> None:
