@@ -85,7 +85,8 @@ def _ring(visit: Visit, acc: Any, block: Any, empty: Any, axis_name: Any, n: int
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _part(q: jax.Array, k: jax.Array, s: jax.Array, tile: int, axis_name: Any, n: int, symmetric: bool) -> jax.Array:
-    """This device's share of the loss: a sum over its own pairs, divided by B."""
+    """This device's share of the loss: a sum over its own pairs, divided by B. All shares are added up afterwards, so
+    they have one cotangent: that of a column's loss, which is another device's, need not be sent."""
     return _forward(q, k, s, tile, axis_name, n, symmetric)[0]
 
 
@@ -126,7 +127,7 @@ def _backward(tile: int, axis_name: Any, n: int, symmetric: bool, saved: Any, g:
     Q, R, real = _tiles(q, tile), _tiles(r, tile, jnp.inf), _tiles(jnp.ones(b, bool), tile, False)
 
     def visit(acc: Any, block: Any, dk: Any) -> tuple[Any, Any]:
-        (dq, ds), (K, C, theirs_share) = acc, block
+        (dq, ds), (K, C) = acc, block
 
         def row(carry: Any, mine: Any) -> tuple[Any, Any]:
             (q, real_q, r, dq), (dk, ds) = mine, carry
@@ -136,8 +137,7 @@ def _backward(tile: int, axis_name: Any, n: int, symmetric: bool, saved: Any, g:
                 products = _products(q, k)
                 z = _logits(products, s, real_q, real_k)
                 dz = share * jnp.exp(z - r[:, None])
-                # The loss of a column is that of the device its key came from, and so is the cotangent.
-                dz = dz if c is None else dz + theirs_share * jnp.exp(z - c[None])
+                dz = dz if c is None else dz + share * jnp.exp(z - c[None])
                 dq = dq + s * (dz @ k.astype(s.dtype))
                 return (dq, ds + jnp.sum(dz * products)), dk + s * (dz.T @ q.astype(s.dtype))
 
@@ -148,8 +148,8 @@ def _backward(tile: int, axis_name: Any, n: int, symmetric: bool, saved: Any, g:
         return (dq, ds), dk
 
     zero, none = alike((jnp.zeros(Q.shape, s.dtype), jnp.zeros((), s.dtype)), (q, q))
-    columns = (_tiles(c, tile, jnp.inf), share) if symmetric else (None, None)
-    (dq, ds), home, elsewhere = _ring(visit, (zero, none), (_tiles(k, tile), *columns), zero, axis_name, n)
+    C = _tiles(c, tile, jnp.inf) if symmetric else None
+    (dq, ds), home, elsewhere = _ring(visit, (zero, none), (_tiles(k, tile), C), zero, axis_name, n)
     dq, dk = (x.reshape(-1, q.shape[1])[:b] for x in (dq, home + elsewhere))
     wide_q, wide_k = q.astype(s.dtype), k.astype(s.dtype)
     dq, dk = dq - g * s * wide_k, dk - g * s * wide_q
