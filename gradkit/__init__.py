@@ -76,10 +76,15 @@ from gradkit.optimizers.adaptive import (
 
 # The norms of a layer
 from gradkit.optimizers.layerwise import (
+    agvm,
+    agvm_adamw,
     lamb,
+    lambc,
     larc,
     lars,
+    nlamb,
     novograd,
+    scale_by_agvm,
     scale_by_novograd,
     tvlars,
 )
@@ -210,6 +215,8 @@ __all__ = [
     "add_noise",
     "ademamix",
     "aggregation",
+    "agvm",
+    "agvm_adamw",
     "all_frozen",
     "amsgrad",
     "ano",
@@ -246,6 +253,7 @@ __all__ = [
     "inna",
     "innaprop",
     "lamb",
+    "lambc",
     "larc",
     "lars",
     "leaves",
@@ -263,6 +271,7 @@ __all__ = [
     "nadam",
     "nag",
     "nesterov_large_batch",
+    "nlamb",
     "noisy_sgd",
     "nonconvex_accelerated_gradient",
     "norm_loss",
@@ -290,6 +299,7 @@ __all__ = [
     "scale_by_adamax",
     "scale_by_adamnc",
     "scale_by_ademamix",
+    "scale_by_agvm",
     "scale_by_amsgrad",
     "scale_by_ano",
     "scale_by_delayed_rms",

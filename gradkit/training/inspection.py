@@ -208,6 +208,7 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         if "grad_moments" in card.needs:
             extra["grad_moments"] = gk.gradients.gradient_moments(problem.loss, 2)(params, batch)[1]
         extra |= {name: grads for name in ("previous_grads", "snapshot_grads", "full_grads") if name in card.needs}
+        extra |= {name: grads for name in ("grads_a", "grads_b") if name in card.needs}
         if "cluster_grads" in card.needs:
             extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
             extra["cluster_counts"] = jnp.ones(3, jnp.int32)

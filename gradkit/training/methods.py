@@ -9,9 +9,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
-from gradkit import catalogue, checks, schedules
+from gradkit import catalogue, checks, leaves, schedules
 from gradkit.optimizers import adaptive, filters, layerwise, matrix, momentum, sign, variance_reduction
 from gradkit.transforms import adaptive_grad_clip, clip_by_global_norm
 
@@ -64,6 +65,19 @@ def _nesterov_large_batch(learning_rate: Any) -> optax.GradientTransformation:
 def _ranger21(learning_rate: Any) -> optax.GradientTransformation:
     """Under the schedule of the race, as all others: its own is flat."""
     return adaptive.ranger21(learning_rate, num_iterations=2**30, warmup_steps=0, warmdown_steps=0)
+
+
+def _by_kind(params: Any) -> Any:
+    return leaves.map_named(lambda name, x: "vectors" if jnp.ndim(x) < 2 else "matrices", params)
+
+
+def _agvm(learning_rate: Any) -> optax.GradientTransformation:
+    """A race has no modules that all workloads share: matrices are one, and vectors the other."""
+    return layerwise.agvm(learning_rate, labels=_by_kind, reference="matrices", start=0)
+
+
+def _agvm_adamw(learning_rate: Any) -> optax.GradientTransformation:
+    return layerwise.agvm_adamw(learning_rate, labels=_by_kind, reference="matrices", start=0)
 
 
 def _clip_radagradd(learning_rate: Any) -> optax.GradientTransformation:
@@ -124,6 +138,16 @@ _ROWS = (
     Method("lars", lambda rate: layerwise.lars(rate, trust_coefficient=0.02), 5e-1, "lars"),
     Method("larc", layerwise.larc, 1e0, "larc"),
     Method("lamb", layerwise.lamb, 3e-2, "lamb"),
+    Method("nlamb", layerwise.nlamb, 3e-2, "nlamb"),
+    Method("lambc", layerwise.lambc, 3e-2, "lambc"),
+    Method("tvlars", lambda rate: layerwise.tvlars(rate, trust_coefficient=0.02), 5e-1, "tvlars"),
+    Method("agvm", _agvm, 1e-1, "agvm"),
+    Method("agvm_adamw", _agvm_adamw, 5e-3, "agvm_adamw"),
+    Method("vr_sgd", variance_reduction.vr_sgd, 1e-1, "vr_sgd"),
+    Method("vr_momentum", variance_reduction.vr_momentum, 1e-1, "vr_momentum"),
+    Method("vr_adam", variance_reduction.vr_adam, 5e-3, "vr_adam"),
+    Method("vr_lars", lambda rate: variance_reduction.vr_lars(rate, trust_coefficient=0.02), 5e-1, "vr_lars"),
+    Method("vr_lamb", variance_reduction.vr_lamb, 3e-2, "vr_lamb"),
     Method("novograd", layerwise.novograd, 1e-1, "novograd"),
     Method("muon", matrix.muon, 2e-2, "muon"),
 )

@@ -43,7 +43,8 @@ def needs_of(tx: optax.GradientTransformation) -> tuple[str, ...]:
 
 def _source(workload: Workload, microbatches: int, needs: tuple[str, ...]) -> Callable[[Any, Any], Any]:
     """(params, batch) -> (value, gradient, what was measured of the parts of the batch)."""
-    if "grad_moments" in needs:
+    whole = workload.batch_size is None  # no examples: all parts are the same
+    if "grad_moments" in needs and not whole:
         measured = gradient_moments(workload.loss, max(2, microbatches))
 
         def with_moments(params: Any, batch: Any) -> Any:
@@ -53,14 +54,17 @@ def _source(workload: Workload, microbatches: int, needs: tuple[str, ...]) -> Ca
 
         return with_moments
     plain = jax.value_and_grad(workload.loss) if microbatches == 1 else microbatch(workload.loss, microbatches)
-    half = jax.grad(workload.loss)
 
     def without(params: Any, batch: Any) -> Any:
-        found = {}
+        value, grads = plain(params, batch)
+        found: dict[str, Any] = {}
+        if "grad_moments" in needs:
+            found["grad_moments"] = grads, jax.tree.map(jnp.square, grads)
         if "grads_a" in needs:
             for name, first in (("grads_a", 0), ("grads_b", 1)):
-                found[name] = half(params, jax.tree.map(lambda x, i=first: x[i::2], batch))
-        return *plain(params, batch), found
+                part = batch if whole else jax.tree.map(lambda x, i=first: x[i::2], batch)
+                found[name] = jax.grad(workload.loss)(params, part)
+        return value, grads, found
 
     return without
 

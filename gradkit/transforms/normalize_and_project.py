@@ -79,6 +79,14 @@ def _layers(known: list[str], gains: str | None) -> dict[int, str]:
     return {i: parent for i, (parent, _, last) in enumerate(split) if parent in found and last in ("scale", "bias")}
 
 
+def _has_zero_block(x: Any, axes: tuple[int, ...]) -> bool:
+    """Whether a block is known to be 0: of traced leaves and of shapes nothing is known."""
+    if isinstance(x, Tracer) or not isinstance(x, jax.Array):
+        return False
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.any(jnp.all(x == 0, axis=axes)))
+
+
 def normalize_and_project(
     *,
     mask: Any = None,
@@ -144,7 +152,7 @@ def normalize_and_project(
         known, rho = names(params), [None] * len(leaves)
         for i in kernels(params, _layers(known, gains)) if target == "init" else ():
             x, own = leaves[i], block_axes(known[i], leaves[i].shape, block, layout)
-            if isinstance(x, jax.Array) and not isinstance(x, Tracer) and bool(jnp.any(jnp.all(x == 0, axis=own))):
+            if _has_zero_block(x, own):
                 raise ValueError(f"normalize_and_project: the leaf {known[i]!r} has a block that is 0: mask it out")
             shape = [1 if a in own else n for a, n in enumerate(x.shape)]
             rho[i] = jnp.zeros(shape, wide_dtype(x.dtype))
@@ -196,7 +204,10 @@ register(
     form="primitive",
     paper=PAPER,
     example={"projection": lambda tree: jax.tree.map(lambda x: jnp.clip(x, -2.0, 2.0), tree)},
-    opt_outs={"complex": "what a projection of complex leaves does is the projection's"},
+    opt_outs={
+        "complex": "what a projection of complex leaves does is the projection's",
+        "descends": "it goes behind the learning rate, which the contract chains behind it",
+    },
     notes="the last link, after the learning rate",
 )
 register(
@@ -204,6 +215,9 @@ register(
     form="primitive",
     paper=PAPER,
     collectives="norms",
-    opt_outs={"zeros": "a kernel that is 0 has no norm to be kept, and is refused"},
+    opt_outs={
+        "descends": "it goes behind the learning rate, which the contract chains behind it",
+        "zeros": "a kernel that is 0 has no norm to be kept, and is refused",
+    },
     notes="the last link, after the learning rate",
 )

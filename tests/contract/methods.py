@@ -45,6 +45,9 @@ SUPPLIED = {
     "full_grad_fn": lambda updates: lambda params: updates,
     "grad_fn": lambda updates: lambda params: updates,
     # Of two parts that differ by 1 + |g|, more or less for one coordinate or another.
+    # Halves that agree more on some leaves than on others.
+    "grads_a": lambda updates: jax.tree.map(lambda g: g + jnp.abs(g), updates),
+    "grads_b": lambda updates: jax.tree.map(lambda g: g - jnp.abs(g) * jnp.asarray(0.5, g.dtype), updates),
     "grad_moments": lambda updates: (
         updates,
         jax.tree.map(lambda g: jnp.square(g) + jnp.square(1 + jnp.abs(g)), widen(updates)),
