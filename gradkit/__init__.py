@@ -140,6 +140,7 @@ from gradkit.optimizers.proximal import (
 from gradkit.optimizers.averaging import (
     params_ema,
     polyak_average,
+    proximal_ewma,
 )
 
 # What has converged is frozen
@@ -154,6 +155,7 @@ from gradkit.optimizers.freezing import (
 from gradkit.transforms import (
     adaptive_grad_clip,
     add_decayed_weights,
+    block_norm,
     centralize_gradients,
     clip_by_block_norm,
     clip_by_global_norm,
@@ -175,6 +177,7 @@ from gradkit.transforms import (
 
 # Wrappers: around any transformation
 from gradkit.transforms import (
+    accumulate_weighted,
     direction_from_gradient,
     eval_params,
     inject_hyperparams,
@@ -203,6 +206,7 @@ from gradkit import (
 
 __all__ = [
     "MatrixSharding",
+    "accumulate_weighted",
     "adadelta",
     "adagrad",
     "adam",
@@ -222,6 +226,7 @@ __all__ = [
     "ano",
     "anolog",
     "batches",
+    "block_norm",
     "catalogue",
     "centralize_gradients",
     "clip_adagrad",
@@ -288,6 +293,7 @@ __all__ = [
     "precision",
     "project_scale_invariant",
     "project_updates",
+    "proximal_ewma",
     "qhadam",
     "qhm",
     "ranger21",

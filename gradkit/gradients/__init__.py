@@ -21,12 +21,21 @@ from gradkit.gradients.displaced import (
 from gradkit.gradients.grad_cache import (
     grad_cache,
 )
+from gradkit.gradients.map_cotangent import (
+    clip_pixels,
+    clip_pixelwise,
+    map_cotangent,
+)
 from gradkit.gradients.microbatch import (
     microbatch,
 )
 from gradkit.gradients.moments import (
     GradientMoments,
     gradient_moments,
+)
+from gradkit.gradients.ppo_decoupled_loss import (
+    ppo_decoupled_kl_loss,
+    ppo_decoupled_loss,
 )
 from gradkit.gradients.saga import (
     TableState,
@@ -48,6 +57,9 @@ from gradkit.gradients.svrg import (
     SvrgState,
     svrg_estimator,
 )
+from gradkit.gradients.vanishing_gradient_penalty import (
+    vanishing_gradient_penalty,
+)
 
 __all__ = [
     "ClusterMomentumState",
@@ -60,13 +72,18 @@ __all__ = [
     "TableState",
     "aggregate_inner_gradients",
     "asam",
+    "clip_pixels",
+    "clip_pixelwise",
     "cluster_momentum",
     "concurrent_adversarial",
     "displaced_gradient",
     "grad_cache",
     "gradient_moments",
     "log_stablemax",
+    "map_cotangent",
     "microbatch",
+    "ppo_decoupled_kl_loss",
+    "ppo_decoupled_loss",
     "sag_estimator",
     "saga_estimator",
     "sam",
@@ -74,4 +91,5 @@ __all__ = [
     "stablemax_cross_entropy",
     "svag",
     "svrg_estimator",
+    "vanishing_gradient_penalty",
 ]

@@ -212,6 +212,7 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         if "cluster_grads" in card.needs:
             extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
             extra["cluster_counts"] = jnp.ones(3, jnp.int32)
+        extra |= {"weight": value} if "weight" in card.needs else {}
         if "index" in card.needs:
             extra["index"] = jnp.zeros((), jnp.int32)
         if "example_grads" in card.needs:
@@ -270,23 +271,42 @@ def _strategy(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[s
 
 def _layer(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
     del problem, params
-    examples = mesh.size // batch_sharding(mesh).shard_shape((mesh.size,))[0]
-    shapes = {
-        "logits": ((16 * examples, CLASSES), jnp.float32),
-        "labels": ((16 * examples,), jnp.int32),
-        "q": ((16 * examples, CLASSES), jnp.float32),
-        "k": ((16 * examples, CLASSES), jnp.float32),
-    }
     signature = inspect.signature(card.function).parameters
-    names = [name for name in signature if name in shapes]
-    arguments = [jax.ShapeDtypeStruct(*shapes[name], sharding=batch_sharding(mesh)) for name in names]
-    function = card.function
+    if not signature or any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(dict(card.example))):
+        return "its value for the shapes of its card", _called(card, mesh)
+    n = 16 * (mesh.size // batch_sharding(mesh).shard_shape((mesh.size,))[0])
+    shapes = {"labels": ((n,), jnp.int32), **dict.fromkeys(("logits", "q", "k"), ((n, CLASSES), jnp.float32))}
+    shapes |= dict.fromkeys(("log_prob", "behavior_log_prob", "proximal_log_prob", "advantages"), ((n,), jnp.float32))
+    shapes |= dict.fromkeys(("x", "hidden_cotangents"), ((n, 8, 8), jnp.float32))
+    function, names = functools.partial(card.function, **card.example), [name for name in signature if name in shapes]
+    if not names:  # it makes a layer
+        function, names = card.function(**card.example), ["x"]
     if "axis_name" in signature and signature["axis_name"].default is inspect.Parameter.empty:
         cut = batch_sharding(mesh).spec
-        function = jax.shard_map(
-            functools.partial(function, axis_name=cut[0]), mesh=mesh, in_specs=cut, out_specs=PartitionSpec()
-        )
+        inside = functools.partial(function, axis_name=cut[0])
+        function = jax.shard_map(inside, mesh=mesh, in_specs=cut, out_specs=PartitionSpec())
+    arguments = [jax.ShapeDtypeStruct(*shapes[name], sharding=batch_sharding(mesh)) for name in names]
     return f"{CLASSES} classes or features, 16 examples per device", Program(function, tuple(arguments), None, ())
+
+
+def _called(card: Card, mesh: Mesh) -> Program:
+    """A layer on the arguments of its card: shapes there are arguments of the program, all else is as it stands."""
+    example = dict(card.example)
+    if "key" in inspect.signature(card.function).parameters:
+        example["key"] = _key(mesh)
+    leaves, structure = jax.tree.flatten(example)
+    given = [i for i, x in enumerate(leaves) if isinstance(x, jax.ShapeDtypeStruct)]
+
+    def call(*arrays: Any) -> Any:
+        filled = list(leaves)
+        for i, x in zip(given, arrays, strict=True):
+            filled[i] = x
+        out = card.function(**structure.unflatten(filled))
+        return [jnp.asarray(x) for x in jax.tree.leaves(out) if isinstance(x, int | float | jax.Array)]
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    arguments = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype, sharding=whole) for i in given]
+    return Program(call, tuple(arguments), None, ())
 
 
 def _engine(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:

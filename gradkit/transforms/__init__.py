@@ -1,11 +1,16 @@
 """Primitives and wrappers that more than one method uses, one idea per file."""
 
+from gradkit.transforms.accumulate_weighted import (
+    AccumulateWeightedState,
+    accumulate_weighted,
+)
 from gradkit.transforms.adam import (
     ScaleByAdamState,
     scale_by_adam,
 )
 from gradkit.transforms.adaptive_grad_clip import (
     adaptive_grad_clip,
+    block_norm,
 )
 from gradkit.transforms.centralize_gradients import (
     centralize_gradients,
@@ -101,6 +106,7 @@ from gradkit.transforms.weight_normalized import (
 )
 
 __all__ = [
+    "AccumulateWeightedState",
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
     "DirectionAndLength",
@@ -121,8 +127,10 @@ __all__ = [
     "StableWeightDecayState",
     "TraceState",
     "WeightedMomentaState",
+    "accumulate_weighted",
     "adaptive_grad_clip",
     "add_decayed_weights",
+    "block_norm",
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",

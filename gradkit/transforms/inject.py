@@ -15,6 +15,7 @@ NOT_NUMBERS = frozenset(
         "b3_warmup",
         "inner",
         "key",
+        "labels",
         "layout",
         "method",
         "mu_dtype",

@@ -11,7 +11,20 @@ from flax.training.train_state import TrainState
 
 import gradkit as gk
 from gradkit.catalogue import Card
-from tests.contract.methods import SMALL, Model, close, draw, grads_like, is_long, make, methods, other_trees, run, same
+from tests.contract.methods import (
+    SMALL,
+    Model,
+    close,
+    draw,
+    grads_like,
+    is_long,
+    make,
+    methods,
+    other_trees,
+    run,
+    same,
+    supplied,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +102,7 @@ def test_extra_arguments_pass_through(card: Card) -> None:
     assert seen["value"] == 1.0 and seen["something_else"] == 2
     if card.form == "wrapper":
         inner = optax.chain(recorder, gk.sgd(0.1, momentum=0.9))
-        tx = card.function(inner, **card.example)
+        tx = supplied(card, card.function(inner, **card.example))
         seen.clear()
         jax.eval_shape(lambda s: tx.update(g, s, params, value=3.0), tx.init(params))
         assert seen == {"value": 3.0}

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -84,6 +85,23 @@ def _tvlars(hyper: dict[str, Any]) -> optax.GradientTransformation:
     return gk.tvlars(norm_max=own.pop("norm_max", math.inf), **_hyper(own))
 
 
+def _proximal_ewma(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """A file of the mean: the parameters that move are kept in the state, and what is replayed is the mean of them."""
+    tx = optax.chain(gk.sgd(hyper["learning_rate"]), gk.proximal_ewma(hyper["decay"]))
+    reset_at = hyper.get("reset_at") or 0
+
+    def init(x: Any) -> Any:
+        return 1, x, tx.init(x)
+
+    def update(g: Any, state: Any, mean: Any, **extra: Any) -> Any:
+        t, x, inner = state
+        u, inner = tx.update(g, inner, x, reset=t == reset_at)
+        x = optax.apply_updates(x, u)
+        return jax.tree.map(jnp.subtract, gk.eval_params(inner, x), mean), (t + 1, x, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def _adam_l2(hyper: dict[str, Any]) -> optax.GradientTransformation:
     return optax.chain(gk.add_decayed_weights(hyper["l2"]), gk.adam(**_hyper(hyper, "l2")))
 
@@ -133,6 +151,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "novograd": _direct(gk.novograd),
     "perpgrad": _in_front(gk.perpgrad),
     "rmsprop": _direct(gk.rmsprop),
+    "proximal_ewma": _proximal_ewma,
     "qhadam": _direct(gk.qhadam),
     "qhm": _penalised(gk.qhm),
     "ranger21": _direct(gk.ranger21),

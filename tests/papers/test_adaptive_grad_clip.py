@@ -1,5 +1,6 @@
 """Adaptive gradient clipping (Brock et al., 2021)."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -50,3 +51,40 @@ def test_equals_optax_where_that_is_right(x64: None) -> None:
 def test_masked_leaves_pass(x64: None) -> None:
     w, g = {"head": normal(0, 4, 5)}, {"head": 1e3 * normal(1, 4, 5)}
     assert_equal(updates(gk.adaptive_grad_clip(mask=~gk.leaves.by_role("head")), w, [g])[0], g)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "block", "axes"),
+    [
+        ("bias", (5,), "unit", (0,)),
+        ("Dense_0/kernel", (4, 5), "unit", (0,)),
+        ("Conv_0/kernel", (3, 3, 4, 5), "unit", (0, 1, 2)),
+        ("attention/query/kernel", (6, 2, 3), "unit", (0,)),
+        ("ScanBlock_0/Dense_0/kernel", (7, 4, 5), "tensor", (1, 2)),
+        ("blocks", (7, 4, 5), 1, (1, 2)),
+        ("blocks", (7, 4, 5), 3, ()),
+        ("scale", (), "tensor", ()),
+    ],
+)
+def test_norms_of_blocks(name: str, shape: tuple, block: str | int, axes: tuple, x64: None) -> None:
+    x = normal(0, *shape)
+    want = jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
+    assert_equal(gk.block_norm(x, block, name=name), want)
+    assert_equal(gk.block_norm(x.astype(jnp.complex128) * (0.6 + 0.8j), block, name=name), want)
+
+
+def test_norms_of_blocks_that_are_cut_and_low_precision(x64: None) -> None:
+    """A member of an axis has some rows of every column; squares are added up in float32."""
+    x = normal(0, 8, 5)
+    cut = jax.vmap(lambda x: gk.block_norm(x, "unit", axis_name="rows"), axis_name="rows")(x.reshape(2, 4, 5))
+    assert_equal(cut[1], gk.block_norm(x, "unit"))
+    ones = gk.block_norm(jnp.ones(1024, jnp.bfloat16))
+    assert ones.dtype == jnp.float32 and ones.tolist() == [32.0]
+
+
+def test_bad_blocks() -> None:
+    for block, message in (("row", "block must be one of"), (-1, "integer >= 0"), (3, "at most the rank of x, 2")):
+        with pytest.raises(ValueError, match=message):
+            gk.block_norm(jnp.ones((2, 2)), block)
+    with pytest.raises(ValueError, match="x must be floating point"):
+        gk.block_norm(jnp.ones(2, jnp.int32))

@@ -137,6 +137,15 @@ def test_halves_of_a_batch_under_vmap(x64: None) -> None:
     assert_equal(tx.update(a, tx.init(x), x, grads_a=a, grads_b=b)[0], a)
 
 
+def test_a_tree_of_labels_does_without_parameters(x64: None) -> None:
+    """So that optax's tools find what in the state belongs to parameters."""
+    tx, x = gk.agvm(0.1, labels=LABELS, reference="backbone"), tree(0)
+    state = tx.init(x)
+    mapped = optax.tree.map_params(tx, lambda m: m + 1, state)
+    assert_equal(mapped[1].trace, jax.tree.map(jnp.ones_like, x))
+    assert mapped[2].factors == state[2].factors
+
+
 def test_bad_input() -> None:
     x = {"a": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"reference must be one of \['body'\], got 'bodi'; did you mean 'body'"):

@@ -18,7 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Method, map_named, names
+from gradkit.leaves import Method, by_rank, names
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate, trace
 from gradkit.transforms.core import (
     abs_sq,
@@ -120,11 +120,12 @@ def scale_by_agvm(
     checks.real("the second of clip", high, "[1, inf]")
 
     def init(params: optax.Params) -> ScaleByAgvmState:
-        modules = sorted(set(_spread(labels, params)))
-        if modules and reference not in modules:
-            raise ValueError(
-                f"reference must be one of {modules}, got {reference!r}{checks.nearest(reference, modules)}"
-            )
+        of = _spread(labels, params) if jax.tree.leaves(params) else []
+        if of and reference not in of:
+            known = sorted(set(of))
+            raise ValueError(f"reference must be one of {known}, got {reference!r}{checks.nearest(reference, known)}")
+        # A tree of labels says what the modules are without the parameters, which optax's tools do without.
+        modules = sorted(set(of if callable(labels) else jax.tree.leaves(labels)))
         one = jnp.ones((), float)
         return ScaleByAgvmState(jnp.zeros((), jnp.int32), {module: jnp.copy(one) for module in modules})
 
@@ -304,13 +305,18 @@ def agvm_adamw(
     return optimizer(described, modulated, scale_by_learning_rate(learning_rate))
 
 
-def _vectors_apart(tree: Any) -> Any:
-    """Two modules for the tests of the contract: leaves called bias, and all others."""
-    return map_named(lambda name, _: "bias" if name.rpartition("/")[2] == "bias" else "rest", tree)
+def _by_rank(tree: Any) -> Any:
+    """Two modules that any tree has, for the contract."""
+    return jax.tree.map(lambda on: "matrices" if on else "vectors", by_rank(2)(tree))
 
 
-EXAMPLE = {"labels": _vectors_apart, "reference": "rest", "interval": 1, "start": 0}
-NEEDS = ("grads_a", "grads_b")
-register(scale_by_agvm, form="primitive", paper=PAPER, needs=NEEDS, collectives="norms", example=EXAMPLE)
-register(agvm, form="optimizer", paper=PAPER, needs=NEEDS, words=1, collectives="norms", example=EXAMPLE)
-register(agvm_adamw, form="optimizer", paper=PAPER, needs=NEEDS, words=2, collectives="norms", example=EXAMPLE)
+COMMON: Any = {
+    "paper": PAPER,
+    "needs": ("grads_a", "grads_b"),
+    "collectives": "norms",
+    "example": {"labels": _by_rank, "reference": "matrices", "interval": 1, "start": 0},
+    "opt_outs": {"map_params": "a function of the parameters, as the labels of the contract are, needs real ones"},
+}
+register(scale_by_agvm, form="primitive", **COMMON)
+register(agvm, form="optimizer", words=1, **COMMON)
+register(agvm_adamw, form="optimizer", words=2, **COMMON)

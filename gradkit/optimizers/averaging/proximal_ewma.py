@@ -1,0 +1,92 @@
+"""The proximal policy of PPO-EWMA: a running mean of the iterates in which the first counts as one sample.
+
+e_0 = x_0,  W_0 = 1
+W_t = decay W_{t-1} + 1
+e_t = (decay W_{t-1} / W_t) e_{t-1} + x_t / W_t
+reset:  e = x_t, W = 1
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import scalar, transformation, zeros
+
+
+class ProximalEwmaState(NamedTuple):
+    """The sum of all weights, 0 before the first update, and the mean."""
+
+    weight: jax.Array
+    mean: Any
+
+    def eval_params(self, params: Any) -> Any:
+        """The mean, in the parameters' dtypes; the parameters before the first update."""
+        return jax.tree.map(lambda x, e: jnp.where(self.weight == 0, x, e.astype(x.dtype)), params, self.mean)
+
+
+def proximal_ewma(decay: Any) -> optax.GradientTransformationExtraArgs:
+    """A running mean of the parameters that steps of a policy are kept near to, as the last link of a chain.
+
+    Equations: at the head of this file. The mean is `gk.eval_params(state, params)`: the parameters of the proximal
+    policy of `gk.gradients.ppo_decoupled_loss`, not those to act or to evaluate with. With batches c times smaller its
+    centre of mass, decay / (1 - decay) steps back, is c times as many steps.
+
+    Args:
+      decay: of the weights, in [0, 1]. The paper has 0.889 for PPO: a centre of mass 8 steps back. With 1 the mean is
+        that of all iterates, with 0 it is the last.
+
+    Returns:
+      A transformation that needs `params` and lets updates through. It must be LAST: what it averages is parameters
+      plus updates. An extra argument `reset`, a boolean that may be traced, starts the mean again at the new
+      parameters. State: 1 word per parameter and a number. Elementwise: no collective.
+
+    Raises:
+      ValueError: `decay` outside its range; `params` missing.
+
+    Example:
+      >>> from gradkit.transforms import eval_params
+      >>> tx, x = optax.chain(optax.sgd(1.0), proximal_ewma(0.5)), jnp.array(0.0)
+      >>> state = tx.init(x)
+      >>> for g in (-1.0, -2.0):
+      ...     u, state = tx.update(jnp.array(g), state, x)
+      ...     x = x + u
+      >>> round(float(eval_params(state, x)), 4)  # 0, 1, 3 with weights 1/4, 1/2, 1
+      2.0
+
+    Reference: Hilton, Cobbe, Schulman. Batch size-invariance for policy optimization. 2021, arXiv 2110.00641. Updated
+    once per step of the policy, after it, as in the official code.
+    """
+    checks.real("decay", decay, "[0, 1]")
+
+    def init(params: optax.Params) -> ProximalEwmaState:
+        return ProximalEwmaState(jnp.zeros((), float), zeros(params))
+
+    def update(updates: Any, state: ProximalEwmaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        kept = scalar(decay, state.weight) * jnp.where(state.weight == 0, jnp.ones_like(state.weight), state.weight)
+        if extra.get("reset") is not None:
+            kept = jnp.where(jnp.asarray(extra["reset"]), jnp.zeros_like(kept), kept)
+        weight = kept + 1
+
+        def include(e: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
+            e = jnp.where(state.weight == 0, x, e)
+            return (kept / weight).astype(e.dtype) * e + (1 / weight).astype(e.dtype) * (x + u)
+
+        mean = jax.tree.map(include, state.mean, params, updates)
+        return updates, ProximalEwmaState(weight, mean)
+
+    return transformation("proximal_ewma", init, update, needs_params=True, complex_leaves=True)
+
+
+register(
+    proximal_ewma,
+    form="primitive",
+    paper=Paper("Batch size-invariance for policy optimization", "Hilton, Cobbe, Schulman", 2021, "2110.00641"),
+    words=1,
+    golden=("large_batch/proximal_ewma",),
+    example={"decay": 0.889},
+    notes="the last link; read with gk.eval_params",
+)

@@ -1,0 +1,102 @@
+"""Delayed updates: one step per k microbatches, from the sum of their gradients over the sum of their weights.
+
+A <- A + g_i,    N <- N + weight_i         g_i the gradient of the SUM of the losses of weight_i tokens or examples
+after every k-th:    u = inner(A / N),     A, N <- 0;       otherwise u = 0
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import divide, need, transformation, zeros
+
+
+class AccumulateWeightedState(NamedTuple):
+    """Microbatches since the last step, the sum of their weights and of their gradients, and the state inside."""
+
+    count: jax.Array
+    weight: jax.Array
+    total: Any
+    inner: Any
+
+
+def accumulate_weighted(
+    inner: optax.GradientTransformation, every_k: int, *, axis_name: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient accumulation for microbatches of different sizes: the step is that of all their tokens as one batch.
+
+    Equations: at the head of this file. `optax.MultiSteps` takes the mean of k means, in which a token of a short
+    microbatch counts more than one of a long.
+
+    Args:
+      inner: makes the step from the mean gradient; sees extra arguments of the k-th call only.
+      every_k: microbatches per step, >= 1.
+      axis_name: axis of `vmap` or `shard_map` whose members are replicas with microbatches of their own; gradients and
+        weights are summed over it, and divided once. Under plain jit gradients are of all devices already.
+        Default None.
+
+    Returns:
+      A transformation that needs `weight`, a number >= 0: the tokens or examples whose losses the microbatch's loss is
+      the sum of. Between steps it returns zeros and leaves the inner state alone. Weights that are all 0 make the
+      gradient 0. State: 1 word per parameter, in float32 or wider, two numbers, and the inner state. Collectives: none
+      without `axis_name`; with it one all-reduce of the gradient per step.
+
+    Raises:
+      ValueError: an argument outside its range; `weight` missing or, where it is known, negative.
+
+    Example:
+      >>> tx, x = accumulate_weighted(optax.sgd(1.0), 2), jnp.array(0.0)
+      >>> u, state = tx.update(jnp.array(3.0), tx.init(x), x, weight=3)  # three tokens of gradient 1
+      >>> float(u)
+      0.0
+      >>> u, state = tx.update(jnp.array(5.0), state, x, weight=1)  # one of gradient 5
+      >>> float(u)
+      -2.0
+
+    Reference: Ott et al. Scaling Neural Machine Translation. 2018, arXiv 1806.00187. The rest of its recipe: Adam with
+    b2 = 0.98, a warm-up over 4000 steps and then the inverse root of the step, twice the rate for large batches.
+    """
+    checks.integer("every_k", every_k, 1)
+    below = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> AccumulateWeightedState:
+        return AccumulateWeightedState(
+            jnp.zeros((), jnp.int32), jnp.zeros((), float), zeros(params), below.init(params)
+        )
+
+    def update(updates: Any, state: AccumulateWeightedState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        weight = need("accumulate_weighted", extra, "weight")
+        checks.real("weight", weight, "[0, inf)")
+        rest = {name: value for name, value in extra.items() if name != "weight"}
+        A = jax.tree.map(lambda a, g: a + g.astype(a.dtype), state.total, updates)
+        N = state.weight + jnp.asarray(weight).astype(state.weight.dtype)
+
+        def step(A: Any, N: jax.Array) -> tuple[Any, Any, jax.Array, Any]:
+            total, tokens = (A, N) if axis_name is None else jax.lax.psum((A, N), axis_name)
+            mean = jax.tree.map(lambda a, g: divide(a, tokens.astype(a.dtype)).astype(g.dtype), total, updates)
+            u, own = below.update(mean, state.inner, params, **rest)
+            u = jax.tree.map(lambda u, g: u.astype(g.dtype), u, updates)
+            return u, jax.tree.map(jnp.zeros_like, A), jnp.zeros_like(N), own
+
+        def wait(A: Any, N: jax.Array) -> tuple[Any, Any, jax.Array, Any]:
+            return jax.tree.map(jnp.zeros_like, updates), A, N, state.inner
+
+        count = (state.count + 1) % every_k
+        u, A, N, own = jax.lax.cond(count == 0, step, wait, A, N)
+        return u, AccumulateWeightedState(count, N, A, own)
+
+    return transformation("accumulate_weighted", init, update, complex_leaves=True)
+
+
+register(
+    accumulate_weighted,
+    form="wrapper",
+    paper=Paper("Scaling Neural Machine Translation", "Ott et al.", 2018, "1806.00187"),
+    needs=("weight",),
+    words=1,
+    example={"every_k": 2},
+)
