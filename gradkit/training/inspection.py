@@ -205,8 +205,8 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
             return jax.jvp(grad_fn, (params,), (vector,))[1]
 
         extra: dict[str, Any] = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn, "key": key}
-        if "grad_moments" in card.needs:
-            extra["grad_moments"] = gk.gradients.gradient_moments(problem.loss, 2)(params, batch)[1]
+        if "grad_moments" in card.needs:  # what they cost is the source's
+            extra["grad_moments"] = (grads, grads)
         extra |= {name: grads for name in ("previous_grads", "snapshot_grads", "full_grads") if name in card.needs}
         extra |= {name: grads for name in ("grads_a", "grads_b") if name in card.needs}
         if "cluster_grads" in card.needs:

@@ -149,7 +149,8 @@ def normalize_and_project(
 
     def init(params: optax.Params) -> NormalizeAndProjectState:
         leaves, structure = jax.tree.flatten(params)
-        known, rho = names(params), [None] * len(leaves)
+        known = names(params)
+        rho: list[Any] = [None] * len(leaves)
         for i in kernels(params, _layers(known, gains)) if target == "init" else ():
             x, own = leaves[i], block_axes(known[i], leaves[i].shape, block, layout)
             if _has_zero_block(x, own):
@@ -173,7 +174,7 @@ def normalize_and_project(
         squares = [abs_sq(y[i]) for i in moved] + [abs_sq(w[i]) for i in before]
         sums = block_sums([known[i] for i in order], squares, axes)
         after, start = dict(zip(moved, sums, strict=False)), sums[len(moved) :]
-        rho = [None] * len(leaves)
+        rho: list[Any] = [None] * len(leaves)
         for i, square, kept in zip(before, start, jax.tree.leaves(state.rho), strict=True):
             rho[i] = jnp.where(state.count == 0, jnp.sqrt(square), kept)
 

@@ -1,5 +1,8 @@
 """Delayed updates weighed by tokens (Ott et al., 2018)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +23,7 @@ def problem() -> tuple:
     return x, lambda p, batch: jnp.sum(jnp.sin(batch @ p["w"] + p["b"])), micro, [micro[:3], micro[3:]]
 
 
-def run(tx: optax.GradientTransformation, x: dict, loss: object, batches: list, **extra: object) -> list[dict]:
+def run(tx: Any, x: Any, loss: Callable[..., Any], batches: list, **extra: bool) -> list[Any]:
     tx = optax.with_extra_args_support(tx)
     state, out = tx.init(x), []
     for batch in batches:

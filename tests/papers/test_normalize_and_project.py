@@ -1,5 +1,7 @@
 """Normalize and project (Lyle et al., 2024), and projections as a link."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ def after(link: optax.GradientTransformation, start: dict, steps: int = 3) -> li
 
 @pytest.mark.parametrize(("block", "axis"), [("tensor", (0, 1)), ("unit", 0)])
 @pytest.mark.parametrize("target", ["init", "unit", 2.5])
-def test_norms_of_kernels_stay(block: str, axis: object, target: object, x64: None) -> None:
+def test_norms_of_kernels_stay(block: str, axis: Any, target: Any, x64: None) -> None:
     """At what they were, or at a number; other leaves take the plain step."""
     start = tree(0)
     plain = after(optax.identity(), start, 1)
