@@ -23,7 +23,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, by_rank, default_layout, names, resolve_mask
 from gradkit.transforms.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, entries
-from gradkit.transforms.sums import block_sums, own_parts
+from gradkit.transforms.sums import block_sums, own_parts, whole_shape
 
 PAPER = Paper("Normalization and effective learning rates in reinforcement learning", "Lyle et al.", 2024, "2407.01800")
 
@@ -155,7 +155,7 @@ def normalize_and_project(
             x, own = leaves[i], block_axes(known[i], leaves[i].shape, block, layout)
             if _has_zero_block(x, own):
                 raise ValueError(f"normalize_and_project: the leaf {known[i]!r} has a block that is 0: mask it out")
-            shape = [1 if a in own else n for a, n in enumerate(x.shape)]
+            shape = [1 if a in own else n for a, n in enumerate(whole_shape(known[i], x.shape))]
             rho[i] = jnp.zeros(shape, wide_dtype(x.dtype))
         return NormalizeAndProjectState(jnp.zeros((), jnp.int32), structure.unflatten(rho))
 
