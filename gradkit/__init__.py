@@ -109,6 +109,7 @@ from gradkit.optimizers.filters import (
 # The singular values of a matrix
 from gradkit.optimizers.matrix import (
     muon,
+    precondition_by_input_moment,
     scale_by_muon,
 )
 
@@ -291,6 +292,7 @@ __all__ = [
     "polyak_average",
     "positive_negative_momentum",
     "precision",
+    "precondition_by_input_moment",
     "project_scale_invariant",
     "project_updates",
     "proximal_ewma",

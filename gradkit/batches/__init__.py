@@ -30,6 +30,9 @@ from gradkit.batches.norm_test import (
     norm_test,
     orthogonality_test,
 )
+from gradkit.batches.regime_adaptation import (
+    regime_adaptation,
+)
 from gradkit.batches.select_hard_batches import (
     select_hard_batches,
 )
@@ -70,6 +73,7 @@ __all__ = [
     "norm_test_controller",
     "optimal_sign_rate",
     "orthogonality_test",
+    "regime_adaptation",
     "select_hard_batches",
     "sgd_learning_rate",
     "sqrt_scaling",

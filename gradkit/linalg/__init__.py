@@ -1,5 +1,6 @@
 """Pure array kernels."""
 
+from gradkit.linalg.damped import damped_solve
 from gradkit.linalg.lcp import (
     solve_lcp,
 )
@@ -17,6 +18,7 @@ from gradkit.linalg.penalties import (
 )
 
 __all__ = [
+    "damped_solve",
     "mcp_concave_grad",
     "mcp_penalty",
     "orthogonalize",

@@ -1,6 +1,7 @@
 """How the contract builds a method from its card, and the trees it runs on."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,13 @@ def methods(check: str) -> Any:
     return pytest.mark.parametrize("card", chosen)
 
 
+def input_moment(name: str, x: jax.Array) -> Any:
+    """The second moment of a layer's inputs, the same for all layers of a stack; None where there are no inputs."""
+    axes = gk.leaves.default_layout(name, x.shape)
+    n = math.prod(x.shape[a] for a in axes.inputs)
+    return jnp.eye(n) + 0.5 * jnp.ones((n, n)) if axes.inputs and n else None
+
+
 # What a method that cannot do without an extra argument gets where a test passes none: of one example with a linear
 # loss, whose gradient is everywhere the one that came in.
 SUPPLIED = {
@@ -56,6 +64,7 @@ SUPPLIED = {
     "snapshot_grads": lambda updates: updates,
     "full_grads": lambda updates: updates,
     "index": lambda updates: 0,
+    "input_moment": lambda updates: gk.leaves.map_named(input_moment, updates),
     "key": lambda updates: jax.random.key(5),
     "weight": lambda updates: 1,
     "value": lambda updates: jnp.asarray(1.5, jnp.float32),

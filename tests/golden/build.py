@@ -6,6 +6,7 @@ have fails.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -111,6 +112,22 @@ def _agc(hyper: dict[str, Any]) -> optax.GradientTransformation:
     return optax.chain(clip, gk.sgd(**_hyper(hyper, "clipping", "eps")))
 
 
+def _through(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    """Gradient descent on weights behind a function, when the gradient of the file arrives at its value."""
+
+    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
+        own = {name: hyper[name] for name in hyper if name not in ("learning_rate", "momentum")}
+        value = lambda w: function(w, **own)  # noqa: E731
+
+        def update(g: Any, state: Any, params: Any = None) -> Any:
+            return jax.tree.map(lambda w, d: jax.vjp(value, w)[1](d)[0], params, g), state
+
+        back = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+        return optax.chain(back, gk.sgd(hyper["learning_rate"], momentum=hyper.get("momentum", 0.0)))
+
+    return build
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adadelta": _direct(gk.adadelta),
     "adagrad": _direct(gk.adagrad),
@@ -152,6 +169,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "perpgrad": _in_front(gk.perpgrad),
     "rmsprop": _direct(gk.rmsprop),
     "proximal_ewma": _proximal_ewma,
+    "scaled_standardize_weight": _through(gk.gradients.scaled_standardize_weight),
+    "standardize_weight": _through(gk.gradients.standardize_weight),
     "qhadam": _direct(gk.qhadam),
     "qhm": _penalised(gk.qhm),
     "ranger21": _direct(gk.ranger21),
@@ -273,6 +292,21 @@ ANSWERS: dict[str, Callable[[fixture.Golden], dict[str, Any]]] = {
     "multigrid_schedule": _multigrid,
     "norm_test, inner_product_test, orthogonality_test": _batch_tests,
 }
+
+
+def _tract(hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    linear = partial(gk.gradients.tract_linear, damping=hyper["damping"])
+    conv = partial(gk.gradients.tract_conv, strides=hyper["stride"], padding=hyper["padding"], damping=hyper["damping"])
+    w, b, k = (jnp.asarray(extra[name]) for name in ("wide/grad_kernel", "wide/grad_bias", "conv/grad_kernel_hwio"))
+    _, back = jax.vjp(lambda w, b: linear(jnp.asarray(extra["wide/x"]), w, b), jnp.ones_like(w), jnp.ones_like(b))
+    _, conv_back = jax.vjp(lambda k: conv(jnp.asarray(extra["conv/x_nhwc"]), k), jnp.ones_like(k))
+    dw, db = back(jnp.asarray(extra["wide/grad_out"]))
+    (dk,) = conv_back(jnp.asarray(extra["conv/grad_out_nhwc"]))
+    return {"wide/grad_kernel": dw, "wide/grad_bias": db, "conv/grad_kernel_hwio": dk}
+
+
+# method -> (hyper, arrays -> some of the arrays, computed)
+FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {"tract": _tract}
 
 # method -> (hyper, order of this case or None -> aggregator)
 AGGREGATORS: dict[str, Callable[[dict[str, Any], Any], Any]] = {

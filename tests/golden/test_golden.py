@@ -115,6 +115,13 @@ def test_answer(golden: Golden, x64: None) -> None:
         assert np.abs(got - want).max() <= bound * np.abs(want).max(), name
 
 
+@pytest.mark.parametrize("golden", _known(build.FUNCTIONS, ("function",)))
+def test_function(golden: Golden, x64: None) -> None:
+    for name, got in build.FUNCTIONS[golden.method](golden.meta["hyper"], golden.extra()).items():
+        want = golden.extra()[name]
+        assert np.abs(np.asarray(got) - want).max() < golden.bound * np.abs(want).max(), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("golden", _known(build.AGGREGATORS, ("matrix",)))
 def test_aggregator(golden: Golden, x64: None) -> None:
@@ -168,6 +175,7 @@ def test_every_file_of_a_card_is_here() -> None:
         **build.SOURCES,
         **build.SCHEDULES,
         **build.ANSWERS,
+        **build.FUNCTIONS,
         **build.AGGREGATORS,
         **build.STRATEGIES,
     }

@@ -1,0 +1,40 @@
+"""Linear systems with a second-moment matrix, damped so that they always have one solution."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+
+
+def damped_solve(moment: jax.Array, rhs: jax.Array, damping: Any) -> jax.Array:
+    """(moment + damping I)^{-1} rhs, by Cholesky.
+
+    Args:
+      moment: symmetric and positive semidefinite, shape (..., n, n).
+      rhs: shape (..., n, m); the axes in front are those of `moment`, or there are none on one side.
+      damping: > 0, a number or a traced scalar.
+
+    Returns:
+      Shape (..., n, m), in the dtype of `rhs`; computed in float32 or wider.
+
+    Raises:
+      ValueError: a damping that is not positive; a moment that is no square matrix.
+
+    Example:
+      >>> print(damped_solve(jnp.diag(jnp.array([1.0, 3.0])), jnp.ones((2, 1)), 1.0).T.round(4))
+      [[0.5  0.25]]
+    """
+    checks.real("damping", damping, "(0, inf)")
+    if moment.ndim < 2 or moment.shape[-1] != moment.shape[-2]:
+        raise ValueError(f"moment must be square matrices, got shape {moment.shape}")
+    dtype = rhs.dtype if jnp.finfo(rhs.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+    n = moment.shape[-1]
+    eye = jnp.eye(n, dtype=dtype).reshape((1,) * (moment.ndim - 2) + (n, n))
+    factor = jnp.linalg.cholesky(moment.astype(dtype) + jnp.asarray(damping).astype(dtype) * eye)
+    lead = jnp.broadcast_shapes(moment.shape[:-2], rhs.shape[:-2])
+    factor, x = (jnp.broadcast_to(a, lead + a.shape[-2:]) for a in (factor, rhs.astype(dtype)))
+    x = jax.lax.linalg.triangular_solve(factor, x, left_side=True, lower=True)
+    x = jax.lax.linalg.triangular_solve(factor, x, left_side=True, lower=True, transpose_a=True)
+    return x.astype(rhs.dtype)
