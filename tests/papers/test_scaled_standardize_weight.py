@@ -38,9 +38,8 @@ def test_equal_weights_give_zero_and_a_finite_gradient(eps: float) -> None:
 def test_golden_weights_of_the_last_step(x64: None) -> None:
     golden = fixture.read(fixture.Path(fixture.__file__).parent / "data/large_batch/scaled_weight_standardization.npz")
     for leaf, latent in golden.steps[-2].items():
-        got = scaled_standardize_weight(
-            jnp.asarray(latent), golden.meta["hyper"]["gain"], eps=golden.meta["hyper"]["eps"]
-        )
+        hyper = golden.meta["hyper"]
+        got = scaled_standardize_weight(jnp.asarray(latent), hyper["gain"], eps=hyper["eps"])
         assert_equal(got, golden.extra()[f"effective_last/{leaf}"])
 
 

@@ -65,12 +65,8 @@ def test_in_a_chain_it_is_the_layer(x64: None) -> None:
     tx = gk.reparameterize(gk.sgd(hyper["learning_rate"], momentum=hyper["momentum"]), lambda w: latent, standard)
     grads = iter([fixture.grads(golden, t) for t in range(len(golden.steps))])
     start = standard(latent)
-    path = descend(
-        optax.GradientTransformation(tx.init, jax.jit(tx.update)),
-        start,
-        lambda _: jax.tree.map(jnp.asarray, next(grads)),
-        len(golden.steps) - 1,
-    )
+    tx = optax.GradientTransformation(tx.init, jax.jit(tx.update))
+    path = descend(tx, start, lambda _: jax.tree.map(jnp.asarray, next(grads)), len(golden.steps) - 1)
     for leaf, want in golden.extra().items():
         assert_equal(path[-1][leaf.removeprefix("effective_last/")], want, rtol=1e-10, atol=1e-11)
     assert golden.method in build.TRANSFORMATIONS

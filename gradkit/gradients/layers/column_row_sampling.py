@@ -64,7 +64,10 @@ def _linear(k: int, j: int | None, x: jax.Array, kernel: jax.Array, key: jax.Arr
 
 
 def _forward(k: int, j: int | None, x: Any, kernel: Any, key: Any, norms: Any) -> tuple[jax.Array, Any]:
-    rows, factor = _picked(_probabilities(x, norms), key, k, j)
+    if k >= x.shape[0]:  # all of them, once: the gradient is exact
+        rows, factor = jnp.arange(k), jnp.ones((k,), wide(x).dtype)
+    else:
+        rows, factor = _picked(_probabilities(x, norms), key, k, j)
     return x @ kernel, (x[rows], rows, factor, kernel, norms)
 
 
@@ -106,10 +109,7 @@ def _sampled(x: Any, kernel: Any, bias: Any, key: Any, grad_norms: Any, budget: 
         raise ValueError(f"grad_norms must have shape {x.shape[:1]} or {x.shape[:-1]}, got {norms.shape}")
     if j is not None and not 0 <= j < k:
         raise ValueError(f"deterministic must be 'adaptive' or an integer in [0, {k}), got {j}")
-    # All rows: every one is a winner, and the gradient is exact. The norms still come back.
-    y = _linear(n, n - 1, rows, kernel, key, _per_row(norms, like)) if k >= n else None
-    if y is None:
-        y = _linear(k, j, rows, kernel, key, _per_row(norms, like))
+    y = _linear(k, j, rows, kernel, key, _per_row(norms, like))
     return with_bias(y.reshape(*x.shape[:-1], kernel.shape[1]), bias)
 
 
@@ -149,7 +149,7 @@ def wta_crs_linear(
     Example:
       >>> x, w, norms = jnp.eye(4), jnp.ones((4, 1)), jnp.zeros(4)
       >>> loss = lambda w, norms: jnp.sum(wta_crs_linear(x, w, key=jax.random.key(0), grad_norms=norms, budget=1.0))
-      >>> dw, seen = jax.grad(loss, argnums=(0, 1))(w, norms)
+      >>> dw, seen = jax.jit(jax.grad(loss, argnums=(0, 1)))(w, norms)
       >>> dw[:, 0].tolist(), seen.tolist()
       ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
 

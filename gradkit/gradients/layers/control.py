@@ -23,7 +23,7 @@ def controlled(x: jax.Array, r: jax.Array, e: jax.Array, rate: jax.Array, window
       x: rows.
       r: factor per channel.
       e: the control, (channels,), which grows by the mean of h z; or, `windowed`, the last means of g z, newest first,
-        (window, channels), of which the arithmetic mean over those seen (not NaN) is subtracted.
+        (window, channels), of which the arithmetic mean, with this one, is subtracted.
       rate: share of the control that is subtracted.
       windowed: which of the two.
     """
@@ -40,8 +40,7 @@ def _backward(windowed: bool, kept: Any, g: jax.Array) -> tuple[Any, ...]:
     if windowed:
         now = jnp.mean(g * z, axis=0).astype(e.dtype)
         after = jnp.concatenate([now.reshape(1, -1), e[:-1]])
-        seen = ~jnp.isnan(after)
-        e = jnp.sum(jnp.where(seen, after, jnp.zeros_like(after)), axis=0) / jnp.sum(seen.astype(after.dtype), axis=0)
+        e = jnp.mean(after, axis=0)
     h = g - rate.astype(g.dtype) * e.astype(g.dtype).reshape(1, -1) * z
     if not windowed:
         after = e + jnp.mean(h * z, axis=0).astype(e.dtype)

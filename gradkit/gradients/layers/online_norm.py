@@ -107,8 +107,8 @@ def online_norm(
       >>> start, zero = RunningStatistics(jnp.zeros(1), jnp.ones(1)), jnp.zeros(1)
       >>> x = jnp.array([[2.0], [2.0]])
       >>> y, _ = online_norm(x, zero + 1, zero, start, OnlineNormControl(zero, zero), decay=0.5, bound=None)
-      >>> y[:, 0].round(3).tolist()  # (2 - 0) / 1, then (2 - 1) / sqrt(0.5 + 0.25 * 4)
-      [2.0, 0.8159999847412109]
+      >>> [round(float(v), 3) for v in y[:, 0]]  # (2 - 0) / 1, then (2 - 1) / sqrt(0.5 + 0.25 * 4)
+      [2.0, 0.816]
 
     Reference: Chiley et al. Online Normalization for Training Neural Networks. 2019, arXiv 1905.05894.
     """

@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.gradients.layers.axes import floating, wide
 from gradkit.gradients.layers.linear import check_linear, with_bias
 
+PAPER = Paper("Memory-Efficient Backpropagation through Large Linear Layers", "Bershatsky et al.", 2022, "2201.13195")
 KINDS = ("gaussian", "rademacher", "dct")
 
 
@@ -108,9 +109,7 @@ def randomized_linear(
 register(
     randomized_linear,
     form="layer",
-    paper=Paper(
-        "Memory-Efficient Backpropagation through Large Linear Layers", "Bershatsky et al.", 2022, "2201.13195"
-    ),
+    paper=PAPER,
     example={
         "x": jax.ShapeDtypeStruct((16, 8), "float32"),
         "kernel": jax.ShapeDtypeStruct((8, 4), "float32"),

@@ -64,7 +64,7 @@ def recompute_batch_stats(apply: Callable[[Any, Any], Any], batches: Iterable[An
             # What is left of 1 when a momentum of 1 is rounded.
             if any(float(f) <= 1e-6 for f in jax.tree.leaves(fresh)):
                 raise ValueError("recompute_batch_stats: a layer takes in nothing of a batch: momentum must be below 1")
-        weighed = jax.tree.map(lambda s, f: count * s / f, made, fresh)
+        weighed = jax.tree.map(lambda s, f, count=count: count * s / f, made, fresh)
         total = weighed if total is None else jax.tree.map(jnp.add, total, weighed)
         examples += count
     if not examples:

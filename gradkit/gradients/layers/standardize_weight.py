@@ -70,10 +70,8 @@ def standardize_weight(
     x = wide(w)
     centred = x - jnp.mean(x, axis=own, keepdims=True) if x.size else x
     var = jnp.sum(jnp.square(centred), axis=own, keepdims=True) / max(n - ddof, 1)
-    if eps_inside:
-        deviation = _root(var + scalar(eps, x))
-    else:
-        deviation = _root(var) + scalar(eps, x)
+    e = scalar(eps, x)
+    deviation = _root(var + e) if eps_inside else _root(var) + e
     return divide(centred, jnp.broadcast_to(deviation, x.shape)).astype(w.dtype)
 
 

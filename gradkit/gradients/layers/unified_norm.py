@@ -21,12 +21,14 @@ from gradkit.gradients.layers.axes import channels, floating, wide
 from gradkit.gradients.layers.control import controlled
 from gradkit.transforms.core import increment, scalar
 
+PAPER = Paper("Unified Normalization for Accelerating and Stabilizing Transformers", "Yang et al.", 2022, "2208.01313")
+
 
 class UnifiedNormState(NamedTuple):
     """Number of training steps, and the quadratic means of the last batches, newest first, (window, channels); start at
-    0 and NaN, which stands for a batch that was not seen.
+    0 and 1.
 
-    >>> UnifiedNormState(jnp.zeros((), jnp.int32), jnp.full((4, 8), jnp.nan)).mean_squares.shape
+    >>> UnifiedNormState(jnp.zeros((), jnp.int32), jnp.ones((4, 8))).mean_squares.shape
     (4, 8)
     """
 
@@ -35,15 +37,10 @@ class UnifiedNormState(NamedTuple):
 
 
 def _means(window: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Geometric mean, arithmetic mean and variance over the entries that were seen."""
-    seen = ~jnp.isnan(window)
-    n = jnp.maximum(jnp.sum(seen.astype(window.dtype), axis=0), 1)
-    filled = jnp.where(seen, window, jnp.ones_like(window))
+    """Geometric mean, arithmetic mean and variance of every channel."""
     tiny = jnp.finfo(window.dtype).tiny
-    geometric = jnp.exp(jnp.sum(jnp.log(jnp.maximum(filled, tiny)), axis=0) / n)
-    arithmetic = jnp.sum(jnp.where(seen, window, jnp.zeros_like(window)), axis=0) / n
-    gap = jnp.where(seen, window - arithmetic.reshape(1, -1), jnp.zeros_like(window))
-    return geometric, arithmetic, jnp.sum(jnp.square(gap), axis=0) / n
+    geometric = jnp.exp(jnp.mean(jnp.log(jnp.maximum(window, tiny)), axis=0))
+    return geometric, jnp.mean(window, axis=0), jnp.var(window, axis=0)
 
 
 def unified_norm(
@@ -66,9 +63,9 @@ def unified_norm(
       x: activations (examples, ..., channels).
       scale: one number per channel.
       bias: one number per channel.
-      state: `UnifiedNormState(count, mean_squares)`; start at 0 and NaN, of shape (window, channels). The paper's
+      state: `UnifiedNormState(count, mean_squares)`; start at 0 and 1, of shape (window, channels). The paper's
         window is 4.
-      control: the last means of g z, newest first, (window, channels), NaN at the start. THE DERIVATIVE WITH RESPECT TO
+      control: the last means of g z, newest first, (window, channels), 0 at the start. THE DERIVATIVE WITH RESPECT TO
         IT IS NO DERIVATIVE: it is the control of the next step, to be stored as it is.
       warmup: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000 (paper).
       clamp: largest ratio of the window's mean to that of the batch, and of its reciprocal, >= 1. Default 5 (paper).
@@ -82,11 +79,11 @@ def unified_norm(
       ValueError: shapes that do not fit; an argument outside its range.
 
     Example:
-      >>> start = UnifiedNormState(jnp.zeros((), jnp.int32), jnp.array([[16.0], [jnp.nan]]))
-      >>> one, window = jnp.ones(1), jnp.full((2, 1), jnp.nan)
+      >>> start = UnifiedNormState(jnp.zeros((), jnp.int32), jnp.array([[16.0], [1.0]]))
+      >>> one, window = jnp.ones(1), jnp.zeros((2, 1))
       >>> y, _ = unified_norm(jnp.array([[2.0], [2.0]]), one, 0 * one, start, window, warmup=0)
-      >>> y[:, 0].round(3).tolist()  # the batch has 4, the window 16: sqrt(4 * 16) = 8
-      [0.7070000171661377, 0.7070000171661377]
+      >>> print(y[:, 0].round(3))  # the batch has 4, the one before had 16: x / sqrt(sqrt(4 * 16))
+      [0.707 0.707]
 
     Reference: Yang et al. Unified Normalization for Accelerating and Stabilizing Transformers. 2022, arXiv 2208.01313.
     The test of outliers is in numbers relative to the arithmetic mean, so that it does not depend on the unit of x.
@@ -122,9 +119,7 @@ _C, _W = jax.ShapeDtypeStruct((8,), "float32"), jax.ShapeDtypeStruct((4, 8), "fl
 register(
     unified_norm,
     form="layer",
-    paper=Paper(
-        "Unified Normalization for Accelerating and Stabilizing Transformers", "Yang et al.", 2022, "2208.01313"
-    ),
+    paper=PAPER,
     maturity="experimental",
     example={
         "x": jax.ShapeDtypeStruct((16, 8), "float32"),
