@@ -45,7 +45,8 @@ def test_equals_a_loop_over_examples(positions: int, x64: None) -> None:
         return y, state, back(g)
 
     y, state, (dx, after) = jax.jit(both)(x, control)
-    want = reference(*map(np.asarray, (x, g, *start, *control)), 0.9, 0.8)
+    arrays: Any = [np.asarray(v) for v in (x, g, *start, *control)]
+    want = reference(*arrays, a=0.9, b=0.8)
     assert_equal((y, dx, *state, *after), want, rtol=1e-9, atol=1e-12)
 
 

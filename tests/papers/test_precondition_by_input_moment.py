@@ -1,5 +1,7 @@
 """TrAct as a link of the chain (Petersen, Borgelt, Ermon, 2024)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,12 +37,19 @@ def test_a_convolution_and_layers_with_moments_of_their_own(x64: None) -> None:
         "ScanBlock_0": {"kernel": jnp.einsum("lbi,lbj->lij", B, B) / 9},
     }
     tx = gk.precondition_by_input_moment(damping=0.2)
-    u, _ = tx.update(g, tx.init(g), input_moment=moment)
+    u: Any = tx.update(g, tx.init(g), input_moment=moment)[0]
     flat = jnp.linalg.solve(A.T @ A / 20 + 0.2 * jnp.eye(12), g["Conv_0"]["kernel"].reshape(12, 4))
     assert_equal(u["Conv_0"]["kernel"].reshape(12, 4), flat, rtol=1e-10)
     for i in (0, 1):
         own = jnp.linalg.solve(B[i].T @ B[i] / 9 + 0.2 * jnp.eye(3), g["ScanBlock_0"]["kernel"][i])
         assert_equal(u["ScanBlock_0"]["kernel"][i], own, rtol=1e-10)
+
+    # A stack that is declared, and kernels that lie the other way around.
+    layout = gk.leaves.layout((gk.leaves.by_path("blocks"), {"stack": 1, "inputs": (2,), "outputs": (1,)}))
+    turned = {"blocks": jnp.swapaxes(g["ScanBlock_0"]["kernel"], 1, 2)}
+    declared = gk.precondition_by_input_moment(damping=0.2, layout=layout)
+    v: Any = declared.update(turned, declared.init(g), input_moment={"blocks": moment["ScanBlock_0"]["kernel"]})[0]
+    assert_equal(jnp.swapaxes(v["blocks"], 1, 2), u["ScanBlock_0"]["kernel"], rtol=1e-10)
 
 
 def test_bad_input() -> None:

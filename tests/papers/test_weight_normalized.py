@@ -50,7 +50,7 @@ def test_the_first_step_to_first_order(x64: None) -> None:
     along = w * jnp.sum(w * G, 0, keepdims=True) / units(w) ** 2
     for shorter in (1.0, 2.0):
         latent = state.latent._replace(v=state.latent.v / shorter)
-        u, _ = tx.update(G, state._replace(latent=latent), w)
+        u: Any = tx.update(G, state._replace(latent=latent), w)[0]
         want = -rate * (along + shorter**2 * (G - along))
         # The next order is rate^2 |G|^2 shorter^4 / |w|, 1e-14 * 10 * 16.
         np.testing.assert_allclose(u, want, rtol=0, atol=2e-12)

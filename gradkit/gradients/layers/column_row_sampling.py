@@ -109,7 +109,7 @@ def _sampled(x: Any, kernel: Any, bias: Any, key: Any, grad_norms: Any, budget: 
         raise ValueError(f"grad_norms must have shape {x.shape[:1]} or {x.shape[:-1]}, got {norms.shape}")
     if j is not None and not 0 <= j < k:
         raise ValueError(f"deterministic must be 'adaptive' or an integer in [0, {k}), got {j}")
-    y = _linear(k, j, rows, kernel, key, _per_row(norms, like))
+    y: Any = _linear(k, j, rows, kernel, key, _per_row(norms, like))
     return with_bias(y.reshape(*x.shape[:-1], kernel.shape[1]), bias)
 
 

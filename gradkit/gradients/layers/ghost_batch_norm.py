@@ -100,7 +100,7 @@ def _absorbed(old: jax.Array, ghosts: jax.Array, decay: Any) -> jax.Array:
     return (d**G * old.astype(ghosts.dtype) + jnp.sum(weights * ghosts, axis=0)).astype(old.dtype)
 
 
-_C = jax.ShapeDtypeStruct((8,), "float32")
+_C: Any = jax.ShapeDtypeStruct((8,), "float32")
 register(
     ghost_batch_norm,
     form="layer",

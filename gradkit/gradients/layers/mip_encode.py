@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.gradients.layers.axes import floating
+from gradkit.gradients.layers.axes import floating, readable
 
 PAPER = Paper(
     "Magnitude Invariant Parametrizations Improve Hypernetwork Learning", "Ortiz, Guttag, Dalca", 2023, "2304.07645"
@@ -47,7 +47,7 @@ def mip_encode(z: Any, *, kind: str = "cosine") -> jax.Array:
     checks.choice("kind", kind, ("cosine", "linear"))
     if z.ndim < 1:
         raise ValueError("z must have shape (..., d), got a scalar")
-    if not isinstance(z, jax.core.Tracer) and not bool(((z >= 0) & (z <= 1)).all()):
+    if readable(z) and not bool(((z >= 0) & (z <= 1)).all()):
         raise ValueError("z must be in [0, 1]: scale hyperparameters to it before they are encoded")
     angle = z * (jnp.pi / 2)
     parts = (jnp.cos(angle), jnp.sin(angle)) if kind == "cosine" else (z, 1 - z)

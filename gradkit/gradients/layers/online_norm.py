@@ -149,7 +149,7 @@ def online_norm(
     return y.astype(x.dtype), jax.lax.stop_gradient(new)
 
 
-_C = jax.ShapeDtypeStruct((8,), "float32")
+_C: Any = jax.ShapeDtypeStruct((8,), "float32")
 register(
     online_norm,
     form="layer",

@@ -94,12 +94,14 @@ def power_norm(
         d = scalar(decay, q)
         new = PowerNormState(increment(state.count), (d * q + (1 - d) * batch).astype(state.mean_square.dtype))
     r = jax.lax.rsqrt(jax.lax.stop_gradient(used) + scalar(eps, q))
-    z = controlled(rows, r, e, 1 - jnp.asarray(backward_decay).astype(rows.dtype), False).reshape(x.shape)
+    z: Any = controlled(rows, r, e, 1 - jnp.asarray(backward_decay).astype(rows.dtype), False)
+    z = z.reshape(x.shape)
     y = z * channels("scale", scale, z) + channels("bias", bias, z)
     return y.astype(x.dtype), jax.lax.stop_gradient(new)
 
 
-_C = jax.ShapeDtypeStruct((8,), "float32")
+_COUNT: Any = jax.ShapeDtypeStruct((), "int32")
+_C: Any = jax.ShapeDtypeStruct((8,), "float32")
 register(
     power_norm,
     form="layer",
@@ -109,7 +111,7 @@ register(
         "x": jax.ShapeDtypeStruct((16, 8), "float32"),
         "scale": _C,
         "bias": _C,
-        "state": PowerNormState(jax.ShapeDtypeStruct((), "int32"), _C),
+        "state": PowerNormState(_COUNT, _C),
         "control": _C,
     },
 )

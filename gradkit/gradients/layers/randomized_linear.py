@@ -102,7 +102,7 @@ def randomized_linear(
         raise ValueError(f"give one of proj_dim and ratio, got proj_dim={proj_dim!r}, ratio={ratio!r}")
     rows = floating("x", x).reshape(-1, x.shape[-1])
     p = max(1, round(ratio * rows.shape[0])) if proj_dim is None else proj_dim
-    y = rows @ kernel if p >= rows.shape[0] else _linear(kind, p, rows, kernel, key)
+    y: Any = rows @ kernel if p >= rows.shape[0] else _linear(kind, p, rows, kernel, key)
     return with_bias(y.reshape(*x.shape[:-1], kernel.shape[1]), bias)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.gradients.layers.axes import readable
 from gradkit.transforms.core import wide_dtype
 
 
@@ -62,7 +63,7 @@ def recompute_batch_stats(apply: Callable[[Any, Any], Any], batches: Iterable[An
             probe = step(jax.tree.map(lambda x, r: x.astype(r.dtype), R, stats), batch)
             fresh = jax.tree.map(lambda a, b, r: 1 - jnp.mean((a.astype(b.dtype) - b) / r), probe, made, R)
             # What is left of 1 when a momentum of 1 is rounded.
-            if any(float(f) <= 1e-6 for f in jax.tree.leaves(fresh)):
+            if any(readable(f) and float(f) <= 1e-6 for f in jax.tree.leaves(fresh)):
                 raise ValueError("recompute_batch_stats: a layer takes in nothing of a batch: momentum must be below 1")
         weighed = jax.tree.map(lambda s, f, count=count: count * s / f, made, fresh)
         total = weighed if total is None else jax.tree.map(jnp.add, total, weighed)

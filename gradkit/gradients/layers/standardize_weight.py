@@ -151,7 +151,7 @@ def batch_channel_norm(
 
 
 _X = jax.ShapeDtypeStruct((16, 8), "float32")
-_C = jax.ShapeDtypeStruct((8,), "float32")
+_C: Any = jax.ShapeDtypeStruct((8,), "float32")
 register(
     standardize_weight,
     form="layer",

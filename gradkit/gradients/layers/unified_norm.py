@@ -110,12 +110,15 @@ def unified_norm(
         q = jnp.where(skip, b, jnp.minimum(jnp.maximum(q, b / c), b * c))
         new = UnifiedNormState(increment(state.count), window.astype(windows[0].dtype))
     r = jax.lax.rsqrt(jax.lax.stop_gradient(q) + scalar(eps, q))
-    z = controlled(rows, r, e, jnp.ones((), rows.dtype), True).reshape(x.shape)
+    z: Any = controlled(rows, r, e, jnp.ones((), rows.dtype), True)
+    z = z.reshape(x.shape)
     y = z * channels("scale", scale, z) + channels("bias", bias, z)
     return y.astype(x.dtype), jax.lax.stop_gradient(new)
 
 
-_C, _W = jax.ShapeDtypeStruct((8,), "float32"), jax.ShapeDtypeStruct((4, 8), "float32")
+_COUNT: Any = jax.ShapeDtypeStruct((), "int32")
+_C: Any = jax.ShapeDtypeStruct((8,), "float32")
+_W: Any = jax.ShapeDtypeStruct((4, 8), "float32")
 register(
     unified_norm,
     form="layer",
@@ -125,7 +128,7 @@ register(
         "x": jax.ShapeDtypeStruct((16, 8), "float32"),
         "scale": _C,
         "bias": _C,
-        "state": UnifiedNormState(jax.ShapeDtypeStruct((), "int32"), _W),
+        "state": UnifiedNormState(_COUNT, _W),
         "control": _W,
     },
 )

@@ -87,5 +87,6 @@ register(
     paper=PAPER,
     needs=("input_moment",),
     collectives="matrices",
+    opt_outs={"layout": "the moments it is given must fit the layout; its paper's test has layouts"},
     notes="gk.gradients.tract_linear and tract_conv do the same inside the layer",
 )
