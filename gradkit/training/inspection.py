@@ -293,11 +293,6 @@ def _layer(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
         cut = batch_sharding(mesh).spec
         inside = functools.partial(function, axis_name=cut[0])
         function = jax.shard_map(inside, mesh=mesh, in_specs=cut, out_specs=PartitionSpec())
-    if card.example or not inspect.signature(card.function).parameters:
-        return "its value for the shapes of its card", _called(card, mesh)
-    examples = mesh.size // batch_sharding(mesh).shard_shape((mesh.size,))[0]
-    shapes = {"logits": ((16 * examples, CLASSES), jnp.float32), "labels": ((16 * examples,), jnp.int32)}
-    names = [name for name in inspect.signature(card.function).parameters if name in shapes]
     arguments = [jax.ShapeDtypeStruct(*shapes[name], sharding=batch_sharding(mesh)) for name in names]
     return f"{CLASSES} classes or features, 16 examples per device", Program(function, tuple(arguments), None, ())
 
@@ -325,26 +320,6 @@ def _called(card: Card, mesh: Mesh) -> Program:
 def _engine(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
     del card, problem, mesh, params
     return "nothing: it is a program around functions of your own", Program(lambda: (), (), None, ())
-
-
-def _called(card: Card, mesh: Mesh) -> Program:
-    """A layer on the arguments of its card: shapes there are arguments of the program, all else is as it stands."""
-    example = dict(card.example)
-    if "key" in inspect.signature(card.function).parameters:
-        example["key"] = _key(mesh)
-    leaves, structure = jax.tree.flatten(example)
-    given = [i for i, x in enumerate(leaves) if isinstance(x, jax.ShapeDtypeStruct)]
-
-    def call(*arrays: Any) -> Any:
-        filled = list(leaves)
-        for i, x in zip(given, arrays, strict=True):
-            filled[i] = x
-        out = card.function(**structure.unflatten(filled))
-        return [jnp.asarray(x) for x in jax.tree.leaves(out) if isinstance(x, int | float | jax.Array)]
-
-    whole = NamedSharding(mesh, PartitionSpec())
-    arguments = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype, sharding=whole) for i in given]
-    return Program(call, tuple(arguments), None, ())
 
 
 def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
