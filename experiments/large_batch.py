@@ -6,7 +6,8 @@ Every method is tuned at every batch size with the same effort: a grid of learni
 method's scaling rule (linear in the batch for SGD and LARS, its root for methods that divide by a root of squares),
 extended where the best rate lies at its edge. Rates are constant after a linear warm-up, so that a run may end as soon
 as it has reached the target. Minibatches are drawn with replacement, cut over the data axes of the mesh, and computed
-in microbatches where these are asked for; all rates and seeds of one batch size are one program.
+in microbatches where these are asked for; all rates and seeds of one batch size are one program, in which one run
+follows the other, each on all devices.
 
 Beside the curves stand the fit of McCandlish et al. (2018), (S / S_min - 1) (E / E_min - 1) = 1, and the gradient noise
 scale measured along a run. OUT.txt is the table, OUT.png the picture; OUT.jsonl keeps what is known, and the same
@@ -38,7 +39,7 @@ from gradkit.gradients import gradient_moments
 from gradkit.parallel import batch_sharding, make_mesh
 from gradkit.training import methods as race_methods
 from gradkit.training import processes, run
-from gradkit.training.scoring import best_point, steps_to_target
+from gradkit.training.scoring import best_point, steps_or_infinity
 from gradkit.workloads import Workload, load
 
 FLAGS = flags.FLAGS
@@ -163,18 +164,23 @@ def swept(here: Setting, method: Contestant, rates: np.ndarray) -> tuple[np.ndar
         state, _ = jax.lax.scan(lambda state, _: (step(state), None), state, None, FLAGS.eval_every)
         return state, here.problem.metric(state.params)
 
-    start = jax.jit(jax.vmap(jax.vmap(begin, (None, 0)), (0, None)), out_shardings=everywhere)
-    piece = jax.jit(jax.vmap(jax.vmap(go_on, (None, 0)), (0, 0)), donate_argnums=1, out_shardings=everywhere)
-    state, curves = start(points, seeds), []
+    runs = [x.reshape(-1) for x in jnp.meshgrid(points, seeds, indexing="ij")]
+    start = jax.jit(lambda runs: jax.lax.map(lambda one: begin(*one), runs), out_shardings=everywhere)
+    piece = jax.jit(
+        lambda rates, states: jax.lax.map(lambda one: go_on(*one), (rates, states)),
+        donate_argnums=1,
+        out_shardings=everywhere,
+    )
+    state, curves = start(runs), []
     for _ in range(here.steps // FLAGS.eval_every):
-        state, metric = jax.block_until_ready(piece(points, state))
-        curves.append(np.asarray(metric))
+        state, metric = jax.block_until_ready(piece(runs[0], state))
+        curves.append(np.asarray(metric).reshape(len(rates), -1))
         reached = (np.stack(curves) <= here.target).any(0)
         if reached.all(-1).any() or not np.isfinite(curves[-1]).any():
             break
     stacked = np.stack(curves, -1)
     at = FLAGS.eval_every * np.arange(1, len(curves) + 1)
-    return steps_to_target(stacked, at, here.target), stacked[..., -1]
+    return steps_or_infinity(stacked, at, here.target), stacked[..., -1]
 
 
 def tuned(here: Setting, method: Contestant, centre: float) -> dict[str, Any]:
@@ -302,7 +308,8 @@ def picture(rows: list[dict[str, Any]], workloads: list[str], batches: list[int]
         axis.set_ylabel("steps to target (median)")
         axis.set_title(workload)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

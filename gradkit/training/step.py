@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gradkit import checks
 from gradkit.diagnostics import metrics
 from gradkit.gradients.microbatch import microbatch
+from gradkit.gradients.moments import GradientMoments
 from gradkit.parallel import init_sharded
 from gradkit.training.forms import joined, one_form, takes_key
 from gradkit.transforms import eval_params
@@ -152,8 +153,9 @@ def make_train_step(
         If it has an argument `key`, it gets a new random key at every step (dropout).
       tx: any optax transformation.
       gradient: a source, loss -> function like `jax.value_and_grad(loss)`; must take `has_aux=True` where there is
-        an aux or a model state. For instance `functools.partial(gk.gradients.sam, rho=0.05)`. Default:
-        `jax.value_and_grad`.
+        an aux or a model state. For instance `functools.partial(gk.gradients.sam, rho=0.05)`, or, for a method that
+        wants `grad_moments`, `functools.partial(gk.gradients.gradient_moments, microbatches=8)`: the gradient is then
+        their mean, and all parts have the same random key. Default: `jax.value_and_grad`.
       microbatches: parts in which the batch is computed one after another, >= 1; see `gk.gradients.microbatch`.
         Every part starts from the same model state, has random keys of its own, and the mean of their statistics
         is carried on. Default 1.
@@ -170,7 +172,8 @@ def make_train_step(
       links of `tx` publish, see `gk.diagnostics.metrics`; `aux`. The step can be used in `jax.lax.scan`.
       The transformation is handed, all at the parameters and on the same minibatch with the same random key:
       `value`; `grad` (the name that optax's line searches know); `value_fn`, `grad_fn`, `hvp_fn`, which take trees
-      in any floating dtype and are those of the loss itself, whatever `gradient` is; and `key`, where there is one.
+      in any floating dtype and are those of the loss itself, whatever `gradient` is; `key`, where there is one; and
+      `grad_moments`, where `gradient` makes them.
       Compiled once per shape of state and batch. State: that of `tx`; microbatches add one copy of the gradient.
 
     Raises:
@@ -251,12 +254,17 @@ def make_train_step(
             return jax.jvp(grad_fn, (params,), (like_params(vector),))[1]
 
         value, g = source(params, batch)
+        moments = g if isinstance(g, GradientMoments) else None
+        if moments is not None:
+            g = like_params(moments.mean)
         value, (model_state, aux) = value if carries else (value, (state.model_state, None))
-        if carries and microbatches > 1:
+        if carries and (microbatches > 1 or moments is not None):
             model_state = joined(model_state)
         extra = {"value": value, "grad": g, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
         if tx_key is not None:
             extra["key"] = tx_key
+        if moments is not None:
+            extra["grad_moments"] = moments
         updates, opt_state = tx.update(g, state.opt_state, params, **extra)
         new = TrainState(
             jnp.asarray(optax.safe_increment(state.step)),

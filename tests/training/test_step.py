@@ -231,3 +231,23 @@ def test_evaluation_is_at_the_parameters_that_the_method_means() -> None:
     np.testing.assert_array_equal(step.model(state).outer.kernel[...], want)
     assert np.any(np.asarray(want) != np.asarray(state.params["outer"]["kernel"]))
     assert list(inspect.signature(step.init).parameters) == ["params", "model_state", "key"]
+
+
+def test_moments_of_the_gradient_reach_the_method() -> None:
+    """A source of moments is the source of the mean, and a method that wants the moments gets them."""
+    batch = jnp.array([[1.0, 3.0], [2.0, 2.0], [5.0, 1.0], [4.0, 2.0]])
+    params = {"w": jnp.array([1.0, -1.0])}
+
+    def loss(params: dict, batch: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.square(batch @ params["w"] - 1))
+
+    source = functools.partial(gk.gradients.gradient_moments, microbatches=2)
+    step = make_train_step(loss, gk.vr_adam(0.1), gradient=source, donate=False)
+    state, metrics = step(step.init(params), batch)
+    value, moments = source(loss)(params, batch)
+    tx = gk.vr_adam(0.1)
+    want, _ = tx.update(moments.mean, tx.init(params), params, grad_moments=moments)
+    np.testing.assert_allclose(state.params["w"], params["w"] + want["w"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
+    with pytest.raises(ValueError, match="grad_moments"):
+        (plain := make_train_step(loss, gk.vr_adam(0.1)))(plain.init(params), batch)
