@@ -115,6 +115,7 @@ from gradkit.optimizers.matrix import (
 
 # Over which devices the work on matrices is spread
 from gradkit.transforms import (
+    shard_matrices,
     MatrixSharding,
 )
 
@@ -333,6 +334,7 @@ __all__ = [
     "schedules",
     "sgd",
     "sgdp",
+    "shard_matrices",
     "shifted_parameters",
     "stable_weight_decay",
     "trace",

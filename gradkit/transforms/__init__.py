@@ -83,6 +83,9 @@ from gradkit.transforms.rss import (
 from gradkit.transforms.scale_invariant import (
     project_scale_invariant,
 )
+from gradkit.transforms.shard_matrices import (
+    shard_matrices,
+)
 from gradkit.transforms.shifted import (
     ShiftedParametersState,
     eval_params,
@@ -154,6 +157,7 @@ __all__ = [
     "scale_by_pnm",
     "scale_by_rss",
     "scale_by_trust_ratio",
+    "shard_matrices",
     "shifted_parameters",
     "stable_weight_decay",
     "trace",
