@@ -23,6 +23,7 @@ FORMS = (
     "strategy",
     "diagnostic",
     "rule",
+    "function",
     "layer",
     "engine",
 )
@@ -50,8 +51,8 @@ class Card:
 
     Attributes:
       function: the public function; its name is the name of the card.
-      form: one of `FORMS`. An engine is a program around functions of the user's own, with arguments of its own: what
-        it owes is in the test of its paper alone.
+      form: one of `FORMS`. A function (of numbers, arrays or recorded runs, without a state) and an engine (a program
+        around functions of the user's own) have arguments of their own: what they owe is in the test of their paper.
       paper: its source.
       needs: extra arguments of `update` without which it raises.
       words: words of state per parameter (float32 words; scalars are not counted).

@@ -53,11 +53,9 @@ def geometric_batch_size(n0: int, tau: Any, *, max_size: int | None = None) -> C
     return size
 
 
-OTHER = "the contract is that of rules for hyperparameters; this one gives a number of examples per step"
 register(
     geometric_batch_size,
-    form="rule",
+    form="function",
     paper=Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838"),
     example={"n0": 4, "tau": 1.5},
-    opt_outs=dict.fromkeys(("pure", "group", "traced", "bad input"), OTHER),
 )

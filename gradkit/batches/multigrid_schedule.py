@@ -153,12 +153,8 @@ def multigrid_schedule(
 
 register(
     multigrid_schedule,
-    form="rule",
+    form="function",
     paper=Paper("A Multigrid Method for Efficiently Training Video Models", "Wu et al.", 2020, "1912.00998"),
     golden=("large_batch/multigrid_schedule",),
     example={"batch": 8, "frames": 16, "crop": 112, "steps": (0, 40, 70), "max_epoch": 90},
-    opt_outs=dict.fromkeys(
-        ("pure", "group", "traced", "bad input"),
-        "the contract is that of rules for hyperparameters; this is a plan of shapes",
-    ),
 )

@@ -213,13 +213,11 @@ def orthogonality_test(
 
 
 GRADS = np.array([[1, 5], [3, -5]], np.float32)
-OTHER = "a function of gradients that says how many examples; the contract is that of rules for hyperparameters"
 SHARED: dict[str, Any] = {
-    "form": "rule",
+    "form": "function",
     "paper": PAPER,
     "collectives": "norms",
     "golden": ("large_batch/norm_test",),
-    "opt_outs": dict.fromkeys(("pure", "group", "traced", "bad input"), OTHER),
 }
 register(norm_test, **SHARED, example={"mean": GRADS.mean(0), "var": GRADS.var(0), "batch": 2})
 register(inner_product_test, **SHARED, example={"example_grads": GRADS})

@@ -46,11 +46,9 @@ def select_hard_batches(losses: Any, fraction: float) -> jax.Array:
     return jax.lax.top_k(losses, k)[1]
 
 
-OTHER = "the contract is that of rules for hyperparameters; this one selects minibatches"
 register(
     select_hard_batches,
-    form="rule",
+    form="function",
     paper=Paper("Can we learn better with hard samples?", "Sahayam, Zakkam, Jayaraman", 2023, "2304.03486"),
     example={"losses": (0.1, 3.0, 2.0), "fraction": 0.5},
-    opt_outs=dict.fromkeys(("pure", "group", "traced", "bad input"), OTHER),
 )

@@ -203,13 +203,11 @@ def fit_surge(batches: Any, rates: Any) -> SurgeFit:
     return SurgeFit(float(1 / (2 * math.sqrt(a * c))), float(unit * a / c))
 
 
-FORMULA = "a formula for a rate; the contract is that of rules for hyperparameters"
 LAW = {"batch": 100, "max_rate": 0.5, "noise_batch": 400}
 QUADRATIC = {"mean": (1.0, 1.0), "std": (9.0, 9.0), "hessian": ((1.0, 0.5), (0.5, 1.0))}
 SHARED: dict[str, Any] = {
-    "form": "rule",
+    "form": "function",
     "paper": PAPER,
-    "opt_outs": dict.fromkeys(("pure", "group", "traced", "bad input"), FORMULA),
 }
 register(surge_learning_rate, **SHARED, example=LAW)
 register(sgd_learning_rate, **SHARED, example=LAW)

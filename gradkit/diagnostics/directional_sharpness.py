@@ -74,12 +74,10 @@ def directional_sharpness(loss_fn: Callable[..., Any], params: Any, updates: Any
     return _inner(direction, widen(product))
 
 
-_FUNCTION = "a function of a loss and parameters, which keeps no state and has no update"
 register(
     directional_sharpness,
-    form="diagnostic",
+    form="function",
     paper=Paper(
         "Toward Understanding Why Adam Converges Faster Than SGD for Transformers", "Pan, Li", 2023, "2306.00204"
     ),
-    opt_outs=dict.fromkeys(("pure", "missing", "abstract", "bad input"), _FUNCTION),
 )

@@ -244,25 +244,21 @@ register(
     example={"batch_small": 8, "batch_big": 64},
     notes="reads two squared norms, which `gk.gradients.gradient_moments` measures",
 )
-FORMULA = dict.fromkeys(("pure", "missing", "abstract", "mesh"), "a formula, which keeps no state and has no update")
 register(
     critical_batch_size,
-    form="diagnostic",
+    form="function",
     paper=PAPER,
     example={"min_steps": 1000, "min_examples": 64000},
-    opt_outs=FORMULA,
 )
 register(
     optimal_rate,
-    form="diagnostic",
+    form="function",
     paper=PAPER,
     example={"max_rate": 0.4, "batch": 100, "noise_scale": 300},
-    opt_outs=FORMULA,
 )
 register(
     fit_steps_examples,
-    form="diagnostic",
+    form="function",
     paper=PAPER,
     example={"steps": (200, 150, 110), "examples": (2000, 3000, 11000)},
-    opt_outs={**FORMULA, "bad input": "a function of recorded runs, of which those that are NaN are left out"},
 )

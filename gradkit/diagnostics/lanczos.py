@@ -257,11 +257,9 @@ def batch_hessian_edge(lam: Any, sigma: Any, n_params: Any, batch: Any, n_data: 
     return jnp.where(outlier, lam + root**2 / jnp.where(outlier, lam, 1), 2 * root)
 
 
-FUNCTION = "a function of its arguments, which keeps no state and has no update"
 SHARED: dict[str, Any] = {
-    "form": "diagnostic",
+    "form": "function",
     "paper": PAPER,
-    "opt_outs": dict.fromkeys(("pure", "missing", "abstract", "bad input", "mesh"), FUNCTION),
 }
 START = {"hvp": lambda v: 2 * v, "key": np.zeros(2, np.uint32), "like": np.ones(3, np.float32), "steps": 2}
 register(lanczos, **SHARED, collectives="norms", example=START)

@@ -114,11 +114,9 @@ def batch_scaling(batches: Any, steps: Any, *, tolerance: Any = 0.1) -> BatchSca
     return BatchScaling(known, best, slopes, float(perfect), float(useful))
 
 
-FUNCTION = "a function of recorded curves, which keeps no state and has no update"
 SHARED: dict[str, Any] = {
-    "form": "diagnostic",
+    "form": "function",
     "paper": PAPER,
-    "opt_outs": dict.fromkeys(("pure", "missing", "abstract", "bad input", "mesh"), FUNCTION),
 }
 register(steps_to_target, **SHARED, example={"steps": (1, 2, 3), "metric": (3.0, 2.0, 1.0), "goal": 2.0})
 register(batch_scaling, **SHARED, example={"batches": (8, 16, 32), "steps": (800, 400, 300)})

@@ -61,11 +61,7 @@ def sublayer_gain(w: Any, *, steps: int = 50) -> jax.Array:
 
 register(
     sublayer_gain,
-    form="diagnostic",
+    form="function",
     paper=Paper("Robust Layerwise Scaling Rules by Proper Weight Decay Tuning", "Fan et al.", 2025, "2510.15262"),
     example={"w": ((3.0, 0.0), (0.0, 1.0))},
-    opt_outs=dict.fromkeys(
-        ("pure", "missing", "abstract", "bad input", "mesh"),
-        "a function of matrices, which keeps no state and has no update",
-    ),
 )

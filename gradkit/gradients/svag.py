@@ -59,11 +59,7 @@ def svag(grad_1: Any, grad_2: Any, l: Any) -> Any:  # noqa: E741 - the paper's l
 
 register(
     svag,
-    form="rule",
+    form="function",
     paper=Paper("On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", "Malladi et al.", 2022, "2205.10287"),
     example={"grad_1": np.ones(2, np.float32), "grad_2": np.zeros(2, np.float32), "l": 2.0},
-    opt_outs=dict.fromkeys(
-        ("pure", "group", "traced", "bad input"),
-        "a function of two gradients; the contract is that of rules for hyperparameters",
-    ),
 )

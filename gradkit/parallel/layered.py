@@ -229,10 +229,7 @@ def modular_stage(layer: Any, stages: int) -> Any:
 register(layered_gradient_accumulation, form="engine", paper=PAPER, collectives="replicas")
 register(
     modular_stage,
-    form="rule",
+    form="function",
     paper=PAPER,
     example={"layer": 5, "stages": 4},
-    opt_outs=dict.fromkeys(
-        ("pure", "group", "traced", "bad input"), "the contract is that of rules for hyperparameters; this one places"
-    ),
 )

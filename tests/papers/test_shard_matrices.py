@@ -1,5 +1,7 @@
 """A function of one's own, on matrices shared out over a mesh."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +16,13 @@ from gradkit.parallel import collective_bytes
 SHAPES = {"a": (8, 16), "b": (16, 8), "c": (8, 16)}
 
 
-def draw() -> dict:
+def draw() -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    tree = {name: {"kernel": jnp.asarray(rng.standard_normal(s))} for name, s in SHAPES.items()}
+    tree: dict[str, Any] = {name: {"kernel": jnp.asarray(rng.standard_normal(s))} for name, s in SHAPES.items()}
     return {**tree, "norm": {"scale": jnp.asarray(rng.standard_normal(8))}}
 
 
-def apply(tx, tree):
+def apply(tx: Any, tree: Any) -> Any:
     return tx.update(tree, tx.init(tree))[0]
 
 
