@@ -95,7 +95,8 @@ def examine(card: Card, problem: Workload, mesh: Mesh) -> Inspection:
     Args:
       card: the method, of any form: of an optimizer, primitive or wrapper the update is compiled; of a source, value
         and gradient; of an aggregator, the update from the gradients of four tasks; of a strategy, the step that ends
-        a round; of a layer, its value; of a schedule, rule or diagnostic, its value at one step; of an engine, nothing.
+        a round; of a layer, its value; of a schedule, rule, diagnostic or function, its value at one step; of an
+        engine, nothing.
       problem: whose parameters and loss.
       mesh: on which devices; a strategy asks for an axis "replica".
 

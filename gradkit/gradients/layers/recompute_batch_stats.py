@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -73,23 +72,14 @@ def recompute_batch_stats(apply: Callable[[Any, Any], Any], batches: Iterable[An
     return jax.tree.map(lambda s, r: (s / examples).astype(r.dtype), total, stats)
 
 
-def _batch_mean(stats: Any, x: Any) -> Any:
-    return jax.tree.map(lambda r: 0.9 * r + 0.1 * jnp.mean(x, axis=0), stats)
-
-
 register(
     recompute_batch_stats,
-    form="layer",
+    form="engine",
     paper=Paper(
         "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
         "Ioffe, Szegedy",
         2015,
         "1502.03167",
     ),
-    example={
-        "apply": _batch_mean,
-        "batches": (np.ones((4, 8), np.float32),),
-        "stats": {"mean": np.zeros(8, np.float32)},
-    },
     notes="after averaging weights; a loop over batches, which itself is not compiled",
 )

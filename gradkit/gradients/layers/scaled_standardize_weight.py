@@ -119,4 +119,4 @@ register(
     example={"w": jax.ShapeDtypeStruct((16, 8), "float32")},
     notes="inside a chain: gk.reparameterize(inner, encode, decode=scaled_standardize_weight on every kernel)",
 )
-register(nf_gain, form="layer", paper=PAPER, example={"name": "relu"})
+register(nf_gain, form="function", paper=PAPER, example={"name": "relu"})
