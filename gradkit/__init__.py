@@ -107,6 +107,19 @@ from gradkit.optimizers.matrix import (
     scale_by_muon,
 )
 
+# The Hessian, or its diagonal
+from gradkit.optimizers.second_order import (
+    adahessian,
+    sania,
+    sania_adagrad_sqr,
+    sania_adam_sqr,
+    scale_by_adahessian,
+    scale_by_preconditioned_polyak,
+    sophia,
+    sophia_g,
+    sophia_h,
+)
+
 # Over which devices the work on matrices is spread
 from gradkit.transforms import (
     MatrixSharding,
@@ -160,10 +173,12 @@ from gradkit.transforms import (
     project_updates,
     scale_by_adam,
     scale_by_delayed_rss,
+    scale_by_diag_curvature,
     scale_by_gsnr,
     scale_by_learning_rate,
     scale_by_pnm,
     scale_by_rss,
+    scale_by_sophia,
     scale_by_trust_ratio,
     trace,
 )
@@ -179,6 +194,7 @@ from gradkit.transforms import (
     shifted_parameters,
     stable_weight_decay,
     weight_normalized,
+    with_curvature,
 )
 
 # Rooms
@@ -200,6 +216,7 @@ __all__ = [
     "MatrixSharding",
     "adadelta",
     "adagrad",
+    "adahessian",
     "adam",
     "adamax",
     "adamnc",
@@ -284,8 +301,12 @@ __all__ = [
     "ranger21",
     "reparameterize",
     "rmsprop",
+    "sania",
+    "sania_adagrad_sqr",
+    "sania_adam_sqr",
     "scale_by_adadelta",
     "scale_by_adagrad_norm",
+    "scale_by_adahessian",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adamnc",
@@ -294,6 +315,7 @@ __all__ = [
     "scale_by_ano",
     "scale_by_delayed_rms",
     "scale_by_delayed_rss",
+    "scale_by_diag_curvature",
     "scale_by_gradient_change",
     "scale_by_gravity",
     "scale_by_gsnr",
@@ -307,15 +329,20 @@ __all__ = [
     "scale_by_nadam",
     "scale_by_novograd",
     "scale_by_pnm",
+    "scale_by_preconditioned_polyak",
     "scale_by_qhadam",
     "scale_by_qhm",
     "scale_by_rms",
     "scale_by_rss",
+    "scale_by_sophia",
     "scale_by_trust_ratio",
     "schedules",
     "sgd",
     "sgdp",
     "shifted_parameters",
+    "sophia",
+    "sophia_g",
+    "sophia_h",
     "stable_weight_decay",
     "trace",
     "training",
@@ -326,6 +353,7 @@ __all__ = [
     "vr_momentum",
     "vr_sgd",
     "weight_normalized",
+    "with_curvature",
     "workloads",
     "xgrad",
     "xgrad_adam",

@@ -7,6 +7,12 @@ from gradkit.gradients.cluster_momentum import (
 from gradkit.gradients.displaced import (
     displaced_gradient,
 )
+from gradkit.gradients.gauss_newton_bartlett_diag import (
+    gauss_newton_bartlett_diag,
+)
+from gradkit.gradients.hutchinson_diag import (
+    hutchinson_diag,
+)
 from gradkit.gradients.microbatch import (
     microbatch,
 )
@@ -43,7 +49,9 @@ __all__ = [
     "asam",
     "cluster_momentum",
     "displaced_gradient",
+    "gauss_newton_bartlett_diag",
     "gradient_moments",
+    "hutchinson_diag",
     "log_stablemax",
     "microbatch",
     "sag_estimator",

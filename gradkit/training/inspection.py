@@ -206,7 +206,8 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         extra: dict[str, Any] = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn, "key": key}
         if "grad_moments" in card.needs:
             extra["grad_moments"] = gk.gradients.gradient_moments(problem.loss, 2)(params, batch)[1]
-        extra |= {name: grads for name in ("previous_grads", "snapshot_grads", "full_grads") if name in card.needs}
+        like = ("previous_grads", "snapshot_grads", "full_grads", "curvature")
+        extra |= {name: grads for name in like if name in card.needs}
         if "cluster_grads" in card.needs:
             extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
             extra["cluster_counts"] = jnp.ones(3, jnp.int32)
@@ -276,7 +277,7 @@ def _layer(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
 
 
 def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
-    if "loss_fn" in inspect.signature(card.function).parameters:
+    if "loss_fn" in inspect.signature(card.function).parameters and not card.example:
         arguments = (params, params, _minibatch(problem, mesh))
         return "one measurement", Program(lambda *a: card.function(problem.loss, *a), arguments, None, ())
     whole = NamedSharding(mesh, PartitionSpec())

@@ -18,6 +18,10 @@ from gradkit.transforms.clip import (
 from gradkit.transforms.clip_block import (
     clip_by_block_norm,
 )
+from gradkit.transforms.diag_curvature import (
+    ScaleByDiagCurvatureState,
+    scale_by_diag_curvature,
+)
 from gradkit.transforms.direction import (
     direction_from_gradient,
 )
@@ -83,6 +87,10 @@ from gradkit.transforms.shifted import (
     eval_params,
     shifted_parameters,
 )
+from gradkit.transforms.sophia import (
+    ScaleBySophiaState,
+    scale_by_sophia,
+)
 from gradkit.transforms.trace import (
     TraceState,
     trace,
@@ -99,6 +107,10 @@ from gradkit.transforms.weight_normalized import (
     DirectionAndLength,
     weight_normalized,
 )
+from gradkit.transforms.with_curvature import (
+    WithCurvatureState,
+    with_curvature,
+)
 
 __all__ = [
     "AddDecayedWeightsState",
@@ -112,15 +124,18 @@ __all__ = [
     "ReparameterizeState",
     "RootMeanSquareState",
     "ScaleByAdamState",
+    "ScaleByDiagCurvatureState",
     "ScaleByGsnrState",
     "ScaleByLearningRateState",
     "ScaleByPnmState",
     "ScaleByRssState",
+    "ScaleBySophiaState",
     "ScaleByTrustRatioState",
     "ShiftedParametersState",
     "StableWeightDecayState",
     "TraceState",
     "WeightedMomentaState",
+    "WithCurvatureState",
     "adaptive_grad_clip",
     "add_decayed_weights",
     "centralize_gradients",
@@ -141,13 +156,16 @@ __all__ = [
     "root_mean_square",
     "scale_by_adam",
     "scale_by_delayed_rss",
+    "scale_by_diag_curvature",
     "scale_by_gsnr",
     "scale_by_learning_rate",
     "scale_by_pnm",
     "scale_by_rss",
+    "scale_by_sophia",
     "scale_by_trust_ratio",
     "shifted_parameters",
     "stable_weight_decay",
     "trace",
     "weight_normalized",
+    "with_curvature",
 ]

@@ -78,6 +78,13 @@ def whole_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n * _ways(over) for n, over in zip(shape, _declared_cut(name, len(shape)), strict=True))
 
 
+def own_key(key: jax.Array, name: str, rank: int) -> jax.Array:
+    """A random key for what this device has of a leaf: the same on all that have the same shard of it."""
+    for over in _declared_cut(name, rank):
+        key = jax.random.fold_in(key, jax.lax.axis_index(over)) if over else key
+    return key
+
+
 def _plain(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
     return [jnp.sum(x, axis=own, keepdims=True) for x, own in zip(xs, axes, strict=True)]
 

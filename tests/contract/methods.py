@@ -54,6 +54,8 @@ SUPPLIED = {
     "full_grads": lambda updates: updates,
     "index": lambda updates: 0,
     "key": lambda updates: jax.random.key(5),
+    # Positive, and of each entry alone.
+    "curvature": lambda updates: jax.tree.map(lambda g: 0.5 + jnp.square(g), widen(updates)),
     "value": lambda updates: jnp.asarray(1.5, jnp.float32),
     "cluster_grads": lambda updates: jax.tree.map(lambda g: jnp.stack([g, g, g]), updates),
     "cluster_counts": lambda updates: jnp.array([1, 1, 0], jnp.int32),

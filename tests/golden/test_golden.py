@@ -47,6 +47,8 @@ def test_transformation(golden: Golden, x64: None) -> None:
             grad_fn = jax.grad(loss)
             if golden.method in build.CALLS_BACK:
                 extra["grad_fn"] = grad_fn
+        if golden.method in build.EXTRAS:
+            extra |= build.EXTRAS[golden.method](golden, t, x)
         updates, state = update(g, state, x, **extra)
         x = optax.apply_updates(x, updates)
         worst = max(worst, fixture.error(x, want, start))
