@@ -54,6 +54,10 @@ SUPPLIED = {
     "full_grads": lambda updates: updates,
     "index": lambda updates: 0,
     "key": lambda updates: jax.random.key(5),
+    # Of the linear loss.
+    "value_fn": lambda updates: (
+        lambda params: sum(jnp.sum(g * p).astype(float) for g, p in zip(*map(jax.tree.leaves, (updates, params)), strict=True))
+    ),
     # Positive, and of each entry alone.
     "curvature": lambda updates: jax.tree.map(lambda g: 0.5 + jnp.square(g), widen(updates)),
     "value": lambda updates: jnp.asarray(1.5, jnp.float32),

@@ -83,6 +83,27 @@ def test_regression(golden: Golden, x64: None) -> None:
     assert worst < golden.bound
 
 
+@pytest.mark.parametrize("golden", _known(build.FIXED, ("closure_t0",)))
+def test_fixed_loss(golden: Golden, x64: None) -> None:
+    """A solver on one loss, and the radius it holds before every step."""
+    start = fixture.params(golden)
+    tx = build.FIXED[golden.method](golden.meta["hyper"])
+
+    def loss(x: Any) -> jax.Array:
+        return fixture.loss(golden, 0, x)
+
+    grad_fn = jax.grad(loss)
+    update = jax.jit(lambda x, state: tx.update(grad_fn(x), state, x, value_fn=loss, grad_fn=grad_fn))
+    x: Any = {leaf: jnp.asarray(value) for leaf, value in start.items()}
+    state: Any = tx.init(x)
+    for t, want in enumerate(golden.steps):
+        np.testing.assert_allclose(state[0].gamma, golden.extra()["gamma"][t], rtol=1e-14)
+        np.testing.assert_allclose(loss(x), golden.extra()["value"][t], rtol=golden.bound)
+        updates, state = update(x, state)
+        x = optax.apply_updates(x, updates)
+        assert fixture.error(x, want, start) < golden.bound
+
+
 @pytest.mark.parametrize("golden", _known(build.SOURCES, ("closure",)))
 def test_source(golden: Golden, x64: None) -> None:
     start = fixture.params(golden)
@@ -166,6 +187,7 @@ def test_every_file_of_a_card_is_here() -> None:
     """A card that names a trajectory names one that exists, and that is replayed."""
     replayed = {
         **build.TRANSFORMATIONS,
+        **build.FIXED,
         **build.PROBLEMS,
         **build.SOURCES,
         **build.SCHEDULES,

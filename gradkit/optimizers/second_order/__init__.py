@@ -16,14 +16,30 @@ from gradkit.optimizers.second_order.sophia import (
     sophia_g,
     sophia_h,
 )
+from gradkit.optimizers.second_order.oasis import (
+    ScaleByLocalLipschitzState,
+    oasis,
+    scale_by_local_lipschitz,
+    scale_by_oasis,
+)
+from gradkit.optimizers.second_order.gradient_regularized_newton import (
+    GradientRegularizedNewtonState,
+    gradient_regularized_newton,
+)
 
 __all__ = [
+    "GradientRegularizedNewtonState",
+    "ScaleByLocalLipschitzState",
     "ScaleByPreconditionedPolyakState",
     "adahessian",
+    "gradient_regularized_newton",
+    "oasis",
     "sania",
     "sania_adagrad_sqr",
     "sania_adam_sqr",
     "scale_by_adahessian",
+    "scale_by_local_lipschitz",
+    "scale_by_oasis",
     "scale_by_preconditioned_polyak",
     "sophia",
     "sophia_g",

@@ -88,9 +88,9 @@ def scale_by_preconditioned_polyak(
 
     Example:
       >>> tx = scale_by_preconditioned_polyak()
-      >>> x = jnp.array([4.0])  # the loss is 4 x^2, whose zero along the gradient is at x = 0
+      >>> x = jnp.array([4.0])  # the loss is 4 x^2: c = 1 - 2 * 64 / 32^2
       >>> print(tx.update(8 * x, tx.init(x), x, value=jnp.sum(4 * x**2))[0].round(4))
-      [2.0668]
+      [2.0667]
 
     Reference: Abdukhakimov et al. SANIA: Polyak-type Optimization Framework Leads to Scale Invariant Stochastic
     Algorithms. 2023, arXiv 2312.17369. It wraps its preconditioner, as it must see the raw gradient too.
