@@ -103,7 +103,9 @@ from gradkit.optimizers.filters import (
 
 # The singular values of a matrix
 from gradkit.optimizers.matrix import (
+    kron,
     muon,
+    psgd_kron,
     scale_by_muon,
 )
 
@@ -179,6 +181,7 @@ from gradkit.transforms import (
     scale_by_delayed_rss,
     scale_by_diag_curvature,
     scale_by_gsnr,
+    scale_by_kron,
     scale_by_learning_rate,
     scale_by_pnm,
     scale_by_rss,
@@ -267,6 +270,7 @@ __all__ = [
     "inject_hyperparams",
     "inna",
     "innaprop",
+    "kron",
     "lamb",
     "larc",
     "lars",
@@ -302,6 +306,7 @@ __all__ = [
     "precision",
     "project_scale_invariant",
     "project_updates",
+    "psgd_kron",
     "qhadam",
     "qhm",
     "ranger21",
@@ -328,6 +333,7 @@ __all__ = [
     "scale_by_induced_metric",
     "scale_by_inna",
     "scale_by_innaprop",
+    "scale_by_kron",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_local_lipschitz",

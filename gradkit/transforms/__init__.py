@@ -32,6 +32,10 @@ from gradkit.transforms.gsnr import (
 from gradkit.transforms.inject import (
     inject_hyperparams,
 )
+from gradkit.transforms.kron import (
+    ScaleByKronState,
+    scale_by_kron,
+)
 from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
@@ -126,6 +130,7 @@ __all__ = [
     "ScaleByAdamState",
     "ScaleByDiagCurvatureState",
     "ScaleByGsnrState",
+    "ScaleByKronState",
     "ScaleByLearningRateState",
     "ScaleByPnmState",
     "ScaleByRssState",
@@ -158,6 +163,7 @@ __all__ = [
     "scale_by_delayed_rss",
     "scale_by_diag_curvature",
     "scale_by_gsnr",
+    "scale_by_kron",
     "scale_by_learning_rate",
     "scale_by_pnm",
     "scale_by_rss",

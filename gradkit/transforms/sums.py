@@ -231,6 +231,16 @@ def block_sums(names: Sequence[str], xs: Sequence[jax.Array], axes: Sequence[tup
     return _summed(xs, tuple(axes))
 
 
+def whole(names: Sequence[str], leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """The leaves, whole on every device; one exchange for all of them."""
+    return block_sums(names, leaves, ((),) * len(leaves))
+
+
+def stay_whole(xs: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays that every device has made whole, which the compiler would otherwise cut as it likes."""
+    return list(xs) if _DECLARED.get() is not None else _summed(xs, ((),) * len(xs))
+
+
 def own_parts(names: Sequence[str], leaves: Sequence[jax.Array], whole: Sequence[jax.Array]) -> list[jax.Array]:
     """Of numbers along whole leaves, or of length 1 where they were summed, those that belong to this device's shards.
 

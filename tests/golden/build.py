@@ -123,6 +123,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "innaprop": _direct(gk.innaprop),
     "igt_adam": _around(gk.implicit_gradient_transport, gk.adam, "delta", "tail_fraction"),
     "igt_heavy_ball": _around(gk.implicit_gradient_transport, gk.sgd, "delta", "tail_fraction"),
+    "kron": _direct(gk.kron),
     "lamb": _direct(gk.lamb),
     "lars": _lars,
     "lion": _direct(gk.lion),
@@ -181,9 +182,16 @@ def _sampled_labels(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:
     return {"curvature": {leaf: jnp.asarray(labels * g**2) for leaf, g in fixture.grads(golden, 1000 + t).items()}}
 
 
+def _probe(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:
+    """The random tensors of step t are drawn as the gradients of step 2000 + t."""
+    del x
+    return {"probe": {leaf: jnp.asarray(v) for leaf, v in fixture.grads(golden, 2000 + t).items()}}
+
+
 # method -> (file, step, parameters) -> what its update is handed besides
 EXTRAS: dict[str, Callable[[fixture.Golden, int, Any], dict[str, Any]]] = {
     "adahessian": _hessian_diag,
+    "kron": _probe,
     "sophia_g": _sampled_labels,
 }
 
