@@ -17,9 +17,7 @@ from gradkit.leaves import Layout, default_layout
 from gradkit.transforms.core import check_leaves
 from gradkit.transforms.hutchinson import check_hutchinson, hutchinson
 
-PAPER = Paper(
-    "ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719"
-)
+PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719")
 
 
 def scalar_loss(name: str, loss: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -1,6 +1,7 @@
 """Kronecker factors that whiten a tensor: PSGD's kernels, on ONE tensor with one factor per axis.
 
-A factor of an axis of length d is upper triangular (d, d), or diagonal, kept as a column (d, 1). P = Q^T Q on every axis.
+A factor of an axis of length d is upper triangular (d, d), or diagonal, kept as a column (d, 1).
+P = Q^T Q on every axis.
 """
 
 import math

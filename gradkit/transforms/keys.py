@@ -1,4 +1,4 @@
-"""Random keys of methods that draw: one given at construction and kept in the state, or one that comes with the step."""
+"""Random keys of methods that draw: one given where they are built, or one that comes with the step."""
 
 import zlib
 from typing import Any

@@ -179,7 +179,7 @@ def scale_by_kron(
         longest = int(np.argsort(tensor)[-1])
         factors = []
         for axis, d in enumerate(tensor):
-            diagonal = d == 1 or d > max_size_triangular or len(x.shape) and len(tensor) < min_ndim_triangular
+            diagonal = d == 1 or d > max_size_triangular or (len(x.shape) and len(tensor) < min_ndim_triangular)
             diagonal = diagonal or memory_save_mode == "all_diag" or (memory_save_mode and axis == longest)
             one = jnp.ones((d, 1), dtype) if diagonal else jnp.eye(d, dtype=dtype)
             factors.append(jnp.tile((size * one)[None], (batch, 1, 1)))
@@ -216,8 +216,7 @@ def scale_by_kron(
             for name, g in zip(known, leaves, strict=True)
         ]
         momenta = [
-            m.astype(g.dtype) / bias_correction(b1, count, g)
-            for m, g in zip(jax.tree.leaves(mu), leaves, strict=True)
+            m.astype(g.dtype) / bias_correction(b1, count, g) for m, g in zip(jax.tree.leaves(mu), leaves, strict=True)
         ]
         n = len(leaves)
         several = momenta if momentum_into_precond_update else [*momenta, *leaves]
@@ -307,4 +306,4 @@ SHARED: dict[str, Any] = {
     },
     "notes": "words of a square matrix; all devices do the same work on gathered leaves",
 }
-register(scale_by_kron, form="primitive", **SHARED)
+register(scale_by_kron, form="primitive", **SHARED, same_as="kron")

@@ -98,8 +98,8 @@ def scale_by_sophia(
       [ 0.25 -1.    0.  ]
 
     Reference: Liu et al. Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training. 2023,
-    arXiv 2305.14342. The official code keeps B out of h and multiplies by it in the denominator. optax's sophia refreshes
-    after the step and corrects the bias of m.
+    arXiv 2305.14342. The official code keeps B out of h and multiplies by it in the denominator. optax's sophia
+    refreshes after the step and corrects the bias of m.
     """
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
@@ -161,6 +161,5 @@ def scale_by_sophia(
     return transformation("scale_by_sophia", init, update)
 
 
-register(
-    scale_by_sophia, form="primitive", paper=PAPER, needs=("curvature",), words=2, golden=("matrix/sophia_g",)
-)
+SHARED: dict[str, Any] = {"paper": PAPER, "needs": ("curvature",), "words": 2, "golden": ("matrix/sophia_g",)}
+register(scale_by_sophia, form="primitive", **SHARED, same_as="sophia")

@@ -19,9 +19,7 @@ from gradkit.transforms.core import increment, transformation, widen, zeros
 from gradkit.transforms.hutchinson import check_hutchinson, hutchinson
 from gradkit.transforms.keys import check_key, first_key, next_key
 
-PAPER = Paper(
-    "ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719"
-)
+PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719")
 Estimator = Callable[..., Any]
 
 
@@ -100,7 +98,7 @@ def supply_curvature(
     key: Any = None,
     lazy: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """`with_curvature` under the name of a method; `lazy` hands out a function, which the method calls when it likes."""
+    """`with_curvature` under the name of a method; `lazy` hands out a function, which it calls when it likes."""
     checks.integer("every", every, 1)
     checks.function("estimator", estimator)
     check_key(key)
@@ -116,7 +114,8 @@ def supply_curvature(
         able = all(extra.get(name) is not None for name in getattr(estimator, "needs", ()))
 
         def estimate() -> Any:
-            return fitting(method, estimator(point, now, count=state.count, **extra), updates)
+            others = {name: value for name, value in extra.items() if name != "key"}
+            return fitting(method, estimator(point, now, count=state.count, **others), updates)
 
         if given is not None:
             h = given if callable(given) else fitting(method, given, updates)

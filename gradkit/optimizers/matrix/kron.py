@@ -85,8 +85,8 @@ def kron(
       >>> tx.update(x, tx.init(x), x)[0].shape
       (2, 2)
 
-    Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv 2402.04553; Li.
-    Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202.
+    Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv
+    2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202.
     """
     return _kron(
         "kron",
@@ -166,7 +166,8 @@ def psgd_kron(
       >>> tx.update(x, tx.init(x), x)[0].shape
       (2, 2)
 
-    Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv 2402.04553.
+    Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv
+    2402.04553.
     """
     return _kron(
         "psgd_kron",
@@ -190,4 +191,4 @@ def psgd_kron(
 
 
 register(kron, form="optimizer", **SHARED)
-register(psgd_kron, form="optimizer", **SHARED)
+register(psgd_kron, form="optimizer", **SHARED, same_as="kron")

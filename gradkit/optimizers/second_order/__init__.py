@@ -4,6 +4,16 @@ from gradkit.optimizers.second_order.adahessian import (
     adahessian,
     scale_by_adahessian,
 )
+from gradkit.optimizers.second_order.gradient_regularized_newton import (
+    GradientRegularizedNewtonState,
+    gradient_regularized_newton,
+)
+from gradkit.optimizers.second_order.oasis import (
+    ScaleByLocalLipschitzState,
+    oasis,
+    scale_by_local_lipschitz,
+    scale_by_oasis,
+)
 from gradkit.optimizers.second_order.sania import (
     ScaleByPreconditionedPolyakState,
     sania,
@@ -15,16 +25,6 @@ from gradkit.optimizers.second_order.sophia import (
     sophia,
     sophia_g,
     sophia_h,
-)
-from gradkit.optimizers.second_order.oasis import (
-    ScaleByLocalLipschitzState,
-    oasis,
-    scale_by_local_lipschitz,
-    scale_by_oasis,
-)
-from gradkit.optimizers.second_order.gradient_regularized_newton import (
-    GradientRegularizedNewtonState,
-    gradient_regularized_newton,
 )
 
 __all__ = [

@@ -219,8 +219,8 @@ def gradient_regularized_newton(
       max_search_steps: attempts per step, >= 1. Default 40 (official code).
       solver: "cholesky" of the whole matrix, for some thousand parameters at most; "cg", products alone; "diag", of
         the extra argument `curvature`, see `gk.with_curvature`. Default "cholesky".
-      curvature: what H is: "hessian", of `hvp_fn` or else `grad_fn`; "fisher", the mean of squares of the extra argument
-        `example_grads`; or a function (params, vector, **extra) -> product, such as a Gauss-Newton matrix's. Default
+      curvature: what H is: "hessian", of `hvp_fn` or else `grad_fn`; "fisher", the mean of g g^T over the extra
+        argument `example_grads`; or a function (params, vector, **extra) -> product, such as a Gauss-Newton matrix's. Default
         "hessian". Not read with "diag".
       cg_steps: products per attempt with "cg", >= 1. Default 100.
       cg_tol: of "cg", the residual relative to the gradient, >= 0. Default 1e-6.

@@ -19,7 +19,7 @@ from gradkit.catalogue import register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_sophia
 from gradkit.transforms.core import optimizer
-from gradkit.transforms.sophia import PAPER
+from gradkit.transforms.sophia import SHARED
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
 
 GAMMA = {"gnb": 0.05, "hutchinson": 0.01}
@@ -290,7 +290,8 @@ def sophia_h(
     )
 
 
-SHARED: dict[str, Any] = {"paper": PAPER, "needs": ("curvature",), "words": 2, "golden": ("matrix/sophia_g",)}
-register(sophia, form="optimizer", **SHARED)
-register(sophia_g, form="optimizer", **SHARED, notes="the curvature is gk.gradients.gauss_newton_bartlett_diag's")
+LABELS = "the curvature is gk.gradients.gauss_newton_bartlett_diag's"
+ALONE = {"race": "its curvature needs the logits, which the loop of a race does not know"}
+register(sophia, form="optimizer", **SHARED, notes=f'by default {LABELS}; "hutchinson" makes it from hvp_fn and a key')
+register(sophia_g, form="optimizer", **SHARED, same_as="sophia", opt_outs=ALONE, notes=LABELS)
 register(sophia_h, form="optimizer", **SHARED, notes="makes the curvature from hvp_fn and a key where none is given")
