@@ -1,5 +1,6 @@
 """Gradient-regularised Newton: the radius, the order of convergence, the test of a step, and the three solvers."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -36,11 +37,11 @@ def test_on_a_convex_quadratic_the_radius_doubles(x64: None) -> None:
     xs, states = descend(newton(gamma_init=0.5), lambda x: x @ H @ x / 2, x0, 8)
     assert_equal([s.gamma for s in states], [0.5 * 2.0**t for t in range(1, 9)])
     assert [int(s.metrics["search_steps"]) for s in states] == [1] * 8
-    moves = [float(jnp.linalg.norm(b - a)) for a, b in zip(xs[:-1], xs[1:], strict=True)]
+    moves = [float(jnp.linalg.norm(b - a)) for a, b in itertools.pairwise(xs)]
     assert all(move <= 0.5 * 2.0**t * (1 + 1e-12) for t, move in enumerate(moves))
     errors = [float(jnp.linalg.norm(H @ x)) for x in xs]
-    shares = [b / a for a, b in zip(errors[:-1], errors[1:], strict=True)]
-    assert shares[-1] < 1e-3 and all(b < a for a, b in zip(shares[:-1], shares[1:], strict=True))
+    shares = [b / a for a, b in itertools.pairwise(errors)]
+    assert shares[-1] < 1e-3 and all(b < a for a, b in itertools.pairwise(shares))
 
 
 def test_one_step_in_closed_form(x64: None) -> None:

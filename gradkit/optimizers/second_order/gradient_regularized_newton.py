@@ -11,13 +11,13 @@ For a positive semidefinite H no step is longer than gamma. H may be the Hessian
 positive definite with lambda the step counts as not accepted. The candidate of the last attempt is taken in any case.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -48,8 +48,20 @@ def _inner(x: Any, y: Any) -> jax.Array:
 
 def dense(product: Product, g: Any) -> Solve:
     """Cholesky's factor of the whole matrix, whose columns are products with unit vectors."""
-    flat, unravel = ravel_pytree(g)
-    columns = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+    leaves, structure = jax.tree.flatten(g)
+    ends = list(itertools.accumulate(x.size for x in leaves))[:-1]
+
+    def ravel(tree: Any) -> jax.Array:
+        parts = [x.reshape(-1) for x in jax.tree.leaves(tree)]
+        dtype = max((x.dtype for x in parts), key=lambda d: d.itemsize)
+        return jnp.concatenate([x.astype(dtype) for x in parts])
+
+    def unravel(v: jax.Array) -> Any:
+        parts = zip(jnp.split(v, ends), leaves, strict=True)
+        return structure.unflatten([part.reshape(x.shape).astype(x.dtype) for part, x in parts])
+
+    flat = ravel(g)
+    columns = jax.vmap(lambda v: ravel(product(unravel(v))))(jnp.eye(flat.size, dtype=flat.dtype))
     H = (columns + columns.T) / 2
 
     def solve(lam: jax.Array) -> Any:
@@ -220,8 +232,8 @@ def gradient_regularized_newton(
       solver: "cholesky" of the whole matrix, for some thousand parameters at most; "cg", products alone; "diag", of
         the extra argument `curvature`, see `gk.with_curvature`. Default "cholesky".
       curvature: what H is: "hessian", of `hvp_fn` or else `grad_fn`; "fisher", the mean of g g^T over the extra
-        argument `example_grads`; or a function (params, vector, **extra) -> product, such as a Gauss-Newton matrix's. Default
-        "hessian". Not read with "diag".
+        argument `example_grads`; or a function (params, vector, **extra) -> product, such as a Gauss-Newton matrix's.
+        Default "hessian". Not read with "diag".
       cg_steps: products per attempt with "cg", >= 1. Default 100.
       cg_tol: of "cg", the residual relative to the gradient, >= 0. Default 1e-6.
 
@@ -276,5 +288,6 @@ register(
     words=0,
     collectives="matrices",
     golden=("matrix/gradient_regularized_newton",),
+    opt_outs={"descends": "what it is handed there says that the loss is linear, and its steps grow without end"},
     notes='"cholesky" is for some thousand parameters at most; solver="cg" makes products alone',
 )

@@ -77,10 +77,10 @@ def scale_by_oasis(*, b2: Any = 0.999, alpha: Any = 1e-5) -> optax.GradientTrans
     )
 
 
-def next_step(eta: jax.Array, theta: jax.Array, moved: jax.Array, turned: jax.Array) -> jax.Array:
-    """eta of how far parameters moved and gradients turned, both squared in their norms."""
+def next_step(eta: jax.Array, theta: jax.Array, free: jax.Array, moved: jax.Array, turned: jax.Array) -> jax.Array:
+    """eta of how far parameters moved and gradients turned, squared in their norms; where it is free, no bound."""
     one = jnp.ones((), eta.dtype)
-    bound = jnp.sqrt(1 + theta) * eta
+    bound = jnp.where(free, jnp.inf, jnp.sqrt(1 + theta) * eta)
     quotient = jnp.where(turned > 0, jnp.sqrt(moved / jnp.where(turned > 0, turned, one)) / 2, jnp.inf)
     eta_next = jnp.minimum(bound, quotient)
     return jnp.where((moved > 0) & jnp.isfinite(eta_next), eta_next, eta)
@@ -149,7 +149,7 @@ def scale_by_local_lipschitz(
         return ScaleByLocalLipschitzState(
             jnp.zeros((), jnp.int32),
             eta,
-            jnp.full_like(eta, jnp.inf),
+            jnp.ones_like(eta),
             zeros(params),
             zeros(params) if deterministic else None,
             within.init(params),
@@ -175,7 +175,7 @@ def scale_by_local_lipschitz(
         turned = jax.tree.map(lambda g, b, m: jnp.square(g - b) / m, g, before, M)
         moved, turned = (s.astype(state.eta.dtype) for s in global_sums(moved, turned))
         first = state.count == 0
-        eta = jnp.where(first, state.eta, next_step(state.eta, state.theta, moved, turned))
+        eta = jnp.where(first, state.eta, next_step(state.eta, state.theta, state.count == 1, moved, turned))
         theta = jnp.where(first, state.theta, eta / state.eta)
         d = jax.tree.map(lambda d: eta.astype(d.dtype) * d, d)
         published = {"lipschitz_step": eta.astype(jnp.float32)}

@@ -289,7 +289,14 @@ def sania_adam_sqr(
 
 
 NORMS: dict[str, Any] = {"paper": PAPER, "collectives": "norms"}
-register(scale_by_preconditioned_polyak, form="wrapper", **NORMS, needs=("value",), wraps="direction")
+register(
+    scale_by_preconditioned_polyak,
+    form="wrapper",
+    **NORMS,
+    needs=("value",),
+    wraps="direction",
+    opt_outs={"descends": "the loss it is handed there never falls"},
+)
 register(sania, form="optimizer", **NORMS, needs=("value", "curvature"), words=1)
 for function, file in ((sania_adagrad_sqr, "sania_adagrad_sqr"), (sania_adam_sqr, "sania_adam_sqr")):
     register(function, form="optimizer", **NORMS, needs=("value",), words=1, golden=(f"matrix/{file}",))

@@ -40,8 +40,11 @@ def _sophia(
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
+    estimator = hutchinson_estimator(num_samples=num_samples)
+    if not hutchinson and (key is not None or num_samples != 1):
+        raise ValueError(f"{method}: num_samples and key are of Hutchinson's estimate: estimator='hutchinson'")
     if hutchinson:
-        chain = supply_curvature(method, chain, hutchinson_estimator(num_samples=num_samples), key=key, lazy=True)
+        chain = supply_curvature(method, chain, estimator, key=key, lazy=True)
     return optimizer(Method(method, learning_rate, weight_decay, weight_decay_mask), chain)
 
 
