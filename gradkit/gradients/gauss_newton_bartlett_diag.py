@@ -97,7 +97,7 @@ register(
     form="diagnostic",
     paper=PAPER,
     example={
-        "logits_fn": lambda x, batch: batch * x,
+        "logits_fn": lambda x, batch: batch * x[None],
         "loss_fn": lambda logits, labels: jnp.mean(logits),
         "params": np.ones(3, np.float32),
         "batch": np.ones((2, 3), np.float32),

@@ -146,11 +146,12 @@ _ROWS = (
     # The loop of a race knows no logits, of which Sophia-G samples labels.
     Method("sophia", lambda rate: second_order.sophia(rate, estimator="hutchinson"), 5e-3, "sophia"),
     Method("sophia_h", second_order.sophia_h, 5e-3, "sophia_h"),
-    # These find their step themselves; the rate is a factor of it.
-    Method("sania", second_order.sania, 1e0, "sania"),
-    Method("sania_adagrad_sqr", second_order.sania_adagrad_sqr, 1e0, "sania_adagrad_sqr"),
-    Method("sania_adam_sqr", second_order.sania_adam_sqr, 1e0, "sania_adam_sqr"),
-    Method("oasis", second_order.oasis, 1e0, "oasis"),
+    # These find their step themselves; the rate is a factor of it. Entries without gradient or curvature would take
+    # steps of any length: a floor that is felt.
+    Method("sania", lambda rate: second_order.sania(rate, b2=0.99, eps=1e-2), 3e-1, "sania"),
+    Method("sania_adagrad_sqr", lambda rate: second_order.sania_adagrad_sqr(rate, eps=1e-1), 1e0, "sania_adagrad_sqr"),
+    Method("sania_adam_sqr", lambda rate: second_order.sania_adam_sqr(rate, eps=1e-1), 1e0, "sania_adam_sqr"),
+    Method("oasis", lambda rate: second_order.oasis(rate, alpha=1e-2), 3e-1, "oasis"),
     Method("gradient_regularized_newton", _gradient_regularized_newton, 1e0, "gradient_regularized_newton"),
 )
 _TABLE = {row.name: row for row in _ROWS}

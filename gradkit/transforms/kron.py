@@ -54,11 +54,14 @@ def fading(count: Any) -> jax.Array:
 
 
 class View(NamedTuple):
-    """A leaf as a batch of tensors: the order of its axes, the stack first, and the shape of one tensor."""
+    """A leaf as a batch of tensors: the order of its axes, the stack first; its shape; how many tensors it is, and the
+    shape of one; per axis the shape of its factor, (d, d) or (d, 1)."""
 
     order: tuple[int, ...]
     shape: tuple[int, ...]
+    batch: int
     tensor: tuple[int, ...]
+    factors: tuple[tuple[int, int], ...]
 
     def split(self, x: jax.Array) -> jax.Array:
         """(batch, *tensor)."""
@@ -69,19 +72,42 @@ class View(NamedTuple):
         back = sorted(range(len(self.order)), key=lambda a: self.order[a])
         return x.reshape([self.shape[a] for a in self.order]).transpose(back)
 
+    def unpack(self, packed: jax.Array) -> list[jax.Array]:
+        """The factors of any batch of such tensors, which the state holds as one column per tensor."""
+        ends = np.cumsum([d * width for d, width in self.factors])[:-1]
+        parts = jnp.split(packed, ends, axis=1)
+        return [q.reshape(-1, *shape) for q, shape in zip(parts, self.factors, strict=True)]
 
-def view(method: str, name: str, shape: tuple[int, ...], layout: Layout) -> View:
+
+def pack(factors: list[jax.Array]) -> jax.Array:
+    """The factors of a batch of tensors as one column per tensor."""
+    return jnp.concatenate([q.reshape(len(q), -1, 1) for q in factors], axis=1)
+
+
+def view(
+    name: str, shape: tuple[int, ...], layout: Layout, largest: int = 8192, least_axes: int = 2, mode: str | None = None
+) -> View:
     """How a whole leaf is seen; a scalar is a tensor of one axis."""
     own = tensor_axes(layout(name, shape), shape)
     if len(own) > 13:
-        raise ValueError(f"{method}: the leaf {name!r} of shape {shape} has {len(own)} axes; at most 13 have factors")
+        raise ValueError(
+            f"scale_by_kron: the leaf {name!r} of shape {shape} has {len(own)} axes; at most 13 have factors"
+        )
     stack = tuple(a for a in range(len(shape)) if a not in own)
-    return View((*stack, *own), shape, tuple(shape[a] for a in own) or (1,))
+    tensor = tuple(shape[a] for a in own) or (1,)
+    longest = int(np.argsort(tensor)[-1])
+    factors = []
+    for axis, d in enumerate(tensor):
+        diagonal = d == 1 or d > largest or len(tensor) < least_axes
+        diagonal = diagonal or mode == "all_diag" or (mode == "one_diag" and axis == longest)
+        factors.append((d, 1) if diagonal else (d, d))
+    return View((*stack, *own), shape, math.prod(shape[a] for a in stack), tensor, tuple(factors))
 
 
 class ScaleByKronState(NamedTuple):
-    """Number of updates made, and since the last refresh; the random key; the momentum; per leaf one factor per axis,
-    (batch, d, d) or (batch, d, 1); how many refreshes came out not finite and were left out, as a metric."""
+    """Number of updates made, and since the last refresh; the random key; the momentum; per leaf all factors of a tensor
+    in one column, (batch, entries, 1), see `View.unpack`; how many refreshes came out not finite and were left out, as a
+    metric."""
 
     count: jax.Array
     since: jax.Array
@@ -149,9 +175,9 @@ def scale_by_kron(
     Example:
       >>> tx = scale_by_kron(b1=0.0, update_probability=1.0, key=jax.random.key(0))
       >>> g = jnp.full(4, 100.0)
-      >>> state = tx.init(g)
+      >>> state, update = tx.init(g), jax.jit(tx.update)
       >>> for _ in range(200):
-      ...     u, state = tx.update(g, state)
+      ...     u, state = update(g, state)
       >>> bool(jnp.all(jnp.abs(u - 1) < 0.3))  # white: of size 1, whatever the gradient's
       True
 
@@ -171,24 +197,19 @@ def scale_by_kron(
     check_key(key)
     schedule: Any = fading if update_probability is None else update_probability
 
-    def first_factors(name: str, x: Any) -> tuple[jax.Array, ...]:
-        seen = view("scale_by_kron", name, tuple(x.shape), layout)
-        dtype, tensor = wide_dtype(x.dtype), seen.tensor
-        batch = math.prod(x.shape[a] for a in seen.order[: len(x.shape) - len(tensor)]) if len(x.shape) else 1
-        size = jnp.asarray(precond_init_scale).astype(dtype) ** (1 / len(tensor))
-        longest = int(np.argsort(tensor)[-1])
-        factors = []
-        for axis, d in enumerate(tensor):
-            diagonal = d == 1 or d > max_size_triangular or (len(x.shape) and len(tensor) < min_ndim_triangular)
-            diagonal = diagonal or memory_save_mode == "all_diag" or (memory_save_mode and axis == longest)
-            one = jnp.ones((d, 1), dtype) if diagonal else jnp.eye(d, dtype=dtype)
-            factors.append(jnp.tile((size * one)[None], (batch, 1, 1)))
-        return tuple(factors)
+    def seen(name: str, shape: tuple[int, ...]) -> View:
+        return view(name, shape, layout, max_size_triangular, min_ndim_triangular, memory_save_mode)
+
+    def first_factors(name: str, x: Any) -> jax.Array:
+        own, dtype = seen(name, tuple(x.shape)), wide_dtype(x.dtype)
+        size = jnp.asarray(precond_init_scale).astype(dtype) ** (1 / len(own.tensor))
+        one = [jnp.ones(shape, dtype) if shape[1] == 1 else jnp.eye(shape[0], dtype=dtype) for shape in own.factors]
+        return jnp.tile(size * pack([q[None] for q in one]), (own.batch, 1, 1))
 
     def init(params: optax.Params) -> ScaleByKronState:
-        zero = jnp.zeros((), jnp.int32)
+        count, since, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
         factors = map_named(first_factors, params)
-        return ScaleByKronState(zero, zero, first_key(key), zeros(params, mu_dtype), factors, {"skipped": zero})
+        return ScaleByKronState(count, since, first_key(key), zeros(params, mu_dtype), factors, {"skipped": skipped})
 
     def probes(given: Any, now: Any, known: list[str], leaves: list[jax.Array], views: list[View]) -> list[jax.Array]:
         if given is not None:
@@ -211,10 +232,7 @@ def scale_by_kron(
 
         mu = settle(jax.tree.map(mean, state.mu, updates))
         known, (leaves, structure) = names(updates), jax.tree.flatten(updates)
-        views = [
-            view("scale_by_kron", name, whole_shape(name, g.shape), layout)
-            for name, g in zip(known, leaves, strict=True)
-        ]
+        views = [seen(name, whole_shape(name, g.shape)) for name, g in zip(known, leaves, strict=True)]
         momenta = [
             m.astype(g.dtype) / bias_correction(b1, count, g) for m, g in zip(jax.tree.leaves(mu), leaves, strict=True)
         ]
@@ -225,7 +243,7 @@ def scale_by_kron(
         given = extra.get("probe")
         given = at_count(probe, state.count) if given is None else given
         noise = probes(given, now, known, leaves, views)
-        factors = structure.flatten_up_to(state.factors)
+        factors = jax.tree.leaves(state.factors)
         balance = None
         if now is not None:
             drawn = jax.random.uniform(jax.random.fold_in(now, n))
@@ -236,20 +254,17 @@ def scale_by_kron(
         def stacked(xs: list[jax.Array]) -> list[jax.Array]:
             return [jnp.concatenate([views[i].split(xs[i]) for i in group]) for group in groups]
 
-        old = [[jnp.concatenate(qs) for qs in zip(*(factors[i] for i in group), strict=True)] for group in groups]
+        old = [views[group[0]].unpack(jnp.concatenate([factors[i] for i in group])) for group in groups]
         refresh = _refresh(precond_lr, balance)
         new, skipped = jax.lax.cond(due, refresh, _keep, old, stacked(learned), stacked(noise))
-        done: dict[int, tuple[jax.Array, list[jax.Array]]] = {}
+        directions, factors = list(momenta), list(factors)
         for group, qs, m in zip(groups, new, stacked(momenta), strict=True):
-            ends = np.cumsum([factors[i][0].shape[0] for i in group])[:-1]
-            parts, apart = jnp.split(jax.vmap(_direction)(qs, m), ends), [jnp.split(q, ends) for q in qs]
-            for j, i in enumerate(group):
-                done[i] = views[i].join(parts[j]), [q[j] for q in apart]
-        directions = [done[i][0] if i in done else x for i, x in enumerate(momenta)]
+            ends = np.cumsum([views[i].batch for i in group])[:-1]
+            parts = zip(jnp.split(jax.vmap(_direction)(qs, m), ends), jnp.split(pack(qs), ends), strict=True)
+            for i, (u, packed) in zip(group, parts, strict=True):
+                directions[i], factors[i] = views[i].join(u), packed
         directions = own_parts(known, leaves, directions)
-        pinned = stay_whole([q for i in done for q in done[i][1]])
-        for i in done:
-            factors[i], pinned = tuple(pinned[: len(factors[i])]), pinned[len(factors[i]) :]
+        factors = stay_whole(factors)
         state = ScaleByKronState(
             count,
             jnp.where(due, jnp.zeros_like(since), since),

@@ -21,10 +21,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Method
+from gradkit.leaves import Method, names
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import check_match, need, optimizer, transformation, widen
 from gradkit.transforms.norms import global_square, global_sums
+from gradkit.transforms.sums import own_parts, whole
 from gradkit.transforms.with_curvature import curvature_of
 
 PAPER = Paper(
@@ -48,17 +49,17 @@ def _inner(x: Any, y: Any) -> jax.Array:
 
 def dense(product: Product, g: Any) -> Solve:
     """Cholesky's factor of the whole matrix, whose columns are products with unit vectors."""
-    leaves, structure = jax.tree.flatten(g)
+    known, (leaves, structure) = names(g), jax.tree.flatten(g)
     ends = list(itertools.accumulate(x.size for x in leaves))[:-1]
 
     def ravel(tree: Any) -> jax.Array:
-        parts = [x.reshape(-1) for x in jax.tree.leaves(tree)]
+        parts = [x.reshape(-1) for x in whole(known, jax.tree.leaves(tree))]
         dtype = max((x.dtype for x in parts), key=lambda d: d.itemsize)
         return jnp.concatenate([x.astype(dtype) for x in parts])
 
     def unravel(v: jax.Array) -> Any:
         parts = zip(jnp.split(v, ends), leaves, strict=True)
-        return structure.unflatten([part.reshape(x.shape).astype(x.dtype) for part, x in parts])
+        return structure.unflatten(own_parts(known, leaves, [p.reshape(x.shape).astype(x.dtype) for p, x in parts]))
 
     flat = ravel(g)
     columns = jax.vmap(lambda v: ravel(product(unravel(v))))(jnp.eye(flat.size, dtype=flat.dtype))
