@@ -105,9 +105,9 @@ def view(
 
 
 class ScaleByKronState(NamedTuple):
-    """Number of updates made, and since the last refresh; the random key; the momentum; per leaf all factors of a tensor
-    in one column, (batch, entries, 1), see `View.unpack`; how many refreshes came out not finite and were left out, as a
-    metric."""
+    """Number of updates made, and since the last refresh; the random key; the momentum; per leaf all factors of a
+    tensor in one column, (batch, entries, 1), see `View.unpack`; as a metric how many refreshes came out not finite and
+    were left out."""
 
     count: jax.Array
     since: jax.Array

@@ -58,7 +58,7 @@ def test_the_step_is_the_first_zero_of_the_model(x64: None) -> None:
     for f in (0.1 * gamma, 0.45 * gamma):
         _, state = tx.update(g, tx.init(g), value=f)
         lam = state.metrics["polyak_step"].astype(jnp.float64)  # published in float32
-        np.testing.assert_allclose(f - lam * gamma + lam**2 * gamma / 2, 0, atol=1e-6 * gamma)
+        assert abs(f - lam * gamma + lam**2 * gamma / 2) < 1e-6 * gamma
         assert 0 < lam < 1
     d, state = tx.update(g, tx.init(g), value=10 * gamma)
     assert_equal(d, g)
@@ -101,8 +101,8 @@ def test_guards(x64: None) -> None:
     zero = jnp.zeros(2)
     assert_equal(tx.update(zero, tx.init(g), value=3.0)[0], zero)
     bare = gk.scale_by_preconditioned_polyak(sqrt_guard=False)
-    assert np.isnan(bare.update(g, bare.init(g), value=3.0)[0]).all()
-    assert np.isfinite(bare.update(g, bare.init(g), value=0.5)[0]).all()
+    assert np.isnan(np.asarray(bare.update(g, bare.init(g), value=3.0)[0])).all()
+    assert np.isfinite(np.asarray(bare.update(g, bare.init(g), value=0.5)[0])).all()
 
 
 def test_bad_input() -> None:
