@@ -108,15 +108,17 @@ from gradkit.optimizers.filters import (
 
 # The singular values of a matrix
 from gradkit.optimizers.matrix import (
+    kron,
     muon,
     precondition_by_input_moment,
+    psgd_kron,
     scale_by_muon,
 )
 
 # Over which devices the work on matrices is spread
 from gradkit.transforms import (
-    shard_matrices,
     MatrixSharding,
+    shard_matrices,
 )
 
 # Less variance from what earlier steps have seen
@@ -153,6 +155,23 @@ from gradkit.optimizers.freezing import (
     grades,
 )
 
+# The Hessian, or its diagonal
+from gradkit.optimizers.second_order import (
+    adahessian,
+    gradient_regularized_newton,
+    oasis,
+    sania,
+    sania_adagrad_sqr,
+    sania_adam_sqr,
+    scale_by_adahessian,
+    scale_by_local_lipschitz,
+    scale_by_oasis,
+    scale_by_preconditioned_polyak,
+    sophia,
+    sophia_g,
+    sophia_h,
+)
+
 # Primitives: one link of a chain
 from gradkit.transforms import (
     adaptive_grad_clip,
@@ -169,10 +188,13 @@ from gradkit.transforms import (
     project_updates,
     scale_by_adam,
     scale_by_delayed_rss,
+    scale_by_diag_curvature,
     scale_by_gsnr,
+    scale_by_kron,
     scale_by_learning_rate,
     scale_by_pnm,
     scale_by_rss,
+    scale_by_sophia,
     scale_by_trust_ratio,
     trace,
 )
@@ -189,6 +211,7 @@ from gradkit.transforms import (
     shifted_parameters,
     stable_weight_decay,
     weight_normalized,
+    with_curvature,
 )
 
 # Rooms
@@ -211,6 +234,7 @@ __all__ = [
     "accumulate_weighted",
     "adadelta",
     "adagrad",
+    "adahessian",
     "adam",
     "adamax",
     "adamnc",
@@ -246,6 +270,7 @@ __all__ = [
     "freeze_on_convergence",
     "frozen_mask",
     "grades",
+    "gradient_regularized_newton",
     "gradients",
     "grams",
     "gravity",
@@ -259,6 +284,7 @@ __all__ = [
     "inject_hyperparams",
     "inna",
     "innaprop",
+    "kron",
     "lamb",
     "lambc",
     "larc",
@@ -285,6 +311,7 @@ __all__ = [
     "normalize_and_project",
     "normalize_gradients",
     "novograd",
+    "oasis",
     "optimistic_amsgrad",
     "orthogonalize_to_params",
     "parallel",
@@ -297,13 +324,18 @@ __all__ = [
     "project_scale_invariant",
     "project_updates",
     "proximal_ewma",
+    "psgd_kron",
     "qhadam",
     "qhm",
     "ranger21",
     "reparameterize",
     "rmsprop",
+    "sania",
+    "sania_adagrad_sqr",
+    "sania_adam_sqr",
     "scale_by_adadelta",
     "scale_by_adagrad_norm",
+    "scale_by_adahessian",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adamnc",
@@ -313,29 +345,38 @@ __all__ = [
     "scale_by_ano",
     "scale_by_delayed_rms",
     "scale_by_delayed_rss",
+    "scale_by_diag_curvature",
     "scale_by_gradient_change",
     "scale_by_gravity",
     "scale_by_gsnr",
     "scale_by_induced_metric",
     "scale_by_inna",
     "scale_by_innaprop",
+    "scale_by_kron",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_local_lipschitz",
     "scale_by_multi_momentum",
     "scale_by_muon",
     "scale_by_nadam",
     "scale_by_novograd",
+    "scale_by_oasis",
     "scale_by_pnm",
+    "scale_by_preconditioned_polyak",
     "scale_by_qhadam",
     "scale_by_qhm",
     "scale_by_rms",
     "scale_by_rss",
+    "scale_by_sophia",
     "scale_by_trust_ratio",
     "schedules",
     "sgd",
     "sgdp",
     "shard_matrices",
     "shifted_parameters",
+    "sophia",
+    "sophia_g",
+    "sophia_h",
     "stable_weight_decay",
     "trace",
     "training",
@@ -346,6 +387,7 @@ __all__ = [
     "vr_momentum",
     "vr_sgd",
     "weight_normalized",
+    "with_curvature",
     "workloads",
     "xgrad",
     "xgrad_adam",

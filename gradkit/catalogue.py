@@ -64,6 +64,7 @@ class Card:
       example: keyword arguments with which the contract builds it.
       wraps: of a wrapper, what it goes around: "optimizer", or "direction", which a learning rate follows.
       opt_outs: checks of the contract that it cannot meet by its nature -> the reason.
+      same_as: the method that this is another name of, or the heart of, and is tested as.
       notes: one line that a reader should see first.
     """
 
@@ -78,6 +79,7 @@ class Card:
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wraps: str = "optimizer"
     opt_outs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    same_as: str = ""
     notes: str = ""
 
     @property

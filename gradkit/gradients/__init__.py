@@ -18,8 +18,14 @@ from gradkit.gradients.concurrent_adversarial import (
 from gradkit.gradients.displaced import (
     displaced_gradient,
 )
+from gradkit.gradients.gauss_newton_bartlett_diag import (
+    gauss_newton_bartlett_diag,
+)
 from gradkit.gradients.grad_cache import (
     grad_cache,
+)
+from gradkit.gradients.hutchinson_diag import (
+    hutchinson_diag,
 )
 from gradkit.gradients.layers.column_row_sampling import (
     crs_linear,
@@ -140,9 +146,11 @@ __all__ = [
     "condition_weight",
     "crs_linear",
     "displaced_gradient",
+    "gauss_newton_bartlett_diag",
     "ghost_batch_norm",
     "grad_cache",
     "gradient_moments",
+    "hutchinson_diag",
     "layer_norm",
     "log_stablemax",
     "map_cotangent",

@@ -208,8 +208,8 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         extra: dict[str, Any] = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn, "key": key}
         if "grad_moments" in card.needs:  # what they cost is the source's
             extra["grad_moments"] = (grads, grads)
-        extra |= {name: grads for name in ("previous_grads", "snapshot_grads", "full_grads") if name in card.needs}
-        extra |= {name: grads for name in ("grads_a", "grads_b") if name in card.needs}
+        like = ("previous_grads", "snapshot_grads", "full_grads", "curvature", "grads_a", "grads_b")
+        extra |= {name: grads for name in like if name in card.needs}
         if "cluster_grads" in card.needs:
             extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
             extra["cluster_counts"] = jnp.ones(3, jnp.int32)
@@ -324,7 +324,7 @@ def _engine(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
 
 
 def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
-    if "loss_fn" in inspect.signature(card.function).parameters:
+    if "loss_fn" in inspect.signature(card.function).parameters and not card.example:
         arguments = (params, params, _minibatch(problem, mesh))
         return "one measurement", Program(lambda *a: card.function(problem.loss, *a), arguments, None, ())
     whole = NamedSharding(mesh, PartitionSpec())

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import catalogue, checks, leaves, schedules
-from gradkit.optimizers import adaptive, filters, layerwise, matrix, momentum, sign, variance_reduction
+from gradkit.optimizers import (
+    adaptive,
+    filters,
+    layerwise,
+    matrix,
+    momentum,
+    second_order,
+    sign,
+    variance_reduction,
+)
 from gradkit.transforms import adaptive_grad_clip, clip_by_global_norm
 
 DEFAULT_CENTRE = 1e-2
@@ -84,6 +93,11 @@ def _clip_radagradd(learning_rate: Any) -> optax.GradientTransformation:
     return adaptive.clip_radagradd(learning_rate, initial_accumulator_value=1.0)
 
 
+def _gradient_regularized_newton(learning_rate: Any) -> optax.GradientTransformation:
+    """By products alone: the whole matrix of a network is too large."""
+    return second_order.gradient_regularized_newton(learning_rate, solver="cg", cg_steps=10, max_search_steps=10)
+
+
 _ROWS = (
     Method("sgd", momentum.sgd, 1e-1, "sgd"),
     Method("noisy_sgd", filters.noisy_sgd, 1e-1, "noisy_sgd"),
@@ -149,14 +163,28 @@ _ROWS = (
     Method("vr_lars", lambda rate: variance_reduction.vr_lars(rate, trust_coefficient=0.02), 5e-1, "vr_lars"),
     Method("vr_lamb", variance_reduction.vr_lamb, 3e-2, "vr_lamb"),
     Method("novograd", layerwise.novograd, 1e-1, "novograd"),
+    Method("kron", matrix.kron, 2e-3, "kron"),
+    Method("psgd_kron", matrix.psgd_kron, 2e-3, "psgd_kron"),
     Method("muon", matrix.muon, 2e-2, "muon"),
+    Method("adahessian", second_order.adahessian, 1e-1, "adahessian"),
+    # The loop of a race knows no logits, of which Sophia-G samples labels.
+    Method("sophia", lambda rate: second_order.sophia(rate, estimator="hutchinson"), 5e-3, "sophia"),
+    Method("sophia_h", second_order.sophia_h, 5e-3, "sophia_h"),
+    # These find their step themselves; the rate is a factor of it. Entries without gradient or curvature would take
+    # steps of any length: a floor that is felt.
+    Method("sania", lambda rate: second_order.sania(rate, b2=0.99, eps=1e-2), 3e-1, "sania"),
+    Method("sania_adagrad_sqr", lambda rate: second_order.sania_adagrad_sqr(rate, eps=1e-1), 1e0, "sania_adagrad_sqr"),
+    Method("sania_adam_sqr", lambda rate: second_order.sania_adam_sqr(rate, eps=1e-1), 1e0, "sania_adam_sqr"),
+    Method("oasis", lambda rate: second_order.oasis(rate, alpha=1e-2), 3e-1, "oasis"),
+    Method("gradient_regularized_newton", _gradient_regularized_newton, 1e0, "gradient_regularized_newton"),
 )
 _TABLE = {row.name: row for row in _ROWS}
 
 
 def names() -> tuple[str, ...]:
     """Every method that can race: the tuned rows, then other optimizers of the catalogue."""
-    return *_TABLE, *(name for name in catalogue.cards("optimizer") if name not in _TABLE)
+    rest = (name for name, card in catalogue.cards("optimizer").items() if "race" not in card.opt_outs)
+    return *_TABLE, *(name for name in rest if name not in _TABLE)
 
 
 def find(name: str) -> Method:

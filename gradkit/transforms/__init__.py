@@ -23,6 +23,10 @@ from gradkit.transforms.clip import (
 from gradkit.transforms.clip_block import (
     clip_by_block_norm,
 )
+from gradkit.transforms.diag_curvature import (
+    ScaleByDiagCurvatureState,
+    scale_by_diag_curvature,
+)
 from gradkit.transforms.direction import (
     direction_from_gradient,
 )
@@ -32,6 +36,10 @@ from gradkit.transforms.gsnr import (
 )
 from gradkit.transforms.inject import (
     inject_hyperparams,
+)
+from gradkit.transforms.kron import (
+    ScaleByKronState,
+    scale_by_kron,
 )
 from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
@@ -91,6 +99,10 @@ from gradkit.transforms.shifted import (
     eval_params,
     shifted_parameters,
 )
+from gradkit.transforms.sophia import (
+    ScaleBySophiaState,
+    scale_by_sophia,
+)
 from gradkit.transforms.trace import (
     TraceState,
     trace,
@@ -107,6 +119,10 @@ from gradkit.transforms.weight_normalized import (
     DirectionAndLength,
     weight_normalized,
 )
+from gradkit.transforms.with_curvature import (
+    WithCurvatureState,
+    with_curvature,
+)
 
 __all__ = [
     "AccumulateWeightedState",
@@ -121,15 +137,19 @@ __all__ = [
     "ReparameterizeState",
     "RootMeanSquareState",
     "ScaleByAdamState",
+    "ScaleByDiagCurvatureState",
     "ScaleByGsnrState",
+    "ScaleByKronState",
     "ScaleByLearningRateState",
     "ScaleByPnmState",
     "ScaleByRssState",
+    "ScaleBySophiaState",
     "ScaleByTrustRatioState",
     "ShiftedParametersState",
     "StableWeightDecayState",
     "TraceState",
     "WeightedMomentaState",
+    "WithCurvatureState",
     "accumulate_weighted",
     "adaptive_grad_clip",
     "add_decayed_weights",
@@ -152,14 +172,18 @@ __all__ = [
     "root_mean_square",
     "scale_by_adam",
     "scale_by_delayed_rss",
+    "scale_by_diag_curvature",
     "scale_by_gsnr",
+    "scale_by_kron",
     "scale_by_learning_rate",
     "scale_by_pnm",
     "scale_by_rss",
+    "scale_by_sophia",
     "scale_by_trust_ratio",
     "shard_matrices",
     "shifted_parameters",
     "stable_weight_decay",
     "trace",
     "weight_normalized",
+    "with_curvature",
 ]

@@ -78,6 +78,13 @@ def whole_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n * _ways(over) for n, over in zip(shape, _declared_cut(name, len(shape)), strict=True))
 
 
+def own_key(key: jax.Array, name: str, rank: int) -> jax.Array:
+    """A random key for what this device has of a leaf: the same on all that have the same shard of it."""
+    for over in _declared_cut(name, rank):
+        key = jax.random.fold_in(key, jax.lax.axis_index(over)) if over else key
+    return key
+
+
 def _plain(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
     return [jnp.sum(x, axis=own, keepdims=True) for x, own in zip(xs, axes, strict=True)]
 
@@ -222,6 +229,16 @@ def block_sums(names: Sequence[str], xs: Sequence[jax.Array], axes: Sequence[tup
         cuts = [_declared_cut(name, x.ndim) for name, x in zip(names, xs, strict=True)]
         return _exchanged(xs, tuple(axes), cuts)
     return _summed(xs, tuple(axes))
+
+
+def whole(names: Sequence[str], leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """The leaves, whole on every device; one exchange for all of them."""
+    return block_sums(names, leaves, ((),) * len(leaves))
+
+
+def stay_whole(xs: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays that every device has made whole, which the compiler would otherwise cut as it likes."""
+    return list(xs) if _DECLARED.get() is not None else _summed(xs, ((),) * len(xs))
 
 
 def own_parts(names: Sequence[str], leaves: Sequence[jax.Array], whole: Sequence[jax.Array]) -> list[jax.Array]:

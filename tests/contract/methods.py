@@ -21,7 +21,9 @@ OPTIMIZER_MODULES = {card.function.__module__ for card in cards("optimizer").val
 METHODS = {
     name: card
     for name, card in cards().items()
-    if card.form in CHAINABLE and not (card.form == "primitive" and card.function.__module__ in OPTIMIZER_MODULES)
+    if card.form in CHAINABLE
+    and not card.same_as
+    and not (card.form == "primitive" and card.function.__module__ in OPTIMIZER_MODULES)
 }
 
 
@@ -47,6 +49,12 @@ def input_moment(name: str, x: jax.Array) -> Any:
     return jnp.eye(n) + 0.5 * jnp.ones((n, n)) if axes.inputs and n else None
 
 
+def linear(slopes: Any, params: Any) -> jax.Array:
+    """A loss whose gradient is everywhere the same."""
+    products = jax.tree.map(lambda g, p: jnp.sum(widen(g) * widen(p)).astype(float), slopes, params)
+    return sum(jax.tree.leaves(products), jnp.zeros(()))
+
+
 # What a method that cannot do without an extra argument gets where a test passes none: of one example with a linear
 # loss, whose gradient is everywhere the one that came in.
 SUPPLIED = {
@@ -67,6 +75,9 @@ SUPPLIED = {
     "input_moment": lambda updates: gk.leaves.map_named(input_moment, updates),
     "key": lambda updates: jax.random.key(5),
     "weight": lambda updates: 1,
+    "value_fn": lambda updates: lambda params: linear(updates, params),
+    # Positive, and of each entry alone.
+    "curvature": lambda updates: jax.tree.map(lambda g: 0.5 + jnp.square(g), widen(updates)),
     "value": lambda updates: jnp.asarray(1.5, jnp.float32),
     "cluster_grads": lambda updates: jax.tree.map(lambda g: jnp.stack([g, g, g]), updates),
     "cluster_counts": lambda updates: jnp.array([1, 1, 0], jnp.int32),

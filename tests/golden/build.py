@@ -133,6 +133,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adagrad": _direct(gk.adagrad),
     "adam": _direct(gk.adam),
     "adam_l2": _adam_l2,
+    "adahessian": _direct(gk.adahessian),
     "adamax": _direct(gk.adamax),
     "adamp": _direct(gk.adamp),
     "adamw": _direct(gk.adamw),
@@ -156,6 +157,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "innaprop": _direct(gk.innaprop),
     "igt_adam": _around(gk.implicit_gradient_transport, gk.adam, "delta", "tail_fraction"),
     "igt_heavy_ball": _around(gk.implicit_gradient_transport, gk.sgd, "delta", "tail_fraction"),
+    "kron": _direct(gk.kron),
     "lamb": _direct(gk.lamb),
     "lars": _lars,
     "lion": _direct(gk.lion),
@@ -174,8 +176,12 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "qhadam": _direct(gk.qhadam),
     "qhm": _penalised(gk.qhm),
     "ranger21": _direct(gk.ranger21),
+    "sania_adagrad_sqr": _direct(gk.sania_adagrad_sqr),
+    "sania_adam_sqr": _direct(gk.sania_adam_sqr),
     "sgd": _direct(gk.sgd),
     "sgdp": _direct(gk.sgdp),
+    # The official code adds eps to the denominator; the number of labels is in the curvature.
+    "sophia_g": lambda hyper: gk.sophia_g(**_hyper(hyper, "batch_size"), denominator="add"),
     "tvlars": _tvlars,
     "weight_normalized(sgd)": lambda hyper: gk.weight_normalized(gk.sgd(**_hyper(hyper, "inner", "axis"))),
     "xgrad_adam": _direct(gk.xgrad_adamw),
@@ -190,8 +196,41 @@ PROBLEMS: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
 }
 
+# method -> transformation of a file whose loss is that of step 0 at every step
+FIXED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "gradient_regularized_newton": _direct(gk.gradient_regularized_newton),
+}
+
 # Methods that take the gradient at a second point.
 CALLS_BACK = ("mars_exact",)
+
+
+def _hessian_diag(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:
+    """The Hessian of the loss is diagonal: its product with ones is its diagonal."""
+    ones = {leaf: jnp.ones_like(value) for leaf, value in x.items()}
+    grad = jax.grad(lambda x: fixture.loss(golden, t, x))
+    return {"curvature": jax.jvp(grad, (x,), (ones,))[1]}
+
+
+def _sampled_labels(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:
+    """The gradient of sampled labels of step t is drawn as that of step 1000 + t; B of them were sampled."""
+    del x
+    labels = golden.meta["hyper"]["batch_size"]
+    return {"curvature": {leaf: jnp.asarray(labels * g**2) for leaf, g in fixture.grads(golden, 1000 + t).items()}}
+
+
+def _probe(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:
+    """The random tensors of step t are drawn as the gradients of step 2000 + t."""
+    del x
+    return {"probe": {leaf: jnp.asarray(v) for leaf, v in fixture.grads(golden, 2000 + t).items()}}
+
+
+# method -> (file, step, parameters) -> what its update is handed besides
+EXTRAS: dict[str, Callable[[fixture.Golden, int, Any], dict[str, Any]]] = {
+    "adahessian": _hessian_diag,
+    "kron": _probe,
+    "sophia_g": _sampled_labels,
+}
 
 
 def _sam(hyper: dict[str, Any]) -> tuple[Callable[..., Any], Any]:

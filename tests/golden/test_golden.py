@@ -47,6 +47,8 @@ def test_transformation(golden: Golden, x64: None) -> None:
             grad_fn = jax.grad(loss)
             if golden.method in build.CALLS_BACK:
                 extra["grad_fn"] = grad_fn
+        if golden.method in build.EXTRAS:
+            extra |= build.EXTRAS[golden.method](golden, t, x)
         updates, state = update(g, state, x, **extra)
         x = optax.apply_updates(x, updates)
         worst = max(worst, fixture.error(x, want, start))
@@ -79,6 +81,27 @@ def test_regression(golden: Golden, x64: None) -> None:
                 ),
             )
     assert worst < golden.bound
+
+
+@pytest.mark.parametrize("golden", _known(build.FIXED, ("closure_t0",)))
+def test_fixed_loss(golden: Golden, x64: None) -> None:
+    """A solver on one loss, and the radius it holds before every step."""
+    start = fixture.params(golden)
+    tx = build.FIXED[golden.method](golden.meta["hyper"])
+
+    def loss(x: Any) -> jax.Array:
+        return fixture.loss(golden, 0, x)
+
+    grad_fn = jax.grad(loss)
+    update = jax.jit(lambda x, state: tx.update(grad_fn(x), state, x, value_fn=loss, grad_fn=grad_fn))
+    x: Any = {leaf: jnp.asarray(value) for leaf, value in start.items()}
+    state: Any = tx.init(x)
+    for t, want in enumerate(golden.steps):
+        np.testing.assert_allclose(state[0].gamma, golden.extra()["gamma"][t], rtol=1e-14)
+        np.testing.assert_allclose(loss(x), golden.extra()["value"][t], rtol=golden.bound)
+        updates, state = update(x, state)
+        x = optax.apply_updates(x, updates)
+        assert fixture.error(x, want, start) < golden.bound
 
 
 @pytest.mark.parametrize("golden", _known(build.SOURCES, ("closure",)))
@@ -171,6 +194,7 @@ def test_every_file_of_a_card_is_here() -> None:
     """A card that names a trajectory names one that exists, and that is replayed."""
     replayed = {
         **build.TRANSFORMATIONS,
+        **build.FIXED,
         **build.PROBLEMS,
         **build.SOURCES,
         **build.SCHEDULES,

@@ -85,6 +85,7 @@ def test_every_optimizer_of_the_catalogue_can_race():
             tx = optax.with_extra_args_support(method.scheduled(rate, 10))
             # What the loop of a race offers, as far as methods need it.
             offered = {"value": np.float32(1.0), "grad_fn": lambda x: x, "key": jax.random.key(0)}
+            offered |= {"value_fn": lambda x: np.float32(1.0), "hvp_fn": lambda x: x}
             offered |= {"grad_moments": (params, params), "grads_a": params, "grads_b": params}
             return tx.update(params, tx.init(params), params, **offered)[0]
 
