@@ -108,8 +108,13 @@ from gradkit.optimizers.filters import (
 
 # The singular values of a matrix
 from gradkit.optimizers.matrix import (
+    auon,
+    hybrid_auon,
     muon,
     precondition_by_input_moment,
+    scale_by_auon,
+    scale_by_cosh_rms,
+    scale_by_hybrid_auon,
     scale_by_muon,
 )
 
@@ -226,6 +231,7 @@ __all__ = [
     "amsgrad",
     "ano",
     "anolog",
+    "auon",
     "batches",
     "block_norm",
     "catalogue",
@@ -251,6 +257,7 @@ __all__ = [
     "grokfast_ema",
     "grokfast_ma",
     "heavy_ball",
+    "hybrid_auon",
     "implicit_gradient_transport",
     "induced_metric_log",
     "induced_metric_rms",
@@ -310,11 +317,14 @@ __all__ = [
     "scale_by_agvm",
     "scale_by_amsgrad",
     "scale_by_ano",
+    "scale_by_auon",
+    "scale_by_cosh_rms",
     "scale_by_delayed_rms",
     "scale_by_delayed_rss",
     "scale_by_gradient_change",
     "scale_by_gravity",
     "scale_by_gsnr",
+    "scale_by_hybrid_auon",
     "scale_by_induced_metric",
     "scale_by_inna",
     "scale_by_innaprop",

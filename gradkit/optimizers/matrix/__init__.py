@@ -1,6 +1,23 @@
 """Methods that treat a parameter as a matrix."""
 
+from gradkit.optimizers.matrix.auon import (
+    auon,
+    hybrid_auon,
+    scale_by_auon,
+    scale_by_cosh_rms,
+    scale_by_hybrid_auon,
+)
 from gradkit.optimizers.matrix.muon import ScaleByMuonState, muon, scale_by_muon
 from gradkit.optimizers.matrix.precondition_by_input_moment import precondition_by_input_moment
 
-__all__ = ["ScaleByMuonState", "muon", "precondition_by_input_moment", "scale_by_muon"]
+__all__ = [
+    "ScaleByMuonState",
+    "auon",
+    "hybrid_auon",
+    "muon",
+    "precondition_by_input_moment",
+    "scale_by_auon",
+    "scale_by_cosh_rms",
+    "scale_by_hybrid_auon",
+    "scale_by_muon",
+]
