@@ -114,8 +114,10 @@ from gradkit.optimizers.matrix import (
     precondition_by_input_moment,
     scale_by_auon,
     scale_by_cosh_rms,
+    scale_by_factor_gram,
     scale_by_hybrid_auon,
     scale_by_muon,
+    scaled_gd,
 )
 
 # Over which devices the work on matrices is spread
@@ -321,6 +323,7 @@ __all__ = [
     "scale_by_cosh_rms",
     "scale_by_delayed_rms",
     "scale_by_delayed_rss",
+    "scale_by_factor_gram",
     "scale_by_gradient_change",
     "scale_by_gravity",
     "scale_by_gsnr",
@@ -340,6 +343,7 @@ __all__ = [
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_trust_ratio",
+    "scaled_gd",
     "schedules",
     "sgd",
     "sgdp",

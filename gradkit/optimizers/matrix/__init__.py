@@ -9,6 +9,10 @@ from gradkit.optimizers.matrix.auon import (
 )
 from gradkit.optimizers.matrix.muon import ScaleByMuonState, muon, scale_by_muon
 from gradkit.optimizers.matrix.precondition_by_input_moment import precondition_by_input_moment
+from gradkit.optimizers.matrix.scaled_gd import (
+    scale_by_factor_gram,
+    scaled_gd,
+)
 
 __all__ = [
     "ScaleByMuonState",
@@ -18,6 +22,8 @@ __all__ = [
     "precondition_by_input_moment",
     "scale_by_auon",
     "scale_by_cosh_rms",
+    "scale_by_factor_gram",
     "scale_by_hybrid_auon",
     "scale_by_muon",
+    "scaled_gd",
 ]

@@ -282,6 +282,7 @@ def scale_by_hybrid_auon(
     Reference: Maity 2025, arXiv 2509.24320. The released code takes the last two axes of a leaf for its matrices; here
     the layout does, so a convolution is one matrix.
     """
+    checks.integer("ns_steps", ns_steps, 1)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=0.0)
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
