@@ -120,6 +120,13 @@ from gradkit.optimizers.matrix import (
     scaled_gd,
 )
 
+# The curvature of a minibatch, through its predictions
+from gradkit.optimizers.gauss_newton import (
+    egn,
+    ngd,
+    thermodynamic_ngd,
+)
+
 # Over which devices the work on matrices is spread
 from gradkit.transforms import (
     MatrixSharding,
@@ -249,6 +256,7 @@ __all__ = [
     "diagnostics",
     "diffgrad",
     "direction_from_gradient",
+    "egn",
     "eval_params",
     "freeze_on_convergence",
     "frozen_mask",
@@ -286,6 +294,7 @@ __all__ = [
     "nadam",
     "nag",
     "nesterov_large_batch",
+    "ngd",
     "nlamb",
     "noisy_sgd",
     "nonconvex_accelerated_gradient",
@@ -349,6 +358,7 @@ __all__ = [
     "sgdp",
     "shifted_parameters",
     "stable_weight_decay",
+    "thermodynamic_ngd",
     "trace",
     "training",
     "tvlars",

@@ -1,6 +1,9 @@
 """Pure array kernels."""
 
 from gradkit.linalg.damped import damped_solve
+from gradkit.linalg.egn import (
+    damped_gauss_newton_solve,
+)
 from gradkit.linalg.lcp import (
     solve_lcp,
 )
@@ -18,6 +21,7 @@ from gradkit.linalg.penalties import (
 )
 
 __all__ = [
+    "damped_gauss_newton_solve",
     "damped_solve",
     "mcp_concave_grad",
     "mcp_penalty",

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -105,8 +106,8 @@ def damped_inverse(
     if solver == "cg":
         return _conjugate_gradients(matvec, g, cg_iterations, cg_tolerance)
     if solver == "dense":
-        flat, back = jax.flatten_util.ravel_pytree(g)
-        columns = jax.vmap(lambda e: jax.flatten_util.ravel_pytree(matvec(back(e)))[0])
+        flat, back = ravel_pytree(g)
+        columns = jax.vmap(lambda e: ravel_pytree(matvec(back(e)))[0])
         return back(jnp.linalg.solve(columns(jnp.eye(flat.size, dtype=flat.dtype)).T, flat[:, None])[:, 0])
     right = times_loss_hessian(loss_hessian, jvp(g).reshape(-1))
     w = _small_solve(gram(jvp, vjp, like), loss_hessian, b * shift, right)

@@ -149,6 +149,8 @@ _ROWS = (
     Method("vr_lars", lambda rate: variance_reduction.vr_lars(rate, trust_coefficient=0.02), 5e-1, "vr_lars"),
     Method("vr_lamb", variance_reduction.vr_lamb, 3e-2, "vr_lamb"),
     Method("novograd", layerwise.novograd, 1e-1, "novograd"),
+    Method("auon", matrix.auon, 2e-1, "auon"),
+    Method("hybrid_auon", matrix.hybrid_auon, 5e-2, "hybrid_auon"),
     Method("muon", matrix.muon, 2e-2, "muon"),
 )
 _TABLE = {row.name: row for row in _ROWS}

@@ -47,6 +47,17 @@ def input_moment(name: str, x: jax.Array) -> Any:
     return jnp.eye(n) + 0.5 * jnp.ones((n, n)) if axes.inputs and n else None
 
 
+def predictions_of(updates: Any) -> Any:
+    """A model of one example whose prediction is 0, and 1 above its target: half its squared error has this gradient."""
+
+    def model_fn(params: Any) -> jax.Array:
+        pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
+        parts = [jnp.sum(g.astype(x.dtype) * (x - jax.lax.stop_gradient(x))).astype(float) for g, x in pairs]
+        return sum(parts, jnp.zeros((), float)).reshape(1)
+
+    return model_fn
+
+
 # What a method that cannot do without an extra argument gets where a test passes none: of one example with a linear
 # loss, whose gradient is everywhere the one that came in.
 SUPPLIED = {
@@ -66,6 +77,8 @@ SUPPLIED = {
     "index": lambda updates: 0,
     "input_moment": lambda updates: gk.leaves.map_named(input_moment, updates),
     "key": lambda updates: jax.random.key(5),
+    "model_fn": predictions_of,
+    "targets": lambda updates: jnp.full((1,), -1.0, jnp.float32),
     "weight": lambda updates: 1,
     "value": lambda updates: jnp.asarray(1.5, jnp.float32),
     "cluster_grads": lambda updates: jax.tree.map(lambda g: jnp.stack([g, g, g]), updates),

@@ -1,0 +1,19 @@
+"""Gauss-Newton and natural gradient steps of a minibatch, which ask for its predictions."""
+
+from gradkit.optimizers.gauss_newton.egn import (
+    EgnState,
+    egn,
+)
+from gradkit.optimizers.gauss_newton.thermodynamic_ngd import (
+    ThermodynamicNgdState,
+    ngd,
+    thermodynamic_ngd,
+)
+
+__all__ = [
+    "EgnState",
+    "ThermodynamicNgdState",
+    "egn",
+    "ngd",
+    "thermodynamic_ngd",
+]
