@@ -108,8 +108,10 @@ from gradkit.optimizers.filters import (
 
 # The singular values of a matrix
 from gradkit.optimizers.matrix import (
+    adjust_lora_gradients,
     auon,
     hybrid_auon,
+    lora_pro_adam,
     muon,
     precondition_by_input_moment,
     scale_by_auon,
@@ -233,6 +235,7 @@ __all__ = [
     "add_decayed_weights",
     "add_noise",
     "ademamix",
+    "adjust_lora_gradients",
     "aggregation",
     "agvm",
     "agvm_adamw",
@@ -283,6 +286,7 @@ __all__ = [
     "linalg",
     "lion",
     "lookahead_in_chain",
+    "lora_pro_adam",
     "mars_adamw",
     "mars_correction",
     "mars_exact",

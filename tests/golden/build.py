@@ -192,6 +192,13 @@ PROBLEMS: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
 }
 
+# method -> transformation of an adapter whose dense gradient a file has
+ADAPTERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "lora_pro_adam": lambda hyper: gk.lora_pro_adam(
+        damping=hyper["delta"], **_hyper(hyper, "delta", "rank", "b_init_zero")
+    ),
+}
+
 # Methods that take the gradient at a second point.
 CALLS_BACK = ("mars_exact",)
 

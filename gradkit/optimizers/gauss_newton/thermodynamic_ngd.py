@@ -254,6 +254,8 @@ def thermodynamic_ngd(
     if isinstance(delay, int | float) and delay > 0 and init != "previous":
         raise ValueError(f"delay must be 0 with init={init!r}: what the system does after it is read is lost")
     h, n = _euler_steps(integrator, time, step_size, num_steps)
+    if integrator == "euler" and isinstance(delay, Tracer):
+        raise ValueError("delay must be a number with integrator='euler', where it is a number of steps, got a traced one")
     after = 0 if integrator == "exact" or not runs_on else round(float(delay) / h)
 
     def fresh(params: optax.Params) -> ThermodynamicNgdState:

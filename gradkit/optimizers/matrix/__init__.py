@@ -7,6 +7,10 @@ from gradkit.optimizers.matrix.auon import (
     scale_by_cosh_rms,
     scale_by_hybrid_auon,
 )
+from gradkit.optimizers.matrix.lora_pro import (
+    adjust_lora_gradients,
+    lora_pro_adam,
+)
 from gradkit.optimizers.matrix.muon import ScaleByMuonState, muon, scale_by_muon
 from gradkit.optimizers.matrix.precondition_by_input_moment import precondition_by_input_moment
 from gradkit.optimizers.matrix.scaled_gd import (
@@ -16,8 +20,10 @@ from gradkit.optimizers.matrix.scaled_gd import (
 
 __all__ = [
     "ScaleByMuonState",
+    "adjust_lora_gradients",
     "auon",
     "hybrid_auon",
+    "lora_pro_adam",
     "muon",
     "precondition_by_input_moment",
     "scale_by_auon",
