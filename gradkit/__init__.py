@@ -114,6 +114,7 @@ from gradkit.optimizers.matrix import (
     lora_pro_adam,
     muon,
     precondition_by_input_moment,
+    project_out_subspace,
     scale_by_auon,
     scale_by_cosh_rms,
     scale_by_factor_gram,
@@ -125,6 +126,8 @@ from gradkit.optimizers.matrix import (
 # The curvature of a minibatch, through its predictions
 from gradkit.optimizers.gauss_newton import (
     egn,
+    from_kfac,
+    kfac_preconditioner,
     ngd,
     thermodynamic_ngd,
 )
@@ -262,6 +265,7 @@ __all__ = [
     "egn",
     "eval_params",
     "freeze_on_convergence",
+    "from_kfac",
     "frozen_mask",
     "grades",
     "gradients",
@@ -278,6 +282,7 @@ __all__ = [
     "inject_hyperparams",
     "inna",
     "innaprop",
+    "kfac_preconditioner",
     "lamb",
     "lambc",
     "larc",
@@ -315,6 +320,7 @@ __all__ = [
     "positive_negative_momentum",
     "precision",
     "precondition_by_input_moment",
+    "project_out_subspace",
     "project_scale_invariant",
     "project_updates",
     "proximal_ewma",

@@ -19,8 +19,13 @@ from gradkit.linalg.penalties import (
     scad_concave_grad,
     scad_penalty,
 )
+from gradkit.linalg.project_out_subspace import (
+    Subspace,
+    svd_subspace,
+)
 
 __all__ = [
+    "Subspace",
     "damped_gauss_newton_solve",
     "damped_solve",
     "mcp_concave_grad",
@@ -32,4 +37,5 @@ __all__ = [
     "scad_concave_grad",
     "scad_penalty",
     "solve_lcp",
+    "svd_subspace",
 ]

@@ -51,10 +51,8 @@ def find_pairs(method: str, known: list[str], pairs: Pairs) -> list[tuple[int, i
                 if last == pairs[0]:
                     found.append((name, partner))
         if not found and known:
-            offer = checks.nearest(pairs[0], {name.rpartition("/")[2] for name in known})
-            raise ValueError(
-                f"{method}: no leaf is called {pairs[0]!r}{offer}; pairs= says which leaves are the factors of a matrix"
-            )
+            offer = checks.nearest(pairs[0], sorted({name.rpartition("/")[2] for name in known}))
+            raise ValueError(f"{method}: pairs= says that factors are called {pairs[0]!r}, and no leaf is{offer}")
     used = [name for pair in found for name in pair]
     if unknown := [name for name in used if name not in at]:
         raise ValueError(f"{method}: pairs has leaves that are not there: {unknown}")

@@ -4,6 +4,11 @@ from gradkit.optimizers.gauss_newton.egn import (
     EgnState,
     egn,
 )
+from gradkit.optimizers.gauss_newton.kfac import (
+    Kfac,
+    from_kfac,
+    kfac_preconditioner,
+)
 from gradkit.optimizers.gauss_newton.thermodynamic_ngd import (
     ThermodynamicNgdState,
     ngd,
@@ -12,8 +17,11 @@ from gradkit.optimizers.gauss_newton.thermodynamic_ngd import (
 
 __all__ = [
     "EgnState",
+    "Kfac",
     "ThermodynamicNgdState",
     "egn",
+    "from_kfac",
+    "kfac_preconditioner",
     "ngd",
     "thermodynamic_ngd",
 ]

@@ -13,12 +13,17 @@ from gradkit.optimizers.matrix.lora_pro import (
 )
 from gradkit.optimizers.matrix.muon import ScaleByMuonState, muon, scale_by_muon
 from gradkit.optimizers.matrix.precondition_by_input_moment import precondition_by_input_moment
+from gradkit.optimizers.matrix.project_out_subspace import (
+    ProjectOutSubspaceState,
+    project_out_subspace,
+)
 from gradkit.optimizers.matrix.scaled_gd import (
     scale_by_factor_gram,
     scaled_gd,
 )
 
 __all__ = [
+    "ProjectOutSubspaceState",
     "ScaleByMuonState",
     "adjust_lora_gradients",
     "auon",
@@ -26,6 +31,7 @@ __all__ = [
     "lora_pro_adam",
     "muon",
     "precondition_by_input_moment",
+    "project_out_subspace",
     "scale_by_auon",
     "scale_by_cosh_rms",
     "scale_by_factor_gram",
