@@ -2,9 +2,10 @@
 
     python experiments/scaled_gd_condition.py --out=experiments/results/scaled_gd_condition
 
-min over L, R of  1/2 |L R^T - M|_F^2,   M of rank r with singular values from 1 to 1 / condition, evenly on a log scale,
-from the r largest singular triples of M plus noise. Both methods run with the same step size, in float64. Writes OUT.txt,
-the number of steps after which the error, relative to the smallest singular value, is below each level, and OUT.png.
+min over L, R of  1/2 |L R^T - M|_F^2,   M of rank r with singular values from 1 to 1 / condition, evenly in their logs
+
+from the factors of M plus noise. Both methods run with the same step size, in float64. Writes OUT.txt, the number of
+steps after which the error, relative to the smallest singular value, is below each level, and OUT.png.
 """
 
 import pathlib

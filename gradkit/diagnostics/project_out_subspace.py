@@ -51,8 +51,8 @@ def layer_importance(inputs: Any, outputs: Any, *, normalize: bool = True) -> An
       >>> {name: round(float(value), 3) for name, value in found.items()}  # 1 and sqrt(1/2), over their mean
       {'a': 1.172, 'b': 0.828}
 
-    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025, arXiv
-    2504.07097.
+    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
+    arXiv 2504.07097.
     """
     inputs, outputs = (jax.tree.map(jnp.asarray, tree) for tree in (inputs, outputs))
     for x, y in zip(jax.tree.leaves(inputs), jax.tree.leaves(outputs), strict=True):
@@ -89,8 +89,8 @@ def retained_rank(importance: Any, d: int, *, min_ratio: Any = 0.1, target_ratio
       >>> retained_rank(jnp.array([0.5, 1.0, 1.5]), 100).tolist()
       [45, 80, 100]
 
-    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025, arXiv
-    2504.07097.
+    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
+    arXiv 2504.07097.
     """
     checks.integer("d", d, 1)
     checks.real("min_ratio", min_ratio, "[0, 1]")
@@ -98,11 +98,11 @@ def retained_rank(importance: Any, d: int, *, min_ratio: Any = 0.1, target_ratio
     if isinstance(min_ratio, int | float) and isinstance(target_ratio, int | float) and target_ratio < min_ratio:
         raise ValueError(f"target_ratio must be at least min_ratio, got {target_ratio} and {min_ratio}")
 
-    def rank(I: Any) -> jax.Array:
-        I = jnp.asarray(I)
-        low, high = (jnp.asarray(value).astype(I.dtype) for value in (min_ratio, target_ratio))
+    def rank(importance: Any) -> jax.Array:
+        own = jnp.asarray(importance)
+        low, high = (jnp.asarray(value).astype(own.dtype) for value in (min_ratio, target_ratio))
         # A whole number that rounding has put just below itself stays whole.
-        share = d * (low + I * (high - low)) * (1 + 4 * jnp.finfo(I.dtype).eps)
+        share = d * (low + own * (high - low)) * (1 + 4 * jnp.finfo(own.dtype).eps)
         return jnp.clip(jnp.floor(share), 0, d).astype(jnp.int32)
 
     return jax.tree.map(rank, importance)

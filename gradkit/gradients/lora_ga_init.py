@@ -9,7 +9,8 @@ ArBr      a = V[:, 1:2r:2]         b = U[:, 0:2r:2]^T
 stable    a, b times out^(1/4) / sqrt(gamma)                 gd        a, b divided by s
 weightS   a, b times the mean over i < r of sqrt(S_w,i / s), S_w singular values of w          unit      as they are
 
-w' = w - s a b: the layer starts as it was. With norm_clip, where rho = max|w| / max|s a b| < 1, a and b times sqrt(rho).
+w' = w - s a b: the layer starts as it was
+norm_clip: where rho = max|w| / max|s a b| < 1, a and b times sqrt(rho)
 """
 
 from typing import Any
@@ -82,8 +83,8 @@ def lora_ga_init(
       (lora_a (in, r), lora_b (r, out), w'), in the dtype of the weight; the decomposition is made in float32 or wider.
 
     Raises:
-      ValueError: shapes that differ or are no matrix, an argument outside its range, 2r above the short side, a gradient
-        of zeros where values can be read, "randomized" without a key.
+      ValueError: shapes that differ or are no matrix, an argument outside its range, 2r above the short side, a
+        gradient of zeros where values can be read, "randomized" without a key.
 
     Example:
       >>> w, g = jnp.eye(3), jnp.diag(jnp.array([4.0, 2.0, 0.0]))
@@ -95,9 +96,9 @@ def lora_ga_init(
        [0. 1. 0.]
        [0. 0. 1.]]
 
-    Reference: Wang et al. LoRA-GA: Low-Rank Adaptation with Gradient Approximation. 2024, arXiv 2407.05000. Kernels here
-    are (in, out), torch's transposed; the fourth root is of the outputs. The entry of largest magnitude of a column of U
-    is positive, so that a and b do not depend on the library that decomposed G.
+    Reference: Wang et al. LoRA-GA: Low-Rank Adaptation with Gradient Approximation. 2024, arXiv 2407.05000. Kernels
+    here are (in, out), torch's transposed; the fourth root is of the outputs. The entry of largest magnitude of a
+    column of U is positive, so that a and b do not depend on the library that decomposed G.
     """
     checks.integer("rank", rank, 1)
     checks.real("alpha", alpha, "(0, inf)")
@@ -109,10 +110,13 @@ def lora_ga_init(
     if weight.ndim != 2 or weight.shape != gradient.shape or not floating:
         raise ValueError(f"weight and gradient must be floating point (in, out), got {weight.shape}, {gradient.shape}")
     if 2 * rank > min(weight.shape):
-        raise ValueError(f"rank must be at most {min(weight.shape) // 2}, half the short side of {weight.shape}, got {rank}")
+        raise ValueError(
+            f"rank must be at most {min(weight.shape) // 2}, half the short side of {weight.shape}, got {rank}"
+        )
     if svd == "randomized" and key is None:
         raise ValueError("key must be a random key with svd='randomized', got None")
-    if not isinstance(gradient, Tracer) and not bool(jnp.any(gradient != 0)):
+    some = jnp.any(gradient != 0)
+    if not isinstance(some, Tracer) and not bool(some):
         raise ValueError("gradient must not be zero: it has no directions")
     w, G = (x.astype(wide_dtype(weight.dtype)) for x in (weight, gradient))
     s = jnp.asarray(alpha).astype(w.dtype) / (rank**0.5 if use_rslora else rank)

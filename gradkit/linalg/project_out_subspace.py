@@ -1,6 +1,6 @@
 """The subspaces that hold most of a matrix: of W = U S V^T the first k columns of U and rows of V^T."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,8 +19,8 @@ PAPER = Paper(
 class Subspace(NamedTuple):
     """Orthonormal columns U_h (..., n, k) and rows V_h (..., k, m); None where a side is free."""
 
-    left: jax.Array | None
-    right: jax.Array | None
+    left: Any
+    right: Any
 
 
 def svd_subspace(w: jax.Array, k: int) -> Subspace:
@@ -44,8 +44,8 @@ def svd_subspace(w: jax.Array, k: int) -> Subspace:
       >>> (U_h + 0.0).T.tolist(), (V_h + 0.0).tolist()  # no -0
       ([[1.0, 0.0]], [[0.0, -1.0]])
 
-    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025, arXiv
-    2504.07097.
+    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
+    arXiv 2504.07097.
     """
     checks.integer("k", k)
     if w.ndim < 2 or not jax.numpy.issubdtype(w.dtype, jax.numpy.floating):

@@ -48,7 +48,7 @@ def input_moment(name: str, x: jax.Array) -> Any:
 
 
 def predictions_of(updates: Any) -> Any:
-    """A model of one example whose prediction is 0, and 1 above its target: half its squared error has this gradient."""
+    """A model of one example whose prediction, 0, is 1 above its target: half its squared error has this gradient."""
 
     def model_fn(params: Any) -> jax.Array:
         pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)

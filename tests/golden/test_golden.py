@@ -83,7 +83,7 @@ def test_regression(golden: Golden, x64: None) -> None:
 
 @pytest.mark.parametrize("golden", _known(build.ADAPTERS, ("lora",)))
 def test_adapter(golden: Golden, x64: None) -> None:
-    """Torch's layout: A = `wide` (r, in), B = `kernel` (out, r), W = scaling B A. Of step t, G = g[kernel] g[wide] is the
+    """Torch's layout: A = `wide` (r, in), B = `kernel` (out, r), W = scaling B A. Of step t, g[kernel] g[wide] is the
     gradient of W."""
     start, hyper = fixture.params(golden), golden.meta["hyper"]
     if hyper["b_init_zero"]:

@@ -99,7 +99,7 @@ def test_a_singular_loss_curvature_and_certain_predictions_are_solved() -> None:
 
 
 def test_momentum_is_a_corrected_mean_of_directions(x64: None) -> None:
-    targets, value = problems()["mse"]
+    targets, _ = problems()["mse"]
     tx, plain = gk.egn(0.5, momentum=0.9), gk.egn(0.5)
     x, state, m = params(), tx.init(params()), jax.tree.map(jnp.zeros_like, params())
     for t in (1, 2, 3):

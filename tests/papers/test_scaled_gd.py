@@ -16,8 +16,8 @@ from tests.papers.replay import assert_equal, descend, normal, updates
 
 
 def direction(g: jax.Array, f: jax.Array, damping: float) -> np.ndarray:
-    g, f = np.asarray(g), np.asarray(f)
-    return np.asarray(g @ np.linalg.inv(f.T @ f + damping * np.eye(f.shape[1])))
+    F = np.asarray(f)
+    return np.asarray(g) @ np.linalg.inv(F.T @ F + damping * np.eye(F.shape[1]))
 
 
 def test_the_equations(x64: None) -> None:
@@ -99,7 +99,7 @@ def test_the_gram_matrix_alone_travels() -> None:
         (row,) = collective_bytes(compiled)
         assert (row.opcode, row.result_bytes) == ("all-reduce", 4 * 3 * 3)
         # Two solves with a matrix of condition 40, in float32.
-        np.testing.assert_allclose(got, want, atol=40 * 1e-6)
+        np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=40 * 1e-6)
 
 
 def test_bad_input() -> None:
@@ -119,5 +119,5 @@ def test_bad_input() -> None:
         paired.init({"w": tall})
     with pytest.raises(ValueError, match="pairs must be two different names"):
         gk.scale_by_factor_gram(0.1, pairs=("u", "u"))
-    with pytest.raises(ValueError, match="leaves that are not there: .'z'."):
+    with pytest.raises(ValueError, match=r"leaves that are not there: .'z'."):
         gk.scale_by_factor_gram(0.1, pairs=lambda known: [("w", "z")]).init({"w": tall})

@@ -120,10 +120,14 @@ def test_at_rest_the_noise_has_the_covariance_of_the_inverse(integrator: str, x6
     # Of 4000 draws an entry is known to sqrt(2 / 4000) of the largest variance, 0.3 / LAM: five of these. Euler's
     # step of 0.05 adds h A / 2 of a variance, at most 5 %.
     error = 5 * np.sqrt(2 / 4000) * 0.3 / LAM
-    np.testing.assert_allclose(np.cov(np.asarray(many).T), want, atol=error + (0.05 * 0.3 if integrator == "euler" else 0))
+    np.testing.assert_allclose(
+        np.cov(np.asarray(many).T), want, atol=error + (0.05 * 0.3 if integrator == "euler" else 0)
+    )
     relaxed = jnp.linalg.solve(A, g.reshape(-1))
     relaxed = relaxed + jax.scipy.linalg.expm(-20 * A) @ (g.reshape(-1) - relaxed)
-    np.testing.assert_allclose(many.mean(0), relaxed, atol=5 * np.sqrt(0.3 / LAM / 4000) + (0.01 if integrator == "euler" else 0))
+    np.testing.assert_allclose(
+        many.mean(0), relaxed, atol=5 * np.sqrt(0.3 / LAM / 4000) + (0.01 if integrator == "euler" else 0)
+    )
 
 
 def test_keys(x64: None) -> None:

@@ -38,7 +38,7 @@ SMALLEST, LARGEST = 1e-12, 1e6
 
 
 class EgnState(NamedTuple):
-    """Number of updates made, the momentum (None without), damping and step size of the last one, and both as metrics."""
+    """Number of updates made, the momentum (None without), damping and step size of the last, both also as metrics."""
 
     count: jax.Array
     momentum: Any
@@ -90,8 +90,8 @@ def egn(
         at most 15 times. Default False.
       adaptive_damping: whether lambda follows the ratio of the true to the predicted decrease, within [1e-12, 1e6].
         Default False (first release).
-      damping_increase: factor of lambda after a poor prediction, >= 1. Default 1.01 (paper; the second release has 1.5).
-      damping_decrease: factor after a good one, in (0, 1]. Default 0.99 (paper; the second release has 0.5).
+      damping_increase: factor of lambda after a poor prediction, >= 1. Default 1.01 (paper; second release 1.5).
+      damping_decrease: factor after a good one, in (0, 1]. Default 0.99 (paper; second release 0.5).
       loss: "mse", "softmax_ce" (targets integer (b,), or probabilities (b, c)) or "sigmoid_bce". Default "mse".
       solver: "woodbury" (at most 4096 examples times outputs), "cg" or "dense", as in
         `gk.linalg.damped_gauss_newton_solve`. Default "woodbury" (paper).

@@ -11,7 +11,6 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
 from gradkit import checks
@@ -28,7 +27,7 @@ class Kfac(NamedTuple):
     """A preconditioner in three parts.
 
     Attributes:
-      init: (func_args, key) -> the state of the preconditioner; func_args are the arguments of its loss, (params, batch).
+      init: (func_args, key) -> the state of the preconditioner; func_args, (params, batch), are what its loss takes.
       advance: (state, func_args, key) -> the state for the gradients of this step.
       transform: a transformation whose `update` needs that state as the extra argument `precond_state`.
     """

@@ -215,7 +215,8 @@ def thermodynamic_ngd(
         units of `time`, >= 0. It has an effect with init="previous" alone. Default 0.
       curvature: "ggn", "fisher" or "empirical_fisher", as in `ngd`. Default "ggn".
       loss: "mse", "softmax_ce" or "sigmoid_bce". Default "mse".
-      key: a typed random key, from which the noise of all steps follows. Default None: with noise `update` needs `key=`.
+      key: a typed random key, from which the noise of all steps follows. Default None: with noise `update` needs
+        `key=`.
 
     Returns:
       A transformation that needs `params` and the extra arguments of `ngd`, and `key` with noise where none is given
@@ -255,7 +256,7 @@ def thermodynamic_ngd(
         raise ValueError(f"delay must be 0 with init={init!r}: what the system does after it is read is lost")
     h, n = _euler_steps(integrator, time, step_size, num_steps)
     if integrator == "euler" and isinstance(delay, Tracer):
-        raise ValueError("delay must be a number with integrator='euler', where it is a number of steps, got a traced one")
+        raise ValueError("delay must be a number with integrator='euler', where it is some steps, got a traced one")
     after = 0 if integrator == "exact" or not runs_on else round(float(delay) / h)
 
     def fresh(params: optax.Params) -> ThermodynamicNgdState:
@@ -301,7 +302,9 @@ def thermodynamic_ngd(
             A = _product(lin, damping)
             share = h * _largest(A, g) / 2
             if not isinstance(share, Tracer) and float(share) > 1:
-                warnings.warn(f"thermodynamic_ngd: step_size is {float(share):.2g} of the largest stable one", stacklevel=2)
+                warnings.warn(
+                    f"thermodynamic_ngd: step_size is {float(share):.2g} of the largest stable one", stacklevel=2
+                )
             metrics = {"euler_step": share.astype(jnp.float32)}
             v = euler(A, v, g, n, now)
             held = euler(A, v, g, after, later) if init == "previous" else None
@@ -337,9 +340,7 @@ def _largest(A: Callable[[Any], Any], start: Any) -> jax.Array:
 
 NEEDS = ("model_fn", "targets")
 NOTES = "asks for the predictions of the minibatch"
-register(
-    ngd, form="optimizer", paper=PAPER, needs=NEEDS, collectives="gramian", example={"damping": 0.1}, notes=NOTES
-)
+register(ngd, form="optimizer", paper=PAPER, needs=NEEDS, collectives="gramian", example={"damping": 0.1}, notes=NOTES)
 register(
     thermodynamic_ngd,
     form="optimizer",

@@ -1,15 +1,17 @@
 """LoRA-Pro: gradients of the two factors of an adapter that together move its product as full training would.
 
 The product is s a b, a (..., in, r), b (..., r, out), s the scaling; g_a = s G b^T and g_b = s a^T G are the gradients
-that come in, G that of the product, which is not needed. With A^ = (a^T a + damping I)^{-1}, B^ = (b b^T + damping I)^{-1}
+that come in, G that of the product, which is not needed.
+
+A^ = (a^T a + damping I)^{-1}                B^ = (b b^T + damping I)^{-1}
 
 d_a = g_a B^ / s^2 + a Y                     d_b = A^ g_b (I - b^T B^ b) / s^2 - Y b
 Y   solves a^T a Y + Y b b^T = -a^T g_a B^ / s^2       "sylvester": nearest to the gradients (g_a, g_b)
     = 0                                                "zero"
     = -A^ a^T g_a B^ / (2 s^2)                         "symmetric": the factors share what both can move
 
-E = s (d_a b + a d_b) is what the product moves by, whatever Y is: G itself where it lies in the rows of b or the columns
-of a, and the nearest to it that factors of rank r can do.
+E = s (d_a b + a d_b) is what the product moves by, whatever Y is: G itself where it lies in the rows of b or the
+columns of a, and the nearest to it that factors of rank r can do.
 
 Adam        E, with Y = 0, goes through Adam with dense moments; of E' = Adam(E) the gradients s E' b^T and s a^T E' are
             taken, and from these d_a and d_b.
@@ -25,7 +27,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, names
-from gradkit.transforms import ScaleByAdamState, add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.core import divide, optimizer, transformation, wide_dtype
 from gradkit.transforms.explicit import by_compiler
 from gradkit.transforms.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
@@ -105,8 +107,8 @@ def adjust_lora_gradients(
         returns pairs of them, and may return none. Default ("lora_a", "lora_b").
 
     Returns:
-      A transformation that needs `params`. No state. Collectives: r x r numbers per pair and factor, and a thin product,
-      where a or b are sharded along what is not r.
+      A transformation that needs `params`. No state. Collectives: r x r numbers per pair and factor, and a thin
+      product, where a or b are sharded along what is not r.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf without its partner, or of another rank; no pair at all.
@@ -210,10 +212,10 @@ def lora_pro_adam(
     _check(scaling, damping, choose_x, pairs)
     adam = scale_by_adam(b1=b1, b2=b2, eps=eps)
 
-    def init(params: optax.Params) -> ScaleByAdamState:
+    def init(params: optax.Params) -> Any:
         return adam.init(_dense(params, _found("lora_pro_adam", params, pairs), _abstract))
 
-    def update(updates: Any, state: ScaleByAdamState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
         found = _found("lora_pro_adam", updates, pairs)
         second = {j for _, j in found}
@@ -221,7 +223,7 @@ def lora_pro_adam(
         def numbers(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jnp.asarray(scaling).astype(x.dtype), jnp.asarray(damping).astype(x.dtype)
 
-        def through_adam(updates: Any, params: Any, state: ScaleByAdamState) -> Any:
+        def through_adam(updates: Any, params: Any, state: Any) -> Any:
             (g, structure), x = jax.tree.flatten(updates), jax.tree.leaves(params)
             E = list(g)
             for i, j in found:
@@ -230,7 +232,7 @@ def lora_pro_adam(
                 E[i], E[j] = s * (_mul(d_a, x[j]) + _mul(x[i], d_b)), optax.MaskedNode()
             E, state = adam.update(structure.unflatten(E), state)
             dense = iter(jax.tree.leaves(E))
-            d = [None if k in second else next(dense) for k in range(len(g))]
+            d: list[Any] = [None if k in second else next(dense) for k in range(len(g))]
             for i, j in found:
                 s, delta = numbers(x[i])
                 g_a, g_b = s * _mul(d[i], _t(x[j])), s * _mul(_t(x[i]), d[i])

@@ -100,9 +100,9 @@ def project_out_subspace(
        [0. 0. 0.]
        [0. 0. 1.]]
 
-    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025, arXiv
-    2504.07097. The official code trains the factors of the rest of W; on W itself the same directions are left, to first
-    order.
+    Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
+    arXiv 2504.07097. The official code trains the factors of the rest of W; on W itself the same directions are left,
+    to first order.
     """
     checks.choice("side", side, SIDES)
     _by_leaf(bases, side)
@@ -119,20 +119,16 @@ def project_out_subspace(
                 raise ValueError(f"project_out_subspace: {name!r} of shape {x.shape} is no matrix")
             batch, n, m = jax.eval_shape(lambda x, a=axes: to_matrices(x, a)[0], x).shape
             for which, basis in sides.items():
+                what = f"project_out_subspace: the {which} basis of {name!r}"
                 k, long = (basis.shape[-1], n) if which == "left" else (basis.shape[-2], m)
                 want = (long, k) if which == "left" else (k, long)
                 if basis.shape[-2:] != want or k > long or basis.size not in (long * k, batch * long * k):
-                    raise ValueError(
-                        f"project_out_subspace: the {which} basis of {name!r}, {batch} x {n} x {m}, has shape {basis.shape}"
-                    )
+                    raise ValueError(f"{what}, {batch} x {n} x {m}, has shape {basis.shape}")
                 if basis.dtype != wide_dtype(x.dtype):
-                    raise ValueError(
-                        f"project_out_subspace: the {which} basis of {name!r} must be {wide_dtype(x.dtype)}, in which the "
-                        f"leaf is computed, got {basis.dtype}"
-                    )
+                    wide = wide_dtype(x.dtype)
+                    raise ValueError(f"{what} must be {wide}, in which the leaf is computed, got {basis.dtype}")
                 if k == long > 0:
-                    text = f"project_out_subspace: the {which} basis of {name!r} has full rank, so its updates are all 0"
-                    warnings.warn(text, stacklevel=2)
+                    warnings.warn(f"{what} has full rank, so its updates are all 0", stacklevel=2)
         # Of its own, so that a donated state does not take the user's arrays along.
         return ProjectOutSubspaceState(jax.tree.map(lambda x: jnp.array(x, copy=True), bases))
 
@@ -162,6 +158,9 @@ register(
     paper=PAPER,
     collectives="matrices",
     example={"bases": {}},
-    opt_outs={"bad input": "its bases are no numbers", "layout": "its bases must fit the layout; its paper's test has one"},
+    opt_outs={
+        "bad input": "its bases are no numbers",
+        "layout": "its bases must fit the layout; its paper's test has one",
+    },
     notes="for matrices with bases; its example, without any, passes updates on",
 )
