@@ -157,8 +157,10 @@ _TABLE = {row.name: row for row in _ROWS}
 
 
 def names() -> tuple[str, ...]:
-    """Every method that can race: the tuned rows, then other optimizers of the catalogue."""
-    return *_TABLE, *(name for name in catalogue.cards("optimizer") if name not in _TABLE)
+    """Every method that can race: the tuned rows, then other optimizers of the catalogue, but for those that ask for
+    predictions of the model: a race knows losses."""
+    others = (name for name, card in catalogue.cards("optimizer").items() if "model_fn" not in card.needs)
+    return *_TABLE, *(name for name in others if name not in _TABLE)
 
 
 def find(name: str) -> Method:

@@ -90,7 +90,8 @@ def package() -> Iterator[Any]:
 
         arguments = (jnp.zeros((2, 1)), (jnp.ones((4, 2)), jnp.ones((4, 1))))
         try:
-            preconditioner = package.OptaxPreconditioner(loss, damping=1.0)
+            whole = {"distributed_inverses": False, "distributed_precon_apply": False}
+            preconditioner = package.OptaxPreconditioner(loss, damping=1.0, **whole)
             state = preconditioner.init(arguments, jax.random.key(0))
             preconditioner.maybe_update(state, arguments, jax.random.key(0))
         except (ValueError, TypeError, AttributeError) as error:

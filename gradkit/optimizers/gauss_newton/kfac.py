@@ -53,6 +53,7 @@ def from_kfac(preconditioner: Any) -> Kfac:
       ValueError: an object that lacks one of these methods; at update, `precond_state` missing.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from types import SimpleNamespace as Stub
       >>> double = optax.GradientTransformationExtraArgs(
       ...     lambda params: optax.EmptyState(),
