@@ -21,6 +21,10 @@ from gradkit.diagnostics.lanczos import (
     ritz,
 )
 from gradkit.diagnostics.metrics import metrics
+from gradkit.diagnostics.project_out_subspace import (
+    layer_importance,
+    retained_rank,
+)
 from gradkit.diagnostics.steps_to_target import (
     BatchScaling,
     batch_scaling,
@@ -47,8 +51,10 @@ __all__ = [
     "gradient_noise_scale",
     "lanczos",
     "lanczos_hyperparameters",
+    "layer_importance",
     "metrics",
     "optimal_rate",
+    "retained_rank",
     "ritz",
     "steps_to_target",
     "sublayer_gain",

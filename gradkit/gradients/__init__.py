@@ -79,6 +79,9 @@ from gradkit.gradients.layers.unified_norm import (
     UnifiedNormState,
     unified_norm,
 )
+from gradkit.gradients.lora_ga_init import (
+    lora_ga_init,
+)
 from gradkit.gradients.map_cotangent import (
     clip_pixels,
     clip_pixelwise,
@@ -153,6 +156,7 @@ __all__ = [
     "hutchinson_diag",
     "layer_norm",
     "log_stablemax",
+    "lora_ga_init",
     "map_cotangent",
     "microbatch",
     "mip_combine",

@@ -1,6 +1,9 @@
 """Pure array kernels."""
 
 from gradkit.linalg.damped import damped_solve
+from gradkit.linalg.egn import (
+    damped_gauss_newton_solve,
+)
 from gradkit.linalg.lcp import (
     solve_lcp,
 )
@@ -16,8 +19,14 @@ from gradkit.linalg.penalties import (
     scad_concave_grad,
     scad_penalty,
 )
+from gradkit.linalg.project_out_subspace import (
+    Subspace,
+    svd_subspace,
+)
 
 __all__ = [
+    "Subspace",
+    "damped_gauss_newton_solve",
     "damped_solve",
     "mcp_concave_grad",
     "mcp_penalty",
@@ -28,4 +37,5 @@ __all__ = [
     "scad_concave_grad",
     "scad_penalty",
     "solve_lcp",
+    "svd_subspace",
 ]

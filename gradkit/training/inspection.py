@@ -213,6 +213,9 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         if "cluster_grads" in card.needs:
             extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
             extra["cluster_counts"] = jnp.ones(3, jnp.int32)
+        if "model_fn" in card.needs:  # what a model of its own costs is not the method's
+            extra["model_fn"] = lambda point: (_inner(grads, point) - jax.lax.stop_gradient(_inner(grads, point)))[None]
+            extra["targets"] = -jnp.ones((1,), jnp.float32)
         extra |= {"weight": value} if "weight" in card.needs else {}
         if "input_moment" in card.needs:
             extra["input_moment"] = gk.leaves.map_named(_moment, grads)
@@ -225,6 +228,11 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
     value = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     arguments = (params, state, grads, _minibatch(problem, mesh), value, _key(mesh))
     return "the update of all parameters", Program(update, arguments, (_lie(params), _lie(state)), state)
+
+
+def _inner(a: Any, b: Any) -> jax.Array:
+    """The inner product of two trees."""
+    return sum((jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros(()))
 
 
 def _moment(name: str, x: Any) -> Any:

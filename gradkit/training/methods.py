@@ -165,6 +165,8 @@ _ROWS = (
     Method("novograd", layerwise.novograd, 1e-1, "novograd"),
     Method("kron", matrix.kron, 2e-3, "kron"),
     Method("psgd_kron", matrix.psgd_kron, 2e-3, "psgd_kron"),
+    Method("auon", matrix.auon, 2e-1, "auon"),
+    Method("hybrid_auon", matrix.hybrid_auon, 5e-2, "hybrid_auon"),
     Method("muon", matrix.muon, 2e-2, "muon"),
     Method("adahessian", second_order.adahessian, 1e-1, "adahessian"),
     # The loop of a race knows no logits, of which Sophia-G samples labels.
@@ -182,8 +184,10 @@ _TABLE = {row.name: row for row in _ROWS}
 
 
 def names() -> tuple[str, ...]:
-    """Every method that can race: the tuned rows, then other optimizers of the catalogue."""
-    rest = (name for name, card in catalogue.cards("optimizer").items() if "race" not in card.opt_outs)
+    """Every method that can race: the tuned rows, then other optimizers of the catalogue, but for those that ask for
+    predictions of the model: a race knows losses."""
+    cards = catalogue.cards("optimizer").items()
+    rest = (name for name, card in cards if "race" not in card.opt_outs and "model_fn" not in card.needs)
     return *_TABLE, *(name for name in rest if name not in _TABLE)
 
 

@@ -55,6 +55,17 @@ def linear(slopes: Any, params: Any) -> jax.Array:
     return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
+def predictions_of(updates: Any) -> Any:
+    """A model of one example whose prediction, 0, is 1 above its target: half its squared error has this gradient."""
+
+    def model_fn(params: Any) -> jax.Array:
+        pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
+        parts = [jnp.sum(g.astype(x.dtype) * (x - jax.lax.stop_gradient(x))).astype(float) for g, x in pairs]
+        return sum(parts, jnp.zeros((), float)).reshape(1)
+
+    return model_fn
+
+
 # What a method that cannot do without an extra argument gets where a test passes none: of one example with a linear
 # loss, whose gradient is everywhere the one that came in.
 SUPPLIED = {
@@ -74,6 +85,8 @@ SUPPLIED = {
     "index": lambda updates: 0,
     "input_moment": lambda updates: gk.leaves.map_named(input_moment, updates),
     "key": lambda updates: jax.random.key(5),
+    "model_fn": predictions_of,
+    "targets": lambda updates: jnp.full((1,), -1.0, jnp.float32),
     "weight": lambda updates: 1,
     "value_fn": lambda updates: lambda params: linear(updates, params),
     # Positive, and of each entry alone.

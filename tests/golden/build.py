@@ -145,8 +145,10 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ademamix": _direct(gk.ademamix),
     "ano": _direct(gk.ano),
     "anolog": _direct(gk.anolog),
+    "auon": _direct(gk.auon),
     "diffgrad": _penalised(gk.diffgrad),
     "grams": _direct(gk.grams),
+    "hybrid_auon": _direct(gk.hybrid_auon),
     "gravity": _direct(gk.gravity),
     "grokfast_ema": _in_front(gk.grokfast_ema, "alpha", "lamb"),
     "induced_metric_log": _direct(gk.induced_metric_log),
@@ -199,6 +201,13 @@ PROBLEMS: dict[str, Callable[[dict[str, Any]], Any]] = {
 # method -> transformation of a file whose loss is that of step 0 at every step
 FIXED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "gradient_regularized_newton": _direct(gk.gradient_regularized_newton),
+}
+
+# method -> transformation of an adapter whose dense gradient a file has
+ADAPTERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "lora_pro_adam": lambda hyper: gk.lora_pro_adam(
+        damping=hyper["delta"], **_hyper(hyper, "delta", "rank", "b_init_zero")
+    ),
 }
 
 # Methods that take the gradient at a second point.

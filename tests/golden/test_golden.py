@@ -104,6 +104,28 @@ def test_fixed_loss(golden: Golden, x64: None) -> None:
         assert fixture.error(x, want, start) < golden.bound
 
 
+@pytest.mark.parametrize("golden", _known(build.ADAPTERS, ("lora",)))
+def test_adapter(golden: Golden, x64: None) -> None:
+    """Torch's layout: A = `wide` (r, in), B = `kernel` (out, r), W = scaling B A. Of step t, g[kernel] g[wide] is the
+    gradient of W."""
+    start, hyper = fixture.params(golden), golden.meta["hyper"]
+    if hyper["b_init_zero"]:
+        start["kernel"] = np.zeros_like(start["kernel"])
+    tx = build.ADAPTERS[golden.method](hyper)
+    update = jax.jit(tx.update)
+    x = {"lora_a": jnp.asarray(start["wide"].T), "lora_b": jnp.asarray(start["kernel"].T)}
+    state = tx.init(x)
+    worst = 0.0
+    for t, want in enumerate(golden.steps):
+        g = fixture.grads(golden, t)
+        G = hyper["scaling"] * jnp.asarray((g["kernel"] @ g["wide"]).T)
+        updates, state = update({"lora_a": G @ x["lora_b"].T, "lora_b": x["lora_a"].T @ G}, state, x)
+        x = optax.apply_updates(x, updates)
+        got = {"wide": x["lora_a"].T, "kernel": x["lora_b"].T}
+        worst = max(worst, fixture.error(got, want, start))
+    assert worst < golden.bound
+
+
 @pytest.mark.parametrize("golden", _known(build.SOURCES, ("closure",)))
 def test_source(golden: Golden, x64: None) -> None:
     start = fixture.params(golden)
@@ -196,6 +218,7 @@ def test_every_file_of_a_card_is_here() -> None:
         **build.TRANSFORMATIONS,
         **build.FIXED,
         **build.PROBLEMS,
+        **build.ADAPTERS,
         **build.SOURCES,
         **build.SCHEDULES,
         **build.ANSWERS,

@@ -25,6 +25,7 @@ BY_SHAPE = {SHAPES[name]: SPECS[name] for name in SHAPES}
 BY_SHAPE |= {(n, *SHAPES[name]): P(None, *SPECS[name]) for name in SHAPES for n in (2, 3, 4)}
 # All norms of a step are one all-reduce; a method that needs norms of what it made with the first norms has two.
 EXCHANGES = {
+    "auon": 2,
     "clip_radagradd": 2,
     "normalize_gradients": 2,
     "orthogonalize_to_params": 2,

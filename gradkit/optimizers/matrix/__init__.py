@@ -1,8 +1,19 @@
 """Methods that treat a parameter as a matrix."""
 
+from gradkit.optimizers.matrix.auon import (
+    auon,
+    hybrid_auon,
+    scale_by_auon,
+    scale_by_cosh_rms,
+    scale_by_hybrid_auon,
+)
 from gradkit.optimizers.matrix.kron import (
     kron,
     psgd_kron,
+)
+from gradkit.optimizers.matrix.lora_pro import (
+    adjust_lora_gradients,
+    lora_pro_adam,
 )
 from gradkit.optimizers.matrix.muon import (
     ScaleByMuonState,
@@ -12,12 +23,31 @@ from gradkit.optimizers.matrix.muon import (
 from gradkit.optimizers.matrix.precondition_by_input_moment import (
     precondition_by_input_moment,
 )
+from gradkit.optimizers.matrix.project_out_subspace import (
+    ProjectOutSubspaceState,
+    project_out_subspace,
+)
+from gradkit.optimizers.matrix.scaled_gd import (
+    scale_by_factor_gram,
+    scaled_gd,
+)
 
 __all__ = [
+    "ProjectOutSubspaceState",
     "ScaleByMuonState",
+    "adjust_lora_gradients",
+    "auon",
+    "hybrid_auon",
     "kron",
+    "lora_pro_adam",
     "muon",
     "precondition_by_input_moment",
+    "project_out_subspace",
     "psgd_kron",
+    "scale_by_auon",
+    "scale_by_cosh_rms",
+    "scale_by_factor_gram",
+    "scale_by_hybrid_auon",
     "scale_by_muon",
+    "scaled_gd",
 ]

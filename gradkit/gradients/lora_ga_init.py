@@ -1,0 +1,153 @@
+"""LoRA-GA: an adapter whose first step is the full gradient's, as far as rank 2r can follow it.
+
+y = x (w' + s a b)       a (in, r), b (r, out),   s = alpha / sqrt(r), or alpha / r without rsLoRA
+G^T = U S V^T            G (in, out) the gradient of w: U of outputs, V of inputs
+
+ArB2r     a = V[:, :r]             b = U[:, r:2r]^T          A2rBr     a = V[:, r:2r]           b = U[:, :r]^T
+ArBr      a = V[:, 1:2r:2]         b = U[:, 0:2r:2]^T
+
+stable    a, b times out^(1/4) / sqrt(gamma)                 gd        a, b divided by s
+weightS   a, b times the mean over i < r of sqrt(S_w,i / s), S_w singular values of w          unit      as they are
+
+w' = w - s a b: the layer starts as it was
+norm_clip: where rho = max|w| / max|s a b| < 1, a and b times sqrt(rho)
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.linalg.svd import signed_svd, turned
+from gradkit.transforms.core import wide_dtype
+
+PAPER = Paper("LoRA-GA: Low-Rank Adaptation with Gradient Approximation", "Wang et al.", 2024, "2407.05000")
+DIRECTIONS = ("ArB2r", "A2rBr", "ArBr")
+SCALES = ("stable", "gd", "unit", "weightS")
+POWER_ITERATIONS, OVERSAMPLING = 4, 4
+
+
+def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y, precision="highest")
+
+
+def _leading(G: jax.Array, rank: int, svd: str, key: Any) -> tuple[jax.Array, jax.Array]:
+    """The first 2 rank columns of U and V of G^T, or of a sketch of it."""
+    if svd == "exact":
+        U, _, Vt = signed_svd(G.T)
+        return U, Vt.T
+    q = min(OVERSAMPLING * rank, *G.shape)
+    Q = jnp.linalg.qr(_matmul(G.T, jax.random.normal(key, (G.shape[0], q), G.dtype)))[0]
+    for _ in range(POWER_ITERATIONS):
+        Q = jnp.linalg.qr(_matmul(G.T, jnp.linalg.qr(_matmul(G, Q))[0]))[0]
+    U, _, Vt = jnp.linalg.svd(_matmul(Q.T, G.T), full_matrices=False)
+    U, Vt = turned(_matmul(Q, U), Vt)
+    return U, Vt.T
+
+
+def lora_ga_init(
+    weight: jax.Array,
+    gradient: jax.Array,
+    rank: int,
+    alpha: Any,
+    *,
+    scale: str = "stable",
+    gamma: Any = 16.0,
+    direction: str = "ArB2r",
+    use_rslora: bool = True,
+    norm_clip: bool = False,
+    svd: str = "exact",
+    key: Any = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Makes an adapter, and the weight that is frozen beside it, from a gradient of the full weight.
+
+    Equations: at the head of this file.
+
+    Args:
+      weight: w, (in, out), floating point.
+      gradient: G, of its shape: the mean of the full gradient over a few batches (official code: 64 of 2).
+      rank: r, >= 1, at most half the short side.
+      alpha: > 0; the model multiplies x a b by alpha / sqrt(r), or by alpha / r.
+      scale: "stable" (paper), "gd", "unit" or "weightS". Default "stable" (official code).
+      gamma: of "stable", > 0. Default 16 (official code).
+      direction: which singular vectors go where: "ArB2r" (paper), "A2rBr" or "ArBr". Default "ArB2r".
+      use_rslora: whether s is alpha / sqrt(r) rather than alpha / r. Default True (paper).
+      norm_clip: whether the adapter is shrunk where its largest entry exceeds the weight's. Default False.
+      svd: "exact", or "randomized": of a sketch of 4r columns after 4 power iterations. Default "exact".
+      key: a typed random key for "randomized".
+
+    Returns:
+      (lora_a (in, r), lora_b (r, out), w'), in the dtype of the weight; the decomposition is made in float32 or wider.
+
+    Raises:
+      ValueError: shapes that differ or are no matrix, an argument outside its range, 2r above the short side, a
+        gradient of zeros where values can be read, "randomized" without a key.
+
+    Example:
+      >>> w, g = jnp.eye(3), jnp.diag(jnp.array([4.0, 2.0, 0.0]))
+      >>> a, b, frozen = lora_ga_init(w, g, 1, 2.0, scale="unit")
+      >>> print(a.T, b)
+      [[1. 0. 0.]] [[0. 1. 0.]]
+      >>> print(frozen + 2.0 * a @ b)
+      [[1. 0. 0.]
+       [0. 1. 0.]
+       [0. 0. 1.]]
+
+    Reference: Wang et al. LoRA-GA: Low-Rank Adaptation with Gradient Approximation. 2024, arXiv 2407.05000. Kernels
+    here are (in, out), torch's transposed; the fourth root is of the outputs. The entry of largest magnitude of a
+    column of U is positive, so that a and b do not depend on the library that decomposed G.
+    """
+    checks.integer("rank", rank, 1)
+    checks.real("alpha", alpha, "(0, inf)")
+    checks.real("gamma", gamma, "(0, inf)")
+    checks.choice("scale", scale, SCALES)
+    checks.choice("direction", direction, DIRECTIONS)
+    checks.choice("svd", svd, ("exact", "randomized"))
+    floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (weight, gradient))
+    if weight.ndim != 2 or weight.shape != gradient.shape or not floating:
+        raise ValueError(f"weight and gradient must be floating point (in, out), got {weight.shape}, {gradient.shape}")
+    if 2 * rank > min(weight.shape):
+        raise ValueError(
+            f"rank must be at most {min(weight.shape) // 2}, half the short side of {weight.shape}, got {rank}"
+        )
+    if svd == "randomized" and key is None:
+        raise ValueError("key must be a random key with svd='randomized', got None")
+    some = jnp.any(gradient != 0)
+    if not isinstance(some, Tracer) and not bool(some):
+        raise ValueError("gradient must not be zero: it has no directions")
+    w, G = (x.astype(wide_dtype(weight.dtype)) for x in (weight, gradient))
+    s = jnp.asarray(alpha).astype(w.dtype) / (rank**0.5 if use_rslora else rank)
+    U, V = _leading(G, rank, svd, key)
+    first, second, even, odd = slice(rank), slice(rank, 2 * rank), slice(0, 2 * rank, 2), slice(1, 2 * rank, 2)
+    of_a, of_b = {"ArB2r": (first, second), "A2rBr": (second, first), "ArBr": (odd, even)}[direction]
+    if scale == "stable":
+        size = w.shape[1] ** 0.25 / jnp.sqrt(jnp.asarray(gamma).astype(w.dtype))
+    elif scale == "weightS":
+        size = jnp.mean(jnp.sqrt(jnp.linalg.svd(w, compute_uv=False)[:rank] / s))
+    else:
+        size = 1 / s if scale == "gd" else jnp.ones((), w.dtype)
+    a, b = size * V[:, of_a], size * U[:, of_b].T
+    if norm_clip:
+        rho = jnp.max(jnp.abs(w)) / jnp.max(jnp.abs(s * _matmul(a, b)))
+        a, b = (x * jnp.sqrt(jnp.minimum(rho, 1)) for x in (a, b))
+    a, b = (x.astype(weight.dtype) for x in (a, b))
+    # Of the factors as they are kept, so that the sum is the weight again up to one rounding.
+    frozen = w - s * _matmul(a.astype(w.dtype), b.astype(w.dtype))
+    return a, b, frozen.astype(weight.dtype)
+
+
+register(
+    lora_ga_init,
+    form="layer",
+    paper=PAPER,
+    example={
+        "weight": jax.ShapeDtypeStruct((8, 4), "float32"),
+        "gradient": jax.ShapeDtypeStruct((8, 4), "float32"),
+        "rank": 2,
+        "alpha": 4.0,
+    },
+    notes="an initialiser: called once, before training",
+)

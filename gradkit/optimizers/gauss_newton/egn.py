@@ -1,0 +1,199 @@
+"""Exact Gauss-Newton: the whole curvature of a minibatch, through a system as large as the minibatch.
+
+p_t = (J^T Q J / b + lambda I)^{-1} J^T r / b      by b c equations; J, Q, r: derivatives of b examples with c outputs
+m_t = momentum m_{t-1} + (1 - momentum) p_t        p_t <- m_t / (1 - momentum^t)
+x_t = x_{t-1} + alpha p_t                          alpha = learning_rate; or with line search the first of
+                                                   min(1.5 alpha_{t-1}, learning_rate) 0.8^i, i = 0 ... 15, with
+                                                   f(x + alpha p) <= f(x) + 0.1 alpha f'(x)^T p
+adaptive damping: rho = (f(x + alpha p) - f(x)) / (alpha f'(x)^T p + alpha^2 p^T J^T Q J p / (2 b))
+                  lambda <- damping_increase lambda where rho < 1/4, damping_decrease lambda where rho > 3/4
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
+from gradkit.linalg.egn import check_rows, check_solver, damped_gauss_newton_solve, times_loss_hessian
+from gradkit.transforms.core import (
+    at_count,
+    bias_correction,
+    divide,
+    increment,
+    optimizer,
+    scalar,
+    settle,
+    transformation,
+    zeros,
+)
+from gradkit.transforms.predictions import LOSSES, Linearized, linearized
+
+PAPER = Paper("Exact Gauss-Newton Optimization for Training Deep Neural Networks", "Korbit et al.", 2024, "2405.14402")
+ARMIJO, SHRINK, GROW, TRIALS = 0.1, 0.8, 1.5, 15
+SMALLEST, LARGEST = 1e-12, 1e6
+
+
+class EgnState(NamedTuple):
+    """Number of updates made, the momentum (None without), damping and step size of the last, both also as metrics."""
+
+    count: jax.Array
+    momentum: Any
+    damping: jax.Array
+    step: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+def _step_size(f: Any, f0: jax.Array, slope: jax.Array, start: jax.Array) -> jax.Array:
+    """Backtracking from `start`: the first step size with a sufficient decrease, or the last one tried."""
+
+    def going(carry: Any) -> jax.Array:
+        i, alpha, value = carry
+        return (i < TRIALS) & ~(value <= f0 + ARMIJO * alpha * slope)
+
+    def step(carry: Any) -> Any:
+        i, alpha, _ = carry
+        alpha = SHRINK * alpha
+        return i + 1, alpha, f(alpha)
+
+    return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), start, f(start)))[1]
+
+
+def egn(
+    learning_rate: Any = 1.0,
+    *,
+    damping: Any = 1.0,
+    momentum: Any = 0.0,
+    line_search: bool = False,
+    adaptive_damping: bool = False,
+    damping_increase: Any = 1.01,
+    damping_decrease: Any = 0.99,
+    loss: str = "mse",
+    solver: str = "woodbury",
+    cg_iterations: int = 100,
+    cg_tolerance: Any = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
+    """Exact Gauss-Newton.
+
+    Equations: at the head of this file. The loss is the mean over the examples of half the squared error ("mse"), the
+    cross-entropy of a softmax ("softmax_ce") or of sigmoids ("sigmoid_bce"), summed over outputs. The gradients that
+    come in are not read: what else the loss has, a penalty, is not seen.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule; with `line_search` the largest one. Default 1 (paper).
+      damping: lambda, in the units of the curvature, > 0. Default 1 (paper).
+      momentum: decay of the mean of directions, in [0, 1). Default 0 (paper).
+      line_search: whether the step size is searched for, from min(1.5 times the last one, `learning_rate`) down by 0.8,
+        at most 15 times. Default False.
+      adaptive_damping: whether lambda follows the ratio of the true to the predicted decrease, within [1e-12, 1e6].
+        Default False (first release).
+      damping_increase: factor of lambda after a poor prediction, >= 1. Default 1.01 (paper; second release 1.5).
+      damping_decrease: factor after a good one, in (0, 1]. Default 0.99 (paper; second release 0.5).
+      loss: "mse", "softmax_ce" (targets integer (b,), or probabilities (b, c)) or "sigmoid_bce". Default "mse".
+      solver: "woodbury" (at most 4096 examples times outputs), "cg" or "dense", as in
+        `gk.linalg.damped_gauss_newton_solve`. Default "woodbury" (paper).
+      cg_iterations: most iterations of "cg", >= 1. Default 100.
+      cg_tolerance: where "cg" stops, relative to the gradient, in [0, 1). Default 1e-6.
+
+    Returns:
+      A transformation that needs `params` and the extra arguments `model_fn` (parameters -> predictions of this
+      minibatch, (b,) or (b, c)) and `targets`; or `residuals` (r), `jvp` and `vjp` (products with J and its transpose),
+      `loss_hessian` (Q, (b, c, c)) where it is not the identity, and `value_fn` for line search or adaptive damping.
+      State: 1 word per parameter with momentum, otherwise scalars; lambda and the step size are published as the
+      metrics `damping` and `learning_rate`. Collectives: (b c)^2 numbers are added up, and those of the model's
+      products.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; extra arguments that are missing; targets of another shape than
+        the predictions; more than 4096 rows with "woodbury".
+
+    Example:
+      >>> X, y = jnp.array([[1.0, 0.0], [1.0, 2.0]]), jnp.array([1.0, 5.0])
+      >>> tx, x = egn(damping=1e-6), jnp.zeros(2)
+      >>> u, _ = tx.update(x, tx.init(x), x, model_fn=lambda w: X @ w, targets=y)
+      >>> print(u.round(3))  # least squares in one step
+      [1. 2.]
+
+    Reference: Korbit et al. Exact Gauss-Newton Optimization for Training Deep Neural Networks. 2024, arXiv 2405.14402.
+    The system is that of the authors' first release, exact also where Q is singular; their second release applies the
+    factor of Q on the wrong side. Where no trial of the line search decreases enough, its last one is taken.
+    """
+    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
+    checks.real("damping", damping, "(0, inf)")
+    checks.real("momentum", momentum, "[0, 1)")
+    checks.real("damping_increase", damping_increase, "[1, inf)")
+    checks.real("damping_decrease", damping_decrease, "(0, 1]")
+    checks.choice("loss", loss, LOSSES)
+    check_solver(solver, cg_iterations, cg_tolerance)
+    averaged = not (isinstance(momentum, int | float) and momentum == 0)
+
+    def state_of(count: jax.Array, mean: Any, lam: Any, alpha: Any) -> EgnState:
+        lam, alpha = (jnp.asarray(value).astype(jnp.float32) for value in (lam, alpha))
+        return EgnState(count, mean, lam, alpha, {"damping": lam, "learning_rate": alpha})
+
+    def init(params: optax.Params) -> EgnState:
+        count = jnp.zeros((), jnp.int32)
+        return state_of(count, zeros(params) if averaged else None, damping, at_count(learning_rate, count))
+
+    def measured(lin: Linearized, p: Any, params: Any, state: EgnState) -> tuple[Any, Any]:
+        """alpha and the next lambda."""
+        f = lin.loss
+        rate = jnp.asarray(at_count(learning_rate, state.count)).astype(lin.residual.dtype)
+        if not line_search and not adaptive_damping:
+            return rate, state.damping
+        if f is None:
+            raise ValueError("egn needs the extra argument value_fn for line search or adaptive damping")
+        b, Jp = lin.residual.shape[0], lin.jvp(p)
+        slope = -jnp.sum(lin.residual * Jp) / b
+        at = lambda alpha: f(jax.tree.map(lambda x, d: x + alpha.astype(x.dtype) * d, params, p))  # noqa: E731
+        f0 = f(params)
+        start = jnp.minimum(GROW * state.step.astype(rate.dtype), rate)
+        alpha = _step_size(at, f0, slope, start) if line_search else rate
+        if not adaptive_damping:
+            return alpha, state.damping
+        curvature = jnp.sum(Jp.reshape(-1) * times_loss_hessian(lin.loss_hessian, Jp.reshape(-1))) / b
+        predicted = alpha * slope + jnp.square(alpha) * curvature / 2
+        rho = divide(at(alpha) - f0, predicted)
+        lam = state.damping
+        up, down = (scalar(jnp.asarray(value), lam) * lam for value in (damping_increase, damping_decrease))
+        lam = jnp.where(rho > 0.75, down, jnp.where((rho < 0.25) & (predicted != 0), up, lam))
+        return alpha, jnp.clip(lam, SMALLEST, LARGEST)
+
+    def update(updates: Any, state: EgnState, params: Any = None, **extra: Any) -> tuple[Any, EgnState]:
+        count = increment(state.count)
+        lin = linearized("egn", loss, params, extra)
+        check_rows("egn", lin.residual, solver)
+        p = damped_gauss_newton_solve(
+            lin.jvp,
+            lin.vjp,
+            lin.residual,
+            damping=state.damping if adaptive_damping else damping,
+            loss_hessian=lin.loss_hessian,
+            solver=solver,
+            cg_iterations=cg_iterations,
+            cg_tolerance=cg_tolerance,
+        )
+        mean = None
+        if averaged:
+            # At the dtype of the updates, where it is another than the model's.
+            blend = lambda m, p: scalar(momentum, m) * m + (1 - scalar(momentum, m)) * p.astype(m.dtype)  # noqa: E731
+            mean = settle(jax.tree.map(blend, state.momentum, p))
+            p = jax.tree.map(lambda m: m / bias_correction(momentum, count, m), mean)
+        alpha, lam = measured(lin, p, params, state)
+        u = jax.tree.map(lambda p, g: alpha.astype(g.dtype) * p.astype(g.dtype), p, updates)
+        return u, state_of(count, mean, lam, alpha)
+
+    return optimizer(Method("egn", learning_rate), transformation("egn", init, update, needs_params=True))
+
+
+register(
+    egn,
+    form="optimizer",
+    paper=PAPER,
+    needs=("model_fn", "targets"),
+    collectives="gramian",
+    notes="asks for the predictions of the minibatch, and does not read the gradients",
+)

@@ -1,0 +1,182 @@
+"""ScaledGD(lambda): gradient descent on the factors of a matrix that does not feel how badly the matrix is conditioned.
+
+M = X X^T     d_X = G_X (X^T X + lambda I)^{-1}
+M = L R^T     d_L = G_L (R^T R + lambda I)^{-1}      d_R = G_R (L^T L + lambda I)^{-1}
+x_t           x_{t-1} - learning_rate d_t
+
+X, L and R are n x r; the systems are r x r.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout, from_matrices, names, to_matrices
+from gradkit.transforms import scale_by_learning_rate
+from gradkit.transforms.core import optimizer, transformation
+from gradkit.transforms.explicit import by_compiler
+from gradkit.transforms.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
+
+PAPER = Paper(
+    "The Power of Preconditioning in Overparameterized Low-Rank Matrix Sensing", "Xu et al.", 2023, "2302.01186"
+)
+PRODUCTS = ("L R^T", "L R")
+
+
+def _over_gram(G: jax.Array, F: jax.Array, damping: Any) -> jax.Array:
+    """G (F^T F + damping I)^{-1} of matrices (..., n, r)."""
+    product = partial(jnp.einsum, precision="highest")
+    eye = jnp.broadcast_to(jnp.eye(F.shape[-1], dtype=F.dtype), (*F.shape[:-2], F.shape[-1], F.shape[-1]))
+    lower = jnp.linalg.cholesky(product("...ni,...nj->...ij", F, F) + jnp.asarray(damping).astype(F.dtype) * eye)
+    # A solve with G on the right would gather its rows on every device; products leave them where they are.
+    inverse = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    return product("...nj,...ji->...ni", product("...nj,...ij->...ni", G, inverse), inverse)
+
+
+def _full_rank(name: str, damping: Any, rows: int, rank: int) -> None:
+    if isinstance(damping, int | float) and damping == 0 and rank > rows:
+        raise ValueError(
+            f"scale_by_factor_gram: the Gram matrix of {name!r}, {rows} x {rank}, is singular; take damping > 0"
+        )
+
+
+def scale_by_factor_gram(
+    damping: Any, *, pairs: Pairs | None = None, product: str = "L R^T", layout: Layout = default_layout
+) -> optax.GradientTransformationExtraArgs:
+    """Divides the gradient of a factor by the Gram matrix of its partner.
+
+    Equations: the first two lines at the head of this file. Leaves that are no factor keep their gradient.
+
+    Args:
+      damping: lambda, in the units of the Gram matrix, >= 0. The paper takes it of the order of the smallest singular
+        value of the target that counts, or below. With 0 a Gram matrix that is singular gives NaN.
+      pairs: which leaves are L and R: the last pieces of their names, such as ("u", "v"), or a function of the names of
+        all leaves that returns pairs of them. Default None: every leaf with inputs and outputs is a factor X of its own
+        X X^T, its inputs the rows.
+      product: how the factors of a pair make the matrix: "L R^T", both (..., n, r), or "L R", where the second is
+        (..., r, m), as adapters `lora_a` and `lora_b` are. Default "L R^T" (paper).
+      layout: without pairs, which axes are inputs, outputs and stacks.
+
+    Returns:
+      A transformation that needs `params`. No state. Collectives: r x r numbers per factor whose rows are sharded.
+
+    Raises:
+      ValueError: a damping outside its range, or 0 with a factor of more columns than rows; a factor without partner;
+        partners of different rank; `params` missing.
+
+    Example:
+      >>> tx = scale_by_factor_gram(1.0)
+      >>> x, g = jnp.array([[1.0], [1.0]]), jnp.array([[3.0], [6.0]])
+      >>> print(tx.update(g, tx.init(x), x)[0].round(4).T)  # X^T X + 1 = 3
+      [[1. 2.]]
+
+    Reference: Xu et al. The Power of Preconditioning in Overparameterized Low-Rank Matrix Sensing. 2023, arXiv
+    2302.01186. With damping 0 it is ScaledGD of Tong, Ma, Chi 2020, arXiv 2005.08898. In float32 the Gram matrix
+    squares the condition number: below 1e-7 of the largest singular value, damping is lost.
+    """
+    checks.real("damping", damping, "[0, inf)")
+    checks.choice("product", product, PRODUCTS)
+    if pairs is not None:
+        check_pairs(pairs)
+
+    def pairs_of(tree: Any) -> list[tuple[int, int]]:
+        known, leaves = names(tree), jax.tree.leaves(tree)
+        found = find_pairs("scale_by_factor_gram", known, pairs) if pairs is not None else []
+        for i, j in found:
+            axes = (-1, -1 if product == "L R^T" else -2)
+            check_ranks("scale_by_factor_gram", (known[i], known[j]), (leaves[i].shape, leaves[j].shape), axes)
+            for k, (rows, rank) in ((i, (-2, -1)), (j, (-2, -1) if product == "L R^T" else (-1, -2))):
+                _full_rank(known[k], damping, leaves[k].shape[rows], leaves[k].shape[rank])
+        return found
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        pairs_of(params)
+        if pairs is None:
+            for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
+                axes = layout(name, x.shape)
+                if axes.inputs and axes.outputs:
+                    for view in jax.eval_shape(lambda x, a=axes: to_matrices(x, a), x):
+                        _full_rank(name, damping, view.shape[1], view.shape[2])
+        return optax.EmptyState()
+
+    def symmetric(name: str, g: jax.Array, x: jax.Array) -> jax.Array:
+        axes = layout(name, g.shape)
+        if not axes.inputs or not axes.outputs or not g.size:
+            return g
+        views = zip(to_matrices(g, axes), to_matrices(x, axes), strict=True)
+        return from_matrices([_over_gram(G, X, damping) for G, X in views], g.shape, axes)
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        known, found = names(updates), pairs_of(updates)
+
+        def directions(updates: Any, params: Any) -> Any:
+            g, structure = jax.tree.flatten(updates)
+            x = jax.tree.leaves(params)
+            if pairs is None:
+                return structure.unflatten([symmetric(*row) for row in zip(known, g, x, strict=True)])
+            d = list(g)
+            for i, j in found:
+                turn = (lambda m: m) if product == "L R^T" else (lambda m: jnp.swapaxes(m, -1, -2))
+                d[i] = _over_gram(g[i], turn(x[j]), damping)
+                d[j] = turn(_over_gram(turn(g[j]), x[i], damping))
+            return structure.unflatten(d)
+
+        return by_compiler(directions, updates, params, like=updates), state
+
+    return transformation("scale_by_factor_gram", init, update, needs_params=True)
+
+
+def scaled_gd(
+    learning_rate: Any = 0.5,
+    *,
+    damping: Any,
+    pairs: Pairs | None = None,
+    product: str = "L R^T",
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """ScaledGD(lambda): start from a small random X, of more columns than the rank of the target where that is unknown.
+
+    Equations: at the head of this file. Its rate of convergence does not depend on the condition number of the target.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule; a number below 1 suits every target. Default 0.5.
+      damping: lambda, >= 0, of the order of the smallest singular value of the target that counts, or below (paper).
+      pairs: which leaves are L and R, as in `scale_by_factor_gram`. Default None: every matrix is an X of its own.
+      product: "L R^T" or "L R", as in `scale_by_factor_gram`. Default "L R^T".
+      layout: without pairs, which axes are inputs, outputs and stacks.
+
+    Returns:
+      A transformation that needs `params`. No state but the counter of the rate. Collectives: those of
+      `scale_by_factor_gram`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range, or no damping for a factor of more columns than rows.
+
+    Example:
+      >>> tx = scaled_gd(1.0, damping=0.0)
+      >>> x = jnp.array([[2.0], [1.0]])
+      >>> g = x @ x.T @ x  # of |X X^T|^2 / 4: X^T X cancels
+      >>> print(tx.update(g, tx.init(x), x)[0].round(4).T)
+      [[-2. -1.]]
+
+    Reference: Xu et al. The Power of Preconditioning in Overparameterized Low-Rank Matrix Sensing. 2023, arXiv
+    2302.01186.
+    """
+    return optimizer(
+        Method("scaled_gd", learning_rate),
+        scale_by_factor_gram(damping, pairs=pairs, product=product, layout=layout),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+NOTES = "for factors of a matrix: leaves that are none step down their gradient"
+register(
+    scale_by_factor_gram, form="primitive", paper=PAPER, collectives="matrices", example={"damping": 0.1}, notes=NOTES
+)
+register(scaled_gd, form="optimizer", paper=PAPER, collectives="matrices", example={"damping": 0.1}, notes=NOTES)
