@@ -16,6 +16,9 @@ from gradkit.linalg.penalties import (
     scad_concave_grad,
     scad_penalty,
 )
+from gradkit.linalg.singular_basis import (
+    singular_basis,
+)
 
 __all__ = [
     "damped_solve",
@@ -27,5 +30,6 @@ __all__ = [
     "prox_scad",
     "scad_concave_grad",
     "scad_penalty",
+    "singular_basis",
     "solve_lcp",
 ]

@@ -22,6 +22,8 @@ NOT_NUMBERS = frozenset(
         "ns_dtype",
         "ns_steps",
         "num_iterations",
+        "rank",
+        "rank_fraction",
         "shift",
         "sync_period",
         "warmdown_steps",

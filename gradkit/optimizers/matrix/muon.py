@@ -10,23 +10,22 @@ x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 Embeddings, heads, vectors and scalars take AdamW instead.
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Axes, Layout, Method, default_layout, map_named
+from gradkit.leaves import Layout, Method, default_layout, map_named
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.core import bias_correction as correction
 from gradkit.transforms.core import increment, optimizer, scalar, settle, transformation, zeros
 from gradkit.transforms.matrices import MatrixSharding, check_matrix, map_matrices, plan_matrices
+from gradkit.transforms.shape_factor import shape_factor
 
 PAPER = Paper("Muon: An optimizer for hidden layers in neural networks", "Jordan et al.", 2024)
 SCALES = ("spectral", "match_rms_adamw", None)
@@ -38,23 +37,6 @@ class ScaleByMuonState(NamedTuple):
 
     count: jax.Array | None
     mu: Any
-
-
-def shape_factor(axes: Axes, shape: tuple[int, ...], scale: str | None) -> Any:
-    """s of every matrix of a leaf: a number, or an array that broadcasts, where fused weights differ."""
-
-    def one(inputs: int, outputs: int) -> float:
-        if scale is None:
-            return 1.0
-        return math.sqrt(max(1.0, outputs / inputs)) if scale == "spectral" else 0.2 * math.sqrt(max(inputs, outputs))
-
-    inputs, outputs = (math.prod(shape[a] for a in group) for group in (axes.inputs, axes.outputs))
-    if not axes.splits or not inputs:
-        return one(inputs, outputs) if inputs else 1.0
-    columns = np.repeat([one(inputs, width) for width in axes.splits], axes.splits)
-    columns = columns.reshape([shape[a] for a in axes.outputs])
-    columns = columns.transpose(np.argsort(axes.outputs))
-    return columns.reshape([k if a in axes.outputs else 1 for a, k in enumerate(shape)])
 
 
 def scale_by_muon(
