@@ -94,14 +94,14 @@ def limit_norm_growth(
         if per == "global":
             n = global_norm(u)
             f = growth(n, state.norm.astype(n.dtype), gamma)
-            limited = jax.tree.map(lambda x: x / f.astype(jnp.finfo(x.dtype).dtype), u)
+            limited = jax.tree.map(lambda x: x / f.astype(x.dtype), u)
             return limited, LimitNormGrowthState((n / f).astype(state.norm.dtype))
         leaves, structure = jax.tree.flatten(u)
         norms = packed_norms(names(u), "tensor", layout, leaves)
         n = norms.spread(norms.vectors[0])
         f = [growth(k, before, gamma) for k, before in zip(n, jax.tree.leaves(state.norm), strict=True)]
         kept = [(k / d).astype(k.dtype) for k, d in zip(n, f, strict=True)]
-        limited = [x / d.astype(jnp.finfo(x.dtype).dtype) for x, d in zip(leaves, f, strict=True)]
+        limited = [x / d.astype(x.dtype) for x, d in zip(leaves, f, strict=True)]
         return structure.unflatten(limited), LimitNormGrowthState(structure.unflatten(kept))
 
     return transformation("limit_norm_growth", init, update, complex_leaves=True)

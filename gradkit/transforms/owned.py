@@ -7,7 +7,7 @@ and what is renewed only every so many steps: under one `lax.cond`, which under 
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,9 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gradkit.transforms.matrices import Plan, Stack, map_matrices
+from gradkit.leaves import Layout, names
+from gradkit.transforms.core import wide_dtype
+from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix, map_matrices, plan_matrices
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners"])
@@ -44,6 +46,44 @@ def owners_of(state: Any) -> list[tuple[str, ...] | None]:
     return [node.owners if owned(node) else None for node in nodes for _ in jax.tree.leaves(node)]
 
 
+def plan_owned(
+    tree: Any,
+    *,
+    method: str,
+    layout: Layout,
+    shard: MatrixSharding | None,
+    turn: Callable[[int, int], bool],
+    kinds: Sequence[Hashable] | None = None,
+) -> Plan:
+    """`plan_matrices` for state: the same for parameters and for updates, which come in a wider dtype.
+
+    Args:
+      tree: leaves that all have inputs and outputs.
+      method: the public name, for messages.
+      layout: what the axes of a leaf mean.
+      shard: over which devices.
+      turn: (rows, columns) -> whether a matrix is worked on transposed.
+      kinds: per leaf, what the leaves of a stack must have in common besides. Default None: nothing.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    for name, x in zip(names(tree), leaves, strict=True):
+        check_matrix(method, name, x.shape, layout(name, x.shape))
+
+    def wide(x: Any) -> Any:
+        if isinstance(x, Tracer):
+            return x.astype(wide_dtype(x.dtype))
+        return jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype), sharding=getattr(x, "sharding", None))
+
+    return plan_matrices(
+        structure.unflatten([wide(x) for x in leaves]),
+        method=method,
+        layout=layout,
+        shard=shard,
+        transpose=turn,
+        kinds=[None] * len(leaves) if kinds is None else kinds,
+    )
+
+
 def _kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
     """How many matrices of a stack are kept, on all devices together (inside `shard_map`, on this one), and along which
     axes they are cut."""
@@ -57,7 +97,7 @@ def hold(method: str, plan: Plan, make: Callable[[Stack, int], Any]) -> tuple[Ow
 
     Args:
       method: the public name, for messages.
-      plan: made with `kinds`, so that stacks are as long on every kind of device.
+      plan: what `plan_owned` says.
       make: (stack, number of matrices) -> a tree of arrays with that leading axis.
 
     Raises:

@@ -27,8 +27,8 @@ from gradkit.transforms.adam import scale_by_adam
 from gradkit.transforms.by_role import ROLES
 from gradkit.transforms.core import increment, scalar, transformation, wide_dtype
 from gradkit.transforms.limit_norm_growth import growth
-from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix, plan_matrices
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, product, refreshed
+from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product, refreshed
 
 PAPER = Paper(
     "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", "Zhao et al.", 2024, "2403.03507"
@@ -176,7 +176,7 @@ def project_low_rank(
         matrices = structure.unflatten([x if c else mask for x, c in zip(leaves, chosen, strict=True)])
         rest = structure.unflatten([mask if c else x for x, c in zip(leaves, chosen, strict=True)])
         own = [ranks[name] for name in itertools.compress(known, chosen)]
-        plan = plan_matrices(matrices, method=METHOD, layout=layout, shard=shard, transpose=SIDES[side], kinds=own)
+        plan = plan_owned(matrices, method=METHOD, layout=layout, shard=shard, turn=SIDES[side], kinds=own)
         return matrices, rest, plan, own
 
     def init(params: optax.Params) -> ProjectLowRankState:

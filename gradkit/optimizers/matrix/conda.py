@@ -17,14 +17,14 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, map_named
+from gradkit.leaves import Layout, Method, default_layout
 from gradkit.linalg import singular_basis
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import bias_correction as correction
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
-from gradkit.transforms.matrices import Plan, Stack, check_matrix, plan_matrices
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, product, refreshed
+from gradkit.transforms.matrices import Plan, Stack
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product, refreshed
 
 PAPER = Paper(
     "Conda: Column-Normalized Adam for Training Large Language Models Faster", "Wang et al.", 2025, "2509.24218"
@@ -117,9 +117,7 @@ def scale_by_conda(
     turn, on_left, on_right = PROJECTIONS[projection]
 
     def planned(tree: Any) -> Plan:
-        map_named(lambda name, x: check_matrix(method, name, x.shape, layout(name, x.shape)), tree)
-        kinds = [None] * len(jax.tree.leaves(tree))
-        return plan_matrices(tree, method=method, layout=layout, shard=shard, transpose=turn, kinds=kinds)
+        return plan_owned(tree, method=method, layout=layout, shard=shard, turn=turn)
 
     def init(params: optax.Params) -> ScaleByCondaState:
         def make(stack: Stack, count: int) -> dict[str, Any]:

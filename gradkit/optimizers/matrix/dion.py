@@ -26,12 +26,12 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, map_named
+from gradkit.leaves import Layout, Method, default_layout
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
-from gradkit.transforms.matrices import Plan, Stack, check_matrix, plan_matrices
-from gradkit.transforms.owned import Owned, hold, map_owned, product
+from gradkit.transforms.matrices import Plan, Stack
+from gradkit.transforms.owned import Owned, hold, map_owned, plan_owned, product
 from gradkit.transforms.shape_factor import shape_factor
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
@@ -150,9 +150,7 @@ def scale_by_dion(
     sketched = qr == "randomized_cholesky_qr"
 
     def planned(tree: Any) -> Plan:
-        map_named(lambda name, x: check_matrix(method, name, x.shape, layout(name, x.shape)), tree)
-        kinds = [None] * len(jax.tree.leaves(tree))
-        return plan_matrices(tree, method=method, layout=layout, shard=shard, transpose=SIDES[side], kinds=kinds)
+        return plan_owned(tree, method=method, layout=layout, shard=shard, turn=SIDES[side])
 
     def width(stack: Stack) -> int:
         short = min(stack.n, stack.m)
