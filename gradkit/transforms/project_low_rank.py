@@ -212,9 +212,11 @@ def project_low_rank(
             own = own | new | {"failed": failed}
             B = own["basis"]
             R = product(jnp.swapaxes(B, 1, 2), x)
-            psi, own["inner"] = jax.vmap(lambda g, s: method.update(g, s, None, **others, **shared["extra"]))(
-                R, own["inner"]
-            )
+
+            def one(g: jax.Array, s: Any) -> Any:
+                return method.update(g, s, None, **others, **shared["extra"])
+
+            psi, own["inner"] = jax.vmap(one)(R, own["inner"])
             d = alpha * product(B, psi)
             if residual is None:
                 return d, own

@@ -95,7 +95,7 @@ def test_state_bytes() -> None:
     counters = 4 * (1 + 1 + 2 * 2)  # the two counts of steps; per matrix a count and a number of failures
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == 2 * 4 * words + counters
     memory = jax.jit(tx.update, keep_unused=True).lower(params, state).compile().memory_analysis()
-    assert memory.argument_size_in_bytes == 64 * 256 * (4 + 2) + 2 * 4 * words + counters
+    assert memory is not None and memory.argument_size_in_bytes == 64 * 256 * (4 + 2) + 2 * 4 * words + counters
 
 
 def test_a_basis_is_computed_when_due_also_for_many_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +145,11 @@ def test_a_basis_that_fails_is_not_taken(x64: None) -> None:
     _, state = tx.update(g, tx.init(g))
     before = state.stacks[0].arrays["basis"]
     assert gk.diagnostics.metrics(state)["failed_refreshes"] == 0
-    _, state = jax.jit(tx.update)(g | {"a": g["a"].at[0, 0].set(jnp.nan)}, state)
+    _, state = jax.jit(tx.update)({**g, "a": g["a"].at[0, 0].set(jnp.nan)}, state)
     assert_equal(state.stacks[0].arrays["basis"], before)
     assert gk.diagnostics.metrics(state)["failed_refreshes"] == 1
     d, _ = tx.update(g, state)
-    assert np.isfinite(d["a"]).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(d))
 
 
 def test_a_tree_of_ranks(x64: None) -> None:
