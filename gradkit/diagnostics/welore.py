@@ -123,7 +123,7 @@ def welore_factorize(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
 
     Example:
       >>> a, b = welore_factorize(jnp.array([[0.0, 4.0], [1.0, 0.0]]), 1)
-      >>> print(a.T, b)
+      >>> print(abs(a.T), b)
       [[2. 0.]] [[0. 2.]]
 
     Reference: Jaiswal et al. From GaLore to WeLore. 2024, arXiv 2407.11239.
@@ -187,11 +187,16 @@ def welore_labels(params: Any, ranks: Any, min_ratio: float | None = None, *, la
     return map_named(one, params)
 
 
-_ONCE = "a function of spectra, called once before training: it keeps no state and has no update"
-for _function in (welore_ranks, welore_threshold, welore_factorize, welore_labels):
-    register(
-        _function,
-        form="diagnostic",
-        paper=PAPER,
-        opt_outs=dict.fromkeys(("pure", "missing", "abstract", "bad input", "mesh"), _ONCE),
-    )
+SHARED: dict[str, Any] = {
+    "form": "diagnostic",
+    "paper": PAPER,
+    "opt_outs": dict.fromkeys(
+        ("pure", "missing", "abstract", "bad input", "mesh"),
+        "a function of matrices, called once before training: it keeps no state and has no update",
+    ),
+}
+SPECTRUM = np.array([5.0, 2.0, 1.0])
+register(welore_ranks, **SHARED, example={"singular_values": SPECTRUM, "threshold": 0.1})
+register(welore_threshold, **SHARED, example={"singular_values": SPECTRUM, "target_reduction": 0.5})
+register(welore_factorize, **SHARED, example={"w": np.eye(2, dtype=np.float32), "rank": 1})
+register(welore_labels, **SHARED, example={"params": {"w": np.eye(8, dtype=np.float32)}, "ranks": {"w": 2}})

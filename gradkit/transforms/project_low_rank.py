@@ -11,6 +11,7 @@ d = scale B psi
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +59,13 @@ class ProjectLowRankState(NamedTuple):
         return failures(self.stacks)
 
 
+class Numbered(NamedTuple):
+    """A method, and the numbers that it is made of: those that are traced must reach the owner as arguments."""
+
+    make: Callable[[dict[str, Any]], optax.GradientTransformation]
+    numbers: dict[str, Any]
+
+
 def rotated(state: Any, turn: jax.Array) -> Any:
     """The state of a method whose coordinates are turned: first moments by a matrix, second by its squared entries."""
 
@@ -85,7 +93,7 @@ def _ranks(rank: Any, known: list[str]) -> dict[str, int]:
 
 
 def project_low_rank(
-    inner: optax.GradientTransformation | None = None,
+    inner: optax.GradientTransformation | Numbered | None = None,
     *,
     rank: Any = 128,
     update_interval: int = 200,
@@ -157,7 +165,8 @@ def project_low_rank(
         raise ValueError(f"growth_limit limits the residual and must be None without one, got {growth_limit!r}")
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
-    method = optax.with_extra_args_support(scale_by_adam() if inner is None else inner)
+    made = inner if isinstance(inner, Numbered) else Numbered(lambda _: scale_by_adam() if inner is None else inner, {})
+    method = optax.with_extra_args_support(made.make(made.numbers))
 
     def planned(tree: Any) -> tuple[Any, Any, Plan, list[int]]:
         """The projected leaves; the others; how the former are stacked; their ranks."""
@@ -213,8 +222,10 @@ def project_low_rank(
             B = own["basis"]
             R = product(jnp.swapaxes(B, 1, 2), x)
 
+            here = optax.with_extra_args_support(made.make(shared["numbers"]))
+
             def one(g: jax.Array, s: Any) -> Any:
-                return method.update(g, s, None, **others, **shared["extra"])
+                return here.update(g, s, None, **others, **shared["extra"])
 
             psi, own["inner"] = jax.vmap(one)(R, own["inner"])
             d = alpha * product(B, psi)
@@ -229,7 +240,7 @@ def project_low_rank(
             return d + E / f, own | {"norm": n / f}
 
         shared = {"due": state.count % update_interval == 0, "scale": scale, "extra": numbers}
-        shared = {**shared, "growth_limit": growth_limit}
+        shared |= {"growth_limit": growth_limit, "numbers": made.numbers}
         try:
             d, stacks = map_owned(METHOD, kernel, matrices, plan, state.stacks, shared)
         except ValueError as error:

@@ -103,14 +103,15 @@ def test_inside_shard_map() -> None:
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-9, atol=1e-9)
 
 
-def test_traced_hyperparameters_over_explicit_axes() -> None:
+@pytest.mark.parametrize("method", [gk.conda, gk.galore, gk.fira], ids=lambda method: method.__name__)
+def test_traced_hyperparameters_over_explicit_axes(method: Any) -> None:
     """Numbers that are traced reach the owner as arguments."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
-    make = lambda rate, b1: gk.conda(rate, b1=b1, shard=gk.MatrixSharding(mesh, "x", min_dim=0))  # noqa: E731
+    make = lambda rate, b1: method(rate, b1=b1, shard=gk.MatrixSharding(mesh, "x", min_dim=0))  # noqa: E731
     tx = gk.inject_hyperparams(make)(0.1, 0.9)
     with jax.set_mesh(mesh):
         x = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P())), draw(0))
         got, _ = jax.jit(tx.update)(x, tx.init(x), x)
-    plain = gk.conda(0.1)
+    plain = method(0.1)
     want, _ = plain.update(draw(0), plain.init(draw(0)), draw(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-9), got, want)

@@ -254,13 +254,3 @@ register(
     opt_outs={"map_params": "its state belongs to stacks of matrices"},
     notes="2 + n / m words for n x m, n <= m; embeddings, heads, vectors and scalars take Adam",
 )
-register(
-    scale_by_conda,
-    form="primitive",
-    paper=PAPER,
-    words=3,
-    collectives="matrices",
-    golden=("matrix/conda",),
-    opt_outs={"mismatch": "its leaves are matrices only; conda is checked"},
-    notes="matrices only",
-)

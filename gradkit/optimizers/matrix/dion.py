@@ -314,16 +314,14 @@ def dion(
     )
 
 
-for _function in (dion, scale_by_dion):
-    register(
-        _function,
-        form="optimizer" if _function is dion else "primitive",
-        paper=PAPER,
-        words=2,
-        collectives="matrices",
-        golden=("matrix/dion",),
-        example={"key": 0},
-        opt_outs={"map_params": "its state belongs to stacks of matrices"}
-        | ({} if _function is dion else {"mismatch": "its leaves are matrices only; dion is checked"}),
-        notes="1 + r / m words for n x m, n <= m, Q at the short side; the words above are those of r = n = m",
-    )
+register(
+    dion,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="matrices",
+    golden=("matrix/dion",),
+    example={"key": 0},
+    opt_outs={"map_params": "its state belongs to stacks of matrices"},
+    notes="1 + r / m words for n x m, n <= m, Q at the short side; the words above are those of r = n = m",
+)

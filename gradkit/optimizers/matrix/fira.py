@@ -11,6 +11,7 @@ x_t = x_{t-1} - learning_rate (d + weight_decay x_{t-1})
 Embeddings, heads, vectors and scalars take the same Adam whole.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ from gradkit.transforms import (
 )
 from gradkit.transforms.core import bias_correction, increment, optimizer, transformation
 from gradkit.transforms.limit_norm_growth import PAPER
+from gradkit.transforms.project_low_rank import Numbered
 
 
 class CorrectBiasState(NamedTuple):
@@ -50,6 +52,10 @@ def _correct_bias(b1: Any, b2: Any) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(one, u), CorrectBiasState(t)
 
     return transformation("fira", lambda params: CorrectBiasState(jnp.zeros((), jnp.int32)), update)
+
+
+def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformation:
+    return scale_by_adam(**numbers, debias=False, **options)
 
 
 def fira(
@@ -116,7 +122,7 @@ def fira(
     return optimizer(
         Method("fira", learning_rate, weight_decay, weight_decay_mask),
         project_low_rank(
-            scale_by_adam(b1=b1, b2=b2, eps=eps, debias=False, mu_dtype=mu_dtype),
+            Numbered(partial(_adam, mu_dtype=mu_dtype), {"b1": b1, "b2": b2, "eps": eps}),
             rank=rank,
             update_interval=update_interval,
             scale=alpha,

@@ -9,6 +9,7 @@ x_t = x_{t-1} - learning_rate (scale B u_t + weight_decay x_{t-1})
 Embeddings, heads, vectors and scalars take the same Adam whole.
 """
 
+from functools import partial
 from typing import Any
 
 import optax
@@ -23,7 +24,11 @@ from gradkit.transforms import (
     scale_by_learning_rate,
 )
 from gradkit.transforms.core import optimizer
-from gradkit.transforms.project_low_rank import PAPER
+from gradkit.transforms.project_low_rank import PAPER, Numbered
+
+
+def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformation:
+    return scale_by_adam(**numbers, **options)
 
 
 def galore(
@@ -85,10 +90,11 @@ def galore(
     2403.03507. Departures from the official code: decay is not multiplied into the step before it; signs of singular
     vectors are fixed. optax's `contrib.galore` compresses the long side, which is another method.
     """
+    adam = partial(_adam, eps_in_hat=eps_in_hat, mu_dtype=mu_dtype)
     return optimizer(
         Method("galore", learning_rate, weight_decay, weight_decay_mask),
         project_low_rank(
-            scale_by_adam(b1=b1, b2=b2, eps=eps, eps_in_hat=eps_in_hat, mu_dtype=mu_dtype),
+            Numbered(adam, {"b1": b1, "b2": b2, "eps": eps}),
             rank=rank,
             update_interval=update_interval,
             scale=scale,
