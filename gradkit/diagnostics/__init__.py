@@ -33,6 +33,12 @@ from gradkit.diagnostics.steps_to_target import (
 from gradkit.diagnostics.sublayer_gain import (
     sublayer_gain,
 )
+from gradkit.diagnostics.welore import (
+    welore_factorize,
+    welore_labels,
+    welore_ranks,
+    welore_threshold,
+)
 
 __all__ = [
     "BatchScaling",
@@ -58,4 +64,8 @@ __all__ = [
     "ritz",
     "steps_to_target",
     "sublayer_gain",
+    "welore_factorize",
+    "welore_labels",
+    "welore_ranks",
+    "welore_threshold",
 ]

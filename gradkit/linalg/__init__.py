@@ -1,6 +1,8 @@
 """Pure array kernels."""
 
-from gradkit.linalg.damped import damped_solve
+from gradkit.linalg.damped import (
+    damped_solve,
+)
 from gradkit.linalg.egn import (
     damped_gauss_newton_solve,
 )
@@ -23,6 +25,9 @@ from gradkit.linalg.project_out_subspace import (
     Subspace,
     svd_subspace,
 )
+from gradkit.linalg.singular_basis import (
+    singular_basis,
+)
 
 __all__ = [
     "Subspace",
@@ -36,6 +41,7 @@ __all__ = [
     "prox_scad",
     "scad_concave_grad",
     "scad_penalty",
+    "singular_basis",
     "solve_lcp",
     "svd_subspace",
 ]

@@ -345,7 +345,7 @@ def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
         known = jax.eval_shape(made.init), jax.eval_shape(source, params, _minibatch(problem, mesh))[1]
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), known)
         return "one decision", Program(made.update, arguments, None, arguments[0])
-    if card.form == "diagnostic" and hasattr(made, "update"):
+    if card.form == "diagnostic" and hasattr(made, "init"):
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(made.init)
         )
@@ -357,7 +357,7 @@ def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
 
         return "one measurement", Program(update, (state, dict.fromkeys(names, one)), None, state)
     made = made(0) if callable(made) else made  # a rule that gives a number per step
-    numbers = [np.asarray(x) for x in jax.tree.leaves(made) if not callable(x)]
+    numbers = [np.asarray(x) for x in jax.tree.leaves(made) if not callable(x) and not isinstance(x, str)]
     return "its value", Program(lambda: numbers, (), None, ())
 
 

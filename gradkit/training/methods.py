@@ -127,6 +127,11 @@ _ROWS = (
     Method("clip_adamd", adaptive.clip_adamd, 5e-3, "clip_adamd"),
     Method("induced_metric_rms", adaptive.induced_metric_rms, 5e-3, "induced_metric_rms"),
     Method("nadam", adaptive.nadam, 5e-3, "nadam"),
+    Method("galore", matrix.galore, 1e-2, "galore"),
+    Method("fira", matrix.fira, 5e-3, "fira"),
+    Method("conda", matrix.conda, 5e-3, "conda"),
+    # A race has no key: Q starts from this one.
+    Method("dion", lambda rate: matrix.dion(rate, key=0), 2e-2, "dion"),
     Method("optimistic_amsgrad", adaptive.optimistic_amsgrad, 5e-3, "optimistic_amsgrad"),
     Method("rmsprop", adaptive.rmsprop, 5e-3, "rmsprop"),
     Method("adagrad", adaptive.adagrad, 5e-2, "adagrad"),

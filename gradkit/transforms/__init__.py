@@ -45,6 +45,10 @@ from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
 )
+from gradkit.transforms.limit_norm_growth import (
+    LimitNormGrowthState,
+    limit_norm_growth,
+)
 from gradkit.transforms.lookahead_in_chain import (
     LookaheadInChainState,
     lookahead_in_chain,
@@ -78,6 +82,10 @@ from gradkit.transforms.pnm import (
 from gradkit.transforms.precision import (
     PrecisionState,
     precision,
+)
+from gradkit.transforms.project_low_rank import (
+    ProjectLowRankState,
+    project_low_rank,
 )
 from gradkit.transforms.reparameterize import (
     ReparameterizeState,
@@ -129,11 +137,13 @@ __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
     "DirectionAndLength",
+    "LimitNormGrowthState",
     "LookaheadInChainState",
     "MarsCorrectionState",
     "MatrixSharding",
     "NormalizeAndProjectState",
     "PrecisionState",
+    "ProjectLowRankState",
     "ReparameterizeState",
     "RootMeanSquareState",
     "ScaleByAdamState",
@@ -160,12 +170,14 @@ __all__ = [
     "direction_from_gradient",
     "eval_params",
     "inject_hyperparams",
+    "limit_norm_growth",
     "lookahead_in_chain",
     "mars_correction",
     "norm_loss",
     "normalize_and_project",
     "normalize_gradients",
     "precision",
+    "project_low_rank",
     "project_scale_invariant",
     "project_updates",
     "reparameterize",

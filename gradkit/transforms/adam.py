@@ -42,6 +42,7 @@ def scale_by_adam(
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
     debias: bool = True,
+    eps_in_hat: bool = True,
     nesterov: bool = False,
     nesterov_correction: str = "next",
     mu_dtype: Any = None,
@@ -59,6 +60,9 @@ def scale_by_adam(
         whose second moment is 0 get the update 0.
       eps_root: added under the root, >= 0. Default 0; positive values make the update differentiable at 0.
       debias: whether moments are divided by 1 - b^t. Default True (paper).
+      eps_in_hat: whether eps is added to the root of the corrected moment, or (False) to that of v_t, and corrected
+        with it: then eps counts 1 / sqrt(1 - b2^t) as much. Default True (paper); False in the first Adam of
+        HuggingFace's transformers, on which the codes of GaLore, Fira, Conda and SOAP are built.
       nesterov: whether the numerator looks one step ahead. Default False.
       nesterov_correction: "next" or "same", see above; not used without `nesterov`.
       mu_dtype: dtype in which the first moment is kept between steps; arithmetic stays in float32.
@@ -118,7 +122,8 @@ def scale_by_adam(
                 m = b * m * (1 / ahead) + (1 - b) * g * (1 / c1)
             else:
                 m = m * (1 / c1)
-            root = jnp.sqrt(v * (1 / c2) + scalar(eps_root, v)) + scalar(eps, v)
+            added = scalar(eps, v) if eps_in_hat else scalar(eps, v) * jax.lax.rsqrt(c2)
+            root = jnp.sqrt(v * (1 / c2) + scalar(eps_root, v)) + added
             return divide(m, root.astype(m.dtype)) if guarded else m / root.astype(m.dtype)
 
         return jax.tree.map(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)

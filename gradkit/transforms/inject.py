@@ -23,6 +23,8 @@ NOT_NUMBERS = frozenset(
         "ns_steps",
         "num_iterations",
         "pairs",
+        "rank",
+        "rank_fraction",
         "shift",
         "step_size",
         "sync_period",

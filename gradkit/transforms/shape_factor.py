@@ -1,8 +1,8 @@
-"""The factor by which orthogonalised updates of matrices of different shapes become equally large.
+"""A factor of the updates of every matrix, by its numbers of inputs and outputs.
 
-s = sqrt(max(1, outputs / inputs))      "spectral"
-s = 0.2 sqrt(max(inputs, outputs))      "match_rms_adamw"
-s = 1                                   None
+spectral           s = sqrt(max(1, outputs / inputs))
+ratio              s = sqrt(outputs / inputs)
+match_rms_adamw    s = 0.2 sqrt(max(inputs, outputs))
 """
 
 import math
@@ -18,14 +18,19 @@ SCALES = ("spectral", "match_rms_adamw", None)
 def shape_factor(axes: Axes, shape: tuple[int, ...], scale: str | None) -> Any:
     """s of every matrix of a leaf: a number, or an array that broadcasts, where fused weights differ.
 
-    >>> shape_factor(Axes("matrix", (), (0,), (1,)), (4, 16), "spectral")
-    2.0
+    >>> shape_factor(Axes("matrix", (), (0,), (1,)), (4, 1), "spectral")
+    1.0
+    >>> shape_factor(Axes("matrix", (), (0,), (1,)), (4, 1), "ratio")
+    0.5
     """
 
     def one(inputs: int, outputs: int) -> float:
         if scale is None:
             return 1.0
-        return math.sqrt(max(1.0, outputs / inputs)) if scale == "spectral" else 0.2 * math.sqrt(max(inputs, outputs))
+        if scale == "match_rms_adamw":
+            return 0.2 * math.sqrt(max(inputs, outputs))
+        ratio = outputs / inputs
+        return math.sqrt(max(1.0, ratio) if scale == "spectral" else ratio)
 
     inputs, outputs = (math.prod(shape[a] for a in group) for group in (axes.inputs, axes.outputs))
     if not axes.splits or not inputs:

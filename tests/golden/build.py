@@ -128,6 +128,21 @@ def _through(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     return build
 
 
+def _low_rank(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    """Codes that name the interval and the side otherwise, and whose "std" is the shorter side."""
+    names = {"update_proj_gap": "update_interval", "gamma": "growth_limit", "projection": "side"}
+    sides = {"std": "short", "reverse_std": "long"}
+
+    def build(hyper: dict[str, Any]) -> Any:
+        return function(**{names.get(k, k): sides.get(v, v) if k == "projection" else v for k, v in hyper.items()})
+
+    return build
+
+
+def _conda(hyper: dict[str, Any]) -> Any:
+    return gk.conda(update_interval=hyper["update_proj_gap"], **_hyper(hyper, "update_proj_gap"))
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adadelta": _direct(gk.adadelta),
     "adagrad": _direct(gk.adagrad),
@@ -139,6 +154,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adamw": _direct(gk.adamw),
     "adaptive_grad_clip then trace then learning rate": _agc,
     "amsgrad": _direct(gk.amsgrad),
+    "conda": _conda,
     "clip_adagrad": _direct(gk.clip_adagrad),
     "clip_adam": _direct(gk.clip_adam),
     "clip_adamd": _direct(gk.clip_adamd),
@@ -146,7 +162,11 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ano": _direct(gk.ano),
     "anolog": _direct(gk.anolog),
     "auon": _direct(gk.auon),
+    # The simple form of the code: Q stands at the inputs; where it starts from is in the file.
+    "dion": lambda hyper: gk.dion(**hyper, side="inputs", key=0),
     "diffgrad": _penalised(gk.diffgrad),
+    "fira_adamw": _low_rank(gk.fira),
+    "galore_adamw": _low_rank(gk.galore),
     "grams": _direct(gk.grams),
     "hybrid_auon": _direct(gk.hybrid_auon),
     "gravity": _direct(gk.gravity),
@@ -190,6 +210,18 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "xgrad_adamw": _direct(gk.xgrad_adamw),
     "xgrad_sgd": _direct(gk.xgrad_sgd),
 }
+
+
+def _dion_start(state: Any, extra: dict[str, Any]) -> Any:
+    """Q of every leaf, found by its rows, of which no two leaves have the same number."""
+    by_rows = {value.shape[0]: jnp.asarray(value)[None] for name, value in extra.items() if name.startswith("q0/")}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: by_rows[x.shape[1]] if path[-1] == jax.tree_util.DictKey("Q") else x, state
+    )
+
+
+# method -> (state, arrays of the file) -> the state to start from
+STARTS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"dion": _dion_start}
 
 # method -> transformation of a file that brings a problem of its own
 PROBLEMS: dict[str, Callable[[dict[str, Any]], Any]] = {

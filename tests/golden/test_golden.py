@@ -32,7 +32,7 @@ def test_transformation(golden: Golden, x64: None) -> None:
     tx = optax.with_extra_args_support(build.TRANSFORMATIONS[golden.method](golden.meta["hyper"]))
     update = jax.jit(tx.update, static_argnames="grad_fn")
     x = {leaf: jnp.asarray(value) for leaf, value in start.items()}
-    state = tx.init(x)
+    state = build.STARTS.get(golden.method, lambda state, extra: state)(tx.init(x), golden.extra())
     worst = 0.0
     for t, want in enumerate(golden.steps):
         extra: dict[str, Any] = {}

@@ -7,6 +7,22 @@ from gradkit.optimizers.matrix.auon import (
     scale_by_cosh_rms,
     scale_by_hybrid_auon,
 )
+from gradkit.optimizers.matrix.conda import (
+    ScaleByCondaState,
+    conda,
+    scale_by_conda,
+)
+from gradkit.optimizers.matrix.dion import (
+    ScaleByDionState,
+    dion,
+    scale_by_dion,
+)
+from gradkit.optimizers.matrix.fira import (
+    fira,
+)
+from gradkit.optimizers.matrix.galore import (
+    galore,
+)
 from gradkit.optimizers.matrix.kron import (
     kron,
     psgd_kron,
@@ -34,9 +50,15 @@ from gradkit.optimizers.matrix.scaled_gd import (
 
 __all__ = [
     "ProjectOutSubspaceState",
+    "ScaleByCondaState",
+    "ScaleByDionState",
     "ScaleByMuonState",
     "adjust_lora_gradients",
     "auon",
+    "conda",
+    "dion",
+    "fira",
+    "galore",
     "hybrid_auon",
     "kron",
     "lora_pro_adam",
@@ -45,7 +67,9 @@ __all__ = [
     "project_out_subspace",
     "psgd_kron",
     "scale_by_auon",
+    "scale_by_conda",
     "scale_by_cosh_rms",
+    "scale_by_dion",
     "scale_by_factor_gram",
     "scale_by_hybrid_auon",
     "scale_by_muon",

@@ -1,0 +1,256 @@
+"""Conda: Adam whose second moment is that of the gradient in the basis of the momentum.
+
+m_t = b1 m_{t-1} + (1 - b1) G_t
+if t % update_interval == 1 (or the interval is 1):   B = the singular vectors of m_t, of its shorter side n
+v_t = b2 v_{t-1} + (1 - b2) (B^T G_t)^2                                   (n, m), n <= m; else transposed
+d_t = scale B (B^T m_t / (sqrt(v_t) + eps)) sqrt(1 - b2^t) / (1 - b1^t)
+x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+Embeddings, heads, vectors and scalars take Adam instead.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.linalg import singular_basis
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.transforms.by_role import by_role
+from gradkit.transforms.core import bias_correction as correction
+from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
+from gradkit.transforms.matrices import Plan, Stack
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product, refreshed
+
+PAPER = Paper(
+    "Conda: Column-Normalized Adam for Training Large Language Models Faster", "Wang et al.", 2025, "2509.24218"
+)
+# Which matrices are turned; whether there is a basis on the left, and on the right. Square ones: the columns are short.
+PROJECTIONS = {
+    "std": (lambda rows, columns: rows >= columns, True, False),
+    "reverse_std": (lambda rows, columns: rows >= columns, False, True),
+    "left": (lambda rows, columns: False, True, False),
+    "right": (lambda rows, columns: False, False, True),
+    "full": (lambda rows, columns: rows >= columns, True, True),
+}
+
+
+class ScaleByCondaState(NamedTuple):
+    """Number of updates made; per stack of matrices the momentum, the second moment in its basis, the bases, and how
+    often a basis failed."""
+
+    count: jax.Array
+    stacks: tuple[Owned, ...]
+
+    @property
+    def metrics(self) -> dict[str, jax.Array]:
+        """What `gk.diagnostics.metrics` reads."""
+        return failures(self.stacks)
+
+
+def scale_by_conda(
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    update_interval: int = 2000,
+    scale: Any = 1.0,
+    projection: str = "std",
+    bias_correction: bool = True,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Divides the momentum by the root of the second moment, in the basis of the momentum's singular vectors.
+
+    Equations: the first four at the head of this file. The basis of the first step is that of the first gradient.
+
+    Args:
+      b1: decay of the momentum, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      eps: added to the root before the bias is corrected, >= 0. Default 1e-8 (official code). With 0, entries whose
+        second moment is 0 get 0.
+      update_interval: steps from one basis to the next, >= 1. Default 2000 (official code); published runs of GPT-2
+        have 20000.
+      scale: factor of the direction, >= 0. Default 1 (official code); published runs of GPT-2 have 0.25.
+      projection: which sides have a basis: "std" the shorter, "reverse_std" the longer, "left" the inputs, "right" the
+        outputs, "full" both. Where a side is longer than the other its basis is thin, and what lies outside is lost.
+        Default "std" (official code), with which nothing is.
+      bias_correction: whether moments are corrected for their start from zero. Default True (official code).
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread. Default None: over those
+        that leaves are cut along where a mesh of Explicit axes says so, else as the compiler likes.
+
+    Returns:
+      A transformation. State: 2 words per parameter and n^2 per n x m matrix, n <= m, 1 / N of them on each of N
+      devices of `shard`. Collectives: leaves cut along a matrix axis: two all-to-alls per shape; replicated leaves with
+      `shard`: one all-gather. Under `vmap` over seeds a basis is computed only when due.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; a leaf without inputs or outputs.
+
+    Example:
+      >>> tx = scale_by_conda(b1=0.0, b2=0.0, eps=0.0)
+      >>> g = jnp.array([[0.0, 3.0], [-0.1, 0.0]])
+      >>> print(tx.update(g, tx.init(g))[0].round(4) + 0.0)  # signs, in the basis
+      [[ 0.  1.]
+       [-1.  0.]]
+
+    Reference: Wang et al. Conda: Column-Normalized Adam for Training Large Language Models Faster. 2025, arXiv
+    2509.24218. The official code's "left" is torch's first axis, the outputs. A basis that is not finite is not taken,
+    and counted in the metric `failed_refreshes`.
+    """
+    method = "scale_by_conda"
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.real(name, value, "[0, 1)")
+    for name, value in (("eps", eps), ("scale", scale)):
+        checks.real(name, value, "[0, inf)")
+    checks.integer("update_interval", update_interval, 1)
+    checks.choice("projection", projection, PROJECTIONS)
+    if shard is not None and not isinstance(shard, MatrixSharding):
+        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    turn, on_left, on_right = PROJECTIONS[projection]
+
+    def planned(tree: Any) -> Plan:
+        return plan_owned(tree, method=method, layout=layout, shard=shard, turn=turn)
+
+    def init(params: optax.Params) -> ScaleByCondaState:
+        def make(stack: Stack, count: int) -> dict[str, Any]:
+            dtype, k = wide_dtype(stack.dtype), min(stack.n, stack.m)
+            return {
+                "mu": jnp.zeros((count, stack.n, stack.m), mu_dtype or dtype),
+                "nu": jnp.zeros((count, k if on_left else stack.n, k if on_right else stack.m), dtype),
+                "left": jnp.zeros((count, stack.n, k), dtype) if on_left else None,
+                "right": jnp.zeros((count, stack.m, k), dtype) if on_right else None,
+                "failed": jnp.zeros((count,), jnp.int32),
+            }
+
+        return ScaleByCondaState(jnp.zeros((), jnp.int32), hold(method, planned(params), make))
+
+    def kernel(G: jax.Array, own: dict[str, Any], given: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        b1, b2, eps, scale = (scalar(given[name], G) for name in ("b1", "b2", "eps", "scale"))
+        m = (b1 * own["mu"].astype(G.dtype) + (1 - b1) * G).astype(own["mu"].dtype)
+        mean, k = m.astype(G.dtype), min(G.shape[1:])
+
+        def anew() -> tuple[Any, Any]:
+            left = singular_basis(mean, k) if on_left else None
+            return left, singular_basis(jnp.swapaxes(mean, 1, 2), k) if on_right else None
+
+        (U, V), failed = refreshed(given["due"], anew, (own["left"], own["right"]), own["failed"])
+
+        def into(a: jax.Array) -> jax.Array:
+            a = a if U is None else product(jnp.swapaxes(U, 1, 2), a)
+            return a if V is None else product(a, V)
+
+        v = b2 * own["nu"] + (1 - b2) * jnp.square(into(G))
+        u = divide(into(mean), jnp.sqrt(v) + eps)
+        u = u if U is None else product(U, u)
+        u = u if V is None else product(u, jnp.swapaxes(V, 1, 2))
+        if bias_correction:
+            u = u * (jnp.sqrt(correction(given["b2"], given["t"], G)) / correction(given["b1"], given["t"], G))
+        return scale * u, {"mu": m, "nu": v, "left": U, "right": V, "failed": failed}
+
+    def update(updates: Any, state: ScaleByCondaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        t = increment(state.count)
+        given = {"due": state.count % update_interval == 0, "t": t, "b1": b1, "b2": b2, "eps": eps, "scale": scale}
+        d, stacks = map_owned(method, kernel, updates, planned(updates), state.stacks, given)
+        return d, ScaleByCondaState(t, stacks)
+
+    return transformation(method, init, update)
+
+
+def conda(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    update_interval: int = 2000,
+    scale: Any = 1.0,
+    projection: str = "std",
+    bias_correction: bool = True,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Conda for matrices, convolutions and experts; Adam for embeddings, heads, vectors and scalars.
+
+    Equations: at the head of this file. `describe` prints which leaf gets which.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the first moments, in [0, 1). Default 0.9 (paper).
+      b2: decay of the second moments, in [0, 1). Default 0.999 (paper).
+      eps: added to the roots before the bias is corrected, >= 0. Default 1e-8 (official code).
+      update_interval: steps from one basis to the next, >= 1. Default 2000 (official code).
+      scale: factor of the steps of matrices, >= 0. Default 1 (official code).
+      projection: "std", "reverse_std", "left", "right" or "full", as in `scale_by_conda`. Default "std" (official
+        code).
+      bias_correction: whether moments are corrected for their start from zero. Default True (official code).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code).
+      weight_decay_mask: which leaves decay. Default all.
+      mu_dtype: dtype in which first moments are kept. Default float32.
+      layout: what decides the roles, and which axes are inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `scale_by_conda`. Default None.
+
+    Returns:
+      A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_conda`; Adam's
+      2 words per parameter for the other leaves.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = conda(0.1, b1=0.0, b2=0.0)
+      >>> x = {"bias": jnp.ones(2), "kernel": 2 * jnp.eye(2)}
+      >>> updates, _ = tx.update(x, tx.init(x), x)
+      >>> print(updates["bias"].round(3), updates["kernel"].round(3).ravel() + 0.0)
+      [-0.1 -0.1] [-0.1  0.   0.  -0.1]
+
+    Reference: Wang et al. Conda: Column-Normalized Adam for Training Large Language Models Faster. 2025, arXiv
+    2509.24218. Departure from the official code: decay is not multiplied into the step before it.
+    """
+
+    def ready(name: str, direction: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+        return optimizer(
+            Method(name, learning_rate, weight_decay, weight_decay_mask),
+            direction,
+            add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+            scale_by_learning_rate(learning_rate),
+        )
+
+    direction = scale_by_conda(
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        update_interval=update_interval,
+        scale=scale,
+        projection=projection,
+        bias_correction=bias_correction,
+        mu_dtype=mu_dtype,
+        layout=layout,
+        shard=shard,
+    )
+    adam = scale_by_adam(b1=b1, b2=b2, eps=eps, eps_in_hat=False, debias=bias_correction, mu_dtype=mu_dtype)
+    described = Method("conda", learning_rate, weight_decay, weight_decay_mask)
+    return by_role(described, ready("conda", direction), ready("adam", adam), layout)
+
+
+register(
+    conda,
+    form="optimizer",
+    paper=PAPER,
+    words=3,
+    collectives="matrices",
+    golden=("matrix/conda",),
+    opt_outs={"map_params": "its state belongs to stacks of matrices"},
+    notes="2 + n / m words for n x m, n <= m; embeddings, heads, vectors and scalars take Adam",
+)

@@ -1,0 +1,327 @@
+"""Dion: a low-rank orthonormal update, with what it left out kept for later.
+
+For a matrix of `inputs` rows; M, Q kept from step to step; the transpose of it where Q belongs to the outputs:
+
+M <- M + G
+P = orthonormal columns of M^T Q                          (outputs, r)
+R = M P                                                   (inputs, r)
+M <- M - (1 - momentum) R P^T                             error feedback
+Q <- R, every column divided by its norm + eps            (inputs, r)
+x <- x - learning_rate (sqrt(outputs / inputs) Q P^T + weight_decay x)
+
+Over replicas whose gradients have not been averaged, M^T Q and then M P are, (inputs + outputs) r words in place of
+inputs x outputs.
+
+Embeddings, heads, vectors and scalars take AdamW instead.
+"""
+
+import math
+import numbers
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.transforms.by_role import by_role
+from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
+from gradkit.transforms.matrices import Plan, Stack
+from gradkit.transforms.owned import Owned, hold, map_owned, plan_owned, product
+from gradkit.transforms.shape_factor import shape_factor
+
+PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
+QRS = ("qr", "cholesky_qr", "randomized_cholesky_qr")
+# Which matrices are turned, so that the side of Q comes first.
+SIDES = {
+    "short": lambda rows, columns: rows > columns,
+    "inputs": lambda rows, columns: False,
+    "outputs": lambda rows, columns: True,
+}
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _cholesky_qr(Y: jax.Array) -> jax.Array:
+    """Y L^{-T} of Y^T Y = L L^T."""
+    L = jnp.linalg.cholesky(product(_transposed(Y), Y))
+    return jax.lax.linalg.triangular_solve(L, Y, left_side=False, lower=True, transpose_a=True)
+
+
+def orthonormal(Y: jax.Array, how: str, key: Any = None) -> jax.Array:
+    """Orthonormal columns with the span of Y (B, m, r), by one of `QRS`; by "qr" where a Cholesky factor does not
+    exist.
+
+    >>> print(orthonormal(jnp.array([[[3.0], [4.0]]]), "cholesky_qr").ravel().round(3))
+    [0.6 0.8]
+    """
+    if how == "qr":
+        return jnp.linalg.qr(Y)[0]
+    X = Y
+    if how == "randomized_cholesky_qr":
+        m, r = Y.shape[1:]
+        k = 128 * math.ceil(1.25 * r / 128)
+        S = jax.random.normal(key, (k, m), Y.dtype) / math.sqrt(k)
+        sketch = jnp.matmul(jnp.broadcast_to(S[None], (Y.shape[0], k, m)), Y, precision=jax.lax.Precision.HIGHEST)
+        upper = jnp.linalg.qr(sketch, mode="r")
+        X = jax.lax.linalg.triangular_solve(upper, Y, left_side=False, lower=False)
+    P = _cholesky_qr(X)
+    return jax.lax.cond(jnp.isfinite(P).all(), lambda: P, lambda: jnp.linalg.qr(Y)[0])
+
+
+class ScaleByDionState(NamedTuple):
+    """Number of updates made, and the key, where steps are random; per stack of matrices M and Q."""
+
+    count: jax.Array | None
+    key: Any
+    stacks: tuple[Owned, ...]
+
+
+def scale_by_dion(
+    *,
+    rank: int | None = None,
+    rank_fraction: Any = 1.0,
+    rank_multiple_of: int = 1,
+    momentum: Any = 0.95,
+    eps: Any = 1e-8,
+    qr: str = "qr",
+    side: str = "short",
+    key: Any = None,
+    replica_axis: str | tuple[str, ...] | None = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Orthonormalises the part of the momentum that one step of the power method finds.
+
+    Equations: all but the last at the head of this file. While M is zero the direction is zero and Q stays.
+
+    Args:
+      rank: r >= 1, at most the shorter side, to which it is cut down. Default None: by `rank_fraction`.
+      rank_fraction: r is this share of the shorter side, in (0, 1], rounded up. Default 1 (official code). Not used
+        with `rank`.
+      rank_multiple_of: r is rounded up to a multiple of it, >= 1, and cut down to the shorter side. Default 1.
+      momentum: what error feedback leaves in M of the part that was used, in [0, 1). Default 0.95 (paper).
+      eps: added to the norms of columns, >= 0. Default 1e-8 (official code).
+      qr: "qr" (Householder), "cholesky_qr" (fast, for well conditioned M Q), "randomized_cholesky_qr" (fast and stable;
+        paper). The last two are Householder's where a Cholesky factor does not exist. Default "qr".
+      side: where Q stands: at the "short" side, which keeps the state and the second product small (official
+        reference), the "inputs" or the "outputs". Default "short"; "inputs" is the official code's simple form.
+      key: where Q starts from, standard normal: a typed random key, or a whole number. All devices need the same; all
+        matrices of one shape start alike.
+      replica_axis: mapped axes (of `jax.shard_map` or `jax.vmap`) over which gradients have not been averaged. Then M
+        is that of each replica: their mean is the M of one device. Default None.
+      layout: which axes are inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread. Default None: over those
+        that leaves are cut along where a mesh of Explicit axes says so, else as the compiler likes.
+
+    Returns:
+      A transformation. State: 1 word per parameter and r per row of the side of Q, 1 / N of them on each of N devices
+      of `shard`. Collectives: leaves cut along a matrix axis: two all-to-alls per shape; replicated leaves with
+      `shard`: one all-gather; with `replica_axis` two all-reduces per shape.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; no key; a leaf without inputs or outputs.
+
+    Example:
+      >>> tx = scale_by_dion(key=0)
+      >>> g = jnp.array([[2.0, 0.0, 0.0, -2.0]])
+      >>> print(tx.update(g, tx.init(g))[0].round(3) + 0.0)  # of singular value sqrt(4 / 1)
+      [[ 1.414  0.     0.    -1.414]]
+
+    Reference: Ahn et al. Dion: Distributed Orthonormalized Updates. 2025, arXiv 2504.05295.
+    """
+    method = "scale_by_dion"
+    checks.integer("rank", rank, 1, optional=True)
+    checks.real("rank_fraction", rank_fraction, "(0, 1]")
+    checks.integer("rank_multiple_of", rank_multiple_of, 1)
+    checks.real("momentum", momentum, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
+    checks.choice("qr", qr, QRS)
+    checks.choice("side", side, SIDES)
+    start = _key(key)
+    if shard is not None and not isinstance(shard, MatrixSharding):
+        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    sketched = qr == "randomized_cholesky_qr"
+
+    def planned(tree: Any) -> Plan:
+        return plan_owned(tree, method=method, layout=layout, shard=shard, turn=SIDES[side])
+
+    def width(stack: Stack) -> int:
+        short = min(stack.n, stack.m)
+        r = math.ceil(float(rank_fraction) * short) if rank is None else rank
+        return min(short, rank_multiple_of * math.ceil(r / rank_multiple_of))
+
+    def init(params: optax.Params) -> ScaleByDionState:
+        def make(stack: Stack, count: int) -> dict[str, jax.Array]:
+            dtype = wide_dtype(stack.dtype)
+            Q = jax.random.normal(start(), (1, stack.n, width(stack)), dtype)
+            return {"M": jnp.zeros((count, stack.n, stack.m), dtype), "Q": jnp.tile(Q, (count, 1, 1))}
+
+        count, kept = (jnp.zeros((), jnp.int32), start()) if sketched else (None, None)
+        return ScaleByDionState(count, kept, hold(method, planned(params), make))
+
+    def mean(x: jax.Array) -> jax.Array:
+        return x if replica_axis is None else jax.lax.pmean(x, replica_axis)
+
+    def kernel(G: jax.Array, own: dict[str, jax.Array], given: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        mu, eps = scalar(given["momentum"], G), scalar(given["eps"], G)
+        M, Q = own["M"] + G, own["Q"]
+        Y = mean(product(_transposed(M), Q))
+        P = orthonormal(Y, qr, given["key"])
+        R = mean(product(M, P))
+        silent = jnp.all(R == 0, axis=(1, 2), keepdims=True)
+        M = M - (1 - mu) * product(R, _transposed(P))
+        turned = divide(R, jnp.linalg.norm(R, axis=1, keepdims=True) + eps)
+        d = product(turned, _transposed(P))
+        return d, {"M": M, "Q": jnp.where(silent, Q, turned)}
+
+    def update(updates: Any, state: ScaleByDionState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params
+        count, now = state.count, None
+        if count is not None:
+            own = extra.get("key")
+            now = jax.random.fold_in(state.key if own is None else own, zlib.crc32(b"scale_by_dion"))
+            now, count = jax.random.fold_in(now, count), increment(count)
+        plan = planned(updates)
+        given = {"momentum": momentum, "eps": eps, "key": now}
+        tree, stacks = map_owned(method, kernel, updates, plan, state.stacks, given)
+        d, structure = jax.tree.flatten(tree)
+        s = [shape_factor(axes, shape, "ratio") for axes, shape in zip(plan.axes, plan.shapes, strict=True)]
+        d = [x * (k if isinstance(k, float) else jnp.asarray(k, x.dtype)) for x, k in zip(d, s, strict=True)]
+        return structure.unflatten(d), ScaleByDionState(count, state.key, stacks)
+
+    return transformation(method, init, update)
+
+
+def _key(key: Any) -> Any:
+    """A function that makes the key: none is made before it is used."""
+    if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+        return lambda: jax.random.key(int(key))
+    if not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
+        raise ValueError(f"key must be a typed random key, as jax.random.key makes it, or an integer, got {key!r}")
+    # Of its own, so that a donated state does not take the user's key along.
+    return lambda: jnp.array(key, copy=True)
+
+
+def dion(
+    learning_rate: Any = 0.01,
+    *,
+    rank: int | None = None,
+    rank_fraction: Any = 1.0,
+    rank_multiple_of: int = 1,
+    momentum: Any = 0.95,
+    eps: Any = 1e-8,
+    qr: str = "qr",
+    side: str = "short",
+    key: Any = None,
+    replica_axis: str | tuple[str, ...] | None = None,
+    weight_decay: Any = 0.01,
+    weight_decay_mask: Any = None,
+    adam_learning_rate: Any = None,
+    adam_b1: Any = 0.9,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_weight_decay: Any = 0.0,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Dion for matrices, convolutions and experts; AdamW for embeddings, heads, vectors and scalars.
+
+    Equations: at the head of this file. `describe` prints which leaf gets which. Its authors now advise Dion2 (2025,
+    arXiv 2512.16928), which orthonormalises some rows per step.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. Default 0.01 (official code).
+      rank: r >= 1. Default None: by `rank_fraction`.
+      rank_fraction: r is this share of the shorter side, in (0, 1]. Default 1 (official code).
+      rank_multiple_of: r is rounded up to a multiple of it, >= 1. Default 1.
+      momentum: what error feedback leaves, in [0, 1). Default 0.95 (paper).
+      eps: added to the norms of columns, >= 0. Default 1e-8 (official code).
+      qr: "qr", "cholesky_qr" or "randomized_cholesky_qr", as in `scale_by_dion`. Default "qr".
+      side: "short", "inputs" or "outputs", as in `scale_by_dion`. Default "short".
+      key: where Q starts from: a typed random key, or a whole number.
+      replica_axis: mapped axes over which gradients have not been averaged, as in `scale_by_dion`; gradients of the
+        other leaves are averaged over them. Default None.
+      weight_decay: decoupled decay of the matrices >= 0, or a schedule. Default 0.01 (official code).
+      weight_decay_mask: which leaves decay, of all.
+      adam_learning_rate: step size of the other leaves >= 0, or a schedule. Default None: `learning_rate`.
+      adam_b1: decay of AdamW's first moment, in [0, 1). Default 0.9 (official code).
+      adam_b2: decay of AdamW's second moment, in [0, 1). Default 0.95 (official code).
+      adam_eps: AdamW's own eps, >= 0. Default 1e-8 (official code).
+      adam_weight_decay: decoupled decay of the other leaves >= 0, or a schedule. Default 0.
+      mu_dtype: dtype in which AdamW's first moments are kept. Default float32.
+      layout: what decides the roles, and which axes are inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `scale_by_dion`. Default None.
+
+    Returns:
+      A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_dion`; 2 words
+      per parameter of the other leaves.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; no key.
+
+    Example:
+      >>> tx = dion(0.1, key=0, weight_decay=0.0)
+      >>> x = {"bias": jnp.ones(2), "kernel": jnp.ones((1, 4))}
+      >>> updates, _ = tx.update(x, tx.init(x), x)
+      >>> print(updates["bias"].round(3), updates["kernel"].round(3))
+      [-0.1 -0.1] [[-0.1 -0.1 -0.1 -0.1]]
+
+    Reference: Ahn et al. Dion: Distributed Orthonormalized Updates. 2025, arXiv 2504.05295.
+    """
+    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    for name, value in (("adam_b1", adam_b1), ("adam_b2", adam_b2)):
+        checks.real(name, value, "[0, 1)")
+    checks.real("adam_eps", adam_eps, "[0, inf)")
+    checks.real("adam_weight_decay", adam_weight_decay, "[0, inf)", schedule=True)
+    checks.real("adam_learning_rate", adam_learning_rate, "[0, inf)", schedule=True, optional=True)
+
+    def ready(name: str, rate: Any, decay: Any, *links: optax.GradientTransformation) -> Any:
+        return optimizer(
+            Method(name, rate, decay, weight_decay_mask),
+            *links,
+            add_decayed_weights(decay, weight_decay_mask=weight_decay_mask),
+            scale_by_learning_rate(rate),
+        )
+
+    direction = scale_by_dion(
+        rank=rank,
+        rank_fraction=rank_fraction,
+        rank_multiple_of=rank_multiple_of,
+        momentum=momentum,
+        eps=eps,
+        qr=qr,
+        side=side,
+        key=key,
+        replica_axis=replica_axis,
+        layout=layout,
+        shard=shard,
+    )
+    average = optax.stateless(lambda g, _: g if replica_axis is None else jax.lax.pmean(g, replica_axis))
+    adam = scale_by_adam(b1=adam_b1, b2=adam_b2, eps=adam_eps, mu_dtype=mu_dtype)
+    return by_role(
+        Method("dion", learning_rate, weight_decay, weight_decay_mask),
+        ready("dion", learning_rate, weight_decay, direction),
+        ready("adamw", adam_rate, adam_weight_decay, average, adam),
+        layout,
+    )
+
+
+register(
+    dion,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="matrices",
+    golden=("matrix/dion",),
+    example={"key": 0},
+    opt_outs={"map_params": "its state belongs to stacks of matrices"},
+    notes="1 + r / m words for n x m, n <= m, Q at the short side; the words above are those of r = n = m",
+)

@@ -1,0 +1,151 @@
+"""Fira: GaLore, and what the projection leaves out, scaled as Adam scaled what it saw.
+
+if t % update_interval == 0:   B = the first r singular vectors of G_t, of its shorter side n; t = 0, 1, ...
+R = B^T G_t                                                          (r, m) of (n, m), n <= m; else transposed
+psi = m_t / (sqrt(v_t) + eps)                                        Adam's moments of R, uncorrected
+phi = |psi| / (|R| + 1e-8)                                           of every column
+E = (G_t - alpha B R) phi,   shortened so that |E| <= growth_limit |E before|
+d = (alpha B psi + E) sqrt(1 - b2^t) / (1 - b1^t)
+x_t = x_{t-1} - learning_rate (d + weight_decay x_{t-1})
+
+Embeddings, heads, vectors and scalars take the same Adam whole.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import (
+    MatrixSharding,
+    add_decayed_weights,
+    project_low_rank,
+    scale_by_adam,
+    scale_by_learning_rate,
+)
+from gradkit.transforms.core import bias_correction, increment, optimizer, transformation
+from gradkit.transforms.limit_norm_growth import PAPER
+from gradkit.transforms.project_low_rank import Numbered
+
+
+class CorrectBiasState(NamedTuple):
+    """Number of updates made."""
+
+    count: jax.Array
+
+
+def _correct_bias(b1: Any, b2: Any) -> optax.GradientTransformationExtraArgs:
+    """The factor of Adam's two corrections, behind all that compares uncorrected norms."""
+
+    def update(u: Any, state: CorrectBiasState, params: Any = None, **extra: Any) -> tuple[Any, CorrectBiasState]:
+        del params, extra
+        t = increment(state.count)
+
+        def one(x: jax.Array) -> jax.Array:
+            return x * (jnp.sqrt(bias_correction(b2, t, x)) / bias_correction(b1, t, x))
+
+        return jax.tree.map(one, u), CorrectBiasState(t)
+
+    return transformation("fira", lambda params: CorrectBiasState(jnp.zeros((), jnp.int32)), update)
+
+
+def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformation:
+    return scale_by_adam(**numbers, debias=False, **options)
+
+
+def fira(
+    learning_rate: Any,
+    *,
+    rank: Any = 128,
+    update_interval: int = 200,
+    alpha: Any = 1.0,
+    side: str = "short",
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-6,
+    growth_limit: Any = 1.01,
+    rotate_moments: bool = False,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam of a few directions of every matrix, and the rest of the gradient at the pace of those.
+
+    Equations: at the head of this file. Updates have full rank, with the state of `gk.galore`.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. Published: 0.01 with alpha 0.25, for models of 60M to 1B.
+      rank: directions kept, >= 1, or a tree of ranks, as in `gk.project_low_rank`. Default 128 (official code). With
+        all directions nothing is left out, and with alpha = 1 the method is GaLore.
+      update_interval: steps from one basis to the next, >= 1. Default 200 (paper).
+      alpha: factor of what is projected, >= 0. Default 1 (official code). Other than 1 it leaves 1 - alpha of the
+        projected part in the residual (official code).
+      side: "short", "long", "inputs" or "outputs": which side is compressed. Default "short" (official code).
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root before the bias is corrected, >= 0. Default 1e-6 (official code).
+      growth_limit: largest factor by which the norm of the residual grows per step, >= 1; infinity limits nothing.
+        Default 1.01 (paper).
+      rotate_moments: whether moments turn with the basis, as in `gk.project_low_rank`. Default False (official code).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code).
+      weight_decay_mask: which leaves decay. Default all.
+      mu_dtype: dtype in which first moments are kept. Default float32.
+      layout: which leaves are matrices, and which axes are inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.project_low_rank`.
+
+    Returns:
+      A transformation that needs `params` where leaves decay. State: n r + 2 r m words and one number per n x m matrix,
+      n <= m. Collectives: those of `gk.project_low_rank`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = fira(0.1, rank=1)
+      >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+      >>> tx.update(x, tx.init(x), x)[0].shape
+      (2, 2)
+
+    Reference: Chen et al. Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint? 2024, arXiv
+    2410.01623. Departures from the official code: decay is not multiplied into the step before it; signs of singular
+    vectors are fixed; after a residual of zero the next one passes whole.
+    """
+    checks.real("alpha", alpha, "[0, inf)")
+    checks.real("growth_limit", growth_limit, "[1, inf]")
+    return optimizer(
+        Method("fira", learning_rate, weight_decay, weight_decay_mask),
+        project_low_rank(
+            Numbered(partial(_adam, mu_dtype=mu_dtype), {"b1": b1, "b2": b2, "eps": eps}),
+            rank=rank,
+            update_interval=update_interval,
+            scale=alpha,
+            side=side,
+            rotate_moments=rotate_moments,
+            residual="norm_scaled",
+            growth_limit=growth_limit,
+            layout=layout,
+            shard=shard,
+        ),
+        _correct_bias(b1, b2),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(
+    fira,
+    form="optimizer",
+    paper=PAPER,
+    words=1.5,
+    collectives="matrices",
+    golden=("matrix/fira", "matrix/fira_refresh"),
+    opt_outs={"map_params": "its state belongs to stacks of matrices"},
+    notes="n r + 2 r m words and one number per n x m matrix; the words above are at r = n / 2",
+)

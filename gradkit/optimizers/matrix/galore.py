@@ -1,0 +1,120 @@
+"""GaLore: Adam on the leading directions of every matrix.
+
+if t % update_interval == 0:   B = the first r singular vectors of G_t, of its shorter side n; t = 0, 1, ...
+R_t = B^T G_t                                        (r, m) of (n, m), n <= m; else transposed
+m_t = b1 m_{t-1} + (1 - b1) R_t,     v_t = b2 v_{t-1} + (1 - b2) R_t^2
+u_t = sqrt(1 - b2^t) / (1 - b1^t) m_t / (sqrt(v_t) + eps)
+x_t = x_{t-1} - learning_rate (scale B u_t + weight_decay x_{t-1})
+
+Embeddings, heads, vectors and scalars take the same Adam whole.
+"""
+
+from functools import partial
+from typing import Any
+
+import optax
+
+from gradkit.catalogue import register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import (
+    MatrixSharding,
+    add_decayed_weights,
+    project_low_rank,
+    scale_by_adam,
+    scale_by_learning_rate,
+)
+from gradkit.transforms.core import optimizer
+from gradkit.transforms.project_low_rank import PAPER, Numbered
+
+
+def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformation:
+    return scale_by_adam(**numbers, **options)
+
+
+def galore(
+    learning_rate: Any,
+    *,
+    rank: Any = 128,
+    update_interval: int = 200,
+    scale: Any = 0.25,
+    side: str = "short",
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-6,
+    eps_in_hat: bool = False,
+    rotate_moments: bool = False,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose state for a matrix is that of its few leading directions.
+
+    Equations: at the head of this file. An n x m matrix, n <= m, has n r + 2 r m words of state in place of 2 n m.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. Published: 0.01 with scale 0.25, for models of 60M to 1B.
+      rank: directions kept, >= 1, or a tree of ranks, as in `gk.project_low_rank`. Default 128 (official code);
+        published: a quarter to a half of the width.
+      update_interval: steps from one basis to the next, >= 1. Default 200 (paper).
+      scale: factor of the steps of matrices, >= 0. Default 0.25 (paper).
+      side: "short", "long", "inputs" or "outputs": which side is compressed. Default "short" (official code).
+      b1: decay of the first moment, in [0, 1). Default 0.9.
+      b2: decay of the second moment, in [0, 1). Default 0.999.
+      eps: added to the root, >= 0. Default 1e-6 (official code).
+      eps_in_hat: whether eps is added to the corrected root instead (the paper's equation). Default False (official
+        code); with eps <= 1e-8 nobody can tell.
+      rotate_moments: whether moments turn with the basis, as in `gk.project_low_rank`. Default False (official code).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code).
+      weight_decay_mask: which leaves decay. Default all.
+      mu_dtype: dtype in which first moments are kept. Default float32.
+      layout: which leaves are matrices, and which axes are inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.project_low_rank`.
+
+    Returns:
+      A transformation that needs `params` where leaves decay. State and collectives: those of `gk.project_low_rank`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = galore(0.1, rank=1, scale=1.0)
+      >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(3) + 0.0)
+      [[-0.1  0. ]
+       [ 0.   0. ]]
+
+    Reference: Zhao et al. GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection. 2024, arXiv
+    2403.03507. Departures from the official code: decay is not multiplied into the step before it; signs of singular
+    vectors are fixed. optax's `contrib.galore` compresses the long side, which is another method.
+    """
+    adam = partial(_adam, eps_in_hat=eps_in_hat, mu_dtype=mu_dtype)
+    return optimizer(
+        Method("galore", learning_rate, weight_decay, weight_decay_mask),
+        project_low_rank(
+            Numbered(adam, {"b1": b1, "b2": b2, "eps": eps}),
+            rank=rank,
+            update_interval=update_interval,
+            scale=scale,
+            side=side,
+            rotate_moments=rotate_moments,
+            layout=layout,
+            shard=shard,
+        ),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(
+    galore,
+    form="optimizer",
+    paper=PAPER,
+    words=1.5,
+    collectives="matrices",
+    golden=("matrix/galore", "matrix/galore_refresh"),
+    opt_outs={"map_params": "its state belongs to stacks of matrices"},
+    notes="n r + 2 r m words per n x m matrix; the words above are at r = n / 2",
+)

@@ -1,0 +1,33 @@
+"""One method for matrices, another for everything else."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from gradkit.leaves import Layout, Method, map_named
+from gradkit.transforms.core import optimizer
+
+ROLES = ("matrix", "conv", "expert")
+
+
+def by_role(
+    described: Method, matrices: optax.GradientTransformation, others: optax.GradientTransformation, layout: Layout
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that gives matrices, convolutions and experts to one transformation, and embeddings, heads, vectors
+    and scalars to another.
+
+    Args:
+      described: the name, rate and decay of the whole; `gk.leaves.describe` prints those of the two.
+      matrices: a ready optimizer.
+      others: a ready optimizer.
+      layout: what decides the roles.
+    """
+    members: dict[Any, Any] = {"matrices": matrices, "others": others}
+
+    def labels(tree: Any) -> Any:
+        return map_named(lambda name, x: "matrices" if layout(name, jnp.shape(x)).role in ROLES else "others", tree)
+
+    tx = optimizer(described, optax.partition(members, labels))
+    tx.init.groups = (labels, members)  # pyright: ignore[reportAttributeAccessIssue]
+    return tx

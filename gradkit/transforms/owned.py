@@ -1,0 +1,227 @@
+"""State that belongs to matrices and lies with the device that works on them.
+
+    plan -> per stack (B, ...) cut along its owners        on N devices each holds 1 / N, and none of it ever travels
+
+and what is renewed only every so many steps: under one `lax.cond`, which under `vmap` over seeds stays one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gradkit.leaves import Layout, names
+from gradkit.transforms.core import wide_dtype
+from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix, map_matrices, plan_matrices
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners"])
+@dataclasses.dataclass(frozen=True)
+class Owned:
+    """State of the matrices of one stack, which lies with the devices that work on them.
+
+    Attributes:
+      arrays: a tree of arrays with one common leading axis: the matrices of the stack, padding at the end.
+      owners: the mesh axes along which that axis is cut, the major one first; none on one device.
+    """
+
+    arrays: Any
+    owners: tuple[str, ...] = ()
+
+
+def owners_of(state: Any) -> list[tuple[str, ...] | None]:
+    """Per leaf of a state, the mesh axes along which it lies with its owner; None where it does not."""
+
+    def owned(node: Any) -> bool:
+        return isinstance(node, Owned)
+
+    nodes = jax.tree.leaves(state, is_leaf=owned)
+    return [node.owners if owned(node) else None for node in nodes for _ in jax.tree.leaves(node)]
+
+
+def plan_owned(
+    tree: Any,
+    *,
+    method: str,
+    layout: Layout,
+    shard: MatrixSharding | None,
+    turn: Callable[[int, int], bool],
+    kinds: Sequence[Hashable] | None = None,
+) -> Plan:
+    """`plan_matrices` for state: the same for parameters and for updates, which come in a wider dtype.
+
+    Args:
+      tree: leaves that all have inputs and outputs.
+      method: the public name, for messages.
+      layout: what the axes of a leaf mean.
+      shard: over which devices.
+      turn: (rows, columns) -> whether a matrix is worked on transposed.
+      kinds: per leaf, what the leaves of a stack must have in common besides. Default None: nothing.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    for name, x in zip(names(tree), leaves, strict=True):
+        check_matrix(method, name, x.shape, layout(name, x.shape))
+
+    def wide(x: Any) -> Any:
+        if isinstance(x, Tracer):
+            return x.astype(wide_dtype(x.dtype))
+        return jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype), sharding=getattr(x, "sharding", None))
+
+    return plan_matrices(
+        structure.unflatten([wide(x) for x in leaves]),
+        method=method,
+        layout=layout,
+        shard=shard,
+        transpose=turn,
+        kinds=[None] * len(leaves) if kinds is None else kinds,
+    )
+
+
+def _kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
+    """How many matrices of a stack are kept, on all devices together (inside `shard_map`, on this one), and along which
+    axes they are cut."""
+    if plan.mesh is None:
+        return stack.padded // math.prod(plan.sizes[a] for a in stack.owners if a not in stack.cut.batch), ()
+    return stack.padded * math.prod(plan.sizes[a] for a in stack.cut.batch), stack.owners
+
+
+def hold(method: str, plan: Plan, make: Callable[[Stack, int], Any]) -> tuple[Owned, ...]:
+    """State for every stack, where its owners are.
+
+    Args:
+      method: the public name, for messages.
+      plan: what `plan_owned` says.
+      make: (stack, number of matrices) -> a tree of arrays with that leading axis.
+
+    Raises:
+      ValueError: fused weights that are cut along their outputs.
+    """
+    out = []
+    for stack in plan.stacks:
+        if stack.splits:
+            raise ValueError(f"{method}: weights fused by `splits` {stack.splits} must be whole along their outputs")
+        count, owners = _kept(plan, stack)
+        own = make(stack, count)
+        if plan.mesh is not None:
+            lies = NamedSharding(plan.mesh, PartitionSpec(owners or None))
+            explicit = AxisType.Explicit in plan.mesh.axis_types
+            put: Any = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+            concrete = isinstance(plan.mesh, Mesh) and not any(isinstance(x, Tracer) for x in jax.tree.leaves(own))
+            own = jax.tree.map(lambda x, p=jax.device_put if concrete else put, s=lies: p(x, s), own)
+        out.append(Owned(own, owners))
+    return tuple(out)
+
+
+def _reshard(x: jax.Array, owners: tuple[str, ...]) -> jax.Array:
+    return jax.sharding.reshard(x, PartitionSpec(owners or None))
+
+
+def map_owned(
+    method: str,
+    kernel: Callable[[jax.Array, Any, Any], Any],
+    tree: Any,
+    plan: Plan,
+    owned: Sequence[Owned],
+    shared: Any,
+) -> tuple[Any, tuple[Owned, ...]]:
+    """`map_matrices` with state.
+
+    Args:
+      method: the public name, for messages.
+      kernel: ((B, n, m), own, shared) -> ((B, n, m), own).
+      tree: leaves that all have inputs and outputs.
+      plan: of this tree.
+      owned: what `hold` made of the plan of the parameters.
+      shared: numbers that every call is given, the same on all devices.
+
+    Raises:
+      ValueError: the tree lies otherwise than the one that the state was made for.
+    """
+    have = [(jax.tree.leaves(o.arrays)[0].shape[0], o.owners) for o in owned]
+    want = [_kept(plan, stack) for stack in plan.stacks]
+    if have != want:
+        raise ValueError(
+            f"{method}: its state has stacks (matrices, mesh axes) {have}, and the updates make {want}: init must see "
+            f"parameters that lie as the updates do, or both need one MatrixSharding(..., specs=)"
+        )
+    stacks: Any = [o.arrays for o in owned]
+    if plan.mesh is not None and AxisType.Explicit in plan.mesh.axis_types:
+        # What an init under jit has made without out_shardings may still be whole.
+        stacks = [jax.tree.map(partial(_reshard, owners=o.owners), own) for own, o in zip(stacks, owned, strict=True)]
+    # Python numbers stay what they are: 1 - b is taken before anything is rounded.
+    numbers, structure = jax.tree.flatten(shared)
+    traced = [x for x in numbers if isinstance(x, jax.Array)]
+
+    def run(x: jax.Array, own: Any, arrays: Any) -> tuple[jax.Array, Any]:
+        given = iter(arrays)
+        return kernel(x, own, structure.unflatten([next(given) if isinstance(k, jax.Array) else k for k in numbers]))
+
+    tree, stacks = map_matrices(run, tree, plan, stacks, shared=traced)
+    here = jax.sharding.get_abstract_mesh()
+    if plan.mesh is None and not here.empty and set(here.axis_types) == {AxisType.Auto}:
+        # Left to itself the compiler may cut what came in whole, and the next step would be another program.
+        stacks = jax.lax.with_sharding_constraint(stacks, PartitionSpec())
+    return tree, tuple(Owned(own, o.owners) for own, o in zip(stacks, owned, strict=True))
+
+
+@custom_vmap
+def _anywhere(due: jax.Array) -> jax.Array:
+    return due
+
+
+@_anywhere.def_vmap
+def _anywhere_of_many(size: int, batched: list[bool], due: jax.Array) -> tuple[jax.Array, bool]:
+    del size, batched
+    return jnp.any(due), False
+
+
+def refreshed(due: jax.Array, compute: Callable[[], Any], old: Any, failed: jax.Array) -> tuple[Any, jax.Array]:
+    """What is renewed only when it is due, and how often that failed.
+
+    Under `vmap` the computation runs when it is due for one member or more, also where every member has a counter of
+    its own; each keeps or takes by its own.
+
+    Args:
+      due: a boolean scalar, the same on all devices.
+      compute: () -> a tree like `old`; no collectives.
+      old: a tree of arrays with one leading axis. A matrix for which the new tree is not finite keeps its old one.
+      failed: (B,) int32, how often each matrix kept its old one.
+
+    >>> old, failed = jnp.zeros((2, 1, 1)), jnp.zeros(2, jnp.int32)
+    >>> new = jnp.array([jnp.nan, 3.0]).reshape(2, 1, 1)
+    >>> got, failed = refreshed(jnp.array(True), lambda: new, old, failed)
+    >>> got.ravel().tolist(), failed.tolist()
+    ([0.0, 3.0], [1, 0])
+    """
+
+    def fresh() -> tuple[Any, jax.Array]:
+        new = compute()
+        good = jnp.ones(failed.shape, bool)
+        for x in jax.tree.leaves(new):
+            good &= jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+        take = due & good
+
+        def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.where(take.reshape(-1, *[1] * (x.ndim - 1)), x, y).astype(y.dtype)
+
+        return jax.tree.map(choose, new, old), failed + (due & ~good).astype(failed.dtype)
+
+    return jax.lax.cond(_anywhere(due), fresh, lambda: (old, failed))
+
+
+def failures(stacks: Sequence[Owned]) -> dict[str, jax.Array]:
+    """The metric of a state: how many refreshes failed, of all matrices; the sum of what stacks keep as "failed"."""
+    counts = [jnp.sum(own.arrays["failed"], dtype=jnp.int32) for own in stacks]
+    return {"failed_refreshes": sum(counts, jnp.zeros((), jnp.int32))}
+
+
+def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The matrix product, in full precision on every device."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,277 @@
+"""A method on a few directions of every matrix: its state is as small as what it sees.
+
+x = G, turned so that the side to compress comes first: (n, m)
+if t % update_interval == 0:   B = the first r left singular vectors of x            (n, r); t = 0, 1, ...
+R = B^T x                                                                            (r, m)
+psi = inner(R)
+d = scale B psi
+    with residual = "norm_scaled":   phi = |psi| / (|R| + 1e-8), of every column
+                                     E = (x - scale B R) phi,  limited in its growth
+                                     d = scale B psi + E
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout, names
+from gradkit.linalg import singular_basis
+from gradkit.linalg.singular_basis import SIGNS
+from gradkit.transforms.adam import scale_by_adam
+from gradkit.transforms.by_role import ROLES
+from gradkit.transforms.core import increment, scalar, transformation, wide_dtype
+from gradkit.transforms.limit_norm_growth import growth
+from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product, refreshed
+
+PAPER = Paper(
+    "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", "Zhao et al.", 2024, "2403.03507"
+)
+METHOD = "project_low_rank"
+# Which matrices are turned, so that the side to compress comes first. Square ones: the columns are the short side.
+SIDES = {
+    "short": lambda rows, columns: rows >= columns,
+    "long": lambda rows, columns: rows < columns,
+    "inputs": lambda rows, columns: False,
+    "outputs": lambda rows, columns: True,
+}
+FIRST_MOMENTS, SECOND_MOMENTS = {"mu", "trace"}, {"nu"}
+
+
+class ProjectLowRankState(NamedTuple):
+    """Number of updates made; per stack of matrices the bases, the state of `inner` on what is projected, how often a
+    basis failed, and, with a residual, its norm; the state of `inner` on the other leaves."""
+
+    count: jax.Array
+    stacks: tuple[Owned, ...]
+    rest: Any
+
+    @property
+    def metrics(self) -> dict[str, jax.Array]:
+        """What `gk.diagnostics.metrics` reads."""
+        return failures(self.stacks)
+
+
+class Numbered(NamedTuple):
+    """A method, and the numbers that it is made of: those that are traced must reach the owner as arguments."""
+
+    make: Callable[[dict[str, Any]], optax.GradientTransformation]
+    numbers: dict[str, Any]
+
+
+def rotated(state: Any, turn: jax.Array) -> Any:
+    """The state of a method whose coordinates are turned: first moments by a matrix, second by its squared entries."""
+
+    def one(name: str, x: jax.Array) -> jax.Array:
+        field = next((p for p in reversed(name.split("/")) if p in FIRST_MOMENTS | SECOND_MOMENTS), None)
+        if field is None and x.ndim == 3:
+            raise ValueError(f"{METHOD}: rotate_moments does not know what {name!r} in the state of inner is")
+        if field is None:
+            return x
+        by = turn if field in FIRST_MOMENTS else jnp.square(turn)
+        return product(by, x.astype(turn.dtype)).astype(x.dtype)
+
+    leaves, structure = jax.tree.flatten(state)
+    return structure.unflatten([one(name, x) for name, x in zip(names(state), leaves, strict=True)])
+
+
+def _ranks(rank: Any, known: list[str]) -> dict[str, int]:
+    """The rank of every leaf that has one."""
+    if isinstance(rank, int):
+        return dict.fromkeys(known, rank)
+    given = dict(zip(names(rank), jax.tree.leaves(rank), strict=True))
+    if unknown := sorted(given.keys() - set(known)):
+        raise ValueError(f"{METHOD}: rank is given of leaves that are not there: {unknown}")
+    return {name: int(np.max(np.asarray(value))) for name, value in given.items()}
+
+
+def project_low_rank(
+    inner: optax.GradientTransformation | Numbered | None = None,
+    *,
+    rank: Any = 128,
+    update_interval: int = 200,
+    scale: Any = 1.0,
+    side: str = "short",
+    sign: str = "fixed",
+    rotate_moments: bool = False,
+    residual: str | None = None,
+    growth_limit: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs a method on the leading directions of every matrix, and on the other leaves as they are.
+
+    Equations: at the head of this file. `inner` sees every projected matrix by itself, as one (r, m) array without a
+    name. Moments are carried over unchanged where the basis changes (official code), unless `rotate_moments`.
+
+    Args:
+      inner: makes a direction of a gradient, and needs no parameters: decay belongs outside. Default None:
+        `gk.scale_by_adam()`.
+      rank: r >= 1, for all matrices, or a tree of ranks by the names of the parameters (as
+        `gk.diagnostics.welore_ranks` makes it): leaves without one (None) go to `inner` whole; of the matrices in one
+        leaf the largest holds for all. More than the shorter side is cut down to it. Default 128 (official code).
+      update_interval: steps from one basis to the next, >= 1. Default 200 (official code).
+      scale: factor of what comes back, >= 0. Default 1.
+      side: which side is compressed: "short", "long", "inputs" or "outputs". Default "short" (official code); optax's
+        `contrib.galore` compresses the long one, which keeps m r + 2 r n words in place of n r + 2 r m, n <= m.
+      sign: "fixed", so that a run does not depend on the machine's decomposition, or "lapack", as
+        `gk.linalg.singular_basis`.
+      rotate_moments: whether moments (`mu`, `trace` by B_new^T B_old, `nu` by its squared entries) turn with the basis.
+        Default False (official code).
+      residual: None, or "norm_scaled": what the projection leaves out is added, scaled as the method scaled what it
+        saw (Fira).
+      growth_limit: of the residual's norm per step, as in `gk.limit_norm_growth`, >= 1. Default None: no limit. Only
+        with a residual.
+      layout: which leaves are matrices (roles "matrix", "conv", "expert"), and which axes inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread. Default None: over those
+        that leaves are cut along where a mesh of Explicit axes says so, else as the compiler likes.
+
+    Returns:
+      A transformation. State: n r + 2 r m words per matrix with Adam inside, 1 / N of them on each of N devices
+      of `shard`; counters. Collectives: leaves cut along a matrix axis: two all-to-alls per shape; replicated leaves
+      with `shard`: one all-gather. Under `vmap` over seeds a basis is computed only when due.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; a rank of a leaf that is not there or is no matrix; an `inner`
+        that needs parameters; `growth_limit` without a residual.
+
+    Example:
+      >>> tx = project_low_rank(optax.identity(), rank=1)
+      >>> g = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+      >>> print(tx.update(g, tx.init(g))[0])  # of rank 1
+      [[3. 0.]
+       [0. 0.]]
+
+    Reference: Zhao et al. GaLore. 2024, arXiv 2403.03507; Chen et al. Fira. 2024, arXiv 2410.01623. The official codes
+    leave the sign of singular vectors to the decomposition, on which a run with a first moment depends from the second
+    basis on. A basis that is not finite is not taken, and counted in the metric `failed_refreshes`.
+    """
+    checks.integer("update_interval", update_interval, 1)
+    checks.real("scale", scale, "[0, inf)")
+    checks.choice("side", side, SIDES)
+    checks.choice("sign", sign, SIGNS)
+    checks.choice("residual", residual, (None, "norm_scaled"))
+    checks.real("growth_limit", growth_limit, "[1, inf]", optional=True)
+    if isinstance(rank, int | float | str):
+        checks.integer("rank", rank, 1)
+    if growth_limit is not None and residual is None:
+        raise ValueError(f"growth_limit limits the residual and must be None without one, got {growth_limit!r}")
+    if shard is not None and not isinstance(shard, MatrixSharding):
+        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    made = inner if isinstance(inner, Numbered) else Numbered(lambda _: scale_by_adam() if inner is None else inner, {})
+    method = optax.with_extra_args_support(made.make(made.numbers))
+
+    def planned(tree: Any) -> tuple[Any, Any, Plan, list[int]]:
+        """The projected leaves; the others; how the former are stacked; their ranks."""
+        leaves, structure = jax.tree.flatten(tree)
+        known = names(tree)
+        ranks = _ranks(rank, known)
+        chosen = []
+        for name, x in zip(known, leaves, strict=True):
+            axes = layout(name, x.shape)
+            if not isinstance(rank, int) and name in ranks:
+                check_matrix(METHOD, name, x.shape, axes)
+            chosen.append(
+                name in ranks and axes.role in ROLES and bool(axes.inputs and axes.outputs) and 0 not in x.shape
+            )
+        mask = optax.MaskedNode()
+        matrices = structure.unflatten([x if c else mask for x, c in zip(leaves, chosen, strict=True)])
+        rest = structure.unflatten([mask if c else x for x, c in zip(leaves, chosen, strict=True)])
+        own = [ranks[name] for name in itertools.compress(known, chosen)]
+        plan = plan_owned(matrices, method=METHOD, layout=layout, shard=shard, turn=SIDES[side], kinds=own)
+        return matrices, rest, plan, own
+
+    def init(params: optax.Params) -> ProjectLowRankState:
+        _, rest, plan, ranks = planned(params)
+
+        def make(stack: Stack, count: int) -> dict[str, Any]:
+            r, dtype = min(ranks[stack.slots[0].leaf], stack.n, stack.m), wide_dtype(stack.dtype)
+            own = {
+                "basis": jnp.zeros((count, stack.n, r), dtype),
+                "inner": jax.vmap(method.init)(jnp.zeros((count, r, stack.m), dtype)),
+                "failed": jnp.zeros((count,), jnp.int32),
+            }
+            return own if residual is None else own | {"norm": jnp.zeros((count, 1, 1), dtype)}
+
+        return ProjectLowRankState(jnp.zeros((), jnp.int32), hold(METHOD, plan, make), method.init(rest))
+
+    def update(updates: Any, state: ProjectLowRankState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        matrices, rest, plan, _ = planned(updates)
+        # Scalars are handed to the kernel, which may not close over traced ones.
+        numbers = {k: v for k, v in extra.items() if isinstance(v, jax.Array) and v.ndim == 0}
+        others = {k: v for k, v in extra.items() if k not in numbers}
+
+        def kernel(x: jax.Array, own: dict[str, Any], shared: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+            r, alpha = own["basis"].shape[2], scalar(shared["scale"], x)
+
+            def anew() -> dict[str, Any]:
+                B = singular_basis(x, r, sign=sign)
+                turn = product(jnp.swapaxes(B, 1, 2), own["basis"])
+                return {"basis": B} | ({"inner": rotated(own["inner"], turn)} if rotate_moments else {})
+
+            old = {k: own[k] for k in (("basis", "inner") if rotate_moments else ("basis",))}
+            new, failed = refreshed(shared["due"], anew, old, own["failed"])
+            own = own | new | {"failed": failed}
+            B = own["basis"]
+            R = product(jnp.swapaxes(B, 1, 2), x)
+
+            here = optax.with_extra_args_support(made.make(shared["numbers"]))
+
+            def one(g: jax.Array, s: Any) -> Any:
+                return here.update(g, s, None, **others, **shared["extra"])
+
+            psi, own["inner"] = jax.vmap(one)(R, own["inner"])
+            d = alpha * product(B, psi)
+            if residual is None:
+                return d, own
+            phi = jnp.linalg.norm(psi, axis=1, keepdims=True) / (jnp.linalg.norm(R, axis=1, keepdims=True) + 1e-8)
+            # With all directions nothing is left out, and nothing is what remains.
+            seen = x if r == x.shape[1] else product(B, R)
+            E = (x - alpha * seen) * phi
+            n = jnp.sqrt(jnp.sum(jnp.square(E), axis=(1, 2), keepdims=True))
+            f = jnp.ones_like(n) if growth_limit is None else growth(n, own["norm"], shared["growth_limit"])
+            return d + E / f, own | {"norm": n / f}
+
+        shared = {"due": state.count % update_interval == 0, "scale": scale, "extra": numbers}
+        shared |= {"growth_limit": growth_limit, "numbers": made.numbers}
+        try:
+            d, stacks = map_owned(METHOD, kernel, matrices, plan, state.stacks, shared)
+        except ValueError as error:
+            if params is not None and "params" in str(error):
+                raise ValueError(
+                    f"{METHOD}: inner needs the parameters of {names(matrices)[0]!r}, of which it sees a projected "
+                    f"gradient: put what needs parameters behind {METHOD}, not inside"
+                ) from error
+            raise
+        seen = None if params is None else planned(params)[1]
+        u, rest = method.update(rest, state.rest, seen, **extra)
+        both = jax.tree.map(
+            lambda a, b: b if isinstance(a, optax.MaskedNode) else a,
+            d,
+            u,
+            is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+        )
+        return both, ProjectLowRankState(increment(state.count), stacks, rest)
+
+    return transformation(METHOD, init, update)
+
+
+register(
+    project_low_rank,
+    form="wrapper",
+    paper=PAPER,
+    wraps="direction",
+    collectives="matrices",
+    opt_outs={
+        "words": "the state is that of smaller matrices: its paper's test counts them",
+        "map_params": "its state belongs to stacks of matrices",
+    },
+    notes="state n r + 2 r m words per n x m matrix with Adam inside",
+)

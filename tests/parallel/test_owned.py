@@ -1,0 +1,117 @@
+"""State that lies with the owner of a matrix: the numbers of one device, 1 / N of the bytes, no more exchange."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gradkit as gk
+from gradkit.parallel import collective_bytes, init_sharded
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+METHODS = {
+    "galore": lambda shard: gk.project_low_rank(rank=2, update_interval=2, shard=shard),
+    "fira": lambda shard: gk.project_low_rank(
+        rank=2, update_interval=2, residual="norm_scaled", growth_limit=1.01, shard=shard
+    ),
+    "conda": lambda shard: gk.scale_by_conda(update_interval=2, shard=shard),
+    "dion": lambda shard: gk.scale_by_dion(rank=2, key=0, shard=shard),
+}
+# Six matrices of one shape, padded to eight.
+SHAPES = {f"{i}": (8, 16) for i in range(4)} | {"ScanBlock_0": (2, 16, 8)}
+
+
+def draw(step: int) -> Any:
+    rng = np.random.default_rng(step)
+    return {k: {"kernel": jnp.asarray(rng.standard_normal(s))} for k, s in SHAPES.items()}
+
+
+def steps(tx: Any, state: Any, tree: Any, put: Any) -> Any:
+    update, d = jax.jit(tx.update), None
+    for t in range(3):
+        d, state = update(put(draw(t)), state)
+        jax.block_until_ready(d)
+    return d, state
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("cut", [False, True], ids=["replicated", "long side"])
+@pytest.mark.parametrize("name", METHODS)
+def test_owners(name: str, cut: bool, kind: AxisType) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    specs = {k: {"kernel": P(None, "x") if cut else P()} for k in SHAPES}
+    put = lambda tree: jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)  # noqa: E731
+    shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=specs if kind == AxisType.Auto else None)
+    tx, alone = METHODS[name](shard), METHODS[name](None)
+    with jax.set_mesh(mesh):
+        params = put(draw(0))
+        state = init_sharded(tx, params)
+        eager = tx.init(params)
+        assert jax.tree.map(lambda x: x.sharding.spec, state) == jax.tree.map(lambda x: x.sharding.spec, eager)
+        program = jax.jit(tx.update).lower(params, state).compile()
+        got, after = steps(tx, state, params, put)
+    want, end = steps(alone, alone.init(draw(0)), draw(0), lambda tree: tree)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-9, atol=1e-9)
+
+    # Of eight matrices, two of them zeros, every device holds one, before and after.
+    for own in (*state.stacks, *after.stacks):
+        assert own.owners == ("x",)
+        for x in jax.tree.leaves(own.arrays):
+            assert x.shape[0] == 8 and x.addressable_data(0).shape[0] == 1
+    for a, b in zip(jax.tree.leaves(after.stacks[0].arrays), jax.tree.leaves(end.stacks[0].arrays), strict=True):
+        assert a.shape[1:] == b.shape[1:] and b.shape[0] == 6
+
+    rows = collective_bytes(program)
+    if cut:
+        assert [row.opcode for row in rows] == ["all-to-all"] * 2
+        assert sum(row.result_bytes for row in rows) == 2 * 8 * 128
+    else:
+        assert [row.opcode for row in rows] == ["all-gather"]
+        assert rows[0].result_bytes == 8 * 8 * 128
+
+
+def test_an_init_that_saw_something_else_is_named() -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=P())
+    state = gk.scale_by_conda().init(draw(0))
+    with pytest.raises(ValueError, match=r"scale_by_conda: its state has stacks .* and the updates make"):
+        gk.scale_by_conda(shard=shard).update(draw(0), state)
+
+
+def test_inside_shard_map() -> None:
+    """With no mesh of its own: state is local, and replicated leaves are shared out over the axis."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    shard = gk.MatrixSharding(None, "x", min_dim=0)
+    tx, alone = METHODS["galore"](shard), METHODS["galore"](None)
+
+    def run(g: Any) -> Any:
+        state = tx.init(g)
+        assert state.stacks[0].arrays["basis"].shape[0] == 1
+        _, state = tx.update(g, state)
+        return tx.update(jax.tree.map(lambda x: 2 * x, g), state)[0]
+
+    got = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False))(draw(0))
+    _, state = alone.update(draw(0), alone.init(draw(0)))
+    want, _ = alone.update(jax.tree.map(lambda x: 2 * x, draw(0)), state)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [gk.conda, gk.galore, gk.fira], ids=lambda method: method.__name__)
+def test_traced_hyperparameters_over_explicit_axes(method: Any) -> None:
+    """Numbers that are traced reach the owner as arguments."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    make = lambda rate, b1: method(rate, b1=b1, shard=gk.MatrixSharding(mesh, "x", min_dim=0))  # noqa: E731
+    tx = gk.inject_hyperparams(make)(0.1, 0.9)
+    with jax.set_mesh(mesh):
+        x = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P())), draw(0))
+        got, _ = jax.jit(tx.update)(x, tx.init(x), x)
+    plain = method(0.1)
+    want, _ = plain.update(draw(0), plain.init(draw(0)), draw(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-9), got, want)
