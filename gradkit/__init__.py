@@ -105,6 +105,13 @@ from gradkit.optimizers.filters import (
 from gradkit.optimizers.matrix import (
     muon,
     scale_by_muon,
+    scale_by_shampoo,
+    shampoo,
+)
+
+# One preconditioner per axis of a tensor
+from gradkit.transforms import (
+    kronecker_statistics,
 )
 
 # Over which devices the work on matrices is spread
@@ -245,6 +252,7 @@ __all__ = [
     "inject_hyperparams",
     "inna",
     "innaprop",
+    "kronecker_statistics",
     "lamb",
     "larc",
     "lars",
@@ -311,10 +319,12 @@ __all__ = [
     "scale_by_qhm",
     "scale_by_rms",
     "scale_by_rss",
+    "scale_by_shampoo",
     "scale_by_trust_ratio",
     "schedules",
     "sgd",
     "sgdp",
+    "shampoo",
     "shifted_parameters",
     "stable_weight_decay",
     "trace",

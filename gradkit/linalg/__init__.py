@@ -1,5 +1,12 @@
 """Pure array kernels."""
 
+from gradkit.linalg.eigenbasis import (
+    Basis,
+    eigenbasis,
+)
+from gradkit.linalg.inverse_root import (
+    inverse_root,
+)
 from gradkit.linalg.lcp import (
     solve_lcp,
 )
@@ -17,6 +24,9 @@ from gradkit.linalg.penalties import (
 )
 
 __all__ = [
+    "Basis",
+    "eigenbasis",
+    "inverse_root",
     "mcp_concave_grad",
     "mcp_penalty",
     "orthogonalize",

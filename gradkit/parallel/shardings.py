@@ -4,6 +4,7 @@
         of its shape                     the parameter's sharding (with `zero_axis`, cut once more)
         of its rank, some axes shorter   the parameter's sharding on the axes of full length only
         of its shape behind more axes    the parameter's sharding behind whole axes (a window, a table)
+    what lies stacked with its owner     cut along the axes that the method shares its work over (`Owned`)
     every other leaf                     replicated over the parameters' mesh
 
 A leaf belongs to the parameter whose name is found in the leaf's own, the nearest to its end: `0/mu/dense/kernel`
@@ -20,6 +21,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from optax import GradientTransformation
 
 from gradkit.leaves import names
+from gradkit.transforms.tensors import owners_of
 
 
 def state_shardings(
@@ -76,7 +78,9 @@ def state_shardings(
     state = jax.eval_shape(tx.init, params)
     shardings = [
         _derived(x.shape, parameters.get(_owner(path, parameters)), home, zero_axis)
-        for path, x in zip(names(state), jax.tree.leaves(state), strict=True)
+        if owners is None
+        else NamedSharding(home, PartitionSpec(owners) if owners else PartitionSpec())
+        for path, x, owners in zip(names(state), jax.tree.leaves(state), owners_of(state), strict=True)
     ]
     return jax.tree.structure(state).unflatten(shardings)
 

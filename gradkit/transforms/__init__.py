@@ -28,6 +28,10 @@ from gradkit.transforms.gsnr import (
 from gradkit.transforms.inject import (
     inject_hyperparams,
 )
+from gradkit.transforms.kronecker import (
+    KroneckerStatisticsState,
+    kronecker_statistics,
+)
 from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
@@ -104,6 +108,7 @@ __all__ = [
     "AddDecayedWeightsState",
     "ClipByGlobalNormState",
     "DirectionAndLength",
+    "KroneckerStatisticsState",
     "LookaheadInChainState",
     "MarsCorrectionState",
     "MatrixSharding",
@@ -129,6 +134,7 @@ __all__ = [
     "direction_from_gradient",
     "eval_params",
     "inject_hyperparams",
+    "kronecker_statistics",
     "lookahead_in_chain",
     "mars_correction",
     "norm_loss",

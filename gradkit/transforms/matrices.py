@@ -17,7 +17,7 @@ The plan is static: it follows from names, shapes, dtypes, the layout and the sp
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -129,6 +129,7 @@ def plan_matrices(
     shard: MatrixSharding | None = None,
     transpose: bool = True,
     merge: bool = False,
+    kinds: Sequence[Hashable] | None = None,
 ) -> Plan:
     """Decides which matrices are worked on together, and by whom.
 
@@ -140,6 +141,9 @@ def plan_matrices(
       transpose: whether the method commutes with transposition: then (n, m) and (m, n) are one stack.
       merge: whether padding a matrix by zero rows and columns changes nothing: then stacks of different shapes are
         joined where that leaves fewer idle devices.
+      kinds: per leaf, what the leaves of a stack must have in common besides. Then leaves may also lack inputs or
+        outputs (they are one row, one column, one entry), and a stack is never cut in two for the compiler's sake: what
+        belongs to it is the same on every kind of device. Default None.
     """
     known, leaves = names(tree), jax.tree.leaves(tree)
     mesh, specs = specs_of(method, known, leaves, shard)
@@ -157,7 +161,8 @@ def plan_matrices(
         shape = tuple(k * w if inside else k for k, w in zip(x.shape, ways, strict=True))
         local = tuple(k // w for k, w in zip(shape, ways, strict=True))
         axes = layout(name, shape)
-        check_matrix(method, name, shape, axes)
+        if kinds is None:
+            check_matrix(method, name, shape, axes)
         meanings.append(axes)
         shapes.append(shape)
         cut = cut_of(name, _entries(spec, len(shape)), axes, shape, sizes)
@@ -183,13 +188,13 @@ def plan_matrices(
             own = cut.turned() if turned else cut
             n, m = (columns, rows) if turned else (rows, columns)
             own = own._replace(spread=spread_over(own, wanted, small=min(n, m) < least, sizes=sizes))
-            key = (n, m, jnp.dtype(x.dtype), own, whole)
+            key = (n, m, jnp.dtype(x.dtype), own, whole, None if kinds is None else kinds[i])
             found.setdefault(key, []).append(Slot(i, part, count, turned))
 
     groups = merged(found, sizes) if merge else found
-    here = mesh is None and not inside and jax.default_backend() == "cpu"
+    here = mesh is None and not inside and kinds is None and jax.default_backend() == "cpu"
     stacks = []
-    for (n, m, dtype, cut, splits), slots in groups.items():
+    for (n, m, dtype, cut, splits, _), slots in groups.items():
         shared, most = _shared(cut, sizes), LEAVES_PER_STACK if here else len(slots)
         for some in (slots[i : i + most] for i in range(0, len(slots), most)):
             padded = -(-sum(slot.count for slot in some) // shared) * shared
@@ -213,7 +218,14 @@ def check_matrix(method: str, name: str, shape: tuple[int, ...], axes: Axes) -> 
         )
 
 
-def map_matrices(kernel: Callable[..., Any], tree: Any, plan: Plan, owned: Sequence[Any] | None = None) -> Any:
+def map_matrices(
+    kernel: Callable[..., Any] | Sequence[Callable[..., Any]],
+    tree: Any,
+    plan: Plan,
+    owned: Sequence[Any] | None = None,
+    more: Sequence[Any] = (),
+    shared: Any = None,
+) -> Any:
     """Applies a function of a batch of matrices to all matrices of a tree, once per stack.
 
     Args:
@@ -224,21 +236,31 @@ def map_matrices(kernel: Callable[..., Any], tree: Any, plan: Plan, owned: Seque
       plan: what `plan_matrices` says of them.
       owned: what belongs to the matrices and never travels: per stack of the plan a tree of arrays with the leading
         axis `padded` (times the devices that cut its batch), cut along `owners`. The kernel is then
-        (stack, own) -> (stack, own). Not for stacks with `splits`.
+        (stack, own, shared, *stacks of `more`) -> (stack, own), `shared` only where it is given. Not for stacks with
+        `splits`.
+      more: with `owned`, further trees like `tree`, which enter with it and do not leave.
+      shared: with `owned`, a tree of arrays that all kernels get whole. What is traced over Explicit axes must come this
+        way: a kernel cannot close over it. Default None.
 
     Returns:
       A tree like `tree`; with `owned` also what the kernel made of it.
     """
     leaves, structure = jax.tree.flatten(tree)
+    others = tuple(tuple(jax.tree.leaves(t)) for t in more)
+    kernels = [kernel] * len(plan.stacks) if callable(kernel) else kernel
     stateless = owned is None
     owned = [None] * len(plan.stacks) if owned is None else list(owned)
 
-    def local(leaves: tuple[jax.Array, ...], owned: list[Any]) -> tuple[tuple[jax.Array, ...], list[Any]]:
-        views = [to_matrices(x, _local_axes(plan, i)) for i, x in enumerate(leaves)]
+    def view(leaves: tuple[jax.Array, ...]) -> list[tuple[jax.Array, ...]]:
+        return [to_matrices(x, _local_axes(plan, i)) for i, x in enumerate(leaves)]
+
+    def local(leaves: tuple[jax.Array, ...], owned: list[Any], others: Any, shared: Any) -> tuple[Any, list[Any]]:
+        views, beside = view(leaves), [view(rest) for rest in others]
         done, kept = [], []
-        for stack, own in zip(plan.stacks, owned, strict=True):
+        for stack, kernel, own in zip(plan.stacks, kernels, owned, strict=True):
             x = _enter(stack, views, plan.sizes)
-            y, own = (_apply(kernel, x, stack, plan.transpose), None) if stateless else kernel(x, own)
+            rest = [*([] if shared is None else [shared]), *(_enter(stack, v, plan.sizes) for v in beside)]
+            y, own = (_apply(kernel, x, stack, plan.transpose), None) if stateless else kernel(x, own, *rest)
             narrow = plan.comm_dtype is not None and _shared(stack.cut, plan.sizes) > 1
             done.append(y.astype(plan.comm_dtype) if narrow else y)
             kept.append(own)
@@ -253,15 +275,16 @@ def map_matrices(kernel: Callable[..., Any], tree: Any, plan: Plan, owned: Seque
         return tuple(out), kept
 
     if plan.mesh is None:
-        out, kept = local(tuple(leaves), owned)
+        out, kept = local(tuple(leaves), owned, others, shared)
     else:
         places = [
             jax.tree.map(lambda _, s=s: PartitionSpec(s.owners), o) for s, o in zip(plan.stacks, owned, strict=True)
         ]
         specs = (plan.specs, places)
+        come = (*specs, (plan.specs,) * len(others), PartitionSpec())
         # Results of an all-gather are the same everywhere, which the type checker of shard_map cannot know.
-        out, kept = jax.shard_map(local, mesh=plan.mesh, in_specs=specs, out_specs=specs, check_vma=False)(
-            tuple(leaves), owned
+        out, kept = jax.shard_map(local, mesh=plan.mesh, in_specs=come, out_specs=specs, check_vma=False)(
+            tuple(leaves), owned, others, shared
         )
     tree = structure.unflatten(out)
     return tree if stateless else (tree, kept)

@@ -37,8 +37,8 @@ def specs_of(
     mesh = None if shard is None else shard.mesh
     specs = []
     for name, x in zip(known, leaves, strict=True):
-        own: Any = None if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x).sharding
-        explicit = own is not None and AxisType.Explicit in own.mesh.axis_types
+        own: Any = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x).sharding
+        explicit = isinstance(own, NamedSharding) and AxisType.Explicit in own.mesh.axis_types
         if not explicit:
             own = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
         if shard is not None and isinstance(x, Tracer) and not explicit and AxisType.Auto in shard.mesh.axis_types:

@@ -1,5 +1,13 @@
 """Methods that treat a parameter as a matrix."""
 
 from gradkit.optimizers.matrix.muon import ScaleByMuonState, muon, scale_by_muon
+from gradkit.optimizers.matrix.shampoo import ScaleByShampooState, scale_by_shampoo, shampoo
 
-__all__ = ["ScaleByMuonState", "muon", "scale_by_muon"]
+__all__ = [
+    "ScaleByMuonState",
+    "ScaleByShampooState",
+    "muon",
+    "scale_by_muon",
+    "scale_by_shampoo",
+    "shampoo",
+]
