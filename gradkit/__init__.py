@@ -103,14 +103,21 @@ from gradkit.optimizers.filters import (
 
 # The singular values of a matrix
 from gradkit.optimizers.matrix import (
+    distributed_shampoo,
     muon,
     scale_by_muon,
     scale_by_shampoo,
+    scale_by_soap,
     shampoo,
+    soap,
 )
 
-# One preconditioner per axis of a tensor
+# One matrix per axis of a tensor; blocks of leaves; the direction of one method, the length of another's step
 from gradkit.transforms import (
+    block_leaves,
+    graft,
+    in_basis,
+    kronecker_bases,
     kronecker_statistics,
 )
 
@@ -222,6 +229,7 @@ __all__ = [
     "ano",
     "anolog",
     "batches",
+    "block_leaves",
     "catalogue",
     "centralize_gradients",
     "clip_adagrad",
@@ -235,23 +243,27 @@ __all__ = [
     "diagnostics",
     "diffgrad",
     "direction_from_gradient",
+    "distributed_shampoo",
     "eval_params",
     "freeze_on_convergence",
     "frozen_mask",
     "grades",
     "gradients",
+    "graft",
     "grams",
     "gravity",
     "grokfast_ema",
     "grokfast_ma",
     "heavy_ball",
     "implicit_gradient_transport",
+    "in_basis",
     "induced_metric_log",
     "induced_metric_rms",
     "induced_metric_sgd",
     "inject_hyperparams",
     "inna",
     "innaprop",
+    "kronecker_bases",
     "kronecker_statistics",
     "lamb",
     "larc",
@@ -320,12 +332,14 @@ __all__ = [
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_shampoo",
+    "scale_by_soap",
     "scale_by_trust_ratio",
     "schedules",
     "sgd",
     "sgdp",
     "shampoo",
     "shifted_parameters",
+    "soap",
     "stable_weight_decay",
     "trace",
     "training",

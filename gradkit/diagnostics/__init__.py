@@ -21,6 +21,10 @@ from gradkit.diagnostics.lanczos import (
     ritz,
 )
 from gradkit.diagnostics.metrics import metrics
+from gradkit.diagnostics.optimal_kronecker import (
+    kronecker_cosine,
+    optimal_kronecker,
+)
 from gradkit.diagnostics.steps_to_target import (
     BatchScaling,
     batch_scaling,
@@ -45,9 +49,11 @@ __all__ = [
     "fit_steps_examples",
     "from_moments",
     "gradient_noise_scale",
+    "kronecker_cosine",
     "lanczos",
     "lanczos_hyperparameters",
     "metrics",
+    "optimal_kronecker",
     "optimal_rate",
     "ritz",
     "steps_to_target",

@@ -7,6 +7,9 @@ from gradkit.transforms.adam import (
 from gradkit.transforms.adaptive_grad_clip import (
     adaptive_grad_clip,
 )
+from gradkit.transforms.block_leaves import (
+    block_leaves,
+)
 from gradkit.transforms.centralize_gradients import (
     centralize_gradients,
     normalize_gradients,
@@ -21,9 +24,19 @@ from gradkit.transforms.clip_block import (
 from gradkit.transforms.direction import (
     direction_from_gradient,
 )
+from gradkit.transforms.graft import (
+    GraftState,
+    graft,
+)
 from gradkit.transforms.gsnr import (
     ScaleByGsnrState,
     scale_by_gsnr,
+)
+from gradkit.transforms.in_basis import (
+    Bases,
+    InBasisState,
+    in_basis,
+    kronecker_bases,
 )
 from gradkit.transforms.inject import (
     inject_hyperparams,
@@ -106,8 +119,11 @@ from gradkit.transforms.weight_normalized import (
 
 __all__ = [
     "AddDecayedWeightsState",
+    "Bases",
     "ClipByGlobalNormState",
     "DirectionAndLength",
+    "GraftState",
+    "InBasisState",
     "KroneckerStatisticsState",
     "LookaheadInChainState",
     "MarsCorrectionState",
@@ -128,12 +144,16 @@ __all__ = [
     "WeightedMomentaState",
     "adaptive_grad_clip",
     "add_decayed_weights",
+    "block_leaves",
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
     "direction_from_gradient",
     "eval_params",
+    "graft",
+    "in_basis",
     "inject_hyperparams",
+    "kronecker_bases",
     "kronecker_statistics",
     "lookahead_in_chain",
     "mars_correction",

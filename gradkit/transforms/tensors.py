@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gradkit.leaves import Axes, Layout, names, tensor_axes
 from gradkit.transforms.core import wide_dtype
 from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, map_matrices, plan_matrices
-from gradkit.transforms.placement import specs_of
+from gradkit.transforms.placement import everywhere, specs_of
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners"])
@@ -159,11 +159,9 @@ def map_tensors(
       more: further trees like `tree`, which enter with it.
     """
     plan = tensors.plan
-    mesh = jax.sharding.get_abstract_mesh()
-    everywhere = plan.mesh is None and not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types)
-    if everywhere:
-        # Left to itself the compiler cuts what is kept as it likes, and otherwise in the next step.
-        tree, more = jax.lax.with_sharding_constraint((tree, tuple(more)), PartitionSpec())
+    alone = plan.mesh is None and not tensors.inside
+    if alone:
+        tree, more = everywhere((tree, tuple(more)))
 
     def on(dims: tuple[int, ...], places: tuple[int, ...]) -> Callable[..., Any]:
         forth = (0, *(p + 1 for p in places))
@@ -180,8 +178,8 @@ def map_tensors(
     traced = {name: value for name, value in numbers.items() if isinstance(value, jax.Array)}
     kernels = [on(dims, places) for dims, places in zip(tensors.dims, tensors.places, strict=True)]
     tree, kept = map_matrices(kernels, tree, plan, [o.arrays for o in owned], more, traced)
-    if everywhere:
-        kept = jax.lax.with_sharding_constraint(kept, PartitionSpec())
+    if alone:
+        kept = everywhere(kept)
     return tree, tuple(Owned(arrays, o.owners) for arrays, o in zip(kept, owned, strict=True))
 
 

@@ -93,6 +93,12 @@ def _agc(hyper: dict[str, Any]) -> optax.GradientTransformation:
     return optax.chain(clip, gk.sgd(**_hyper(hyper, "clipping", "eps")))
 
 
+def _shampoo(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """The reference's exponent is one of matrices, where it is given."""
+    exponent = hyper.get("exponent_override")
+    return gk.shampoo(**_hyper(hyper, "exponent_override"), exponent="shampoo" if exponent is None else exponent)
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adadelta": _direct(gk.adadelta),
     "adagrad": _direct(gk.adagrad),
@@ -109,6 +115,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ademamix": _direct(gk.ademamix),
     "ano": _direct(gk.ano),
     "anolog": _direct(gk.anolog),
+    "distributed_shampoo": _direct(gk.distributed_shampoo),
     "diffgrad": _penalised(gk.diffgrad),
     "grams": _direct(gk.grams),
     "gravity": _direct(gk.gravity),
@@ -136,6 +143,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "qhadam": _direct(gk.qhadam),
     "qhm": _penalised(gk.qhm),
     "ranger21": _direct(gk.ranger21),
+    "shampoo": _shampoo,
+    "soap": _direct(gk.soap),
     "sgd": _direct(gk.sgd),
     "sgdp": _direct(gk.sgdp),
     "tvlars": _tvlars,

@@ -73,7 +73,9 @@ def _filtered(G: jax.Array, mu: jax.Array, at: Any, unbiased: bool) -> tuple[jax
     b1, b3 = scalar(at["b1"], G), scalar(at["b3"], G)
     mean = b3 * mu + (1 - b3) * G
     if unbiased:
-        mean = mean / (1 - b3 * (1 - bias_correction(at["b1"], at["t"] - 1, G)))
+        # 1 - b3 b1^(t-1) without cancellation; 0^0 is 1.
+        rest = bias_correction(at["b1"], at["t"] - 1, G)
+        mean = mean / ((1 - b3) + b3 * jnp.where(at["t"] == 1, jnp.zeros((), rest.dtype), rest))
     return mean, b1 * mu + (1 - b1) * G
 
 
@@ -126,9 +128,7 @@ def _precondition(
     def one(G: jax.Array, own: Block, at: Any) -> tuple[jax.Array, Block]:
         """The direction of all blocks of one shape."""
         old, mean, mu, nu = own.factors, G, own.mu, own.nu
-        factors = old._replace(
-            L=tuple(accumulate(L, statistic(G, axis), at["b2"]) for axis, L in enumerate(old.L))
-        )
+        factors = old._replace(L=tuple(accumulate(L, statistic(G, axis), at["b2"]) for axis, L in enumerate(old.L)))
         if nu is not None:
             nu = accumulate(nu, jnp.square(G), 1 if grafting == "adagrad" else at["graft_b2"])
         c = correction(at["b2"], at["t"], G) if unbiased else jnp.ones((), G.dtype)
@@ -198,7 +198,7 @@ def distributed_shampoo(
     b2 = graft_b2 = its b2, graft_eps = its eps, eps=1e-12, max_preconditioner_dim=8192, precondition_frequency=100.
 
     Args:
-      learning_rate: step size >= 0, or a schedule; with grafting one of the grafted method. Default 0.01 (official code).
+      learning_rate: step size >= 0, or a schedule; with grafting the grafted method's. Default 0.01 (official code).
       b1: decay of the mean of the gradient, in [0, 1). Default 0.9 (official code).
       b2: 1 for a sum, below 1 the decay of a running mean, in [0, 1]. Default 1 (official code).
       b3: weight of the mean before this step in what is preconditioned, in [0, 1). Default None: b1, which is the mean
@@ -211,8 +211,8 @@ def distributed_shampoo(
       max_preconditioner_dim: largest length of a block along an axis, >= 1. Default 1024 (official code).
       merge_dims: whether short axes are joined first. Default True (official code).
       precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
-      start_preconditioning_step: the first step with roots, >= precondition_frequency; before it the grafted method runs
-        alone. Default None: precondition_frequency.
+      start_preconditioning_step: the first step with roots, >= precondition_frequency; before it the grafted method
+        runs alone. Default None: precondition_frequency.
       grafting: None, "sgd", "adagrad", "rmsprop" or "adam". Default None (official code).
       graft_b2: decay of the second moment of "rmsprop" and "adam", in [0, 1). Default 0.999 (Adam's).
       graft_eps: added to its root, >= 0. Default 1e-8 (Adam's).
@@ -224,8 +224,8 @@ def distributed_shampoo(
 
     Returns:
       A transformation that needs `params` where leaves decay. State: per block twice the sum of the squares of the
-      lengths of its axes, 1 word per parameter if b1 or b3 is not 0, and 1 if the grafted method has a second moment; all
-      of it lies with the owner of the tensor. The metric `failed_roots` counts roots that came out not finite, whose
+      lengths of its axes, 1 word per parameter if b1 or b3 is not 0, and 1 if the grafted method has a second moment;
+      all of it lies with the owner of the tensor. The metric `failed_roots` counts roots that came out not finite, whose
       last good value stays. Collectives: those of `scale_by_muon`, and one number per stack.
 
     Raises:

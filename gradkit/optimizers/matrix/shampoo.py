@@ -193,7 +193,9 @@ def scale_by_shampoo(
         tensors = plan_tensors(updates, method="scale_by_shampoo", layout=layout, shard=shard)
         examples = _examples(updates, extra) if factor_source == "per_example" else []
         d, stacks = map_tensors(kernel, updates, tensors, state.stacks, numbers, examples)
-        return d, ScaleByShampooState(t, stacks, {"failed_roots": total(tensors, [o.arrays.factors.failed for o in stacks])})
+        return d, ScaleByShampooState(
+            t, stacks, {"failed_roots": total(tensors, [o.arrays.factors.failed for o in stacks])}
+        )
 
     return transformation("scale_by_shampoo", init, update)
 
