@@ -41,7 +41,8 @@ def graft(
     Args:
       magnitude: says how long.
       direction: says whereto.
-      per: "block", every tensor of the layout (every layer of a stack) by itself; "leaf", whole leaves. Default "block".
+      per: "block", every tensor of the layout (every layer of a stack) by itself; "leaf", whole leaves. Default
+        "block".
       layout: which axes are stacks.
 
     Returns:

@@ -239,8 +239,8 @@ def map_matrices(
         (stack, own, shared, *stacks of `more`) -> (stack, own), `shared` only where it is given. Not for stacks with
         `splits`.
       more: with `owned`, further trees like `tree`, which enter with it and do not leave.
-      shared: with `owned`, a tree of arrays that all kernels get whole. What is traced over Explicit axes must come this
-        way: a kernel cannot close over it. Default None.
+      shared: with `owned`, a tree of arrays that all kernels get whole. What is traced over Explicit axes must come
+        this way: a kernel cannot close over it. Default None.
 
     Returns:
       A tree like `tree`; with `owned` also what the kernel made of it.

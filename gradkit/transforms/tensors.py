@@ -107,7 +107,7 @@ def _matrix_view(
     """The axes of a tensor as rows and columns, such that a cut axis is the outer one of its side."""
     if len(cut) > 2:
         raise ValueError(f"{method}: of the axes of one tensor two may be cut over the mesh; of {name!r} {cut} are")
-    column = cut[-1] if len(cut) == 2 or cut == list(own[-1:]) else (own[-1] if own else None)
+    column = cut[-1] if len(cut) == 2 else (own[-1] if own else None)
     row = [a for a in cut if a != column]
     rest = [a for a in own if a != column and a not in row]
     return (*row, *rest), () if column is None else (column,)

@@ -225,8 +225,8 @@ def distributed_shampoo(
     Returns:
       A transformation that needs `params` where leaves decay. State: per block twice the sum of the squares of the
       lengths of its axes, 1 word per parameter if b1 or b3 is not 0, and 1 if the grafted method has a second moment;
-      all of it lies with the owner of the tensor. The metric `failed_roots` counts roots that came out not finite, whose
-      last good value stays. Collectives: those of `scale_by_muon`, and one number per stack.
+      all of it lies with the owner of the tensor. The metric `failed_roots` counts roots that came out not
+      finite, whose last good value stays. Collectives: those of `scale_by_muon`, and one number per stack.
 
     Raises:
       ValueError: a hyperparameter outside its range.

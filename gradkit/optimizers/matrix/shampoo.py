@@ -97,9 +97,9 @@ def scale_by_shampoo(
         keeps its last root.
       exponent: "shampoo", e_i = 1 / (2 k); "shampoo2", 1/2 for matrices; a number > 0, for matrices; or a dict axis of
         the tensor -> number, for all tensors. Default "shampoo" (paper).
-      trace_correction: whether the direction of a matrix is multiplied by Tr(L)^e, so that with "shampoo2" it is that of
-        the best Kronecker approximation of H^(-1/2), Tr(L)^(1/2) L^(-1/2) G R^(-1/2). Default False: the scale is left to
-        the learning rate.
+      trace_correction: whether the direction of a matrix is multiplied by Tr(L)^e, so that with "shampoo2" it is that
+        of the best Kronecker approximation of H^(-1/2), Tr(L)^(1/2) L^(-1/2) G R^(-1/2). Default False: the scale is
+        left to the learning rate.
       precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
       start_preconditioning_step: the first step with roots, >= 1. Default None: `precondition_frequency`.
       factor_source: "batch", or "per_example": the statistics are means over those of the gradients of single examples
@@ -208,8 +208,8 @@ def _examples(updates: Any, extra: Mapping[str, Any]) -> list[Any]:
     lead = {shape[:1] for shape in shapes}
     if len(shapes) != len(want) or [s[1:] for s in shapes] != want or len(lead) > 1 or lead & {(), (0,)}:
         raise ValueError(
-            f"scale_by_shampoo: factor_grads must be gradients with one common leading axis: of leaves of shapes {want} "
-            f"they have {shapes}"
+            f"scale_by_shampoo: factor_grads must be gradients with one common leading axis: of leaves of shapes "
+            f"{want} they have {shapes}"
         )
     given = jax.tree.map(lambda g, x: jnp.asarray(g).astype(x.dtype), given, updates)
     return [jax.tree.map(lambda g, i=i: g[i], given) for i in range(next(iter(lead))[0] if lead else 0)]
