@@ -12,7 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named, tensor_axes
+from gradkit.leaves import Layout, default_layout, map_named, names, tensor_axes
 from gradkit.transforms.core import transformation
 from gradkit.transforms.kronecker import merge_backwards
 from gradkit.transforms.placement import as_it_lay, everywhere
@@ -35,8 +35,8 @@ def block_leaves(
 ) -> optax.GradientTransformationExtraArgs:
     """Lets a transformation work on blocks of bounded size, each as a leaf of its own.
 
-    Equations: at the head of this file. A leaf becomes a dictionary of blocks, whose names are their places along the
-    joined axes; stack axes of the layout stay in front of every block, uncut. An empty leaf is one block.
+    Equations: at the head of this file. The tree becomes a dictionary: name of a leaf -> place along the joined axes ->
+    block; stack axes of the layout stay in front of every block, uncut. An empty leaf is one block.
 
     Args:
       inner: any transformation; its `layout`, if it has one, sees the names of blocks, `dense/kernel/0_1`.
@@ -53,8 +53,8 @@ def block_leaves(
       ValueError: a `max_dim` below 1.
 
     Example:
-      >>> jax.tree.map(jnp.shape, block_leaves(optax.trace(0.9), max_dim=2).init(jnp.ones((2, 3))).trace)
-      {'0_0': (2, 2), '0_1': (2, 1)}
+      >>> jax.tree.map(jnp.shape, block_leaves(optax.trace(0.9), max_dim=2).init({"w": jnp.ones((2, 3))}).trace)
+      {'w': {'0_0': (2, 2), '0_1': (2, 1)}}
 
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
     Training Neural Networks At-Scale. 2023, arXiv 2309.06497.
@@ -99,13 +99,16 @@ def block_leaves(
         back = sorted(range(len(order)), key=lambda a: order[a])
         return as_it_lay(at(()).reshape([x.shape[a] for a in order]).transpose(back), x)
 
+    def cut_tree(tree: Any) -> dict[str, Any]:
+        return {name: cut(name, x) for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True)}
+
     def init(params: optax.Params) -> Any:
-        return below.init(map_named(cut, params))
+        return below.init(cut_tree(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        own = None if params is None else map_named(cut, params)
-        pieces, state = below.update(map_named(cut, updates), state, own, **extra)
-        return map_named(join, updates, pieces), state
+        own = None if params is None else cut_tree(params)
+        pieces, state = below.update(cut_tree(updates), state, own, **extra)
+        return map_named(lambda name, x: join(name, x, pieces[name]), updates), state
 
     return transformation("block_leaves", init, update)
 

@@ -49,7 +49,7 @@ def graft(
       A transformation. State: that of both. Collectives: one all-reduce of two numbers per tensor, besides theirs.
 
     Raises:
-      ValueError: an unknown `per`.
+      ValueError: an unknown `per`, or what is no transformation.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +62,9 @@ def graft(
     Shi et al. 2023, arXiv 2309.06497.
     """
     checks.choice("per", per, ("block", "leaf"))
+    for name, tx in (("magnitude", magnitude), ("direction", direction)):
+        if not isinstance(tx, optax.GradientTransformation):
+            raise ValueError(f"{name} must be a gradient transformation, got {tx!r}")
     one, other = (optax.with_extra_args_support(tx) for tx in (magnitude, direction))
 
     def whole(name: str, shape: tuple[int, ...]) -> Axes:
@@ -99,4 +102,7 @@ register(
     collectives="norms",
     wraps="direction",
     example={"direction": optax.scale_by_sign()},
+    opt_outs={
+        "bad input": "it has transformations for arguments, no numbers; tests/papers/test_graft.py hands it others"
+    },
 )

@@ -78,7 +78,7 @@ def kronecker_bases(
     checks.integer("max_precond_dim", max_precond_dim, 1)
 
     def init(rows: int, dims: tuple[int, ...], dtype: Any) -> Any:
-        plain = len(dims) == 1 and not precondition_1d
+        plain = (len(dims) == 1 and not precondition_1d) or 0 in dims
         return tuple(None if plain or d > max_precond_dim else jnp.zeros((rows, d, d), dtype) for d in dims)
 
     def moments(G: jax.Array, S: Any) -> Any:
