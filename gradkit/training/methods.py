@@ -70,6 +70,11 @@ def _clip_radagradd(learning_rate: Any) -> optax.GradientTransformation:
     return adaptive.clip_radagradd(learning_rate, initial_accumulator_value=1.0)
 
 
+def _distributed_shampoo(learning_rate: Any) -> optax.GradientTransformation:
+    """As those who come from AdamW use it."""
+    return matrix.distributed_shampoo(learning_rate, b2=0.999, grafting="adam")
+
+
 _ROWS = (
     Method("sgd", momentum.sgd, 1e-1, "sgd"),
     Method("noisy_sgd", filters.noisy_sgd, 1e-1, "noisy_sgd"),
@@ -126,6 +131,9 @@ _ROWS = (
     Method("lamb", layerwise.lamb, 3e-2, "lamb"),
     Method("novograd", layerwise.novograd, 1e-1, "novograd"),
     Method("muon", matrix.muon, 2e-2, "muon"),
+    Method("shampoo", matrix.shampoo, 1e-1, "shampoo"),
+    Method("distributed_shampoo", _distributed_shampoo, 5e-3, "distributed_shampoo"),
+    Method("soap", matrix.soap, 5e-3, "soap"),
 )
 _TABLE = {row.name: row for row in _ROWS}
 

@@ -100,7 +100,7 @@ def test_joined_axes_and_vectors(x64: None) -> None:
     assert_equal(got, [u.reshape(2, 2, 3) for u in want], rtol=1e-9, atol=1e-12)
     g = normal(0, 3)
     vector, _ = replay(gk.scale_by_soap(precondition_1d=True, eps=0.0, correct_bias=False), [g, g])
-    # In the basis only the first coordinate is not 0 (up to rounding, whose ratio m / sqrt(v) is of size 0.05 / 0.05^0.5).
+    # In the basis only the first coordinate is not 0, up to rounding: m / sqrt(v) = 0.05 / 0.05^0.5.
     first = g / jnp.linalg.norm(g)
     assert_equal(jnp.dot(vector[1], first), 0.05 / np.sqrt(0.05), rtol=1e-12)
 

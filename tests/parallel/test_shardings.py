@@ -16,6 +16,7 @@ import gradkit as gk
 from gradkit.catalogue import Card
 from gradkit.parallel import collective_bytes, init_sharded, state_shardings
 from gradkit.training import Checkpoints
+from gradkit.transforms.tensors import owners_of
 from tests.contract.methods import METHODS, draw, grads_like, make, same
 
 SHAPES = {"bias": (16,), "kernel": (8, 16)}
@@ -57,8 +58,14 @@ def specs(tree: Any) -> Any:
 
 
 def assert_lies(tree: Any, mesh: Mesh) -> None:
-    """By shape alone, which says it all for these parameters: no name and no derivation is trusted."""
-    for name, x in zip(gk.leaves.names(tree), jax.tree.leaves(tree), strict=True):
+    """By shape alone, which says it all for these parameters: no name and no derivation is trusted. State that lies
+    stacked with its owner is cut along its first axis, by the mesh axes that cut the parameters."""
+    rows = zip(gk.leaves.names(tree), jax.tree.leaves(tree), owners_of(tree), strict=True)
+    for name, x, owners in rows:
+        if owners is not None:
+            assert set(owners) <= {"fsdp", "tensor"}
+            assert x.sharding.is_equivalent_to(NamedSharding(mesh, P(owners) if owners else P()), x.ndim), name
+            continue
         # A window of gradients has the parameter's shape behind its own axis, which is whole.
         spec = BY_SHAPE.get(x.shape) or P(None, *BY_SHAPE.get(x.shape[1:], P()))
         want = NamedSharding(mesh, spec if x.ndim else P())
