@@ -112,6 +112,7 @@ from gradkit.optimizers.matrix import (
     auon,
     conda,
     dion,
+    distributed_shampoo,
     fira,
     galore,
     hybrid_auon,
@@ -128,7 +129,11 @@ from gradkit.optimizers.matrix import (
     scale_by_factor_gram,
     scale_by_hybrid_auon,
     scale_by_muon,
+    scale_by_shampoo,
+    scale_by_soap,
     scaled_gd,
+    shampoo,
+    soap,
 )
 
 # Over which devices the work on matrices is spread
@@ -195,6 +200,15 @@ from gradkit.optimizers.gauss_newton import (
     kfac_preconditioner,
     ngd,
     thermodynamic_ngd,
+)
+
+# One matrix per axis of a tensor; blocks of leaves; the direction of one method, the length of another's step
+from gradkit.transforms import (
+    block_leaves,
+    graft,
+    in_basis,
+    kronecker_bases,
+    kronecker_statistics,
 )
 
 # Primitives: one link of a chain
@@ -281,6 +295,7 @@ __all__ = [
     "anolog",
     "auon",
     "batches",
+    "block_leaves",
     "block_norm",
     "catalogue",
     "centralize_gradients",
@@ -297,6 +312,7 @@ __all__ = [
     "diffgrad",
     "dion",
     "direction_from_gradient",
+    "distributed_shampoo",
     "egn",
     "eval_params",
     "fira",
@@ -307,6 +323,7 @@ __all__ = [
     "grades",
     "gradient_regularized_newton",
     "gradients",
+    "graft",
     "grams",
     "gravity",
     "grokfast_ema",
@@ -314,6 +331,7 @@ __all__ = [
     "heavy_ball",
     "hybrid_auon",
     "implicit_gradient_transport",
+    "in_basis",
     "induced_metric_log",
     "induced_metric_rms",
     "induced_metric_sgd",
@@ -322,6 +340,8 @@ __all__ = [
     "innaprop",
     "kfac_preconditioner",
     "kron",
+    "kronecker_bases",
+    "kronecker_statistics",
     "lamb",
     "lambc",
     "larc",
@@ -415,14 +435,18 @@ __all__ = [
     "scale_by_qhm",
     "scale_by_rms",
     "scale_by_rss",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "scale_by_sophia",
     "scale_by_trust_ratio",
     "scaled_gd",
     "schedules",
     "sgd",
     "sgdp",
+    "shampoo",
     "shard_matrices",
     "shifted_parameters",
+    "soap",
     "sophia",
     "sophia_g",
     "sophia_h",

@@ -1,6 +1,8 @@
 """Pure measurements of a training run."""
 
-from gradkit.diagnostics.directional_sharpness import directional_sharpness
+from gradkit.diagnostics.directional_sharpness import (
+    directional_sharpness,
+)
 from gradkit.diagnostics.gradient_noise_scale import (
     NoiseScale,
     NoiseScaleEstimate,
@@ -20,7 +22,13 @@ from gradkit.diagnostics.lanczos import (
     lanczos_hyperparameters,
     ritz,
 )
-from gradkit.diagnostics.metrics import metrics
+from gradkit.diagnostics.metrics import (
+    metrics,
+)
+from gradkit.diagnostics.optimal_kronecker import (
+    kronecker_cosine,
+    optimal_kronecker,
+)
 from gradkit.diagnostics.project_out_subspace import (
     layer_importance,
     retained_rank,
@@ -55,10 +63,12 @@ __all__ = [
     "fit_steps_examples",
     "from_moments",
     "gradient_noise_scale",
+    "kronecker_cosine",
     "lanczos",
     "lanczos_hyperparameters",
     "layer_importance",
     "metrics",
+    "optimal_kronecker",
     "optimal_rate",
     "retained_rank",
     "ritz",

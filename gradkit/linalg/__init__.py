@@ -6,6 +6,13 @@ from gradkit.linalg.damped import (
 from gradkit.linalg.egn import (
     damped_gauss_newton_solve,
 )
+from gradkit.linalg.eigenbasis import (
+    Basis,
+    eigenbasis,
+)
+from gradkit.linalg.inverse_root import (
+    inverse_root,
+)
 from gradkit.linalg.lcp import (
     solve_lcp,
 )
@@ -30,9 +37,12 @@ from gradkit.linalg.singular_basis import (
 )
 
 __all__ = [
+    "Basis",
     "Subspace",
     "damped_gauss_newton_solve",
     "damped_solve",
+    "eigenbasis",
+    "inverse_root",
     "mcp_concave_grad",
     "mcp_penalty",
     "orthogonalize",

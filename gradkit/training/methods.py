@@ -98,6 +98,11 @@ def _gradient_regularized_newton(learning_rate: Any) -> optax.GradientTransforma
     return second_order.gradient_regularized_newton(learning_rate, solver="cg", cg_steps=10, max_search_steps=10)
 
 
+def _distributed_shampoo(learning_rate: Any) -> optax.GradientTransformation:
+    """As those who come from AdamW use it."""
+    return matrix.distributed_shampoo(learning_rate, b2=0.999, grafting="adam")
+
+
 _ROWS = (
     Method("sgd", momentum.sgd, 1e-1, "sgd"),
     Method("noisy_sgd", filters.noisy_sgd, 1e-1, "noisy_sgd"),
@@ -184,6 +189,9 @@ _ROWS = (
     Method("sania_adam_sqr", lambda rate: second_order.sania_adam_sqr(rate, eps=1e-1), 1e0, "sania_adam_sqr"),
     Method("oasis", lambda rate: second_order.oasis(rate, alpha=1e-2), 3e-1, "oasis"),
     Method("gradient_regularized_newton", _gradient_regularized_newton, 1e0, "gradient_regularized_newton"),
+    Method("shampoo", matrix.shampoo, 1e-1, "shampoo"),
+    Method("distributed_shampoo", _distributed_shampoo, 5e-3, "distributed_shampoo"),
+    Method("soap", matrix.soap, 5e-3, "soap"),
 )
 _TABLE = {row.name: row for row in _ROWS}
 

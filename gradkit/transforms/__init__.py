@@ -12,6 +12,9 @@ from gradkit.transforms.adaptive_grad_clip import (
     adaptive_grad_clip,
     block_norm,
 )
+from gradkit.transforms.block_leaves import (
+    block_leaves,
+)
 from gradkit.transforms.centralize_gradients import (
     centralize_gradients,
     normalize_gradients,
@@ -30,9 +33,19 @@ from gradkit.transforms.diag_curvature import (
 from gradkit.transforms.direction import (
     direction_from_gradient,
 )
+from gradkit.transforms.graft import (
+    GraftState,
+    graft,
+)
 from gradkit.transforms.gsnr import (
     ScaleByGsnrState,
     scale_by_gsnr,
+)
+from gradkit.transforms.in_basis import (
+    Bases,
+    InBasisState,
+    in_basis,
+    kronecker_bases,
 )
 from gradkit.transforms.inject import (
     inject_hyperparams,
@@ -40,6 +53,10 @@ from gradkit.transforms.inject import (
 from gradkit.transforms.kron import (
     ScaleByKronState,
     scale_by_kron,
+)
+from gradkit.transforms.kronecker import (
+    KroneckerStatisticsState,
+    kronecker_statistics,
 )
 from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
@@ -135,8 +152,12 @@ from gradkit.transforms.with_curvature import (
 __all__ = [
     "AccumulateWeightedState",
     "AddDecayedWeightsState",
+    "Bases",
     "ClipByGlobalNormState",
     "DirectionAndLength",
+    "GraftState",
+    "InBasisState",
+    "KroneckerStatisticsState",
     "LimitNormGrowthState",
     "LookaheadInChainState",
     "MarsCorrectionState",
@@ -163,13 +184,18 @@ __all__ = [
     "accumulate_weighted",
     "adaptive_grad_clip",
     "add_decayed_weights",
+    "block_leaves",
     "block_norm",
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
     "direction_from_gradient",
     "eval_params",
+    "graft",
+    "in_basis",
     "inject_hyperparams",
+    "kronecker_bases",
+    "kronecker_statistics",
     "limit_norm_growth",
     "lookahead_in_chain",
     "mars_correction",

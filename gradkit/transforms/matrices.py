@@ -238,10 +238,11 @@ def map_matrices(
       plan: what `plan_matrices` says of them.
       owned: what belongs to the matrices and never travels: per stack of the plan a tree of arrays with the leading
         axis `padded` (times the devices that cut its batch), cut along `owners`. The kernel is then
-        (stack, own, *stacks of `more`) -> (stack, own). Not for stacks with `splits`.
+        (stack, own, shared, *stacks of `more`) -> (stack, own), `shared` only where it is given. Not for stacks with
+        `splits`.
       more: with `owned`, further trees like `tree`, which enter with it and do not leave.
-      shared: numbers that are the same on all devices, handed to the kernel last: over Explicit axes it may not close
-        over traced ones. Default None: nothing is handed.
+      shared: with `owned`, a tree of arrays that all kernels get whole. What is traced over Explicit axes must come
+        this way: a kernel cannot close over it. Default None.
 
     Returns:
       A tree like `tree`; with `owned` also what the kernel made of it.
@@ -255,14 +256,13 @@ def map_matrices(
     def view(leaves: tuple[jax.Array, ...]) -> list[tuple[jax.Array, ...]]:
         return [to_matrices(x, _local_axes(plan, i)) for i, x in enumerate(leaves)]
 
-    def local(leaves: Any, owned: list[Any], others: Any, shared: Any) -> tuple[tuple[jax.Array, ...], list[Any]]:
-        last = () if shared is None else (shared,)
+    def local(leaves: tuple[jax.Array, ...], owned: list[Any], others: Any, shared: Any) -> tuple[Any, list[Any]]:
         views, beside = view(leaves), [view(rest) for rest in others]
         done, kept = [], []
         for stack, kernel, own in zip(plan.stacks, kernels, owned, strict=True):
             x = _enter(stack, views, plan.sizes)
-            rest = [_enter(stack, v, plan.sizes) for v in beside]
-            y, own = (_apply(kernel, x, stack, plan.transpose), None) if stateless else kernel(x, own, *rest, *last)
+            rest = [*([] if shared is None else [shared]), *(_enter(stack, v, plan.sizes) for v in beside)]
+            y, own = (_apply(kernel, x, stack, plan.transpose), None) if stateless else kernel(x, own, *rest)
             narrow = plan.comm_dtype is not None and _shared(stack.cut, plan.sizes) > 1
             done.append(y.astype(plan.comm_dtype) if narrow else y)
             kept.append(own)
@@ -283,7 +283,7 @@ def map_matrices(
             jax.tree.map(lambda _, s=s: PartitionSpec(s.owners), o) for s, o in zip(plan.stacks, owned, strict=True)
         ]
         specs = (plan.specs, places)
-        come = (*specs, (plan.specs,) * len(others), jax.tree.map(lambda _: PartitionSpec(), shared))
+        come = (*specs, (plan.specs,) * len(others), PartitionSpec())
         # Results of an all-gather are the same everywhere, which the type checker of shard_map cannot know.
         out, kept = jax.shard_map(local, mesh=plan.mesh, in_specs=come, out_specs=specs, check_vma=False)(
             tuple(leaves), owned, others, shared

@@ -25,6 +25,26 @@ class Cut(NamedTuple):
         return self._replace(rows=self.columns, columns=self.rows)
 
 
+def everywhere(tree: Any) -> Any:
+    """Arrays whole on every device, where their mesh is known: over Explicit axes, or over Auto ones under
+    `jax.set_mesh`. Left to itself the compiler would cut what is made of them as it likes."""
+    ambient = jax.sharding.get_abstract_mesh()
+    auto = not ambient.empty and all(kind == AxisType.Auto for kind in ambient.axis_types)
+
+    def one(x: jax.Array) -> jax.Array:
+        if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+            return jax.sharding.reshard(x, PartitionSpec())
+        return jax.lax.with_sharding_constraint(x, PartitionSpec()) if auto else x
+
+    return jax.tree.map(one, tree)
+
+
+def as_it_lay(x: jax.Array, like: jax.Array) -> jax.Array:
+    """An array cut over Explicit axes as another one is."""
+    lies = jax.typeof(like).sharding
+    return jax.sharding.reshard(x, lies) if AxisType.Explicit in lies.mesh.axis_types else x
+
+
 def specs_of(
     method: str, known: list[str], leaves: Sequence[Any], shard: Any
 ) -> tuple[Mesh | AbstractMesh | None, list[PartitionSpec]]:

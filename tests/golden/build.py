@@ -143,6 +143,12 @@ def _conda(hyper: dict[str, Any]) -> Any:
     return gk.conda(update_interval=hyper["update_proj_gap"], **_hyper(hyper, "update_proj_gap"))
 
 
+def _shampoo(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """The reference's exponent is one of matrices, where it is given."""
+    exponent = hyper.get("exponent_override")
+    return gk.shampoo(**_hyper(hyper, "exponent_override"), exponent="shampoo" if exponent is None else exponent)
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adadelta": _direct(gk.adadelta),
     "adagrad": _direct(gk.adagrad),
@@ -164,6 +170,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "auon": _direct(gk.auon),
     # The simple form of the code: Q stands at the inputs; where it starts from is in the file.
     "dion": lambda hyper: gk.dion(**hyper, side="inputs", key=0),
+    "distributed_shampoo": _direct(gk.distributed_shampoo),
     "diffgrad": _penalised(gk.diffgrad),
     "fira_adamw": _low_rank(gk.fira),
     "galore_adamw": _low_rank(gk.galore),
@@ -200,6 +207,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ranger21": _direct(gk.ranger21),
     "sania_adagrad_sqr": _direct(gk.sania_adagrad_sqr),
     "sania_adam_sqr": _direct(gk.sania_adam_sqr),
+    "shampoo": _shampoo,
+    "soap": _direct(gk.soap),
     "sgd": _direct(gk.sgd),
     "sgdp": _direct(gk.sgdp),
     # The official code adds eps to the denominator; the number of labels is in the curvature.

@@ -17,6 +17,10 @@ from gradkit.optimizers.matrix.dion import (
     dion,
     scale_by_dion,
 )
+from gradkit.optimizers.matrix.distributed_shampoo import (
+    DistributedShampooState,
+    distributed_shampoo,
+)
 from gradkit.optimizers.matrix.fira import (
     fira,
 )
@@ -47,16 +51,30 @@ from gradkit.optimizers.matrix.scaled_gd import (
     scale_by_factor_gram,
     scaled_gd,
 )
+from gradkit.optimizers.matrix.shampoo import (
+    ScaleByShampooState,
+    scale_by_shampoo,
+    shampoo,
+)
+from gradkit.optimizers.matrix.soap import (
+    ScaleBySoapState,
+    scale_by_soap,
+    soap,
+)
 
 __all__ = [
+    "DistributedShampooState",
     "ProjectOutSubspaceState",
     "ScaleByCondaState",
     "ScaleByDionState",
     "ScaleByMuonState",
+    "ScaleByShampooState",
+    "ScaleBySoapState",
     "adjust_lora_gradients",
     "auon",
     "conda",
     "dion",
+    "distributed_shampoo",
     "fira",
     "galore",
     "hybrid_auon",
@@ -73,5 +91,9 @@ __all__ = [
     "scale_by_factor_gram",
     "scale_by_hybrid_auon",
     "scale_by_muon",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "scaled_gd",
+    "shampoo",
+    "soap",
 ]

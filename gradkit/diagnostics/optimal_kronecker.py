@@ -1,0 +1,117 @@
+"""How well a Kronecker product of two matrices stands for the second moments of a gradient.
+
+H = E[vec G vec G^T] of matrices G. The best A (x) B in the Frobenius norm is found by the power method:
+
+A <- E[G B G^T] / |B|_F^2          B <- E[G^T A G] / |A|_F^2          from B = I
+
+One pass from B = I has A ~ L = E[G G^T] and, from A = I, B ~ R = E[G^T G]: L (x) R / Tr(L) is Shampoo's H, and Shampoo
+as it is used has its square root. How near an approximation is:
+
+cos = E[<G, A G B>] / (|H|_F |A|_F |B|_F)          |H|_F^2 = E over pairs of <G, G'>^2
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import check_leaves, divide, wide_dtype
+
+PAPER = Paper("A New Perspective on Shampoo's Preconditioner", "Morwani et al.", 2024, "2406.17748")
+
+
+def _samples(method: str, grads: Any) -> jax.Array:
+    check_leaves(method, grads, complex_leaves=False)
+    if jnp.ndim(grads) != 3 or not jnp.shape(grads)[0]:
+        raise ValueError(f"{method}: grads must be matrices along a leading axis, got the shape {jnp.shape(grads)}")
+    grads = jnp.asarray(grads)
+    return grads.astype(wide_dtype(grads.dtype))
+
+
+def _square(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(x))
+
+
+def optimal_kronecker(grads: jax.Array, *, iters: int = 10) -> tuple[jax.Array, jax.Array]:
+    """The Kronecker product that is nearest to the second moments of some gradients of one matrix.
+
+    Equations: at the head of this file.
+
+    Args:
+      grads: (samples, n, m): gradients of one matrix, of single examples or of batches.
+      iters: passes of the power method, >= 1. Default 10; one pass is Shampoo's, and near the end of it.
+
+    Returns:
+      A (n, n) and B (m, m), of which A (x) B is nearest to E[vec G vec G^T], where vec puts rows behind each other: the
+      moment of G[i, j] and G[k, l] is A[i, k] B[j, l].
+
+    Raises:
+      ValueError: gradients that are no matrices along a leading axis; `iters` below 1.
+
+    Example:
+      >>> G = jnp.array([[[1.0, 2.0], [2.0, 4.0]]])  # of rank 1: the moments are a Kronecker product
+      >>> A, B = optimal_kronecker(G, iters=1)
+      >>> round(float(kronecker_cosine(G, A, B)), 6)
+      1.0
+
+    Reference: Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748.
+    """
+    checks.integer("iters", iters, 1)
+    G = _samples("optimal_kronecker", grads)
+
+    def one(_: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        B = pair[1]
+        A = divide(jnp.einsum("sij,jl,skl->ik", G, B, G, precision="highest") / len(G), _square(B))
+        B = divide(jnp.einsum("sij,ik,skl->jl", G, A, G, precision="highest") / len(G), _square(A))
+        return A, B
+
+    start = jnp.zeros((G.shape[1],) * 2, G.dtype), jnp.eye(G.shape[2], dtype=G.dtype)
+    return jax.lax.fori_loop(0, iters, one, start)
+
+
+def kronecker_cosine(grads: jax.Array, A: jax.Array, B: jax.Array) -> jax.Array:
+    """The cosine between the second moments of some gradients of one matrix and A (x) B.
+
+    Equations: at the head of this file. |H|_F comes from the products of all pairs of samples: H is never formed.
+
+    Args:
+      grads: (samples, n, m), as in `optimal_kronecker`.
+      A: (n, n).
+      B: (m, m).
+
+    Returns:
+      A number, at most 1; 1 where the moments are a multiple of the product. 0 where one of them is 0.
+
+    Raises:
+      ValueError: gradients that are no matrices along a leading axis; A or B of another shape.
+
+    Example:
+      >>> G = jnp.eye(2)[None]
+      >>> round(float(kronecker_cosine(G, jnp.eye(2), jnp.eye(2))), 4)  # H has rank 1, the identity rank 4
+      0.5
+
+    Reference: Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748.
+    """
+    G = _samples("kronecker_cosine", grads)
+    want = tuple((d, d) for d in G.shape[1:])
+    if (jnp.shape(A), jnp.shape(B)) != want:
+        raise ValueError(
+            f"kronecker_cosine: A and B must have the shapes {want}, got {jnp.shape(A)} and {jnp.shape(B)}"
+        )
+    A, B = (jnp.asarray(x).astype(G.dtype) for x in (A, B))
+    flat = G.reshape(len(G), -1)
+    square = jnp.mean(jnp.square(jnp.matmul(flat, flat.T, precision="highest")))
+    product = jnp.einsum("sij,ik,skl,lj->s", G, A, G, B, precision="highest")
+    return divide(jnp.mean(product), jnp.sqrt(square * _square(A) * _square(B)))
+
+
+_FUNCTION = "a function of gradients, which keeps no state and has no update"
+SHARED: dict[str, Any] = {
+    "form": "diagnostic",
+    "paper": PAPER,
+    "opt_outs": dict.fromkeys(("pure", "missing", "abstract", "bad input"), _FUNCTION),
+}
+register(optimal_kronecker, **SHARED)
+register(kronecker_cosine, **SHARED)

@@ -1,0 +1,80 @@
+"""Eigenvectors of symmetric matrices, anew or by one step from the ones before.
+
+eigh    A = Q diag(l) Q^T, l descending
+qr      e = diag(Q_prev^T A Q_prev),  order = e descending,  Q = qr(A Q_prev[:, order]).Q     one step of the power
+                                                                                              method for all at once
+
+Of every column the entry of largest magnitude is positive: eigenvectors are unique only up to sign.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+
+METHODS = ("eigh", "qr")
+
+
+class Basis(NamedTuple):
+    """Orthonormal columns (..., d, d); and which of the columns before each has come from, (..., d)."""
+
+    vectors: jax.Array
+    order: jax.Array
+
+
+def fix_signs(Q: jax.Array) -> jax.Array:
+    """Columns turned so that the entry of largest magnitude of each is positive.
+
+    >>> fix_signs(jnp.array([[0.6, -0.8], [-0.8, -0.6]])).tolist()
+    [[-0.6000000238418579, 0.800000011920929], [0.800000011920929, 0.6000000238418579]]
+    """
+    largest = jnp.argmax(jnp.abs(Q), axis=-2, keepdims=True)
+    return Q * jnp.where(jnp.take_along_axis(Q, largest, axis=-2) < 0, -1.0, 1.0).astype(Q.dtype)
+
+
+def eigenbasis(A: jax.Array, prev: Any = None, *, method: str = "eigh") -> Basis:
+    """The eigenvectors of every matrix of a batch, largest eigenvalue first.
+
+    Equations: at the head of this file. In a null space (and among equal eigenvalues) the vectors are arbitrary.
+
+    Args:
+      A: (..., d, d), symmetric, in float32 or float64.
+      prev: with "qr", the orthonormal columns to start from, (..., d, d).
+      method: "eigh" or "qr". Default "eigh".
+
+    Returns:
+      A `Basis`. With "eigh" the order is 0, 1, 2, …
+
+    Raises:
+      ValueError: an unknown method; a matrix that is not square; "qr" without `prev`, "eigh" with it.
+
+    Example:
+      >>> A = jnp.diag(jnp.array([1.0, 3.0, 2.0]))
+      >>> vectors, order = eigenbasis(A)
+      >>> print(vectors)
+      [[0. 0. 1.]
+       [1. 0. 0.]
+       [0. 1. 0.]]
+      >>> print(eigenbasis(A, jnp.eye(3), method="qr").order)
+      [1 2 0]
+
+    Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: signs
+    are fixed, so that what is kept in a basis does not depend on the library that made it.
+    """
+    checks.choice("method", method, METHODS)
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"eigenbasis: A must be a batch of square matrices, got the shape {A.shape}")
+    if (prev is None) == (method == "qr"):
+        raise ValueError("eigenbasis: prev is what method='qr' starts from, and it alone")
+    first = jnp.broadcast_to(jnp.arange(A.shape[-1], dtype=jnp.int32), A.shape[:-1])
+    if not A.size:
+        return Basis(A, first)
+    if prev is None:
+        return Basis(fix_signs(jnp.linalg.eigh(A)[1][..., ::-1]), first)
+    with jax.default_matmul_precision("highest"):
+        image = A @ prev
+        order = jnp.argsort(jnp.sum(prev * image, axis=-2), axis=-1, descending=True).astype(jnp.int32)
+        columns = jnp.take_along_axis(image, jnp.expand_dims(order, -2), axis=-1)
+        return Basis(fix_signs(jnp.linalg.qr(columns)[0]), order)

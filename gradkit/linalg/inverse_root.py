@@ -1,0 +1,160 @@
+"""Inverse p-th roots of symmetric positive semidefinite matrices: A -> (A + eps I)^(-1/p).
+
+eigh            A + eps I = Q diag(l) Q^T;  where min(l) < eps the whole spectrum is lifted until it is not
+                Q diag(l^(-1/p)) Q^T
+
+coupled_newton  z = (p + 1) / (2 |A|_F),  X = z^(1/p) I,  M = z A        M = X^p A throughout, and M -> I
+                M' = (1 + 1/p) I - M / p,  X <- X M',  M <- M'^p M        until max |M - I| <= tol
+
+higher_order    z = 1 / Tr(A),  the same start, and one step of coupled_newton; then steps of order 3:
+                M' = I + b_1 (I - M) + b_2 (I - M)^2,   b_i = prod_{j <= i} (1 + (j - 1) p) / (j p)
+
+The iterations take A + eps I for A, are matrix products alone, and work on all matrices of a batch until the last of
+them is done; one that is done, or whose error max |M - I| falls no more near I, stays as it is.
+"""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+
+METHODS = ("eigh", "coupled_newton", "higher_order")
+# An error this much above the best so far is rounding that grows, not convergence (official code).
+GROWTH = 1.2
+NEAR = 0.1
+
+
+def check_root(*, p: Any, eps: Any, method: str, max_iters: int = 100, tol: Any = 1e-6) -> None:
+    """Raises where an option of `inverse_root` is out of its range."""
+    checks.choice("method", method, METHODS)
+    checks.real("p", p, "(0, inf)")
+    checks.real("eps", eps, "[0, inf)")
+    checks.integer("max_iters", max_iters, 1)
+    checks.real("tol", tol, "[0, inf)")
+    if method == "coupled_newton" and not float(p).is_integer():
+        raise ValueError(f"p must be a whole number with method='coupled_newton', got {p!r}")
+
+
+def _number(value: Any, like: jax.Array) -> Any:
+    """A Python number as it is, anything else in the dtype of the array."""
+    return value if type(value) in (int, float) else jnp.asarray(value).astype(like.dtype)
+
+
+def _eye(A: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=A.dtype), A.shape)
+
+
+def _by_eigh(A: jax.Array, p: Any, eps: Any) -> jax.Array:
+    values, Q = jnp.linalg.eigh(A, symmetrize_input=False)
+    low = jnp.min(values, axis=-1, keepdims=True)
+    values = values + jnp.maximum(eps - low, 0)
+    return (Q * jnp.expand_dims(values ** (-1 / p), -2)) @ jnp.swapaxes(Q, -1, -2)
+
+
+def _power(M: jax.Array, p: int) -> jax.Array:
+    """M^p by repeated squaring."""
+    out = None
+    while p:
+        if p & 1:
+            out = M if out is None else out @ M
+        p >>= 1
+        M = M @ M if p else M
+    return M if out is None else out
+
+
+def _by_iteration(A: jax.Array, p: int, tol: Any, max_iters: int, higher: bool) -> jax.Array:
+    one = _eye(A)
+    size = jnp.trace(A, axis1=-2, axis2=-1) if higher else jnp.sqrt(jnp.sum(jnp.square(A), axis=(-2, -1)))
+    z = (1.0 if higher else (p + 1) / 2) / size.reshape(*size.shape, 1, 1)
+    b1, b2 = 1 / p, (1 + p) / (2 * p * p)
+
+    def error_of(M: jax.Array) -> jax.Array:
+        return jnp.max(jnp.abs(M - one), axis=(-2, -1), keepdims=True)
+
+    def body(carry: Any) -> Any:
+        i, X, M, error, active = carry
+        rest = one - M
+        factor = one + b1 * rest
+        if higher:
+            # The first step is of order 2: far from I the cubic term throws it further.
+            factor = factor + jnp.where(i == 0, 0.0, b2) * (rest @ rest)
+        new_M = _power(factor, p) @ M
+        new_error = error_of(new_M)
+        # Far from I an error may rise on its way; near I one that does not fall is rounding.
+        bad = ~jnp.isfinite(new_error) | ((new_error > GROWTH * error) & (error < 1))
+        bad = bad | ((new_error >= error) & (error < NEAR))
+        take = active & ~bad
+        X, M = jnp.where(take, X @ factor, X), jnp.where(take, new_M, M)
+        error = jnp.where(take, new_error, error)
+        return i + 1, X, M, error, take & (error > tol)
+
+    M = z * A
+    X = z ** (1 / p) * one
+    error = error_of(M)
+    start = (jnp.zeros((), jnp.int32), X, M, error, error > tol)
+    _, X, _, error, _ = jax.lax.while_loop(lambda c: (c[0] < max_iters) & jnp.any(c[4]), body, start)
+    # A negative eigenvalue, which rounding makes of a singular matrix, runs away; what is positive stays within 1.
+    return jnp.where(error <= GROWTH, X, jnp.nan)
+
+
+def inverse_root(
+    A: jax.Array, p: Any, *, eps: Any = 0.0, method: str = "eigh", max_iters: int = 100, tol: Any = 1e-6
+) -> jax.Array:
+    """The inverse p-th root of every matrix of a batch, (A + eps I)^(-1/p).
+
+    Equations: at the head of this file. "eigh" is the most precise and takes any p; the iterations are products alone,
+    which accelerators do at a far higher rate, and lose digits with the condition of A + eps I: in float32 they want it
+    below about 1e6.
+
+    Args:
+      A: (..., d, d), symmetric positive semidefinite up to rounding, in float32 or float64; the lower triangle counts.
+      p: the root, > 0. With "coupled_newton" a whole number, with "higher_order" a fraction p'/q' of small numbers (the
+        result is then the p'-th root to the power q'), with "eigh" any number, also a traced one.
+      eps: added to the diagonal first, >= 0. Default 0.
+      method: "eigh", "coupled_newton" or "higher_order". Default "eigh".
+      max_iters: most iterations, >= 1. Default 100 (official code).
+      tol: error max |M - I| that ends the iterations, >= 0. Default 1e-6 (official code).
+
+    Returns:
+      (..., d, d), symmetric, in the dtype of A. It is not finite where A + eps I is singular, and where rounding made
+      an iteration run away.
+
+    Raises:
+      ValueError: an argument outside its range; a matrix that is not square.
+
+    Example:
+      >>> print(inverse_root(jnp.diag(jnp.array([16.0, 81.0])), 4))
+      [[0.5        0.        ]
+       [0.         0.33333334]]
+
+    Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer. 2023,
+    arXiv 2309.06497; Guo, Higham. A Schur-Newton Method for the Matrix p-th Root and its Inverse. 2006. Departures from
+    the official code: in float32 nothing is tried again in float64; a fraction is recognised in p.
+    """
+    if isinstance(p, int | float):
+        check_root(p=p, eps=eps, method=method, max_iters=max_iters, tol=tol)
+    else:
+        checks.choice("method", method, ("eigh",))
+        checks.real("eps", eps, "[0, inf)")
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"inverse_root: A must be a batch of square matrices, got the shape {A.shape}")
+    if not A.size:
+        return A
+    lower = jnp.tril(A)
+    A = lower + jnp.swapaxes(jnp.tril(A, -1), -1, -2)
+    eps = _number(eps, A)
+    A = A + eps * _eye(A)
+    with jax.default_matmul_precision("highest"):
+        if method == "eigh":
+            X = _by_eigh(A, _number(p, A), eps)
+        else:
+            exact = Fraction(p).limit_denominator(64)
+            if not math.isclose(float(exact), p, rel_tol=1e-12):
+                raise ValueError(f"p must be a fraction of small whole numbers with method='higher_order', got {p!r}")
+            X = _by_iteration(A, exact.numerator, tol, max_iters, method == "higher_order")
+            X = _power(X, exact.denominator)
+        return (X + jnp.swapaxes(X, -1, -2)) / 2

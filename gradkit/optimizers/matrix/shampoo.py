@@ -1,0 +1,308 @@
+"""Shampoo: one preconditioner per axis of a tensor.
+
+For a tensor G_t of order k (a matrix: k = 2), for every axis i:
+
+S_i      contraction of G_t with itself over all other axes                    G G^T and G^T G of a matrix
+L_i  <-  L_i + S_i   (b2 = 1)   or   b2 L_i + (1 - b2) S_i
+P_i   =  (L_i / c_t + eps I)^(-e_i)     every precondition_frequency steps;    c_t = 1 - b2^t, or 1 where b2 = 1;
+                                        I until the first time                 e_i = 1 / (2 k)
+m_t   =  b1 m_{t-1} + (1 - b1) G_t
+d_t   =  m_t / (1 - b1^t) times P_i along every axis                           L^(-1/4) G R^(-1/4) of a matrix
+x_t   =  x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.linalg.inverse_root import METHODS as SOLVERS
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
+from gradkit.transforms.core import bias_correction, increment, need, optimizer, scalar, transformation
+from gradkit.transforms.kronecker import (
+    BY_LAYOUT,
+    Factors,
+    accumulate,
+    along_all,
+    correction,
+    init_factors,
+    refresh,
+    roots,
+    statistic,
+)
+from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors, total
+
+PAPER = Paper("A New Perspective on Shampoo's Preconditioner", "Morwani et al.", 2024, "2406.17748")
+SOURCES = ("batch", "per_example")
+
+
+class Own(NamedTuple):
+    """What belongs to the tensors of a stack: their factors; the mean of the gradient where b1 > 0."""
+
+    factors: Factors
+    mu: jax.Array | None
+
+
+class ScaleByShampooState(NamedTuple):
+    """Number of updates made; per stack of equal tensors what belongs to them; roots not taken, as they failed."""
+
+    count: jax.Array
+    stacks: tuple[Owned, ...]
+    metrics: dict[str, jax.Array]
+
+
+def exponents_of(exponent: Any, order: int) -> list[Any]:
+    """e_i of every axis of a tensor."""
+    plain = 1 / (2 * order)
+    if isinstance(exponent, Mapping):
+        if lacking := [axis for axis in exponent if not -order <= axis < order]:
+            raise ValueError(f"exponent names the axis {lacking[0]}, and there is a tensor of order {order}")
+        return [exponent.get(i, exponent.get(i - order, plain)) for i in range(order)]
+    e = {"shampoo": plain, "shampoo2": 0.5}.get(exponent, exponent) if isinstance(exponent, str) else exponent
+    return [e] * order if order == 2 else [plain] * order
+
+
+def scale_by_shampoo(
+    *,
+    b1: Any = 0.0,
+    b2: Any = 1.0,
+    eps: Any = 1e-12,
+    exponent: Any = "shampoo",
+    trace_correction: bool = False,
+    precondition_frequency: int = 1,
+    start_preconditioning_step: int | None = None,
+    factor_source: str = "batch",
+    solver: str = "eigh",
+    max_dim: int = 1024,
+    stats_dtype: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Preconditions every tensor along each of its axes.
+
+    Equations: all but the last at the head of this file. A vector is a tensor of order 1, whose statistic is g g^T; a
+    scalar is a vector of one entry; a convolution has order 4. Layers stacked for a scan are tensors of their own;
+    fused weights are one tensor. Tensors of one shape are worked on in one batch.
+
+    Args:
+      b1: decay of the mean of the gradient, in [0, 1). The raw gradient feeds the statistics. Default 0 (paper).
+      b2: 1 for the sum of the paper, below 1 the decay of a running mean, in [0, 1]. Default 1.
+      eps: added to the statistics, >= 0. Default 1e-12 (official code). In float32 what is below 1e-7 of the largest
+        eigenvalue is rounding: gradients of low rank want an eps above that. With 0 an axis whose statistic is singular
+        keeps its last root.
+      exponent: "shampoo", e_i = 1 / (2 k); "shampoo2", 1/2 for matrices; a number > 0, for matrices; or a dict axis of
+        the tensor -> number, for all tensors. Default "shampoo" (paper).
+      trace_correction: whether the direction of a matrix is multiplied by Tr(L)^e, so that with "shampoo2" it is that
+        of the best Kronecker approximation of H^(-1/2), Tr(L)^(1/2) L^(-1/2) G R^(-1/2). Default False: the scale is
+        left to the learning rate.
+      precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      start_preconditioning_step: the first step with roots, >= 1. Default None: `precondition_frequency`.
+      factor_source: "batch", or "per_example": the statistics are means over those of the gradients of single examples
+        (the empirical Fisher), which come as the extra argument `factor_grads`, with a leading axis. Default "batch".
+      solver: "eigh", "coupled_newton" or "higher_order", as in `gk.linalg.inverse_root`. Default "eigh".
+      max_dim: along a longer axis the statistic is its diagonal alone, which is AdaGrad with the same power. Default
+        1024 (official code's largest block).
+      stats_dtype: dtype in which statistics and roots are kept. Default float32, or float64 for such parameters.
+      layout: which axes are stacks.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread, as in `gk.muon`. Its `specs`
+        are needed under `jit` over Auto axes. Default None: over those that leaves are cut along where a mesh of
+        Explicit axes says so.
+
+    Returns:
+      A transformation. State: per tensor twice the sum of the squares of the lengths of its axes, and 1 word per
+      parameter if b1 > 0, lying with its owner; the metric `failed_roots`. Collectives: those of `scale_by_muon`, and
+      one number.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; an `exponent` of an axis that a tensor lacks; `factor_grads`
+        missing or without the leading axis.
+
+    Example:
+      >>> tx = scale_by_shampoo(eps=0.0)
+      >>> g = jnp.array([[0.0, 3.0], [-0.1, 0.0]])
+      >>> print(tx.update(g, tx.init(g))[0].round(4) + 0.0)  # of one gradient, U V^T
+      [[ 0.  1.]
+       [-1.  0.]]
+
+    Reference: Gupta, Koren, Singer. Shampoo: Preconditioned Stochastic Tensor Optimization. 2018, arXiv 1802.09568;
+    Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748. The official code retries a
+    failed root in float64 and stops after three failures; here the last good root stays, and failures are counted.
+    """
+    checks.real("b1", b1, "[0, 1)")
+    checks.real("b2", b2, "[0, 1]")
+    checks.real("eps", eps, "[0, inf)")
+    if isinstance(exponent, str):
+        checks.choice("exponent", exponent, ("shampoo", "shampoo2"))
+    else:
+        for e in exponent.values() if isinstance(exponent, Mapping) else (exponent,):
+            checks.real("exponent", e, "(0, inf)")
+    if trace_correction and isinstance(exponent, Mapping):
+        raise ValueError("trace_correction: exponent must be one number, as the trace has one power")
+    checks.integer("precondition_frequency", precondition_frequency, 1)
+    checks.integer("start_preconditioning_step", start_preconditioning_step, 1, optional=True)
+    checks.choice("factor_source", factor_source, SOURCES)
+    checks.choice("solver", solver, SOLVERS)
+    checks.integer("max_dim", max_dim, 1)
+    if shard is not None and not isinstance(shard, MatrixSharding):
+        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
+    averaged = not (isinstance(b1, int | float) and b1 == 0)
+
+    def make(rows: int, dims: tuple[int, ...], dtype: Any) -> Own:
+        factors = init_factors(rows, dims, stats_dtype or dtype, max_dim)
+        return Own(factors, jnp.zeros((rows, *dims), dtype) if averaged else None)
+
+    def init(params: optax.Params) -> ScaleByShampooState:
+        tensors = plan_tensors(params, method="scale_by_shampoo", layout=layout, shard=shard)
+        for dims in tensors.dims:
+            exponents_of(exponent, len(dims))
+        zero = jnp.zeros((), jnp.int32)
+        return ScaleByShampooState(zero, init_owned(tensors, make), {"failed_roots": jnp.zeros((), jnp.int32)})
+
+    def update(updates: Any, state: ScaleByShampooState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params
+        t = increment(state.count)
+        numbers = {"t": t, "refresh": refresh(t, start, precondition_frequency), "b1": b1, "b2": b2, "eps": eps}
+
+        def kernel(G: jax.Array, own: Own, at: Any, *examples: jax.Array) -> tuple[jax.Array, Own]:
+            old, mu = own.factors, own.mu
+
+            def moment(axis: int, L: jax.Array) -> jax.Array:
+                S = [statistic(g, axis, diagonal=L.ndim == 2) for g in examples or (G,)]
+                return accumulate(L.astype(G.dtype), sum(S[1:], S[0]) / len(S), at["b2"]).astype(L.dtype)
+
+            factors = old._replace(L=tuple(moment(axis, L) for axis, L in enumerate(old.L)))
+            e = exponents_of(exponent, G.ndim - 1)
+            power = e[0] if trace_correction and G.ndim == 3 else 0
+            c = correction(at["b2"], at["t"], G)
+            factors = jax.lax.cond(
+                at["refresh"], lambda f: roots(f, e, c, at["eps"], solver, power_of_trace=power), lambda f: f, factors
+            )
+            mean = G
+            if mu is not None:
+                b = scalar(at["b1"], G)
+                mu = b * mu + (1 - b) * G
+                mean = mu / bias_correction(at["b1"], at["t"], G)
+            return along_all([P.astype(G.dtype) for P in factors.P], mean), Own(factors, mu)
+
+        tensors = plan_tensors(updates, method="scale_by_shampoo", layout=layout, shard=shard)
+        examples = _examples(updates, extra) if factor_source == "per_example" else []
+        d, stacks = map_tensors(kernel, updates, tensors, state.stacks, numbers, examples)
+        return d, ScaleByShampooState(
+            t, stacks, {"failed_roots": total(tensors, [o.arrays.factors.failed for o in stacks])}
+        )
+
+    return transformation("scale_by_shampoo", init, update)
+
+
+def _examples(updates: Any, extra: Mapping[str, Any]) -> list[Any]:
+    """The gradients of single examples, one tree each."""
+    given = need("scale_by_shampoo", extra, "factor_grads")
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(given)]
+    want = [x.shape for x in jax.tree.leaves(updates)]
+    lead = {shape[:1] for shape in shapes}
+    if len(shapes) != len(want) or [s[1:] for s in shapes] != want or len(lead) > 1 or lead & {(), (0,)}:
+        raise ValueError(
+            f"scale_by_shampoo: factor_grads must be gradients with one common leading axis: of leaves of shapes "
+            f"{want} they have {shapes}"
+        )
+    given = jax.tree.map(lambda g, x: jnp.asarray(g).astype(x.dtype), given, updates)
+    return [jax.tree.map(lambda g, i=i: g[i], given) for i in range(next(iter(lead))[0] if lead else 0)]
+
+
+def shampoo(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.0,
+    b2: Any = 1.0,
+    eps: Any = 1e-12,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    exponent: Any = "shampoo",
+    trace_correction: bool = False,
+    precondition_frequency: int = 1,
+    start_preconditioning_step: int | None = None,
+    factor_source: str = "batch",
+    solver: str = "eigh",
+    max_dim: int = 1024,
+    stats_dtype: Any = None,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Shampoo, for all leaves.
+
+    Equations: at the head of this file.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: decay of the mean of the gradient, in [0, 1). Default 0 (paper).
+      b2: 1 for a sum, below 1 the decay of a running mean, in [0, 1]. Default 1 (paper).
+      eps: added to the statistics, >= 0. Default 1e-12 (official code); see `scale_by_shampoo`.
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      exponent: "shampoo", "shampoo2", a number or a dict, as in `scale_by_shampoo`. Default "shampoo" (paper).
+      trace_correction: whether the direction has the scale of the best Kronecker approximation. Default False.
+      precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      start_preconditioning_step: the first step with roots, >= 1. Default None: `precondition_frequency`.
+      factor_source: "batch" or "per_example", as in `scale_by_shampoo`. Default "batch".
+      solver: "eigh", "coupled_newton" or "higher_order". Default "eigh".
+      max_dim: along a longer axis the statistic is diagonal. Default 1024.
+      stats_dtype: dtype in which statistics and roots are kept. Default float32.
+      layout: which axes are stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
+
+    Returns:
+      A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_shampoo`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = shampoo(0.1, eps=0.0)
+      >>> x = {"bias": jnp.full(1, 3.0), "kernel": jnp.diag(jnp.array([1.0, 2.0]))}
+      >>> updates, _ = tx.update(x, tx.init(x), x)
+      >>> print(updates["bias"].round(3), updates["kernel"].round(3).tolist())
+      [-0.1] [[-0.10000000149011612, -0.0], [-0.0, -0.10000000149011612]]
+
+    Reference: Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748; Gupta, Koren,
+    Singer. 2018, arXiv 1802.09568. Departures: those of `scale_by_shampoo`.
+    """
+    return optimizer(
+        Method("shampoo", learning_rate, weight_decay, weight_decay_mask),
+        scale_by_shampoo(
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            exponent=exponent,
+            trace_correction=trace_correction,
+            precondition_frequency=precondition_frequency,
+            start_preconditioning_step=start_preconditioning_step,
+            factor_source=factor_source,
+            solver=solver,
+            max_dim=max_dim,
+            stats_dtype=stats_dtype,
+            layout=layout,
+            shard=shard,
+        ),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(
+    shampoo,
+    form="optimizer",
+    paper=PAPER,
+    words=4,
+    collectives="matrices",
+    golden=("matrix/shampoo",),
+    # Statistics of three gradients are singular: with an eps near rounding two programs differ by what it amplifies.
+    example={"eps": 0.01},
+    opt_outs=BY_LAYOUT,
+    notes="a root that fails leaves the last good one; axes beyond max_dim are diagonal",
+)

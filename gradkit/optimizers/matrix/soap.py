@@ -1,0 +1,277 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
+
+The first call only makes the bases: S_i = (1 - beta) S_i(G), Q_i its eigenvectors, and the update is 0. From then on,
+with c the number of earlier calls, for a tensor G of which some axes i are rotated:
+
+G'  = G turned into the bases: Q_i^T along every such axis
+m   = b1 m + (1 - b1) G                                       in the original coordinates
+v   = b2 v + (1 - b2) G'^2                                    in the bases
+u'  = sqrt(1 - b2^c) / (1 - b1^c)  m' / (sqrt(v) + eps)       m' = m turned into the bases
+d   = u' turned back;  divided by its root mean square where normalize_grads
+x   = x - learning_rate (d + weight_decay x)
+S_i = beta S_i + (1 - beta) S_i(G)                            S_i(G) = G contracted with itself over all other axes
+where precondition_frequency divides c:  order = diag(Q_i^T S_i Q_i) descending,  Q_i = qr(S_i Q_i[:, order]).Q,
+                                         v ordered the same way along axis i
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, Method, default_layout
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
+from gradkit.transforms.core import bias_correction, divide, increment, optimizer, scalar, transformation
+from gradkit.transforms.kronecker import (
+    BY_LAYOUT,
+    along_all,
+    first_bases,
+    merge_forwards,
+    next_bases,
+    reorder,
+    statistic,
+    transposes,
+)
+from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors
+
+PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
+
+
+class Own(NamedTuple):
+    """What belongs to the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; the mean
+    of the gradient; the second moment in the bases."""
+
+    S: tuple[jax.Array | None, ...]
+    Q: tuple[jax.Array | None, ...]
+    mu: jax.Array
+    nu: jax.Array
+
+
+class ScaleBySoapState(NamedTuple):
+    """Number of updates made, of which the first is none; and per stack of equal tensors what belongs to them."""
+
+    count: jax.Array
+    stacks: tuple[Owned, ...]
+
+
+def _moments(S: Sequence[jax.Array | None], G: jax.Array, beta: Any) -> tuple[jax.Array | None, ...]:
+    """The statistics after this gradient."""
+    b = scalar(beta, G)
+    return tuple(None if s is None else b * s + (1 - b) * statistic(G, axis) for axis, s in enumerate(S))
+
+
+def scale_by_soap(
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.95,
+    shampoo_beta: Any = None,
+    eps: Any = 1e-8,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    merge_dims: bool = False,
+    precondition_1d: bool = False,
+    normalize_grads: bool = False,
+    correct_bias: bool = True,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's direction, taken in slowly turning coordinates in which gradients are least correlated.
+
+    Equations: at the head of this file. The first update is 0: it only makes the bases. A tensor without rotated axes
+    has Adam's direction from the second step on. Layers stacked for a scan are tensors of their own; fused weights are
+    one tensor.
+
+    Args:
+      b1: decay of the first moment, in [0, 1). Default 0.95 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.95 (official code).
+      shampoo_beta: decay of the statistics, in [0, 1). Default None: b2 (official code).
+      eps: added to the root before bias correction, >= 0. Default 1e-8 (official code). With 0, coordinates whose
+        second moment is 0 get 0.
+      precondition_frequency: steps between two turns of the bases, >= 1. Default 10 (official code).
+      max_precond_dim: longer axes are not rotated. Default 10000 (official code).
+      merge_dims: whether axes are joined, from the first to the last, while the product is within `max_precond_dim`.
+        Default False (official code).
+      precondition_1d: whether vectors are rotated too. Default False (official code).
+      normalize_grads: whether the direction of a tensor is divided by its root mean square. Default False (official
+        code).
+      correct_bias: whether moments are divided by their weights. Default True (official code).
+      layout: which axes are stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.muon`. Default None.
+
+    Returns:
+      A transformation. State: 2 words per parameter, and per tensor twice the sum of the squares of the lengths of its
+      rotated axes; all of it lies with the owner of the tensor. Collectives: those of `scale_by_muon`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves.
+
+    Example:
+      >>> tx = scale_by_soap(eps=0.0)
+      >>> g = jnp.array([[0.0, 3.0], [-0.1, 0.0]])
+      >>> zero, state = tx.update(g, tx.init(g))
+      >>> print(zero.tolist(), tx.update(g, state)[0].round(3).tolist())
+      [[0.0, 0.0], [0.0, 0.0]] [[0.0, 1.0], [-1.0, 0.0]]
+
+    Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departures from
+    the official code, none of which changes the numbers: the first moment is kept in the original coordinates, where it
+    need not be turned with the bases; signs of eigenvectors are fixed.
+    """
+    checks.real("b1", b1, "[0, 1)")
+    checks.real("b2", b2, "[0, 1)")
+    checks.real("shampoo_beta", shampoo_beta, "[0, 1)", optional=True)
+    checks.real("eps", eps, "[0, inf)")
+    checks.integer("precondition_frequency", precondition_frequency, 1)
+    checks.integer("max_precond_dim", max_precond_dim, 1)
+    if shard is not None and not isinstance(shard, MatrixSharding):
+        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    beta = b2 if shampoo_beta is None else shampoo_beta
+
+    def merged(dims: tuple[int, ...]) -> tuple[int, ...]:
+        return merge_forwards(dims, max_precond_dim) if merge_dims and len(dims) > 1 else dims
+
+    def rotated(dims: tuple[int, ...]) -> list[bool]:
+        """Which axes of a merged tensor are."""
+        plain = len(dims) == 1 and not precondition_1d
+        return [d <= max_precond_dim and not plain for d in merged(dims)]
+
+    def make(rows: int, dims: tuple[int, ...], dtype: Any) -> Own:
+        lengths = [d if on else None for d, on in zip(merged(dims), rotated(dims), strict=True)]
+        S = tuple(None if d is None else jnp.zeros((rows, d, d), dtype) for d in lengths)
+        Q = tuple(None if d is None else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1)) for d in lengths)
+        return Own(S, Q, jnp.zeros((rows, *merged(dims)), dtype), jnp.zeros((rows, *merged(dims)), dtype))
+
+    def start(G: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
+        S = _moments(own.S, G, at["beta"])
+        return jnp.zeros_like(G), own._replace(S=S, Q=first_bases(S))
+
+    def step(G: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
+        c, b1, b2 = at["c"], scalar(at["b1"], G), scalar(at["b2"], G)
+        into = transposes(own.Q)
+        mu = b1 * own.mu + (1 - b1) * G
+        nu = b2 * own.nu + (1 - b2) * jnp.square(along_all(into, G))
+        u = divide(along_all(into, mu), jnp.sqrt(nu) + scalar(at["eps"], G))
+        if correct_bias:
+            u = u * (jnp.sqrt(bias_correction(at["b2"], c, G)) / bias_correction(at["b1"], c, G))
+        u = along_all(own.Q, u)
+        if normalize_grads:
+            u = u / (1e-30 + jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)), keepdims=True)))
+        S = _moments(own.S, G, at["beta"])
+
+        def turn(Q: Any, nu: jax.Array) -> tuple[Any, jax.Array]:
+            Q, orders = next_bases(S, Q)
+            return Q, reorder(nu, orders)
+
+        Q, nu = jax.lax.cond(at["refresh"], turn, lambda Q, nu: (Q, nu), own.Q, nu)
+        return u, Own(S, Q, mu, nu)
+
+    def kernel(x: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
+        G = x.reshape(-1, *merged(x.shape[1:]))
+        d, own = jax.lax.cond(at["c"] == 0, lambda g, o: start(g, o, at), lambda g, o: step(g, o, at), G, own)
+        return d.reshape(x.shape), own
+
+    def init(params: optax.Params) -> ScaleBySoapState:
+        tensors = plan_tensors(params, method="scale_by_soap", layout=layout, shard=shard)
+        return ScaleBySoapState(jnp.zeros((), jnp.int32), init_owned(tensors, make))
+
+    def update(updates: Any, state: ScaleBySoapState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        c = state.count
+        at = {"c": c, "refresh": c % precondition_frequency == 0, "b1": b1, "b2": b2, "beta": beta, "eps": eps}
+        tensors = plan_tensors(updates, method="scale_by_soap", layout=layout, shard=shard)
+        d, stacks = map_tensors(kernel, updates, tensors, state.stacks, at)
+        return d, ScaleBySoapState(increment(c), stacks)
+
+    return transformation("scale_by_soap", init, update)
+
+
+def soap(
+    learning_rate: Any = 3e-3,
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.95,
+    shampoo_beta: Any = None,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.01,
+    weight_decay_mask: Any = None,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    merge_dims: bool = False,
+    precondition_1d: bool = False,
+    normalize_grads: bool = False,
+    correct_bias: bool = True,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """SOAP, for all leaves.
+
+    Equations: at the head of this file. The first direction is 0; weight decay acts from the first step on.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. Default 3e-3 (official code).
+      b1: decay of the first moment, in [0, 1). Default 0.95 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.95 (official code).
+      shampoo_beta: decay of the statistics, in [0, 1). Default None: b2 (official code).
+      eps: added to the root before bias correction, >= 0. Default 1e-8 (official code).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.01 (official code).
+      weight_decay_mask: which leaves decay. Default all.
+      precondition_frequency: steps between two turns of the bases, >= 1. Default 10 (official code).
+      max_precond_dim: longer axes are not rotated. Default 10000 (official code).
+      merge_dims: whether axes are joined first. Default False (official code).
+      precondition_1d: whether vectors are rotated too. Default False (official code).
+      normalize_grads: whether the direction of a tensor has root mean square 1. Default False (official code).
+      correct_bias: whether moments are divided by their weights. Default True (official code).
+      layout: which axes are stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
+
+    Returns:
+      A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_soap`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves.
+
+    Example:
+      >>> tx = soap(0.1, weight_decay=0.0)
+      >>> x = {"bias": jnp.ones(2), "kernel": jnp.eye(2)}
+      >>> _, state = tx.update(x, tx.init(x), x)
+      >>> print(tx.update(x, state, x)[0]["bias"].round(3))  # the first update is 0
+      [-0.1 -0.1]
+
+    Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: the
+    official code decays after the step, x (1 - learning_rate weight_decay), and not in the first, which it skips; here
+    decay is a link of the chain as everywhere, a difference of learning_rate^2 weight_decay times the direction.
+    """
+    return optimizer(
+        Method("soap", learning_rate, weight_decay, weight_decay_mask),
+        scale_by_soap(
+            b1=b1,
+            b2=b2,
+            shampoo_beta=shampoo_beta,
+            eps=eps,
+            precondition_frequency=precondition_frequency,
+            max_precond_dim=max_precond_dim,
+            merge_dims=merge_dims,
+            precondition_1d=precondition_1d,
+            normalize_grads=normalize_grads,
+            correct_bias=correct_bias,
+            layout=layout,
+            shard=shard,
+        ),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+register(
+    soap,
+    form="optimizer",
+    paper=PAPER,
+    words=6,
+    collectives="matrices",
+    golden=("matrix/soap",),
+    opt_outs=BY_LAYOUT,
+    notes="the first update is zero: it only makes the bases",
+)

@@ -1,0 +1,123 @@
+"""Blocks of leaves as leaves: short axes joined, long axes cut, and a transformation sees the pieces.
+
+leaf --axes of length 1 dropped; from the last to the first, axes joined while the product is within max_dim--> tensor
+     --every axis cut into pieces of at most max_dim, the last one shorter--> {"0_0": block, "0_1": block, ...}
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout, map_named, names, tensor_axes
+from gradkit.transforms.core import transformation
+from gradkit.transforms.kronecker import merge_backwards
+from gradkit.transforms.placement import as_it_lay, everywhere
+
+PAPER = Paper(
+    "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "
+    "Networks At-Scale",
+    "Shi et al.",
+    2023,
+    "2309.06497",
+)
+
+
+def block_leaves(
+    inner: optax.GradientTransformation,
+    *,
+    max_dim: int = 1024,
+    merge: bool = True,
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets a transformation work on blocks of bounded size, each as a leaf of its own.
+
+    Equations: at the head of this file. The tree becomes a dictionary: name of a leaf -> place along the joined axes ->
+    block; stack axes of the layout stay in front of every block, uncut. An empty leaf is one block.
+
+    Args:
+      inner: any transformation; its `layout`, if it has one, sees the names of blocks, `dense/kernel/0_1`.
+      max_dim: largest length of a block along an axis, >= 1. Default 1024 (official code).
+      merge: whether short axes are joined first. Default True (official code).
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation. State: that of `inner` on the blocks. Of the extra arguments, functions of the parameters are
+      not turned into functions of blocks. Collectives: leaves are made whole on every device and cut again; where that
+      is too much, `gk.distributed_shampoo` makes its blocks at the owner of a tensor.
+
+    Raises:
+      ValueError: a `max_dim` below 1.
+
+    Example:
+      >>> jax.tree.map(jnp.shape, block_leaves(optax.trace(0.9), max_dim=2).init({"w": jnp.ones((2, 3))}).trace)
+      {'w': {'0_0': (2, 2), '0_1': (2, 1)}}
+
+    Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
+    Training Neural Networks At-Scale. 2023, arXiv 2309.06497.
+    """
+    checks.integer("max_dim", max_dim, 1)
+    below = optax.with_extra_args_support(inner)
+
+    def stacks(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+        """The order of axes, stacks first; how many of them are stacks; the joined lengths of the others."""
+        axes = layout(name, shape)
+        own = tensor_axes(axes, shape)
+        dims = tuple(shape[a] for a in own)
+        return (*axes.stack, *own), len(axes.stack), merge_backwards(dims, max_dim) if merge else dims
+
+    def cut(name: str, x: Any) -> Any:
+        order, lead, dims = stacks(name, jnp.shape(x))
+        if isinstance(x, jax.ShapeDtypeStruct):
+            like = jax.eval_shape(lambda v: cut(name, v), jax.ShapeDtypeStruct(x.shape, x.dtype))
+            return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), like)
+        x = everywhere(x).transpose(order)
+        x = x.reshape(*x.shape[:lead], *dims)
+        pieces = {"": x}
+        for axis, length in enumerate(dims, start=lead):
+            pieces = {
+                f"{place}_{i // max_dim}" if place else f"{i // max_dim}": jax.lax.slice_in_dim(
+                    v, i, min(i + max_dim, length), axis=axis
+                )
+                for place, v in pieces.items()
+                for i in range(0, max(length, 1), max_dim)
+            }
+        return pieces
+
+    def join(name: str, x: Any, pieces: Any) -> Any:
+        order, lead, dims = stacks(name, jnp.shape(x))
+
+        def at(place: tuple[str, ...]) -> jax.Array:
+            if len(place) == len(dims):
+                return pieces["_".join(place)]
+            parts = [at((*place, str(i))) for i in range(-(-max(dims[len(place)], 1) // max_dim))]
+            return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=lead + len(place))
+
+        back = sorted(range(len(order)), key=lambda a: order[a])
+        return as_it_lay(at(()).reshape([x.shape[a] for a in order]).transpose(back), x)
+
+    def cut_tree(tree: Any) -> dict[str, Any]:
+        return {name: cut(name, x) for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True)}
+
+    def init(params: optax.Params) -> Any:
+        return below.init(cut_tree(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        own = None if params is None else cut_tree(params)
+        pieces, state = below.update(cut_tree(updates), state, own, **extra)
+        return map_named(lambda name, x: join(name, x, pieces[name]), updates), state
+
+    return transformation("block_leaves", init, update)
+
+
+register(
+    block_leaves,
+    form="wrapper",
+    paper=PAPER,
+    words=0,
+    collectives="matrices",
+    example={"max_dim": 3},
+)

@@ -1,0 +1,108 @@
+"""Grafting: the direction of one method, as long as the step of another.
+
+a_t = the update of the one,  p_t = the update of the other,  of every tensor by itself
+d_t = p_t |a_t| / (|p_t| + 1e-16)
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Axes, Layout, default_layout, names
+from gradkit.transforms.core import transformation
+from gradkit.transforms.norms import packed_norms
+
+PAPER = Paper("Learning Rate Grafting: Transferability of Optimizer Tuning", "Agarwal et al.", 2021)
+TINY = 1e-16
+
+
+class GraftState(NamedTuple):
+    """The states of the two methods."""
+
+    magnitude: Any
+    direction: Any
+
+
+def graft(
+    magnitude: optax.GradientTransformation,
+    direction: optax.GradientTransformation,
+    *,
+    per: str = "block",
+    layout: Layout = default_layout,
+) -> optax.GradientTransformationExtraArgs:
+    """Gives the update of one transformation the length of another's.
+
+    Equations: at the head of this file. Both see the same gradient. A learning rate belongs behind it, or in
+    `magnitude`: one in `direction` cancels.
+
+    Args:
+      magnitude: says how long.
+      direction: says whereto.
+      per: "block", every tensor of the layout (every layer of a stack) by itself; "leaf", whole leaves. Default
+        "block".
+      layout: which axes are stacks.
+
+    Returns:
+      A transformation. State: that of both. Collectives: one all-reduce of two numbers per tensor, besides theirs.
+
+    Raises:
+      ValueError: an unknown `per`, or what is no transformation.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = graft(optax.scale(2.0), optax.scale_by_sign())
+      >>> g = jnp.array([3.0, -4.0])
+      >>> print(tx.update(g, tx.init(g))[0].round(3))  # as long as 2 g, along the sign
+      [ 7.071 -7.071]
+
+    Reference: Agarwal, Anil, Hazan, Koren, Zhang. Learning Rate Grafting: Transferability of Optimizer Tuning. 2021;
+    Shi et al. 2023, arXiv 2309.06497.
+    """
+    checks.choice("per", per, ("block", "leaf"))
+    for name, tx in (("magnitude", magnitude), ("direction", direction)):
+        if not isinstance(tx, optax.GradientTransformation):
+            raise ValueError(f"{name} must be a gradient transformation, got {tx!r}")
+    one, other = (optax.with_extra_args_support(tx) for tx in (magnitude, direction))
+
+    def whole(name: str, shape: tuple[int, ...]) -> Axes:
+        return layout(name, shape)._replace(stack=())
+
+    def init(params: optax.Params) -> GraftState:
+        return GraftState(one.init(params), other.init(params))
+
+    def update(updates: Any, state: GraftState, params: Any = None, **extra: Any) -> tuple[Any, GraftState]:
+        a, kept = one.update(updates, state.magnitude, params, **extra)
+        p, kept_too = other.update(updates, state.direction, params, **extra)
+        lengths, leaves = jax.tree.leaves(a), jax.tree.leaves(p)
+        chosen = [i for i, x in enumerate(leaves) if x.size]
+        known = names(updates)
+        norms = packed_norms(
+            [known[i] for i in chosen],
+            "tensor",
+            layout if per == "block" else whole,
+            [leaves[i] for i in chosen],
+            [lengths[i] for i in chosen],
+        )
+        n_p, n_a = norms.vectors
+        for i, ratio in zip(chosen, norms.spread(n_a / (n_p + TINY)), strict=True):
+            leaves[i] = leaves[i] * ratio
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves), GraftState(kept, kept_too)
+
+    return transformation("graft", init, update)
+
+
+register(
+    graft,
+    form="wrapper",
+    paper=PAPER,
+    words=0,
+    collectives="norms",
+    wraps="direction",
+    example={"direction": optax.scale_by_sign()},
+    opt_outs={
+        "bad input": "it has transformations for arguments, no numbers; tests/papers/test_graft.py hands it others"
+    },
+)

@@ -1,0 +1,239 @@
+"""A method at work in slowly turning coordinates: gradients are turned into them, updates are turned back.
+
+at the first call    Q = the first bases; the update is 0
+after that           G' = Q_i^T along every axis of G that has a basis;  u' = inner(G');  u = Q_i along every axis of u'
+                     then the bases are brought up to date by G, and what the inner method has kept is carried along:
+                     fields `mu` and `trace`, sums of gradients, are turned;  fields `nu`, sums of squares, are ordered
+                     as the columns are
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout, names, tensor_axes
+from gradkit.transforms.core import increment, scalar, transformation, wide_dtype, widen
+from gradkit.transforms.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
+from gradkit.transforms.placement import as_it_lay, everywhere
+
+PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
+LINEAR, SQUARE = ("mu", "trace"), ("nu",)
+
+
+class Bases(NamedTuple):
+    """How bases of one tensor are made and kept.
+
+    Attributes:
+      init: (number of tensors, lengths of their axes, dtype) -> state.
+      first: (G, state) -> (bases, state): at the first call; G is (B, d_1, ..., d_k).
+      next: (G, state, bases, number of earlier calls) -> (bases, orders, state): after every later one. Of every axis a
+        basis (B, d, d) or None, and for each of its columns the one before that it comes from, (B, d) or None.
+    """
+
+    init: Callable[[int, tuple[int, ...], Any], Any]
+    first: Callable[[jax.Array, Any], tuple[Any, Any]]
+    next: Callable[[jax.Array, Any, Any, jax.Array], tuple[Any, Any, Any]]
+
+
+def kronecker_bases(
+    *,
+    shampoo_beta: Any = 0.95,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    precondition_1d: bool = False,
+) -> Bases:
+    """The eigenvectors of Shampoo's statistics, turned by one step of the power method now and then.
+
+    S_i = shampoo_beta S_i + (1 - shampoo_beta) S_i(G); every precondition_frequency calls Q_i = qr(S_i Q_i).Q, its
+    columns ordered by diag(Q_i^T S_i Q_i), descending.
+
+    Args:
+      shampoo_beta: decay of the statistics, in [0, 1). Default 0.95 (SOAP's code).
+      precondition_frequency: calls between two turns, >= 1. Default 10 (SOAP's code).
+      max_precond_dim: longer axes have no basis. Default 10000 (SOAP's code).
+      precondition_1d: whether vectors have one. Default False (SOAP's code).
+
+    Returns:
+      What `in_basis` takes.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> bases = kronecker_bases()
+      >>> Q, _ = bases.first(jnp.array([[[0.0, 2.0], [1.0, 0.0]]]), bases.init(1, (2, 2), jnp.float32))
+      >>> print(Q[1][0])
+      [[0. 1.]
+       [1. 0.]]
+
+    Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321.
+    """
+    checks.real("shampoo_beta", shampoo_beta, "[0, 1)")
+    checks.integer("precondition_frequency", precondition_frequency, 1)
+    checks.integer("max_precond_dim", max_precond_dim, 1)
+
+    def init(rows: int, dims: tuple[int, ...], dtype: Any) -> Any:
+        plain = (len(dims) == 1 and not precondition_1d) or 0 in dims
+        return tuple(None if plain or d > max_precond_dim else jnp.zeros((rows, d, d), dtype) for d in dims)
+
+    def moments(G: jax.Array, S: Any) -> Any:
+        b = scalar(shampoo_beta, G)
+        return tuple(None if s is None else b * s + (1 - b) * statistic(G, axis) for axis, s in enumerate(S))
+
+    def first(G: jax.Array, S: Any) -> tuple[Any, Any]:
+        S = moments(G, S)
+        return first_bases(S), S
+
+    def later(G: jax.Array, S: Any, Q: Any, calls: jax.Array) -> tuple[Any, Any, Any]:
+        S = moments(G, S)
+
+        def keep(Q: Any) -> Any:
+            same = [None if q is None else jnp.tile(jnp.arange(q.shape[1], dtype=jnp.int32), (len(q), 1)) for q in Q]
+            return Q, same
+
+        turn = calls % precondition_frequency == 0
+        Q, orders = jax.lax.cond(turn, lambda Q: next_bases(S, Q), keep, Q)
+        return Q, orders, S
+
+    return Bases(init, first, later)
+
+
+class InBasisState(NamedTuple):
+    """Number of calls; per leaf the bases of its axes and what makes them; the state of the inner transformation."""
+
+    count: jax.Array
+    Q: Any
+    bases: Any
+    inner: Any
+
+
+def in_basis(
+    inner: optax.GradientTransformation, *, bases: Bases | None = None, layout: Layout = default_layout
+) -> optax.GradientTransformationExtraArgs:
+    """Runs a transformation in the eigenbasis of the gradients.
+
+    Equations: at the head of this file. With `scale_by_adam` inside it is SOAP, but that SOAP adds eps before bias
+    correction and keeps its state with the owner of a tensor: on a mesh use `gk.scale_by_soap`.
+
+    Args:
+      inner: a transformation of directions, without a learning rate or weight decay. Of its state, fields `mu` and
+        `trace` in the shape of the parameters are turned with the bases and fields `nu` ordered; all else is left.
+      bases: how bases are made. Default None: `kronecker_bases()`.
+      layout: which axes are stacks: every layer of a stack has bases of its own.
+
+    Returns:
+      A transformation. State: per tensor twice the sum of the squares of the lengths of its axes, and that of `inner`.
+      Parameters are not turned: `inner` gets none. Collectives: as the compiler likes.
+
+    Raises:
+      ValueError: complex leaves.
+
+    Example:
+      >>> tx = in_basis(optax.scale_by_sign())
+      >>> g = jnp.array([[0.0, 3.0], [-0.1, 0.0]])
+      >>> _, state = tx.update(g, tx.init(g))  # the first call makes the bases
+      >>> tx.update(g, state)[0].round(3).tolist()
+      [[0.0, 1.0], [-1.0, 0.0]]
+
+    Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321.
+    """
+    made = kronecker_bases() if bases is None else bases
+    below = optax.with_extra_args_support(inner)
+
+    def batched(name: str, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """The tensors of a leaf along one leading axis, and the way back."""
+        axes = layout(name, x.shape)
+        order = (*axes.stack, *tensor_axes(axes, x.shape))
+        lead = len(axes.stack)
+        moved = x.transpose(order)
+        shape = moved.shape
+        rows = 1
+        for length in shape[:lead]:
+            rows *= length
+        back = sorted(range(len(order)), key=lambda a: order[a])
+        return moved.reshape(rows, *(shape[lead:] or (1,))), lambda y: y.reshape(shape).transpose(back)
+
+    def on_leaves(function: Callable[..., Any], tree: Any, *rest: list[Any]) -> Any:
+        """The tree with (tensors of a leaf, entry of every list) -> tensors applied to its leaves."""
+        leaves, structure = jax.tree.flatten(tree)
+        out = []
+        for name, x, *row in zip(names(tree), leaves, *rest, strict=True):
+            y, back = batched(name, x)
+            out.append(back(function(y, *row)))
+        return structure.unflatten(out)
+
+    def init(params: optax.Params) -> InBasisState:
+        def start(name: str, x: Any) -> tuple[Any, Any]:
+            like = jax.eval_shape(lambda v: batched(name, v)[0], jax.ShapeDtypeStruct(x.shape, x.dtype))
+            state = made.init(like.shape[0], like.shape[1:], wide_dtype(x.dtype))
+            shapes = jax.eval_shape(made.first, jax.ShapeDtypeStruct(like.shape, wide_dtype(x.dtype)), state)[0]
+            eye = [q and jnp.tile(jnp.eye(q.shape[1], dtype=q.dtype)[None], (q.shape[0], 1, 1)) for q in shapes]
+            return tuple(eye), state
+
+        pairs = [start(name, x) for name, x in zip(names(params), jax.tree.leaves(params), strict=True)]
+        Q, states = ([pair[i] for pair in pairs] for i in (0, 1))
+        return InBasisState(jnp.zeros((), jnp.int32), Q, states, below.init(params))
+
+    def update(updates: Any, state: InBasisState, params: Any = None, **extra: Any) -> tuple[Any, InBasisState]:
+        del params
+        lay, updates = updates, everywhere(updates)
+        G = [batched(name, x)[0] for name, x in zip(names(updates), jax.tree.leaves(updates), strict=True)]
+
+        def first(Q: Any, kept: Any, own: Any) -> Any:
+            done = [made.first(g, k) for g, k in zip(G, kept, strict=True)]
+            return jax.tree.map(jnp.zeros_like, updates), [q for q, _ in done], [k for _, k in done], own
+
+        def later(Q: Any, kept: Any, own: Any) -> Any:
+            turned = on_leaves(lambda x, q: along_all(transposes(q), x), updates, Q)
+            u, own = below.update(turned, own, None, **extra)
+            u = on_leaves(lambda x, q: along_all(q, x), widen(u), Q)
+            done = [made.next(g, k, q, state.count) for g, k, q in zip(G, kept, Q, strict=True)]
+            new = [q for q, _, _ in done]
+            orders = [o for _, o, _ in done]
+            own = _carried(own, jax.tree.structure(updates), on_leaves, Q, new, orders)
+            return u, new, [k for _, _, k in done], own
+
+        u, Q, kept, own = jax.lax.cond(state.count == 0, first, later, state.Q, state.bases, state.inner)
+        Q, kept = everywhere((Q, kept))
+        return jax.tree.map(as_it_lay, u, lay), InBasisState(increment(state.count), Q, kept, own)
+
+    return transformation("in_basis", init, update)
+
+
+def _carried(own: Any, like: Any, on_leaves: Callable[..., Any], old: Any, new: Any, orders: Any) -> Any:
+    """What an inner method has kept, in the new coordinates."""
+
+    def field(name: str, value: Any) -> Any:
+        if jax.tree.structure(value) != like:
+            return walk(value)
+        if name in LINEAR:
+            return on_leaves(
+                lambda x, q, r: along_all(transposes(r), along_all(q, x.astype(wide_dtype(x.dtype)))).astype(x.dtype),
+                value,
+                old,
+                new,
+            )
+        return on_leaves(reorder, value, orders) if name in SQUARE else value
+
+    def walk(node: Any) -> Any:
+        if hasattr(node, "_fields"):
+            return type(node)(**{name: field(name, getattr(node, name)) for name in node._fields})
+        return type(node)(walk(child) for child in node) if isinstance(node, list | tuple) else node
+
+    return walk(own)
+
+
+register(
+    in_basis,
+    form="wrapper",
+    paper=PAPER,
+    words=4,
+    collectives="matrices",
+    wraps="direction",
+    opt_outs=BY_LAYOUT,
+)

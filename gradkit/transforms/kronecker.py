@@ -1,0 +1,341 @@
+"""What methods with one matrix per axis of a tensor share: statistics, their roots, products along an axis; blocks.
+
+For a tensor G of order k with axes d_1, ..., d_k:
+
+    S_i = contraction of G with itself over all axes but i          (d_i, d_i); its diagonal where d_i > max_dim
+    L_i <- L_i + S_i   (b2 = 1)    or    b2 L_i + (1 - b2) S_i
+    P_i = (L_i / c_t + eps I)^(-e_i)                                c_t = 1 - b2^t, or 1 where b2 = 1
+    G x_1 P_1 ... x_k P_k                                           the product along every axis
+
+All functions work on a batch of tensors along a leading axis.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.leaves import Layout, default_layout
+from gradkit.linalg import eigenbasis, inverse_root
+from gradkit.transforms.core import bias_correction, increment, scalar, transformation, wide_dtype
+from gradkit.transforms.matrices import MatrixSharding
+from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors
+
+
+def statistic(G: jax.Array, axis: int, *, diagonal: bool = False) -> jax.Array:
+    """S of one axis of every tensor (counted without the batch), or its diagonal.
+
+    >>> statistic(jnp.array([[[1.0, 2.0], [0.0, 3.0]]]), 0).tolist()
+    [[[5.0, 6.0], [6.0, 9.0]]]
+    """
+    if diagonal:
+        return jnp.sum(jnp.square(G), axis=[a for a in range(1, G.ndim) if a != axis + 1])
+    x = jnp.moveaxis(G, axis + 1, 1).reshape(*G.shape[:1], G.shape[axis + 1], -1)
+    return jnp.matmul(x, jnp.swapaxes(x, 1, 2), precision="highest")
+
+
+def along(P: jax.Array, G: jax.Array, axis: int) -> jax.Array:
+    """The product of every tensor with a matrix (or a diagonal) along one axis: sum_j P[i, j] G[..., j, ...].
+
+    >>> along(jnp.array([[2.0, 3.0]]), jnp.ones((1, 2, 2)), 0).tolist()
+    [[[2.0, 2.0], [3.0, 3.0]]]
+    """
+    x = jnp.moveaxis(G, axis + 1, 1)
+    rest = x.shape[2:]
+    x = x.reshape(*x.shape[:2], -1)
+    x = jnp.expand_dims(P, 2) * x if P.ndim == 2 else jnp.matmul(P, x, precision="highest")
+    return jnp.moveaxis(x.reshape(*x.shape[:2], *rest), 1, axis + 1)
+
+
+def along_all(P: Sequence[jax.Array | None], G: jax.Array) -> jax.Array:
+    """The product along every axis that has a matrix."""
+    for axis, one in enumerate(P):
+        G = G if one is None else along(one, G, axis)
+    return G
+
+
+def accumulate(old: jax.Array, new: jax.Array, b2: Any) -> jax.Array:
+    """The sum where b2 = 1, else the running mean."""
+    if type(b2) in (int, float):
+        return old + new if b2 == 1 else b2 * old + (1 - b2) * new
+    b = scalar(b2, old)
+    return b * old + jnp.where(b == 1, jnp.ones((), b.dtype), 1 - b) * new
+
+
+def correction(b2: Any, count: jax.Array, like: jax.Array) -> jax.Array:
+    """c_t: 1 - b2^t, and 1 where b2 = 1."""
+    if type(b2) in (int, float) and b2 == 1:
+        return jnp.ones((), like.dtype)
+    c = bias_correction(b2, count, like)
+    return jnp.where(scalar(b2, c) == 1, jnp.ones((), c.dtype), c)
+
+
+class Factors(NamedTuple):
+    """Per axis a statistic and its root; how many roots of a tensor came out not finite, and were not taken."""
+
+    L: tuple[jax.Array, ...]
+    P: tuple[jax.Array, ...]
+    failed: jax.Array
+
+
+def init_factors(rows: int, dims: Sequence[int], dtype: Any, max_dim: int) -> Factors:
+    """Statistics of zero, and roots that change nothing."""
+    L = tuple(jnp.zeros((rows, d) if d > max_dim else (rows, d, d), dtype) for d in dims)
+    P = tuple(
+        jnp.ones((rows, d), dtype) if d > max_dim else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1))
+        for d in dims
+    )
+    return Factors(L, P, jnp.zeros((rows,), jnp.int32))
+
+
+def roots(
+    factors: Factors, exponents: Sequence[Any], c: jax.Array, eps: Any, solver: str, *, power_of_trace: Any = 0
+) -> Factors:
+    """Roots of the statistics; one that is not finite stays what it was, and is counted where there is a statistic.
+
+    The trace of L_1 to the power `power_of_trace` goes into the first root.
+    """
+    P, failed = [], factors.failed
+    for axis, (L, old, e) in enumerate(zip(factors.L, factors.P, exponents, strict=True)):
+        wide = L.astype(wide_dtype(L.dtype))
+        L_hat = wide / c.astype(wide.dtype)
+        trace = jnp.sum(L_hat, axis=1) if L.ndim == 2 else jnp.trace(L_hat, axis1=1, axis2=2)
+        if L.ndim == 2:
+            new = (L_hat + scalar(eps, L_hat)) ** (-e)
+        else:
+            new = inverse_root(L_hat, 1 / e, eps=eps, method=solver)
+        if axis == 0 and power_of_trace:
+            new = new * (trace**power_of_trace).reshape(-1, *[1] * (L.ndim - 1))
+        good = jnp.isfinite(new)
+        if L.ndim == 3:
+            good = jnp.all(good, axis=(1, 2), keepdims=True)
+            failed = failed + (~good[:, 0, 0] & (trace != 0)).astype(jnp.int32)
+        P.append(jnp.where(good, new.astype(old.dtype), old))
+    return factors._replace(P=tuple(P), failed=failed)
+
+
+def refresh(t: jax.Array, start: int, frequency: int) -> jax.Array:
+    """Whether roots are computed at step t: at `start`, and later wherever the frequency divides t.
+
+    >>> [bool(refresh(jnp.int32(t), 2, 3)) for t in (1, 2, 3, 4, 6)]
+    [False, True, True, False, True]
+    """
+    return (t == start) | ((t > start) & (t % frequency == 0))
+
+
+def merge_backwards(dims: Sequence[int], limit: int) -> tuple[int, ...]:
+    """Axes of length 1 dropped; from the last to the first, axes joined while their product is within the limit.
+
+    >>> merge_backwards((2, 1, 4, 6), 8), merge_backwards((1, 1), 8)
+    ((8, 6), (1,))
+    """
+    out: list[int] = []
+    for d in reversed([d for d in dims if d != 1]):
+        if out and out[-1] * d <= limit:
+            out[-1] *= d
+        else:
+            out.append(d)
+    return tuple(reversed(out)) or (1,)
+
+
+def merge_forwards(dims: Sequence[int], limit: int) -> tuple[int, ...]:
+    """From the first to the last, axes joined while their product is within the limit.
+
+    >>> merge_forwards((2, 4, 6), 8), merge_forwards((1, 9, 2, 3), 8)
+    ((8, 6), (9, 6))
+    """
+    out, current = [], 1
+    for d in dims:
+        if current * d <= limit:
+            current *= d
+        elif current > 1:
+            out.append(current)
+            current = d
+        else:
+            out.append(d)
+            current = 1
+    return (*out, current) if current > 1 or not out else tuple(out)
+
+
+Matrices = Sequence[jax.Array | None]
+
+
+def transposes(Q: Matrices) -> list[jax.Array | None]:
+    """The way into the bases: Q^T of every axis that has one."""
+    return [None if q is None else jnp.swapaxes(q, 1, 2) for q in Q]
+
+
+def first_bases(S: Matrices) -> tuple[jax.Array | None, ...]:
+    """The eigenvectors of every statistic, largest eigenvalue first."""
+    return tuple(None if s is None else eigenbasis(s).vectors for s in S)
+
+
+def next_bases(S: Matrices, Q: Matrices) -> tuple[tuple[jax.Array | None, ...], list[jax.Array | None]]:
+    """One step of the power method from every basis; and which of its columns each new one comes from. A basis that
+    would not be finite stays."""
+
+    def one(s: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new, order = eigenbasis(s, q, method="qr")
+        good = jnp.all(jnp.isfinite(new), axis=(1, 2))
+        same = jnp.broadcast_to(jnp.arange(order.shape[1], dtype=order.dtype)[None], order.shape)
+        return jnp.where(good[:, None, None], new, q), jnp.where(good[:, None], order, same)
+
+    made = [(None, None) if s is None or q is None else one(s, q) for s, q in zip(S, Q, strict=True)]
+    return tuple(q for q, _ in made), [order for _, order in made]
+
+
+def reorder(x: jax.Array, orders: Matrices) -> jax.Array:
+    """Tensors whose entries are put along every axis in the order given for it."""
+    for axis, order in enumerate(orders):
+        if order is not None:
+            along_axis = order.reshape(-1, *[order.shape[1] if a == axis else 1 for a in range(x.ndim - 1)])
+            x = jnp.take_along_axis(x, along_axis, axis=axis + 1)
+    return x
+
+
+def blocks_of(dims: Sequence[int], limit: int) -> dict[tuple[int, ...], list[tuple[slice, ...]]]:
+    """The blocks of at most `limit` along every axis, in order, by their shape.
+
+    >>> [(shape, len(blocks)) for shape, blocks in blocks_of((6, 4), 4).items()]
+    [((4, 4), 1), ((2, 4), 1)]
+    """
+    cuts = [[slice(i, min(i + limit, d)) for i in range(0, d, limit)] for d in dims]
+    out: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
+    for block in itertools.product(*cuts):
+        out.setdefault(tuple(s.stop - s.start for s in block), []).append(block)
+    return out
+
+
+def cut_blocks(x: jax.Array, dims: Sequence[int], limit: int) -> list[jax.Array]:
+    """Tensors (B, ...) as tensors of these dims, cut: per shape of a block one array (B times blocks, ...)."""
+    x = x.reshape(x.shape[0], *dims)
+    every = slice(None)
+    return [
+        jnp.stack([x[(every, *block)] for block in blocks], axis=1).reshape(-1, *shape)
+        for shape, blocks in blocks_of(dims, limit).items()
+    ]
+
+
+def join_blocks(pieces: Sequence[jax.Array], dims: Sequence[int], limit: int, like: jax.Array) -> jax.Array:
+    """The inverse of `cut_blocks`, in the shape of `like`."""
+    known: dict[tuple[int, ...], jax.Array] = {}
+    for (shape, blocks), piece in zip(blocks_of(dims, limit).items(), pieces, strict=True):
+        apart = piece.reshape(-1, len(blocks), *shape)
+        known |= {tuple(s.start for s in block): apart[:, i] for i, block in enumerate(blocks)}
+
+    def join(start: tuple[int, ...]) -> jax.Array:
+        axis = len(start)
+        if axis == len(dims):
+            return known[start]
+        parts = [join((*start, i)) for i in range(0, dims[axis], limit)]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis + 1)
+
+    return join(()).reshape(like.shape)
+
+
+class KroneckerStatisticsState(NamedTuple):
+    """Number of updates made, and per stack the statistics of every axis."""
+
+    count: jax.Array
+    stacks: tuple[Owned, ...]
+
+
+def kronecker_statistics(
+    *,
+    b2: Any = 1.0,
+    block_size: int | None = None,
+    merge_dims: bool = False,
+    max_dim: int = 1024,
+    one_sided: bool = False,
+    layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the second moments of gradients along every axis of a tensor; updates pass unchanged.
+
+    Equations: the first two at the head of this file. A stack axis of the layout enumerates tensors.
+
+    Args:
+      b2: 1 for a sum, below 1 the decay of a running mean (not bias-corrected), in [0, 1]. Default 1 (Shampoo's paper).
+      block_size: largest length of a block; every block has statistics of its own. Default None: no blocks.
+      merge_dims: whether short axes are joined, from the last to the first, while the product is within `block_size`
+        (without blocks, within `max_dim`). Default False.
+      max_dim: a longer axis keeps its diagonal alone. Default 1024 (official code's largest block).
+      one_sided: whether only the shorter one of the axes of a matrix has statistics. Default False.
+      layout: which axes are stacks.
+      shard: a `gk.MatrixSharding`: over which devices the work is spread. Default None.
+
+    Returns:
+      A transformation. State: the sum of the squares of the lengths of the axes, per tensor, lying with its owner: per
+      stack of equal tensors `arrays`, one array per axis and shape of a block. Collectives: those of `scale_by_muon`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx = kronecker_statistics()
+      >>> g = jnp.array([[1.0, 2.0], [0.0, 3.0]])
+      >>> _, state = tx.update(g, tx.init(g))
+      >>> [s.tolist() for s in state.stacks[0].arrays[0]]
+      [[[[5.0, 6.0], [6.0, 9.0]]], [[[1.0, 2.0], [2.0, 13.0]]]]
+
+    Reference: Gupta, Koren, Singer. Shampoo: Preconditioned Stochastic Tensor Optimization. 2018, arXiv 1802.09568.
+    """
+    checks.real("b2", b2, "[0, 1]")
+    checks.integer("block_size", block_size, 1, optional=True)
+    checks.integer("max_dim", max_dim, 1)
+
+    def pieces_of(dims: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        dims = merge_backwards(dims, block_size or max_dim) if merge_dims else dims
+        return dims, block_size or max(dims)
+
+    def used(shape: Sequence[int]) -> list[int]:
+        """The axes that have a statistic."""
+        alone = one_sided and len(shape) == 2
+        return [min((0, 1), key=lambda a: shape[a])] if alone else list(range(len(shape)))
+
+    def make(rows: int, dims: tuple[int, ...], dtype: Any) -> Any:
+        return [
+            tuple(init_factors(rows * len(blocks), [shape[a] for a in used(shape)], dtype, max_dim).L)
+            for shape, blocks in blocks_of(*pieces_of(dims)).items()
+        ]
+
+    def kernel(x: jax.Array, own: Any, numbers: Any) -> tuple[jax.Array, Any]:
+        pieces = cut_blocks(x, *pieces_of(x.shape[1:]))
+        return x, [
+            tuple(
+                accumulate(L, statistic(G, a, diagonal=L.ndim == 2), numbers["b2"])
+                for L, a in zip(Ls, used(G.shape[1:]), strict=True)
+            )
+            for G, Ls in zip(pieces, own, strict=True)
+        ]
+
+    def init(params: optax.Params) -> KroneckerStatisticsState:
+        tensors = plan_tensors(params, method="kronecker_statistics", layout=layout, shard=shard)
+        return KroneckerStatisticsState(jnp.zeros((), jnp.int32), init_owned(tensors, make))
+
+    def update(updates: Any, state: KroneckerStatisticsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        tensors = plan_tensors(updates, method="kronecker_statistics", layout=layout, shard=shard)
+        _, stacks = map_tensors(kernel, updates, tensors, state.stacks, {"b2": b2})
+        return updates, KroneckerStatisticsState(increment(state.count), stacks)
+
+    return transformation("kronecker_statistics", init, update)
+
+
+BY_LAYOUT = {
+    "layout": "axes that are no stack are axes of one tensor; tests/papers/test_shampoo.py has its stacks",
+    "map_params": "its state is stacked by shape, with the owner of every tensor",
+}
+register(
+    kronecker_statistics,
+    form="primitive",
+    paper=Paper("Shampoo: Preconditioned Stochastic Tensor Optimization", "Gupta, Koren, Singer", 2018, "1802.09568"),
+    words=2,
+    collectives="matrices",
+    opt_outs=BY_LAYOUT,
+)

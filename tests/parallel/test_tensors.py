@@ -1,0 +1,159 @@
+"""State that lies with the owner of a tensor: one device's numbers, one eighth of the memory, the counted exchanges."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gradkit as gk
+from gradkit.parallel import collective_bytes, init_sharded
+from gradkit.transforms.tensors import init_owned, plan_tensors
+from tests.parallel.test_matrices import assert_near, mesh_of, put
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# Two of one shape, a stack of layers, a convolution, a vector and a scalar.
+SHAPES = {
+    "a": (8, 4),
+    "b": (8, 4),
+    "ScanBlock_0": {"kernel": (4, 8, 4)},
+    "conv": {"kernel": (2, 1, 4, 8)},
+    "bias": (8,),
+    "scale": (),
+}
+CUT = {
+    "a": P("x"),
+    "b": P(None, "y"),
+    "ScanBlock_0": {"kernel": P("y", "x")},
+    # The cut axis of the convolution is an inner one of its kernel.
+    "conv": {"kernel": P(None, None, "x", "y")},
+    "bias": P("x"),
+    "scale": P(),
+}
+METHODS = {
+    "shampoo": lambda shard: gk.shampoo(0.1, b1=0.8, eps=0.1, shard=shard),
+    "distributed_shampoo": lambda shard: gk.distributed_shampoo(
+        0.1, eps=0.1, max_preconditioner_dim=4, grafting="adam", shard=shard
+    ),
+    "soap": lambda shard: gk.soap(0.1, max_precond_dim=4, precondition_frequency=2, shard=shard),
+}
+
+
+def draw(seed: int) -> Any:
+    leaves, structure = jax.tree.flatten(SHAPES, is_leaf=lambda s: isinstance(s, tuple))
+    rng = np.random.default_rng(seed)
+    return structure.unflatten([jnp.asarray(rng.standard_normal(s)) for s in leaves])
+
+
+def run(tx: optax.GradientTransformation, params: Any, grads: list[Any], state: Any) -> tuple[Any, Any]:
+    update = jax.jit(tx.update)
+    updates: Any = None
+    for g in grads:
+        updates, state = update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        jax.block_until_ready(params)
+    return params, state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("place", ["replicated", "cut"])
+@pytest.mark.parametrize("method", METHODS)
+def test_equals_one_device(method: str, place: str, kind: AxisType) -> None:
+    """Leaves cut along the batch, along rows, along an inner axis of a convolution; counts that do not divide."""
+    mesh = mesh_of(kind, x=2, y=4)
+    specs = CUT if place == "cut" else jax.tree.map(lambda _: P(), CUT)
+    given = specs if kind == AxisType.Auto else None
+    tx = METHODS[method](gk.MatrixSharding(mesh, ("x", "y"), specs=given, min_dim=0))
+    grads = [draw(t) for t in range(1, 4)]
+    with jax.set_mesh(mesh):
+        params = put(mesh, draw(0), specs)
+        state = init_sharded(tx, params)
+        got, after = run(tx, params, [put(mesh, g, specs) for g in grads], state)
+    plain = METHODS[method](None)
+    want, _ = run(plain, draw(0), grads, plain.init(draw(0)))
+    # Sums in another order, through roots or bases that amplify them some tens of times.
+    assert_near(got, want, rtol=1e-11)
+    for before, x in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert x.sharding.is_equivalent_to(before.sharding, x.ndim)
+    # All of it but counters lies with the owners: one device has an eighth.
+    for x in jax.tree.leaves(after[0].stacks):
+        assert x.addressable_data(0).shape[0] * 8 == x.shape[0]
+
+
+def test_exchanges_are_those_of_the_matrices() -> None:
+    """Sixteen equal matrices on eight devices: gradients enter, directions leave, and nothing of what is kept moves."""
+    mesh, tree = mesh_of(x=8), {f"{i:02d}": jnp.ones((8, 8)) for i in range(16)}
+
+    def rows_of(spec: P, tx: optax.GradientTransformation) -> list[str]:
+        there = put(mesh, tree, jax.tree.map(lambda _: spec, tree))
+        state = init_sharded(tx, there)
+        program = jax.jit(tx.update).lower(there, state).compile()
+        return [row.opcode for row in collective_bytes(program) if row.result_bytes > 8]
+
+    for spec, opcodes in ((P(), ["all-gather"]), (P("x"), ["all-to-all"] * 2), (P(None, "x"), ["all-to-all"] * 2)):
+        shard = gk.MatrixSharding(mesh, "x", specs=spec, min_dim=0)
+        assert rows_of(spec, gk.scale_by_soap(shard=shard)) == opcodes
+        assert rows_of(spec, gk.scale_by_shampoo(precondition_frequency=5, shard=shard)) == opcodes
+
+
+def test_inside_shard_map() -> None:
+    """Leaves are what one device holds; the count of failures is of all devices."""
+    mesh, tree = mesh_of(x=4), {"a": draw(1)["a"], "b": draw(2)["b"], "c": draw(3)["a"], "bias": draw(1)["bias"]}
+    specs = {"a": P(), "b": P("x"), "c": P(None, "x"), "bias": P()}
+    shard = gk.MatrixSharding(None, "x", min_dim=0, specs=specs)
+    tx = gk.scale_by_shampoo(eps=0.1, shard=shard)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=(specs, P()), check_vma=False)
+    def update(g: Any) -> Any:
+        u, state = tx.update(g, tx.init(g))
+        return u, state.metrics["failed_roots"]
+
+    got, failed = update(put(mesh, tree, specs))
+    plain = gk.scale_by_shampoo(eps=0.1)
+    assert_near(got, plain.update(tree, plain.init(tree))[0], rtol=1e-12)
+    assert int(failed) == 0
+
+
+def test_failures_are_counted_over_all_owners() -> None:
+    """Padding has no statistic and does not count; each of the three matrices has two roots that fail."""
+    mesh, tree = mesh_of(x=8), {f"{i}": jnp.diag(jnp.array([1.0, 0.0])) for i in range(3)}
+    tx = gk.scale_by_shampoo(eps=0.0, shard=gk.MatrixSharding(mesh, "x", specs=P(), min_dim=0))
+    there = put(mesh, tree, jax.tree.map(lambda _: P(), tree))
+    got, state = jax.jit(tx.update)(there, init_sharded(tx, there))
+    assert int(state.metrics["failed_roots"]) == 6
+    assert_near(got, tree)
+
+
+def test_examples_enter_with_their_gradient() -> None:
+    mesh = mesh_of(x=4)
+    g, examples = {"w": draw(1)["a"]}, {"w": jnp.stack([draw(i)["a"] for i in range(3)])}
+    specs = {"w": P("x")}
+    tx = gk.scale_by_shampoo(eps=0.1, factor_source="per_example", shard=gk.MatrixSharding(mesh, "x", specs=specs))
+    there = put(mesh, g, specs)
+    rows = jax.device_put(examples["w"], NamedSharding(mesh, P(None, "x")))
+    got, _ = jax.jit(tx.update)(there, init_sharded(tx, there), factor_grads={"w": rows})
+    plain = gk.scale_by_shampoo(eps=0.1, factor_source="per_example")
+    assert_near(got, plain.update(g, plain.init(g), factor_grads=examples)[0], rtol=1e-12)
+
+
+def test_plan_of_tensors() -> None:
+    """Rows are flattened about a cut axis; more than two of one tensor cannot be cut; dtypes are wide."""
+    mesh: Mesh = jax.make_mesh((2, 2, 2), ("x", "y", "z"), axis_types=(AxisType.Auto,) * 3)
+    struct = {"conv": {"kernel": jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.bfloat16)}}
+    shard = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", None, "y")}}, min_dim=0)
+    tensors = plan_tensors(struct, method="m", layout=gk.leaves.default_layout, shard=shard)
+    assert tensors.dims == ((2, 4, 4, 8),) and tensors.places == ((1, 0, 2, 3),)
+    assert (tensors.plan.stacks[0].n, tensors.plan.stacks[0].m) == (32, 8)
+    (own,) = init_owned(tensors, lambda rows, dims, dtype: jnp.zeros((rows, dims[0]), dtype))
+    assert own.arrays.shape == (8, 2) and own.arrays.dtype == jnp.float32 and own.owners == ("y", "z", "x")
+    three = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", "x", "y")}})
+    with pytest.raises(ValueError, match=r"of 'conv/kernel' \[1, 2, 3\] are"):
+        plan_tensors(struct, method="m", layout=gk.leaves.default_layout, shard=three)
