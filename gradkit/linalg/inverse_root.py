@@ -106,9 +106,10 @@ def inverse_root(
 ) -> jax.Array:
     """The inverse p-th root of every matrix of a batch, (A + eps I)^(-1/p).
 
-    Equations: at the head of this file. "eigh" is the most precise and takes any p; the iterations are products alone,
-    which accelerators do at a far higher rate, and lose digits with the condition of A + eps I: in float32 they want it
-    below about 1e6.
+    Equations: at the head of this file. "eigh" takes any p, and in float64 is right to the last digits; the iterations
+    are products alone, which accelerators do at a far higher rate, and end at `tol`. Whatever the solver, rounding of A
+    counts against eps: in float32 an eps below 1e-6 of the largest eigenvalue of a singular matrix gives roots that are
+    wrong by 1e-2 and more in the null space (`experiments/results/linalg_roots.txt`).
 
     Args:
       A: (..., d, d), symmetric positive semidefinite up to rounding, in float32 or float64; the lower triangle counts.

@@ -16,6 +16,7 @@ from gradkit.leaves import Layout, default_layout, map_named, names, tensor_axes
 from gradkit.transforms.core import transformation
 from gradkit.transforms.kronecker import merge_backwards
 from gradkit.transforms.placement import as_it_lay, everywhere
+from gradkit.transforms.tensors import Owned
 
 PAPER = Paper(
     "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "
@@ -24,6 +25,10 @@ PAPER = Paper(
     2023,
     "2309.06497",
 )
+
+
+def _owned(node: Any) -> bool:
+    return isinstance(node, Owned)
 
 
 def block_leaves(
@@ -85,7 +90,7 @@ def block_leaves(
                 for place, v in pieces.items()
                 for i in range(0, max(length, 1), max_dim)
             }
-        return pieces
+        return everywhere(pieces)
 
     def join(name: str, x: Any, pieces: Any) -> Any:
         order, lead, dims = stacks(name, jnp.shape(x))
@@ -108,6 +113,8 @@ def block_leaves(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         own = None if params is None else cut_tree(params)
         pieces, state = below.update(cut_tree(updates), state, own, **extra)
+        # What belongs to blocks belongs to no leaf, and lies everywhere; what has an owner stays with it.
+        state = jax.tree.map(lambda x: x if isinstance(x, Owned) else everywhere(x), state, is_leaf=_owned)
         return map_named(lambda name, x: join(name, x, pieces[name]), updates), state
 
     return transformation("block_leaves", init, update)

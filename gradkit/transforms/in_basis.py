@@ -163,8 +163,8 @@ def in_basis(
         leaves, structure = jax.tree.flatten(tree)
         out = []
         for name, x, *row in zip(names(tree), leaves, *rest, strict=True):
-            y, back = batched(name, x)
-            out.append(back(function(y, *row)))
+            y, back = batched(name, everywhere(x))
+            out.append(as_it_lay(back(function(y, *row)), x))
         return structure.unflatten(out)
 
     def init(params: optax.Params) -> InBasisState:
@@ -186,7 +186,7 @@ def in_basis(
 
         def first(Q: Any, kept: Any, own: Any) -> Any:
             done = [made.first(g, k) for g, k in zip(G, kept, strict=True)]
-            return jax.tree.map(jnp.zeros_like, updates), [q for q, _ in done], [k for _, k in done], own
+            return jax.tree.map(jnp.zeros_like, lay), [q for q, _ in done], [k for _, k in done], own
 
         def later(Q: Any, kept: Any, own: Any) -> Any:
             turned = on_leaves(lambda x, q: along_all(transposes(q), x), updates, Q)
@@ -196,11 +196,11 @@ def in_basis(
             new = [q for q, _, _ in done]
             orders = [o for _, o, _ in done]
             own = _carried(own, jax.tree.structure(updates), on_leaves, Q, new, orders)
-            return u, new, [k for _, _, k in done], own
+            return jax.tree.map(as_it_lay, u, lay), new, [k for _, _, k in done], own
 
         u, Q, kept, own = jax.lax.cond(state.count == 0, first, later, state.Q, state.bases, state.inner)
         Q, kept = everywhere((Q, kept))
-        return jax.tree.map(as_it_lay, u, lay), InBasisState(increment(state.count), Q, kept, own)
+        return u, InBasisState(increment(state.count), Q, kept, own)
 
     return transformation("in_basis", init, update)
 

@@ -32,8 +32,9 @@ def everywhere(tree: Any) -> Any:
     auto = not ambient.empty and all(kind == AxisType.Auto for kind in ambient.axis_types)
 
     def one(x: jax.Array) -> jax.Array:
-        if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
-            return jax.sharding.reshard(x, PartitionSpec())
+        lies = _explicit(x)
+        if lies is not None:
+            return jax.sharding.reshard(x, NamedSharding(lies.mesh, PartitionSpec()))
         return jax.lax.with_sharding_constraint(x, PartitionSpec()) if auto else x
 
     return jax.tree.map(one, tree)
@@ -41,8 +42,16 @@ def everywhere(tree: Any) -> Any:
 
 def as_it_lay(x: jax.Array, like: jax.Array) -> jax.Array:
     """An array cut over Explicit axes as another one is."""
-    lies = jax.typeof(like).sharding
-    return jax.sharding.reshard(x, lies) if AxisType.Explicit in lies.mesh.axis_types else x
+    lies = _explicit(like)
+    return x if lies is None else jax.sharding.reshard(x, lies)
+
+
+def _explicit(x: jax.Array) -> NamedSharding | None:
+    """The sharding of an array over Explicit axes, with devices where it is not traced."""
+    lies: Any = jax.typeof(x).sharding
+    if AxisType.Explicit not in lies.mesh.axis_types:
+        return None
+    return lies if isinstance(x, Tracer) else x.sharding  # pyright: ignore[reportReturnType]
 
 
 def specs_of(
