@@ -112,6 +112,7 @@ def block_leaves(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         own = None if params is None else cut_tree(params)
+        pieces: Any
         pieces, state = below.update(cut_tree(updates), state, own, **extra)
         # What belongs to blocks belongs to no leaf, and lies everywhere; what has an owner stays with it.
         state = jax.tree.map(lambda x: x if isinstance(x, Owned) else everywhere(x), state, is_leaf=_owned)
@@ -127,4 +128,5 @@ register(
     words=0,
     collectives="matrices",
     example={"max_dim": 3},
+    opt_outs={"map_params": "its state is of blocks, under the names of their leaves"},
 )

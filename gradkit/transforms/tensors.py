@@ -4,7 +4,8 @@ leaf --layout--> its tensors (stack, d_1, ..., d_k) --flattened about a cut axis
 kernel: (B, d_1, ..., d_k), own -> the same, own            own has the leading axis B too
 
 A stack axis of the layout enumerates tensors; all other axes are axes of the tensor. A scalar is a vector of one entry.
-What the owner keeps comes as `Owned`, which knows along which mesh axes it is cut.
+What the owner keeps comes as `Owned`, which knows along which mesh axes it is cut. It is padded until the owners divide
+it, in the order of the stack: a checkpoint of it fits meshes on which leaves are cut and shared out the same way.
 """
 
 import math

@@ -26,7 +26,8 @@ def test_layers_of_a_stack_are_tensors_unless_leaves_are_asked_for(x64: None) ->
 
     def lengths(per: str) -> Any:
         tx = gk.graft(optax.identity(), optax.scale_by_sign(), per=per)
-        return np.asarray(tx.update(g, tx.init(g))[0]["ScanBlock_0"]["kernel"])
+        u: Any = tx.update(g, tx.init(g))[0]
+        return np.asarray(u["ScanBlock_0"]["kernel"])
 
     x = np.asarray(g["ScanBlock_0"]["kernel"])
     each = np.linalg.norm(x, axis=(1, 2))

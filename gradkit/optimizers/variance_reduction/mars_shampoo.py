@@ -10,32 +10,18 @@ x_t    x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, Method, default_layout, from_matrices, map_named, to_matrices
+from gradkit.linalg import orthogonalize
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
-from gradkit.transforms.core import divide, optimizer, scalar, transformation
+from gradkit.transforms.core import optimizer, scalar, transformation
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"
 )
-QUINTIC = (3.4445, -4.7750, 2.0315)
-
-
-def _newton_schulz(M: jax.Array, steps: int, eps: Any) -> jax.Array:
-    """Matrices (..., rows, columns) with all singular values moved towards 1."""
-    a, b, c = QUINTIC
-    wide = M.shape[-2] <= M.shape[-1]
-    X = M if wide else jnp.swapaxes(M, -1, -2)
-    norm = jnp.sqrt(jnp.sum(jnp.square(X), axis=(-2, -1), keepdims=True))
-    X = divide(X, norm + scalar(eps, X))
-    for _ in range(steps):
-        A = jnp.matmul(X, jnp.swapaxes(X, -1, -2), precision="highest")
-        X = a * X + jnp.matmul(b * A + c * jnp.matmul(A, A, precision="highest"), X, precision="highest")
-    return X if wide else jnp.swapaxes(X, -1, -2)
 
 
 def _orthogonalize(steps: int, dtype: Any, eps: Any, b1: Any, layout: Layout) -> optax.GradientTransformationExtraArgs:
@@ -44,7 +30,7 @@ def _orthogonalize(steps: int, dtype: Any, eps: Any, b1: Any, layout: Layout) ->
 
         def one(M: jax.Array) -> jax.Array:
             scale = max(1.0, M.shape[-1] / max(1, M.shape[-2])) ** 0.5
-            return scale * _newton_schulz(M.astype(dtype or M.dtype), steps, eps).astype(m.dtype)
+            return scale * orthogonalize(M, steps=steps, eps=eps, dtype=dtype)
 
         lies = jax.typeof(m).sharding
         sharded = any(entry is not None for entry in lies.spec)  # over Explicit axes; Auto ones are the compiler's
@@ -104,6 +90,7 @@ def mars_shampoo(
       ValueError: a hyperparameter outside its range; complex leaves.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> tx = mars_shampoo(1.0)
       >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
       >>> u, _ = tx.update(x, tx.init(x), x)
