@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -107,11 +108,6 @@ def kronecker_cosine(grads: jax.Array, A: jax.Array, B: jax.Array) -> jax.Array:
     return divide(jnp.mean(product), jnp.sqrt(square * _square(A) * _square(B)))
 
 
-_FUNCTION = "a function of gradients, which keeps no state and has no update"
-SHARED: dict[str, Any] = {
-    "form": "diagnostic",
-    "paper": PAPER,
-    "opt_outs": dict.fromkeys(("pure", "missing", "abstract", "bad input"), _FUNCTION),
-}
-register(optimal_kronecker, **SHARED)
-register(kronecker_cosine, **SHARED)
+GRADS = np.stack([np.eye(2, dtype=np.float32), np.ones((2, 2), np.float32)])
+register(optimal_kronecker, form="function", paper=PAPER, example={"grads": GRADS})
+register(kronecker_cosine, form="function", paper=PAPER, example={"grads": GRADS, "A": np.eye(2), "B": np.eye(2)})
