@@ -4,7 +4,6 @@ No entry knows a file: hyperparameters are handed on under their names here, and
 have fails.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,208 +15,103 @@ import optax
 
 import gradkit as gk
 from tests.golden import fixture
-
-MASKS = {"ndim>1": gk.leaves.by_rank(2)}
-NAMES = {"l2": "weight_decay", "norm_max": "param_norm_max"}
-
-
-def _hyper(hyper: dict[str, Any], *drop: str) -> dict[str, Any]:
-    """Hyperparameters under this library's names and types."""
-    out = {}
-    for name, value in hyper.items():
-        if name in drop:
-            continue
-        if name == "learning_rate" and isinstance(value, list):
-            value = _per_step(value)
-        if isinstance(value, str):
-            value = MASKS.get(value, value)
-        out[NAMES.get(name, name)] = value
-    return out
-
-
-def _per_step(values: list[float]) -> Callable[[Any], Any]:
-    return lambda count: jnp.asarray(values)[count]
+from tests.golden.translate import (
+    adam_l2,
+    agc,
+    around,
+    conda,
+    direct,
+    known,
+    lars,
+    low_rank,
+    penalised,
+    proximal_ewma,
+    shampoo,
+    through,
+    tvlars,
+    without,
+)
 
 
-def _direct(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    return lambda hyper: function(**_hyper(hyper))
-
-
-def _penalised(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    """A method that has both an L2 penalty and decoupled decay."""
-    return lambda hyper: function(**_hyper(hyper, "l2"), l2=hyper.get("l2", 0.0))
-
-
-def _without(function: Callable[..., Any], *foreign: str) -> Callable[[dict[str, Any]], Any]:
-    """A file whose reference has arguments that its method does not read."""
-    return lambda hyper: function(**_hyper(hyper, *foreign))
-
-
-def _around(wrapper: Callable[..., Any], inner: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
-    """A wrapper whose file has the hyperparameters of both."""
-
-    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
-        own = {name: hyper[name] for name in names if name in hyper}
-        return wrapper(inner(**_hyper(hyper, *names)), **own)
-
-    return build
-
-
-def _in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
+def in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
     """A filter whose file names the optimizer behind it as `base`."""
 
     def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
         own = {name: hyper[name] for name in names if name in hyper}
-        return optax.chain(filter_(**own), TRANSFORMATIONS[hyper["base"]](_hyper(hyper, "base", *names)))
+        return optax.chain(filter_(**own), TRANSFORMATIONS[hyper["base"]](known(hyper, "base", *names)))
 
     return build
-
-
-def _lars(hyper: dict[str, Any]) -> optax.GradientTransformation:
-    clip = hyper.get("ratio_clip")
-    assert clip in (None, "larc")
-    return (gk.larc if clip else gk.lars)(**_hyper(hyper, "ratio_clip"))
-
-
-def _tvlars(hyper: dict[str, Any]) -> optax.GradientTransformation:
-    """`norm_max` is of both norms here; the reference has the joint denominator, which is the only one."""
-    own = {**hyper}
-    assert own.pop("denominator", "joint") == "joint"
-    return gk.tvlars(norm_max=own.pop("norm_max", math.inf), **_hyper(own))
-
-
-def _proximal_ewma(hyper: dict[str, Any]) -> optax.GradientTransformation:
-    """A file of the mean: the parameters that move are kept in the state, and what is replayed is the mean of them."""
-    tx = optax.chain(gk.sgd(hyper["learning_rate"]), gk.proximal_ewma(hyper["decay"]))
-    reset_at = hyper.get("reset_at") or 0
-
-    def init(x: Any) -> Any:
-        return 1, x, tx.init(x)
-
-    def update(g: Any, state: Any, mean: Any, **extra: Any) -> Any:
-        t, x, inner = state
-        u, inner = tx.update(g, inner, x, reset=t == reset_at)
-        x = optax.apply_updates(x, u)
-        return jax.tree.map(jnp.subtract, gk.eval_params(inner, x), mean), (t + 1, x, inner)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _adam_l2(hyper: dict[str, Any]) -> optax.GradientTransformation:
-    return optax.chain(gk.add_decayed_weights(hyper["l2"]), gk.adam(**_hyper(hyper, "l2")))
-
-
-def _agc(hyper: dict[str, Any]) -> optax.GradientTransformation:
-    clip = gk.adaptive_grad_clip(hyper["clipping"], eps=hyper["eps"])
-    return optax.chain(clip, gk.sgd(**_hyper(hyper, "clipping", "eps")))
-
-
-def _through(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    """Gradient descent on weights behind a function, when the gradient of the file arrives at its value."""
-
-    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
-        own = {name: hyper[name] for name in hyper if name not in ("learning_rate", "momentum")}
-        value = lambda w: function(w, **own)  # noqa: E731
-
-        def update(g: Any, state: Any, params: Any = None) -> Any:
-            return jax.tree.map(lambda w, d: jax.vjp(value, w)[1](d)[0], params, g), state
-
-        back = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-        return optax.chain(back, gk.sgd(hyper["learning_rate"], momentum=hyper.get("momentum", 0.0)))
-
-    return build
-
-
-def _low_rank(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    """Codes that name the interval and the side otherwise, and whose "std" is the shorter side."""
-    names = {"update_proj_gap": "update_interval", "gamma": "growth_limit", "projection": "side"}
-    sides = {"std": "short", "reverse_std": "long"}
-
-    def build(hyper: dict[str, Any]) -> Any:
-        return function(**{names.get(k, k): sides.get(v, v) if k == "projection" else v for k, v in hyper.items()})
-
-    return build
-
-
-def _conda(hyper: dict[str, Any]) -> Any:
-    return gk.conda(update_interval=hyper["update_proj_gap"], **_hyper(hyper, "update_proj_gap"))
-
-
-def _shampoo(hyper: dict[str, Any]) -> optax.GradientTransformation:
-    """The reference's exponent is one of matrices, where it is given."""
-    exponent = hyper.get("exponent_override")
-    return gk.shampoo(**_hyper(hyper, "exponent_override"), exponent="shampoo" if exponent is None else exponent)
 
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "adadelta": _direct(gk.adadelta),
-    "adagrad": _direct(gk.adagrad),
-    "adam": _direct(gk.adam),
-    "adam_l2": _adam_l2,
-    "adahessian": _direct(gk.adahessian),
-    "adamax": _direct(gk.adamax),
-    "adamp": _direct(gk.adamp),
-    "adamw": _direct(gk.adamw),
-    "adaptive_grad_clip then trace then learning rate": _agc,
-    "amsgrad": _direct(gk.amsgrad),
-    "conda": _conda,
-    "clip_adagrad": _direct(gk.clip_adagrad),
-    "clip_adam": _direct(gk.clip_adam),
-    "clip_adamd": _direct(gk.clip_adamd),
-    "ademamix": _direct(gk.ademamix),
-    "ano": _direct(gk.ano),
-    "anolog": _direct(gk.anolog),
-    "auon": _direct(gk.auon),
+    "adadelta": direct(gk.adadelta),
+    "adagrad": direct(gk.adagrad),
+    "adam": direct(gk.adam),
+    "adam_l2": adam_l2,
+    "adahessian": direct(gk.adahessian),
+    "adamax": direct(gk.adamax),
+    "adamp": direct(gk.adamp),
+    "adamw": direct(gk.adamw),
+    "adaptive_grad_clip then trace then learning rate": agc,
+    "amsgrad": direct(gk.amsgrad),
+    "conda": conda,
+    "clip_adagrad": direct(gk.clip_adagrad),
+    "clip_adam": direct(gk.clip_adam),
+    "clip_adamd": direct(gk.clip_adamd),
+    "ademamix": direct(gk.ademamix),
+    "ano": direct(gk.ano),
+    "anolog": direct(gk.anolog),
+    "auon": direct(gk.auon),
     # The simple form of the code: Q stands at the inputs; where it starts from is in the file.
     "dion": lambda hyper: gk.dion(**hyper, side="inputs", key=0),
-    "distributed_shampoo": _direct(gk.distributed_shampoo),
-    "diffgrad": _penalised(gk.diffgrad),
-    "fira_adamw": _low_rank(gk.fira),
-    "galore_adamw": _low_rank(gk.galore),
-    "grams": _direct(gk.grams),
-    "hybrid_auon": _direct(gk.hybrid_auon),
-    "gravity": _direct(gk.gravity),
-    "grokfast_ema": _in_front(gk.grokfast_ema, "alpha", "lamb"),
-    "induced_metric_log": _direct(gk.induced_metric_log),
-    "induced_metric_rms": _direct(gk.induced_metric_rms),
-    "induced_metric_sgd": _direct(gk.induced_metric_sgd),
-    "grokfast_ma": _in_front(gk.grokfast_ma, "window_size", "lamb", "filter_type", "warmup"),
-    "inna": _direct(gk.inna),
-    "innaprop": _direct(gk.innaprop),
-    "igt_adam": _around(gk.implicit_gradient_transport, gk.adam, "delta", "tail_fraction"),
-    "igt_heavy_ball": _around(gk.implicit_gradient_transport, gk.sgd, "delta", "tail_fraction"),
-    "kron": _direct(gk.kron),
-    "lamb": _direct(gk.lamb),
-    "lars": _lars,
-    "lion": _direct(gk.lion),
-    "nadam": _direct(gk.nadam),
-    "muon": _direct(gk.muon),
-    "mars_adamw": _direct(gk.mars_adamw),
-    "mars_exact": _direct(gk.mars_exact),
-    "mars_lion": _without(gk.mars_lion, "b2", "eps"),
-    "mars_shampoo": _without(gk.mars_shampoo, "b2"),
-    "novograd": _direct(gk.novograd),
-    "perpgrad": _in_front(gk.perpgrad),
-    "rmsprop": _direct(gk.rmsprop),
-    "proximal_ewma": _proximal_ewma,
-    "scaled_standardize_weight": _through(gk.gradients.scaled_standardize_weight),
-    "standardize_weight": _through(gk.gradients.standardize_weight),
-    "qhadam": _direct(gk.qhadam),
-    "qhm": _penalised(gk.qhm),
-    "ranger21": _direct(gk.ranger21),
-    "sania_adagrad_sqr": _direct(gk.sania_adagrad_sqr),
-    "sania_adam_sqr": _direct(gk.sania_adam_sqr),
-    "shampoo": _shampoo,
-    "soap": _direct(gk.soap),
-    "sgd": _direct(gk.sgd),
-    "sgdp": _direct(gk.sgdp),
+    "distributed_shampoo": direct(gk.distributed_shampoo),
+    "diffgrad": penalised(gk.diffgrad),
+    "fira_adamw": low_rank(gk.fira),
+    "galore_adamw": low_rank(gk.galore),
+    "grams": direct(gk.grams),
+    "hybrid_auon": direct(gk.hybrid_auon),
+    "gravity": direct(gk.gravity),
+    "grokfast_ema": in_front(gk.grokfast_ema, "alpha", "lamb"),
+    "induced_metric_log": direct(gk.induced_metric_log),
+    "induced_metric_rms": direct(gk.induced_metric_rms),
+    "induced_metric_sgd": direct(gk.induced_metric_sgd),
+    "grokfast_ma": in_front(gk.grokfast_ma, "window_size", "lamb", "filter_type", "warmup"),
+    "inna": direct(gk.inna),
+    "innaprop": direct(gk.innaprop),
+    "igt_adam": around(gk.implicit_gradient_transport, gk.adam, "delta", "tail_fraction"),
+    "igt_heavy_ball": around(gk.implicit_gradient_transport, gk.sgd, "delta", "tail_fraction"),
+    "kron": direct(gk.kron),
+    "lamb": direct(gk.lamb),
+    "lars": lars,
+    "lion": direct(gk.lion),
+    "nadam": direct(gk.nadam),
+    "muon": direct(gk.muon),
+    "mars_adamw": direct(gk.mars_adamw),
+    "mars_exact": direct(gk.mars_exact),
+    "mars_lion": without(gk.mars_lion, "b2", "eps"),
+    "mars_shampoo": without(gk.mars_shampoo, "b2"),
+    "novograd": direct(gk.novograd),
+    "perpgrad": in_front(gk.perpgrad),
+    "rmsprop": direct(gk.rmsprop),
+    "proximal_ewma": proximal_ewma,
+    "scaled_standardize_weight": through(gk.gradients.scaled_standardize_weight),
+    "standardize_weight": through(gk.gradients.standardize_weight),
+    "qhadam": direct(gk.qhadam),
+    "qhm": penalised(gk.qhm),
+    "ranger21": direct(gk.ranger21),
+    "sania_adagrad_sqr": direct(gk.sania_adagrad_sqr),
+    "sania_adam_sqr": direct(gk.sania_adam_sqr),
+    "shampoo": shampoo,
+    "soap": direct(gk.soap),
+    "sgd": direct(gk.sgd),
+    "sgdp": direct(gk.sgdp),
     # The official code adds eps to the denominator; the number of labels is in the curvature.
-    "sophia_g": lambda hyper: gk.sophia_g(**_hyper(hyper, "batch_size"), denominator="add"),
-    "tvlars": _tvlars,
-    "weight_normalized(sgd)": lambda hyper: gk.weight_normalized(gk.sgd(**_hyper(hyper, "inner", "axis"))),
-    "xgrad_adam": _direct(gk.xgrad_adamw),
-    "xgrad_adamw": _direct(gk.xgrad_adamw),
-    "xgrad_sgd": _direct(gk.xgrad_sgd),
+    "sophia_g": lambda hyper: gk.sophia_g(**known(hyper, "batch_size"), denominator="add"),
+    "tvlars": tvlars,
+    "weight_normalized(sgd)": lambda hyper: gk.weight_normalized(gk.sgd(**known(hyper, "inner", "axis"))),
+    "xgrad_adam": direct(gk.xgrad_adamw),
+    "xgrad_adamw": direct(gk.xgrad_adamw),
+    "xgrad_sgd": direct(gk.xgrad_sgd),
 }
 
 
@@ -241,13 +135,13 @@ PROBLEMS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 # method -> transformation of a file whose loss is that of step 0 at every step
 FIXED: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "gradient_regularized_newton": _direct(gk.gradient_regularized_newton),
+    "gradient_regularized_newton": direct(gk.gradient_regularized_newton),
 }
 
 # method -> transformation of an adapter whose dense gradient a file has
 ADAPTERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lora_pro_adam": lambda hyper: gk.lora_pro_adam(
-        damping=hyper["delta"], **_hyper(hyper, "delta", "rank", "b_init_zero")
+        damping=hyper["delta"], **known(hyper, "delta", "rank", "b_init_zero")
     ),
 }
 
@@ -289,7 +183,7 @@ def _sam(hyper: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
     kwargs = {"rho": hyper["rho"]}
     if hyper["adaptive"]:
         source, kwargs = gk.gradients.asam, {**kwargs, "eta": hyper["eta"]}
-    return lambda loss_fn: source(loss_fn, **kwargs), gk.sgd(**_hyper(hyper, *own))
+    return lambda loss_fn: source(loss_fn, **kwargs), gk.sgd(**known(hyper, *own))
 
 
 # method -> (source: loss_fn -> value and gradient, transformation)
@@ -410,7 +304,7 @@ def _strategy(function: Callable[..., Any], *drop: str) -> Callable[[dict[str, A
     def build(hyper: dict[str, Any]) -> Any:
         own = dict(hyper["inner"])
         inner = TRANSFORMATIONS[own.pop("name")](own)
-        return function(inner, **_hyper(hyper, "inner", "workers", *drop))
+        return function(inner, **known(hyper, "inner", "workers", *drop))
 
     return build
 

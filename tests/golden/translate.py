@@ -1,0 +1,132 @@
+"""Hyperparameters and methods of the files of independent implementations, in our words."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import gradkit as gk
+
+MASKS = {"ndim>1": gk.leaves.by_rank(2)}
+NAMES = {"l2": "weight_decay", "norm_max": "param_norm_max"}
+
+
+def known(hyper: dict[str, Any], *drop: str) -> dict[str, Any]:
+    """Hyperparameters under this library's names and types."""
+    out = {}
+    for name, value in hyper.items():
+        if name in drop:
+            continue
+        if name == "learning_rate" and isinstance(value, list):
+            value = per_step(value)
+        if isinstance(value, str):
+            value = MASKS.get(value, value)
+        out[NAMES.get(name, name)] = value
+    return out
+
+
+def per_step(values: list[float]) -> Callable[[Any], Any]:
+    return lambda count: jnp.asarray(values)[count]
+
+
+def direct(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda hyper: function(**known(hyper))
+
+
+def penalised(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    """A method that has both an L2 penalty and decoupled decay."""
+    return lambda hyper: function(**known(hyper, "l2"), l2=hyper.get("l2", 0.0))
+
+
+def without(function: Callable[..., Any], *foreign: str) -> Callable[[dict[str, Any]], Any]:
+    """A file whose reference has arguments that its method does not read."""
+    return lambda hyper: function(**known(hyper, *foreign))
+
+
+def around(wrapper: Callable[..., Any], inner: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
+    """A wrapper whose file has the hyperparameters of both."""
+
+    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
+        own = {name: hyper[name] for name in names if name in hyper}
+        return wrapper(inner(**known(hyper, *names)), **own)
+
+    return build
+
+
+def lars(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    clip = hyper.get("ratio_clip")
+    assert clip in (None, "larc")
+    return (gk.larc if clip else gk.lars)(**known(hyper, "ratio_clip"))
+
+
+def tvlars(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """`norm_max` is of both norms here; the reference has the joint denominator, which is the only one."""
+    own = {**hyper}
+    assert own.pop("denominator", "joint") == "joint"
+    return gk.tvlars(norm_max=own.pop("norm_max", math.inf), **known(own))
+
+
+def proximal_ewma(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """A file of the mean: the parameters that move are kept in the state, and what is replayed is the mean of them."""
+    tx = optax.chain(gk.sgd(hyper["learning_rate"]), gk.proximal_ewma(hyper["decay"]))
+    reset_at = hyper.get("reset_at") or 0
+
+    def init(x: Any) -> Any:
+        return 1, x, tx.init(x)
+
+    def update(g: Any, state: Any, mean: Any, **extra: Any) -> Any:
+        t, x, inner = state
+        u, inner = tx.update(g, inner, x, reset=t == reset_at)
+        x = optax.apply_updates(x, u)
+        return jax.tree.map(jnp.subtract, gk.eval_params(inner, x), mean), (t + 1, x, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adam_l2(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    return optax.chain(gk.add_decayed_weights(hyper["l2"]), gk.adam(**known(hyper, "l2")))
+
+
+def agc(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    clip = gk.adaptive_grad_clip(hyper["clipping"], eps=hyper["eps"])
+    return optax.chain(clip, gk.sgd(**known(hyper, "clipping", "eps")))
+
+
+def through(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    """Gradient descent on weights behind a function, when the gradient of the file arrives at its value."""
+
+    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
+        own = {name: hyper[name] for name in hyper if name not in ("learning_rate", "momentum")}
+        value = lambda w: function(w, **own)  # noqa: E731
+
+        def update(g: Any, state: Any, params: Any = None) -> Any:
+            return jax.tree.map(lambda w, d: jax.vjp(value, w)[1](d)[0], params, g), state
+
+        back = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+        return optax.chain(back, gk.sgd(hyper["learning_rate"], momentum=hyper.get("momentum", 0.0)))
+
+    return build
+
+
+def low_rank(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    """Codes that name the interval and the side otherwise, and whose "std" is the shorter side."""
+    names = {"update_proj_gap": "update_interval", "gamma": "growth_limit", "projection": "side"}
+    sides = {"std": "short", "reverse_std": "long"}
+
+    def build(hyper: dict[str, Any]) -> Any:
+        return function(**{names.get(k, k): sides.get(v, v) if k == "projection" else v for k, v in hyper.items()})
+
+    return build
+
+
+def conda(hyper: dict[str, Any]) -> Any:
+    return gk.conda(update_interval=hyper["update_proj_gap"], **known(hyper, "update_proj_gap"))
+
+
+def shampoo(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """The reference's exponent is one of matrices, where it is given."""
+    exponent = hyper.get("exponent_override")
+    return gk.shampoo(**known(hyper, "exponent_override"), exponent="shampoo" if exponent is None else exponent)
