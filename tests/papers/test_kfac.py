@@ -95,7 +95,7 @@ def package() -> Iterator[Any]:
             state = preconditioner.init(arguments, jax.random.key(0))
             preconditioner.maybe_update(state, arguments, jax.random.key(0))
         except (ValueError, TypeError, AttributeError) as error:
-            # The package alone, before anything of ours is in play: its released versions reach into JAX's private parts.
+            # The package alone, before anything of ours: its released versions reach into JAX's private parts.
             pytest.skip(f"kfac-jax {package.__version__} does not run with jax {jax.__version__}: {error}")
         yield package
 
