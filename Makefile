@@ -12,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 help:
 	@echo "make demo     six methods race on handwritten digits; under three minutes on two cores"
 	@echo "make test     everything"
-	@echo "make quick    all but the slow tests; some five minutes"
+	@echo "make quick    all but the slow tests"
 	@echo "make lint     style, types, and the floors of the imports"
 	@echo "make format   rewrites the sources in the house style"
 	@echo "make clean    removes caches and build products (.venv stays)"

@@ -3,6 +3,7 @@
 Everything here is set before JAX looks at its devices, and reaches child processes through the environment.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,26 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # The same examples in every run, no time limit (the first example of a shape compiles), no folder of failures.
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None, database=None, max_examples=20)
 hypothesis.settings.load_profile("house")
+
+
+# Traces and programs are objects that stay: to look through all of them for cycles again and again takes time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
+
+# Every compiled program is mapped into memory in pieces, of which Linux allows a process 65530.
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 40_000
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Forgets all programs before there are more than a process may have."""
+    done = item.config.stash[FINISHED] = item.config.stash.get(FINISHED, 0) + 1
+    if done % 50 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
+FINISHED = pytest.StashKey[int]()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, by_rank, default_layout, names, resolve_mask
 from gradkit.transforms.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, entries
-from gradkit.transforms.sums import block_sums, own_parts, whole_shape
+from gradkit.transforms.sums import block_sums, own_parts
 
 PAPER = Paper("Normalization and effective learning rates in reinforcement learning", "Lyle et al.", 2024, "2407.01800")
 
@@ -155,7 +155,7 @@ def normalize_and_project(
             x, own = leaves[i], block_axes(known[i], leaves[i].shape, block, layout)
             if _has_zero_block(x, own):
                 raise ValueError(f"normalize_and_project: the leaf {known[i]!r} has a block that is 0: mask it out")
-            shape = [1 if a in own else n for a, n in enumerate(whole_shape(known[i], x.shape))]
+            shape = [1 if a in own else n for a, n in enumerate(x.shape)]
             rho[i] = jnp.zeros(shape, wide_dtype(x.dtype))
         return NormalizeAndProjectState(jnp.zeros((), jnp.int32), structure.unflatten(rho))
 
@@ -173,6 +173,8 @@ def normalize_and_project(
         axes = [block_axes(known[i], y[i].shape, "tensor" if i in layers else block, layout) for i in order]
         squares = [abs_sq(y[i]) for i in moved] + [abs_sq(w[i]) for i in before]
         sums = block_sums([known[i] for i in order], squares, axes)
+        # A norm that is kept lies where its block lies, and meets the others there.
+        sums = own_parts([known[i] for i in order], [y[i] for i in order], sums)
         after, start = dict(zip(moved, sums, strict=False)), sums[len(moved) :]
         rho: list[Any] = [None] * len(leaves)
         for i, square, kept in zip(before, start, jax.tree.leaves(state.rho), strict=True):
@@ -189,8 +191,8 @@ def normalize_and_project(
 
         count = increment(state.count)
         now = count % every == 0
-        factors = own_parts([known[i] for i in moved], [y[i] for i in moved], [factor(i) for i in moved])
-        for i, c in zip(moved, factors, strict=True):
+        for i in moved:
+            c = factor(i)
             leaves[i] = jnp.where(now & (c > 0), c * y[i] - w[i], leaves[i])
         for i in layers if gains == "decay" else ():
             born = 1.0 if known[i].rpartition("/")[2] == "scale" else 0.0

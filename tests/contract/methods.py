@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 import gradkit as gk
 from gradkit.catalogue import Card, cards
 from gradkit.transforms.core import widen
+from tests.by_numpy import by_numpy
 
 CHAINABLE = ("primitive", "optimizer", "wrapper")
 OPTIMIZER_MODULES = {card.function.__module__ for card in cards("optimizer").values()}
@@ -128,7 +130,8 @@ def _built(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTran
 
 
 SHAPES = {"bias": (4,), "kernel": (6, 4), "conv": (2, 2, 3, 4), "scale": ()}
-# What tests of whole programs take, where the time of a test is that of its compilation.
+# What most tests take: the time of a test is that of its compilations, and an operation on arrays of the same shapes is
+# compiled once for all methods.
 SMALL = {"bias": (4,), "kernel": (6, 4)}
 
 
@@ -142,21 +145,20 @@ def draw(seed: int, shapes: Any = None, dtype: Any = np.float32) -> Any:
     return structure.unflatten(numbers)
 
 
-def is_long(card: Card) -> bool:
-    """Whether a method has so many different operations that one program is compiled sooner than each of them."""
-    return card.collectives != "none"
-
-
 def run(
-    tx: optax.GradientTransformation, params: Any, steps: int = 3, jit: bool = True, **extra: Any
+    tx: optax.GradientTransformation, params: Any, steps: int = 3, how: Callable[[Any], Any] = by_numpy, **extra: Any
 ) -> tuple[Any, Any]:
-    """Replays fixed gradients; returns the last parameters and state."""
-    update = jax.jit(tx.update) if jit else tx.update
-    state = tx.init(params)
+    """Replays fixed gradients; returns the last parameters and state. `how` makes a program of the update."""
+    update, state = how(tx.update), tx.init(params)
     for step in range(steps):
         updates, state = update(grads_like(params, step), state, params, **extra)
         params = optax.apply_updates(params, updates)
     return params, state
+
+
+def as_it_is(update: Any) -> Any:
+    """For a run that is traced as a whole, and for tests of what operations do one by one."""
+    return update
 
 
 def grads_like(params: Any, step: int) -> Any:
@@ -199,12 +201,12 @@ class Box:
 
 class Model(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.layer = nnx.Linear(3, 2, rngs=rngs)
+        self.layer = nnx.Linear(6, 4, rngs=rngs)
 
 
 def other_trees() -> dict[str, Any]:
-    """The same two leaves, b (2,) and w (3, 2), in containers of every kind, in this order of leaves."""
-    b, w = draw(3, {"b": (2,), "w": (3, 2)}).values()
+    """The same two leaves, b (4,) and w (6, 4), in containers of every kind, in this order of leaves."""
+    b, w = draw(3, {"b": (4,), "w": (6, 4)}).values()
     model = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
     state = nnx.as_pure(model)
     variables = jax.tree.unflatten(jax.tree.structure(model), [b, w])

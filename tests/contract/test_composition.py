@@ -1,5 +1,6 @@
 """Contract 3, 4 and 5: a method composes with everything, on any tree, and stacked layers are layers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,13 +12,13 @@ from flax.training.train_state import TrainState
 
 import gradkit as gk
 from gradkit.catalogue import Card
+from tests.by_numpy import by_numpy
 from tests.contract.methods import (
     SMALL,
     Model,
     close,
     draw,
     grads_like,
-    is_long,
     make,
     methods,
     other_trees,
@@ -36,7 +37,7 @@ TEN_LAYERS = {"adaptive_grad_clip", "lamb", "lars", "muon"}
 @methods("wrappers")
 def test_inside_other_transformations(card: Card, x64: None) -> None:
     params = draw(0, SMALL, np.float64)
-    plain, _ = run(make(card), params, steps=2, jit=False)
+    plain, _ = run(make(card), params, steps=2)
     tx = make(card)
     always = jax.tree.map(lambda _: True, params)
     wrapped = {
@@ -48,7 +49,7 @@ def test_inside_other_transformations(card: Card, x64: None) -> None:
         "apply_if_finite": optax.apply_if_finite(tx, 3),
     }
     for outer in wrapped.values():
-        got, _ = run(outer, params, steps=2, jit=False)
+        got, _ = run(outer, params, steps=2)
         close(plain, got, F64, F64)
 
 
@@ -57,14 +58,14 @@ def test_multisteps(card: Card, x64: None) -> None:
     """Two equal gradients accumulated are one."""
     params = draw(0, SMALL, np.float64)
     tx = optax.MultiSteps(make(card), 2)
-    state, update = tx.init(params), tx.update
+    state, update = tx.init(params), by_numpy(tx.update)
     g = grads_like(params, 0)
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic on counters
         first, state = update(g, state, params)
         second, state = update(g, state, params)
     assert all(not np.any(np.asarray(u)) for u in jax.tree.leaves(first))
     alone = make(card)
-    want, _ = alone.update(g, alone.init(params), params)
+    want, _ = by_numpy(alone.update)(g, alone.init(params), params)
     close(want, second, F64, F64)
 
 
@@ -75,12 +76,12 @@ def test_only_its_own_leaves_count(card: Card, x64: None) -> None:
     params = draw(0, dtype=np.float64)
     own = {"kernel", "bias"}
     mask = {name: name in own for name in params}
-    got, _ = run(optax.masked(make(card), mask), params, steps=2, jit=False)
+    got, _ = run(optax.masked(make(card), mask), params, steps=2)
     tx, part = make(card), {name: params[name] for name in own}
-    state = tx.init(part)
+    state, update = tx.init(part), by_numpy(tx.update)
     for step in range(2):
         g = grads_like(params, step)
-        updates, state = tx.update({name: g[name] for name in own}, state, part)
+        updates, state = update({name: g[name] for name in own}, state, part)
         part = optax.apply_updates(part, updates)
     close({name: part[name] for name in sorted(own)}, {name: got[name] for name in sorted(own)}, F64, F64)
 
@@ -112,21 +113,22 @@ def test_extra_arguments_pass_through(card: Card) -> None:
 def test_in_nnx_optimizer_and_linen_train_state(card: Card) -> None:
     model = Model(nnx.Rngs(0))
     start = nnx.as_pure(nnx.state(model, nnx.Param))
-    optimizer = nnx.Optimizer(model, make(card), wrt=nnx.Param)
+    tx = make(card)
+    tx = optax.GradientTransformationExtraArgs(tx.init, by_numpy(tx.update))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     g = grads_like(start, 0)
     variables = nnx.state(model, nnx.Param)
     for_nnx = jax.tree.unflatten(jax.tree.structure(variables), jax.tree.leaves(g))
     optimizer.update(model, for_nnx)
     optimizer.update(model, for_nnx)
 
-    tx, want = make(card), start
-    state = tx.init(want)
+    want, state = start, tx.init(start)
     for _ in range(2):
         updates, state = tx.update(g, state, want)
         want = optax.apply_updates(want, updates)
     close(want, nnx.as_pure(nnx.state(model, nnx.Param)), rtol=1e-6, atol=1e-7)
 
-    linen = TrainState.create(apply_fn=lambda: None, params=start, tx=make(card))
+    linen = TrainState.create(apply_fn=lambda: None, params=start, tx=tx)
     linen = linen.apply_gradients(grads=g).apply_gradients(grads=g)
     close(want, linen.params, rtol=1e-6, atol=1e-7)
 
@@ -135,9 +137,9 @@ def test_in_nnx_optimizer_and_linen_train_state(card: Card) -> None:
 def test_any_container(card: Card) -> None:
     """The numbers do not depend on what holds the leaves."""
     trees = other_trees()
-    want = jax.tree.leaves(run(make(card), trees.pop("dict"), steps=2, jit=False)[0])
+    want = jax.tree.leaves(run(make(card), trees.pop("dict"), steps=2)[0])
     for name, tree in trees.items():
-        got, _ = run(make(card), tree, steps=2, jit=False)
+        got, _ = run(make(card), tree, steps=2)
         assert jax.tree.structure(got) == jax.tree.structure(tree), name
         same(want, jax.tree.leaves(got))
 
@@ -145,56 +147,38 @@ def test_any_container(card: Card) -> None:
 @methods("shapes")
 def test_empty_trees_zero_sizes_and_all_ranks(card: Card) -> None:
     assert run(make(card), {})[0] == {}
-    shapes = {"r0": (), "r1": (3,), "r2": (2, 3), "r3": (2, 1, 3), "r4": (1, 2, 2, 3), "none": (0, 4), "one": (1, 1)}
+    shapes = {"r0": (), "r1": (4,), "r2": (6, 4), "r3": (2, 1, 3), "r4": (1, 2, 2, 3), "none": (0, 4), "one": (1, 1)}
     params = draw(1, shapes)
-    got, _ = run(make(card), params, steps=2, jit=is_long(card))
+    got, _ = run(make(card), params, steps=2)
     for name, x in got.items():
         assert x.shape == params[name].shape
         assert np.isfinite(x).all(), name
 
 
 @methods("stacked")
-@pytest.mark.parametrize("nested", [False, True], ids=["scan", "scan of scans"])
-def test_stacked_layers_equal_separate_ones(card: Card, nested: bool, x64: None) -> None:
-    """Three layers in one leaf, as `nn.scan` makes them, are three layers; ten are ten."""
-    layers = 10 if card.name in TEN_LAYERS else 3
-    prefix, lead = ("ScanOuter_0/ScanBlock_0", (2, 2)) if nested else ("ScanBlock_0", (layers,))
-    one = {"bias": (4,), "kernel": (3, 4), "query": {"kernel": (4, 2, 3)}}
-    stacked = draw(4, jax.tree.map(lambda s: lead + s, one, is_leaf=lambda s: isinstance(s, tuple)), np.float64)
+def test_stacked_layers_equal_separate_ones(card: Card, x64: None) -> None:
+    """Two layers in one leaf, as `nn.scan` makes them, are two layers; ten are ten; a scan of scans has four."""
+    layers = 10 if card.name in TEN_LAYERS else 2
+    block, inner = {"bias": (layers, 4), "query": {"kernel": (layers, 4, 2, 3)}}, {"kernel": (2, 2, 3, 4)}
+    shapes = {"ScanBlock_0": block, "ScanOuter_0": {"ScanBlock_0": inner}, "head": {"kernel": (4, 2)}}
 
-    def nest(tree: Any) -> dict[str, Any]:
-        for name in reversed(prefix.split("/")):
-            tree = {name: tree}
-        return {**tree, "head": {"kernel": head}}
+    def split(tree: Any) -> Any:
+        outer = tree["ScanOuter_0"]["ScanBlock_0"]
+        own = {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], tree["ScanBlock_0"]) for i in range(layers)}
+        own |= {f"inner_{i}{j}": jax.tree.map(lambda x, at=(i, j): x[at], outer) for i, j in np.ndindex(2, 2)}
+        return {**own, "head": tree["head"]}
 
-    head = draw(5, {"h": (4, 2)}, np.float64)["h"]
-    index = [i if nested else i[:1] for i in (np.ndindex(*lead) if nested else [(i,) for i in range(layers)])]
-    names = [f"layer_{n}" for n in range(len(index))]
-    separate = {name: jax.tree.map(lambda x, i=i: x[i], stacked) for name, i in zip(names, index, strict=True)}
-
-    def steps(params: Any, split: bool) -> Any:
-        tx = make(card)
-        state, update = tx.init(params), jax.jit(tx.update) if is_long(card) else tx.update
-        for step in range(2):
-            g = grads_like(stacked, step)
-            g_head = grads_like(head, step)
-            if split:
-                g = {name: jax.tree.map(lambda x, i=i: x[i], g) for name, i in zip(names, index, strict=True)}
-                g = {**g, "head": {"kernel": g_head}}
-            else:
-                g = nest(g)
-                g["head"]["kernel"] = g_head
+    def steps(params: Any, form: Callable[[Any], Any]) -> Any:
+        tx, all_grads = make(card), [form(grads_like(params, step)) for step in range(2)]
+        params = form(params)
+        state, update = tx.init(params), by_numpy(tx.update)
+        for g in all_grads:
             updates, state = update(g, state, params)
             params = optax.apply_updates(params, updates)
         return params
 
-    together = steps(nest(stacked), split=False)
-    apart = steps({**separate, "head": {"kernel": head}}, split=True)
-    close(apart["head"], together["head"], F64, F64)
-    for name in prefix.split("/"):
-        together = together[name]
-    for name, i in zip(names, index, strict=True):
-        close(apart[name], jax.tree.map(lambda x, i=i: x[i], together), F64, F64)
+    start = draw(4, shapes, np.float64)
+    close(steps(start, split), split(steps(start, lambda tree: tree)), F64, F64)
 
 
 @methods("layout")
@@ -207,10 +191,10 @@ def test_a_declared_stack_equals_the_recognised_one(card: Card, x64: None) -> No
     shapes = {"kernel": (5, 3, 4), "bias": (5, 4)}
     layers = draw(6, shapes, np.float64)
     layout = gk.leaves.layout((gk.leaves.by_path("blocks/.*"), {"stack": 1}))
-    declared, _ = run(make(card, 1.0, layout=layout), {"blocks": layers}, steps=2, jit=is_long(card))
-    recognised, _ = run(make(card, 1.0), {"ScanBlock_0": layers}, steps=2, jit=is_long(card))
+    declared, _ = run(make(card, 1.0, layout=layout), {"blocks": layers}, steps=2)
+    recognised, _ = run(make(card, 1.0), {"ScanBlock_0": layers}, steps=2)
     close(recognised["ScanBlock_0"], declared["blocks"], F64, F64)
-    one_tensor, _ = run(make(card, 1.0), {"blocks": layers}, steps=2, jit=is_long(card))
+    one_tensor, _ = run(make(card, 1.0), {"blocks": layers}, steps=2)
     different = not np.allclose(one_tensor["blocks"]["kernel"], declared["blocks"]["kernel"], rtol=1e-9)
     assert different == (card.collectives == "norms")
 

@@ -1,7 +1,5 @@
-"""Contract 1, 2, 8 and 9: a method is a pure program: jit, scan and vmap change nothing, nothing is compiled twice,
-a restored run goes on, memory is what the card says."""
-
-from pathlib import Path
+"""Contract 1, 2 and 9: a method is a pure program: jit, scan and vmap change nothing, nothing is compiled twice, memory
+is what the card says. Donated steps and restored runs are with the meshes, in tests/parallel/test_shardings.py."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,8 @@ import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card
-from gradkit.training import Checkpoints
-from tests.contract.methods import SMALL, close, draw, grads_like, make, methods, run, same, supplied
+from tests.by_numpy import by_numpy
+from tests.contract.methods import SMALL, as_it_is, close, draw, grads_like, make, methods, run, supplied
 
 pytestmark = pytest.mark.slow
 
@@ -22,17 +20,21 @@ F64 = 1e-12
 
 @methods("jit")
 def test_jit_equals_eager_and_compiles_once(card: Card, x64: None) -> None:
-    params, tx, traces = draw(0, dtype=np.float64), make(card), []
+    params, tx, traces = draw(0, SMALL, np.float64), make(card), []
 
     def counted(*args: object) -> object:
         traces.append(1)
         return tx.update(*args)
 
-    eager, eager_state = run(tx, params, jit=False)
-    jitted, state = run(optax.GradientTransformation(tx.init, counted), params)
+    eager, eager_state = run(tx, params, steps=2, how=as_it_is)
+    jitted, state = run(optax.GradientTransformation(tx.init, counted), params, steps=2, how=jax.jit)
     assert len(traces) == 1
     close(eager, jitted, F64, F64)
     close(eager_state, state, F64, F64)
+    # Other tests have it computed by NumPy.
+    numbers, its_state = run(tx, params, steps=2)
+    close(numbers, jitted, F64, F64)
+    close(its_state, state, F64, F64)
 
 
 @methods("scan")
@@ -47,15 +49,15 @@ def test_scan_equals_loop_and_state_is_stable(card: Card, x64: None) -> None:
 
     # scan itself refuses a state whose structure, shapes, dtypes or weak types change.
     (scanned, _), _ = jax.jit(lambda p, s, g: jax.lax.scan(step, (p, s), g))(params, tx.init(params), stacked)
-    close(run(tx, params, jit=False)[0], scanned, F64, F64)
+    close(run(tx, params)[0], scanned, F64, F64)
 
 
 @methods("vmap")
 def test_vmap_over_learning_rates(card: Card, x64: None) -> None:
     params, rates = draw(0, SMALL, np.float64), jnp.array([0.003, 0.03, 0.3])
-    many = jax.jit(jax.vmap(lambda rate: run(make(card, rate), params, jit=False)[0]))(rates)
+    many = jax.jit(jax.vmap(lambda rate: run(make(card, rate), params, how=as_it_is)[0]))(rates)
     for i in (0, 2):
-        alone = run(make(card, float(rates[i])), params, jit=False)[0]
+        alone = run(make(card, float(rates[i])), params)[0]
         close(alone, jax.tree.map(lambda x, i=i: x[i], many), F64, F64)
 
 
@@ -70,7 +72,7 @@ def test_injected_hyperparameters_do_not_recompile(card: Card) -> None:
     state.hyperparams["learning_rate"] = jnp.asarray(0.25, jnp.float32)
     halved, _ = update(grads_like(params, 0), state, params)
     assert update._cache_size() == 1
-    fresh, _ = make(card, 0.25).update(grads_like(params, 0), make(card, 0.25).init(params), params)
+    fresh, _ = by_numpy(make(card, 0.25).update)(grads_like(params, 0), make(card, 0.25).init(params), params)
     close(fresh, halved, rtol=2**-7)  # one rounding to bfloat16
     assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
 
@@ -82,8 +84,8 @@ def test_every_hyperparameter_can_be_injected(card: Card) -> None:
         return
     params = draw(0, SMALL, jnp.bfloat16)
     injected = supplied(card, gk.inject_hyperparams(card.function)(0.5, **card.example))
-    got, _ = injected.update(grads_like(params, 0), injected.init(params), params)
-    want, _ = make(card, 0.5).update(grads_like(params, 0), make(card, 0.5).init(params), params)
+    got, _ = by_numpy(injected.update)(grads_like(params, 0), injected.init(params), params)
+    want, _ = by_numpy(make(card, 0.5).update)(grads_like(params, 0), make(card, 0.5).init(params), params)
     close(want, got, rtol=2**-6, atol=1e-6)
 
 
@@ -92,8 +94,8 @@ def test_schedule_for_the_learning_rate(card: Card, x64: None) -> None:
     """schedule(0) is the rate of the first update: a rate of 0 from the second step on stops the run there,
     but for what momentum carries on."""
     params = draw(0, SMALL, np.float64)
-    scheduled = run(make(card, lambda step: jnp.where(step == 0, 0.01, 0.5)), params, steps=1, jit=False)[0]
-    close(run(make(card, 0.01), params, steps=1, jit=False)[0], scheduled, F64, F64)
+    scheduled = run(make(card, lambda step: jnp.where(step == 0, 0.01, 0.5)), params, steps=1)[0]
+    close(run(make(card, 0.01), params, steps=1)[0], scheduled, F64, F64)
 
 
 @methods("abstract")
@@ -112,39 +114,3 @@ def test_state_words_are_those_of_the_card(card: Card) -> None:
     words = sum(x.size for x in jax.tree.leaves(state)) / 256**2
     inner = {"direction": 2, "optimizer": 1}[card.wraps] if card.form == "wrapper" else 0
     assert abs(words - inner - card.words) < 0.01  # counters and numbers per tensor are not counted
-
-
-@methods("donation")
-def test_donation_from_a_fresh_state(card: Card) -> None:
-    params, tx = draw(0, SMALL), make(card)
-    want = run(tx, params, steps=2)[0]
-    got, state = jax.tree.map(jnp.copy, params), None
-    state = tx.init(got)
-
-    def step(params: object, state: object, g: object) -> tuple:
-        updates, state = tx.update(g, state, params)
-        return optax.apply_updates(params, updates), state
-
-    step = jax.jit(step, donate_argnums=(0, 1))
-    for i in range(2):
-        got, state = step(got, state, grads_like(params, i))
-    # The same arithmetic in another program: a few roundings of float32.
-    close(want, got, rtol=1e-4, atol=1e-5)
-
-
-@methods("checkpoint")
-def test_restored_run_goes_on_bit_for_bit(card: Card, tmp_path: Path) -> None:
-    params, tx = draw(0, SMALL), make(card)
-    update = jax.jit(tx.update)
-    state = tx.init(params)
-    updates, state = update(grads_like(params, 0), state, params)
-    params = optax.apply_updates(params, updates)
-
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, {"params": params, "opt_state": state})
-        like = {"params": params, "opt_state": jax.eval_shape(tx.init, params)}
-        restored, _ = checkpoints.restore(like)
-    assert jax.tree.structure(restored["opt_state"]) == jax.tree.structure(state)
-    a = update(grads_like(params, 1), state, params)
-    b = update(grads_like(params, 1), restored["opt_state"], restored["params"])
-    same(a, b)

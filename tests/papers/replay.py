@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests.by_numpy import by_numpy
+
 
 def normal(seed: int, *shape: int) -> jax.Array:
     """Standard normal numbers, in float64 where that is on."""
@@ -16,10 +18,9 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 def updates(tx: optax.GradientTransformation, x: Any, gradients: Sequence[Any]) -> list[Any]:
     """The updates for a sequence of gradients, applied one after another."""
-    tx = optax.with_extra_args_support(tx)
-    state, out = tx.init(x), []
+    state, update, out = tx.init(x), by_numpy(optax.with_extra_args_support(tx).update), []
     for g in gradients:
-        u, state = tx.update(g, state, x)
+        u, state = update(g, state, x)
         x = optax.apply_updates(x, u)
         out.append(u)
     return out
@@ -27,10 +28,9 @@ def updates(tx: optax.GradientTransformation, x: Any, gradients: Sequence[Any]) 
 
 def descend(tx: optax.GradientTransformation, x: Any, gradient: Callable[[Any], Any], steps: int) -> list[Any]:
     """The iterates of a run on a gradient field, the start included."""
-    tx = optax.with_extra_args_support(tx)
-    state, out = tx.init(x), [x]
+    state, update, out = tx.init(x), by_numpy(optax.with_extra_args_support(tx).update), [x]
     for _ in range(steps):
-        u, state = tx.update(gradient(x), state, x)
+        u, state = update(gradient(x), state, x)
         x = optax.apply_updates(x, u)
         out.append(x)
     return out

@@ -101,12 +101,38 @@ def gradients(count: int, dtype: Any = np.float32) -> list[Any]:
 
 
 @pytest.mark.slow
-@KINDS
 @pytest.mark.parametrize("card", METHODS.values(), ids=METHODS)
-def test_a_method_on_a_mesh(card: Card, kind: AxisType, tmp_path: Path) -> None:
+def test_a_method_on_a_mesh(card: Card, tmp_path: Path) -> None:
     """Born sharded, still sharded after three donated steps, equal to one device, and no more is moved than is said.
-    From a checkpoint after the first step it goes on with the same bits, and on one device to rounding."""
-    mesh, tx = mesh_of(kind), make(card)
+    From a checkpoint after the first step it goes on with the same bits, and elsewhere to rounding."""
+    tx = make(card)
+    # Elementwise: the same operations, fused otherwise. Norms: a sum of n <= 144 terms in another order is off by
+    # n roundings at most. Either as often as there are steps.
+    roundings = 3 * (8 if card.collectives == "none" else 144)
+    step, here = stepper(tx), draw(0, SHAPES)
+    params, state, _ = steps(step, here, tx.init(here), gradients(1))
+    lone = Checkpoints(tmp_path / "one")
+    lone.save(1, {"params": params, "opt_state": state})
+    alone = steps(step, params, state, gradients(3)[1:])
+    like = jax.eval_shape(lambda: {"params": draw(0, SHAPES), "opt_state": tx.init(draw(0, SHAPES))})
+    back, _ = lone.restore(like)
+    assert jax.tree.structure(back["opt_state"]) == jax.tree.structure(alone[1])
+    same(steps(step, back["params"], back["opt_state"], gradients(3)[1:]), alone)
+
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = mesh_of(kind)
+        program, there = on_a_mesh(card, mesh, tmp_path / kind.name)
+        assert_close(there, alone, roundings)
+        saved = Checkpoints(tmp_path / kind.name)
+        back, _ = saved.restore({"params": abstract(mesh), "opt_state": init_sharded(tx, abstract(mesh))})
+        same(steps(program, back["params"], back["opt_state"], [put(mesh, g) for g in gradients(3)[1:]]), there)
+        back, _ = saved.restore(like)
+        assert_close(steps(step, back["params"], back["opt_state"], gradients(3)[1:]), there, roundings)
+
+
+def on_a_mesh(card: Card, mesh: Mesh, folder: Path) -> tuple[Any, Any]:
+    """The program of a step, and where three steps lead; there is a checkpoint of the first."""
+    tx = make(card)
     params, grads = put(mesh, draw(0, SHAPES)), [put(mesh, g) for g in gradients(3)]
     state = init_sharded(tx, params)
     assert_lies(state, mesh)
@@ -115,9 +141,8 @@ def test_a_method_on_a_mesh(card: Card, kind: AxisType, tmp_path: Path) -> None:
     with jax.set_mesh(mesh):
         program = stepper(tx).lower(params, state, grads[0]).compile()
         params, state, _ = steps(program, params, state, grads[:1])
-        if kind == AxisType.Auto:
-            with Checkpoints(tmp_path) as checkpoints:
-                checkpoints.save(1, {"params": params, "opt_state": state})
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(1, {"params": params, "opt_state": state})
         there = steps(program, params, state, grads[1:])
     assert_lies(there[:2], mesh)
     rows = collective_bytes(program)
@@ -129,21 +154,7 @@ def test_a_method_on_a_mesh(card: Card, kind: AxisType, tmp_path: Path) -> None:
         assert [row.opcode for row in rows] == ["all-reduce"] * EXCHANGES.get(card.name, 1)
         # At most four numbers per column of the kernel and per bias, never one per entry.
         assert all(row.result_bytes <= 4 * 4 * (16 + 1) for row in rows)
-
-    here, step = draw(0, SHAPES), stepper(tx)
-    alone = steps(step, here, tx.init(here), gradients(3))
-    # Elementwise: the same operations, fused otherwise. Norms: a sum of n <= 144 terms in another order is off by
-    # n roundings at most. Either as often as there are steps.
-    roundings = 3 * (8 if card.collectives == "none" else 144)
-    assert_close(there, alone, roundings)
-    if kind == AxisType.Auto:
-        saved = Checkpoints(tmp_path)
-        like = {"params": abstract(mesh), "opt_state": init_sharded(tx, abstract(mesh))}
-        back, _ = saved.restore(like)
-        same(steps(program, back["params"], back["opt_state"], grads[1:]), there)
-        like = jax.eval_shape(lambda: {"params": draw(0, SHAPES), "opt_state": tx.init(draw(0, SHAPES))})
-        back, _ = saved.restore(like)
-        assert_close(steps(step, back["params"], back["opt_state"], gradients(3)[1:]), there, roundings)
+    return program, there
 
 
 def test_bfloat16_parameters_on_a_mesh() -> None:
