@@ -189,7 +189,8 @@ def tuned(here: Setting, method: Contestant, centre: float) -> dict[str, Any]:
     rates = centre * ratio ** (np.arange(FLAGS.rates) - (FLAGS.rates - 1) / 2)
     steps, finals = swept(here, method, rates)
     for _ in range(FLAGS.extensions):
-        best = best_point(steps, finals)
+        # Where nothing arrives, the scaling rule has led too far.
+        best = best_point(steps, finals) if np.isfinite(steps).any() else 0
         if best not in (0, len(rates) - 1):
             break
         more = rates[0] / ratio ** np.array([2.0, 1.0]) if best == 0 else rates[-1] * ratio ** np.array([1.0, 2.0])

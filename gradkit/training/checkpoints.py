@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from gradkit import checks
-from gradkit.training import storage
+from gradkit.training import regroup, storage
 from gradkit.training.links import Leaf, Listing, carried, differences, listing
 
 FORMAT = 1
@@ -127,6 +127,7 @@ class Checkpoints:
         self.wait()
         names = listing(state)
         note = {"format": FORMAT, "about": _as_json(about), "links": names.links, "leaves": names.leaves}
+        note["rows"] = regroup.rows_of(state)
         last = self.latest()
         if last is not None and step <= last:
             raise ValueError(f"{self.folder} has a checkpoint of step {last} already: step must be above, got {step}")
@@ -156,7 +157,8 @@ class Checkpoints:
 
         Args:
           like: the run that goes on: a tree of arrays, or of `jax.ShapeDtypeStruct`s with a sharding each (without
-            one: on the first device). Another mesh or number of devices than at `save` is fine.
+            one: on the first device). Another mesh or number of devices than at `save` is fine; state that lies
+            stacked with the owners of matrices is then read whole by every process, and dealt out anew.
           step: of which step. Default: the latest.
           about: what must agree with what `save` was told, key by key; keys that are not in here are not compared.
           transplant: whether a checkpoint of another chain is accepted. Then state goes from link to link of the
@@ -175,7 +177,8 @@ class Checkpoints:
         step = self._choose(step)
         note = self._read(step)
         saved = Listing(tuple(note["links"]), tuple(Leaf(a, b, tuple(c), d) for a, b, c, d in note["leaves"]))
-        wanted = listing(like)
+        wanted, stacks = listing(like), saved
+        saved, pieces = regroup.regrouped(saved, note.get("rows", {}), wanted, regroup.rows_of(like))
         self._check(step, note, saved, wanted, _as_json(about), transplant)
         sources = carried(saved, wanted) if transplant else {leaf.name: leaf.name for leaf in wanted.leaves}
         for leaf, x in zip(wanted.leaves, jax.tree.leaves(like), strict=True):
@@ -188,7 +191,11 @@ class Checkpoints:
             if leaf.name in sources:
                 places.setdefault(sources[leaf.name], x)
         with self._errors(step, "read"):
-            arrays = storage.read(self.folder / str(step), places)
+            folder = self.folder / str(step)
+            arrays = storage.read(folder, {name: x for name, x in places.items() if name not in pieces})
+            if pieces:
+                own = {name: x for name, x in places.items() if name in pieces}
+                arrays |= regroup.read(folder, pieces, stacks, own)
         # A counter that two links took is one array still, and donation may consume an array once.
         owners = {old: next(new for new in sources if sources[new] == old) for old in places}
         restored = [

@@ -108,10 +108,11 @@ class Stack(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The stacks of a tree; the meaning, the whole shape and the spec of every leaf; the mesh to enter and the sizes of
-    its axes; whether the kernel may be given transposes; the dtype in which results travel."""
+    """The stacks of a tree; name, meaning, whole shape and spec of every leaf; the mesh to enter and the sizes of its
+    axes; whether the kernel may be given transposes; the dtype in which results travel."""
 
     stacks: tuple[Stack, ...]
+    names: tuple[str, ...]
     axes: tuple[Axes, ...]
     shapes: tuple[tuple[int, ...], ...]
     specs: tuple[PartitionSpec, ...]
@@ -158,7 +159,7 @@ def plan_matrices(
     found: dict[Any, list[Slot]] = {}
     meanings, shapes, cuts = [], [], []
     for name, x, spec in zip(known, leaves, specs, strict=True):
-        ways = [math.prod(sizes[a] for a in axes) for axes in _entries(spec, len(x.shape))]
+        ways = [math.prod(sizes[a] for a in axes) for axes in entries(spec, len(x.shape))]
         shape = tuple(k * w if inside else k for k, w in zip(x.shape, ways, strict=True))
         local = tuple(k // w for k, w in zip(shape, ways, strict=True))
         axes = layout(name, shape)
@@ -166,7 +167,7 @@ def plan_matrices(
             check_matrix(method, name, shape, axes)
         meanings.append(axes)
         shapes.append(shape)
-        cut = cut_of(name, _entries(spec, len(shape)), axes, shape, sizes)
+        cut = cut_of(name, entries(spec, len(shape)), axes, shape, sizes)
         if inside and axes.splits and cut.columns:
             raise ValueError(f"{method}: inside shard_map the fused weights of {name!r} must be whole along outputs")
         cuts.append((cut, local))
@@ -202,13 +203,23 @@ def plan_matrices(
             padded = -(-sum(slot.count for slot in some) // shared) * shared
             stacks.append(Stack(n, m, dtype, cut, splits, tuple(some), padded))
     comm_dtype = None if shard is None else shard.comm_dtype
-    return Plan(tuple(stacks), tuple(meanings), tuple(shapes), tuple(specs), mesh, sizes, bool(transpose), comm_dtype)
+    return Plan(
+        tuple(stacks),
+        tuple(known),
+        tuple(meanings),
+        tuple(shapes),
+        tuple(specs),
+        mesh,
+        sizes,
+        bool(transpose),
+        comm_dtype,
+    )
 
 
-def _entries(spec: Any, rank: int) -> list[tuple[str, ...]]:
+def entries(spec: Any, rank: int) -> list[tuple[str, ...]]:
     """The mesh axes of every axis of a leaf."""
-    entries = [*spec, *[None] * (rank - len(spec))]
-    return [() if e is None else e if isinstance(e, tuple) else (e,) for e in entries]
+    found = [*spec, *[None] * (rank - len(spec))]
+    return [() if e is None else e if isinstance(e, tuple) else (e,) for e in found]
 
 
 def check_matrix(method: str, name: str, shape: tuple[int, ...], axes: Axes) -> None:
@@ -295,7 +306,7 @@ def map_matrices(
 def _local_axes(plan: Plan, i: int) -> Axes:
     """The meaning of a leaf's axes; weights fused along a cut axis stay together for now."""
     axes = plan.axes[i]
-    cut = any(entry for a, entry in enumerate(_entries(plan.specs[i], len(plan.shapes[i]))) if a in axes.outputs)
+    cut = any(entry for a, entry in enumerate(entries(plan.specs[i], len(plan.shapes[i]))) if a in axes.outputs)
     return axes._replace(splits=()) if cut else axes
 
 

@@ -13,16 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradkit.leaves import Layout, names
 from gradkit.transforms.core import wide_dtype
-from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix, map_matrices, plan_matrices
+from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix, entries, map_matrices, plan_matrices
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners"])
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners", "rows"])
 @dataclasses.dataclass(frozen=True)
 class Owned:
     """State of the matrices of one stack, which lies with the devices that work on them.
@@ -30,10 +31,13 @@ class Owned:
     Attributes:
       arrays: a tree of arrays with one common leading axis: the matrices of the stack, padding at the end.
       owners: the mesh axes along which that axis is cut, the major one first; none on one device.
+      rows: the name of each matrix of the stack, empty for padding: a checkpoint finds them again on another mesh.
+        None inside `shard_map`, where a device does not know what the others have.
     """
 
     arrays: Any
     owners: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
 
 
 def owners_of(state: Any) -> list[tuple[str, ...] | None]:
@@ -44,6 +48,30 @@ def owners_of(state: Any) -> list[tuple[str, ...] | None]:
 
     nodes = jax.tree.leaves(state, is_leaf=owned)
     return [node.owners if owned(node) else None for node in nodes for _ in jax.tree.leaves(node)]
+
+
+def rows_of(plan: Plan, stack: Stack) -> tuple[str, ...]:
+    """The name of each matrix of a stack, all devices together: that of its leaf, the weight in it, its number."""
+    if plan.mesh is None and plan.sizes:  # inside `shard_map`
+        return ()
+    out: list[str] = []
+    for block in np.ndindex(*(plan.sizes[a] for a in stack.cut.batch)):
+        at = dict(zip(stack.cut.batch, block, strict=True))
+        here: list[str] = []
+        for slot in stack.slots:
+            shape, axes = plan.shapes[slot.leaf], plan.axes[slot.leaf]
+            cut = entries(plan.specs[slot.leaf], len(shape))
+            batch = [a for a in range(len(shape)) if a not in axes.inputs and a not in axes.outputs]
+            numbers = np.arange(math.prod(shape[a] for a in batch)).reshape([shape[a] for a in batch])
+            for i, a in enumerate(batch):
+                place = 0
+                for name in cut[a]:
+                    place = place * plan.sizes[name] + at[name]
+                own = shape[a] // math.prod(plan.sizes[name] for name in cut[a])
+                numbers = numbers.take(range(place * own, (place + 1) * own), axis=i)
+            here += [f"{plan.names[slot.leaf]}[{slot.part},{k}]" for k in numbers.ravel().tolist()]
+        out += here + [""] * (stack.padded - len(here))
+    return tuple(out)
 
 
 def plan_owned(
@@ -115,7 +143,7 @@ def hold(method: str, plan: Plan, make: Callable[[Stack, int], Any]) -> tuple[Ow
             put: Any = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
             concrete = isinstance(plan.mesh, Mesh) and not any(isinstance(x, Tracer) for x in jax.tree.leaves(own))
             own = jax.tree.map(lambda x, p=jax.device_put if concrete else put, s=lies: p(x, s), own)
-        out.append(Owned(own, owners))
+        out.append(Owned(own, owners, rows_of(plan, stack)))
     return tuple(out)
 
 
@@ -168,7 +196,7 @@ def map_owned(
     if plan.mesh is None and not here.empty and set(here.axis_types) == {AxisType.Auto}:
         # Left to itself the compiler may cut what came in whole, and the next step would be another program.
         stacks = jax.lax.with_sharding_constraint(stacks, PartitionSpec())
-    return tree, tuple(Owned(own, o.owners) for own, o in zip(stacks, owned, strict=True))
+    return tree, tuple(dataclasses.replace(o, arrays=own) for own, o in zip(stacks, owned, strict=True))
 
 
 @custom_vmap

@@ -4,10 +4,11 @@ leaf --layout--> its tensors (stack, d_1, ..., d_k) --flattened about a cut axis
 kernel: (B, d_1, ..., d_k), own -> the same, own            own has the leading axis B too
 
 A stack axis of the layout enumerates tensors; all other axes are axes of the tensor. A scalar is a vector of one entry.
-What the owner keeps comes as `Owned`, which knows along which mesh axes it is cut. It is padded until the owners divide
-it, in the order of the stack: a checkpoint of it fits meshes on which leaves are cut and shared out the same way.
+What the owner keeps comes as `Owned`, which knows along which mesh axes it is cut, and which tensor every row is of. It
+is padded until the owners divide it.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gradkit.leaves import Axes, Layout, names, tensor_axes
 from gradkit.transforms.core import wide_dtype
 from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, map_matrices, plan_matrices
-from gradkit.transforms.owned import Owned
+from gradkit.transforms.owned import Owned, rows_of
 from gradkit.transforms.placement import everywhere, specs_of
 
 
@@ -109,11 +110,11 @@ def init_owned(tensors: Tensors, make: Callable[[int, tuple[int, ...], Any], Any
 
 def _placed(plan: Plan, stack: Stack, arrays: Any, inside: bool) -> Owned:
     if plan.mesh is None:
-        return Owned(arrays, () if inside else stack.owners)
+        return Owned(arrays, () if inside else stack.owners, rows_of(plan, stack))
     lies = NamedSharding(plan.mesh, PartitionSpec(stack.owners or None))
     explicit = all(kind == AxisType.Explicit for kind in plan.mesh.axis_types)
     put = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-    return Owned(jax.tree.map(lambda x: put(x, lies), arrays), stack.owners)
+    return Owned(jax.tree.map(lambda x: put(x, lies), arrays), stack.owners, rows_of(plan, stack))
 
 
 def map_tensors(
@@ -156,7 +157,7 @@ def map_tensors(
     tree, kept = map_matrices(kernels, tree, plan, [o.arrays for o in owned], more, traced)
     if alone:
         kept = everywhere(kept)
-    return tree, tuple(Owned(arrays, o.owners) for arrays, o in zip(kept, owned, strict=True))
+    return tree, tuple(dataclasses.replace(o, arrays=arrays) for arrays, o in zip(kept, owned, strict=True))
 
 
 def total(tensors: Tensors, counts: Sequence[jax.Array]) -> jax.Array:

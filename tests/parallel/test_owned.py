@@ -1,5 +1,7 @@
 """State that lies with the owner of a matrix: the numbers of one device, 1 / N of the bytes, no more exchange."""
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.parallel import collective_bytes, init_sharded
+from gradkit.training import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -74,6 +77,61 @@ def test_owners(name: str, cut: bool, kind: AxisType) -> None:
     else:
         assert [row.opcode for row in rows] == ["all-gather"]
         assert rows[0].result_bytes == 8 * 8 * 128
+
+
+FITTED = {
+    **METHODS,
+    "shampoo": lambda shard: gk.scale_by_shampoo(shard=shard, precondition_frequency=2),
+    "soap": lambda shard: gk.scale_by_soap(shard=shard, precondition_frequency=2),
+}
+PLACES = {
+    "one device": (1, {}),
+    "two": (2, {"0": P("x"), "ScanBlock_0": P(None, None, "x")}),
+    # Stacks of their own: cut along layers, along columns, and not at all.
+    "eight": (8, {"0": P(None, "y"), "1": P(None, "y"), "ScanBlock_0": P("x", "y")}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FITTED)
+def test_a_checkpoint_fits_any_mesh(name: str, tmp_path: Path) -> None:
+    """Two steps on one, four, eight devices and a third elsewhere are three steps on one device."""
+
+    def on(place: str) -> tuple[Any, Any, Any]:
+        devices, cut = PLACES[place]
+        if devices == 1:
+            return FITTED[name](None), lambda tree: tree, contextlib.nullcontext()
+        auto = (AxisType.Auto,) * 2
+        mesh = jax.make_mesh((2, devices // 2), ("x", "y"), axis_types=auto, devices=jax.devices()[:devices])
+        specs = {k: {"kernel": cut.get(k, P())} for k in SHAPES}
+        put = lambda tree: jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)  # noqa: E731
+        shard = gk.MatrixSharding(mesh, ("x", "y"), min_dim=0, specs=specs)
+        return FITTED[name](shard), put, jax.set_mesh(mesh)
+
+    def third(place: str, saved: Checkpoints | None) -> Any:
+        tx, put, where = on(place)
+        with where:
+            params = put(draw(0))
+            update, state = jax.jit(tx.update), tx.init(params) if place == "one device" else init_sharded(tx, params)
+            if saved is None:
+                for t in (0, 1):
+                    _, state = update(put(draw(t)), state, params)
+                with Checkpoints(tmp_path / place) as checkpoints:
+                    checkpoints.save(2, {"params": params, "opt_state": state})
+            else:
+                back, report = saved.restore({"params": params, "opt_state": state})
+                assert not report.fresh and not report.dropped
+                lies = jax.tree.map(lambda x: x.sharding, state)
+                assert jax.tree.map(lambda x: x.sharding, back["opt_state"]) == lies
+                state = back["opt_state"]
+            return jax.tree.map(np.asarray, update(put(draw(2)), state, params)[0])
+
+    want = third("one device", None)
+    third("eight", None)
+    for source, place in (("one device", "eight"), ("eight", "two"), ("eight", "one device")):
+        got = third(place, Checkpoints(tmp_path / source))
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9, err_msg=f"from {source} to {place}")
 
 
 def test_an_init_that_saw_something_else_is_named() -> None:

@@ -96,7 +96,7 @@ def test_the_state_of_a_training_step_with_a_module(tmp_path: Path) -> None:
         return jnp.mean(model.layer(batch) ** 2)
 
     step = make_train_step(loss, gk.adamw(0.1))
-    batch = jnp.ones((4, 3))
+    batch = jnp.ones((4, 6))
     state, _ = step(step.init(Model(nnx.Rngs(0))), batch)
     saved(tmp_path, state)
     fresh = step.init(Model(nnx.Rngs(1)))
