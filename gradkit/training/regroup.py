@@ -40,7 +40,7 @@ def rows_of(state: Any) -> Rows:
 
 def regrouped(saved: Listing, there: Rows, wanted: Listing, here: Rows) -> tuple[Listing, Sources]:
     """What a checkpoint would list had it been written where the run goes on, and where its rows are read from."""
-    kinds = [{leaf.name: (leaf.shape[1:], leaf.dtype) for leaf in which.leaves} for which in (saved, wanted)]
+    kinds = [_kinds(saved, there), _kinds(wanted, here)]
     sources: Sources = {}
     gone: set[str] = set()
     old, new = _by_family(there), _by_family(here)
@@ -58,6 +58,12 @@ def regrouped(saved: Listing, there: Rows, wanted: Listing, here: Rows) -> tuple
     kept = [leaf for leaf in saved.leaves if leaf.name not in gone]
     leaves = (*kept, *(leaf for leaf in wanted.leaves if leaf.name in sources))
     return Listing(wanted.links if set(links) == set(wanted.links) else tuple(links), leaves), sources
+
+
+def _kinds(which: Listing, rows: Rows) -> dict[str, Any]:
+    """How many rows a matrix has, and of what kind."""
+    own = [leaf for leaf in which.leaves if leaf.name in rows]
+    return {x.name: (x.shape[0] // len(rows[x.name][1]), x.shape[1:], x.dtype) for x in own}
 
 
 def _inside(link: str, stacks: set[str]) -> bool:
@@ -81,15 +87,16 @@ def read(folder: pathlib.Path, sources: Sources, saved: Listing, places: dict[st
     stacks = storage.read(folder, shapes)
     out = {}
     for name, x in places.items():
-        array = np.zeros(x.shape, x.dtype)
-        real = [(i, stacks[entry[0]][entry[1]]) for i, entry in enumerate(sources[name]) if entry]
+        k = x.shape[0] // len(sources[name])  # the blocks of a matrix, which stay together
+        array = np.zeros((len(sources[name]), k, *x.shape[1:]), x.dtype)
+        real = [(i, stacks[e[0]][e[1] * k : (e[1] + 1) * k]) for i, e in enumerate(sources[name]) if e]
         for i, row in real:
             array[i] = row
         if real and jnp.issubdtype(x.dtype, jnp.inexact):
             # Padding is a matrix of zeros with the state of any other; what is counted is counted of none.
             padding = [i for i, entry in enumerate(sources[name]) if not entry]
             array[padding] = real[0][1]
-        place = storage.sharding(x)
+        array, place = array.reshape(x.shape), storage.sharding(x)
         made = None if place is None else jax.make_array_from_callback(x.shape, place, lambda i, a=array: a[i])
         out[name] = array if made is None else made
     return out

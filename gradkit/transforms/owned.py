@@ -29,7 +29,8 @@ class Owned:
     """State of the matrices of one stack, which lies with the devices that work on them.
 
     Attributes:
-      arrays: a tree of arrays with one common leading axis: the matrices of the stack, padding at the end.
+      arrays: a tree of arrays, along the leading axis of each the matrices of the stack, padding at the end. A matrix
+        has one row, or as many as its blocks, one after another.
       owners: the mesh axes along which that axis is cut, the major one first; none on one device.
       rows: the name of each matrix of the stack, empty for padding: a checkpoint finds them again on another mesh.
         None inside `shard_map`, where a device does not know what the others have.
@@ -112,7 +113,7 @@ def plan_owned(
     )
 
 
-def _kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
+def kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
     """How many matrices of a stack are kept, on all devices together (inside `shard_map`, on this one), and along which
     axes they are cut."""
     if plan.mesh is None:
@@ -135,16 +136,20 @@ def hold(method: str, plan: Plan, make: Callable[[Stack, int], Any]) -> tuple[Ow
     for stack in plan.stacks:
         if stack.splits:
             raise ValueError(f"{method}: weights fused by `splits` {stack.splits} must be whole along their outputs")
-        count, owners = _kept(plan, stack)
-        own = make(stack, count)
-        if plan.mesh is not None:
-            lies = NamedSharding(plan.mesh, PartitionSpec(owners or None))
-            explicit = AxisType.Explicit in plan.mesh.axis_types
-            put: Any = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-            concrete = isinstance(plan.mesh, Mesh) and not any(isinstance(x, Tracer) for x in jax.tree.leaves(own))
-            own = jax.tree.map(lambda x, p=jax.device_put if concrete else put, s=lies: p(x, s), own)
-        out.append(Owned(own, owners, rows_of(plan, stack)))
+        out.append(placed(plan, stack, make(stack, kept(plan, stack)[0])))
     return tuple(out)
+
+
+def placed(plan: Plan, stack: Stack, own: Any) -> Owned:
+    """What is kept of a stack, with its owners."""
+    _, owners = kept(plan, stack)
+    if plan.mesh is not None:
+        lies = NamedSharding(plan.mesh, PartitionSpec(owners or None))
+        explicit = AxisType.Explicit in plan.mesh.axis_types
+        put: Any = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+        concrete = isinstance(plan.mesh, Mesh) and not any(isinstance(x, Tracer) for x in jax.tree.leaves(own))
+        own = jax.tree.map(lambda x: (jax.device_put if concrete else put)(x, lies), own)
+    return Owned(own, owners, rows_of(plan, stack))
 
 
 def _reshard(x: jax.Array, owners: tuple[str, ...]) -> jax.Array:
@@ -153,28 +158,34 @@ def _reshard(x: jax.Array, owners: tuple[str, ...]) -> jax.Array:
 
 def map_owned(
     method: str,
-    kernel: Callable[[jax.Array, Any, Any], Any],
+    kernel: Callable[..., Any] | Sequence[Callable[..., Any]],
     tree: Any,
     plan: Plan,
     owned: Sequence[Owned],
     shared: Any,
+    more: Sequence[Any] = (),
 ) -> tuple[Any, tuple[Owned, ...]]:
     """`map_matrices` with state.
 
     Args:
       method: the public name, for messages.
-      kernel: ((B, n, m), own, shared) -> ((B, n, m), own).
+      kernel: ((B, n, m), own, shared) -> ((B, n, m), own); or one for every stack. Followed by as much of `more`.
       tree: leaves that all have inputs and outputs.
       plan: of this tree.
       owned: what `hold` made of the plan of the parameters.
       shared: numbers that every call is given, the same on all devices.
+      more: further trees like `tree`, which enter with it.
 
     Raises:
       ValueError: the tree lies otherwise than the one that the state was made for.
     """
-    have = [(jax.tree.leaves(o.arrays)[0].shape[0], o.owners) for o in owned]
-    want = [_kept(plan, stack) for stack in plan.stacks]
-    if have != want:
+    have = [(len(o.rows) or jax.tree.leaves(o.arrays)[0].shape[0], o.owners) for o in owned]
+    want = [kept(plan, stack) for stack in plan.stacks]
+    # Of a matrix there may be several rows, and inside `shard_map` nothing else says how many matrices there are.
+    named = all(o.rows for o in owned)
+    if [o for _, o in have] != [o for _, o in want] or any(
+        a != b if named else a % b for (a, _), (b, _) in zip(have, want, strict=True)
+    ):
         raise ValueError(
             f"{method}: its state has stacks (matrices, mesh axes) {have}, and the updates make {want}: init must see "
             f"parameters that lie as the updates do, or both need one MatrixSharding(..., specs=)"
@@ -187,11 +198,16 @@ def map_owned(
     numbers, structure = jax.tree.flatten(shared)
     traced = [x for x in numbers if isinstance(x, jax.Array)]
 
-    def run(x: jax.Array, own: Any, arrays: Any) -> tuple[jax.Array, Any]:
-        given = iter(arrays)
-        return kernel(x, own, structure.unflatten([next(given) if isinstance(k, jax.Array) else k for k in numbers]))
+    def on(one: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: jax.Array, own: Any, arrays: Any, *rest: jax.Array) -> tuple[jax.Array, Any]:
+            given = iter(arrays)
+            known = [next(given) if isinstance(k, jax.Array) else k for k in numbers]
+            return one(x, own, structure.unflatten(known), *rest)
 
-    tree, stacks = map_matrices(run, tree, plan, stacks, shared=traced)
+        return run
+
+    run = on(kernel) if callable(kernel) else [on(one) for one in kernel]
+    tree, stacks = map_matrices(run, tree, plan, stacks, more, traced)
     here = jax.sharding.get_abstract_mesh()
     if plan.mesh is None and not here.empty and set(here.axis_types) == {AxisType.Auto}:
         # Left to itself the compiler may cut what came in whole, and the next step would be another program.

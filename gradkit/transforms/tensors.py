@@ -8,7 +8,6 @@ What the owner keeps comes as `Owned`, which knows along which mesh axes it is c
 is padded until the owners divide it.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,18 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradkit.leaves import Axes, Layout, names, tensor_axes
 from gradkit.transforms.core import wide_dtype
-from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, map_matrices, plan_matrices
-from gradkit.transforms.owned import Owned, rows_of
+from gradkit.transforms.matrices import MatrixSharding, Plan, plan_matrices
+from gradkit.transforms.owned import Owned, kept, map_owned, placed
 from gradkit.transforms.placement import everywhere, specs_of
 
 
 class Tensors(NamedTuple):
-    """A plan, and per stack the lengths of the axes of its tensors, and their places in the flattened order."""
+    """A plan, and per stack the lengths of the axes of its tensors, and their places in the flattened order; the public
+    name of the method, for messages."""
 
+    method: str
     plan: Plan
     dims: tuple[tuple[int, ...], ...]
     places: tuple[tuple[int, ...], ...]
@@ -75,7 +75,9 @@ def plan_tensors(tree: Any, *, method: str, layout: Layout, shard: MatrixShardin
         kinds=kinds,
     )
     first = [stack.slots[0].leaf for stack in plan.stacks]
-    return Tensors(plan, tuple(kinds[i][0] or (1,) for i in first), tuple(kinds[i][1] or (0,) for i in first), inside)
+    return Tensors(
+        method, plan, tuple(kinds[i][0] or (1,) for i in first), tuple(kinds[i][1] or (0,) for i in first), inside
+    )
 
 
 def _matrix_view(
@@ -97,24 +99,11 @@ def init_owned(tensors: Tensors, make: Callable[[int, tuple[int, ...], Any], Any
       tensors: the plan.
       make: (number of tensors, lengths of their axes, dtype) -> a tree of arrays with that many rows.
     """
-    plan, out = tensors.plan, []
-    for stack, dims in zip(plan.stacks, tensors.dims, strict=True):
-        shared = math.prod(plan.sizes[a] for a in stack.owners if a not in stack.cut.batch)
-        if tensors.inside:
-            rows = stack.padded // shared
-        else:
-            rows = stack.padded * math.prod(plan.sizes[a] for a in stack.cut.batch)
-        out.append(_placed(plan, stack, make(rows, dims, wide_dtype(stack.dtype)), tensors.inside))
-    return tuple(out)
-
-
-def _placed(plan: Plan, stack: Stack, arrays: Any, inside: bool) -> Owned:
-    if plan.mesh is None:
-        return Owned(arrays, () if inside else stack.owners, rows_of(plan, stack))
-    lies = NamedSharding(plan.mesh, PartitionSpec(stack.owners or None))
-    explicit = all(kind == AxisType.Explicit for kind in plan.mesh.axis_types)
-    put = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-    return Owned(jax.tree.map(lambda x: put(x, lies), arrays), stack.owners, rows_of(plan, stack))
+    plan = tensors.plan
+    return tuple(
+        placed(plan, stack, make(kept(plan, stack)[0], dims, wide_dtype(stack.dtype)))
+        for stack, dims in zip(plan.stacks, tensors.dims, strict=True)
+    )
 
 
 def map_tensors(
@@ -145,19 +134,16 @@ def map_tensors(
         back = tuple(int(i) for i in np.argsort(forth))
         flat = [dims[places.index(i)] for i in range(len(dims))]
 
-        def one(x: jax.Array, own: Any, traced: Any, *rest: jax.Array) -> tuple[jax.Array, Any]:
+        def one(x: jax.Array, own: Any, given: Any, *rest: jax.Array) -> tuple[jax.Array, Any]:
             come = [v.reshape(-1, *flat).transpose(forth) for v in (x, *rest)]
-            y, own = kernel(come[0], own, {**numbers, **traced}, *come[1:])
+            y, own = kernel(come[0], own, given, *come[1:])
             return y.transpose(back).reshape(x.shape), own
 
         return one
 
-    traced = {name: value for name, value in numbers.items() if isinstance(value, jax.Array)}
     kernels = [on(dims, places) for dims, places in zip(tensors.dims, tensors.places, strict=True)]
-    tree, kept = map_matrices(kernels, tree, plan, [o.arrays for o in owned], more, traced)
-    if alone:
-        kept = everywhere(kept)
-    return tree, tuple(dataclasses.replace(o, arrays=arrays) for arrays, o in zip(kept, owned, strict=True))
+    tree, stacks = map_owned(tensors.method, kernels, tree, plan, owned, dict(numbers), more)
+    return tree, everywhere(stacks) if alone else stacks
 
 
 def total(tensors: Tensors, counts: Sequence[jax.Array]) -> jax.Array:

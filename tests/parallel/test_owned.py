@@ -82,6 +82,7 @@ def test_owners(name: str, cut: bool, kind: AxisType) -> None:
 FITTED = {
     **METHODS,
     "shampoo": lambda shard: gk.scale_by_shampoo(shard=shard, precondition_frequency=2),
+    "blocks": lambda shard: gk.distributed_shampoo(1.0, max_preconditioner_dim=5, shard=shard),
     "soap": lambda shard: gk.scale_by_soap(shard=shard, precondition_frequency=2),
 }
 PLACES = {
