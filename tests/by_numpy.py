@@ -65,7 +65,7 @@ FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
 
 
 def by_numpy(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of trees of arrays, traced once for arguments of the same shapes."""
+    """A function of trees of arrays, traced once for arguments of the same shapes. Inside a trace it is the function."""
     traced: dict[Any, Any] = {}
 
     @functools.wraps(f)
@@ -74,6 +74,8 @@ def by_numpy(f: Callable[..., Any]) -> Callable[..., Any]:
         kind = structure, tuple(jax.typeof(x) for x in leaves)
         if kind not in traced:
             program, shape = jax.make_jaxpr(lambda a, k: f(*a, **k), return_shape=True)(args, kwargs)
+            if any(isinstance(x, jax.core.Tracer) for x in (*leaves, *program.consts)):
+                return f(*args, **kwargs)
             traced[kind] = program, jax.tree.structure(shape)
         program, out = traced[kind]
         with np.errstate(all="ignore"):

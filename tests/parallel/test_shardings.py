@@ -127,7 +127,8 @@ def test_a_method_on_a_mesh(card: Card, tmp_path: Path) -> None:
         back, _ = saved.restore({"params": abstract(mesh), "opt_state": init_sharded(tx, abstract(mesh))})
         same(steps(program, back["params"], back["opt_state"], [put(mesh, g) for g in gradients(3)[1:]]), there)
         back, _ = saved.restore(like)
-        assert_close(steps(step, back["params"], back["opt_state"], gradients(3)[1:]), there, roundings)
+        # First what lies on the mesh: it has the padding.
+        assert_close(there, steps(step, back["params"], back["opt_state"], gradients(3)[1:]), roundings)
 
 
 def on_a_mesh(card: Card, mesh: Mesh, folder: Path) -> tuple[Any, Any]:

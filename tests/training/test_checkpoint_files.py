@@ -47,6 +47,8 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path, monkeyp
         Checkpoints(tmp_path)
 
 
+# Orbax' own event loop may be closed while TensorStore still fails in it.
+@pytest.mark.filterwarnings("ignore:.*Event loop is closed:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("where", ["wait", "save", "close", "restore", "exit"])
 @pytest.mark.parametrize("limit", [0, 1000], ids=["first file", "arrays"])
 def test_a_full_disk_is_one_error_and_the_last_checkpoint_stays(
