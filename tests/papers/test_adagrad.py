@@ -22,7 +22,9 @@ def test_decay_of_the_rate_also_of_a_schedule(x64: None) -> None:
     gradients = [normal(i, 4) for i in range(5)]
     plain = updates(gk.adagrad(0.1), gradients[0], gradients)
     decayed = updates(gk.adagrad(0.1, lr_decay=0.5), gradients[0], gradients)
-    scheduled = updates(gk.adagrad(lambda step: 0.1 * 2.0 ** jnp.asarray(step, float), lr_decay=0.5), gradients[0], gradients)
+    scheduled = updates(
+        gk.adagrad(lambda step: 0.1 * 2.0 ** jnp.asarray(step, float), lr_decay=0.5), gradients[0], gradients
+    )
     for t, (a, b, c) in enumerate(zip(plain, decayed, scheduled, strict=True)):
         assert_equal(b, a / (1 + 0.5 * t))
         assert_equal(c, a * 2.0**t / (1 + 0.5 * t))
