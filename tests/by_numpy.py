@@ -65,7 +65,7 @@ FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
 
 
 def by_numpy(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of trees of arrays, traced once for arguments of the same shapes. Inside a trace it is the function."""
+    """A function of trees of arrays, traced once for arguments of the same shapes; inside a trace, the function."""
     traced: dict[Any, Any] = {}
 
     @functools.wraps(f)

@@ -6,7 +6,7 @@ with its defaults and a grid around 0.01.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from gradkit import catalogue, checks, leaves, schedules
 from gradkit.optimizers import (
     adaptive,
     filters,
+    gauss_newton,
     layerwise,
     matrix,
     momentum,
@@ -101,6 +102,32 @@ def _gradient_regularized_newton(learning_rate: Any) -> optax.GradientTransforma
 def _distributed_shampoo(learning_rate: Any) -> optax.GradientTransformation:
     """As those who come from AdamW use it."""
     return matrix.distributed_shampoo(learning_rate, b2=0.999, grafting="adam")
+
+
+def _egn(loss: str) -> Callable[[Any], optax.GradientTransformation]:
+    """The damping finds itself, as fast as in the authors' second release; by products alone, whatever the size."""
+
+    def make(learning_rate: Any) -> optax.GradientTransformation:
+        return gauss_newton.egn(
+            learning_rate,
+            adaptive_damping=True,
+            damping_increase=1.5,
+            damping_decrease=0.5,
+            loss=loss,
+            solver="cg",
+            cg_iterations=20,
+        )
+
+    return make
+
+
+def _scaled_gd(learning_rate: Any) -> optax.GradientTransformation:
+    """Where a problem has factors `u` and `v` of one matrix, of norm 1; other leaves descend their gradient."""
+
+    def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+        return [("u", "v")] if {"u", "v"} <= set(names) else []
+
+    return matrix.scaled_gd(learning_rate, damping=1e-3, pairs=pairs)
 
 
 _ROWS = (
@@ -192,13 +219,17 @@ _ROWS = (
     Method("shampoo", matrix.shampoo, 1e-1, "shampoo"),
     Method("distributed_shampoo", _distributed_shampoo, 5e-3, "distributed_shampoo"),
     Method("soap", matrix.soap, 5e-3, "soap"),
+    # The rate is a share of the step to the minimum of the model, for losses of one kind or the other.
+    Method("egn", _egn("mse"), 3e-1, "egn"),
+    Method("egn_softmax", _egn("softmax_ce"), 3e-1, "egn"),
+    Method("scaled_gd", _scaled_gd, 3e-1, "scaled_gd"),
 )
 _TABLE = {row.name: row for row in _ROWS}
 
 
 def names() -> tuple[str, ...]:
     """Every method that can race: the tuned rows, then other optimizers of the catalogue, but for those that ask for
-    predictions of the model: a race knows losses."""
+    predictions of the model: these need a row that says of which loss."""
     cards = catalogue.cards("optimizer").items()
     rest = (name for name, card in cards if "race" not in card.opt_outs and "model_fn" not in card.needs)
     return *_TABLE, *(name for name in rest if name not in _TABLE)

@@ -79,8 +79,9 @@ def step_function(
 ) -> Callable[[Run], tuple[Run, jax.Array]]:
     """One training step, Run -> (Run, loss of its minibatch).
 
-    The method is offered every cheap extra argument: `value`, `value_fn`, `grad_fn`, `hvp_fn`, `key`. A
-    function that nobody calls costs nothing once compiled. Measurements of parts of the minibatch are made where the
+    The method is offered every cheap extra argument: `value`, `value_fn`, `grad_fn`, `hvp_fn`, `key`, and `model_fn`
+    with `targets` where the workload says what it predicts. A function that nobody calls costs nothing once compiled.
+    Measurements of parts of the minibatch are made where the
     card of the method says that it needs them.
 
     Args:
@@ -110,6 +111,8 @@ def step_function(
         value, grads, measured = source(run.params, batch)
         extra = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
         extra |= measured
+        if workload.predictions is not None:
+            extra["model_fn"], extra["targets"] = workload.predictions(batch)
         updates, opt_state = tx.update(grads, run.opt_state, run.params, key=jax.random.fold_in(key, 1), **extra)
         params = optax.apply_updates(run.params, updates)
         return Run(run.step + 1, params, opt_state, run.key), value

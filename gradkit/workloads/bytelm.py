@@ -7,6 +7,7 @@ derived from it.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +93,11 @@ def bytelm(*, batch_size: int = 16) -> Workload:
         logits = apply(network, params, tokens[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
+    def predictions(tokens: jax.Array) -> tuple[Callable[[Any], jax.Array], jax.Array]:
+        # Every position is an example.
+        inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
+        return lambda params: apply(network, params, inputs).reshape(targets.size, -1), targets
+
     return Workload(
         name="bytelm",
         description=f"byte-level transformer, {LAYERS} scanned layers of width {WIDTH}, batch {batch_size} x {CONTEXT}",
@@ -105,4 +111,5 @@ def bytelm(*, batch_size: int = 16) -> Workload:
         eval_every=25,
         separable=2.0,
         batch_size=batch_size,
+        predictions=predictions,
     )

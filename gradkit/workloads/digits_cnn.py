@@ -1,5 +1,6 @@
 """Digits with a small convolutional network, judged on images it has not seen. Slow on a CPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,6 +33,10 @@ def digits_cnn(*, batch_size: int = 256) -> Workload:
     train = (data.train_images, data.train_labels)
     network = CNN()
 
+    def predictions(batch: Any) -> tuple[Callable[[Any], jax.Array], jax.Array]:
+        images, labels = batch
+        return lambda params: apply(network, params, images), labels
+
     def loss(params: Any, batch: Any) -> jax.Array:
         images, labels = batch
         logits = apply(network, params, images)
@@ -56,4 +61,5 @@ def digits_cnn(*, batch_size: int = 256) -> Workload:
         eval_every=10,
         separable=1.3,
         batch_size=batch_size,
+        predictions=predictions,
     )

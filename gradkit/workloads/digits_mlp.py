@@ -4,6 +4,7 @@
 one of optimization alone; generalisation is judged by `digits_cnn`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +31,10 @@ def digits_mlp(name: str, budget_steps: int, eval_every: int, *, batch_size: int
     def batch(key: jax.Array) -> Any:
         return train if batch_size is None else sample(key, train, batch_size)
 
+    def predictions(batch: Any) -> tuple[Callable[[Any], jax.Array], jax.Array]:
+        images, labels = batch
+        return lambda params: apply(network, params, images), labels
+
     def loss(params: Any, batch: Any) -> jax.Array:
         images, labels = batch
         logits = apply(network, params, images)
@@ -48,4 +53,5 @@ def digits_mlp(name: str, budget_steps: int, eval_every: int, *, batch_size: int
         eval_every=eval_every,
         separable=1.3,
         batch_size=batch_size or len(data.train_labels),
+        predictions=predictions,
     )

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from gradkit import checks
 from gradkit.checks import nearest
-from gradkit.workloads.autoencoder import autoencoder
+from gradkit.workloads.autoencoder import autoencoder, linear_autoencoder
 from gradkit.workloads.bytelm import bytelm
 from gradkit.workloads.digits_cnn import digits_cnn
 from gradkit.workloads.digits_mlp import digits_mlp
 from gradkit.workloads.heavytail import heavytail
 from gradkit.workloads.multitask import multitask
-from gradkit.workloads.sensing import sensing
+from gradkit.workloads.sensing import sensing, sensing_1000
 from gradkit.workloads.workload import Workload
 
 _MAKERS: dict[str, Callable[..., Workload]] = {
@@ -22,9 +22,11 @@ _MAKERS: dict[str, Callable[..., Workload]] = {
     "digits_cnn": digits_cnn,
     "bytelm": bytelm,
     "autoencoder": autoencoder,
+    "linear_autoencoder": linear_autoencoder,
     "heavytail": heavytail,
     "multitask": multitask,
     "sensing": sensing,
+    "sensing_1000": sensing_1000,
 }
 
 

@@ -25,6 +25,9 @@ class Workload:
       separable: ratio of steps from which on two medians over five seeds count as different.
       losses: (parameters, minibatch) -> one loss per task, whose sum is `loss`; None with one task.
       batch_size: examples per minibatch, the leading axis of its leaves; None where a batch has no examples to count.
+      predictions: minibatch -> (parameters -> predictions, targets), for methods that read the model and not its loss
+        alone; up to a factor, `loss` is half the squared error ("mse") or the cross-entropy ("softmax_ce") of these,
+        a mean over examples. None where the loss is of another kind.
     """
 
     name: str
@@ -40,3 +43,4 @@ class Workload:
     separable: float
     losses: Callable[[Any, Any], jax.Array] | None = None
     batch_size: int | None = None
+    predictions: Callable[[Any], tuple[Callable[[Any], jax.Array], jax.Array]] | None = None

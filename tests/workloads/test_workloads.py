@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gradkit import leaves, workloads
+from gradkit.transforms.predictions import linearized
 from gradkit.workloads import networks
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ def test_every_workload_is_a_sound_problem(name):
     one = jax.tree.map(lambda x: x[0], (params, batch))
     assert jax.eval_shape(jax.grad(problem.loss), *one) == jax.eval_shape(lambda x: x, one[0])
     same = all(bool((x[0] == x[1]).all()) for x in jax.tree.leaves(batch))
-    assert same == (name in ("digits_mlp_full", "sensing"))
+    assert same == (name in ("digits_mlp_full", "sensing", "sensing_1000"))
     if name != "heavytail":  # which starts from zero whatever the key
         assert not all(bool((x[0] == x[1]).all()) for x in jax.tree.leaves(params))
 
@@ -124,6 +125,58 @@ def test_matrix_completion_is_solved_by_the_truth():
     params = {"u": left * np.geomspace(1, 0.01, 3) * 60, "v": right}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     assert float(problem.metric(params)) < 1e-6 and float(problem.loss(params, problem.batch(KEYS[0]))) < 1e-10
+
+
+def test_matrix_sensing_is_solved_by_the_truth():
+    """Condition 1000: without its smallest singular value the matrix is ten times as far away as the target allows."""
+    problem = workloads.load("sensing_1000")
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.standard_normal((30, 3)))[0] for _ in range(2))
+    for values, error in ((np.geomspace(1, 1e-3, 3), 0.0), (np.array([1, 1e-1**1.5, 0]), 1e-3)):
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), {"u": left * values, "v": right})
+        np.testing.assert_allclose(problem.metric(params), error, rtol=1e-3, atol=1e-6)
+    assert problem.target == 1e-4
+
+
+def test_principal_components_solve_the_linear_autoencoder():
+    problem = workloads.load("linear_autoencoder")
+    images = np.asarray(importlib.import_module("gradkit.workloads.digits").load_digits().train_images, np.float64)
+    mean = images.mean(0)
+    values, directions = np.linalg.svd(images - mean, full_matrices=False)[1:]
+    V = directions[:32].T
+    kernels = [np.eye(64), V, np.eye(32, 8), np.eye(8, 32), V.T, np.eye(64)]
+    params = {f"Dense_{i}": {"kernel": k, "bias": np.zeros(k.shape[1])} for i, k in enumerate(kernels)}
+    params["Dense_0"]["bias"], params["Dense_5"]["bias"] = -mean, mean
+    least = np.sum(values[8:] ** 2) / len(images)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    np.testing.assert_allclose(problem.metric(params), least, rtol=1e-4)
+    assert least < problem.target < 1.02 * least
+
+
+@pytest.mark.parametrize(
+    "name, factor",
+    [("digits_mlp", 1), ("digits_cnn", 1), ("bytelm", 1), ("autoencoder", 2), ("sensing", 1), ("sensing_1000", 600)],
+)
+def test_the_loss_is_that_of_the_predictions(name, factor):
+    problem = workloads.load(name)
+    params, batch = problem.init(KEYS[0]), problem.batch(KEYS[1])
+    assert problem.predictions is not None
+    model_fn, targets = problem.predictions(batch)
+    kind = "softmax_ce" if jnp.issubdtype(targets.dtype, jnp.integer) else "mse"
+
+    @jax.jit
+    def both(params):
+        extra = {"model_fn": model_fn, "targets": targets}
+        slope = linearized("the workload", kind, params, extra)
+        gradient = jax.tree.map(lambda x: -factor / len(targets) * x, slope.vjp(slope.residual))
+        return jax.value_and_grad(problem.loss)(params, batch), (factor * slope.loss(params), gradient)
+
+    (loss, gradient), (want, slopes) = both(params)
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    # Sums of float32 in another order, of as many terms as a batch has outputs.
+    size = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(slopes))
+    for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * size)
 
 
 def test_indices_cover_the_range_and_nothing_else():

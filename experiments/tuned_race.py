@@ -1,12 +1,13 @@
-"""Races every optimizer of the adaptive family on a small image problem and a small language model.
+"""Races whole families of optimizers, tuned with few seeds and judged with more.
 
-    python experiments/adaptive_race.py --out=experiments/results/adaptive_race.txt
+    python experiments/tuned_race.py --out=experiments/results/adaptive_race.txt
+    python experiments/tuned_race.py --methods=adamw,muon,soap --workloads=linear_autoencoder --timed
 
 Each method is tuned over its learning rate with the same effort, on `--pilot_seeds` seeds, as `gradkit race` tunes on
 all of them; then it runs with all seeds at its best rate and is judged by steps to target: median, spread, and how many
-of them missed. The table is written again after every
-method, and what is known is kept beside it (OUT.jsonl): the same command goes on where an earlier one was stopped.
-A method that raises is a row of the table, too.
+of them missed. With `--timed` a program of one run at the best rate says what a step costs, and the table has seconds
+to target. The table is written again after every method, and what is known is kept beside it (OUT.jsonl): the same
+command goes on where an earlier one was stopped. A method that raises is a row of the table, too.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from absl import app, flags
 
 from gradkit import catalogue
 from gradkit.training import RaceConfig, methods
-from gradkit.training.race import prepare, score, tune
+from gradkit.training.race import measure, prepare, score, tune
 from gradkit.training.report.charts import number, reading
 from gradkit.training.sweep import sweep
 from gradkit.workloads import Workload, load
@@ -42,9 +43,10 @@ flags.DEFINE_integer("eval_every", None, "steps between evaluations; default: th
 flags.DEFINE_integer(
     "extensions", DEFAULTS.extensions, "how often two rates may be added where the best is at the edge"
 )
-flags.DEFINE_string("out", "adaptive_race.txt", "the table; what it is made of is kept in OUT.jsonl")
+flags.DEFINE_bool("timed", False, "whether the seconds of a step are measured, one method after the other")
+flags.DEFINE_string("out", "tuned_race.txt", "the table; what it is made of is kept in OUT.jsonl")
 
-HEAD = ("method", "best rate", "steps", "over seeds", "misses", "robust", "final", "")
+HEAD = ("method", "best rate", "steps", "over seeds", "seconds", "ms/step", "misses", "robust", "final", "")
 SETTINGS = ("rates", "decades", "seeds", "steps", "eval_every", "extensions")
 EFFORT = (*SETTINGS, "pilot_seeds")
 
@@ -76,6 +78,8 @@ def raced(problem: Workload, name: str, config: RaceConfig, pilot_seeds: int) ->
             eval_every=config.eval_every,
         )
         result = score(problem.name, name, found)
+        if FLAGS.timed:
+            (result,) = measure(problem, [result], config, lambda _: None)
     except Exception as error:  # one broken method must not end a race of hours
         return row | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:80]}
     at_best = result.sweep.steps_to_target[result.best]
@@ -86,6 +90,7 @@ def raced(problem: Workload, name: str, config: RaceConfig, pilot_seeds: int) ->
         "low": result.spread[0],
         "high": result.spread[1],
         "misses": int(np.isinf(at_best).sum()),
+        "seconds_per_step": result.seconds_per_step,
         "robust": pilot.robust,
         "tried": len(pilot.rates),
         "final": result.final,
@@ -98,16 +103,20 @@ def raced(problem: Workload, name: str, config: RaceConfig, pilot_seeds: int) ->
 def cells(row: dict) -> tuple[str, ...]:
     """One row of the table as text, in the order of `HEAD`."""
     if "error" in row:
-        return row["method"], "-", "-", "-", "-", "-", "-", row["error"]
+        return row["method"], *["-"] * (len(HEAD) - 2), row["error"]
     spread = f"{number(row['low'])} to {number(row['high'])}" if np.isfinite(row["low"]) else "-"
     notes = ["best rate at the edge"] if row["at_edge"] else []
     if row["tried"] > row["rates"]:
         notes.append(f"grid extended by {row['tried'] - row['rates']}")
+    per_step = row.get("seconds_per_step", np.nan)
+    seconds = number(row["median"] * per_step) if np.isfinite(row["median"] * per_step) else "-"
     return (
         row["method"],
         number(row["best_rate"]),
         number(row["median"]),
         spread,
+        seconds,
+        number(1e3 * per_step) if np.isfinite(per_step) else "-",
         f"{row['misses']} of {row['seeds']}",
         f"{row['robust']} of {row['tried']}",
         reading(row["final"]),
@@ -122,7 +131,10 @@ def table(rows: list[dict], workload: str, config: RaceConfig) -> str:
     problem = load(workload)
     steps = config.steps or problem.budget_steps
     lines = [HEAD, *map(cells, own)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    # Columns that nobody fills are left out.
+    kept = [i for i in range(len(HEAD)) if any(line[i] != "-" for line in lines[1:])]
+    lines = [tuple(line[i] for i in kept) for line in lines]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     target = f"{workload}: {problem.metric_name} <= {number(problem.target)} within {steps} steps"
     return "\n".join([target, *text])
@@ -132,7 +144,7 @@ def write(rows: list[dict], config: RaceConfig, path: pathlib.Path) -> None:
     """The tables of what is known so far."""
     grid = f"{config.rates} rates over {2 * config.decades:g} decades x {FLAGS.pilot_seeds} seeds"
     effort = f"{grid}, then {config.seeds} seeds at the best"
-    command = shlex.join(["python", "experiments/adaptive_race.py", *sys.argv[1:]])
+    command = shlex.join(["python", "experiments/tuned_race.py", *sys.argv[1:]])
     head = f"$ {command}\n{effort}, jax {jax.__version__}, {jax.devices()[0].device_kind}"
     known = [workload for workload in config.workloads if any(row["workload"] == workload for row in rows)]
     path.write_text("\n\n".join([head, *(table(rows, workload, config) for workload in known)]) + "\n")
