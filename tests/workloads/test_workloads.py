@@ -168,6 +168,7 @@ def test_the_loss_is_that_of_the_predictions(name, factor):
     def both(params):
         extra = {"model_fn": model_fn, "targets": targets}
         slope = linearized("the workload", kind, params, extra)
+        assert slope.loss is not None
         gradient = jax.tree.map(lambda x: -factor / len(targets) * x, slope.vjp(slope.residual))
         return jax.value_and_grad(problem.loss)(params, batch), (factor * slope.loss(params), gradient)
 
