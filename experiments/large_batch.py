@@ -274,7 +274,9 @@ def fitted(points: list[dict[str, Any] | None], batches: list[int]) -> tuple[flo
         fit = fit_steps_examples(*map(np.array, zip(*pairs, strict=True)))
     except (ValueError, TypeError):
         return None
-    return fit.min_steps, float(critical_batch_size(*fit))
+    critical = float(critical_batch_size(*fit))
+    # Where more examples bought nothing at all, the runs say nothing of the batch below which they would.
+    return None if critical < 1 else (fit.min_steps, critical)
 
 
 def picture(rows: list[dict[str, Any]], workloads: list[str], batches: list[int], path: pathlib.Path) -> None:

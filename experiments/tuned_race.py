@@ -1,7 +1,7 @@
 """Races whole families of optimizers, tuned with few seeds and judged with more.
 
-    python experiments/tuned_race.py --out=experiments/results/adaptive_race.txt
-    python experiments/tuned_race.py --methods=adamw,muon,soap --workloads=linear_autoencoder --timed
+    python experiments/tuned_race.py --workloads=digits_mlp --decades=1.25 --out=adaptive_race_digits.txt
+    python experiments/tuned_race.py --workloads=sensing_1000 --methods=adamw,scaled_gd,muon --timed
 
 Each method is tuned over its learning rate with the same effort, on `--pilot_seeds` seeds, as `gradkit race` tunes on
 all of them; then it runs with all seeds at its best rate and is judged by steps to target: median, spread, and how many
