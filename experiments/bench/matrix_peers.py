@@ -4,8 +4,8 @@
     python experiments/bench/matrix_peers.py [--only=muon,soap,shampoo] [--leaves=mixed,small] [--rounds=5]
 
 Leaves: "mixed", 12 x (4 of 256 x 256, 2 of 256 x 1024), and "small", 224 of 64 x 64. All in float32, but for the
-Newton-Schulz products of torch and what is built on it, which are bfloat16 by themselves. Shampoo and SOAP refresh their
-roots and bases every tenth step, and a figure is the mean over ten steps. Rounds are interleaved; a ratio is the median
+Newton-Schulz products of torch and what is built on it, which are bfloat16 by themselves. Shampoo and SOAP refresh
+their roots and bases every tenth step, and a figure is the mean over ten steps. Rounds are interleaved; a ratio is the median
 over rounds of (peer / gradkit): 2 means that gradkit is twice as fast. Libraries that are not installed are left out.
 Programs of JAX also have the time they take to compile, and their size as StableHLO text.
 """
@@ -121,7 +121,8 @@ def contestants(method: str, shapes: Shapes) -> dict[str, tuple[Callable[[], Non
         if method == "soap":
             options |= {"precondition_frequency": REFRESH, "use_precond_schedule": False}
         kind = heavyball.Muon if method == "muon" else heavyball.SOAP
-        found["heavyball" + (" (bf16)" if method == "muon" else "")] = of_torch(lambda p: kind(p, lr=3e-3, **options), shapes)
+        name = "heavyball" + (" (bf16)" if method == "muon" else "")
+        found[name] = of_torch(lambda p: kind(p, lr=3e-3, **options), shapes)
     return found
 
 
