@@ -5,9 +5,9 @@
 
 Leaves: "mixed", 12 x (4 of 256 x 256, 2 of 256 x 1024), and "small", 224 of 64 x 64. All in float32, but for the
 Newton-Schulz products of torch and what is built on it, which are bfloat16 by themselves. Shampoo and SOAP refresh
-their roots and bases every tenth step, and a figure is the mean over ten steps. Rounds are interleaved; a ratio is the median
-over rounds of (peer / gradkit): 2 means that gradkit is twice as fast. Libraries that are not installed are left out.
-Programs of JAX also have the time they take to compile, and their size as StableHLO text.
+their roots and bases every tenth step, and a figure is the mean over ten steps. Rounds are interleaved; a ratio is the
+median over rounds of (peer / gradkit): 2 means that gradkit is twice as fast. Libraries that are not installed are left
+out. Programs of JAX also have the time they take to compile, and their size as StableHLO text.
 """
 
 import importlib.util
