@@ -4,7 +4,8 @@
 
 Every method is tuned at every batch size with the same effort: a grid of learning rates whose centre follows the
 method's scaling rule (linear in the batch for SGD and LARS, its root for methods that divide by a root of squares),
-extended where the best rate lies at its edge. Rates are constant after a linear warm-up, so that a run may end as soon
+extended where the best rate lies at its edge; with --judges its best rate is judged with more seeds than it was tuned
+with. Rates are constant after a linear warm-up, so that a run may end as soon
 as it has reached the target. Minibatches are drawn with replacement, cut over the data axes of the mesh, and computed
 in microbatches where these are asked for; all rates and seeds of one batch size are one program, in which one run
 follows the other, each on all devices.
@@ -52,6 +53,7 @@ flags.DEFINE_integer("rates", 5, "learning rates per method and batch size", low
 flags.DEFINE_float("decades", 0.8, "decades the rates reach to each side of the centre")
 flags.DEFINE_integer("extensions", 2, "how often two rates may be added where the best is at the edge", lower_bound=0)
 flags.DEFINE_integer("seeds", 3, "seeds per learning rate", lower_bound=1)
+flags.DEFINE_integer("judges", None, "seeds at the best rate, where more. Default: the same", lower_bound=1)
 flags.DEFINE_integer("examples", 200_000, "examples a run may see before it counts as a miss", lower_bound=1)
 flags.DEFINE_integer("most_steps", 600, "and steps it may take", lower_bound=1)
 flags.DEFINE_integer("eval_every", 5, "steps between evaluations", lower_bound=1)
@@ -147,13 +149,15 @@ def step_of(here: Setting, tx: optax.GradientTransformation, moments: bool) -> C
     return step
 
 
-def swept(here: Setting, method: Contestant, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def swept(
+    here: Setting, method: Contestant, rates: np.ndarray, seeds_from: int = 0, seeds_to: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Steps to target, (rates, seeds), infinity for a miss; and the last metric of each run.
 
     All runs go on together until none can still be the best: until some rate has brought all seeds to the target.
     """
     everywhere = NamedSharding(here.mesh, PartitionSpec())
-    seeds = jnp.arange(FLAGS.seeds, dtype=jnp.uint32)
+    seeds = jnp.arange(seeds_from, FLAGS.seeds if seeds_to is None else seeds_to, dtype=jnp.uint32)
     points = jnp.asarray(rates, jnp.float32)
 
     def begin(rate: jax.Array, seed: jax.Array) -> run.Run:
@@ -199,13 +203,17 @@ def tuned(here: Setting, method: Contestant, centre: float) -> dict[str, Any]:
         rates = np.concatenate([rates, more])[order]
         steps, finals = (np.concatenate([a, b])[order] for a, b in zip((steps, finals), found, strict=True))
     best = best_point(steps, finals)
+    judged, last = steps[best], finals[best]
+    if FLAGS.judges is not None and FLAGS.judges > FLAGS.seeds and np.isfinite(judged).any():
+        found = swept(here, method, rates[best : best + 1], FLAGS.seeds, FLAGS.judges)
+        judged, last = (np.concatenate([a, b[0]]) for a, b in zip((judged, last), found, strict=True))
     return {
         "rate": float(rates[best]),
-        "steps": float(np.median(steps[best])),
-        "low": float(steps[best].min()),
-        "high": float(steps[best].max()),
-        "misses": int(np.isinf(steps[best]).sum()),
-        "final": float(np.median(finals[best])),
+        "steps": float(np.median(judged)),
+        "low": float(judged.min()),
+        "high": float(judged.max()),
+        "misses": int(np.isinf(judged).sum()),
+        "final": float(np.median(last)),
         "at_edge": best in (0, len(rates) - 1),
         "tried": len(rates),
     }
@@ -332,9 +340,10 @@ def write(rows: list[dict[str, Any]], batches: list[int], mesh: Mesh, path: path
 
 def effort() -> str:
     """What every method is given."""
+    judges = f"judged with {FLAGS.judges}, " if FLAGS.judges is not None and FLAGS.judges > FLAGS.seeds else ""
     return (
         f"{FLAGS.rates} rates over {2 * FLAGS.decades:g} decades, {FLAGS.extensions} extensions, {FLAGS.seeds} seeds, "
-        f"at most {FLAGS.examples} examples and {FLAGS.most_steps} steps"
+        f"{judges}at most {FLAGS.examples} examples and {FLAGS.most_steps} steps"
     )
 
 

@@ -119,15 +119,6 @@ def roots(
     return factors._replace(P=tuple(P), failed=failed)
 
 
-def refresh(t: jax.Array, start: int, frequency: int) -> jax.Array:
-    """Whether roots are computed at step t: at `start`, and later wherever the frequency divides t.
-
-    >>> [bool(refresh(jnp.int32(t), 2, 3)) for t in (1, 2, 3, 4, 6)]
-    [False, True, True, False, True]
-    """
-    return (t == start) | ((t > start) & (t % frequency == 0))
-
-
 def merge_backwards(dims: Sequence[int], limit: int) -> tuple[int, ...]:
     """Axes of length 1 dropped; from the last to the first, axes joined while their product is within the limit.
 
@@ -298,7 +289,7 @@ def kronecker_statistics(
         alone = one_sided and len(shape) == 2
         return [min((0, 1), key=lambda a: shape[a])] if alone else list(range(len(shape)))
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any) -> Any:
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: None) -> Any:
         return [
             tuple(init_factors(rows * len(blocks), [shape[a] for a in used(shape)], dtype, max_dim).L)
             for shape, blocks in blocks_of(*pieces_of(dims)).items()

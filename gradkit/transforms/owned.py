@@ -1,11 +1,10 @@
 """State that belongs to matrices and lies with the device that works on them.
 
-    plan -> per stack (B, ...) cut along its owners        on N devices each holds 1 / N, and none of it ever travels
-
-and what is renewed only every so many steps: under one `lax.cond`, which under `vmap` over seeds stays one.
+plan -> per stack (B, ...) cut along its owners        on N devices each holds 1 / N, and none of it ever travels
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -15,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradkit.leaves import Layout, names
@@ -52,9 +50,12 @@ def owners_of(state: Any) -> list[tuple[str, ...] | None]:
 
 
 def rows_of(plan: Plan, stack: Stack) -> tuple[str, ...]:
+    """`row_names`, but none inside `shard_map`, where a device has some of the rows alone."""
+    return () if plan.mesh is None and plan.sizes else row_names(plan, stack)
+
+
+def row_names(plan: Plan, stack: Stack) -> tuple[str, ...]:
     """The name of each matrix of a stack, all devices together: that of its leaf, the weight in it, its number."""
-    if plan.mesh is None and plan.sizes:  # inside `shard_map`
-        return ()
     out: list[str] = []
     for block in np.ndindex(*(plan.sizes[a] for a in stack.cut.batch)):
         at = dict(zip(stack.cut.batch, block, strict=True))
@@ -121,22 +122,50 @@ def kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
     return stack.padded * math.prod(plan.sizes[a] for a in stack.cut.batch), stack.owners
 
 
-def hold(method: str, plan: Plan, make: Callable[[Stack, int], Any]) -> tuple[Owned, ...]:
+def phases(plan: Plan, interval: int | None) -> tuple[jax.Array | None, ...]:
+    """Per stack the phase of each of its matrices, as `refreshes.due` reads it, the same on every mesh; -1 for padding.
+
+    Matrices of one size are numbered one after another, so that they share out the steps among them evenly. None where
+    there is no interval.
+    """
+    if interval is None:
+        return (None,) * len(plan.stacks)
+    sizes: dict[Any, list[str]] = {}
+    for leaf, part in sorted({(slot.leaf, slot.part) for stack in plan.stacks for slot in stack.slots}):
+        shape, axes = plan.shapes[leaf], plan.axes[leaf]
+        own = [shape[a] for a in (*axes.inputs, *axes.outputs)]
+        count = math.prod(shape) // math.prod(own)
+        sizes.setdefault((part, *sorted(own)), []).extend(f"{plan.names[leaf]}[{part},{k}]" for k in range(count))
+    known = {name: i % interval for i, name in enumerate(itertools.chain(*sizes.values()))}
+    out = []
+    for stack in plan.stacks:
+        rows = jnp.asarray(np.array([known.get(name, -1) for name in row_names(plan, stack)], np.int32))
+        if plan.mesh is None and stack.owners:  # inside `shard_map` a device has its own
+            here, _ = kept(plan, stack)
+            rows = jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(stack.owners) * here, here)
+        out.append(rows)
+    return tuple(out)
+
+
+def hold(
+    method: str, plan: Plan, make: Callable[[Stack, int, Any], Any], interval: int | None = None
+) -> tuple[Owned, ...]:
     """State for every stack, where its owners are.
 
     Args:
       method: the public name, for messages.
       plan: what `plan_owned` says.
-      make: (stack, number of matrices) -> a tree of arrays with that leading axis.
+      make: (stack, number of matrices, their phases) -> a tree of arrays with that leading axis.
+      interval: of refreshes that are staggered. Default None: they are not, and there are no phases.
 
     Raises:
       ValueError: fused weights that are cut along their outputs.
     """
     out = []
-    for stack in plan.stacks:
+    for stack, phase in zip(plan.stacks, phases(plan, interval), strict=True):
         if stack.splits:
             raise ValueError(f"{method}: weights fused by `splits` {stack.splits} must be whole along their outputs")
-        out.append(placed(plan, stack, make(stack, kept(plan, stack)[0])))
+        out.append(placed(plan, stack, make(stack, kept(plan, stack)[0], phase)))
     return tuple(out)
 
 
@@ -213,51 +242,6 @@ def map_owned(
         # Left to itself the compiler may cut what came in whole, and the next step would be another program.
         stacks = jax.lax.with_sharding_constraint(stacks, PartitionSpec())
     return tree, tuple(dataclasses.replace(o, arrays=own) for own, o in zip(stacks, owned, strict=True))
-
-
-@custom_vmap
-def _anywhere(due: jax.Array) -> jax.Array:
-    return due
-
-
-@_anywhere.def_vmap
-def _anywhere_of_many(size: int, batched: list[bool], due: jax.Array) -> tuple[jax.Array, bool]:
-    del size, batched
-    return jnp.any(due), False
-
-
-def refreshed(due: jax.Array, compute: Callable[[], Any], old: Any, failed: jax.Array) -> tuple[Any, jax.Array]:
-    """What is renewed only when it is due, and how often that failed.
-
-    Under `vmap` the computation runs when it is due for one member or more, also where every member has a counter of
-    its own; each keeps or takes by its own.
-
-    Args:
-      due: a boolean scalar, the same on all devices.
-      compute: () -> a tree like `old`; no collectives.
-      old: a tree of arrays with one leading axis. A matrix for which the new tree is not finite keeps its old one.
-      failed: (B,) int32, how often each matrix kept its old one.
-
-    >>> old, failed = jnp.zeros((2, 1, 1)), jnp.zeros(2, jnp.int32)
-    >>> new = jnp.array([jnp.nan, 3.0]).reshape(2, 1, 1)
-    >>> got, failed = refreshed(jnp.array(True), lambda: new, old, failed)
-    >>> got.ravel().tolist(), failed.tolist()
-    ([0.0, 3.0], [1, 0])
-    """
-
-    def fresh() -> tuple[Any, jax.Array]:
-        new = compute()
-        good = jnp.ones(failed.shape, bool)
-        for x in jax.tree.leaves(new):
-            good &= jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
-        take = due & good
-
-        def choose(x: jax.Array, y: jax.Array) -> jax.Array:
-            return jnp.where(take.reshape(-1, *[1] * (x.ndim - 1)), x, y).astype(y.dtype)
-
-        return jax.tree.map(choose, new, old), failed + (due & ~good).astype(failed.dtype)
-
-    return jax.lax.cond(_anywhere(due), fresh, lambda: (old, failed))
 
 
 def failures(stacks: Sequence[Owned]) -> dict[str, jax.Array]:

@@ -29,7 +29,8 @@ from gradkit.transforms.by_role import ROLES
 from gradkit.transforms.core import increment, scalar, transformation, wide_dtype
 from gradkit.transforms.limit_norm_growth import growth
 from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product, refreshed
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product
+from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(
     "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", "Zhao et al.", 2024, "2403.03507"
@@ -97,6 +98,7 @@ def project_low_rank(
     *,
     rank: Any = 128,
     update_interval: int = 200,
+    stagger: bool = False,
     scale: Any = 1.0,
     side: str = "short",
     sign: str = "fixed",
@@ -118,6 +120,8 @@ def project_low_rank(
         `gk.diagnostics.welore_ranks` makes it): leaves without one (None) go to `inner` whole; of the matrices in one
         leaf the largest holds for all. More than the shorter side is cut down to it. Default 128 (official code).
       update_interval: steps from one basis to the next, >= 1. Default 200 (official code).
+      stagger: whether every matrix has a step of its own for its next basis, so that the work is spread over the steps;
+        those that are due are taken one after another. Default False (official code): all at once.
       scale: factor of what comes back, >= 0. Default 1.
       side: which side is compressed: "short", "long", "inputs" or "outputs". Default "short" (official code); optax's
         `contrib.galore` compresses the long one, which keeps m r + 2 r n words in place of n r + 2 r m, n <= m.
@@ -154,6 +158,7 @@ def project_low_rank(
     basis on. A basis that is not finite is not taken, and counted in the metric `failed_refreshes`.
     """
     checks.integer("update_interval", update_interval, 1)
+    checks.choice("stagger", stagger, (True, False))
     checks.real("scale", scale, "[0, inf)")
     checks.choice("side", side, SIDES)
     checks.choice("sign", sign, SIGNS)
@@ -191,16 +196,18 @@ def project_low_rank(
     def init(params: optax.Params) -> ProjectLowRankState:
         _, rest, plan, ranks = planned(params)
 
-        def make(stack: Stack, count: int) -> dict[str, Any]:
+        def make(stack: Stack, count: int, phase: Any) -> dict[str, Any]:
             r, dtype = min(ranks[stack.slots[0].leaf], stack.n, stack.m), wide_dtype(stack.dtype)
             own = {
                 "basis": jnp.zeros((count, stack.n, r), dtype),
                 "inner": jax.vmap(method.init)(jnp.zeros((count, r, stack.m), dtype)),
                 "failed": jnp.zeros((count,), jnp.int32),
+                "phase": phase,
             }
             return own if residual is None else own | {"norm": jnp.zeros((count, 1, 1), dtype)}
 
-        return ProjectLowRankState(jnp.zeros((), jnp.int32), hold(METHOD, plan, make), method.init(rest))
+        stacks = hold(METHOD, plan, make, update_interval if stagger else None)
+        return ProjectLowRankState(jnp.zeros((), jnp.int32), stacks, method.init(rest))
 
     def update(updates: Any, state: ProjectLowRankState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         matrices, rest, plan, _ = planned(updates)
@@ -211,13 +218,14 @@ def project_low_rank(
         def kernel(x: jax.Array, own: dict[str, Any], shared: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
             r, alpha = own["basis"].shape[2], scalar(shared["scale"], x)
 
-            def anew() -> dict[str, Any]:
+            def anew(x: jax.Array, old: dict[str, Any]) -> dict[str, Any]:
                 B = singular_basis(x, r, sign=sign)
-                turn = product(jnp.swapaxes(B, 1, 2), own["basis"])
-                return {"basis": B} | ({"inner": rotated(own["inner"], turn)} if rotate_moments else {})
+                turn = product(jnp.swapaxes(B, 1, 2), old["basis"])
+                return {"basis": B} | ({"inner": rotated(old["inner"], turn)} if rotate_moments else {})
 
             old = {k: own[k] for k in (("basis", "inner") if rotate_moments else ("basis",))}
-            new, failed = refreshed(shared["due"], anew, old, own["failed"])
+            now = due(shared["count"], 0, update_interval, own["phase"])
+            new, failed = refreshed(now, anew, x, old, own["failed"])
             own = own | new | {"failed": failed}
             B = own["basis"]
             R = product(jnp.swapaxes(B, 1, 2), x)
@@ -239,7 +247,7 @@ def project_low_rank(
             f = jnp.ones_like(n) if growth_limit is None else growth(n, own["norm"], shared["growth_limit"])
             return d + E / f, own | {"norm": n / f}
 
-        shared = {"due": state.count % update_interval == 0, "scale": scale, "extra": numbers}
+        shared = {"count": state.count, "scale": scale, "extra": numbers}
         shared |= {"growth_limit": growth_limit, "numbers": made.numbers}
         try:
             d, stacks = map_owned(METHOD, kernel, matrices, plan, state.stacks, shared)

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from gradkit.leaves import Axes, Layout, names, tensor_axes
 from gradkit.transforms.core import wide_dtype
 from gradkit.transforms.matrices import MatrixSharding, Plan, plan_matrices
-from gradkit.transforms.owned import Owned, kept, map_owned, placed
+from gradkit.transforms.owned import Owned, kept, map_owned, phases, placed
 from gradkit.transforms.placement import everywhere, specs_of
 
 
@@ -92,17 +92,20 @@ def _matrix_view(
     return (*row, *rest), () if column is None else (column,)
 
 
-def init_owned(tensors: Tensors, make: Callable[[int, tuple[int, ...], Any], Any]) -> tuple[Owned, ...]:
+def init_owned(
+    tensors: Tensors, make: Callable[[int, tuple[int, ...], Any, Any], Any], interval: int | None = None
+) -> tuple[Owned, ...]:
     """State for every stack, where it belongs.
 
     Args:
       tensors: the plan.
-      make: (number of tensors, lengths of their axes, dtype) -> a tree of arrays with that many rows.
+      make: (number of tensors, lengths of their axes, dtype, their phases) -> a tree of arrays with that many rows.
+      interval: of refreshes that are staggered. Default None: they are not, and there are no phases.
     """
     plan = tensors.plan
     return tuple(
-        placed(plan, stack, make(kept(plan, stack)[0], dims, wide_dtype(stack.dtype)))
-        for stack, dims in zip(plan.stacks, tensors.dims, strict=True)
+        placed(plan, stack, make(kept(plan, stack)[0], dims, wide_dtype(stack.dtype), phase))
+        for stack, dims, phase in zip(plan.stacks, tensors.dims, phases(plan, interval), strict=True)
     )
 
 

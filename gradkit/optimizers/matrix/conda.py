@@ -24,7 +24,8 @@ from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import bias_correction as correction
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
 from gradkit.transforms.matrices import Plan, Stack
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product, refreshed
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product
+from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(
     "Conda: Column-Normalized Adam for Training Large Language Models Faster", "Wang et al.", 2025, "2509.24218"
@@ -58,6 +59,7 @@ def scale_by_conda(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     update_interval: int = 2000,
+    stagger: bool = False,
     scale: Any = 1.0,
     projection: str = "std",
     bias_correction: bool = True,
@@ -76,6 +78,8 @@ def scale_by_conda(
         second moment is 0 get 0.
       update_interval: steps from one basis to the next, >= 1. Default 2000 (official code); published runs of GPT-2
         have 20000.
+      stagger: whether every matrix has a step of its own for its next basis, so that the work is spread over the steps;
+        those that are due are taken one after another. Default False (official code): all at once.
       scale: factor of the direction, >= 0. Default 1 (official code); published runs of GPT-2 have 0.25.
       projection: which sides have a basis: "std" the shorter, "reverse_std" the longer, "left" the inputs, "right" the
         outputs, "full" both. Where a side is longer than the other its basis is thin, and what lies outside is lost.
@@ -111,6 +115,7 @@ def scale_by_conda(
     for name, value in (("eps", eps), ("scale", scale)):
         checks.real(name, value, "[0, inf)")
     checks.integer("update_interval", update_interval, 1)
+    checks.choice("stagger", stagger, (True, False))
     checks.choice("projection", projection, PROJECTIONS)
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
@@ -120,7 +125,7 @@ def scale_by_conda(
         return plan_owned(tree, method=method, layout=layout, shard=shard, turn=turn)
 
     def init(params: optax.Params) -> ScaleByCondaState:
-        def make(stack: Stack, count: int) -> dict[str, Any]:
+        def make(stack: Stack, count: int, phase: Any) -> dict[str, Any]:
             dtype, k = wide_dtype(stack.dtype), min(stack.n, stack.m)
             return {
                 "mu": jnp.zeros((count, stack.n, stack.m), mu_dtype or dtype),
@@ -128,20 +133,23 @@ def scale_by_conda(
                 "left": jnp.zeros((count, stack.n, k), dtype) if on_left else None,
                 "right": jnp.zeros((count, stack.m, k), dtype) if on_right else None,
                 "failed": jnp.zeros((count,), jnp.int32),
+                "phase": phase,
             }
 
-        return ScaleByCondaState(jnp.zeros((), jnp.int32), hold(method, planned(params), make))
+        interval = update_interval if stagger else None
+        return ScaleByCondaState(jnp.zeros((), jnp.int32), hold(method, planned(params), make, interval))
 
     def kernel(G: jax.Array, own: dict[str, Any], given: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
         b1, b2, eps, scale = (scalar(given[name], G) for name in ("b1", "b2", "eps", "scale"))
         m = (b1 * own["mu"].astype(G.dtype) + (1 - b1) * G).astype(own["mu"].dtype)
         mean, k = m.astype(G.dtype), min(G.shape[1:])
 
-        def anew() -> tuple[Any, Any]:
+        def anew(mean: jax.Array, _: Any) -> tuple[Any, Any]:
             left = singular_basis(mean, k) if on_left else None
             return left, singular_basis(jnp.swapaxes(mean, 1, 2), k) if on_right else None
 
-        (U, V), failed = refreshed(given["due"], anew, (own["left"], own["right"]), own["failed"])
+        now = due(given["t"] - 1, 0, update_interval, own["phase"])
+        (U, V), failed = refreshed(now, anew, mean, (own["left"], own["right"]), own["failed"])
 
         def into(a: jax.Array) -> jax.Array:
             a = a if U is None else product(jnp.swapaxes(U, 1, 2), a)
@@ -153,12 +161,12 @@ def scale_by_conda(
         u = u if V is None else product(u, jnp.swapaxes(V, 1, 2))
         if bias_correction:
             u = u * (jnp.sqrt(correction(given["b2"], given["t"], G)) / correction(given["b1"], given["t"], G))
-        return scale * u, {"mu": m, "nu": v, "left": U, "right": V, "failed": failed}
+        return scale * u, own | {"mu": m, "nu": v, "left": U, "right": V, "failed": failed}
 
     def update(updates: Any, state: ScaleByCondaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         t = increment(state.count)
-        given = {"due": state.count % update_interval == 0, "t": t, "b1": b1, "b2": b2, "eps": eps, "scale": scale}
+        given = {"t": t, "b1": b1, "b2": b2, "eps": eps, "scale": scale}
         d, stacks = map_owned(method, kernel, updates, planned(updates), state.stacks, given)
         return d, ScaleByCondaState(t, stacks)
 
@@ -172,6 +180,7 @@ def conda(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     update_interval: int = 2000,
+    stagger: bool = False,
     scale: Any = 1.0,
     projection: str = "std",
     bias_correction: bool = True,
@@ -191,6 +200,7 @@ def conda(
       b2: decay of the second moments, in [0, 1). Default 0.999 (paper).
       eps: added to the roots before the bias is corrected, >= 0. Default 1e-8 (official code).
       update_interval: steps from one basis to the next, >= 1. Default 2000 (official code).
+      stagger: whether every matrix has a step of its own for it, as in `scale_by_conda`. Default False.
       scale: factor of the steps of matrices, >= 0. Default 1 (official code).
       projection: "std", "reverse_std", "left", "right" or "full", as in `scale_by_conda`. Default "std" (official
         code).
@@ -232,6 +242,7 @@ def conda(
         b2=b2,
         eps=eps,
         update_interval=update_interval,
+        stagger=stagger,
         scale=scale,
         projection=projection,
         bias_correction=bias_correction,

@@ -158,7 +158,7 @@ def scale_by_dion(
         return min(short, rank_multiple_of * math.ceil(r / rank_multiple_of))
 
     def init(params: optax.Params) -> ScaleByDionState:
-        def make(stack: Stack, count: int) -> dict[str, jax.Array]:
+        def make(stack: Stack, count: int, _: None) -> dict[str, jax.Array]:
             dtype = wide_dtype(stack.dtype)
             Q = jax.random.normal(start(), (1, stack.n, width(stack)), dtype)
             return {"M": jnp.zeros((count, stack.n, stack.m), dtype), "Q": jnp.tile(Q, (count, 1, 1))}

@@ -35,10 +35,10 @@ from gradkit.transforms.kronecker import (
     init_factors,
     join_blocks,
     merge_backwards,
-    refresh,
     roots,
     statistic,
 )
+from gradkit.transforms.refreshes import due, renewed
 from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors, total
 
 PAPER = Paper(
@@ -52,11 +52,13 @@ GRAFTINGS = (None, "sgd", "adagrad", "rmsprop", "adam")
 
 
 class Block(NamedTuple):
-    """What belongs to the blocks of one shape: factors, mean of the gradient, second moments of the grafted method."""
+    """What belongs to the blocks of one shape: factors, mean of the gradient, second moments of the grafted method;
+    where roots have steps of their own, the phase."""
 
     factors: Factors
     mu: jax.Array | None
     nu: jax.Array | None
+    phase: jax.Array | None
 
 
 class DistributedShampooState(NamedTuple):
@@ -101,6 +103,7 @@ def _precondition(
     limit: int,
     merge_dims: bool,
     frequency: int,
+    stagger: bool,
     start: int,
     grafting: str | None,
     graft_b2: Any,
@@ -116,13 +119,16 @@ def _precondition(
     def merged(dims: tuple[int, ...]) -> tuple[int, ...]:
         return merge_backwards(dims, limit) if merge_dims else dims
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any) -> list[Block]:
-        own = []
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> list[Block]:
+        own, before = [], 0
         for shape, blocks in blocks_of(merged(dims), limit).items():
             n = rows * len(blocks)
+            number = before + jnp.arange(len(blocks), dtype=jnp.int32)[None]
+            before += len(blocks)
+            apart = None if phase is None else jnp.where(phase[:, None] < 0, -1, (phase[:, None] + number) % frequency)
             mu = jnp.zeros((n, *shape), dtype) if averaged else None
             nu = jnp.zeros((n, *shape), dtype) if grafting not in (None, "sgd") else None
-            own.append(Block(init_factors(n, shape, dtype, limit), mu, nu))
+            own.append(Block(init_factors(n, shape, dtype, limit), mu, nu, None if apart is None else apart.ravel()))
         return own
 
     def one(G: jax.Array, own: Block, at: Any) -> tuple[jax.Array, Block]:
@@ -133,19 +139,20 @@ def _precondition(
             nu = accumulate(nu, jnp.square(G), 1 if grafting == "adagrad" else at["graft_b2"])
         c = correction(at["b2"], at["t"], G) if unbiased else jnp.ones((), G.dtype)
         order = G.ndim - 1
-        factors = jax.lax.cond(
-            at["refresh"],
-            lambda f: roots(f, [1 / (2 * order)] * order, c, at["eps"], solver),
-            lambda f: f,
-            factors,
-        )
+
+        def rooted(L: Any, old: Any) -> Any:
+            new = roots(Factors(L, *old), [1 / (2 * order)] * order, c, at["eps"], solver)
+            return new.P, new.failed
+
+        P, failed = renewed(due(at["t"], start, frequency, own.phase), rooted, factors.L, (factors.P, factors.failed))
+        factors = Factors(factors.L, P, failed)
         if mu is not None:
             mean, mu = _filtered(G, mu, at, unbiased)
         p = along_all(factors.P, mean)
         if grafting is not None:
             a = _grafted(mean, nu, at, grafting)
             p = jnp.where(at["t"] < start, a, p * (_lengths(a) / (_lengths(p) + 1e-16)))
-        return p, Block(factors, mu, nu)
+        return p, Block(factors, mu, nu, own.phase)
 
     def kernel(x: jax.Array, own: list[Block], at: Any) -> tuple[jax.Array, list[Block]]:
         dims = merged(x.shape[1:])
@@ -154,13 +161,13 @@ def _precondition(
 
     def init(params: optax.Params) -> DistributedShampooState:
         tensors = plan_tensors(params, method="distributed_shampoo", layout=layout, shard=shard)
-        zero = jnp.zeros((), jnp.int32)
-        return DistributedShampooState(zero, init_owned(tensors, make), {"failed_roots": jnp.zeros((), jnp.int32)})
+        stacks, zero = init_owned(tensors, make, frequency if stagger else None), jnp.zeros((), jnp.int32)
+        return DistributedShampooState(zero, stacks, {"failed_roots": jnp.zeros((), jnp.int32)})
 
     def update(updates: Any, state: DistributedShampooState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         t = increment(state.count)
-        at = {"t": t, "refresh": refresh(t, start, frequency), "b1": b1, "b2": b2, "b3": b3, "eps": eps}
+        at = {"t": t, "b1": b1, "b2": b2, "b3": b3, "eps": eps}
         at |= {"graft_b2": graft_b2, "graft_eps": graft_eps}
         tensors = plan_tensors(updates, method="distributed_shampoo", layout=layout, shard=shard)
         d, stacks = map_tensors(kernel, updates, tensors, state.stacks, at)
@@ -183,6 +190,7 @@ def distributed_shampoo(
     max_preconditioner_dim: int = 1024,
     merge_dims: bool = True,
     precondition_frequency: int = 1,
+    stagger: bool = False,
     start_preconditioning_step: int | None = None,
     grafting: str | None = None,
     graft_b2: Any = 0.999,
@@ -211,6 +219,8 @@ def distributed_shampoo(
       max_preconditioner_dim: largest length of a block along an axis, >= 1. Default 1024 (official code).
       merge_dims: whether short axes are joined first. Default True (official code).
       precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      stagger: whether every block has a step of its own for its roots, so that the work is spread over the steps; those
+        that are due are taken one after another. Default False (official code): all at once.
       start_preconditioning_step: the first step with roots, >= precondition_frequency; before it the grafted method
         runs alone. Default None: precondition_frequency.
       grafting: None, "sgd", "adagrad", "rmsprop" or "adam". Default None (official code).
@@ -251,6 +261,7 @@ def distributed_shampoo(
     checks.choice("weight_decay_type", weight_decay_type, ("decoupled", "l2"))
     checks.integer("max_preconditioner_dim", max_preconditioner_dim, 1)
     checks.integer("precondition_frequency", precondition_frequency, 1)
+    checks.choice("stagger", stagger, (True, False))
     checks.integer("start_preconditioning_step", start_preconditioning_step, precondition_frequency, optional=True)
     checks.choice("grafting", grafting, GRAFTINGS)
     checks.real("graft_b2", graft_b2, "[0, 1)")
@@ -268,6 +279,7 @@ def distributed_shampoo(
         limit=max_preconditioner_dim,
         merge_dims=merge_dims,
         frequency=precondition_frequency,
+        stagger=stagger,
         start=precondition_frequency if start_preconditioning_step is None else start_preconditioning_step,
         grafting=grafting,
         graft_b2=graft_b2,

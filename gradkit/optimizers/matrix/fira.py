@@ -63,6 +63,7 @@ def fira(
     *,
     rank: Any = 128,
     update_interval: int = 200,
+    stagger: bool = False,
     alpha: Any = 1.0,
     side: str = "short",
     b1: Any = 0.9,
@@ -85,6 +86,7 @@ def fira(
       rank: directions kept, >= 1, or a tree of ranks, as in `gk.project_low_rank`. Default 128 (official code). With
         all directions nothing is left out, and with alpha = 1 the method is GaLore.
       update_interval: steps from one basis to the next, >= 1. Default 200 (paper).
+      stagger: whether every matrix has a step of its own for it, as in `gk.project_low_rank`. Default False.
       alpha: factor of what is projected, >= 0. Default 1 (official code). Other than 1 it leaves 1 - alpha of the
         projected part in the residual (official code).
       side: "short", "long", "inputs" or "outputs": which side is compressed. Default "short" (official code).
@@ -125,6 +127,7 @@ def fira(
             Numbered(partial(_adam, mu_dtype=mu_dtype), {"b1": b1, "b2": b2, "eps": eps}),
             rank=rank,
             update_interval=update_interval,
+            stagger=stagger,
             scale=alpha,
             side=side,
             rotate_moments=rotate_moments,

@@ -36,6 +36,7 @@ def galore(
     *,
     rank: Any = 128,
     update_interval: int = 200,
+    stagger: bool = False,
     scale: Any = 0.25,
     side: str = "short",
     b1: Any = 0.9,
@@ -58,6 +59,7 @@ def galore(
       rank: directions kept, >= 1, or a tree of ranks, as in `gk.project_low_rank`. Default 128 (official code);
         published: a quarter to a half of the width.
       update_interval: steps from one basis to the next, >= 1. Default 200 (paper).
+      stagger: whether every matrix has a step of its own for it, as in `gk.project_low_rank`. Default False.
       scale: factor of the steps of matrices, >= 0. Default 0.25 (paper).
       side: "short", "long", "inputs" or "outputs": which side is compressed. Default "short" (official code).
       b1: decay of the first moment, in [0, 1). Default 0.9.
@@ -97,6 +99,7 @@ def galore(
             Numbered(adam, {"b1": b1, "b2": b2, "eps": eps}),
             rank=rank,
             update_interval=update_interval,
+            stagger=stagger,
             scale=scale,
             side=side,
             rotate_moments=rotate_moments,

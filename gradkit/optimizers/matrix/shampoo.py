@@ -31,10 +31,10 @@ from gradkit.transforms.kronecker import (
     along_all,
     correction,
     init_factors,
-    refresh,
     roots,
     statistic,
 )
+from gradkit.transforms.refreshes import due, renewed
 from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors, total
 
 PAPER = Paper("A New Perspective on Shampoo's Preconditioner", "Morwani et al.", 2024, "2406.17748")
@@ -42,10 +42,12 @@ SOURCES = ("batch", "per_example")
 
 
 class Own(NamedTuple):
-    """What belongs to the tensors of a stack: their factors; the mean of the gradient where b1 > 0."""
+    """What belongs to the tensors of a stack: their factors; the mean of the gradient where b1 > 0; where roots have
+    steps of their own, the phase."""
 
     factors: Factors
     mu: jax.Array | None
+    phase: jax.Array | None
 
 
 class ScaleByShampooState(NamedTuple):
@@ -75,6 +77,7 @@ def scale_by_shampoo(
     exponent: Any = "shampoo",
     trace_correction: bool = False,
     precondition_frequency: int = 1,
+    stagger: bool = False,
     start_preconditioning_step: int | None = None,
     factor_source: str = "batch",
     solver: str = "eigh",
@@ -101,6 +104,8 @@ def scale_by_shampoo(
         of the best Kronecker approximation of H^(-1/2), Tr(L)^(1/2) L^(-1/2) G R^(-1/2). Default False: the scale is
         left to the learning rate.
       precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      stagger: whether every tensor has a step of its own for its roots, so that the work is spread over the steps;
+        those that are due are taken one after another. Default False (official code): all at once.
       start_preconditioning_step: the first step with roots, >= 1. Default None: `precondition_frequency`.
       factor_source: "batch", or "per_example": the statistics are means over those of the gradients of single examples
         (the empirical Fisher), which come as the extra argument `factor_grads`, with a leading axis. Default "batch".
@@ -116,7 +121,7 @@ def scale_by_shampoo(
     Returns:
       A transformation. State: per tensor twice the sum of the squares of the lengths of its axes, and 1 word per
       parameter if b1 > 0, lying with its owner; the metric `failed_roots`. Collectives: those of `scale_by_muon`, and
-      one number.
+      one number per stack.
 
     Raises:
       ValueError: a hyperparameter outside its range; an `exponent` of an axis that a tensor lacks; `factor_grads`
@@ -144,6 +149,7 @@ def scale_by_shampoo(
     if trace_correction and isinstance(exponent, Mapping):
         raise ValueError("trace_correction: exponent must be one number, as the trace has one power")
     checks.integer("precondition_frequency", precondition_frequency, 1)
+    checks.choice("stagger", stagger, (True, False))
     checks.integer("start_preconditioning_step", start_preconditioning_step, 1, optional=True)
     checks.choice("factor_source", factor_source, SOURCES)
     checks.choice("solver", solver, SOLVERS)
@@ -153,21 +159,22 @@ def scale_by_shampoo(
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
     averaged = not (isinstance(b1, int | float) and b1 == 0)
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any) -> Own:
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> Own:
         factors = init_factors(rows, dims, stats_dtype or dtype, max_dim)
-        return Own(factors, jnp.zeros((rows, *dims), dtype) if averaged else None)
+        return Own(factors, jnp.zeros((rows, *dims), dtype) if averaged else None, phase)
 
     def init(params: optax.Params) -> ScaleByShampooState:
         tensors = plan_tensors(params, method="scale_by_shampoo", layout=layout, shard=shard)
         for dims in tensors.dims:
             exponents_of(exponent, len(dims))
+        stacks = init_owned(tensors, make, precondition_frequency if stagger else None)
         zero = jnp.zeros((), jnp.int32)
-        return ScaleByShampooState(zero, init_owned(tensors, make), {"failed_roots": jnp.zeros((), jnp.int32)})
+        return ScaleByShampooState(zero, stacks, {"failed_roots": jnp.zeros((), jnp.int32)})
 
     def update(updates: Any, state: ScaleByShampooState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
         t = increment(state.count)
-        numbers = {"t": t, "refresh": refresh(t, start, precondition_frequency), "b1": b1, "b2": b2, "eps": eps}
+        numbers = {"t": t, "b1": b1, "b2": b2, "eps": eps}
 
         def kernel(G: jax.Array, own: Own, at: Any, *examples: jax.Array) -> tuple[jax.Array, Own]:
             old, mu = own.factors, own.mu
@@ -180,15 +187,20 @@ def scale_by_shampoo(
             e = exponents_of(exponent, G.ndim - 1)
             power = e[0] if trace_correction and G.ndim == 3 else 0
             c = correction(at["b2"], at["t"], G)
-            factors = jax.lax.cond(
-                at["refresh"], lambda f: roots(f, e, c, at["eps"], solver, power_of_trace=power), lambda f: f, factors
-            )
+
+            def rooted(L: Any, old: Any) -> Any:
+                new = roots(Factors(L, *old), e, c, at["eps"], solver, power_of_trace=power)
+                return new.P, new.failed
+
+            now = due(at["t"], start, precondition_frequency, own.phase)
+            P, failed = renewed(now, rooted, factors.L, (factors.P, factors.failed))
+            factors = Factors(factors.L, P, failed)
             mean = G
             if mu is not None:
                 b = scalar(at["b1"], G)
                 mu = b * mu + (1 - b) * G
                 mean = mu / bias_correction(at["b1"], at["t"], G)
-            return along_all([P.astype(G.dtype) for P in factors.P], mean), Own(factors, mu)
+            return along_all([P.astype(G.dtype) for P in factors.P], mean), Own(factors, mu, own.phase)
 
         tensors = plan_tensors(updates, method="scale_by_shampoo", layout=layout, shard=shard)
         examples = _examples(updates, extra) if factor_source == "per_example" else []
@@ -226,6 +238,7 @@ def shampoo(
     exponent: Any = "shampoo",
     trace_correction: bool = False,
     precondition_frequency: int = 1,
+    stagger: bool = False,
     start_preconditioning_step: int | None = None,
     factor_source: str = "batch",
     solver: str = "eigh",
@@ -248,6 +261,7 @@ def shampoo(
       exponent: "shampoo", "shampoo2", a number or a dict, as in `scale_by_shampoo`. Default "shampoo" (paper).
       trace_correction: whether the direction has the scale of the best Kronecker approximation. Default False.
       precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      stagger: whether every tensor has a step of its own for its roots, as in `scale_by_shampoo`. Default False.
       start_preconditioning_step: the first step with roots, >= 1. Default None: `precondition_frequency`.
       factor_source: "batch" or "per_example", as in `scale_by_shampoo`. Default "batch".
       solver: "eigh", "coupled_newton" or "higher_order". Default "eigh".
@@ -281,6 +295,7 @@ def shampoo(
             exponent=exponent,
             trace_correction=trace_correction,
             precondition_frequency=precondition_frequency,
+            stagger=stagger,
             start_preconditioning_step=start_preconditioning_step,
             factor_source=factor_source,
             solver=solver,

@@ -11,7 +11,8 @@ d   = u' turned back;  divided by its root mean square where normalize_grads
 x   = x - learning_rate (d + weight_decay x)
 S_i = beta S_i + (1 - beta) S_i(G)                            S_i(G) = G contracted with itself over all other axes
 where precondition_frequency divides c:  order = diag(Q_i^T S_i Q_i) descending,  Q_i = qr(S_i Q_i[:, order]).Q,
-                                         v ordered the same way along axis i
+                                         v ordered the same way along axis i;  with stagger where it divides c + a
+                                         phase of the tensor's own
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from gradkit.transforms.kronecker import (
     statistic,
     transposes,
 )
+from gradkit.transforms.refreshes import due, renewed
 from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
@@ -43,12 +45,13 @@ PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.
 
 class Own(NamedTuple):
     """What belongs to the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; the mean
-    of the gradient; the second moment in the bases."""
+    of the gradient; the second moment in the bases; where bases turn at steps of their own, the phase."""
 
     S: tuple[jax.Array | None, ...]
     Q: tuple[jax.Array | None, ...]
     mu: jax.Array
     nu: jax.Array
+    phase: jax.Array | None
 
 
 class ScaleBySoapState(NamedTuple):
@@ -71,6 +74,7 @@ def scale_by_soap(
     shampoo_beta: Any = None,
     eps: Any = 1e-8,
     precondition_frequency: int = 10,
+    stagger: bool = False,
     max_precond_dim: int = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
@@ -92,6 +96,8 @@ def scale_by_soap(
       eps: added to the root before bias correction, >= 0. Default 1e-8 (official code). With 0, coordinates whose
         second moment is 0 get 0.
       precondition_frequency: steps between two turns of the bases, >= 1. Default 10 (official code).
+      stagger: whether every tensor has a step of its own to turn its bases, so that the work of a turn is spread over
+        the steps; those that are due are taken one after another. Default False (official code): all at once.
       max_precond_dim: longer axes are not rotated. Default 10000 (official code).
       merge_dims: whether axes are joined, from the first to the last, while the product is within `max_precond_dim`.
         Default False (official code).
@@ -125,10 +131,12 @@ def scale_by_soap(
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)", optional=True)
     checks.real("eps", eps, "[0, inf)")
     checks.integer("precondition_frequency", precondition_frequency, 1)
+    checks.choice("stagger", stagger, (True, False))
     checks.integer("max_precond_dim", max_precond_dim, 1)
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     beta = b2 if shampoo_beta is None else shampoo_beta
+    interval = precondition_frequency if stagger else None
 
     def merged(dims: tuple[int, ...]) -> tuple[int, ...]:
         return merge_forwards(dims, max_precond_dim) if merge_dims and len(dims) > 1 else dims
@@ -138,11 +146,11 @@ def scale_by_soap(
         plain = len(dims) == 1 and not precondition_1d
         return [d <= max_precond_dim and not plain for d in merged(dims)]
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any) -> Own:
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> Own:
         lengths = [d if on else None for d, on in zip(merged(dims), rotated(dims), strict=True)]
         S = tuple(None if d is None else jnp.zeros((rows, d, d), dtype) for d in lengths)
         Q = tuple(None if d is None else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1)) for d in lengths)
-        return Own(S, Q, jnp.zeros((rows, *merged(dims)), dtype), jnp.zeros((rows, *merged(dims)), dtype))
+        return Own(S, Q, *(jnp.zeros((rows, *merged(dims)), dtype) for _ in range(2)), phase)
 
     def start(G: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
         S = _moments(own.S, G, at["beta"])
@@ -161,12 +169,12 @@ def scale_by_soap(
             u = u / (1e-30 + jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)), keepdims=True)))
         S = _moments(own.S, G, at["beta"])
 
-        def turn(Q: Any, nu: jax.Array) -> tuple[Any, jax.Array]:
-            Q, orders = next_bases(S, Q)
-            return Q, reorder(nu, orders)
+        def turned(S: Any, old: Any) -> tuple[Any, jax.Array]:
+            Q, orders = next_bases(S, old[0])
+            return Q, reorder(old[1], orders)
 
-        Q, nu = jax.lax.cond(at["refresh"], turn, lambda Q, nu: (Q, nu), own.Q, nu)
-        return u, Own(S, Q, mu, nu)
+        Q, nu = renewed(due(c, 0, precondition_frequency, own.phase), turned, S, (own.Q, nu))
+        return u, Own(S, Q, mu, nu, own.phase)
 
     def kernel(x: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
         G = x.reshape(-1, *merged(x.shape[1:]))
@@ -175,12 +183,12 @@ def scale_by_soap(
 
     def init(params: optax.Params) -> ScaleBySoapState:
         tensors = plan_tensors(params, method="scale_by_soap", layout=layout, shard=shard)
-        return ScaleBySoapState(jnp.zeros((), jnp.int32), init_owned(tensors, make))
+        return ScaleBySoapState(jnp.zeros((), jnp.int32), init_owned(tensors, make, interval))
 
     def update(updates: Any, state: ScaleBySoapState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         c = state.count
-        at = {"c": c, "refresh": c % precondition_frequency == 0, "b1": b1, "b2": b2, "beta": beta, "eps": eps}
+        at = {"c": c, "b1": b1, "b2": b2, "beta": beta, "eps": eps}
         tensors = plan_tensors(updates, method="scale_by_soap", layout=layout, shard=shard)
         d, stacks = map_tensors(kernel, updates, tensors, state.stacks, at)
         return d, ScaleBySoapState(increment(c), stacks)
@@ -198,6 +206,7 @@ def soap(
     weight_decay: Any = 0.01,
     weight_decay_mask: Any = None,
     precondition_frequency: int = 10,
+    stagger: bool = False,
     max_precond_dim: int = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
@@ -219,6 +228,8 @@ def soap(
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.01 (official code).
       weight_decay_mask: which leaves decay. Default all.
       precondition_frequency: steps between two turns of the bases, >= 1. Default 10 (official code).
+      stagger: whether every tensor has a step of its own to turn its bases, so that the work of a turn is spread over
+        the steps; those that are due are taken one after another. Default False (official code): all at once.
       max_precond_dim: longer axes are not rotated. Default 10000 (official code).
       merge_dims: whether axes are joined first. Default False (official code).
       precondition_1d: whether vectors are rotated too. Default False (official code).
@@ -252,6 +263,7 @@ def soap(
             shampoo_beta=shampoo_beta,
             eps=eps,
             precondition_frequency=precondition_frequency,
+            stagger=stagger,
             max_precond_dim=max_precond_dim,
             merge_dims=merge_dims,
             precondition_1d=precondition_1d,
