@@ -152,12 +152,10 @@ def scale_by_soap(
         Q = tuple(None if d is None else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1)) for d in lengths)
         return Own(S, Q, *(jnp.zeros((rows, *merged(dims)), dtype) for _ in range(2)), phase)
 
-    def start(G: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
-        S = _moments(own.S, G, at["beta"])
-        return jnp.zeros_like(G), own._replace(S=S, Q=first_bases(S))
-
-    def step(G: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
-        c, b1, b2 = at["c"], scalar(at["b1"], G), scalar(at["b2"], G)
+    def kernel(x: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
+        G, first = x.reshape(-1, *merged(x.shape[1:])), at["c"] == 0
+        # What the first call throws away is still finite.
+        c, b1, b2 = jnp.maximum(at["c"], 1), scalar(at["b1"], G), scalar(at["b2"], G)
         into = transposes(own.Q)
         mu = b1 * own.mu + (1 - b1) * G
         nu = b2 * own.nu + (1 - b2) * jnp.square(along_all(into, G))
@@ -167,19 +165,16 @@ def scale_by_soap(
         u = along_all(own.Q, u)
         if normalize_grads:
             u = u / (1e-30 + jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)), keepdims=True)))
+        u, mu, nu = (jnp.where(first, jnp.zeros_like(y), y) for y in (u, mu, nu))
         S = _moments(own.S, G, at["beta"])
 
         def turned(S: Any, old: Any) -> tuple[Any, jax.Array]:
             Q, orders = next_bases(S, old[0])
             return Q, reorder(old[1], orders)
 
-        Q, nu = renewed(due(c, 0, precondition_frequency, own.phase), turned, S, (own.Q, nu))
-        return u, Own(S, Q, mu, nu, own.phase)
-
-    def kernel(x: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
-        G = x.reshape(-1, *merged(x.shape[1:]))
-        d, own = jax.lax.cond(at["c"] == 0, lambda g, o: start(g, o, at), lambda g, o: step(g, o, at), G, own)
-        return d.reshape(x.shape), own
+        Q = renewed(first, lambda S, _: first_bases(S), S, own.Q)
+        Q, nu = renewed(~first & due(at["c"], 0, precondition_frequency, own.phase), turned, S, (Q, nu))
+        return u.reshape(x.shape), Own(S, Q, mu, nu, own.phase)
 
     def init(params: optax.Params) -> ScaleBySoapState:
         tensors = plan_tensors(params, method="scale_by_soap", layout=layout, shard=shard)
