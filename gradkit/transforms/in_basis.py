@@ -20,6 +20,7 @@ from gradkit.leaves import Layout, default_layout, names, tensor_axes
 from gradkit.transforms.core import increment, scalar, transformation, wide_dtype, widen
 from gradkit.transforms.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
 from gradkit.transforms.placement import as_it_lay, everywhere
+from gradkit.transforms.refreshes import refreshed
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 LINEAR, SQUARE = ("mu", "trace"), ("nu",)
@@ -92,12 +93,9 @@ def kronecker_bases(
     def later(G: jax.Array, S: Any, Q: Any, calls: jax.Array) -> tuple[Any, Any, Any]:
         S = moments(G, S)
 
-        def keep(Q: Any) -> Any:
-            same = [None if q is None else jnp.tile(jnp.arange(q.shape[1], dtype=jnp.int32), (len(q), 1)) for q in Q]
-            return Q, same
-
-        turn = calls % precondition_frequency == 0
-        Q, orders = jax.lax.cond(turn, lambda Q: next_bases(S, Q), keep, Q)
+        same = tuple(None if q is None else jnp.tile(jnp.arange(q.shape[1], dtype=jnp.int32), (len(q), 1)) for q in Q)
+        turn, none = calls % precondition_frequency == 0, jnp.zeros(G.shape[:1], jnp.int32)
+        (Q, orders), _ = refreshed(turn, lambda S, old: next_bases(S, old[0]), S, (Q, same), none)
         return Q, orders, S
 
     return Bases(init, first, later)

@@ -166,18 +166,10 @@ def first_bases(S: Matrices) -> tuple[jax.Array | None, ...]:
     return tuple(None if s is None else eigenbasis(s).vectors for s in S)
 
 
-def next_bases(S: Matrices, Q: Matrices) -> tuple[tuple[jax.Array | None, ...], list[jax.Array | None]]:
-    """One step of the power method from every basis; and which of its columns each new one comes from. A basis that
-    would not be finite stays."""
-
-    def one(s: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-        new, order = eigenbasis(s, q, method="qr")
-        good = jnp.all(jnp.isfinite(new), axis=(1, 2))
-        same = jnp.broadcast_to(jnp.arange(order.shape[1], dtype=order.dtype)[None], order.shape)
-        return jnp.where(good[:, None, None], new, q), jnp.where(good[:, None], order, same)
-
-    made = [(None, None) if s is None or q is None else one(s, q) for s, q in zip(S, Q, strict=True)]
-    return tuple(q for q, _ in made), [order for _, order in made]
+def next_bases(S: Matrices, Q: Matrices) -> tuple[tuple[jax.Array | None, ...], tuple[jax.Array | None, ...]]:
+    """One step of the power method from every basis; and which of its columns each new one comes from."""
+    made = [(None, None) if s is None else eigenbasis(s, q, method="qr") for s, q in zip(S, Q, strict=True)]
+    return tuple(q for q, _ in made), tuple(order for _, order in made)
 
 
 def reorder(x: jax.Array, orders: Matrices) -> jax.Array:

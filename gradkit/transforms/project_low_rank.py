@@ -57,7 +57,7 @@ class ProjectLowRankState(NamedTuple):
     @property
     def metrics(self) -> dict[str, jax.Array]:
         """What `gk.diagnostics.metrics` reads."""
-        return failures(self.stacks)
+        return failures([own.arrays["failed"] for own in self.stacks])
 
 
 class Numbered(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -135,3 +136,22 @@ def test_bad_input() -> None:
             gk.scale_by_soap(**kwargs)
     with pytest.raises(ValueError, match="complex"):
         gk.scale_by_soap().init(jnp.ones(2, jnp.complex64))
+
+
+@pytest.mark.parametrize("stagger", [False, True])
+def test_bases_that_fail_are_not_taken(stagger: bool, x64: None) -> None:
+    """They are counted; other tensors do not notice."""
+    tx = gk.scale_by_soap(precondition_frequency=1, stagger=stagger)
+    rows = [{k: jnp.asarray(row["kernel"]) * (i + 1) for i, k in enumerate("ab")} for row in ROWS]
+    state = tx.init(rows[0])
+    for row in rows[:2]:
+        _, state = tx.update(row, state)
+    before = state.stacks[0].arrays.Q
+    assert gk.diagnostics.metrics(state)["failed_refreshes"] == 0
+    d, state = jax.jit(tx.update)({**rows[2], "a": jnp.full((3, 3), jnp.nan)}, state)
+    after = state.stacks[0].arrays.Q
+    assert gk.diagnostics.metrics(state)["failed_refreshes"] == 1
+    assert np.isfinite(d["b"]).all()
+    for x, y in zip(before, after, strict=True):
+        np.testing.assert_array_equal(x[0], y[0])
+        assert (x[1] != y[1]).any()

@@ -50,7 +50,7 @@ class ScaleByCondaState(NamedTuple):
     @property
     def metrics(self) -> dict[str, jax.Array]:
         """What `gk.diagnostics.metrics` reads."""
-        return failures(self.stacks)
+        return failures([own.arrays["failed"] for own in self.stacks])
 
 
 def scale_by_conda(

@@ -37,7 +37,8 @@ from gradkit.transforms.kronecker import (
     statistic,
     transposes,
 )
-from gradkit.transforms.refreshes import due, renewed
+from gradkit.transforms.owned import failures
+from gradkit.transforms.refreshes import due, refreshed
 from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
@@ -45,12 +46,14 @@ PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.
 
 class Own(NamedTuple):
     """What belongs to the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; the mean
-    of the gradient; the second moment in the bases; where bases turn at steps of their own, the phase."""
+    of the gradient; the second moment in the bases; how often bases came out not finite, and were not taken; where they
+    turn at steps of their own, the phase."""
 
     S: tuple[jax.Array | None, ...]
     Q: tuple[jax.Array | None, ...]
     mu: jax.Array
     nu: jax.Array
+    failed: jax.Array
     phase: jax.Array | None
 
 
@@ -59,6 +62,11 @@ class ScaleBySoapState(NamedTuple):
 
     count: jax.Array
     stacks: tuple[Owned, ...]
+
+    @property
+    def metrics(self) -> dict[str, jax.Array]:
+        """What `gk.diagnostics.metrics` reads."""
+        return failures([own.arrays.failed for own in self.stacks])
 
 
 def _moments(S: Sequence[jax.Array | None], G: jax.Array, beta: Any) -> tuple[jax.Array | None, ...]:
@@ -110,7 +118,8 @@ def scale_by_soap(
 
     Returns:
       A transformation. State: 2 words per parameter, and per tensor twice the sum of the squares of the lengths of its
-      rotated axes; all of it lies with the owner of the tensor. Collectives: those of `scale_by_muon`.
+      rotated axes; all of it lies with the owner of the tensor. The metric `failed_refreshes` counts bases that came
+      out not finite: the last good ones stay. Collectives: those of `scale_by_muon`.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves.
@@ -150,7 +159,8 @@ def scale_by_soap(
         lengths = [d if on else None for d, on in zip(merged(dims), rotated(dims), strict=True)]
         S = tuple(None if d is None else jnp.zeros((rows, d, d), dtype) for d in lengths)
         Q = tuple(None if d is None else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1)) for d in lengths)
-        return Own(S, Q, *(jnp.zeros((rows, *merged(dims)), dtype) for _ in range(2)), phase)
+        mu, nu = (jnp.zeros((rows, *merged(dims)), dtype) for _ in range(2))
+        return Own(S, Q, mu, nu, jnp.zeros((rows,), jnp.int32), phase)
 
     def kernel(x: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
         G, first = x.reshape(-1, *merged(x.shape[1:])), at["c"] == 0
@@ -172,9 +182,10 @@ def scale_by_soap(
             Q, orders = next_bases(S, old[0])
             return Q, reorder(old[1], orders)
 
-        Q = renewed(first, lambda S, _: first_bases(S), S, own.Q)
-        Q, nu = renewed(~first & due(at["c"], 0, precondition_frequency, own.phase), turned, S, (Q, nu))
-        return u.reshape(x.shape), Own(S, Q, mu, nu, own.phase)
+        Q, failed = refreshed(first, lambda S, _: first_bases(S), S, own.Q, own.failed)
+        now = ~first & due(at["c"], 0, precondition_frequency, own.phase)
+        (Q, nu), failed = refreshed(now, turned, S, (Q, nu), failed)
+        return u.reshape(x.shape), Own(S, Q, mu, nu, failed, own.phase)
 
     def init(params: optax.Params) -> ScaleBySoapState:
         tensors = plan_tensors(params, method="scale_by_soap", layout=layout, shard=shard)
