@@ -13,8 +13,6 @@ u_t = (Q_1^T Q_1 x ... x Q_k^T Q_k) m_t,    divided by max(1, rms(u_t) / 1.1)
 Every layer of a stack is a tensor of its own. Vectors have diagonal factors.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,26 +22,23 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named, names, tensor_axes
-from gradkit.linalg.psgd import Factors, balanced, refreshed, whiten, whiten_back
-from gradkit.transforms.core import (
-    at_count,
-    bias_correction,
-    increment,
-    scalar,
-    settle,
-    transformation,
-    wide_dtype,
-    widen,
-    zeros,
-)
+from gradkit.leaves import Layout, default_layout
+from gradkit.linalg.psgd import Factors, balanced, whiten, whiten_back
+from gradkit.linalg.psgd import refreshed as learned
+from gradkit.transforms.core import at_count, bias_correction, increment, scalar, transformation
 from gradkit.transforms.keys import check_key, first_key, next_key
-from gradkit.transforms.sums import own_parts, stay_whole, whole, whole_shape
+from gradkit.transforms.kronecker import BY_LAYOUT
+from gradkit.transforms.matrices import MatrixSharding
+from gradkit.transforms.owned import failures, numbers
+from gradkit.transforms.refreshes import refreshed
+from gradkit.transforms.tensors import Owned, Tensors, init_owned, map_tensors, plan_tensors
 
 PAPER = Paper(
     "Curvature-Informed SGD via General Purpose Lie-Group Preconditioners", "Pooladzandi, Li", 2024, "2402.04553"
 )
+METHOD = "scale_by_kron"
 RMS_LIMIT = 1.1
+MOST_AXES = 13
 MODES = (None, "one_diag", "all_diag")
 
 
@@ -53,77 +48,29 @@ def fading(count: Any) -> jax.Array:
     return jnp.clip(jnp.exp(-0.001 * (t - 500)), 0.03, 1.0)
 
 
-class View(NamedTuple):
-    """A leaf as a batch of tensors: the order of its axes, the stack first; its shape; how many tensors it is, and the
-    shape of one; per axis the shape of its factor, (d, d) or (d, 1)."""
+class Own(NamedTuple):
+    """What belongs to the tensors of a stack: the momentum; per axis a factor (d, d), or (d, 1) where it is diagonal;
+    how often factors came out not finite, and were not taken; the place of a tensor in the tree."""
 
-    order: tuple[int, ...]
-    shape: tuple[int, ...]
-    batch: int
-    tensor: tuple[int, ...]
-    factors: tuple[tuple[int, int], ...]
-
-    def split(self, x: jax.Array) -> jax.Array:
-        """(batch, *tensor)."""
-        return x.transpose(self.order).reshape(-1, *self.tensor)
-
-    def join(self, x: jax.Array) -> jax.Array:
-        """The leaf again."""
-        back = sorted(range(len(self.order)), key=lambda a: self.order[a])
-        return x.reshape([self.shape[a] for a in self.order]).transpose(back)
-
-    def unpack(self, packed: jax.Array) -> list[jax.Array]:
-        """The factors of any batch of such tensors, which the state holds as one column per tensor."""
-        ends = np.cumsum([d * width for d, width in self.factors])[:-1]
-        parts = jnp.split(packed, ends, axis=1)
-        return [q.reshape(-1, *shape) for q, shape in zip(parts, self.factors, strict=True)]
-
-
-def pack(factors: list[jax.Array]) -> jax.Array:
-    """The factors of a batch of tensors as one column per tensor."""
-    return jnp.concatenate([q.reshape(len(q), -1, 1) for q in factors], axis=1)
-
-
-def view(
-    name: str, shape: tuple[int, ...], layout: Layout, largest: int = 8192, least_axes: int = 2, mode: str | None = None
-) -> View:
-    """How a whole leaf is seen; a scalar is a tensor of one axis."""
-    own = tensor_axes(layout(name, shape), shape)
-    if len(own) > 13:
-        raise ValueError(
-            f"scale_by_kron: the leaf {name!r} of shape {shape} has {len(own)} axes; at most 13 have factors"
-        )
-    stack = tuple(a for a in range(len(shape)) if a not in own)
-    tensor = tuple(shape[a] for a in own) or (1,)
-    longest = int(np.argsort(tensor)[-1])
-    factors = []
-    for axis, d in enumerate(tensor):
-        diagonal = d == 1 or d > largest or len(tensor) < least_axes
-        diagonal = diagonal or mode == "all_diag" or (mode == "one_diag" and axis == longest)
-        factors.append((d, 1) if diagonal else (d, d))
-    return View((*stack, *own), shape, math.prod(shape[a] for a in stack), tensor, tuple(factors))
+    mu: jax.Array
+    Q: tuple[jax.Array, ...]
+    failed: jax.Array
+    number: jax.Array
 
 
 class ScaleByKronState(NamedTuple):
-    """Number of updates made, and since the last refresh; the random key; the momentum; per leaf all factors of a
-    tensor in one column, (batch, entries, 1), see `View.unpack`; as a metric how many refreshes came out not finite and
-    were left out."""
+    """Number of updates made, and since the last refresh; the random key; per stack of equal tensors what belongs to
+    them."""
 
     count: jax.Array
     since: jax.Array
     key: Any
-    mu: Any
-    factors: Any
-    metrics: dict[str, jax.Array]
+    stacks: tuple[Owned, ...]
 
-
-def _grouped(views: list[View], dtypes: list[Any]) -> list[list[int]]:
-    """Leaves whose tensors have one shape are worked on in one batch; those without entries not at all."""
-    found: dict[Any, list[int]] = {}
-    for i, (seen, dtype) in enumerate(zip(views, dtypes, strict=True)):
-        if math.prod(seen.shape):
-            found.setdefault((seen.tensor, dtype), []).append(i)
-    return list(found.values())
+    @property
+    def metrics(self) -> dict[str, jax.Array]:
+        """What `gk.diagnostics.metrics` reads."""
+        return failures([own.arrays.failed for own in self.stacks])
 
 
 def scale_by_kron(
@@ -141,6 +88,7 @@ def scale_by_kron(
     probe: Any = None,
     mu_dtype: Any = None,
     layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Whitens the momentum by a Kronecker product that is learned.
 
@@ -164,10 +112,11 @@ def scale_by_kron(
         argument `probe` of `update` goes before it.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks: every layer of a scan has its own factors.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.muon`. Default None.
 
     Returns:
-      A transformation. State: 1 word per parameter, and per axis of a tensor d^2 words, or d. Where leaves are sharded
-      all of them are gathered, in one exchange, and every device does the whole work.
+      A transformation. State: 1 word per parameter, and per axis of a tensor d^2 words, or d; all of it lies with the
+      owner of the tensor, who draws its V too. The metric `failed_refreshes`. Collectives: those of `scale_by_muon`.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf of more than 13 axes besides stacks; no key.
@@ -178,12 +127,12 @@ def scale_by_kron(
       >>> state, update = tx.init(g), jax.jit(tx.update)
       >>> for _ in range(200):
       ...     u, state = update(g, state)
-      >>> bool(jnp.all(jnp.abs(u - 1) < 0.3))  # white: of size 1, whatever the gradient's
+      >>> bool(jnp.all(jnp.abs(u - 1) < 0.5))  # white: of size 1, whatever the gradient's
       True
 
     Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv
     2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202. A refresh that is not finite
-    is left out here, tensor by tensor.
+    is left out here, tensor by tensor, and counted.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("precond_lr", precond_lr, "(0, inf)")
@@ -195,111 +144,83 @@ def scale_by_kron(
     checks.choice("momentum_into_precond_update", momentum_into_precond_update, (True, False))
     checks.real("balance_probability", balance_probability, "[0, 1]")
     check_key(key)
+    if shard is not None and not isinstance(shard, MatrixSharding):
+        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     schedule: Any = fading if update_probability is None else update_probability
 
-    def seen(name: str, shape: tuple[int, ...]) -> View:
-        return view(name, shape, layout, max_size_triangular, min_ndim_triangular, memory_save_mode)
+    def planned(tree: Any) -> Tensors:
+        return plan_tensors(tree, method=METHOD, layout=layout, shard=shard)
 
-    def first_factors(name: str, x: Any) -> jax.Array:
-        own, dtype = seen(name, tuple(x.shape)), wide_dtype(x.dtype)
-        size = jnp.asarray(precond_init_scale).astype(dtype) ** (1 / len(own.tensor))
-        one = [jnp.ones(shape, dtype) if shape[1] == 1 else jnp.eye(shape[0], dtype=dtype) for shape in own.factors]
-        return jnp.tile(size * pack([q[None] for q in one]), (own.batch, 1, 1))
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, number: jax.Array) -> Own:
+        if len(dims) > MOST_AXES:
+            raise ValueError(
+                f"{METHOD}: a tensor of shape {dims} has {len(dims)} axes; at most {MOST_AXES} have factors"
+            )
+        size = jnp.asarray(precond_init_scale).astype(dtype) ** (1 / len(dims))
+        Q = tuple(
+            jnp.tile(size * (jnp.ones((d, 1), dtype) if diagonal else jnp.eye(d, dtype=dtype))[None], (rows, 1, 1))
+            for d, diagonal in zip(dims, diagonals(dims), strict=True)
+        )
+        return Own(jnp.zeros((rows, *dims), mu_dtype or dtype), Q, jnp.zeros((rows,), jnp.int32), number)
+
+    def diagonals(dims: tuple[int, ...]) -> list[bool]:
+        """Which factors are."""
+        few, longest = len(dims) < min_ndim_triangular or memory_save_mode == "all_diag", int(np.argsort(dims)[-1])
+        one = longest if memory_save_mode == "one_diag" else None
+        return [few or d == 1 or d > max_size_triangular or axis == one for axis, d in enumerate(dims)]
+
+    def kernel(g: jax.Array, own: Own, at: Any, *probes: jax.Array) -> tuple[jax.Array, Own]:
+        b = scalar(at["b1"], g)
+        mu = (b * own.mu.astype(g.dtype) + (1 - b) * g).astype(own.mu.dtype)
+        m = mu.astype(g.dtype) / bias_correction(at["b1"], at["t"], g)
+
+        def fresh(given: Any, Q: Factors) -> Factors:
+            x, number, *V = given
+            V = V[0] if V else drawn(at["key"], number, x)
+            if at["balance"] is not None and len(Q) > 1:
+                Q = [jnp.where(at["balance"], b, q) for b, q in zip(jax.vmap(balanced)(Q), Q, strict=True)]
+            return tuple(jax.vmap(learned, (0, 0, 0, None))(tuple(Q), x, V, jnp.asarray(at["rate"]).astype(x.dtype)))
+
+        x = m if momentum_into_precond_update else g
+        Q, failed = refreshed(at["due"], fresh, (x, own.number, *probes), own.Q, own.failed)
+        return jax.vmap(_direction)(Q, m), Own(mu, Q, failed, own.number)
 
     def init(params: optax.Params) -> ScaleByKronState:
-        count, since, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
-        factors = map_named(first_factors, params)
-        return ScaleByKronState(count, since, first_key(key), zeros(params, mu_dtype), factors, {"skipped": skipped})
-
-    def probes(given: Any, now: Any, known: list[str], leaves: list[jax.Array], views: list[View]) -> list[jax.Array]:
-        if given is not None:
-            return whole(known, jax.tree.leaves(widen(given)))
-        if now is None:
-            raise ValueError("scale_by_kron needs a random key: scale_by_kron(key=...) or update(..., key=...)")
-        keys = [jax.random.fold_in(now, i) for i in range(len(leaves))]
-        return [jax.random.normal(k, v.shape, x.dtype) for k, v, x in zip(keys, views, leaves, strict=True)]
+        tensors, zero = planned(params), jnp.zeros((), jnp.int32)
+        return ScaleByKronState(
+            zero, jnp.zeros_like(zero), first_key(key), init_owned(tensors, make, numbers(tensors.plan))
+        )
 
     def update(updates: Any, state: ScaleByKronState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
-        count, (kept, now) = increment(state.count), next_key("scale_by_kron", state.key, extra.get("key"))
+        t, (kept, now) = increment(state.count), next_key(METHOD, state.key, extra.get("key"))
         since = increment(state.since)
-        rate = jnp.asarray(at_count(schedule, state.count)).astype(jnp.float32)
-        due = since.astype(jnp.float32) >= 1 / rate
-
-        def mean(m: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b1, g)
-            return (b * m.astype(g.dtype) + (1 - b) * g).astype(m.dtype)
-
-        mu = settle(jax.tree.map(mean, state.mu, updates))
-        known, (leaves, structure) = names(updates), jax.tree.flatten(updates)
-        views = [seen(name, whole_shape(name, g.shape)) for name, g in zip(known, leaves, strict=True)]
-        momenta = [
-            m.astype(g.dtype) / bias_correction(b1, count, g) for m, g in zip(jax.tree.leaves(mu), leaves, strict=True)
-        ]
-        n = len(leaves)
-        several = momenta if momentum_into_precond_update else [*momenta, *leaves]
-        gathered = whole(known * (len(several) // max(n, 1)), several)
-        momenta, learned = gathered[:n], gathered[-n:] if n else []
+        due = since.astype(jnp.float32) >= 1 / jnp.asarray(at_count(schedule, state.count)).astype(jnp.float32)
         given = extra.get("probe")
         given = at_count(probe, state.count) if given is None else given
-        noise = probes(given, now, known, leaves, views)
-        factors = jax.tree.leaves(state.factors)
+        if given is None and now is None:
+            raise ValueError(f"{METHOD} needs a random key: {METHOD}(key=...) or update(..., key=...)")
         balance = None
         if now is not None:
-            drawn = jax.random.uniform(jax.random.fold_in(now, n))
-            balance = drawn < jnp.asarray(balance_probability).astype(drawn.dtype)
+            now, other = jax.random.split(now)
+            chance = jax.random.uniform(other)
+            balance = chance < jnp.asarray(balance_probability).astype(chance.dtype)
+        at = {"b1": b1, "t": t, "rate": precond_lr, "due": due, "key": now, "balance": balance}
+        more = [] if given is None else [jax.tree.map(lambda v, g: jnp.asarray(v).astype(g.dtype), given, updates)]
+        d, stacks = map_tensors(kernel, updates, planned(updates), state.stacks, at, more)
+        return d, ScaleByKronState(t, jnp.where(due, jnp.zeros_like(since), since), kept, stacks)
 
-        groups = _grouped(views, [g.dtype for g in leaves])
-
-        def stacked(xs: list[jax.Array]) -> list[jax.Array]:
-            return [jnp.concatenate([views[i].split(xs[i]) for i in group]) for group in groups]
-
-        old = [views[group[0]].unpack(jnp.concatenate([factors[i] for i in group])) for group in groups]
-        refresh = _refresh(precond_lr, balance)
-        new, skipped = jax.lax.cond(due, refresh, _keep, old, stacked(learned), stacked(noise))
-        directions, factors = list(momenta), list(factors)
-        for group, qs, m in zip(groups, new, stacked(momenta), strict=True):
-            ends = np.cumsum([views[i].batch for i in group])[:-1]
-            parts = zip(jnp.split(jax.vmap(_direction)(qs, m), ends), jnp.split(pack(qs), ends), strict=True)
-            for i, (u, packed) in zip(group, parts, strict=True):
-                directions[i], factors[i] = views[i].join(u), packed
-        directions = own_parts(known, leaves, directions)
-        factors = stay_whole(factors)
-        state = ScaleByKronState(
-            count,
-            jnp.where(due, jnp.zeros_like(since), since),
-            kept,
-            mu,
-            structure.unflatten(factors),
-            {"skipped": state.metrics["skipped"] + skipped},
-        )
-        return structure.unflatten(directions), state
-
-    return transformation("scale_by_kron", init, update)
+    return transformation(METHOD, init, update)
 
 
-def _refresh(precond_lr: Any, balance: Any) -> Callable[..., tuple[list[list[jax.Array]], jax.Array]]:
-    """(factors, tensors, V) -> factors, and how many tensors keep theirs because the new ones are not finite."""
+def drawn(key: jax.Array, number: jax.Array, like: jax.Array) -> jax.Array:
+    """V of every tensor, from its number in the tree; of padding 0, whose factors then stay."""
 
-    def one(qs: list[jax.Array], g: jax.Array, v: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        start = qs
-        if balance is not None and len(qs) > 1:
-            start = [jnp.where(balance, b, q) for b, q in zip(balanced(qs), qs, strict=True)]
-        new = refreshed(start, g, v, jnp.asarray(precond_lr).astype(g.dtype))
-        fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(q)) for q in new]))
-        return [jnp.where(fine, a, b) for a, b in zip(new, qs, strict=True)], ~fine
+    def one(i: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, jnp.maximum(i, 0)), like.shape[1:], like.dtype)
 
-    def refresh(old: Any, g: list[jax.Array], v: list[jax.Array]) -> tuple[list[list[jax.Array]], jax.Array]:
-        found = [jax.vmap(one)(*group) for group in zip(old, g, v, strict=True)]
-        failed = [jnp.sum(bad, dtype=jnp.int32) for _, bad in found]
-        return [new for new, _ in found], sum(failed, jnp.zeros((), jnp.int32))
-
-    return refresh
-
-
-def _keep(old: Any, g: list[jax.Array], v: list[jax.Array]) -> tuple[list[list[jax.Array]], jax.Array]:
-    del g, v
-    return old, jnp.zeros((), jnp.int32)
+    V = jax.vmap(one)(number)
+    return jnp.where((number < 0).reshape(-1, *[1] * (V.ndim - 1)), jnp.zeros_like(V), V)
 
 
 def _direction(factors: Factors, m: jax.Array) -> jax.Array:
@@ -314,11 +235,7 @@ SHARED: dict[str, Any] = {
     "words": 3,
     "collectives": "matrices",
     "golden": ("matrix/psgd_kron",),
-    "opt_outs": {
-        "stacked": NOT_STACKED,
-        "layout": NOT_STACKED,
-        "inspect": "every device has all factors, which are no multiple of its parameters",
-    },
-    "notes": "words of a square matrix; all devices do the same work on gathered leaves",
+    "opt_outs": BY_LAYOUT | {"stacked": NOT_STACKED},
+    "notes": "words of a square matrix",
 }
 register(scale_by_kron, form="primitive", **SHARED, same_as="kron")

@@ -122,6 +122,34 @@ def kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
     return stack.padded * math.prod(plan.sizes[a] for a in stack.cut.batch), stack.owners
 
 
+def _marked(plan: Plan, marks: dict[str, int]) -> tuple[jax.Array, ...]:
+    """Per stack a number for each of its matrices, by name, where it lies; -1 for padding."""
+    out = []
+    for stack in plan.stacks:
+        rows = jnp.asarray(np.array([marks.get(name, -1) for name in row_names(plan, stack)], np.int32))
+        if plan.mesh is None and stack.owners:  # inside `shard_map` a device has its own
+            here, _ = kept(plan, stack)
+            rows = jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(stack.owners) * here, here)
+        out.append(rows)
+    return tuple(out)
+
+
+def _matrices(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
+    """The name of every matrix in the order of the tree, and a size that does not depend on the mesh."""
+    out = []
+    for leaf, part in sorted({(slot.leaf, slot.part) for stack in plan.stacks for slot in stack.slots}):
+        shape, axes = plan.shapes[leaf], plan.axes[leaf]
+        own = [shape[a] for a in (*axes.inputs, *axes.outputs)]
+        count = math.prod(shape) // math.prod(own)
+        out += [(f"{plan.names[leaf]}[{part},{k}]", (part, *sorted(own))) for k in range(count)]
+    return out
+
+
+def numbers(plan: Plan) -> tuple[jax.Array, ...]:
+    """Per stack the place in the tree of each of its matrices, the same on every mesh; -1 for padding."""
+    return _marked(plan, {name: i for i, (name, _) in enumerate(_matrices(plan))})
+
+
 def phases(plan: Plan, interval: int | None) -> tuple[jax.Array | None, ...]:
     """Per stack the phase of each of its matrices, as `refreshes.due` reads it, the same on every mesh; -1 for padding.
 
@@ -131,41 +159,30 @@ def phases(plan: Plan, interval: int | None) -> tuple[jax.Array | None, ...]:
     if interval is None:
         return (None,) * len(plan.stacks)
     sizes: dict[Any, list[str]] = {}
-    for leaf, part in sorted({(slot.leaf, slot.part) for stack in plan.stacks for slot in stack.slots}):
-        shape, axes = plan.shapes[leaf], plan.axes[leaf]
-        own = [shape[a] for a in (*axes.inputs, *axes.outputs)]
-        count = math.prod(shape) // math.prod(own)
-        sizes.setdefault((part, *sorted(own)), []).extend(f"{plan.names[leaf]}[{part},{k}]" for k in range(count))
-    known = {name: i % interval for i, name in enumerate(itertools.chain(*sizes.values()))}
-    out = []
-    for stack in plan.stacks:
-        rows = jnp.asarray(np.array([known.get(name, -1) for name in row_names(plan, stack)], np.int32))
-        if plan.mesh is None and stack.owners:  # inside `shard_map` a device has its own
-            here, _ = kept(plan, stack)
-            rows = jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(stack.owners) * here, here)
-        out.append(rows)
-    return tuple(out)
+    for name, size in _matrices(plan):
+        sizes.setdefault(size, []).append(name)
+    return _marked(plan, {name: i % interval for i, name in enumerate(itertools.chain(*sizes.values()))})
 
 
 def hold(
-    method: str, plan: Plan, make: Callable[[Stack, int, Any], Any], interval: int | None = None
+    method: str, plan: Plan, make: Callable[[Stack, int, Any], Any], marks: Sequence[Any] | None = None
 ) -> tuple[Owned, ...]:
     """State for every stack, where its owners are.
 
     Args:
       method: the public name, for messages.
       plan: what `plan_owned` says.
-      make: (stack, number of matrices, their phases) -> a tree of arrays with that leading axis.
-      interval: of refreshes that are staggered. Default None: they are not, and there are no phases.
+      make: (stack, number of matrices, their marks) -> a tree of arrays with that leading axis.
+      marks: per stack a number for each matrix, such as its phase. Default None: there are none.
 
     Raises:
       ValueError: fused weights that are cut along their outputs.
     """
     out = []
-    for stack, phase in zip(plan.stacks, phases(plan, interval), strict=True):
+    for stack, own in zip(plan.stacks, marks or (None,) * len(plan.stacks), strict=True):
         if stack.splits:
             raise ValueError(f"{method}: weights fused by `splits` {stack.splits} must be whole along their outputs")
-        out.append(placed(plan, stack, make(stack, kept(plan, stack)[0], phase)))
+        out.append(placed(plan, stack, make(stack, kept(plan, stack)[0], own)))
     return tuple(out)
 
 

@@ -29,7 +29,7 @@ from gradkit.transforms.by_role import ROLES
 from gradkit.transforms.core import increment, scalar, transformation, wide_dtype
 from gradkit.transforms.limit_norm_growth import growth
 from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, phases, plan_owned, product
 from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(
@@ -206,7 +206,7 @@ def project_low_rank(
             }
             return own if residual is None else own | {"norm": jnp.zeros((count, 1, 1), dtype)}
 
-        stacks = hold(METHOD, plan, make, update_interval if stagger else None)
+        stacks = hold(METHOD, plan, make, phases(plan, update_interval if stagger else None))
         return ProjectLowRankState(jnp.zeros((), jnp.int32), stacks, method.init(rest))
 
     def update(updates: Any, state: ProjectLowRankState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from gradkit.leaves import Axes, Layout, names, tensor_axes
 from gradkit.transforms.core import wide_dtype
 from gradkit.transforms.matrices import MatrixSharding, Plan, plan_matrices
-from gradkit.transforms.owned import Owned, kept, map_owned, phases, placed
+from gradkit.transforms.owned import Owned, kept, map_owned, placed
 from gradkit.transforms.placement import everywhere, specs_of
 
 
@@ -93,19 +93,19 @@ def _matrix_view(
 
 
 def init_owned(
-    tensors: Tensors, make: Callable[[int, tuple[int, ...], Any, Any], Any], interval: int | None = None
+    tensors: Tensors, make: Callable[[int, tuple[int, ...], Any, Any], Any], marks: Sequence[Any] | None = None
 ) -> tuple[Owned, ...]:
     """State for every stack, where it belongs.
 
     Args:
       tensors: the plan.
-      make: (number of tensors, lengths of their axes, dtype, their phases) -> a tree of arrays with that many rows.
-      interval: of refreshes that are staggered. Default None: they are not, and there are no phases.
+      make: (number of tensors, lengths of their axes, dtype, their marks) -> a tree of arrays with that many rows.
+      marks: per stack a number for each tensor, such as its phase. Default None: there are none.
     """
     plan = tensors.plan
     return tuple(
-        placed(plan, stack, make(kept(plan, stack)[0], dims, wide_dtype(stack.dtype), phase))
-        for stack, dims, phase in zip(plan.stacks, tensors.dims, phases(plan, interval), strict=True)
+        placed(plan, stack, make(kept(plan, stack)[0], dims, wide_dtype(stack.dtype), own))
+        for stack, dims, own in zip(plan.stacks, tensors.dims, marks or (None,) * len(plan.stacks), strict=True)
     )
 
 

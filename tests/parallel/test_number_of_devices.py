@@ -24,6 +24,7 @@ METHODS = {
     "conda": lambda shard: gk.scale_by_conda(update_interval=2, shard=shard),
     "galore": lambda shard: gk.project_low_rank(rank=8, update_interval=2, shard=shard),
     "dion": lambda shard: gk.scale_by_dion(rank=8, key=0, shard=shard),
+    "kron": lambda shard: gk.scale_by_kron(update_probability=1.0, key=jax.random.key(0), shard=shard),
 }
 # Five matrices each way, which no number of devices but one divides; and eight layers on their own devices.
 ROWS, COLUMNS, EACH = 24, 40, 5

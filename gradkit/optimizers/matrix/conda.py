@@ -24,7 +24,7 @@ from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import bias_correction as correction
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
 from gradkit.transforms.matrices import Plan, Stack
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, plan_owned, product
+from gradkit.transforms.owned import Owned, failures, hold, map_owned, phases, plan_owned, product
 from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(
@@ -136,8 +136,9 @@ def scale_by_conda(
                 "phase": phase,
             }
 
-        interval = update_interval if stagger else None
-        return ScaleByCondaState(jnp.zeros((), jnp.int32), hold(method, planned(params), make, interval))
+        plan = planned(params)
+        stacks = hold(method, plan, make, phases(plan, update_interval if stagger else None))
+        return ScaleByCondaState(jnp.zeros((), jnp.int32), stacks)
 
     def kernel(G: jax.Array, own: dict[str, Any], given: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
         b1, b2, eps, scale = (scalar(given[name], G) for name in ("b1", "b2", "eps", "scale"))

@@ -38,6 +38,7 @@ from gradkit.transforms.kronecker import (
     roots,
     statistic,
 )
+from gradkit.transforms.owned import phases
 from gradkit.transforms.refreshes import due, renewed
 from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors, total
 
@@ -161,7 +162,8 @@ def _precondition(
 
     def init(params: optax.Params) -> DistributedShampooState:
         tensors = plan_tensors(params, method="distributed_shampoo", layout=layout, shard=shard)
-        stacks, zero = init_owned(tensors, make, frequency if stagger else None), jnp.zeros((), jnp.int32)
+        stacks = init_owned(tensors, make, phases(tensors.plan, frequency if stagger else None))
+        zero = jnp.zeros((), jnp.int32)
         return DistributedShampooState(zero, stacks, {"failed_roots": jnp.zeros((), jnp.int32)})
 
     def update(updates: Any, state: DistributedShampooState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

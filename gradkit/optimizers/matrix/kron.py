@@ -12,7 +12,7 @@ import optax
 
 from gradkit.catalogue import register
 from gradkit.leaves import Layout, Method, default_layout
-from gradkit.transforms import add_decayed_weights, scale_by_kron, scale_by_learning_rate
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_kron, scale_by_learning_rate
 from gradkit.transforms.core import optimizer
 from gradkit.transforms.kron import SHARED
 
@@ -46,6 +46,7 @@ def kron(
     probe: Any = None,
     mu_dtype: Any = None,
     layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """PSGD Kron.
 
@@ -69,6 +70,7 @@ def kron(
       probe: V instead of draws, as in `scale_by_kron`. Default None.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
 
     Returns:
       A transformation that needs `params` where weights decay. State: 1 word per parameter, and per axis of a tensor
@@ -106,6 +108,7 @@ def kron(
         probe=probe,
         mu_dtype=mu_dtype,
         layout=layout,
+        shard=shard,
     )
 
 
@@ -127,6 +130,7 @@ def psgd_kron(
     probe: Any = None,
     mu_dtype: Any = None,
     layout: Layout = default_layout,
+    shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """PSGD Kron under the name of its family: the same as `kron`.
 
@@ -150,6 +154,7 @@ def psgd_kron(
       probe: V instead of draws, as in `scale_by_kron`. Default None.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks.
+      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
 
     Returns:
       A transformation that needs `params` where weights decay. State: 1 word per parameter, and per axis of a tensor
@@ -187,6 +192,7 @@ def psgd_kron(
         probe=probe,
         mu_dtype=mu_dtype,
         layout=layout,
+        shard=shard,
     )
 
 

@@ -34,6 +34,7 @@ from gradkit.transforms.kronecker import (
     roots,
     statistic,
 )
+from gradkit.transforms.owned import phases
 from gradkit.transforms.refreshes import due, renewed
 from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors, total
 
@@ -167,7 +168,7 @@ def scale_by_shampoo(
         tensors = plan_tensors(params, method="scale_by_shampoo", layout=layout, shard=shard)
         for dims in tensors.dims:
             exponents_of(exponent, len(dims))
-        stacks = init_owned(tensors, make, precondition_frequency if stagger else None)
+        stacks = init_owned(tensors, make, phases(tensors.plan, precondition_frequency if stagger else None))
         zero = jnp.zeros((), jnp.int32)
         return ScaleByShampooState(zero, stacks, {"failed_roots": jnp.zeros((), jnp.int32)})
 

@@ -37,7 +37,7 @@ from gradkit.transforms.kronecker import (
     statistic,
     transposes,
 )
-from gradkit.transforms.owned import failures
+from gradkit.transforms.owned import failures, phases
 from gradkit.transforms.refreshes import due, refreshed
 from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors
 
@@ -189,7 +189,7 @@ def scale_by_soap(
 
     def init(params: optax.Params) -> ScaleBySoapState:
         tensors = plan_tensors(params, method="scale_by_soap", layout=layout, shard=shard)
-        return ScaleBySoapState(jnp.zeros((), jnp.int32), init_owned(tensors, make, interval))
+        return ScaleBySoapState(jnp.zeros((), jnp.int32), init_owned(tensors, make, phases(tensors.plan, interval)))
 
     def update(updates: Any, state: ScaleBySoapState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
