@@ -236,11 +236,6 @@ def whole(names: Sequence[str], leaves: Sequence[jax.Array]) -> list[jax.Array]:
     return block_sums(names, leaves, ((),) * len(leaves))
 
 
-def stay_whole(xs: Sequence[jax.Array]) -> list[jax.Array]:
-    """Arrays that every device has made whole, which the compiler would otherwise cut as it likes."""
-    return list(xs) if _DECLARED.get() is not None else _summed(xs, ((),) * len(xs))
-
-
 def own_parts(names: Sequence[str], leaves: Sequence[jax.Array], whole: Sequence[jax.Array]) -> list[jax.Array]:
     """Of numbers along whole leaves, or of length 1 where they were summed, those that belong to this device's shards.
 
