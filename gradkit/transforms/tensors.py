@@ -4,6 +4,7 @@ leaf --layout--> its tensors (stack, d_1, ..., d_k) --flattened about a cut axis
 kernel: (B, d_1, ..., d_k), own -> the same, own            own has the leading axis B too
 
 A stack axis of the layout enumerates tensors; all other axes are axes of the tensor. A scalar is a vector of one entry.
+Weights fused by `splits` are tensors of their own: the inputs, and an axis of the outputs of one weight.
 What the owner keeps comes as `Owned`, which knows along which mesh axes it is cut, and which tensor every row is of. It
 is padded until the owners divide it.
 """
@@ -54,10 +55,22 @@ def plan_tensors(tree: Any, *, method: str, layout: Layout, shard: MatrixShardin
         ways = [math.prod(jax.lax.axis_size(a) for a in e) if inside else 1 for e in entries]
         shape = tuple(k * w for k, w in zip(x.shape, ways, strict=False))
         axes = layout(name, shape)
+        if axes.splits:
+            if any(entries[a] for a in axes.outputs):
+                raise ValueError(f"{method}: the fused weights of {name!r} must be whole along their outputs")
+            own = axes.inputs
+            cut = [a for a in own if entries[a]]
+            if len(cut) > 1:
+                raise ValueError(f"{method}: of the inputs of fused weights one may be cut; of {name!r} {cut} are")
+            rows = (*cut, *(a for a in own if a not in cut))
+            views[name] = axes._replace(inputs=rows)
+            # The last axis has the length of each weight's own part.
+            kinds.append(((*(shape[a] for a in own), 0), (*(rows.index(a) for a in own), len(own))))
+            continue
         own = tensor_axes(axes, shape)
-        view = _matrix_view(method, name, own, [a for a in own if entries[a]])
-        views[name] = axes._replace(inputs=view[0], outputs=view[1], splits=())
-        flat = view[0] + view[1]
+        rows, columns = _matrix_view(method, name, own, [a for a in own if entries[a]])
+        views[name] = axes._replace(inputs=rows, outputs=columns, splits=())
+        flat = rows + columns
         kinds.append((tuple(shape[a] for a in own), tuple(flat.index(a) for a in own)))
     # Accumulators are wide from the start, whatever init is shown.
     wide = [
@@ -74,10 +87,12 @@ def plan_tensors(tree: Any, *, method: str, layout: Layout, shard: MatrixShardin
         transpose=False,
         kinds=kinds,
     )
-    first = [stack.slots[0].leaf for stack in plan.stacks]
-    return Tensors(
-        method, plan, tuple(kinds[i][0] or (1,) for i in first), tuple(kinds[i][1] or (0,) for i in first), inside
-    )
+    dims, places = [], []
+    for stack in plan.stacks:
+        lengths, order = kinds[stack.slots[0].leaf]
+        dims.append((*lengths[:-1], stack.m) if views[plan.names[stack.slots[0].leaf]].splits else lengths or (1,))
+        places.append(order or (0,))
+    return Tensors(method, plan, tuple(dims), tuple(places), inside)
 
 
 def _matrix_view(

@@ -231,7 +231,7 @@ def distributed_shampoo(
       use_bias_correction: whether statistics and the mean of the gradient are divided by their weights. Default True
         (official code).
       solver: "eigh", "coupled_newton" or "higher_order", as in `gk.linalg.inverse_root`. Default "eigh".
-      layout: which axes are stacks: layers stacked for a scan are tensors of their own, fused weights are one tensor.
+      layout: which axes are stacks: layers stacked for a scan are tensors of their own, and so are fused weights.
       shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None, as in `gk.muon`.
 
     Returns:

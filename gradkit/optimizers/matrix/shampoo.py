@@ -91,7 +91,7 @@ def scale_by_shampoo(
 
     Equations: all but the last at the head of this file. A vector is a tensor of order 1, whose statistic is g g^T; a
     scalar is a vector of one entry; a convolution has order 4. Layers stacked for a scan are tensors of their own;
-    fused weights are one tensor. Tensors of one shape are worked on in one batch.
+    fused weights (`splits` of the layout) too. Tensors of one shape are worked on in one batch.
 
     Args:
       b1: decay of the mean of the gradient, in [0, 1). The raw gradient feeds the statistics. Default 0 (paper).

@@ -94,8 +94,8 @@ def scale_by_soap(
     """Adam's direction, taken in slowly turning coordinates in which gradients are least correlated.
 
     Equations: at the head of this file. The first update is 0: it only makes the bases. A tensor without rotated axes
-    has Adam's direction from the second step on. Layers stacked for a scan are tensors of their own; fused weights are
-    one tensor.
+    has Adam's direction from the second step on. Layers stacked for a scan are tensors of their own, and so are
+    fused weights (`splits` of the layout).
 
     Args:
       b1: decay of the first moment, in [0, 1). Default 0.95 (official code).
