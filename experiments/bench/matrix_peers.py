@@ -7,7 +7,8 @@ Leaves: "mixed", 12 x (4 of 256 x 256, 2 of 256 x 1024), and "small", 224 of 64 
 Newton-Schulz products of torch and what is built on it, which are bfloat16 by themselves. Shampoo and SOAP refresh
 their roots and bases every tenth step, and a figure is the mean over ten steps. Rounds are interleaved; a ratio is the
 median over rounds of (peer / gradkit): 2 means that gradkit is twice as fast. Libraries that are not installed are left
-out. Programs of JAX also have the time they take to compile, and their size as StableHLO text.
+out. Programs of JAX also have the time they take to compile, and their size as StableHLO text. The share is that of the
+rate of one large product: the operations of a method's products (not of its decompositions) over its time.
 """
 
 import importlib.util
@@ -43,6 +44,32 @@ Shapes = dict[str, tuple[int, ...]]
 def numbers(shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {k: (0.02 * random.standard_normal(s)).astype(np.float32) for k, s in shapes.items()}
+
+
+def peak() -> float:
+    """Operations per second of a product of 2048 x 2048, the best of ten."""
+    n, best = 2048, float("inf")
+    x = jnp.ones((n, n))
+    product = jax.jit(jnp.matmul)
+    for _ in range(10):
+        began = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def operations(method: str, shapes: Shapes) -> float:
+    """Of the products of one step, on average."""
+    total = 0.0
+    for n, m in (sorted(shape) for shape in shapes.values()):
+        pair = 2 * n * m * (n + m)  # one product along each side
+        if method == "muon":  # five steps of Newton-Schulz
+            total += 20 * n * n * m + 10 * n**3
+        elif method == "soap":  # statistics; two ways into the bases and one back; the step of the power method
+            total += 4 * pair + 2 * (n**3 + m**3) / REFRESH
+        else:  # statistics, and roots applied
+            total += 2 * pair
+    return total
 
 
 def of_jax(tx: optax.GradientTransformation, shapes: Shapes) -> tuple[Callable[[], None], str]:
@@ -126,7 +153,7 @@ def contestants(method: str, shapes: Shapes) -> dict[str, tuple[Callable[[], Non
     return found
 
 
-def compare(method: str, where: str) -> None:
+def compare(method: str, where: str, fastest: float) -> None:
     shapes, steps = LEAVES[where], 1 if method == "muon" else REFRESH
     runs = contestants(method, shapes)
     for run, _ in runs.values():
@@ -141,18 +168,21 @@ def compare(method: str, where: str) -> None:
             wall[name].append((time.perf_counter() - began) / steps)
     for name, (_, note) in runs.items():
         ratio = statistics.median(a / b for a, b in zip(wall[name], wall["gradkit"], strict=True))
-        ms = 1e3 * statistics.median(wall[name])
-        print(f"{where:6s} {method:8s} {name:26s} {ms:8.1f} ms   ratio {ratio:5.2f}   {note}".rstrip(), flush=True)
+        seconds = statistics.median(wall[name])
+        share = f"{operations(method, shapes) / seconds / fastest:4.0%} of the peak   " if name == "gradkit" else ""
+        line = f"{where:6s} {method:8s} {name:26s} {1e3 * seconds:8.1f} ms   ratio {ratio:5.2f}   {share}{note}"
+        print(line.rstrip(), flush=True)
 
 
 def main(argv: list[str]) -> None:
     """Prints one line per method, leaves and library."""
     del argv
-    load = f"load {os.getloadavg()[0]:.1f} at the start"
+    load, fastest = f"load {os.getloadavg()[0]:.1f} at the start", peak()
     print(f"{os.cpu_count()} processors, {load}, jax {jax.__version__}, optax {optax.__version__}")
+    print(f"peak {fastest / 1e9:.0f} GFLOP/s: one product of 2048 x 2048 in float32")
     for where in WHERE.value:
         for method in ONLY.value:
-            compare(method, where)
+            compare(method, where, fastest)
 
 
 if __name__ == "__main__":
