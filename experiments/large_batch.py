@@ -149,16 +149,13 @@ def step_of(here: Setting, tx: optax.GradientTransformation, moments: bool) -> C
     return step
 
 
-def swept(
-    here: Setting, method: Contestant, rates: np.ndarray, seeds_from: int = 0, seeds_to: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Steps to target, (rates, seeds), infinity for a miss; and the last metric of each run.
+def swept(here: Setting, method: Contestant, rates: np.ndarray, of: range) -> tuple[np.ndarray, np.ndarray]:
+    """Steps to target of these seeds, (rates, seeds), infinity for a miss; and the last metric of each run.
 
     All runs go on together until none can still be the best: until some rate has brought all seeds to the target.
     """
     everywhere = NamedSharding(here.mesh, PartitionSpec())
-    seeds = jnp.arange(seeds_from, FLAGS.seeds if seeds_to is None else seeds_to, dtype=jnp.uint32)
-    points = jnp.asarray(rates, jnp.float32)
+    seeds, points = jnp.asarray(of, jnp.uint32), jnp.asarray(rates, jnp.float32)
 
     def begin(rate: jax.Array, seed: jax.Array) -> run.Run:
         return run.start(run.first_params(here.problem, seed), method.make(warmed(rate, here.steps)), seed)
@@ -191,21 +188,22 @@ def tuned(here: Setting, method: Contestant, centre: float) -> dict[str, Any]:
     """The best rate, and what it needs."""
     ratio = 10.0 ** (2 * FLAGS.decades / (FLAGS.rates - 1))
     rates = centre * ratio ** (np.arange(FLAGS.rates) - (FLAGS.rates - 1) / 2)
-    steps, finals = swept(here, method, rates)
+    tuning = range(FLAGS.seeds)
+    steps, finals = swept(here, method, rates, tuning)
     for _ in range(FLAGS.extensions):
         # Where nothing arrives, the scaling rule has led too far.
         best = best_point(steps, finals) if np.isfinite(steps).any() else 0
         if best not in (0, len(rates) - 1):
             break
         more = rates[0] / ratio ** np.array([2.0, 1.0]) if best == 0 else rates[-1] * ratio ** np.array([1.0, 2.0])
-        found = swept(here, method, more)
+        found = swept(here, method, more, tuning)
         order = np.argsort(np.concatenate([rates, more]))
         rates = np.concatenate([rates, more])[order]
         steps, finals = (np.concatenate([a, b])[order] for a, b in zip((steps, finals), found, strict=True))
     best = best_point(steps, finals)
     judged, last = steps[best], finals[best]
     if FLAGS.judges is not None and FLAGS.judges > FLAGS.seeds and np.isfinite(judged).any():
-        found = swept(here, method, rates[best : best + 1], FLAGS.seeds, FLAGS.judges)
+        found = swept(here, method, rates[best : best + 1], range(FLAGS.seeds, FLAGS.judges))
         judged, last = (np.concatenate([a, b[0]]) for a, b in zip((judged, last), found, strict=True))
     return {
         "rate": float(rates[best]),
