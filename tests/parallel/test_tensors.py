@@ -152,7 +152,7 @@ def test_plan_of_tensors() -> None:
     tensors = plan_tensors(struct, method="m", layout=gk.leaves.default_layout, shard=shard)
     assert tensors.dims == ((2, 4, 4, 8),) and tensors.places == ((1, 0, 2, 3),)
     assert (tensors.plan.stacks[0].n, tensors.plan.stacks[0].m) == (32, 8)
-    (own,) = init_owned(tensors, lambda rows, dims, dtype: jnp.zeros((rows, dims[0]), dtype))
+    (own,) = init_owned(tensors, lambda rows, dims, dtype, _: jnp.zeros((rows, dims[0]), dtype))
     assert own.arrays.shape == (8, 2) and own.arrays.dtype == jnp.float32 and own.owners == ("y", "z", "x")
     three = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", "x", "y")}})
     with pytest.raises(ValueError, match=r"of 'conv/kernel' \[1, 2, 3\] are"):
