@@ -47,6 +47,7 @@ def test_state_bytes(name: str) -> None:
     assert memory.alias_size_in_bytes >= own + tree - 4 * 16
 
 
+BASES = gk.kronecker_bases(precondition_frequency=3)
 REFRESHED: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "conda": ("optimizers.matrix.conda", "singular_basis", lambda **o: gk.scale_by_conda(update_interval=3, **o)),
     "soap": ("optimizers.matrix.soap", "next_bases", lambda **o: gk.scale_by_soap(precondition_frequency=3, **o)),
@@ -55,6 +56,8 @@ REFRESHED: dict[str, tuple[str, str, Callable[..., Any]]] = {
         "first_bases",
         lambda **o: gk.scale_by_soap(precondition_frequency=3, **o),
     ),
+    "a basis": ("transforms.in_basis", "next_bases", lambda: gk.in_basis(gk.scale_by_adam(), bases=BASES)),
+    "the first": ("transforms.in_basis", "first_bases", lambda: gk.in_basis(gk.scale_by_adam(), bases=BASES)),
     "shampoo": (
         "optimizers.matrix.shampoo",
         "roots",
@@ -64,7 +67,14 @@ REFRESHED: dict[str, tuple[str, str, Callable[..., Any]]] = {
     ),
 }
 # Of steps 0 to 6, and how often with the counters 0, 1 and 2 of three seeds together.
-STEPS = {"conda": ([0, 3, 6], 7), "soap": ([3, 6], 6), "soap's first": ([0], 1), "shampoo": ([0, 2, 5], 7)}
+STEPS = {
+    "conda": ([0, 3, 6], 7),
+    "soap": ([3, 6], 6),
+    "soap's first": ([0], 1),
+    "a basis": ([3, 6], 6),
+    "the first": ([0], 1),
+    "shampoo": ([0, 2, 5], 7),
+}
 
 
 @pytest.mark.parametrize("name", REFRESHED)

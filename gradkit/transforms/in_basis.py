@@ -20,7 +20,7 @@ from gradkit.leaves import Layout, default_layout, names, tensor_axes
 from gradkit.transforms.core import increment, scalar, transformation, wide_dtype, widen
 from gradkit.transforms.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
 from gradkit.transforms.placement import as_it_lay, everywhere
-from gradkit.transforms.refreshes import refreshed
+from gradkit.transforms.refreshes import refreshed, renewed
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 LINEAR, SQUARE = ("mu", "trace"), ("nu",)
@@ -94,7 +94,7 @@ def kronecker_bases(
         S = moments(G, S)
 
         same = tuple(None if q is None else jnp.tile(jnp.arange(q.shape[1], dtype=jnp.int32), (len(q), 1)) for q in Q)
-        turn, none = calls % precondition_frequency == 0, jnp.zeros(G.shape[:1], jnp.int32)
+        turn, none = (calls > 0) & (calls % precondition_frequency == 0), jnp.zeros(G.shape[:1], jnp.int32)
         (Q, orders), _ = refreshed(turn, lambda S, old: next_bases(S, old[0]), S, (Q, same), none)
         return Q, orders, S
 
@@ -183,7 +183,10 @@ def in_basis(
         G = [batched(name, x)[0] for name, x in zip(names(updates), jax.tree.leaves(updates), strict=True)]
 
         def first(Q: Any, kept: Any, own: Any) -> Any:
-            done = [made.first(g, k) for g, k in zip(G, kept, strict=True)]
+            def fresh(G: Any, old: Any) -> Any:
+                return [made.first(g, k) for g, (_, k) in zip(G, old, strict=True)]
+
+            done = renewed(state.count == 0, fresh, G, list(zip(Q, kept, strict=True)))
             return jax.tree.map(jnp.zeros_like, lay), [q for q, _ in done], [k for _, k in done], own
 
         def later(Q: Any, kept: Any, own: Any) -> Any:
