@@ -1,11 +1,13 @@
 """Linear systems with a second-moment matrix, damped so that they always have one solution."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.linalg.one_by_one import one_by_one
 
 
 def damped_solve(moment: jax.Array, rhs: jax.Array, damping: Any) -> jax.Array:
@@ -32,9 +34,9 @@ def damped_solve(moment: jax.Array, rhs: jax.Array, damping: Any) -> jax.Array:
     dtype = rhs.dtype if jnp.finfo(rhs.dtype).bits >= 32 else jnp.dtype(jnp.float32)
     n = moment.shape[-1]
     eye = jnp.eye(n, dtype=dtype).reshape((1,) * (moment.ndim - 2) + (n, n))
-    factor = jnp.linalg.cholesky(moment.astype(dtype) + jnp.asarray(damping).astype(dtype) * eye)
+    factor = one_by_one(jnp.linalg.cholesky, moment.astype(dtype) + jnp.asarray(damping).astype(dtype) * eye)
     lead = jnp.broadcast_shapes(moment.shape[:-2], rhs.shape[:-2])
     factor, x = (jnp.broadcast_to(a, lead + a.shape[-2:]) for a in (factor, rhs.astype(dtype)))
-    x = jax.lax.linalg.triangular_solve(factor, x, left_side=True, lower=True)
-    x = jax.lax.linalg.triangular_solve(factor, x, left_side=True, lower=True, transpose_a=True)
+    solve = partial(jax.lax.linalg.triangular_solve, left_side=True, lower=True)
+    x = one_by_one(partial(solve, transpose_a=True), factor, one_by_one(solve, factor, x))
     return x.astype(rhs.dtype)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.linalg.one_by_one import one_by_one
 
 METHODS = ("eigh", "qr")
 
@@ -72,9 +73,9 @@ def eigenbasis(A: jax.Array, prev: Any = None, *, method: str = "eigh") -> Basis
     if not A.size:
         return Basis(A, first)
     if prev is None:
-        return Basis(fix_signs(jnp.linalg.eigh(A)[1][..., ::-1]), first)
+        return Basis(fix_signs(one_by_one(jnp.linalg.eigh, A)[1][..., ::-1]), first)
     with jax.default_matmul_precision("highest"):
         image = A @ prev
         order = jnp.argsort(jnp.sum(prev * image, axis=-2), axis=-1, descending=True).astype(jnp.int32)
         columns = jnp.take_along_axis(image, jnp.expand_dims(order, -2), axis=-1)
-        return Basis(fix_signs(jnp.linalg.qr(columns)[0]), order)
+        return Basis(fix_signs(one_by_one(jnp.linalg.qr, columns)[0]), order)

@@ -15,12 +15,14 @@ them is done; one that is done, or whose error max |M - I| falls no more near I,
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.linalg.one_by_one import one_by_one
 
 METHODS = ("eigh", "coupled_newton", "higher_order")
 # An error this much above the best so far is rounding that grows, not convergence (official code).
@@ -49,7 +51,7 @@ def _eye(A: jax.Array) -> jax.Array:
 
 
 def _by_eigh(A: jax.Array, p: Any, eps: Any) -> jax.Array:
-    values, Q = jnp.linalg.eigh(A, symmetrize_input=False)
+    values, Q = one_by_one(partial(jnp.linalg.eigh, symmetrize_input=False), A)
     low = jnp.min(values, axis=-1, keepdims=True)
     values = values + jnp.maximum(eps - low, 0)
     return (Q * jnp.expand_dims(values ** (-1 / p), -2)) @ jnp.swapaxes(Q, -1, -2)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.linalg.one_by_one import one_by_one
 
 Coefficients = Sequence[tuple[float, float, float]]
 
@@ -244,6 +245,6 @@ def _gram(x: jax.Array, abc: Any) -> jax.Array:
 
 
 def _svd(x: jax.Array) -> jax.Array:
-    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    u, s, vt = one_by_one(partial(jnp.linalg.svd, full_matrices=False), x)
     tiny = jnp.max(s, axis=-1, keepdims=True) * (max(x.shape[-2:]) * float(jnp.finfo(x.dtype).eps))
     return (u * (s > tiny).astype(u.dtype)[..., None, :]) @ vt

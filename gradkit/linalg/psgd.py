@@ -6,9 +6,12 @@ P = Q^T Q on every axis.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+from gradkit.linalg.one_by_one import one_by_one
 
 Factors = Sequence[jax.Array]
 
@@ -45,7 +48,7 @@ def unwhiten(factors: Factors, x: jax.Array) -> jax.Array:
             x = x / q.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
             continue
         front = jnp.moveaxis(x, axis, 0)
-        solved = jax.scipy.linalg.solve_triangular(q, front.reshape(q.shape[0], -1), trans="T")
+        solved = one_by_one(partial(jax.scipy.linalg.solve_triangular, trans="T"), q, front.reshape(q.shape[0], -1))
         x = jnp.moveaxis(solved.reshape(front.shape), 0, axis)
     return x
 

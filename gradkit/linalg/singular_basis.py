@@ -1,9 +1,12 @@
 """The leading left singular vectors of a matrix, signs fixed: X = U S V^T  ->  the first columns of U."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.linalg.one_by_one import one_by_one
 
 SIGNS = ("fixed", "lapack")
 
@@ -37,7 +40,7 @@ def singular_basis(x: jax.Array, rank: int, *, sign: str = "fixed") -> jax.Array
     if rank > min(x.shape[-2:]):
         raise ValueError(f"rank must be an integer in [1, {min(x.shape[-2:])}], got {rank!r}")
     wide = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
-    U = jnp.linalg.svd(x.astype(wide), full_matrices=False)[0][..., :rank]
+    U = one_by_one(partial(jnp.linalg.svd, full_matrices=False), x.astype(wide))[0][..., :rank]
     if sign == "fixed":
         largest = jnp.argmax(jnp.abs(U), axis=-2, keepdims=True)
         U = jnp.where(jnp.take_along_axis(U, largest, axis=-2) < 0, -U, U)

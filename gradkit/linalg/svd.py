@@ -1,7 +1,11 @@
 """The singular value decomposition with signs that do not depend on the library that made it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+
+from gradkit.linalg.one_by_one import one_by_one
 
 
 def turned(U: jax.Array, Vt: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -19,6 +23,6 @@ def signed_svd(w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     ([[1.0, 0.0], [0.0, 1.0]], [2.0, 1.0], [[0.0, -1.0], [1.0, 0.0]])
     """
     wide = w if jnp.finfo(w.dtype).bits >= 32 else w.astype(jnp.float32)
-    U, S, Vt = jnp.linalg.svd(wide, full_matrices=False)
+    U, S, Vt = one_by_one(partial(jnp.linalg.svd, full_matrices=False), wide)
     U, Vt = turned(U, Vt)
     return U, S, Vt

@@ -18,6 +18,7 @@ Embeddings, heads, vectors and scalars take AdamW instead.
 import math
 import numbers
 import zlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, Method, default_layout
+from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
@@ -42,6 +44,7 @@ SIDES = {
     "inputs": lambda rows, columns: False,
     "outputs": lambda rows, columns: True,
 }
+SOLVE = jax.lax.linalg.triangular_solve
 
 
 def _transposed(x: jax.Array) -> jax.Array:
@@ -50,8 +53,8 @@ def _transposed(x: jax.Array) -> jax.Array:
 
 def _cholesky_qr(Y: jax.Array) -> jax.Array:
     """Y L^{-T} of Y^T Y = L L^T."""
-    L = jnp.linalg.cholesky(product(_transposed(Y), Y))
-    return jax.lax.linalg.triangular_solve(L, Y, left_side=False, lower=True, transpose_a=True)
+    L = one_by_one(jnp.linalg.cholesky, product(_transposed(Y), Y))
+    return one_by_one(partial(SOLVE, left_side=False, lower=True, transpose_a=True), L, Y)
 
 
 def orthonormal(Y: jax.Array, how: str, key: Any = None) -> jax.Array:
@@ -62,17 +65,17 @@ def orthonormal(Y: jax.Array, how: str, key: Any = None) -> jax.Array:
     [0.6 0.8]
     """
     if how == "qr":
-        return jnp.linalg.qr(Y)[0]
+        return one_by_one(jnp.linalg.qr, Y)[0]
     X = Y
     if how == "randomized_cholesky_qr":
         m, r = Y.shape[1:]
         k = 128 * math.ceil(1.25 * r / 128)
         S = jax.random.normal(key, (k, m), Y.dtype) / math.sqrt(k)
         sketch = jnp.matmul(jnp.broadcast_to(S[None], (Y.shape[0], k, m)), Y, precision=jax.lax.Precision.HIGHEST)
-        upper = jnp.linalg.qr(sketch, mode="r")
-        X = jax.lax.linalg.triangular_solve(upper, Y, left_side=False, lower=False)
+        upper = one_by_one(partial(jnp.linalg.qr, mode="r"), sketch)
+        X = one_by_one(partial(SOLVE, left_side=False, lower=False), upper, Y)
     P = _cholesky_qr(X)
-    return jax.lax.cond(jnp.isfinite(P).all(), lambda: P, lambda: jnp.linalg.qr(Y)[0])
+    return jax.lax.cond(jnp.isfinite(P).all(), lambda: P, lambda: one_by_one(jnp.linalg.qr, Y)[0])
 
 
 class ScaleByDionState(NamedTuple):

@@ -27,6 +27,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, names
+from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.core import divide, optimizer, transformation, wide_dtype
 from gradkit.transforms.explicit import by_compiler
@@ -50,7 +51,7 @@ def _t(x: jax.Array) -> jax.Array:
 
 def _sylvester(P: jax.Array, Q: jax.Array, C: jax.Array) -> jax.Array:
     """Y with P Y + Y Q = C, of symmetric positive semidefinite P and Q; 0 along directions that are null in both."""
-    (lam, U), (mu, V) = jnp.linalg.eigh(P), jnp.linalg.eigh(Q)
+    (lam, U), (mu, V) = one_by_one(jnp.linalg.eigh, P), one_by_one(jnp.linalg.eigh, Q)
     # Rounding may make a null eigenvalue negative.
     total = jnp.maximum(lam, 0)[..., :, None] + jnp.maximum(mu, 0)[..., None, :]
     return _mul(U, divide(_mul(_t(U), C, V), total), _t(V))
@@ -62,7 +63,7 @@ def adjusted(
     """d_a and d_b."""
     eye = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], a.shape[-1], a.shape[-1]))
     P, Q = _mul(_t(a), a), _mul(b, _t(b))
-    A, B = (jnp.linalg.solve(gram + damping * eye, eye) for gram in (P, Q))
+    A, B = (one_by_one(jnp.linalg.solve, gram + damping * eye, eye) for gram in (P, Q))
     # Divided by s one after the other: the square of a small scaling may be 0.
     x, y = _mul(g_a, B) / s / s, _mul(A, g_b) / s / s
     y = y - _mul(_mul(y, _t(b)), B, b)

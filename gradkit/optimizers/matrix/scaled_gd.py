@@ -17,6 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, Method, default_layout, from_matrices, names, to_matrices
+from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import optimizer, transformation
 from gradkit.transforms.explicit import by_compiler
@@ -32,9 +33,11 @@ def _over_gram(G: jax.Array, F: jax.Array, damping: Any) -> jax.Array:
     """G (F^T F + damping I)^{-1} of matrices (..., n, r)."""
     product = partial(jnp.einsum, precision="highest")
     eye = jnp.broadcast_to(jnp.eye(F.shape[-1], dtype=F.dtype), (*F.shape[:-2], F.shape[-1], F.shape[-1]))
-    lower = jnp.linalg.cholesky(product("...ni,...nj->...ij", F, F) + jnp.asarray(damping).astype(F.dtype) * eye)
+    lower = one_by_one(
+        jnp.linalg.cholesky, product("...ni,...nj->...ij", F, F) + jnp.asarray(damping).astype(F.dtype) * eye
+    )
     # A solve with G on the right would gather its rows on every device; products leave them where they are.
-    inverse = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    inverse = one_by_one(partial(jax.lax.linalg.triangular_solve, left_side=True, lower=True), lower, eye)
     return product("...nj,...ji->...ni", product("...nj,...ij->...ni", G, inverse), inverse)
 
 
