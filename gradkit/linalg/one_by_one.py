@@ -41,7 +41,7 @@ def one_by_one(decompose: Callable[..., Any], *arrays: jax.Array) -> Any:
         return alone(*matrices)
 
     @run.defjvp
-    def _(primals: Any, tangents: Any) -> Any:  # a loop has no way back
+    def slope(primals: Any, tangents: Any) -> Any:  # a loop has no way back
         return jax.jvp(decompose, primals, tangents)
 
     batched: Callable[..., Any] = run
