@@ -56,12 +56,13 @@ def test_no_decomposition_is_given_a_batch(name: str) -> None:
 
 @pytest.mark.slow
 def test_two_at_once_end() -> None:
-    """Where there are two threads, and each has a batch of decompositions."""
+    """Where there are two threads, and each has a batch of decompositions: products go before, so that it is they who
+    ask. On two processors `jnp.linalg.qr` itself hangs within some thirty calls."""
     code = (
         "import jax, jax.numpy as jnp; from gradkit.linalg.one_by_one import one_by_one\n"
-        "x = jax.random.normal(jax.random.key(0), (2, 8, 200, 200))\n"
-        "f = jax.jit(lambda a, b: [one_by_one(jnp.linalg.qr, v)[0] for v in (a, b)])\n"
-        "for _ in range(5): jax.block_until_ready(f(x[0], x[1]))\n"
+        "x = jax.random.normal(jax.random.key(0), (2, 8, 256, 256))\n"
+        "f = jax.jit(lambda a, b: [one_by_one(jnp.linalg.qr, v @ v)[0] for v in (a, b)])\n"
+        "for _ in range(40): jax.block_until_ready(f(x[0], x[1]))\n"
         "print('fine')"
     )
     flags = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}

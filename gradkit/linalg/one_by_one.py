@@ -1,9 +1,10 @@
 """Decompositions of a batch of matrices: on CPU one after another, elsewhere in one call.
 
-On CPU XLA hands the matrices of a batched decomposition to its threads and waits on one of them until all are done.
-Where as many decompositions wait at once as there are threads, none of them ever ends: two of
-`jnp.linalg.qr` on (8, 256, 256) in one program hang on two processors (jax 0.10.2). A call with one matrix does not
-wait. Under `vmap`, over seeds or layers, the matrices are still taken one by one; under differentiation they are not.
+On CPU XLA hands the matrices of a batched decomposition to its threads, and the thread that asked waits until all are
+done. Where all of its threads ask at once, none of them ever ends: `jnp.linalg.qr(a @ a)` beside
+`jnp.linalg.qr(b @ b)`, of shape (8, 256, 256), in one program hangs on two processors (jax 0.10.2). A call with one
+matrix does not wait. Under `vmap`, over seeds or layers, the matrices are still taken one by one; under
+differentiation they are not.
 """
 
 from collections.abc import Callable
