@@ -56,6 +56,14 @@ def test_negative_rounding_is_lifted_to_eps(x64: None) -> None:
     np.testing.assert_allclose(np.asarray(got), np.diag(np.array([1.11, 0.61, 0.01]) ** -0.5), rtol=1e-14)
 
 
+@pytest.mark.parametrize("method", ["eigh", "coupled_newton", "higher_order"])
+def test_every_matrix_may_have_an_eps_of_its_own(method: str, x64: None) -> None:
+    A = jnp.stack([jnp.diag(jnp.array([1.0, 0.5])), jnp.zeros((2, 2)), jnp.diag(jnp.array([1.0, 0.0]))])
+    got = inverse_root(A, 2, eps=jnp.array([0.1, 2.0, 0.25]), method=method)
+    want = [np.diag([1.1**-0.5, 0.6**-0.5]), np.eye(2) / np.sqrt(2), np.diag([1.25**-0.5, 2.0])]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
+
+
 def test_what_has_no_root_is_not_finite_or_runs_away(x64: None) -> None:
     """Also next to a matrix that has one, which is untouched."""
     A = jnp.stack([jnp.eye(3), jnp.zeros((3, 3)), jnp.diag(jnp.array([1.0, 1.0, -0.5]))])
@@ -80,6 +88,8 @@ def test_bad_input_of_roots() -> None:
     for kwargs, message in [
         ({"p": 0}, "p must be in"),
         ({"p": 2, "eps": -1.0}, "eps must be in"),
+        ({"p": 2, "eps": np.array([1.0, -1.0])}, "eps must be in"),
+        ({"p": 2, "eps": np.ones(3)}, r"eps must be one number or of shape \(\)"),
         ({"p": 2, "method": "svd"}, "method must be one of"),
         ({"p": 1.5, "method": "coupled_newton"}, "p must be a whole number"),
         ({"p": np.pi, "method": "higher_order"}, "p must be a fraction"),

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkit import checks
 from gradkit.linalg.one_by_one import one_by_one
@@ -34,11 +35,17 @@ def check_root(*, p: Any, eps: Any, method: str, max_iters: int = 100, tol: Any 
     """Raises where an option of `inverse_root` is out of its range."""
     checks.choice("method", method, METHODS)
     checks.real("p", p, "(0, inf)")
-    checks.real("eps", eps, "[0, inf)")
+    check_eps(eps)
     checks.integer("max_iters", max_iters, 1)
     checks.real("tol", tol, "[0, inf)")
     if method == "coupled_newton" and not float(p).is_integer():
         raise ValueError(f"p must be a whole number with method='coupled_newton', got {p!r}")
+
+
+def check_eps(eps: Any) -> None:
+    """Raises where what is added to a diagonal, or to one of several, is out of its range."""
+    for one in [eps] if isinstance(eps, jax.core.Tracer) else np.ravel(np.asarray(eps)).tolist():
+        checks.real("eps", one, "[0, inf)")
 
 
 def _number(value: Any, like: jax.Array) -> Any:
@@ -53,7 +60,7 @@ def _eye(A: jax.Array) -> jax.Array:
 def _by_eigh(A: jax.Array, p: Any, eps: Any) -> jax.Array:
     values, Q = one_by_one(partial(jnp.linalg.eigh, symmetrize_input=False), A)
     low = jnp.min(values, axis=-1, keepdims=True)
-    values = values + jnp.maximum(eps - low, 0)
+    values = values + jnp.maximum(jnp.expand_dims(eps, -1) - low, 0)
     return (Q * jnp.expand_dims(values ** (-1 / p), -2)) @ jnp.swapaxes(Q, -1, -2)
 
 
@@ -117,7 +124,7 @@ def inverse_root(
       A: (..., d, d), symmetric positive semidefinite up to rounding, in float32 or float64; the lower triangle counts.
       p: the root, > 0. With "coupled_newton" a whole number, with "higher_order" a fraction p'/q' of small numbers (the
         result is then the p'-th root to the power q'), with "eigh" any number, also a traced one.
-      eps: added to the diagonal first, >= 0. Default 0.
+      eps: added to the diagonal first, >= 0: a number, or one per matrix, of shape A.shape[:-2]. Default 0.
       method: "eigh", "coupled_newton" or "higher_order". Default "eigh".
       max_iters: most iterations, >= 1. Default 100 (official code).
       tol: error max |M - I| that ends the iterations, >= 0. Default 1e-6 (official code).
@@ -142,15 +149,18 @@ def inverse_root(
         check_root(p=p, eps=eps, method=method, max_iters=max_iters, tol=tol)
     else:
         checks.choice("method", method, ("eigh",))
-        checks.real("eps", eps, "[0, inf)")
+        check_eps(eps)
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"inverse_root: A must be a batch of square matrices, got the shape {A.shape}")
     if not A.size:
         return A
     lower = jnp.tril(A)
     A = lower + jnp.swapaxes(jnp.tril(A, -1), -1, -2)
-    eps = _number(eps, A)
-    A = A + eps * _eye(A)
+    eps = jnp.asarray(eps, A.dtype)
+    if eps.ndim and eps.shape != A.shape[:-2]:
+        raise ValueError(f"inverse_root: eps must be one number or of shape {A.shape[:-2]}, got the shape {eps.shape}")
+    eps = jnp.broadcast_to(eps, A.shape[:-2])
+    A = A + jnp.expand_dims(eps, (-2, -1)) * _eye(A)
     with jax.default_matmul_precision("highest"):
         if method == "eigh":
             X = _by_eigh(A, _number(p, A), eps)

@@ -98,7 +98,8 @@ def roots(
 ) -> Factors:
     """Roots of the statistics; one that is not finite stays what it was, and is counted where there is a statistic.
 
-    The trace of L_1 to the power `power_of_trace` goes into the first root.
+    To a matrix at least finfo.eps times its trace is added, unless eps is 0: what is below that is rounding, and a root
+    would make it larger than all else. The trace of L_1 to the power `power_of_trace` goes into the first root.
     """
     P, failed = [], factors.failed
     for axis, (L, old, e) in enumerate(zip(factors.L, factors.P, exponents, strict=True)):
@@ -108,7 +109,9 @@ def roots(
         if L.ndim == 2:
             new = (L_hat + scalar(eps, L_hat)) ** (-e)
         else:
-            new = inverse_root(L_hat, 1 / e, eps=eps, method=solver)
+            rounding, given = float(jnp.finfo(L_hat.dtype).eps) * trace, scalar(eps, trace)
+            added = jnp.where(given > 0, jnp.maximum(given, rounding), 0)
+            new = inverse_root(L_hat, 1 / e, eps=added, method=solver)
         if axis == 0 and power_of_trace:
             new = new * (trace**power_of_trace).reshape(-1, *[1] * (L.ndim - 1))
         good = jnp.isfinite(new)

@@ -213,8 +213,8 @@ def distributed_shampoo(
       b2: 1 for a sum, below 1 the decay of a running mean, in [0, 1]. Default 1 (official code).
       b3: weight of the mean before this step in what is preconditioned, in [0, 1). Default None: b1, which is the mean
         itself; a smaller one looks ahead, as Nesterov does.
-      eps: added to the statistics, >= 0. Default 1e-12 (official code). In float32 what is below 1e-7 of the largest
-        eigenvalue is rounding.
+      eps: added to the statistics, >= 0. Default 1e-12 (official code); at least the machine's rounding times the
+        trace, as in `scale_by_shampoo`.
       weight_decay: decay >= 0, or a schedule. Default 0 (official code).
       weight_decay_mask: which leaves decay. Default all.
       weight_decay_type: "decoupled" or "l2" (added to the gradient). Default "decoupled" (official code).

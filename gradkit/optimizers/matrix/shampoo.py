@@ -96,9 +96,9 @@ def scale_by_shampoo(
     Args:
       b1: decay of the mean of the gradient, in [0, 1). The raw gradient feeds the statistics. Default 0 (paper).
       b2: 1 for the sum of the paper, below 1 the decay of a running mean, in [0, 1]. Default 1.
-      eps: added to the statistics, >= 0. Default 1e-12 (official code). In float32 what is below 1e-7 of the largest
-        eigenvalue is rounding: gradients of low rank want an eps above that. With 0 an axis whose statistic is singular
-        keeps its last root.
+      eps: added to the statistics, >= 0. Default 1e-12 (official code). To a matrix at least the machine's rounding
+        times its trace is added (1.2e-7 of it in float32): what is below that is noise, and a root would make it larger
+        than all else. With 0 nothing is added, and an axis whose statistic is singular keeps its last root.
       exponent: "shampoo", e_i = 1 / (2 k); "shampoo2", 1/2 for matrices; a number > 0, for matrices; or a dict axis of
         the tensor -> number, for all tensors. Default "shampoo" (paper).
       trace_correction: whether the direction of a matrix is multiplied by Tr(L)^e, so that with "shampoo2" it is that
@@ -137,7 +137,8 @@ def scale_by_shampoo(
 
     Reference: Gupta, Koren, Singer. Shampoo: Preconditioned Stochastic Tensor Optimization. 2018, arXiv 1802.09568;
     Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748. The official code retries a
-    failed root in float64 and stops after three failures; here the last good root stays, and failures are counted.
+    failed root in float64 and stops after three failures; here the last good root stays, and failures are counted. It
+    adds eps alone: with 1e-12 in float32, gradients of low rank end in NaN within some hundred steps.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1]")
