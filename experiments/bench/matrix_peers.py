@@ -65,8 +65,8 @@ def operations(method: str, shapes: Shapes) -> float:
         pair = 2 * n * m * (n + m)  # one product along each side
         if method == "muon":  # five steps of Newton-Schulz
             total += 20 * n * n * m + 10 * n**3
-        elif method == "soap":  # statistics; two ways into the bases and one back; the step of the power method
-            total += 4 * pair + 2 * (n**3 + m**3) / REFRESH
+        elif method == "soap":  # statistics; into the bases and back; step of the power method, turn of the mean
+            total += 3 * pair + 2 * (n**3 + m**3 + pair) / REFRESH
         else:  # statistics, and roots applied
             total += 2 * pair
     return total

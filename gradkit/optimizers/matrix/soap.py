@@ -4,15 +4,15 @@ The first call only makes the bases: S_i = (1 - beta) S_i(G), Q_i its eigenvecto
 with c the number of earlier calls, for a tensor G of which some axes i are rotated:
 
 G'  = G turned into the bases: Q_i^T along every such axis
-m   = b1 m + (1 - b1) G                                       in the original coordinates
-v   = b2 v + (1 - b2) G'^2                                    in the bases
-u'  = sqrt(1 - b2^c) / (1 - b1^c)  m' / (sqrt(v) + eps)       m' = m turned into the bases
+m   = b1 m + (1 - b1) G'                                      in the bases, as all of Adam
+v   = b2 v + (1 - b2) G'^2
+u'  = sqrt(1 - b2^c) / (1 - b1^c)  m / (sqrt(v) + eps)
 d   = u' turned back;  divided by its root mean square where normalize_grads
 x   = x - learning_rate (d + weight_decay x)
 S_i = beta S_i + (1 - beta) S_i(G)                            S_i(G) = G contracted with itself over all other axes
 where precondition_frequency divides c:  order = diag(Q_i^T S_i Q_i) descending,  Q_i = qr(S_i Q_i[:, order]).Q,
-                                         v ordered the same way along axis i;  with stagger where it divides c + a
-                                         phase of the tensor's own
+                                         v ordered the same way along axis i, m turned from the old bases into the
+                                         new;  with stagger where it divides c + a phase of the tensor's own
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.
 
 
 class Own(NamedTuple):
-    """What belongs to the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; the mean
-    of the gradient; the second moment in the bases; how often bases came out not finite, and were not taken; where they
-    turn at steps of their own, the phase."""
+    """What belongs to the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; in the
+    bases the mean of the gradient and the second moment; how often bases came out not finite, and were not taken; where
+    they turn at steps of their own, the phase."""
 
     S: tuple[jax.Array | None, ...]
     Q: tuple[jax.Array | None, ...]
@@ -131,9 +131,8 @@ def scale_by_soap(
       >>> print(zero.tolist(), tx.update(g, state)[0].round(3).tolist())
       [[0.0, 0.0], [0.0, 0.0]] [[0.0, 1.0], [-1.0, 0.0]]
 
-    Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departures from
-    the official code, none of which changes the numbers: the first moment is kept in the original coordinates, where it
-    need not be turned with the bases; signs of eigenvectors are fixed.
+    Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: signs
+    of eigenvectors are fixed, which does not change the numbers.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
@@ -166,10 +165,10 @@ def scale_by_soap(
         G, first = x.reshape(-1, *merged(x.shape[1:])), at["c"] == 0
         # What the first call throws away is still finite.
         c, b1, b2 = jnp.maximum(at["c"], 1), scalar(at["b1"], G), scalar(at["b2"], G)
-        into = transposes(own.Q)
-        mu = b1 * own.mu + (1 - b1) * G
-        nu = b2 * own.nu + (1 - b2) * jnp.square(along_all(into, G))
-        u = divide(along_all(into, mu), jnp.sqrt(nu) + scalar(at["eps"], G))
+        turned_G = along_all(transposes(own.Q), G)
+        mu = b1 * own.mu + (1 - b1) * turned_G
+        nu = b2 * own.nu + (1 - b2) * jnp.square(turned_G)
+        u = divide(mu, jnp.sqrt(nu) + scalar(at["eps"], G))
         if correct_bias:
             u = u * (jnp.sqrt(bias_correction(at["b2"], c, G)) / bias_correction(at["b1"], c, G))
         u = along_all(own.Q, u)
@@ -179,12 +178,13 @@ def scale_by_soap(
         S = _moments(own.S, G, at["beta"])
 
         def turned(S: Any, old: Any) -> tuple[Any, jax.Array]:
-            Q, orders = next_bases(S, old[0])
-            return Q, reorder(old[1], orders)
+            before, mu, nu = old
+            Q, orders = next_bases(S, before)
+            return Q, along_all(transposes(Q), along_all(before, mu)), reorder(nu, orders)
 
         Q, failed = refreshed(first, lambda S, _: first_bases(S), S, own.Q, own.failed)
         now = ~first & due(at["c"], 0, precondition_frequency, own.phase)
-        (Q, nu), failed = refreshed(now, turned, S, (Q, nu), failed)
+        (Q, mu, nu), failed = refreshed(now, turned, S, (Q, mu, nu), failed)
         return u.reshape(x.shape), Own(S, Q, mu, nu, failed, own.phase)
 
     def init(params: optax.Params) -> ScaleBySoapState:
