@@ -41,8 +41,8 @@ from gradkit.optimizers.filters import (
 
 # The singular values of a matrix
 from gradkit.optimizers.matrix import (
-    adjust_lora_gradients, auon, conda, dion, distributed_shampoo, fira, galore, hybrid_auon, kron, lora_pro_adam,
-    muon, precondition_by_input_moment, project_out_subspace, psgd_kron, scale_by_auon, scale_by_conda,
+    adjust_lora_gradients, auon, conda, dion, distributed_shampoo, fira, galore, hybrid_auon, kron, lora_pro,
+    lora_pro_adam, muon, precondition_by_input_moment, project_out_subspace, psgd_kron, scale_by_auon, scale_by_conda,
     scale_by_cosh_rms, scale_by_dion, scale_by_factor_gram, scale_by_hybrid_auon, scale_by_muon, scale_by_shampoo,
     scale_by_soap, scaled_gd, shampoo, soap,
 )
@@ -121,7 +121,7 @@ __all__ = [
     "implicit_gradient_transport", "in_basis", "induced_metric_log", "induced_metric_rms", "induced_metric_sgd",
     "inject_hyperparams", "inna", "innaprop", "kfac_preconditioner", "kron", "kronecker_bases", "kronecker_statistics",
     "lamb", "lambc", "larc", "lars", "leaves", "limit_norm_growth", "linalg", "lion", "lookahead_in_chain",
-    "lora_pro_adam", "mars_adamw", "mars_correction", "mars_exact", "mars_lion", "mars_shampoo", "momentum",
+    "lora_pro", "lora_pro_adam", "mars_adamw", "mars_correction", "mars_exact", "mars_lion", "mars_shampoo", "momentum",
     "multi_timescale_adam", "muon", "nadam", "nag", "nesterov_large_batch", "ngd", "nlamb", "noisy_sgd",
     "nonconvex_accelerated_gradient", "norm_loss", "normalize_and_project", "normalize_gradients", "novograd", "oasis",
     "optimistic_amsgrad", "orthogonalize_to_params", "parallel", "params_ema", "perpgrad", "polyak_average",

@@ -106,6 +106,19 @@ def test_adam_is_of_the_product(x64: None) -> None:
     assert float(jnp.abs(v["lora_a"] - u["lora_a"]).max()) > 1e-3
 
 
+def test_descent_is_that_of_the_full_matrix_where_adapters_can_follow(x64: None) -> None:
+    """A gradient in the rows of b: the product moves by -rate G, and by the square of the rate."""
+    x, _, _ = adapter()
+    a, b = x["lora_a"], x["lora_b"]
+    G = normal(8, 7, 2) @ b
+    g = {"lora_a": S * G @ b.T, "lora_b": S * a.T @ G}
+    for rate in (0.1, 1e-3):
+        u = updates(gk.lora_pro(rate, scaling=S, damping=0.0), x, [g])[0]
+        y = optax.apply_updates(x, u)
+        square = S * u["lora_a"] @ u["lora_b"]
+        assert_equal(S * (y["lora_a"] @ y["lora_b"] - a @ b) - square, -rate * G, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["adjust_lora_gradients", "lora_pro_adam"])
 def test_stacked_adapters_are_adapters(name: str, x64: None) -> None:
     tx = gk.adjust_lora_gradients(S) if name == "adjust_lora_gradients" else gk.lora_pro_adam(0.1, scaling=S)

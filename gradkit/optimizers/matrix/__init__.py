@@ -33,6 +33,7 @@ from gradkit.optimizers.matrix.kron import (
 )
 from gradkit.optimizers.matrix.lora_pro import (
     adjust_lora_gradients,
+    lora_pro,
     lora_pro_adam,
 )
 from gradkit.optimizers.matrix.muon import (
@@ -79,6 +80,7 @@ __all__ = [
     "galore",
     "hybrid_auon",
     "kron",
+    "lora_pro",
     "lora_pro_adam",
     "muon",
     "precondition_by_input_moment",

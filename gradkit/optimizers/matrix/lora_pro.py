@@ -148,6 +148,54 @@ def adjust_lora_gradients(
     return transformation("adjust_lora_gradients", init, update, needs_params=True)
 
 
+def lora_pro(
+    learning_rate: Any,
+    *,
+    scaling: Any,
+    damping: Any = 1e-8,
+    choose_x: str = "sylvester",
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    pairs: Pairs = NAMES,
+) -> optax.GradientTransformationExtraArgs:
+    """LoRA-Pro with gradient descent: the product of every adapter moves as the full matrix would, as near as it can.
+
+    Equations: at the head of this file, without Adam; x <- x - learning_rate d. Leaves that are no adapter descend
+    their gradient.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule; of the product, as in full training.
+      scaling: s of the product s a b, > 0: alpha / r or alpha / sqrt(r), as the model has it; 1 for `nnx.LoRA`.
+      damping: delta, added to the r x r Gram matrices, >= 0. Default 1e-8 (official code).
+      choose_x: "sylvester" (paper), "zero" or "symmetric". Default "sylvester".
+      weight_decay: decoupled decay of the factors >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      pairs: which leaves are a and b, as in `adjust_lora_gradients`. Default ("lora_a", "lora_b").
+
+    Returns:
+      A transformation that needs `params`. No state. Collectives: those of `adjust_lora_gradients`.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; a leaf without its partner, or of another rank; no pair at all.
+
+    Example:
+      >>> tx = lora_pro(0.1, scaling=1.0)
+      >>> x = {"lora_a": jnp.ones((4, 1)), "lora_b": jnp.zeros((1, 2))}
+      >>> g = {"lora_a": jnp.zeros((4, 1)), "lora_b": jnp.array([[4.0, -8.0]])}
+      >>> u, _ = tx.update(g, tx.init(x), x)
+      >>> print(u["lora_b"].round(3))  # of the full gradient an adapter of ones can follow the means of columns
+      [[-0.1  0.2]]
+
+    Reference: Wang et al. LoRA-Pro: Are Low-Rank Adapters Properly Optimized? 2024, arXiv 2407.18242.
+    """
+    return optimizer(
+        Method("lora_pro", learning_rate, weight_decay, weight_decay_mask),
+        adjust_lora_gradients(scaling, damping=damping, choose_x=choose_x, pairs=pairs),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
 def _dense(tree: Any, found: list[tuple[int, int]], product: Callable[[Any, Any], Any]) -> Any:
     """A tree with the product of every pair in the place of its first factor, and nothing in that of the second."""
     leaves, structure = jax.tree.flatten(tree)
@@ -264,6 +312,15 @@ register(
     collectives="matrices",
     example=EXAMPLE,
     notes="for adapters; its example, of a model without any, passes gradients on",
+)
+register(
+    lora_pro,
+    form="optimizer",
+    paper=PAPER,
+    words=0,
+    collectives="matrices",
+    example=EXAMPLE,
+    notes="for adapters; its example, of a model without any, is gradient descent",
 )
 register(
     lora_pro_adam,
