@@ -177,7 +177,7 @@ def scale_by_soap(
         u, mu, nu = (jnp.where(first, jnp.zeros_like(y), y) for y in (u, mu, nu))
         S = _moments(own.S, G, at["beta"])
 
-        def turned(S: Any, old: Any) -> tuple[Any, jax.Array]:
+        def turned(S: Any, old: Any) -> Any:
             before, mu, nu = old
             Q, orders = next_bases(S, before)
             return Q, along_all(transposes(Q), along_all(before, mu)), reorder(nu, orders)
