@@ -29,7 +29,7 @@ quick: $(DEV)
 lint: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pyright --threads 2
+	$(PY) -m pyright
 	$(VENV)/bin/lint-imports
 
 format: $(DEV)

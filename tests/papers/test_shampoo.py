@@ -246,14 +246,13 @@ def test_bad_input() -> None:
 
 
 def test_gradients_of_low_rank_in_float32() -> None:
-    """One direction again and again, in space of 48 x 40: after t sums the step is U V^T / sqrt(t). The default eps is
-    far below the rounding of the statistics, whose null space has 47 and 39 dimensions."""
+    """One direction u v^T again and again, of sizes s: the step is u v^T s_t / sqrt(s_1^2 + ... + s_t^2). The default eps
+    is far below the rounding of the statistics, whose null spaces have 47 and 39 dimensions."""
     u, v = (np.asarray(normal(i, n)) / np.linalg.norm(normal(i, n)) for i, n in enumerate((48, 40)))
     tx, sizes = gk.scale_by_shampoo(), np.abs(np.asarray(normal(2, 60))) + 0.5
     out, state = replay(tx, [{"w": jnp.asarray(s * np.outer(u, v), jnp.float32)} for s in sizes])
     for t in (1, 10, 60):
-        # The step is G L^(-1/4) R^(-1/4): of s_t over the root of the sum of squares. An eigenvalue counts as itself
-        # and the rounding of the trace; what the root makes of the rest is at most 2^(23/4) 2^(23/4) 2^-24 of it.
+        # A rounding of 2^-24 in a null direction grows by 2^(23/4) on either side, as the floor there is 2^-23.
         expected = np.outer(u, v) * sizes[t - 1] / np.sqrt(np.sum(sizes[:t] ** 2))
         error = np.linalg.norm(out[t - 1]["w"] - expected) / np.linalg.norm(expected)
         assert error < 2**-0.5 * 2**-24 * 2 ** (23 / 2) * np.sqrt(48 + 40)
