@@ -246,8 +246,8 @@ def test_bad_input() -> None:
 
 
 def test_gradients_of_low_rank_in_float32() -> None:
-    """One direction u v^T again and again, of sizes s: the step is u v^T s_t / sqrt(s_1^2 + ... + s_t^2). The default eps
-    is far below the rounding of the statistics, whose null spaces have 47 and 39 dimensions."""
+    """One direction u v^T again and again, of sizes s: the step is u v^T s_t / sqrt(s_1^2 + ... + s_t^2). The default
+    eps is far below the rounding of the statistics, whose null spaces have 47 and 39 dimensions."""
     u, v = (np.asarray(normal(i, n)) / np.linalg.norm(normal(i, n)) for i, n in enumerate((48, 40)))
     tx, sizes = gk.scale_by_shampoo(), np.abs(np.asarray(normal(2, 60))) + 0.5
     out, state = replay(tx, [{"w": jnp.asarray(s * np.outer(u, v), jnp.float32)} for s in sizes])
