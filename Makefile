@@ -37,7 +37,7 @@ format: $(DEV)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .jax_cache .hypothesis .import_linter_cache
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python without ensurepip (Debian's, until python3-venv is installed) makes environments that have no pip.
