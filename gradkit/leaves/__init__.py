@@ -1,6 +1,6 @@
 """What a parameter is: its name, its role and axes, the group it belongs to."""
 
-from gradkit.leaves.describe import Description, Method, Row, describe
+from gradkit.leaves.describe import Description, Row, describe
 from gradkit.leaves.groups import groups
 from gradkit.leaves.layout import (
     Axes,
@@ -12,6 +12,7 @@ from gradkit.leaves.layout import (
 )
 from gradkit.leaves.matrices import from_matrices, to_matrices
 from gradkit.leaves.paths import map_named, names
+from gradkit.leaves.recording import Method
 from gradkit.leaves.selectors import (
     Selector,
     by_dtype,

@@ -1,23 +1,17 @@
 """What a transformation will do to each parameter, as a table, without allocating anything."""
 
+import math
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 
 from gradkit.leaves.layout import Layout, default_layout
 from gradkit.leaves.paths import names
+from gradkit.leaves.recording import Link, recorded
 from gradkit.leaves.selectors import resolve_mask
-
-
-class Method(NamedTuple):
-    """What an optimizer says of itself for `describe`."""
-
-    name: str
-    learning_rate: Any = None
-    weight_decay: Any = None
-    weight_decay_mask: Any = None
 
 
 class Row(NamedTuple):
@@ -35,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The rows of `describe`; printed as an aligned table."""
+    """The rows of `describe`, and the bytes of state that belong to no single parameter. Printed, an aligned table."""
 
     rows: tuple[Row, ...]
     shared_bytes: int
@@ -60,7 +54,96 @@ def _list(separator: str, numbers: tuple[int, ...]) -> str:
     return separator.join(map(str, numbers)) or "-"
 
 
-def _text(value: Any) -> str:
+def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = default_layout) -> Description:
+    """For every leaf: name, role, stack axes, method, learning rate, weight decay, bytes of state.
+
+    Args:
+      tx: any transformation, in any wrapper: `optax.chain`, `named_chain`, `partition`, `masked`, `MultiSteps`,
+        `inject_hyperparams`, `gk.precision`, `groups`. Of links and optimizers of this library the method, rate and
+        decay are known; links of optax are named after their state.
+      params: parameters, or `jax.ShapeDtypeStruct`s of them.
+      layout: how roles and stack axes are decided.
+
+    Returns:
+      A description; `print` it. The method of a leaf reads `first + second` where links follow one another, and
+      `wrapper(inner)` where one wraps another. A rate or decay that follows the step is a "schedule", one that is known
+      only while a program runs is "traced".
+
+    Example:
+      >>> import gradkit as gk, numpy as np
+      >>> print(describe(gk.adam(1e-3), {"Dense_0": {"kernel": np.zeros((8, 4), np.float32)}}))
+      name            shape  role    stack  method  rate   decay  state bytes
+      Dense_0/kernel  8x4    matrix  -      adam    0.001  -              256
+      total                                                               268
+    """
+    abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params
+    foreign: list[tuple[str, frozenset[str]]] = []
+
+    def run(params: Any) -> Any:
+        with recorded() as links:
+            state = tx.init(params)
+        ours = frozenset(id(link.state) for link in _all(links))
+        foreign.extend(_foreign(state, ours, names(params))[0])
+        found.extend(links)
+        return state
+
+    found: list[Link] = []
+    state = jax.eval_shape(run, abstract)
+    known = names(abstract)
+    # Where nothing at all is known, the name of the function that made it is better than nothing.
+    unknown = "-" if found or foreign else str(getattr(tx.update, "__qualname__", "-")).split(".<locals>")[0]
+    owned, shared = _bytes(state, known)
+    rows = []
+    for name, x in zip(known, jax.tree.leaves(abstract), strict=True):
+        axes = layout(name, tuple(x.shape))
+        parts = [text for link in found for text in _texts(link, name)]
+        parts += [_Text(text, "-", "-") for text, leaves in foreign if name in leaves]
+        text = _joined(parts) if parts else _Text(unknown, "-", "-")
+        rows.append(Row(name, tuple(x.shape), axes.role, axes.stack, *text, owned[name]))
+    return Description(tuple(rows), shared)
+
+
+def _all(links: Sequence[Link]) -> Iterator[Link]:
+    for link in links:
+        yield link
+        yield from _all(link.links)
+
+
+class _Text(NamedTuple):
+    method: str
+    rate: str
+    decay: str
+
+
+def _texts(link: Link, name: str) -> list[_Text]:
+    """What a link and those inside it do to a leaf; nothing where the leaf was not given to it."""
+    if not any(name == leaf or leaf.startswith(name + "/") for leaf in link.leaves):
+        return []
+    inner = [text for each in link.links for text in _texts(each, name)]
+    if link.complete:
+        # An optimizer that shares the leaves out to several is, for each leaf, the one that the leaf is given to.
+        members = [each for each in link.links if each.complete]
+        return [text for each in members for text in _texts(each, name)] if len(members) > 1 else [_own(link, name)]
+    own = _own(link, name)
+    if not inner:
+        return [own]
+    return [_joined([own, *inner])._replace(method=f"{own.method}({_joined(inner).method})")]
+
+
+def _joined(parts: Sequence[_Text]) -> _Text:
+    rates, decays = ([t for t in column if t != "-"] for column in ([p.rate for p in parts], [p.decay for p in parts]))
+    return _Text(" + ".join(p.method for p in parts), " * ".join(rates) or "-", " + ".join(decays) or "-")
+
+
+def _own(link: Link, name: str) -> _Text:
+    method = link.method
+    mask = resolve_mask(method.weight_decay_mask, link.params)
+    decayed = dict(zip(names(link.params), jax.tree.leaves(mask), strict=True))
+    decay = method.weight_decay if decayed.get(name, True) else None
+    return _Text(method.name, _number(method.learning_rate), _number(decay))
+
+
+def _number(value: Any) -> str:
     if value is None:
         return "-"
     if callable(value):
@@ -68,75 +151,55 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else "traced"
 
 
-def _method(tx: optax.GradientTransformation) -> Method:
-    known = getattr(tx.init, "method", None)
-    return known or Method(str(getattr(tx.update, "__qualname__", "unknown")).split(".<locals>")[0])
-
-
-def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = default_layout) -> Description:
-    """For every leaf: name, role, stack axes, method, learning rate, weight decay, bytes of state.
-
-    Args:
-      tx: any transformation. Of optimizers of this library and of `groups` of them the method, rate and
-        decay are known; of others the name of the function that made them.
-      params: parameters, or `jax.ShapeDtypeStruct`s of them.
-      layout: how roles and stack axes are decided.
-
-    Returns:
-      A description; `print` it.
-
-    Example:
-      >>> import gradkit as gk
-      >>> print(describe(gk.adam(1e-3), {"Dense_0": {"kernel": np.zeros((8, 4), np.float32)}}))
-      name            shape  role    stack  method  rate   decay  state bytes
-      Dense_0/kernel  8x4    matrix  -      adam    0.001  -              256
-      total                                                               268
-    """
-    abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params
-    leaves, structure = jax.tree.flatten(abstract)
-    known = names(abstract)
-    grouped = getattr(tx.init, "groups", None)
-    if grouped is None:
-        methods = [_method(tx)] * len(leaves)
-    else:
-        label_tree, members = grouped
-        methods = [_method(members[label]) for label in jax.tree.leaves(label_tree(abstract))]
-
-    owned = dict.fromkeys(known, 0)
-    shared = 0
-    state = jax.eval_shape(tx.init, abstract)
-    for path, x in zip(names(state), jax.tree.leaves(state), strict=True):
-        size = int(np.prod(x.shape)) * x.dtype.itemsize
-        owner = _owner(path, owned)
-        if owner is None:
-            shared += size
-        else:
-            owned[owner] += size
-
-    rows = []
-    for i, (name, x, method) in enumerate(zip(known, leaves, methods, strict=True)):
-        axes = layout(name, tuple(x.shape))
-        decayed = jax.tree.leaves(resolve_mask(method.weight_decay_mask, structure.unflatten(leaves)))[i]
-        decay = _text(method.weight_decay if decayed else None)
-        row = (
-            name,
-            tuple(x.shape),
-            axes.role,
-            axes.stack,
-            method.name,
-            _text(method.learning_rate),
-            decay,
-            owned[name],
-        )
-        rows.append(Row(*row))
-    return Description(tuple(rows), shared)
-
-
 def _has_values(params: Any) -> bool:
     return any(not isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
 
 
-def _owner(path: str, known: dict[str, int]) -> str | None:
-    """The parameter a leaf of the state belongs to: the one its path ends with, the longest such."""
+def _foreign(node: Any, ours: frozenset[int], params: list[str]) -> tuple[list[tuple[str, frozenset[str]]], bool]:
+    """The links of other libraries below a node of the state, by the names of their states, with the leaves that they
+    keep arrays for; and whether the node holds the state of a link of this library."""
+    if id(node) in ours:
+        return [], True
+    level = jax.tree_util.default_registry.flatten_one_level(node)
+    below = [_foreign(child, ours, params) for child in (level[0] if level else ())]
+    found, known = [link for links, _ in below for link in links], any(flag for _, flag in below)
+    if not found and not known and isinstance(node, tuple) and hasattr(node, "_fields"):
+        owners = frozenset(o for path in names(node) if (o := _owner(path, params)) is not None)
+        words = type(node).__name__.removesuffix("State")
+        found = [("".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_"), owners)] if owners else []
+    return found, known
+
+
+def _bytes(state: Any, params: list[str]) -> tuple[dict[str, int], int]:
+    """The bytes of state of every parameter, and those that belong to none or to several."""
+    owned: dict[str | None, int] = dict.fromkeys([*params, None], 0)
+    known = iter(names(state))
+    for node in jax.tree.leaves(state, is_leaf=_is_stack):
+        for x in jax.tree.leaves(node):
+            path, size = next(known), _size(x)
+            # Of a stack of matrices, every row belongs to the parameter that its name begins with.
+            rows = [row.rpartition("[")[0] or None for row in node.rows] if _is_stack(node) else [_owner(path, params)]
+            for owner in rows:
+                owned[owner if owner in owned else None] += size // len(rows)
+    shared = owned.pop(None)
+    return {name: size for name, size in owned.items() if name is not None}, shared
+
+
+def _is_stack(node: Any) -> bool:
+    return bool(getattr(node, "rows", ()))
+
+
+def _size(x: Any) -> int:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.eval_shape(jax.random.key_data, x)
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+def _owner(path: str, params: Collection[str]) -> str | None:
+    """The parameter that an array of the state belongs to: the longest name that stands in its path, the last such."""
     pieces = path.split("/")
-    return next((tail for i in range(len(pieces)) if (tail := "/".join(pieces[i:])) in known), None)
+    for length in range(len(pieces), 0, -1):
+        for start in range(len(pieces) - length, -1, -1):
+            if (name := "/".join(pieces[start : start + length])) in params:
+                return name
+    return "" if "" in params else None

@@ -77,5 +77,4 @@ def groups(
                 )
         return partition.init(params)
 
-    init.groups = (label_tree, transformations)  # pyright: ignore[reportFunctionMemberAccess]
     return optax.GradientTransformationExtraArgs(init, partition.update)

@@ -28,6 +28,4 @@ def by_role(
     def labels(tree: Any) -> Any:
         return map_named(lambda name, x: "matrices" if layout(name, jnp.shape(x)).role in ROLES else "others", tree)
 
-    tx = optimizer(described, optax.partition(members, labels))
-    tx.init.groups = (labels, members)  # pyright: ignore[reportAttributeAccessIssue]
-    return tx
+    return optimizer(described, optax.partition(members, labels))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.leaves import Method, names
+from gradkit.leaves.recording import announce
 
 InitFn = Callable[[Any], Any]
 UpdateFn = Callable[..., tuple[Any, Any]]
@@ -125,6 +126,8 @@ def transformation(
     needs_params: bool = False,
     complex_leaves: bool = False,
     as_params: bool = False,
+    described: Method | None = None,
+    complete: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation from the mathematics of `init` and `update`.
 
@@ -136,11 +139,13 @@ def transformation(
       complex_leaves: whether the method means something on complex leaves.
       as_params: whether updates leave in the parameters' dtype (where params are given) rather than in
         the dtype they came in.
+      described: what `describe` prints of it. Default None: its name.
+      complete: whether it is a ready optimizer, whose links `describe` does not print.
     """
 
     def checked_init(params: optax.Params) -> Any:
         check_leaves(method, params, complex_leaves=complex_leaves)
-        return init(params)
+        return announce(described or Method(method), init, params, complete=complete)
 
     def checked_update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None and needs_params:
@@ -164,9 +169,15 @@ def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.
     """
     chain = optax.chain(*links)
     # Each link refuses complex leaves by itself where it has no complex form.
-    tx = transformation(described.name, chain.init, chain.update, complex_leaves=True, as_params=True)
-    tx.init.method = described  # pyright: ignore[reportAttributeAccessIssue]
-    return tx
+    return transformation(
+        described.name,
+        chain.init,
+        chain.update,
+        complex_leaves=True,
+        as_params=True,
+        described=described,
+        complete=True,
+    )
 
 
 def settle(tree: Any) -> Any:

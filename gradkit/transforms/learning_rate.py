@@ -11,6 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.leaves import Method
 from gradkit.transforms.core import at_count, increment, scalar, transformation
 
 
@@ -63,7 +64,8 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
         updates = jax.tree.map(lambda u: sign * scalar(rate, u) * u, updates)
         return updates, ScaleByLearningRateState(increment(state.count), published(rate))
 
-    return transformation("scale_by_learning_rate", init, update, complex_leaves=True)
+    described = Method("scale_by_learning_rate", learning_rate)
+    return transformation("scale_by_learning_rate", init, update, complex_leaves=True, described=described)
 
 
 register(

@@ -21,7 +21,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import names
+from gradkit.leaves import Method, names
+from gradkit.leaves.recording import announce
 from gradkit.transforms.codecs import between, decode, encode_bfloat16, encode_int8, nearest
 from gradkit.transforms.core import check_leaves, check_match, wide_dtype, widen
 
@@ -162,9 +163,13 @@ def precision(
             if stochastic and is_narrow(x) and x.dtype != jnp.bfloat16:
                 raise ValueError(f"precision: the leaf {name!r} is {x.dtype}; only bfloat16 is rounded stochastically")
         count = jnp.zeros((), jnp.int32)
-        inner_state = tx.init(jax.tree.map(wide_or_abstract, params))
         kept = None if key is None else jnp.array(key, copy=True)
-        return PrecisionState(count, kept, residuals(params), encode(inner_state, params, count))
+
+        def begin(params: Any) -> PrecisionState:
+            inner_state = tx.init(jax.tree.map(wide_or_abstract, params))
+            return PrecisionState(count, kept, residuals(params), encode(inner_state, params, count))
+
+        return announce(Method("precision"), begin, params)
 
     def residuals(params: Any) -> Any:
         def zero(p: Any) -> Any:
@@ -216,9 +221,6 @@ def precision(
         residual = jax.tree.map(what_rounding_took, params, x, moves, steps) if master else None
         return steps, PrecisionState(count, kept, residual, inner_state)
 
-    method = getattr(inner.init, "method", None)
-    if method is not None:
-        init.method = method  # pyright: ignore[reportFunctionMemberAccess]
     return optax.GradientTransformationExtraArgs(init, update)
 
 

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import resolve_mask
+from gradkit.leaves import Method, resolve_mask
 from gradkit.transforms.core import at_count, increment, scalar, transformation
 
 
@@ -66,7 +66,14 @@ def add_decayed_weights(
             updates = jax.tree.map(lambda u, x, on: u + scalar(decay, u) * x if on else u, updates, params, mask)
         return updates, AddDecayedWeightsState(increment(state.count))
 
-    return transformation("add_decayed_weights", init, update, needs_params=not nothing, complex_leaves=True)
+    return transformation(
+        "add_decayed_weights",
+        init,
+        update,
+        needs_params=not nothing,
+        complex_leaves=True,
+        described=Method("add_decayed_weights", None, weight_decay, weight_decay_mask),
+    )
 
 
 register(

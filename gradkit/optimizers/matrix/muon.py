@@ -252,9 +252,7 @@ def muon(
     def labels(tree: Any) -> Any:
         return map_named(lambda name, x: "muon" if layout(name, jnp.shape(x)).role in ROLES else "adamw", tree)
 
-    tx = optimizer(described, optax.partition(members, labels))
-    tx.init.groups = (labels, members)  # pyright: ignore[reportAttributeAccessIssue]
-    return tx
+    return optimizer(described, optax.partition(members, labels))
 
 
 register(

@@ -1,0 +1,75 @@
+"""What the links of a transformation say of themselves while `describe` runs its `init`.
+
+A transformation is a pair of functions, and wrappers keep no record of what they wrap. They all call its `init`,
+though, so a description is collected there: every link of this library announces itself, with the leaves it was given,
+to a recorder that is set only while `describe` runs. Nothing is stored on functions or in the state.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from gradkit.leaves.paths import names
+
+
+class Method(NamedTuple):
+    """What an optimizer or link says of itself for `describe`."""
+
+    name: str
+    learning_rate: Any = None
+    weight_decay: Any = None
+    weight_decay_mask: Any = None
+
+
+@dataclasses.dataclass
+class Link:
+    """One `init` that was called.
+
+    Attributes:
+      method: what it says of itself.
+      complete: whether it is a ready optimizer, whose links are its own business.
+      params: the parameters it was given; leaves that belong to others are masked.
+      links: those whose `init` was called inside it.
+      state: what it returned.
+    """
+
+    method: Method
+    complete: bool
+    params: Any
+    links: list["Link"] = dataclasses.field(default_factory=list)
+    state: Any = None
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The names of the leaves it was given."""
+        return frozenset(names(self.params))
+
+
+_LINKS: ContextVar[list[Link] | None] = ContextVar("links", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Link]]:
+    """Within, every `init` of this library is recorded; yields the outermost links, in the order of their calls."""
+    token = _LINKS.set([])
+    try:
+        yield _LINKS.get()  # pyright: ignore[reportReturnType]
+    finally:
+        _LINKS.reset(token)
+
+
+def announce(method: Method, init: Callable[[Any], Any], params: Any, *, complete: bool = False) -> Any:
+    """Calls an `init`, and tells the recorder of it, if there is one."""
+    outer = _LINKS.get()
+    if outer is None:
+        return init(params)
+    link = Link(method, complete, params)
+    outer.append(link)
+    token = _LINKS.set(link.links)
+    try:
+        link.state = init(params)
+    finally:
+        _LINKS.reset(token)
+    return link.state
