@@ -45,10 +45,9 @@ def reference(
         turned = turn(G, Q)
         m, v = b1 * m + (1 - b1) * turned, b2 * v + (1 - b2) * turned**2
         u = m / (np.sqrt(v) + eps)
-        if debias:
-            u = u * np.sqrt(1 - b2**c) / (1 - b1**c)
         u = turn(u, Q, back=True)
-        out.append(u / (1e-30 + np.sqrt(np.mean(u**2))) if normalize else u)
+        u = u / (1e-30 + np.sqrt(np.mean(u**2))) if normalize else u
+        out.append(u * np.sqrt(1 - b2**c) / (1 - b1**c) if debias else u)
         S = new
         if c % frequency == 0:
             kept = turn(m, Q, back=True)
@@ -89,6 +88,18 @@ def test_the_algorithm(settings: dict[str, Any], x64: None) -> None:
         )
         # Roundings over the gaps between eigenvalues, some 1e-2 of the largest.
         assert_equal([u[name] for u in got], want, rtol=1e-9, atol=1e-9)
+
+
+def test_the_bias_correction_comes_after_the_division(x64: None) -> None:
+    """A normalised direction has the root mean square of the correction alone, not 1."""
+    rows = [{"kernel": jnp.asarray(row["kernel"])} for row in ROWS]
+    tx = gk.scale_by_soap(b1=0.95, b2=0.95, normalize_grads=True, correct_bias=True)
+    got, _ = replay(tx, rows)
+    sizes = [np.sqrt(np.mean(np.square(u["kernel"]))) for u in got]
+    # Four digits are written.
+    np.testing.assert_allclose(sizes, [0.0, 4.472, 3.203, 2.648, 2.322, 2.102], atol=5e-4)
+    got, _ = replay(gk.scale_by_soap(b1=0.95, b2=0.95, normalize_grads=True, correct_bias=False), rows)
+    np.testing.assert_allclose([np.sqrt(np.mean(np.square(u["kernel"]))) for u in got[1:]], 1.0, rtol=1e-12)
 
 
 def test_joined_axes_and_vectors(x64: None) -> None:

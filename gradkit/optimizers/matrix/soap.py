@@ -6,8 +6,8 @@ with c the number of earlier calls, for a tensor G of which some axes i are rota
 G'  = G turned into the bases: Q_i^T along every such axis
 m   = b1 m + (1 - b1) G'                                      in the bases, as all of Adam
 v   = b2 v + (1 - b2) G'^2
-u'  = sqrt(1 - b2^c) / (1 - b1^c)  m / (sqrt(v) + eps)
-d   = u' turned back;  divided by its root mean square where normalize_grads
+u   = m / (sqrt(v) + eps) turned back;  divided by its root mean square where normalize_grads
+d   = sqrt(1 - b2^c) / (1 - b1^c)  u                          where correct_bias, also after the division; else d = u
 x   = x - learning_rate (d + weight_decay x)
 S_i = beta S_i + (1 - beta) S_i(G)                            S_i(G) = G contracted with itself over all other axes
 where precondition_frequency divides c:  order = diag(Q_i^T S_i Q_i) descending,  Q_i = qr(S_i Q_i[:, order]).Q,
@@ -110,9 +110,11 @@ def scale_by_soap(
       merge_dims: whether axes are joined, from the first to the last, while the product is within `max_precond_dim`.
         Default False (official code).
       precondition_1d: whether vectors are rotated too. Default False (official code).
-      normalize_grads: whether the direction of a tensor is divided by its root mean square. Default False (official
-        code).
-      correct_bias: whether moments are divided by their weights. Default True (official code).
+      normalize_grads: whether the direction of a tensor is divided by its root mean square, before bias correction.
+        Default False (official code).
+      correct_bias: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
+        With `normalize_grads` the root mean square of the direction is this factor: 4.47 at c = 1 with the default
+        decays, and 1 in the end.
       layout: which axes are stacks.
       shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.muon`. Default None.
 
@@ -169,11 +171,11 @@ def scale_by_soap(
         mu = b1 * own.mu + (1 - b1) * turned_G
         nu = b2 * own.nu + (1 - b2) * jnp.square(turned_G)
         u = divide(mu, jnp.sqrt(nu) + scalar(at["eps"], G))
-        if correct_bias:
-            u = u * (jnp.sqrt(bias_correction(at["b2"], c, G)) / bias_correction(at["b1"], c, G))
         u = along_all(own.Q, u)
         if normalize_grads:
             u = u / (1e-30 + jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)), keepdims=True)))
+        if correct_bias:  # After the division, which would cancel it.
+            u = u * (jnp.sqrt(bias_correction(at["b2"], c, G)) / bias_correction(at["b1"], c, G))
         u, mu, nu = (jnp.where(first, jnp.zeros_like(y), y) for y in (u, mu, nu))
         S = _moments(own.S, G, at["beta"])
 
@@ -239,8 +241,9 @@ def soap(
       max_precond_dim: longer axes are not rotated. Default 10000 (official code).
       merge_dims: whether axes are joined first. Default False (official code).
       precondition_1d: whether vectors are rotated too. Default False (official code).
-      normalize_grads: whether the direction of a tensor has root mean square 1. Default False (official code).
-      correct_bias: whether moments are divided by their weights. Default True (official code).
+      normalize_grads: whether the direction of a tensor is divided by its root mean square, before bias correction.
+        Default False (official code).
+      correct_bias: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
       layout: which axes are stacks.
       shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
 
