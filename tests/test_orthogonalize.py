@@ -56,6 +56,27 @@ def test_the_printed_intervals(coefficients: str) -> None:
     assert low - 0.005 < out.min() < low + 0.006 and high - 0.006 < out.max() < high + 0.005
 
 
+@pytest.mark.parametrize("method", ["newton_schulz", "gram"])
+@pytest.mark.parametrize("steps", [1, 7, 9])
+def test_safe_polar_express_is_the_papers(steps: int, method: str, x64: None) -> None:
+    """Implementation 1 of arXiv 2505.16932: the norm times 1.01 plus 1e-7; all entries of the list but the last are
+    divided by powers of 1.01. The first and the seventh entry, and the last, are written out."""
+    safe = module.PRESETS["polar_express_safe"]
+    assert len(safe) == 8 and safe[7] == (1.875, -1.25, 0.375)
+    seventh = (1.8750014808534479, -1.2500016453999487, 0.3750001645474248)
+    first = (8.28721201814563, -23.595886519098837, 17.300387312530933)
+    for got, want in ((safe[0], first), (safe[6], seventh)):
+        np.testing.assert_allclose(got, np.divide(want, (1.01, 1.01**3, 1.01**5)), rtol=1e-15)
+    assert module.PRESETS["polar_express"][6] == seventh
+    s = np.array([1.0, 0.5, 0.2, 0.05, 0.02])
+    x, U, V = with_values(s, 5, 12)
+    got = U.T @ orthogonalize(jnp.asarray(x), coefficients="polar_express_safe", steps=steps, method=method) @ V
+    start = s / (1.01 * np.linalg.norm(s) + 1e-7)
+    want = polynomial(start, [safe[min(i, 7)] for i in range(steps)])
+    # As in the test of the other presets.
+    np.testing.assert_allclose(got, np.diag(want), atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 6), (3, 4, 9), (3, 9, 4), (2, 3, 5, 12), (1, 7)])
 @pytest.mark.parametrize("method", ["newton_schulz", "gram", "svd"])
 def test_the_transpose_and_the_batch(shape: tuple[int, ...], method: str, x64: None) -> None:

@@ -1,6 +1,6 @@
 """The nearest orthogonal matrix: X = U diag(s) V^T  ->  U V^T, by matrix products alone.
 
-    X <- X / (|X|_F + eps)                           so that 0 <= s <= 1
+    X <- X / (z |X|_F + eps)                         so that 0 <= s <= 1; z = 1, and 1.01 for "polar_express_safe"
     for every (a, b, c):   A = X X^T,   X <- a X + (b A + c A A) X        s <- a s + b s^3 + c s^5
 
 Gram form, the same map with the iterates on the short side n of the n x m matrix:
@@ -32,9 +32,11 @@ _POLAR_EXPRESS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.8913014077874, -1.2679958271945868, 0.37680408948524835),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
 _CONVERGED = (1.875, -1.25, 0.375)
+SAFETY = 1.01
 PRESETS: dict[str, Coefficients] = {
     "muon": ((3.4445, -4.7750, 2.0315),),
     "dion": (
@@ -45,7 +47,8 @@ PRESETS: dict[str, Coefficients] = {
         (2.8366, -3.0525, 1.2012),
     ),
     "polar_express": (*_POLAR_EXPRESS, _CONVERGED),
-    "polar_express_safe": (*((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _POLAR_EXPRESS), _CONVERGED),
+    # The last entry is not divided, so that the iteration converges to 1.
+    "polar_express_safe": (*((a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in _POLAR_EXPRESS), _CONVERGED),
     "aol": (
         (4.0098, -7.0585, 2.4635),
         (3.4585, -5.5479, 2.5959),
@@ -53,6 +56,8 @@ PRESETS: dict[str, Coefficients] = {
         (2.7215, -3.0494, 1.3169),
     ),
 }
+# z of a preset: room for singular values that rounding has pushed above 1.
+NORM_FACTORS = {"polar_express_safe": SAFETY}
 METHODS = ("newton_schulz", "gram", "svd")
 RESTARTS = (2,)
 # XLA's batched product on CPU is slower than one product after another for matrices of this many entries and more.
@@ -83,13 +88,14 @@ def orthogonalize(
           "muon" (default)        [0.68, 1.13]
           "dion"                  [0.978, 1.032]
           "polar_express"         [0.876, 1.124], for s in [0.001, 1]; more steps converge to 1
-        "polar_express_safe" leaves 1 % of room for rounding above 1, for low precision (paper); "aol" belongs to the
-        preconditioning of that name. Not used by "svd".
+        "polar_express_safe" is the paper's, for low precision: the norm is multiplied by 1.01, and all triples but the
+        last are divided by (1.01, 1.01^3, 1.01^5), which leaves 1 % of room for rounding above 1. "polar_express" is
+        without both. "aol" belongs to the preconditioning of that name. Not used by "svd".
       method: "newton_schulz"; "gram" (the Gram form where m > 1.5 n, the plain one elsewhere; restarts after two
         steps); "svd" (exact; directions whose singular value is within rounding of 0 become 0); or a function from a
         batch (batch, n, m) of matrices with n <= m, not normalised, to one of the same shape, which replaces all of
         the above. Default "newton_schulz".
-      eps: added to the Frobenius norm, >= 0. Default 1e-7 (official code). A zero matrix gives zeros, also with 0.
+      eps: added to the Frobenius norm, >= 0. Default 1e-7 (official codes of Muon and Polar Express). A zero matrix gives zeros, also with 0.
       dtype: dtype of the iterations; the norm is taken in float32 or wider. Default None: that of x, float32 at least.
         The official code has bfloat16 on accelerators. Products are summed in float32. With "gram" take float16, as
         its authors do: in bfloat16 "polar_express" ends up to 0.9 from 1 (measured).
@@ -138,7 +144,8 @@ def orthogonalize(
         abc = _listed(coefficients, steps)
         gram = method == "gram" and 2 * y.shape[-1] > 3 * y.shape[-2]
         eps = eps if type(eps) in (int, float) else jnp.asarray(eps).astype(wide)
-        y = _batched(y, jnp.asarray(eps, wide), abc=abc, gram=gram, dtype=dtype, aol=precondition == "aol")
+        z = NORM_FACTORS.get(coefficients, 1.0) if isinstance(coefficients, str) else 1.0
+        y = _batched(y, jnp.asarray(eps, wide), abc=abc, z=z, gram=gram, dtype=dtype, aol=precondition == "aol")
     y = y.reshape(*x.shape[:-2], *y.shape[-2:])
     return (jnp.swapaxes(y, -1, -2) if tall else y).astype(x.dtype)
 
@@ -185,10 +192,10 @@ def _listed(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], 
     return tuple(triples[min(i, len(triples) - 1)] for i in range(steps))
 
 
-@partial(jax.jit, static_argnames=("abc", "gram", "dtype", "aol"))
-def _batched(x: jax.Array, eps: jax.Array, *, abc: Any, gram: bool, dtype: Any, aol: bool) -> jax.Array:
+@partial(jax.jit, static_argnames=("abc", "z", "gram", "dtype", "aol"))
+def _batched(x: jax.Array, eps: jax.Array, *, abc: Any, z: float, gram: bool, dtype: Any, aol: bool) -> jax.Array:
     """(batch, n, m), n <= m, in the way that is fastest here."""
-    one = partial(_one, eps=eps, abc=abc, gram=gram, dtype=dtype, aol=aol)
+    one = partial(_one, eps=eps, abc=abc, z=z, gram=gram, dtype=dtype, aol=aol)
     if x.shape[0] == 1:
         return one(x[0])[None]
     if jax.default_backend() == "cpu" and x.shape[1] * x.shape[2] >= LOOP_FROM:
@@ -196,14 +203,14 @@ def _batched(x: jax.Array, eps: jax.Array, *, abc: Any, gram: bool, dtype: Any, 
     return jax.vmap(one)(x)
 
 
-def _one(x: jax.Array, *, eps: jax.Array, abc: Any, gram: bool, dtype: Any, aol: bool) -> jax.Array:
+def _one(x: jax.Array, *, eps: jax.Array, abc: Any, z: float, gram: bool, dtype: Any, aol: bool) -> jax.Array:
     """One n x m matrix, n <= m."""
     wide = x.dtype
     # The largest entry is taken out first, so that squares neither overflow nor vanish.
     largest = jnp.max(jnp.abs(x))
     safe = jnp.where(largest > 0, largest, jnp.ones((), wide))
     x = x / safe
-    norm = jnp.sqrt(jnp.sum(jnp.square(x)))
+    norm = z * jnp.sqrt(jnp.sum(jnp.square(x)))
     x = x / (jnp.where(largest > 0, norm, jnp.ones((), wide)) + eps / safe)
     if aol:
         sums = jnp.sum(jnp.abs(x @ x.T), axis=1, keepdims=True)
