@@ -56,7 +56,8 @@ def norm_loss(
 
     Args:
       factor: of the penalty, >= 0. Default 1e-4 (official code).
-      eps: added to the norm, >= 0. Default 1e-8 (official code).
+      eps: added to the norm, >= 0. Default 1e-8. The codes of Ranger21 add the eps of the optimizer, whose default
+        that is.
       mask: which leaves it acts on. Default all.
       layout: what a unit is: of a dense kernel (inputs, outputs) a column, of a convolution (HWIO) a filter, of a
         vector all of it; and stacked layers apart.
@@ -108,6 +109,7 @@ def stable_weight_decay(
     b2: Any = 0.999,
     per_tensor: bool = False,
     toward_unit_norm: bool = False,
+    eps: Any = 1e-8,
     weight_decay_mask: Any = None,
     layout: Layout = default_layout,
 ) -> optax.GradientTransformationExtraArgs:
@@ -124,6 +126,8 @@ def stable_weight_decay(
         leaves one (official code). Default False.
       toward_unit_norm: whether to decay as `norm_loss` does, by (1 - 1 / |x_j|) x_j for every output unit: the paper's
         form, which has both in one. Default False, towards 0 (official code, where both are apart).
+      eps: added to the norm of a unit with `toward_unit_norm`, >= 0, as in `norm_loss`; not used without it. Default
+        1e-8.
       weight_decay_mask: which leaves decay. Default all. The mean runs over all leaves all the same.
       layout: which axes are stacks, and what a unit is.
 
@@ -146,6 +150,7 @@ def stable_weight_decay(
     """
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     checks.real("b2", b2, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
     below = optax.with_extra_args_support(inner)
 
     def real_dtype(x: Any) -> Any:
@@ -184,7 +189,7 @@ def stable_weight_decay(
 
         means = jax.tree.map(mean, state.mean_square, mean_square(updates))
         direction, state_below = below.update(updates, state.inner, params, **extra)
-        target = _radial(params, weight_decay_mask, layout, 1e-8) if toward_unit_norm else params
+        target = _radial(params, weight_decay_mask, layout, eps) if toward_unit_norm else params
         strengths = jax.tree.map(strength, means)
         strengths = strengths if per_tensor else jax.tree.map(lambda _: strengths, updates)
         direction = jax.tree.map(

@@ -50,6 +50,17 @@ def test_masked_leaves_and_units_of_norm_zero_pass(x64: None) -> None:
         assert_equal(updates(gk.norm_loss(1.0, eps=eps, mask=gk.leaves.by_path("b")), x, [d])[0], d)
 
 
+def test_eps_is_the_callers_in_both_decays(x64: None) -> None:
+    """Twice the norm loss of factor 1/2 is the stable decay towards norm 1, when the mean square is 1."""
+    x = {"kernel": normal(0, 4, 5)}
+    norm = np.linalg.norm(np.asarray(x["kernel"]), axis=0)
+    g = {"kernel": jnp.ones((4, 5))}
+    plain = gk.stable_weight_decay(optax.identity(), weight_decay=0.3, toward_unit_norm=True, eps=0.1)
+    for tx in (gk.norm_loss(0.15, eps=0.1), plain):
+        got = updates(tx, x, [g])[0]["kernel"]
+        np.testing.assert_allclose(got, 1 + 0.3 * (1 - 1 / (norm + 0.1)) * np.asarray(x["kernel"]), rtol=1e-12)
+
+
 @pytest.mark.parametrize("per_tensor", [False, True])
 def test_stable_decay_against_the_second_moment_of_adam(per_tensor: bool, x64: None) -> None:
     """The decay is that of the mean of v / (1 - b2^t): over all coordinates of all leaves, or of one tensor."""

@@ -95,6 +95,15 @@ def test_without_its_parts_it_is_amsgrad_under_every_second_gradient(x64: None) 
     assert_equal(got, want)
 
 
+def test_eps_is_also_that_of_the_norm_loss(x64: None) -> None:
+    """With zero gradients and no decay only the norm loss acts: -2 n (1 - 1 / (|column| + eps)) x, at rate 1."""
+    x = {"kernel": jnp.asarray([[3.0, 0.1], [4.0, 0.2]])}
+    tx = gk.ranger21(1.0, num_iterations=100, warmup_steps=1, eps=0.1, norm_loss=0.2, weight_decay=0.0)
+    got = updates(tx, x, [{"kernel": jnp.zeros((2, 2))}])[0]
+    want = -2 * 0.2 * (1 - 1 / (np.array([5.0, np.sqrt(0.05)]) + 0.1)) * np.asarray(x["kernel"])
+    assert_equal(got, {"kernel": want}, rtol=1e-12)
+
+
 def test_what_a_run_ends_with(x64: None) -> None:
     """After the last iteration the rate is the least one; the published rate is that of the schedule."""
     tx = gk.ranger21(0.1, num_iterations=10, warmup_steps=2, warmdown_steps=4, min_learning_rate=1e-3)

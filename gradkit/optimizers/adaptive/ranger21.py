@@ -5,7 +5,7 @@ v <- b2 v + (1 - b2) g^2,   v_max <- max(v_max, v),   d = sqrt(v_max / (1 - b2^t
 d <- log(1 + exp(softplus_beta d)) / softplus_beta
 u = scale_by_pnm(g) / d
 x <- x (1 - rate_t weight_decay / sqrt(mean(v) / (1 - b2^t)))                  stable_weight_decay
-x_j <- x_j (1 - 2 rate_t norm_loss (1 - 1 / (|x_j| + 1e-8)))                   norm_loss, for every output unit j
+x_j <- x_j (1 - 2 rate_t norm_loss (1 - 1 / (|x_j| + eps)))                    norm_loss, for every output unit j
 x <- x - rate_t u                                                           rate_t: ranger21_schedule
 every sync_period steps   x <- x~ + slow_step_size (x - x~),  x~ <- x           lookahead_in_chain
 """
@@ -106,7 +106,7 @@ def ranger21(
       b0: how much of the negative momentum is subtracted, > -1. Default 0.9 (paper).
       b1: decay of the momenta per step, in [0, 1). Default 0.9 (paper).
       b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      eps: added to the root, and to the norm of a unit in the norm loss, >= 0. Default 1e-8 (paper).
       clipping: largest ratio of a unit's gradient to its weights, > 0. Default 1e-2 (paper).
       clipping_eps: least norm weights are taken to have, > 0. Default 1e-3 (paper).
       centralize: whether units' mean gradients are taken away. Default True.
@@ -185,7 +185,7 @@ def ranger21(
         centralize_gradients(layout=layout) if centralize else optax.identity(),
         normalize_gradients(layout=layout) if normalize else optax.identity(),
         stable_weight_decay(direction, weight_decay=decay, b2=b2, weight_decay_mask=weight_decay_mask),
-        toward_unit_norm(norm_loss, layout=layout),
+        toward_unit_norm(norm_loss, eps=eps, layout=layout),
         scale_by_learning_rate(rate),
         lookahead_in_chain(sync_period=sync_period, slow_step_size=slow_step_size),
     )
