@@ -64,6 +64,15 @@ def real(
         raise ValueError(f"{name} must be in {interval}{extra}, got {value!r}")
 
 
+def readable(value: Any) -> float | None:
+    """A number as a Python float, so that products with it are those of Python; None where it is being traced.
+
+    >>> int(readable(0.29) * 100)
+    28
+    """
+    return _concrete(value)
+
+
 def integer(name: str, value: Any, minimum: int = 0, *, optional: bool = False) -> None:
     """Checks that an argument is a whole number of at least `minimum`.
 

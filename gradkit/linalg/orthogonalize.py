@@ -95,7 +95,8 @@ def orthogonalize(
         steps); "svd" (exact; directions whose singular value is within rounding of 0 become 0); or a function from a
         batch (batch, n, m) of matrices with n <= m, not normalised, to one of the same shape, which replaces all of
         the above. Default "newton_schulz".
-      eps: added to the Frobenius norm, >= 0. Default 1e-7 (official codes of Muon and Polar Express). A zero matrix gives zeros, also with 0.
+      eps: added to the Frobenius norm, >= 0. Default 1e-7 (official codes of Muon and Polar Express). A zero matrix
+        gives zeros, also with 0.
       dtype: dtype of the iterations; the norm is taken in float32 or wider. Default None: that of x, float32 at least.
         The official code has bfloat16 on accelerators. Products are summed in float32. With "gram" take float16, as
         its authors do: in bfloat16 "polar_express" ends up to 0.9 from 1 (measured).

@@ -32,6 +32,13 @@ def test_order_statistics_are_exact(x64: None) -> None:
         assert float(kth_largest([jnp.asarray(low[:4]), jnp.asarray(low[4:])], k / x.size)) == np.sort(low)[-k]
 
 
+def test_the_number_of_coordinates_is_pythons() -> None:
+    """0.145 * 100 is 14.499999999999998, of which float32 makes 14.5; and of 0.155 * 100 = 15.5 the even one."""
+    x = np.arange(1.0, 101.0, dtype=np.float32)
+    for fraction in (0.145, 0.155, 0.29):
+        assert float(kth_largest([jnp.asarray(x)], fraction)) == np.sort(x)[-round(fraction * 100)]
+
+
 def test_towards_one_it_is_the_sign(x64: None) -> None:
     g = normal(0, 50)
     assert_equal(updates(gk.clip_by_quantile(0.999), g, [g])[0], jnp.abs(g).min() * jnp.sign(g))

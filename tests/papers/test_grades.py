@@ -30,13 +30,13 @@ def test_a_tiny_threshold_is_the_inner_optimizer(x64: None) -> None:
         assert_equal(*(updates(t, gradients[0], gradients) for t in (tx, inner)))
 
 
-def test_a_tensor_without_gradient_stays_bit_for_bit_from_the_first_allowed_step(x64: None) -> None:
+def test_a_tensor_with_a_small_gradient_stays_bit_for_bit_from_the_first_allowed_step(x64: None) -> None:
     """Decay would move it, and does so until then; its inner state stays too. Frozen, it never thaws."""
     x = {"a": normal(0, 4), "b": normal(1, 4)}
     tx = gk.freeze_on_convergence(gk.adamw(0.1, weight_decay=0.5), tau=1e-3, total_steps=10, alpha=0.3)
     state, seen = tx.init(x), []
     for t in range(1, 8):
-        g = {"a": normal(t, 4), "b": jnp.zeros(4) if t < 5 else normal(t, 4)}
+        g = {"a": normal(t, 4), "b": normal(t, 4) * (1e-5 if t < 5 else 1.0)}
         u, new = tx.update(g, state, x)
         assert (np.asarray(u["b"]) == 0).all() == (t >= 3)
         assert (np.asarray(u["a"]) != 0).all()
@@ -66,6 +66,44 @@ def test_the_three_metrics(x64: None) -> None:
     assert of("update", rate=1e-3) == [(True, True)] * 4
 
 
+@pytest.mark.parametrize("metric", ["grad", "grad_change", "update"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_expert_without_tokens_is_not_frozen(metric: str, grouped: bool, x64: None) -> None:
+    """A gradient of zeros is no convergence, neither when it comes nor when it goes; a small one is."""
+    x = {"routed": jnp.ones(2), "idle": jnp.ones(2), "rest": jnp.ones(2)}
+    groups = (lambda name: None if name == "rest" else name) if grouped else None
+    tx = gk.freeze_on_convergence(gk.sgd(1.0), tau=0.03, total_steps=9, alpha=0.0, metric=metric, groups=groups)
+    idle = [0.0, 0.0, 0.0, 0.01, 0.01, 0.01]
+    gradients = [
+        {"routed": jnp.full(2, 0.01 * (t + 1)), "idle": jnp.full(2, g), "rest": 0 * x["rest"]}
+        for t, g in enumerate(idle)
+    ]
+    frozen = flags(tx, x, gradients)
+    assert [f["idle"] for f in frozen] == [False] * (4 if metric == "grad_change" else 3) + [True] * (
+        2 if metric == "grad_change" else 3
+    )
+    assert not any(f["rest"] for f in frozen)
+    assert frozen[1 if metric == "grad_change" else 0]["routed"]
+
+
+@pytest.mark.parametrize("alpha", [0.29, 0.57, 0.07])
+def test_the_first_step_is_that_of_pythons_integers(alpha: float) -> None:
+    """0.29 * 100 is 28.999999999999996, of which float32 makes 29."""
+    x = {"w": jnp.full(2, 0.01)}
+    first = int(alpha * 100)
+    tx = gk.freeze_on_convergence(gk.sgd(0.0), tau=1.0, total_steps=100, alpha=alpha)
+    state = tx.init(x)
+    for count, want in ((first - 2, False), (first - 1, True)):
+        _, after = tx.update(x, state._replace(count=jnp.int32(count)), x)
+        assert gk.frozen_mask(after) == {"w": want}
+
+
+def test_so_many_may_be_frozen_as_python_counts() -> None:
+    x = {f"{i:03}": jnp.full(2, 0.01) for i in range(100)}
+    tx = gk.freeze_on_convergence(gk.sgd(0.0), tau=1.0, total_steps=2, alpha=0.0, max_frozen_ratio=0.29)
+    assert sum(flags(tx, x, [x])[0].values()) == 28
+
+
 def test_the_update_metric_lets_its_own_step_pass(x64: None) -> None:
     tx = gk.freeze_on_convergence(gk.sgd(1.0), tau=0.5, total_steps=4, alpha=0.0, metric="update")
     first, second = updates(tx, jnp.ones(2), [0.1 * jnp.ones(2), jnp.ones(2)])
@@ -91,20 +129,20 @@ def test_groups_are_frozen_as_one(x64: None) -> None:
 def test_no_more_than_a_share_is_frozen(ratio: float, count: int, x64: None) -> None:
     x = {name: jnp.zeros(2) for name in "abcd"}
     tx = gk.freeze_on_convergence(gk.sgd(0.1), tau=1.0, total_steps=2, alpha=0.0, max_frozen_ratio=ratio)
-    for mask in flags(tx, x, [x, x]):
+    for mask in flags(tx, x, [jax.tree.map(lambda p: p + 0.1, x)] * 2):
         assert sum(mask.values()) == count
 
 
 def test_layers_of_a_stack_are_frozen_one_by_one(x64: None) -> None:
     x = {"ScanBlock_0": {"kernel": normal(0, 3, 2, 2)}}
     g = jax.tree.map(jnp.ones_like, x)
-    g["ScanBlock_0"]["kernel"] = g["ScanBlock_0"]["kernel"].at[1].set(0.0)
+    g["ScanBlock_0"]["kernel"] = g["ScanBlock_0"]["kernel"].at[1].set(0.01)
     tx = gk.grades(gk.adamw(0.1), tau=0.1, total_steps=2, alpha=0.0)
     (u,) = updates(tx, x, [g])
     _, state = tx.update(g, tx.init(x), x)
     assert np.asarray(u["ScanBlock_0"]["kernel"]).any((1, 2)).tolist() == [True, False, True]
     assert gk.frozen_mask(state) == {"ScanBlock_0": {"kernel": False}}
-    _, state = tx.update(jax.tree.map(jnp.zeros_like, g), state, x)
+    _, state = tx.update(jax.tree.map(lambda x: 0.01 * x, g), state, x)
     assert gk.frozen_mask(state) == {"ScanBlock_0": {"kernel": True}} and gk.all_frozen(state)
 
 
@@ -119,7 +157,7 @@ def test_a_declared_stack_is_one(x64: None) -> None:
 
 
 def test_grades_leaves_vectors_alone() -> None:
-    x = {"bias": jnp.zeros(2), "kernel": jnp.zeros((2, 2))}
+    x = {"bias": jnp.full(2, 0.1), "kernel": jnp.full((2, 2), 0.1)}
     assert flags(gk.grades(gk.sgd(0.1), tau=1.0, total_steps=1, alpha=0.0), x, [x])[0] == {
         "bias": False,
         "kernel": True,

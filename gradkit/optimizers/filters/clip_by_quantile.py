@@ -39,7 +39,13 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Any, axes: tuple[int, ...] | 
     """
     n = sum(x.size for x in xs) if axes is None else math.prod(xs[0].shape[a] for a in axes)
     counts = jnp.int32 if n < 2**31 else jnp.float32
-    k = jnp.clip(jnp.round(jnp.asarray(fraction).astype(jnp.result_type(float)) * n), 1, n).astype(counts)
+    share = checks.readable(fraction)
+    # A product in float32 may round to another whole number than Python's.
+    if share is None:
+        wanted = jnp.clip(jnp.round(jnp.asarray(fraction).astype(jnp.result_type(float)) * n), 1, n)
+    else:
+        wanted = jnp.asarray(min(max(round(share * n), 1), n))
+    k = wanted.astype(counts)
     width = jnp.finfo(xs[0].dtype).bits
     dtype = jnp.int32 if width == 32 else jnp.int64
     bits = [jax.lax.bitcast_convert_type(x, dtype) for x in xs]

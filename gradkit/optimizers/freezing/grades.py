@@ -6,11 +6,14 @@ From step int(alpha total_steps) on, every tensor W that is still active has
     "grad_change"   sum |g_t - g_{t-1}|        likewise, from the second step on
     "update"        sum |u_t|                  after it: the tensor is frozen from step t + 1 on
 
-and is frozen where that is below tau. A frozen tensor gets the update 0, decay included; its gradient counts as 0 in
+and is frozen where that is below tau. A gradient that is 0 everywhere measures nothing: an expert to which no token was
+routed has not converged. So nothing is frozen in a step where g_t = 0, nor, for "grad_change", where g_{t-1} = 0.
+
+A frozen tensor gets the update 0, decay included; its gradient counts as 0 in
 the inner method, and its inner state stays as it is.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +107,8 @@ def freeze_on_convergence(
 
     Returns:
       A transformation. State: one number per tensor, a counter, the inner state; with "grad_change" 1 word per
-      parameter. Collectives: one scalar per tensor.
+      parameter. Collectives: one scalar per tensor; with "update" two, with "grad_change" three. A tensor whose
+      gradient is always 0 is never frozen: leave it out by `mask`, or `all_frozen` is never True.
 
     Raises:
       ValueError: an argument outside its range; a group of stacks of different lengths.
@@ -119,7 +123,8 @@ def freeze_on_convergence(
 
     Reference: Wen et al. GradES: Significantly Faster Training in Transformers with Gradient-Based Early Stopping.
     2025, arXiv 2509.01842. The released code counts a first step without a previous one as no change, so with
-    alpha = 0 it freezes everything at once; here a metric without a previous value freezes nothing.
+    alpha = 0 it freezes everything at once; here a metric without a previous value freezes nothing. It also freezes for
+    good an expert that had no tokens in one step; here a gradient of zeros freezes nothing.
     """
     checks.real("tau", tau, "(0, inf)")
     checks.integer("total_steps", total_steps, 1)
@@ -140,47 +145,66 @@ def freeze_on_convergence(
         return FreezeOnConvergenceState(jnp.zeros((), jnp.int32), map_named(flag, params), previous, inner.init(params))
 
     linked = groups is not None or not (isinstance(max_frozen_ratio, int | float) and max_frozen_ratio == 1)
+    share, most = checks.readable(alpha), checks.readable(max_frozen_ratio)
 
-    def together(value: jax.Array, old: jax.Array, known: list[str], sizes: list[int], on: list[bool]) -> jax.Array:
+    def small(value: jax.Array, seen: Sequence[jax.Array]) -> jax.Array:
+        """Whose metric is below the threshold and was measured: none of the sums that it comes from is 0."""
+        found = value < jnp.asarray(tau).astype(value.dtype)
+        for one in seen:
+            found &= one > 0
+        return found
+
+    def together(
+        value: jax.Array,
+        seen: Sequence[jax.Array],
+        old: jax.Array,
+        known: list[str],
+        sizes: list[int],
+        on: list[bool],
+    ) -> jax.Array:
         """Which tensors are to be frozen, where they are frozen in groups or up to a share."""
         slots = _slots(known, sizes, groups)
         number = int(slots.max(initial=-1)) + 1
         may = np.concatenate([np.full(n, flag) for n, flag in zip(sizes, on, strict=True)] or [np.zeros(0, bool)])
         able = np.zeros(number, bool)
         able[slots[may]] = True
-        already = jnp.zeros(number, bool).at[slots].max(old)
-        value = jnp.zeros(number, value.dtype).at[slots].add(value)
-        fresh = (value < jnp.asarray(tau).astype(value.dtype)) & ~already & jnp.asarray(able)
-        room = jnp.floor(jnp.asarray(max_frozen_ratio).astype(jnp.float32) * int(able.sum())).astype(jnp.int32)
+        value, already, *seen = (jnp.zeros(number, row.dtype).at[slots].add(row) for row in (value, old, *seen))
+        already = already > 0
+        fresh = small(value, seen) & ~already & jnp.asarray(able)
+        count = int(able.sum())
+        if most is None:
+            room = jnp.floor(jnp.asarray(max_frozen_ratio).astype(jnp.float32) * count).astype(jnp.int32)
+        else:
+            room = jnp.int32(int(most * count))
         fits = jnp.cumsum(fresh.astype(jnp.int32)) + jnp.sum(already, dtype=jnp.int32) <= room
         return (fresh & fits)[slots]
 
-    def decide(measured: Any, frozen: Any, allowed: jax.Array) -> Any:
-        """The flags after this measurement."""
+    def decide(measured: Any, frozen: Any, allowed: jax.Array, *sources: Any) -> Any:
+        """The flags after this measurement; `sources` are the gradients it comes from, where it is not their size."""
         leaves, structure = jax.tree.flatten(measured)
         known, old = names(measured), jax.tree.leaves(frozen)
         on = jax.tree.leaves(resolve_mask(mask, measured))
-        size = [jnp.abs(x) for x in leaves]
+        rows = [[jnp.abs(x) for x in jax.tree.leaves(tree)] for tree in (measured, *sources)]
         # Flags of stacked layers may lie on several devices: they come with the sums where all must be known at once.
-        spread = [jnp.broadcast_to(f.astype(x.dtype), x.shape) for f, x in zip(old, size, strict=True)]
-        sums = packed_sums(known, "tensor", layout, *([size, spread] if linked else [size]), like=leaves)
-        value = sums.vectors[0]
-        if linked:
-            fresh = together(value, sums.vectors[1] > 0, known, sums.sizes, on)
-        else:
-            fresh = value < jnp.asarray(tau).astype(value.dtype)
+        spread = [jnp.broadcast_to(f.astype(x.dtype), x.shape) for f, x in zip(old, rows[0], strict=True)]
+        sums = packed_sums(known, "tensor", layout, *rows, *([spread] if linked else []), like=leaves)
+        value, seen = sums.vectors[0], sums.vectors[1 : len(rows)] or sums.vectors[:1]
+        last = sums.vectors[-1]
+        fresh = together(value, seen, last, known, sums.sizes, on) if linked else small(value, seen)
         fresh = sums.spread((fresh & allowed).astype(value.dtype))
         new = [jnp.maximum(f, n.astype(f.dtype)) if may else f for f, n, may in zip(old, fresh, on, strict=True)]
         return structure.unflatten(new)
 
     def update(updates: Any, state: FreezeOnConvergenceState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        allowed = state.count + 1 >= jnp.asarray(alpha * total_steps).astype(jnp.int32)
-        measured, previous = updates, None
+        first = jnp.asarray(alpha * total_steps).astype(jnp.int32) if share is None else int(share * total_steps)
+        allowed = state.count + 1 >= first
+        measured, previous, sources = updates, None, ()
         if metric == "grad_change":
             measured, previous = jax.tree.map(jnp.subtract, updates, state.previous), updates
+            sources = (updates, state.previous)
             allowed &= state.count > 0
         # What the update before measured is in the flags already; this one is measured when it is made.
-        frozen = state.frozen if metric == "update" else decide(measured, state.frozen, allowed)
+        frozen = state.frozen if metric == "update" else decide(measured, state.frozen, allowed, *sources)
         here = jax.tree.map(lambda f: f > 0, frozen)
         g = jax.tree.map(lambda f, g: jnp.where(f, jnp.zeros_like(g), g), here, updates)
         u, new = inner.update(g, state.inner, params, **extra)
@@ -199,7 +223,7 @@ def freeze_on_convergence(
         )
         new = jax.tree.map(_keep, own, new, state.inner)
         if metric == "update":
-            frozen = decide(u, frozen, allowed)
+            frozen = decide(u, frozen, allowed, updates)
         return u, FreezeOnConvergenceState(increment(state.count), frozen, previous, new)
 
     return transformation("freeze_on_convergence", init, update, complex_leaves=True)
@@ -233,7 +257,7 @@ def grades(
     Example:
       >>> tx = grades(optax.sgd(0.1), tau=0.5, total_steps=10, alpha=0.0)
       >>> x = {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}
-      >>> _, state = tx.update(jax.tree.map(jnp.zeros_like, x), tx.init(x), x)
+      >>> _, state = tx.update(jax.tree.map(lambda x: 0.1 * x, x), tx.init(x), x)
       >>> frozen_mask(state)
       {'bias': False, 'kernel': True}
 
@@ -272,7 +296,7 @@ def frozen_mask(state: Any) -> Any:
     Example:
       >>> tx = freeze_on_convergence(optax.sgd(0.1), tau=0.5, total_steps=10, alpha=0.0)
       >>> x = {"a": jnp.ones(2), "b": jnp.ones(2)}
-      >>> _, state = tx.update({"a": jnp.ones(2), "b": jnp.zeros(2)}, tx.init(x), x)
+      >>> _, state = tx.update({"a": jnp.ones(2), "b": 0.1 * jnp.ones(2)}, tx.init(x), x)
       >>> still = lambda x: jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, x, frozen_mask(state))
       >>> loss = lambda x: jnp.sum(still(x)["a"] * still(x)["b"])  # for the next compilation
       >>> jax.grad(loss)(x)["b"].tolist()
