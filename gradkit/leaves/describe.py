@@ -1,7 +1,7 @@
 """What a transformation will do to each parameter, as a table, without allocating anything."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +82,7 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = 
     def run(params: Any) -> Any:
         with recorded() as links:
             state = tx.init(params)
-        ours = frozenset(id(link.state) for link in _all(links))
+        ours = frozenset(id(each.state) for link in links for each in link.walk())
         foreign.extend(_foreign(state, ours, names(params))[0])
         found.extend(links)
         return state
@@ -101,12 +101,6 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = 
         text = _joined(parts) if parts else _Text(unknown, "-", "-")
         rows.append(Row(name, tuple(x.shape), axes.role, axes.stack, *text, owned[name]))
     return Description(tuple(rows), shared)
-
-
-def _all(links: Sequence[Link]) -> Iterator[Link]:
-    for link in links:
-        yield link
-        yield from _all(link.links)
 
 
 class _Text(NamedTuple):

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import jax
+import optax
+
 from gradkit.leaves.paths import names
 
 
@@ -40,6 +43,12 @@ class Link:
     params: Any
     links: list["Link"] = dataclasses.field(default_factory=list)
     state: Any = None
+
+    def walk(self) -> Iterator["Link"]:
+        """This link and all inside it, outermost first."""
+        yield self
+        for link in self.links:
+            yield from link.walk()
 
     @property
     def leaves(self) -> frozenset[str]:
@@ -73,3 +82,16 @@ def announce(method: Method, init: Callable[[Any], Any], params: Any, *, complet
     finally:
         _LINKS.reset(token)
     return link.state
+
+
+def links_of(tx: optax.GradientTransformation, params: Any) -> list[Link]:
+    """The outermost links of this library in a transformation, in any wrapper; nothing is computed.
+
+    >>> import gradkit as gk
+    >>> tx = optax.chain(gk.clip_by_global_norm(1.0), optax.masked(gk.lion(0.1), True))
+    >>> [link.method.name for link in links_of(tx, {"w": jax.ShapeDtypeStruct((2,), "float32")})]
+    ['clip_by_global_norm', 'lion']
+    """
+    with recorded() as links:
+        jax.eval_shape(tx.init, params)
+    return links

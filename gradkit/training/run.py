@@ -4,7 +4,7 @@ A seed fixes the first parameters and every minibatch, whatever the method: runs
 paired, and the batch of step t does not depend on how steps are grouped into programs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import optax
 
 from gradkit import catalogue
 from gradkit.gradients import gradient_moments, microbatch
+from gradkit.leaves.recording import Link, links_of
 from gradkit.workloads import Workload
 
 
@@ -35,10 +36,21 @@ def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array) -> Run
     return Run(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.fold_in(jax.random.key(seed), 1))
 
 
-def needs_of(tx: optax.GradientTransformation) -> tuple[str, ...]:
-    """The extra arguments that the card of a method of the catalogue says it cannot do without."""
-    card = catalogue.cards().get(getattr(getattr(tx.init, "method", None), "name", ""))
-    return card.needs if card else ()
+def needs_of(tx: optax.GradientTransformation, params: Any) -> tuple[str, ...]:
+    """The extra arguments that the links of a transformation cannot do without, as their cards say.
+
+    An optimizer answers for the links that it is made of: it may hand one of them what that link needs.
+    """
+    cards = catalogue.cards()
+
+    def needs(link: Link) -> Iterator[str]:
+        card = cards.get(link.method.name)
+        yield from card.needs if card else ()
+        if not (card and link.complete):
+            for inner in link.links:
+                yield from needs(inner)
+
+    return tuple(dict.fromkeys(name for link in links_of(tx, params) for name in needs(link)))
 
 
 def _source(workload: Workload, microbatches: int, needs: tuple[str, ...]) -> Callable[[Any, Any], Any]:
@@ -81,18 +93,19 @@ def step_function(
 
     The method is offered every cheap extra argument: `value`, `value_fn`, `grad_fn`, `hvp_fn`, `key`, and `model_fn`
     with `targets` where the workload says what it predicts. A function that nobody calls costs nothing once compiled.
-    Measurements of parts of the minibatch are made where the
-    card of the method says that it needs them.
+    Measurements of parts of the minibatch are made where the card of a link, in any wrapper, says that it needs
+    them.
 
     Args:
       workload: the problem.
       tx: the method.
       microbatches: parts in which a minibatch is computed, one after another; must divide it.
       place: minibatch -> the same, where it should lie on a mesh.
-      needs: what is measured besides what the card of the method asks for: "grad_moments" (over the microbatches;
+      needs: what is measured besides what the cards of the links ask for: "grad_moments" (over the microbatches;
         over two halves where there are none), "grads_a" (with "grads_b").
     """
-    source = _source(workload, microbatches, (*needs_of(tx), *needs))
+    params = jax.eval_shape(lambda: first_params(workload, jnp.zeros((), jnp.uint32)))
+    source = _source(workload, microbatches, (*needs_of(tx, params), *needs))
     tx = optax.with_extra_args_support(tx)
 
     def step(run: Run) -> tuple[Run, jax.Array]:

@@ -64,13 +64,14 @@ def prepare(config: TrainConfig) -> Plan:
     else:
         rate = None if config.learning_rate is None else methods.warmup_cosine(config.learning_rate, steps)
         tx = chains.build(config.chain, rate)
-    needs, sizes = run.needs_of(tx), (microbatches,)
+    needs: tuple[str, ...] = ()
+    sizes = (microbatches,)
     if config.max_batch is not None:
         assert problem.batch_size is not None and config.microbatch is not None
         sizes = allowed_sizes(problem.batch_size, config.microbatch, config.max_batch)
         # One test per evaluation: that is where another program can go on.
         link = growing_batch(sizes, examples=config.microbatch, eta=config.norm_test_eta, test_interval=every)
-        tx, needs = optax.chain(link, tx), (*needs, "grad_moments")
+        tx, needs = optax.chain(link, tx), ("grad_moments",)
     return Plan(problem, tx, steps, every, checkpoint_every, microbatches, needs, sizes)
 
 
