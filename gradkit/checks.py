@@ -107,6 +107,18 @@ def function(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be callable, got {value!r}")
 
 
+def is_function(value: Any, like: Any = None) -> bool:
+    """Whether an argument that may be a tree or a function is a function: what is a pytree is a tree, also where it can
+    be called, as a model can. A `jax.tree_util.Partial` is a function, unless it has the structure of `like`.
+
+    >>> is_function(abs), is_function({"w": 1.0})
+    (True, False)
+    """
+    if isinstance(value, jax.tree_util.Partial):
+        return like is None or jax.tree.structure(value) != jax.tree.structure(like)
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
 def nearest(name: Any, known: Iterable[Any], quote: Callable[[str], str] = repr) -> str:
     """The end of a message that offers names like the one given; empty where none is near.
 

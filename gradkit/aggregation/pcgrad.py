@@ -17,6 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.aggregation.gramian import HIGHEST, aggregator
 from gradkit.catalogue import Paper, register
+from gradkit.transforms.keys import serializable
 
 PAPER = Paper("Gradient Surgery for Multi-Task Learning", "Yu et al.", 2020, "2001.06782")
 
@@ -99,7 +100,7 @@ def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> opt
 
     def init() -> PCGradState:
         # Of its own, so that a donated state does not take the user's key along.
-        return PCGradState(None if key is None else jax.random.split(key, 1)[0])
+        return PCGradState(None if key is None else serializable(jax.random.split(key, 1)[0]))
 
     def weigh(G: jax.Array, state: PCGradState, **extra: Any) -> tuple[jax.Array, PCGradState]:
         m = G.shape[0]

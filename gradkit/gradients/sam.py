@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.gradients.displaced import displaced_gradient
-from gradkit.leaves import resolve_mask
+from gradkit.leaves import check_mask, resolve_mask
 from gradkit.transforms.core import widen
 from gradkit.transforms.norms import global_norm
 
@@ -122,6 +122,8 @@ def asam(
     checks.real("eta", eta, "[0, inf)")
 
     def displacement(g: Any, x: Any) -> Any:
+        check_mask(mask, x, method="asam", argument="mask", instead="mask=False")
+
         def size(x: jax.Array, counts: bool) -> jax.Array:
             return jnp.abs(x).astype(x.dtype) + jnp.asarray(eta, x.dtype) if counts else jnp.ones_like(x)
 

@@ -11,7 +11,7 @@ from gradkit.leaves.layout import (
     unit_axes,
 )
 from gradkit.leaves.matrices import from_matrices, to_matrices
-from gradkit.leaves.paths import map_named, names
+from gradkit.leaves.paths import map_named, masked_names, names
 from gradkit.leaves.recording import Method
 from gradkit.leaves.selectors import (
     Selector,
@@ -20,7 +20,9 @@ from gradkit.leaves.selectors import (
     by_rank,
     by_role,
     by_shape,
+    check_mask,
     everything,
+    matrices_by_default,
     resolve_mask,
 )
 
@@ -36,6 +38,7 @@ __all__ = [
     "by_rank",
     "by_role",
     "by_shape",
+    "check_mask",
     "default_layout",
     "describe",
     "everything",
@@ -43,6 +46,8 @@ __all__ = [
     "groups",
     "layout",
     "map_named",
+    "masked_names",
+    "matrices_by_default",
     "names",
     "resolve_mask",
     "tensor_axes",

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit import checks
 from gradkit.leaves.paths import map_named, names
-from gradkit.leaves.selectors import Selector
+from gradkit.leaves.selectors import Selector, near
 
 
 def groups(
@@ -71,7 +70,7 @@ def groups(
         known = names(params)
         for text, (selector, _) in zip(labels, rules, strict=True):
             if text not in used and known:
-                offer = checks.nearest(selector.text.removeprefix("by_path(").strip("'\")"), known)
+                offer = near(selector.text, known)
                 raise ValueError(
                     f"groups: the rule {text} decides no leaf{offer or '; leaves: ' + ', '.join(known[:12])}"
                 )

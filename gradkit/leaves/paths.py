@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 
 
@@ -38,6 +39,31 @@ def names(tree: Any) -> list[str]:
     """
     nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
     return ["/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node)]
+
+
+def masked_names(tree: Any) -> list[str]:
+    """The names of the leaves that `optax.masked`, `optax.partition` or `groups` have taken out of a tree.
+
+    Args:
+      tree: any pytree.
+
+    Returns:
+      One name per `optax.MaskedNode`.
+
+    Example:
+      >>> masked_names({"bias": 1, "dense": {"kernel": optax.MaskedNode()}})
+      ['dense/kernel']
+    """
+
+    def stops(node: Any) -> bool:
+        return _is_variable(node) or isinstance(node, optax.MaskedNode)
+
+    def taken(node: Any) -> bool:
+        inside = jax.tree.leaves(node, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        return any(isinstance(x, optax.MaskedNode) for x in inside)
+
+    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stops)[0]
+    return ["/".join(map(_piece, path)) for path, node in nodes if stops(node) and taken(node)]
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

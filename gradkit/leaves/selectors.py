@@ -4,6 +4,7 @@ A selector is also a function params -> tree of booleans, so it goes wherever op
 """
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,28 +14,39 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.leaves.layout import ROLES, Layout, default_layout
-from gradkit.leaves.paths import map_named
+from gradkit.leaves.paths import map_named, masked_names, names
 
 
 @dataclasses.dataclass(frozen=True)
 class Selector:
-    """A predicate on (path, shape, dtype) of a leaf, and the text it is printed as."""
+    """A predicate on (path, shape, dtype) of a leaf, and the text it is printed as.
+
+    Attributes:
+      test: the predicate.
+      text: what is printed.
+      by_name: whether the path alone decides.
+      required: whether a mask that selects no leaf is an error; not so where a selector is the default of a method.
+    """
 
     test: Callable[[str, tuple[int, ...], Any], bool]
     text: str
+    by_name: bool = False
+    required: bool = True
 
     def __call__(self, tree: Any) -> Any:
         """The tree of booleans: which leaves are selected. Leaves may be arrays or shapes."""
         return map_named(lambda name, x: self.test(name, jnp.shape(x), getattr(x, "dtype", None)), tree)
 
     def __and__(self, other: "Selector") -> "Selector":
-        return Selector(lambda *leaf: self.test(*leaf) and other.test(*leaf), f"({self.text} & {other.text})")
+        text, by_name = f"({self.text} & {other.text})", self.by_name and other.by_name
+        return Selector(lambda *leaf: self.test(*leaf) and other.test(*leaf), text, by_name)
 
     def __or__(self, other: "Selector") -> "Selector":
-        return Selector(lambda *leaf: self.test(*leaf) or other.test(*leaf), f"({self.text} | {other.text})")
+        text, by_name = f"({self.text} | {other.text})", self.by_name and other.by_name
+        return Selector(lambda *leaf: self.test(*leaf) or other.test(*leaf), text, by_name)
 
     def __invert__(self) -> "Selector":
-        return Selector(lambda *leaf: not self.test(*leaf), f"~{self.text}")
+        return Selector(lambda *leaf: not self.test(*leaf), f"~{self.text}", self.by_name)
 
 
 def everything() -> Selector:
@@ -47,7 +59,7 @@ def everything() -> Selector:
       >>> everything()({"a": 1.0})
       {'a': True}
     """
-    return Selector(lambda path, shape, dtype: True, "everything")
+    return Selector(lambda path, shape, dtype: True, "everything", by_name=True)
 
 
 def by_path(pattern: str) -> Selector:
@@ -70,7 +82,7 @@ def by_path(pattern: str) -> Selector:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"by_path: {pattern!r} is not a regular expression: {error}") from error
-    return Selector(lambda path, shape, dtype: compiled.fullmatch(path) is not None, f"by_path({pattern!r})")
+    return Selector(lambda path, shape, dtype: compiled.fullmatch(path) is not None, f"by_path({pattern!r})", True)
 
 
 def by_role(*roles: str, layout: Layout = default_layout) -> Selector:
@@ -162,13 +174,20 @@ def by_dtype(dtype: Any) -> Selector:
     return Selector(test, f"by_dtype({dtype})")
 
 
-def resolve_mask(mask: Any, tree: Any) -> Any:
+def matrices_by_default(layout: Layout) -> Selector:
+    """`by_rank(2)` as the default of a mask: where a tree has no matrices, nothing was misspelled."""
+    return dataclasses.replace(by_rank(2, layout=layout), required=False)
+
+
+def resolve_mask(mask: Any, tree: Any, *, argument: str = "mask", method: str = "") -> Any:
     """A tree of Python booleans from whatever a user may pass as a mask.
 
     Args:
       mask: None (everything), a boolean, a selector, a function tree -> booleans, or a tree of booleans
-        of which `tree` may be a refinement.
+        of which `tree` may be a refinement. A pytree is never called, also where it can be.
       tree: parameters or updates, arrays or shapes.
+      argument: the name of the argument, for messages.
+      method: the public name of the method, for messages.
 
     Returns:
       A tree like `tree` of True and False.
@@ -180,17 +199,77 @@ def resolve_mask(mask: Any, tree: Any) -> Any:
       >>> resolve_mask({"a": True, "b": False}, {"a": 1.0, "b": [2.0, 3.0]})
       {'a': True, 'b': [False, False]}
     """
+    of = f"{method}: {argument}" if method else argument
     if mask is None or isinstance(mask, bool):
         return jax.tree.map(lambda _: mask is not False, tree)
     if isinstance(mask, Selector):
         return mask(tree)
-    if callable(mask) and jax.tree_util.all_leaves([mask]):
+    if checks.is_function(mask, tree):
         mask = mask(tree)
     try:
         spread = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, tree)
     except ValueError as error:
-        raise ValueError(f"mask: its structure does not match the parameters: {error}") from error
+        raise ValueError(f"{of}: its structure does not match the parameters: {error}") from error
     for flag in jax.tree.leaves(spread):
         if not isinstance(flag, bool):
-            raise ValueError(f"mask: every entry must be True or False, got {flag!r}")
+            raise ValueError(f"{of}: every entry must be True or False, got {flag!r}")
     return spread
+
+
+def check_mask(mask: Any, params: Any, *, method: str, argument: str, instead: str) -> None:
+    """Raises where a mask selects none of the parameters, which a misspelled name would do without a word.
+
+    None and a boolean say what they mean, and a tree without leaves has nothing to select. Where some leaves belong to
+    another group (`optax.MaskedNode`, as `groups`, `optax.partition` and `optax.masked` put there), a mask is written
+    for all groups, and one of them may hold none of its leaves. So a selector by path must then match a leaf of any
+    group, and a tree have a True anywhere; selectors that need more than the path, and functions, are let through.
+
+    Args:
+      mask: as `resolve_mask` takes it.
+      params: the parameters at `init`.
+      method: the public name of the method.
+      argument: the name of the argument.
+      instead: what to write to select no leaf.
+
+    Raises:
+      ValueError: no leaf is selected, or what `resolve_mask` refuses.
+
+    Example:
+      >>> check_mask(by_path(".*kernal"), {"kernel": 1.0}, method="f", argument="mask", instead="mask=False")
+      Traceback (most recent call last):
+      ValueError: f: mask=by_path('.*kernal') selects no leaf; did you mean 'kernel'? To select none write mask=False
+    """
+    resolved = resolve_mask(mask, params, argument=argument, method=method)
+    if mask is None or isinstance(mask, bool) or (isinstance(mask, Selector) and not mask.required):
+        return
+    known = names(params)
+    if not known or any(jax.tree.leaves(resolved)):
+        return
+    if others := masked_names(params):
+        if _selects_elsewhere(mask, params, others):
+            return
+        known += others
+    given = mask.text if isinstance(mask, Selector) else repr(mask)
+    offer = near(given, known) or f"; the leaves are {', '.join(map(repr, known[:12]))}"
+    offer += "" if offer.endswith("?") else "."
+    raise ValueError(f"{method}: {argument}={given} selects no leaf{offer} To select none write {instead}")
+
+
+def _selects_elsewhere(mask: Any, tree: Any, others: list[str]) -> bool:
+    """Whether a mask may select one of the leaves of other groups, of which only the names are known."""
+    if isinstance(mask, Selector):
+        return not mask.by_name or any(mask.test(name, (), None) for name in others)
+    return checks.is_function(mask, tree) or any(flag is True for flag in jax.tree.leaves(mask))
+
+
+def near(pattern: str, known: list[str]) -> str:
+    """The end of a message that offers leaves of which a piece of the name is like a word of a pattern.
+
+    >>> near(r"by_path('.*/kernal')", ["dense/bias", "dense/kernel"])
+    "; did you mean 'dense/kernel'?"
+    """
+    pieces = {piece for name in known for piece in name.split("/")}
+    words = [word for word in re.findall(r"\w+", pattern.removeprefix("by_path")) if word not in pieces]
+    close = {piece for word in words for piece in difflib.get_close_matches(word, pieces, n=3, cutoff=0.6)}
+    found = [name for name in known if close & set(name.split("/"))][:3]
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else checks.nearest(pattern, known)

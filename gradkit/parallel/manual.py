@@ -15,6 +15,7 @@ import jax
 import optax
 from jax.sharding import PartitionSpec
 
+from gradkit import checks
 from gradkit.leaves import names
 from gradkit.transforms.sums import declared
 
@@ -47,7 +48,7 @@ def declare_specs(tree: Any, specs: Any) -> Iterator[None]:
        [4.4]]
     """
     found: list[PartitionSpec | None] = []
-    if isinstance(specs, PartitionSpec) or not callable(specs):
+    if isinstance(specs, PartitionSpec) or not checks.is_function(specs, tree):
         for spec, below in zip(*_pairs(specs, tree), strict=True):
             found += [spec] * len(jax.tree.leaves(below))
     else:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.leaves import Method, names
+from gradkit.leaves import Method, check_mask, names
 from gradkit.leaves.recording import announce
 
 InitFn = Callable[[Any], Any]
@@ -118,6 +118,12 @@ def check_match(method: str, updates: Any, params: Any) -> None:
             raise ValueError(f"{method}: the gradient of {name!r} has shape {shapes}")
 
 
+def check_decay_mask(method: str, mask: Any, params: Any) -> None:
+    """Raises where a mask of weight decay selects no leaf."""
+    instead = "weight_decay=0 and no mask"
+    check_mask(mask, params, method=method, argument="weight_decay_mask", instead=instead)
+
+
 def transformation(
     method: str,
     init: InitFn,
@@ -168,10 +174,15 @@ def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.
       *links: the chain.
     """
     chain = optax.chain(*links)
+
+    def init(params: optax.Params) -> Any:
+        check_decay_mask(described.name, described.weight_decay_mask, params)
+        return chain.init(params)
+
     # Each link refuses complex leaves by itself where it has no complex form.
     return transformation(
         described.name,
-        chain.init,
+        init,
         chain.update,
         complex_leaves=True,
         as_params=True,

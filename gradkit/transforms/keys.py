@@ -1,10 +1,13 @@
 """Random keys of methods that draw: one given where they are built, or one that comes with the step."""
 
+import contextlib
 import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import serialization
+from jax.core import Tracer
 
 
 def check_key(key: Any) -> None:
@@ -13,9 +16,29 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
 
 
+def serializable(key: Any) -> Any:
+    """The key, of a type that `flax.serialization` can write from then on: as its numbers.
+
+    Flax has no form of typed keys. It is told of one where a method puts a key into its state: the type is known from a
+    key alone, and an import must not make one, as that starts the devices.
+    """
+    if isinstance(key, Tracer):
+        with jax.ensure_compile_time_eval():
+            serializable(jax.random.key(0))
+        return key
+
+    def read(like: Any, saved: Any) -> Any:
+        return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
+
+    # Told already, or a Flax that has a form of its own.
+    with contextlib.suppress(ValueError):
+        serialization.register_serialization_state(type(key), jax.random.key_data, read)
+    return key
+
+
 def first_key(key: Any) -> Any:
     """The key of a fresh state: of its own, so that a donated state does not take the user's along."""
-    return None if key is None else jnp.array(key, copy=True)
+    return None if key is None else serializable(jnp.array(key, copy=True))
 
 
 def next_key(method: str, kept: Any, given: Any) -> tuple[Any, Any]:

@@ -50,7 +50,8 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
 
     def published(value: Any) -> dict[str, jax.Array]:
-        return {"learning_rate": jnp.asarray(value).astype(jnp.float32)}
+        # A copy: a rate that is an array stays the caller's when the state is donated.
+        return {"learning_rate": jnp.array(value, jnp.float32, copy=True)}
 
     def init(params: optax.Params) -> ScaleByLearningRateState:
         del params

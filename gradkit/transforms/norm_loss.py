@@ -16,11 +16,12 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named, names, resolve_mask, tensor_axes
+from gradkit.leaves import Layout, check_mask, default_layout, map_named, names, resolve_mask, tensor_axes
 from gradkit.transforms.core import (
     abs_sq,
     at_count,
     bias_correction,
+    check_decay_mask,
     divide,
     increment,
     scalar,
@@ -82,7 +83,7 @@ def norm_loss(
     checks.real("eps", eps, "[0, inf)")
 
     def init(params: optax.Params) -> optax.EmptyState:
-        resolve_mask(mask, params)
+        check_mask(mask, params, method="norm_loss", argument="mask", instead="factor=0 and no mask")
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
@@ -157,7 +158,7 @@ def stable_weight_decay(
         return jnp.finfo(wide_dtype(x.dtype)).dtype
 
     def init(params: optax.Params) -> StableWeightDecayState:
-        resolve_mask(weight_decay_mask, params)
+        check_decay_mask("stable_weight_decay", weight_decay_mask, params)
 
         def one(name: str, x: Any) -> jax.Array:
             own = tensor_axes(layout(name, x.shape), x.shape)

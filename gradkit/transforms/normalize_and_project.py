@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, by_rank, default_layout, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, default_layout, matrices_by_default, names, resolve_mask
 from gradkit.transforms.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, entries
 from gradkit.transforms.sums import block_sums, own_parts
@@ -143,11 +143,14 @@ def normalize_and_project(
         raise ValueError(f"gains_decay must be None with gains={gains!r}, got {gains_decay!r}")
     strength = 1e-3 if gains_decay is None else gains_decay
 
+    chosen_by = matrices_by_default(layout) if mask is None else mask
+
     def kernels(tree: Any, layers: dict[int, str]) -> list[int]:
-        on = jax.tree.leaves(resolve_mask(by_rank(2, layout=layout) if mask is None else mask, tree))
+        on = jax.tree.leaves(resolve_mask(chosen_by, tree))
         return [i for i, x in enumerate(jax.tree.leaves(tree)) if on[i] and i not in layers and x.size]
 
     def init(params: optax.Params) -> NormalizeAndProjectState:
+        check_mask(chosen_by, params, method="normalize_and_project", argument="mask", instead="mask=False")
         leaves, structure = jax.tree.flatten(params)
         known = names(params)
         rho: list[Any] = [None] * len(leaves)

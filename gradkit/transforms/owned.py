@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -37,6 +38,25 @@ class Owned:
     arrays: Any
     owners: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
+
+
+def _to_state_dict(state: Owned) -> dict[str, Any]:
+    """What `flax.serialization` writes: the arrays, and the names of their rows."""
+    return {"arrays": serialization.to_state_dict(state.arrays), "rows": "\n".join(state.rows)}
+
+
+def _from_state_dict(state: Owned, saved: dict[str, Any]) -> Owned:
+    """The arrays that were written, for a state whose rows are the same matrices in the same order."""
+    if saved["rows"] != "\n".join(state.rows):
+        raise ValueError(
+            f"the state was written with the matrices {saved['rows'].split()}, in this order, and is read for "
+            f"{list(state.rows)}: flax.serialization moves no rows. Read it on the mesh on which it was written, or "
+            "use the checkpoints of gk.training, which find every matrix by its name"
+        )
+    return dataclasses.replace(state, arrays=serialization.from_state_dict(state.arrays, saved["arrays"]))
+
+
+serialization.register_serialization_state(Owned, _to_state_dict, _from_state_dict)
 
 
 def owners_of(state: Any) -> list[tuple[str, ...] | None]:

@@ -25,6 +25,7 @@ from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
 from gradkit.transforms.codecs import between, decode, encode_bfloat16, encode_int8, nearest
 from gradkit.transforms.core import check_leaves, check_match, wide_dtype, widen
+from gradkit.transforms.keys import first_key
 
 
 class PrecisionState(NamedTuple):
@@ -163,7 +164,7 @@ def precision(
             if stochastic and is_narrow(x) and x.dtype != jnp.bfloat16:
                 raise ValueError(f"precision: the leaf {name!r} is {x.dtype}; only bfloat16 is rounded stochastically")
         count = jnp.zeros((), jnp.int32)
-        kept = None if key is None else jnp.array(key, copy=True)
+        kept = first_key(key)
 
         def begin(params: Any) -> PrecisionState:
             inner_state = tx.init(jax.tree.map(wide_or_abstract, params))

@@ -22,7 +22,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, default_layout, names, resolve_mask, tensor_axes
-from gradkit.transforms.core import abs_sq, divide, scalar, transformation
+from gradkit.transforms.core import abs_sq, check_decay_mask, divide, scalar, transformation
 from gradkit.transforms.norms import entries, packed_sums
 
 
@@ -115,6 +115,10 @@ def project_scale_invariant(
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
     inner = optax.with_extra_args_support(inner)
 
+    def init(params: optax.Params) -> Any:
+        check_decay_mask("project_scale_invariant", weight_decay_mask, params)
+        return inner.init(params)
+
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         direction, state = inner.update(updates, state, params, **extra)
         p, structure = jax.tree.flatten(direction)
@@ -142,7 +146,7 @@ def project_scale_invariant(
             p = [p + scalar(decay[i], p) * w[i] if decayed[i] else p for i, p in enumerate(p)]
         return structure.unflatten(p), state
 
-    return transformation("project_scale_invariant", inner.init, update, needs_params=True)
+    return transformation("project_scale_invariant", init, update, needs_params=True)
 
 
 register(

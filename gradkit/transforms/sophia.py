@@ -128,7 +128,7 @@ def scale_by_sophia(
 
         if given is None and not isinstance(due, Tracer) and not bool(due):
             return state.h
-        if callable(given):
+        if checks.is_function(given, updates):
 
             def fresh() -> Any:
                 return jax.tree.map(follow, state.h, fitting("scale_by_sophia", given(), updates))

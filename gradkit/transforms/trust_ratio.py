@@ -21,8 +21,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names, resolve_mask
-from gradkit.transforms.core import at_count, increment, scalar, transformation
+from gradkit.leaves import Layout, check_mask, default_layout, names, resolve_mask
+from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
 from gradkit.transforms.norms import BLOCKS, packed_norms
 
 
@@ -109,8 +109,9 @@ def scale_by_trust_ratio(
         raise ValueError("weight_decay must be 0 with denominator='joint': put add_decayed_weights before this link")
 
     def init(params: optax.Params) -> ScaleByTrustRatioState:
-        resolve_mask(trust_ratio_mask, params)
-        resolve_mask(weight_decay_mask, params)
+        own = {"method": "scale_by_trust_ratio", "argument": "trust_ratio_mask", "instead": "trust_ratio_mask=False"}
+        check_mask(trust_ratio_mask, params, **own)
+        check_decay_mask("scale_by_trust_ratio", weight_decay_mask, params)
         return ScaleByTrustRatioState(jnp.zeros((), jnp.int32), {"trust_ratio": jnp.ones((), jnp.float32)})
 
     def ratios(n_w: jax.Array, n_u: jax.Array, coefficient: Any, decay: Any, rate: Any) -> jax.Array:

@@ -15,7 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, resolve_mask
-from gradkit.transforms.core import at_count, increment, scalar, transformation
+from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
 
 
 class AddDecayedWeightsState(NamedTuple):
@@ -55,7 +55,7 @@ def add_decayed_weights(
     nothing = isinstance(weight_decay, int | float) and weight_decay == 0
 
     def init(params: optax.Params) -> AddDecayedWeightsState:
-        resolve_mask(weight_decay_mask, params)
+        check_decay_mask("add_decayed_weights", weight_decay_mask, params)
         return AddDecayedWeightsState(jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: AddDecayedWeightsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

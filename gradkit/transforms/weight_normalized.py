@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, by_rank, default_layout, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, default_layout, matrices_by_default, names, resolve_mask
 from gradkit.transforms.core import divide
 from gradkit.transforms.norms import entries, packed_norms, packed_sums
 from gradkit.transforms.reparameterize import reparameterize
@@ -80,7 +80,7 @@ def weight_normalized(
     changes the function of the layer around which it is put. The initialisation of the paper, from the data, is not in
     here.
     """
-    chosen_by = by_rank(2, layout=layout) if mask is MATRICES else mask
+    chosen_by = matrices_by_default(layout) if mask is MATRICES else mask
 
     def units(tree: Any) -> tuple[list[Any], Any, list[str], list[int]]:
         """Leaves, structure, names, and the indices of the leaves that are normalised."""
@@ -89,6 +89,7 @@ def weight_normalized(
         return leaves, structure, names(tree), [i for i, on in enumerate(flags) if on and leaves[i].size]
 
     def encode(params: Any) -> DirectionAndLength:
+        check_mask(chosen_by, params, method="weight_normalized", argument="mask", instead="mask=False")
         w, structure, known, own = units(params)
         g: list[Any] = [optax.MaskedNode() for _ in w]
         norms = packed_norms([known[i] for i in own], "unit", layout, [w[i] for i in own])

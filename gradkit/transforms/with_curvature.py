@@ -118,7 +118,7 @@ def supply_curvature(
             return fitting(method, estimator(point, now, count=state.count, **others), updates)
 
         if given is not None:
-            h = given if callable(given) else fitting(method, given, updates)
+            h = given if checks.is_function(given, updates) else fitting(method, given, updates)
         elif not able:
             h = None if lazy else curvature_of(method, extra, updates)
         elif lazy:

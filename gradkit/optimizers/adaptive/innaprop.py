@@ -22,7 +22,16 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, resolve_mask
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.core import at_count, increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.transforms.core import (
+    at_count,
+    check_decay_mask,
+    increment,
+    optimizer,
+    scalar,
+    settle,
+    transformation,
+    zeros,
+)
 from gradkit.transforms.momenta import root_mean_square, weighted_momenta
 
 PAPER = Paper(
@@ -89,7 +98,7 @@ def scale_by_inna(
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
 
     def init(params: optax.Params) -> ScaleByInnaState:
-        resolve_mask(weight_decay_mask, params)
+        check_decay_mask("scale_by_inna", weight_decay_mask, params)
         return ScaleByInnaState(jnp.zeros((), jnp.int32), zeros(params))
 
     def update(updates: Any, state: ScaleByInnaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 from gradkit.transforms.core import increment, optimizer, transformation
+from gradkit.transforms.keys import first_key
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
@@ -64,7 +65,7 @@ def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.G
     def init(params: optax.Params) -> AddNoiseState:
         del params
         # Of its own, so that a donated state does not take the user's key along.
-        return AddNoiseState(jnp.zeros((), jnp.int32), None if key is None else jnp.array(key, copy=True))
+        return AddNoiseState(jnp.zeros((), jnp.int32), first_key(key))
 
     def update(updates: Any, state: AddNoiseState, params: Any = None, **extra: Any) -> tuple[Any, AddNoiseState]:
         del params

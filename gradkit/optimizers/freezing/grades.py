@@ -24,7 +24,16 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, by_rank, default_layout, map_named, names, resolve_mask, tensor_axes
+from gradkit.leaves import (
+    Layout,
+    check_mask,
+    default_layout,
+    map_named,
+    matrices_by_default,
+    names,
+    resolve_mask,
+    tensor_axes,
+)
 from gradkit.transforms.core import increment, transformation, zeros
 from gradkit.transforms.norms import packed_sums
 
@@ -140,7 +149,7 @@ def freeze_on_convergence(
         return jnp.zeros_like(x, dtype=jnp.int32, shape=[1 if a in summed else n for a, n in enumerate(x.shape)])
 
     def init(params: optax.Params) -> FreezeOnConvergenceState:
-        resolve_mask(mask, params)
+        check_mask(mask, params, method="freeze_on_convergence", argument="mask", instead="mask=False")
         previous = zeros(params) if metric == "grad_change" else None
         return FreezeOnConvergenceState(jnp.zeros((), jnp.int32), map_named(flag, params), previous, inner.init(params))
 
@@ -263,7 +272,7 @@ def grades(
 
     Reference: Wen et al. 2025, arXiv 2509.01842.
     """
-    matrices = by_rank(2, layout=layout)
+    matrices = matrices_by_default(layout)
     return freeze_on_convergence(inner, tau=tau, total_steps=total_steps, alpha=alpha, mask=matrices, layout=layout)
 
 

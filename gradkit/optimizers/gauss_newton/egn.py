@@ -131,8 +131,9 @@ def egn(
     averaged = not (isinstance(momentum, int | float) and momentum == 0)
 
     def state_of(count: jax.Array, mean: Any, lam: Any, alpha: Any) -> EgnState:
-        lam, alpha = (jnp.asarray(value).astype(jnp.float32) for value in (lam, alpha))
-        return EgnState(count, mean, lam, alpha, {"damping": lam, "learning_rate": alpha})
+        # Every number has a buffer of its own: donation consumes each once, and takes none of the caller's along.
+        own, published = ([jnp.array(value, jnp.float32, copy=True) for value in (lam, alpha)] for _ in range(2))
+        return EgnState(count, mean, *own, dict(zip(("damping", "learning_rate"), published, strict=True)))
 
     def init(params: optax.Params) -> EgnState:
         count = jnp.zeros((), jnp.int32)

@@ -31,6 +31,7 @@ from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_inverse, gram, times_loss_hessian
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import divide, optimizer, transformation, zeros
+from gradkit.transforms.keys import first_key
 from gradkit.transforms.norms import global_norm
 from gradkit.transforms.predictions import LOSSES, Linearized, linearized
 
@@ -261,7 +262,7 @@ def thermodynamic_ngd(
 
     def fresh(params: optax.Params) -> ThermodynamicNgdState:
         metrics = {"euler_step": jnp.zeros((), jnp.float32)} if integrator == "euler" else {}
-        kept = None if key is None or not noisy else jnp.array(key, copy=True)
+        kept = first_key(key) if noisy else None
         return ThermodynamicNgdState(kept, zeros(params) if init == "previous" else None, metrics)
 
     def keys(state: ThermodynamicNgdState, extra: Any) -> tuple[Any, Any]:

@@ -45,7 +45,7 @@ class ScaleByAgvmState(NamedTuple):
 
 def _spread(labels: Any, tree: Any) -> list[str]:
     """The module of every leaf."""
-    found = labels(tree) if callable(labels) else labels
+    found = labels(tree) if checks.is_function(labels, tree) else labels
     try:
         spread = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part), found, tree)
     except ValueError as error:
@@ -125,7 +125,7 @@ def scale_by_agvm(
             known = sorted(set(of))
             raise ValueError(f"reference must be one of {known}, got {reference!r}{checks.nearest(reference, known)}")
         # A tree of labels says what the modules are without the parameters, which optax's tools do without.
-        modules = sorted(set(of if callable(labels) else jax.tree.leaves(labels)))
+        modules = sorted(set(of if checks.is_function(labels, params) else jax.tree.leaves(labels)))
         one = jnp.ones((), float)
         return ScaleByAgvmState(jnp.zeros((), jnp.int32), {module: jnp.copy(one) for module in modules})
 

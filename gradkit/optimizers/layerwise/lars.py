@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, by_rank, default_layout
+from gradkit.leaves import Layout, Method, default_layout, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
     scale_by_learning_rate,
@@ -33,7 +33,7 @@ MATRICES = "matrices"
 def _links(
     weight_decay: Any, denominator: str, masks: tuple[Any, Any], layout: Layout, **ratio: Any
 ) -> list[optax.GradientTransformation]:
-    decay_mask, ratio_mask = (by_rank(2, layout=layout) if mask is MATRICES else mask for mask in masks)
+    decay_mask, ratio_mask = (matrices_by_default(layout) if mask is MATRICES else mask for mask in masks)
     checks.choice("denominator", denominator, ("separate", "joint"))
     ratio |= {"denominator": denominator, "trust_ratio_mask": ratio_mask, "layout": layout}
     if denominator == "separate":
@@ -96,7 +96,7 @@ def lars(
         raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
     masks = (weight_decay_mask, trust_ratio_mask)
     return optimizer(
-        Method("lars", learning_rate, weight_decay, by_rank(2, layout=layout) if masks[0] is MATRICES else masks[0]),
+        Method("lars", learning_rate, weight_decay, matrices_by_default(layout) if masks[0] is MATRICES else masks[0]),
         *_links(weight_decay, denominator, masks, layout, trust_coefficient=trust_coefficient, eps=eps),
         scale_by_learning_rate(learning_rate),
         trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
@@ -155,7 +155,7 @@ def larc(
     masks = (weight_decay_mask, trust_ratio_mask)
     ratio = {"trust_coefficient": trust_coefficient, "eps": eps, "relative_to": learning_rate, "ratio_max": 1.0}
     return optimizer(
-        Method("larc", learning_rate, weight_decay, by_rank(2, layout=layout) if masks[0] is MATRICES else masks[0]),
+        Method("larc", learning_rate, weight_decay, matrices_by_default(layout) if masks[0] is MATRICES else masks[0]),
         *_links(weight_decay, denominator, masks, layout, **ratio),
         trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
         scale_by_learning_rate(learning_rate),

@@ -26,6 +26,7 @@ from gradkit.leaves import (
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import (
     abs_sq,
+    check_decay_mask,
     divide,
     increment,
     optimizer,
@@ -112,6 +113,7 @@ def scale_by_novograd(
                 [1 if a in own else n for a, n in enumerate(x.shape)], jnp.finfo(wide_dtype(x.dtype)).dtype
             )
 
+        check_decay_mask("scale_by_novograd", weight_decay_mask, params)
         nu = map_named(per_tensor, params)
         nu_max = jax.tree.map(jnp.zeros_like, nu) if amsgrad else None
         return ScaleByNovogradState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), nu, nu_max)

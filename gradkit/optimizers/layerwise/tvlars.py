@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, by_rank, default_layout
+from gradkit.leaves import Layout, Method, default_layout, matrices_by_default
 from gradkit.schedules import tvlars_schedule
 from gradkit.transforms import (
     add_decayed_weights,
@@ -85,7 +85,7 @@ def tvlars(
     checks.real("trust_coefficient", trust_coefficient, "(0, inf)")
     checks.real("norm_max", norm_max, "(0, inf]")
     phi = tvlars_schedule(decay_rate, delay=delay, alpha=alpha, gamma_min=gamma_min)
-    matrices = by_rank(2, layout=layout)
+    matrices = matrices_by_default(layout)
     decayed, adapted = (matrices if m == "matrices" else m for m in (weight_decay_mask, trust_ratio_mask))
 
     def coefficient(count: jax.Array) -> jax.Array:

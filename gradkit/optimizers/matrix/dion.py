@@ -32,6 +32,7 @@ from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
+from gradkit.transforms.keys import first_key
 from gradkit.transforms.matrices import Plan, Stack
 from gradkit.transforms.owned import Owned, hold, map_owned, plan_owned, product
 from gradkit.transforms.shape_factor import shape_factor
@@ -205,11 +206,11 @@ def scale_by_dion(
 def _key(key: Any) -> Any:
     """A function that makes the key: none is made before it is used."""
     if isinstance(key, numbers.Integral) and not isinstance(key, bool):
-        return lambda: jax.random.key(int(key))
+        return lambda: first_key(jax.random.key(int(key)))
     if not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
         raise ValueError(f"key must be a typed random key, as jax.random.key makes it, or an integer, got {key!r}")
     # Of its own, so that a donated state does not take the user's key along.
-    return lambda: jnp.array(key, copy=True)
+    return lambda: first_key(key)
 
 
 def dion(

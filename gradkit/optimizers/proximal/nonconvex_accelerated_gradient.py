@@ -21,7 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import resolve_mask
+from gradkit.leaves import check_mask, resolve_mask
 from gradkit.linalg import mcp_concave_grad, prox_l1, scad_concave_grad
 from gradkit.transforms.core import increment, scalar, transformation, zeros
 from gradkit.transforms.norms import global_norm
@@ -115,7 +115,7 @@ def nonconvex_accelerated_gradient(
     slope, curvature = concave[penalty]
 
     def init(params: optax.Params) -> NonconvexAcceleratedGradientState:
-        resolve_mask(mask, params)
+        check_mask(mask, params, method="nonconvex_accelerated_gradient", argument="mask", instead="mask=False")
         zero = jnp.zeros((), jnp.result_type(float))
         alpha = _next(jnp.ones_like(zero))
         return NonconvexAcceleratedGradientState(

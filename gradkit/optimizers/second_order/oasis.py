@@ -145,7 +145,7 @@ def scale_by_local_lipschitz(
     within = optax.with_extra_args_support(optax.identity() if inner is None else inner)
 
     def init(params: optax.Params) -> ScaleByLocalLipschitzState:
-        eta = jnp.asarray(init_learning_rate).astype(jnp.result_type(float))
+        eta = jnp.array(init_learning_rate, jnp.result_type(float), copy=True)
         return ScaleByLocalLipschitzState(
             jnp.zeros((), jnp.int32),
             eta,
@@ -153,7 +153,7 @@ def scale_by_local_lipschitz(
             zeros(params),
             zeros(params) if deterministic else None,
             within.init(params),
-            {"lipschitz_step": eta.astype(jnp.float32)},
+            {"lipschitz_step": jnp.array(eta, jnp.float32, copy=True)},
         )
 
     def update(g: Any, state: ScaleByLocalLipschitzState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, by_rank, default_layout
+from gradkit.leaves import Layout, Method, default_layout, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
     scale_by_adam,
@@ -219,7 +219,7 @@ def vr_lars(
 
     Reference: Jiang et al. 2023, arXiv 2309.13681.
     """
-    matrices = by_rank(2, layout=layout)
+    matrices = matrices_by_default(layout)
     decayed, adapted = (matrices if m == "matrices" else m for m in (weight_decay_mask, trust_ratio_mask))
     return optimizer(
         Method("vr_lars", learning_rate, weight_decay, decayed),
