@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -178,3 +179,19 @@ def test_masks_and_labels_that_can_be_called_are_trees() -> None:
     assert not np.asarray(u.bias).any() and np.asarray(u.kernel).all()
     state = gk.scale_by_agvm(labels=Net("head", "body"), reference="body").init(x)
     assert set(state.factors) == {"head", "body"}
+
+
+LONG = {(1_000_000,): 16, (1_000_000, 1): 16, (1_000_000, 2): 80, (50_000, 8): 80}
+
+
+@pytest.mark.parametrize("shape", LONG)
+def test_no_state_explodes_on_a_long_axis(shape: tuple[int, ...]) -> None:
+    """Words per parameter of vectors and thin matrices: a quadratic statistic of a long axis, or of all its blocks,
+    would be thousands."""
+    for name, card in METHODS.items():
+        # The first keeps a window of 100 gradients; the others ask for a module of matrices, or cut into blocks of 2.
+        if name in ("grokfast_ma", "agvm", "agvm_adamw", "block_leaves"):
+            continue
+        state = jax.eval_shape(make(card).init, {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)})
+        words = sum(math.prod(x.shape) for x in jax.tree.leaves(state)) / math.prod(shape)
+        assert words <= LONG[shape], name

@@ -175,7 +175,18 @@ def by_dtype(dtype: Any) -> Selector:
 
 
 def matrices_by_default(layout: Layout) -> Selector:
-    """`by_rank(2)` as the default of a mask: where a tree has no matrices, nothing was misspelled."""
+    """`by_rank(2)` as the default of a mask: where a tree has no matrices, nothing was misspelled.
+
+    Args:
+      layout: what says which axes are stacks.
+
+    Returns:
+      A selector that `check_mask` lets through although it selects no leaf.
+
+    Example:
+      >>> mask = matrices_by_default(default_layout)
+      >>> check_mask(mask, {"bias": 1.0}, method="lars", argument="weight_decay_mask", instead="weight_decay=0")
+    """
     return dataclasses.replace(by_rank(2, layout=layout), required=False)
 
 

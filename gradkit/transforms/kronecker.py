@@ -83,12 +83,13 @@ class Factors(NamedTuple):
     failed: jax.Array
 
 
-def init_factors(rows: int, dims: Sequence[int], dtype: Any, max_dim: int) -> Factors:
-    """Statistics of zero, and roots that change nothing."""
-    L = tuple(jnp.zeros((rows, d) if d > max_dim else (rows, d, d), dtype) for d in dims)
+def init_factors(rows: int, dims: Sequence[int], dtype: Any, diagonal: Sequence[bool]) -> Factors:
+    """Statistics of zero, and roots that change nothing; `diagonal` says of which axes the diagonal alone is kept."""
+    pairs = list(zip(dims, diagonal, strict=True))
+    L = tuple(jnp.zeros((rows, d) if short else (rows, d, d), dtype) for d, short in pairs)
     P = tuple(
-        jnp.ones((rows, d), dtype) if d > max_dim else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1))
-        for d in dims
+        jnp.ones((rows, d), dtype) if short else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1))
+        for d, short in pairs
     )
     return Factors(L, P, jnp.zeros((rows,), jnp.int32))
 
@@ -284,9 +285,12 @@ def kronecker_statistics(
         alone = one_sided and len(shape) == 2
         return [min((0, 1), key=lambda a: shape[a])] if alone else list(range(len(shape)))
 
+    def own_factors(rows: int, lengths: list[int], dtype: Any) -> Factors:
+        return init_factors(rows, lengths, dtype, [d > max_dim for d in lengths])
+
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: None) -> Any:
         return [
-            tuple(init_factors(rows * len(blocks), [shape[a] for a in used(shape)], dtype, max_dim).L)
+            tuple(own_factors(rows * len(blocks), [shape[a] for a in used(shape)], dtype).L)
             for shape, blocks in blocks_of(*pieces_of(dims)).items()
         ]
 

@@ -1,5 +1,6 @@
 """Distributed Shampoo (Shi et al., 2023): against NumPy, and the methods it takes the length of its steps from."""
 
+import importlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -154,3 +155,32 @@ def test_bad_input() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             gk.distributed_shampoo(0.1, **kwargs)
+
+
+@pytest.mark.parametrize(("shape", "thin"), [((7,), (0,)), ((7, 1), (0,)), ((100, 1, 2), (0,)), ((2, 100), (1,))])
+def test_an_axis_beyond_the_limit_may_keep_its_diagonal_alone(
+    shape: tuple[int, ...], thin: tuple[int, ...], x64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a vector, and of a matrix so thin that full statistics would hold more than so many words per parameter:
+    every block by NumPy, with diag(L) in place of L."""
+    monkeypatch.setattr(importlib.import_module(gk.distributed_shampoo.__module__), "MOST_WORDS", 4)
+    limit, eps = 5, 0.1
+    rows = [np.random.default_rng([t, 9]).standard_normal(shape) for t in range(3)]
+    tx = gk.distributed_shampoo(1.0, b1=0.0, b2=1.0, eps=eps, max_preconditioner_dim=limit)
+    got, state = replay(tx, [jnp.asarray(g) for g in rows])
+    dims = tuple(d for d in shape if d != 1)
+    whole = [g.reshape(dims) for g in rows]
+    for corner in np.ndindex(*[-(-d // limit) for d in dims]):
+        cut = tuple(slice(i * limit, (i + 1) * limit) for i in corner)
+        L = [0.0 for _ in dims]
+        for t, g in enumerate(whole):
+            G = g[cut]
+            p = G
+            for i in range(len(dims)):
+                S = contraction(G, i)
+                L[i] = L[i] + (np.diag(np.diag(S)) if i in thin else S)
+                P = power(L[i] + eps * np.eye(len(S)), -1 / (2 * len(dims)))
+                p = np.moveaxis(np.tensordot(P, p, (1, i)), 0, i)
+            assert_equal(np.asarray(got[t]).reshape(dims)[cut], -p, rtol=RTOL)
+    words = sum(x.size for x in state[0].stacks[0].arrays[0].factors.L) / rows[0].size
+    assert words <= 4

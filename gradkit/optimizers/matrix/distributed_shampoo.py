@@ -3,7 +3,9 @@
 G_t     the gradient; with weight_decay_type="l2", G_t + weight_decay x_{t-1}
         axes of length 1 dropped; from the last to the first, axes joined while the product is within
         max_preconditioner_dim; then every axis cut into pieces of at most that length. Of every block G by itself:
-L_i     statistics of every axis i of the block, and P_i = (L_i / c_t + eps I)^(-1 / (2 k)), as in Shampoo
+L_i     statistics of every axis i of the block, and P_i = (L_i / c_t + eps I)^(-1 / (2 k)), as in Shampoo; of a vector
+        that is longer than max_preconditioner_dim, and of such an axis of a thin matrix, the diagonal of L_i alone,
+        where full ones would take more than 64 words per parameter
 v_t     = graft_b2 v_{t-1} + (1 - graft_b2) G^2;  of "adagrad" the sum of G^2
 Gbar_t  = (b3 m_{t-1} + (1 - b3) G) / (1 - b3 b1^(t-1)),  then  m_t = b1 m_{t-1} + (1 - b1) G
 a_t     = Gbar_t / (sqrt(v_t) + graft_eps);  of "adam" with v_t / (1 - graft_b2^t);  of "sgd" Gbar_t itself
@@ -12,6 +14,7 @@ d_t     = a_t  before start_preconditioning_step,  p_t |a_t| / (|p_t| + 1e-16)  
 x_t     = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +52,8 @@ PAPER = Paper(
     2023,
     "2309.06497",
 )
+# Of the full statistics and roots of an axis that is cut into blocks.
+MOST_WORDS = 64
 GRAFTINGS = (None, "sgd", "adagrad", "rmsprop", "adam")
 
 
@@ -120,6 +125,11 @@ def _precondition(
     def merged(dims: tuple[int, ...]) -> tuple[int, ...]:
         return merge_backwards(dims, limit) if merge_dims else dims
 
+    def diagonal(dims: tuple[int, ...]) -> list[bool]:
+        """Which axes keep the diagonal of their statistic alone: they are longer than a block, and all other axes
+        together so short that the blocks would hold more than MOST_WORDS words per parameter."""
+        return [d > limit and 2 * limit > MOST_WORDS * (math.prod(dims) // d) for d in dims]
+
     def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> list[Block]:
         own, before = [], 0
         for shape, blocks in blocks_of(merged(dims), limit).items():
@@ -129,13 +139,22 @@ def _precondition(
             apart = None if phase is None else jnp.where(phase[:, None] < 0, -1, (phase[:, None] + number) % frequency)
             mu = jnp.zeros((n, *shape), dtype) if averaged else None
             nu = jnp.zeros((n, *shape), dtype) if grafting not in (None, "sgd") else None
-            own.append(Block(init_factors(n, shape, dtype, limit), mu, nu, None if apart is None else apart.ravel()))
+            own.append(
+                Block(
+                    init_factors(n, shape, dtype, diagonal(merged(dims))),
+                    mu,
+                    nu,
+                    None if apart is None else apart.ravel(),
+                )
+            )
         return own
 
     def one(G: jax.Array, own: Block, at: Any) -> tuple[jax.Array, Block]:
         """The direction of all blocks of one shape."""
         old, mean, mu, nu = own.factors, G, own.mu, own.nu
-        factors = old._replace(L=tuple(accumulate(L, statistic(G, axis), at["b2"]) for axis, L in enumerate(old.L)))
+        factors = old._replace(
+            L=tuple(accumulate(L, statistic(G, axis, diagonal=L.ndim == 2), at["b2"]) for axis, L in enumerate(old.L))
+        )
         if nu is not None:
             nu = accumulate(nu, jnp.square(G), 1 if grafting == "adagrad" else at["graft_b2"])
         c = correction(at["b2"], at["t"], G) if unbiased else jnp.ones((), G.dtype)
@@ -218,7 +237,9 @@ def distributed_shampoo(
       weight_decay: decay >= 0, or a schedule. Default 0 (official code).
       weight_decay_mask: which leaves decay. Default all.
       weight_decay_type: "decoupled" or "l2" (added to the gradient). Default "decoupled" (official code).
-      max_preconditioner_dim: largest length of a block along an axis, >= 1. Default 1024 (official code).
+      max_preconditioner_dim: largest length of a block along an axis, >= 1. Default 1024 (official code). An axis
+        that is longer keeps the diagonal of its statistic alone, as in AdaGrad, where the statistics of its blocks
+        would take more than 64 words per parameter: a vector with more than 32, m x n with more than 32 n.
       merge_dims: whether short axes are joined first. Default True (official code).
       precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
       stagger: whether every block has a step of its own for its roots, so that the work is spread over the steps; those
@@ -236,9 +257,10 @@ def distributed_shampoo(
 
     Returns:
       A transformation that needs `params` where leaves decay. State: per block twice the sum of the squares of the
-      lengths of its axes, 1 word per parameter if b1 or b3 is not 0, and 1 if the grafted method has a second moment;
-      all of it lies with the owner of the tensor. The metric `failed_roots` counts roots that came out not
-      finite, whose last good value stays. Collectives: those of `scale_by_muon`, and one number per stack.
+      lengths of its axes (of an axis with a diagonal alone, twice its length), 1 word per parameter if b1 or b3 is not
+      0, and 1 if the grafted method has a second moment; all of it lies with the owner of the tensor. The metric
+      `failed_roots` counts roots that came out not finite, whose last good value stays. Collectives: those of
+      `scale_by_muon`, and one number per stack.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -253,8 +275,9 @@ def distributed_shampoo(
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
     Training Neural Networks At-Scale. 2023, arXiv 2309.06497. Departures: the official code gives blocks to devices one
     by one, largest first; one program for all devices has stacks of equal tensors instead, and all blocks of a tensor
-    have one owner. It tries a failed root again in float64 and stops after three failures. Its momentum on the
-    direction is `gk.trace` in a chain.
+    have one owner. It keeps full statistics of blocks of long vectors too, 2 max_preconditioner_dim words per
+    parameter: 8 GB for 1e6 entries. It tries a failed root again in float64 and stops after three failures. Its
+    momentum on the direction is `gk.trace` in a chain.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1]")

@@ -162,7 +162,7 @@ def scale_by_shampoo(
     averaged = not (isinstance(b1, int | float) and b1 == 0)
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> Own:
-        factors = init_factors(rows, dims, stats_dtype or dtype, max_dim)
+        factors = init_factors(rows, dims, stats_dtype or dtype, [d > max_dim for d in dims])
         return Own(factors, jnp.zeros((rows, *dims), dtype) if averaged else None, phase)
 
     def init(params: optax.Params) -> ScaleByShampooState:
