@@ -1,8 +1,7 @@
 """Names of the leaves of a tree: `a/b/c`, the same at `init` and at `update`.
 
-The pieces of a path are dictionary keys, attribute names and indices. A Flax NNX `Variable` counts as
-one leaf, so a parameter has one name whether the tree holds Variables (as in `nnx.Optimizer` at init)
-or bare arrays (as in its update).
+The pieces of a path are dictionary keys, attribute names and indices. A box (a Linen box, an NNX
+`Variable`, a `NamedArray`) counts as one leaf, so a parameter has one name in the box and bare.
 """
 
 from collections.abc import Callable
@@ -10,11 +9,8 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+from gradkit.leaves.boxes import axes_of_box, is_box
 
 
 def _piece(key: Any) -> str:
@@ -28,7 +24,7 @@ def names(tree: Any) -> list[str]:
     """The names of all leaves, in the order of `jax.tree.leaves`.
 
     Args:
-      tree: any pytree; an NNX Variable is one leaf.
+      tree: any pytree; a box is one leaf.
 
     Returns:
       One name `a/b/c` per leaf; `None` and `optax.MaskedNode` are no leaves.
@@ -37,7 +33,7 @@ def names(tree: Any) -> list[str]:
       >>> names({"dense": {"kernel": 1, "bias": 2}, "layers": [3, 4]})
       ['dense/bias', 'dense/kernel', 'layers/0', 'layers/1']
     """
-    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
+    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)[0]
     return ["/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node)]
 
 
@@ -56,7 +52,7 @@ def masked_names(tree: Any) -> list[str]:
     """
 
     def stops(node: Any) -> bool:
-        return _is_variable(node) or isinstance(node, optax.MaskedNode)
+        return is_box(node) or isinstance(node, optax.MaskedNode)
 
     def taken(node: Any) -> bool:
         inside = jax.tree.leaves(node, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
@@ -64,6 +60,24 @@ def masked_names(tree: Any) -> list[str]:
 
     nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stops)[0]
     return ["/".join(map(_piece, path)) for path, node in nodes if stops(node) and taken(node)]
+
+
+def names_of_axes(tree: Any) -> list[Any]:
+    """Per leaf the names of its axes that its box carries, or None; in the order of `jax.tree.leaves`.
+
+    Args:
+      tree: any pytree.
+
+    Returns:
+      One entry per leaf.
+
+    Example:
+      >>> from flax.core import meta
+      >>> names_of_axes({"a": meta.Partitioned(1.0, names=("embed",)), "b": 2.0})
+      [('embed',), None]
+    """
+    nodes = jax.tree.leaves(tree, is_leaf=is_box)
+    return [axes_of_box(node) for node in nodes for _ in jax.tree.leaves(node)]
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

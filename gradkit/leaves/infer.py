@@ -1,0 +1,141 @@
+"""The layout of a whole tree, decided from all its names and shapes together.
+
+    params --names, shapes, names of axes--> stacks --> roles, inputs, outputs --> Decision
+
+In this order: what the user declares (`gk.leaves.layout`); the logical names of axes that the parameters carry; without
+them the names of leaves and what siblings have in common. A decision depends on names and shapes alone, so it is the
+same at `init` and `update`, and made once for each tree.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradkit.leaves import naming
+from gradkit.leaves.axes import Axes
+from gradkit.leaves.axis_names import meanings
+from gradkit.leaves.fused import find_fused_axes, find_splits
+from gradkit.leaves.meaning import meaning, read
+from gradkit.leaves.paths import names, names_of_axes
+from gradkit.leaves.stacks import Leaf, find_experts, find_stacks
+
+
+class Doubt(NamedTuple):
+    """A leaf whose meaning is not certain: its name, what was assumed, and why that is a guess."""
+
+    path: str
+    axes: Axes
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What the axes of every leaf of one tree mean; a layout, `(path, shape) -> Axes`.
+
+    Attributes:
+      entries: per leaf its name, shape and axes, in the order of the tree.
+      ambiguous: the leaves for which the tree does not say it.
+    """
+
+    entries: tuple[tuple[str, tuple[int, ...], Axes], ...]
+    ambiguous: tuple[Doubt, ...] = ()
+
+    @functools.cached_property
+    def _known(self) -> dict[str, tuple[tuple[int, ...], Axes]]:
+        return {path: (shape, axes) for path, shape, axes in self.entries}
+
+    def __call__(self, path: str, shape: tuple[int, ...]) -> Axes:
+        """The meaning of the axes of one leaf; of a leaf that is not in the tree, what it says by itself."""
+        known = self._known.get(path)
+        if known is None:
+            known = self._known.get(path.rpartition("/")[0]) if path.rpartition("/")[2] in ("0", "value") else None
+        if known is not None and len(known[0]) == len(shape):
+            return known[1]
+        return alone(path, tuple(shape))
+
+    def covers(self, entries: Any) -> bool:
+        """Whether all of these (name, shape) are leaves of the tree."""
+        return all((known := self._known.get(path)) is not None and known[0] == shape for path, shape in entries)
+
+
+def infer_layout(
+    params: Any, axis_names: Any = None, *, table: Mapping[str, str] | None = None
+) -> Decision:
+    """What the axes of every parameter mean, decided for the whole tree.
+
+    Args:
+      params: parameters, or `jax.ShapeDtypeStruct`s of them; bare, in Flax boxes, or in NNX Variables.
+      axis_names: a tree like `params` of the names of the axes of every leaf (`("embed", "layers", "mlp")`), or None for
+        a leaf without. Default None: the names that the parameters carry.
+      table: names of axes of your own and what they mean: "stack", "expert", "fused", "width", "inner", "vocab",
+        "position", "vector". They take precedence over `gk.leaves.AXIS_NAMES`.
+
+    Returns:
+      A decision, which is a layout; `ambiguous` lists the leaves that the tree does not settle.
+
+    Raises:
+      ValueError: `axis_names` of another structure; a meaning that does not exist.
+
+    Example:
+      >>> blocks = {"norm": {"scale": jnp.zeros((6, 8))}, "up": {"kernel": jnp.zeros((6, 8, 32))}}
+      >>> decision = infer_layout({"blocks": blocks, "final_norm": {"scale": jnp.zeros(8)}})
+      >>> decision("blocks/up/kernel", (6, 8, 32))
+      Axes(role='matrix', stack=(0,), inputs=(1,), outputs=(2,), splits=())
+      >>> infer_layout({"w": jnp.zeros((4, 3, 8))}, {"w": ("embed", "layers", "mlp")})("w", (4, 3, 8))
+      Axes(role='matrix', stack=(1,), inputs=(0,), outputs=(2,), splits=())
+    """
+    leaves, structure = jax.tree.flatten(params)
+    if axis_names is None:
+        named = names_of_axes(params)
+    else:
+        try:
+            named = structure.flatten_up_to(axis_names)
+        except ValueError as error:
+            raise ValueError(
+                f"infer_layout: axis_names must be a tree like params with one tuple of names (or None) per leaf: {error}"
+            ) from error
+    rows = tuple(
+        (name, tuple(jnp.shape(x)), meanings(n, jnp.ndim(x), table))
+        for name, x, n in zip(names(params), leaves, named, strict=True)
+    )
+    return decide(rows)
+
+
+Row = tuple[str, tuple[int, ...], tuple[str, ...] | None]
+
+
+@functools.lru_cache(maxsize=1024)
+def decide(rows: tuple[Row, ...]) -> Decision:
+    """The decision for leaves of these names, shapes, and meanings of named axes."""
+    leaves = [Leaf(path, shape, naming.kind(path), named) for path, shape, named in rows]
+    for x in leaves:
+        for a, said in enumerate(x.meanings or ()):
+            if said in ("stack", "expert"):
+                x.stack.append(a)
+            if said == "expert":
+                x.experts.append(a)
+    widths = {x.shape[-1] for x in leaves if x.kind == "table" and len(x.shape) == 2}
+    find_stacks(leaves, widths)
+    find_experts(leaves)
+    find_fused_axes(leaves)
+    tree = read(leaves)
+    owns = {x.path: meaning(tree, x) for x in leaves}
+    splits = find_splits(tree, owns)
+    entries = tuple(
+        (x.path, x.shape, Axes(owns[x.path][0], tuple(sorted(x.stack)), *owns[x.path][1:], splits.get(x.path, ())))
+        for x in leaves
+    )
+    doubts = tuple(
+        Doubt(path, axes, "; ".join(x.doubts)) for x, (path, _, axes) in zip(leaves, entries, strict=True) if x.doubts
+    )
+    return Decision(entries, doubts)
+
+
+@functools.lru_cache(maxsize=65536)
+def alone(path: str, shape: tuple[int, ...]) -> Axes:
+    """What a leaf's name and shape say without the tree."""
+    return decide(((path, shape, None),)).entries[0][2]

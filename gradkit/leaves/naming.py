@@ -1,0 +1,182 @@
+"""What the names of trainers say: words of paths, and the kind of a leaf by its name alone.
+
+    decoder/layers/3/self_attn/q_proj/kernel  ->  own "kernel", label "q_proj", kind "dense", direction "up"
+
+A label is the name of the layer: the module above a generic name such as `kernel`, else the leaf's own name without
+such a suffix (`query_w` -> `query`). A kernel and its bias have one parent and one label.
+"""
+
+import functools
+import re
+
+GENERIC = frozenset(
+    "kernel w weight weights bias b scale offset gamma beta embedding embeddings table gain g v".split()  # noqa: SIM905
+)
+WEIGHTS = frozenset(("kernel", "w", "weight", "weights", "v"))
+_INDEX = re.compile(r"\d+(_\d+)*|~")
+_FIELDS = ("value", "raw_value", "array")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_SUFFIX = re.compile(r"_(w|weights?|kernel|b|bias)$|^(b|bias)_")
+_LIFTED = re.compile(r"(Scan|Vmap)[A-Z]\w*_\d+|\w*layer_stack\w*")
+
+_ONE_AXIS = re.compile(
+    r"bias|b\d*|scale|gain|g|gamma|beta|offset|shift|ls\d*|layer_?scale\w*|\w+_(b|bias|biases|scale|gamma|beta|offset)"
+    r"|(b|bias|scale|gamma|beta)_\w+|\w*norm|ln\w*|\w+_ln"
+)
+_ANY_AXES = re.compile(
+    r"log_?std\w*|\w*_std|log_?alpha|alpha|temp(erature)?|t|logit_(scale|bias)|a_?log|d|d_skip|dt_bias|a_param|lambda\w*"
+    r"|\w+_log|log_\w+|time_(decay|first|faaaa|mix\w*|maa\w*|curve|shift)|mix_\w+|x_[rwkvag]|cls(_?token)?|probe"
+    r"|(mask|class|dist|distillation|register|sep|pad|bos|null)_?(tokens?|embed(ding)?|emb)|slopes?|negative_slope|decay|u|bonus"
+)
+_NORM = frozenset(("norm", "ln", "layernorm", "rmsnorm", "rms", "bn", "batchnorm", "groupnorm", "gn", "instancenorm", "norms"))
+_TABLE = frozenset(
+    "embedding embeddings embed embeds embedder emb embs table tables wte wpe codebook codebooks lookup posemb posembed"
+    " relpos latents queries".split()
+)
+_NO_TABLE = frozenset("proj projection kernel patch linear dense conv norm ln scale mlp fc time".split())
+_HEAD = frozenset("head lmhead logits logit logitdense classifier readout".split())
+_EXPERT = re.compile(r"moe|experts?|switch|mixture")
+_ROUTER = frozenset(("router", "gate", "gating", "routers"))
+_QUERY = frozenset("q k v query key value keys values qkv kv qk wq wk wv wqkv wkv receptance".split())
+_UP = frozenset("up gate gating wi wg fi in intermediate fc inner hidden i expand upscale".split())
+_OUT = frozenset("o out output wo post vec".split())
+_DOWN = frozenset("down wo fo out output contract shrink".split())
+
+
+@functools.lru_cache(maxsize=65536)
+def words(text: str) -> tuple[str, ...]:
+    """The lower-case words and numbers of one name: `MlpBlock_0` -> mlp, block, 0."""
+    return tuple(word.lower() for word in _WORD.findall(text))
+
+
+@functools.lru_cache(maxsize=65536)
+def parts(path: str) -> tuple[str, ...]:
+    """The pieces of a path that are names: without indices and the fields of boxes."""
+    pieces = tuple(piece for piece in path.split("/") if not _INDEX.fullmatch(piece))
+    if len(pieces) > 1 and pieces[-1] in _FIELDS and pieces[-2].lower() in GENERIC:
+        pieces = pieces[:-1]
+    return pieces or tuple(path.split("/"))[-1:]
+
+
+def own(path: str) -> str:
+    """The leaf's own name, lower case."""
+    return parts(path)[-1].lower()
+
+
+def label(path: str) -> str:
+    """The name of the layer a leaf belongs to."""
+    pieces = parts(path)
+    if pieces[-1].lower() in GENERIC and len(pieces) > 1:
+        return pieces[-2]
+    return _SUFFIX.sub("", pieces[-1]) or pieces[-1]
+
+
+def layer(path: str) -> tuple[str, str]:
+    """What a kernel and its bias have in common: the module, and the label in it."""
+    return path.rpartition("/")[0] if own(path) not in ("0",) else path, label(path)
+
+
+@functools.lru_cache(maxsize=65536)
+def lifted(piece: str) -> bool:
+    """Whether a module's name says that it is stacked: `ScanBlock_0`, `VmapCritic_0`, `__layer_stack_no_state`."""
+    return _LIFTED.fullmatch(piece) is not None
+
+
+@functools.lru_cache(maxsize=65536)
+def stacks(piece: str) -> bool:
+    """Whether a module's name makes it likely that it is stacked."""
+    known = ("layers", "layer", "blocks", "block", "stacked", "stack", "scan", "scanned", "repeat", "vmap", "ensemble")
+    more = ("experts", "expert", "critics", "members", "critic", "encoderblock", "ensembles", "h", "body")
+    return any(word in known or word in more for word in words(piece))
+
+
+def of_expert(path: str) -> bool:
+    """Whether a leaf belongs to experts that are routed to."""
+    pieces = [word for piece in parts(path) for word in words(piece)]
+    return any(_EXPERT.fullmatch(w) or w.endswith("moe") for w in pieces) and "shared" not in pieces
+
+
+def of_router(path: str) -> bool:
+    """Whether a leaf scores the experts."""
+    return any(word in _ROUTER for word in words(label(path)))
+
+
+@functools.lru_cache(maxsize=65536)
+def kind(path: str) -> str:
+    """The kind of a leaf by its name: "vector" (one axis of its own), "free vector" (any number), "norm" (the weight of
+    a normalization), "table", "head", "conv", "einsum", "lora", "dense" or "free" (the name says nothing)."""
+    name, of = own(path), label(path)
+    mine = words(of)
+    if "lora" in name or "lora" in of.lower():
+        return "lora"
+    if _is_table(name, of):
+        return "table"
+    if _ANY_AXES.fullmatch(name):
+        return "free vector"
+    if _ONE_AXIS.fullmatch(name) and not (len(parts(path)) > 1 and name == "ln"):
+        return "vector"
+    if name in WEIGHTS and any(w in _NORM for w in _joined(of)) and "linear" not in mine:
+        return "norm"
+    if any(word.startswith("einsum") or word in ("ein", "einsum") for word in mine):
+        return "einsum"
+    if is_head(path):
+        return "head"
+    if any("conv" in word for word in mine) and not any(w.startswith("pw") for w in mine):
+        return "conv"
+    known = name in WEIGHTS or _SUFFIX.search(name) or direction(of) or of_expert(path)
+    return "dense" if known else "free"
+
+
+def _joined(text: str) -> tuple[str, ...]:
+    """Words, and words that end in one of the names of normalizations."""
+    found = words(text)
+    return (*found, *("norm" for word in found if word.endswith("norm")))
+
+
+def _is_table(name: str, of: str) -> bool:
+    if name == "kernel" or _ONE_AXIS.fullmatch(name) and "table" not in words(name):
+        return False
+    if name in ("embedding", "embeddings", "table"):
+        return True
+    mine = words(of if name in WEIGHTS else name)
+    return any(w in _TABLE for w in mine) and not any(w in _NO_TABLE for w in mine) and not _ANY_AXES.fullmatch(name)
+
+
+@functools.lru_cache(maxsize=65536)
+def _heads(of: str) -> bool:
+    mine = words(of)
+    known = any(w in _HEAD or w.startswith("unembed") for w in mine) or "output_layer" in of.lower()
+    return known and mine[0] not in ("pre", "map", "multi", "multihead") and not any(w in _NORM for w in _joined(of))
+
+
+def is_head(path: str) -> bool:
+    """Whether a leaf is the weight of an output layer by its name."""
+    pieces, of = parts(path), label(path)
+    if _heads(of):
+        return True
+    last = words(of)[:1] in (("decoder",), ("out",)) and own(path) in WEIGHTS
+    return last and len(pieces) > 2 and _heads(pieces[-3])
+
+
+@functools.lru_cache(maxsize=65536)
+def direction(of: str) -> str:
+    """Which side of a layer the model's width is on: "query" and "up" read it, "out" and "down" write it, "" unknown."""
+    mine = words(of)
+    bare = tuple(w for w in mine if not w.isdigit())
+    lower = of.lower()
+    if any(w in _QUERY for w in mine) or lower in ("c_attn", "wqkv", "query_key_value"):
+        return "query"
+    if re.search(r"(^|_)(fc|linear|lin|w)_?2(_\d+)?$", lower) or lower in ("c_proj", "dense_4h_to_h"):
+        return "down"
+    if re.search(r"(^|_)(fc|linear|lin|w)_?[13](_\d+)?$", lower) or lower in ("c_fc", "dense_h_to_4h"):
+        return "up"
+    if any(w in _DOWN for w in bare):
+        return "down"
+    if any(w in _OUT for w in bare):
+        return "out"
+    return "up" if any(w in _UP for w in bare) else ""
+
+
+def is_query(path: str) -> bool:
+    """Whether a leaf makes queries, keys, values or gates of heads, whose outputs may be (heads, features)."""
+    return direction(label(path)) == "query" or label(path).lower() in ("gating", "gen")
