@@ -71,9 +71,13 @@ def label(path: str) -> str:
     return _SUFFIX.sub("", pieces[-1]) or pieces[-1]
 
 
+@functools.lru_cache(maxsize=65536)
 def layer(path: str) -> tuple[str, str]:
     """What a kernel and its bias have in common: the module, and the label in it."""
-    return path.rpartition("/")[0] if own(path) not in ("0",) else path, label(path)
+    pieces = path.split("/")
+    while len(pieces) > 1 and pieces[-1] != parts(path)[-1]:
+        pieces.pop()
+    return "/".join(pieces[:-1]), label(path)
 
 
 @functools.lru_cache(maxsize=65536)
