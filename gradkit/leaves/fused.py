@@ -130,11 +130,17 @@ def _state_space(tree: Tree, x: Leaf, sides: dict[str, tuple[int, int]]) -> tupl
     """Mamba: the input projection makes x and its gate, x_proj the step size and the two state projections."""
     module = naming.layer(x.path)[0].rpartition("/")[0]
     log = next((y for y in tree.leaves if y.path.lower().rpartition("/")[2] == "a_log" and y.path.rpartition("/")[0] == module), None)
-    log = log or next((y for y in tree.leaves if naming.own(y.path) == "a_log" and y.path.startswith(module + "/")), None)
-    if log is None or len(log.sizes) != 2:
+    if log is None:
+        return None
+    lower, width = naming.label(x.path).lower(), sides[x.path][1]
+    if len(log.sizes) == 1 and lower == "in_proj":  # Mamba 2: the gate, what the convolution reads, the step sizes
+        by_label = {naming.label(y.path).lower(): y.path for y in _near(tree, x, 1) if len(y.path.split("/")) == len(x.path.split("/"))}
+        if {"conv1d", "out_proj"} <= by_label.keys():
+            found = sides[by_label["out_proj"]][0], sides[by_label["conv1d"]][1], log.sizes[0]
+            return found if sum(found) == width else None
+    if len(log.sizes) != 2:
         return None
     channels, state = log.sizes
-    lower, width = naming.label(x.path).lower(), sides[x.path][1]
     if lower == "in_proj" and width == 2 * channels:
         return channels, channels
     if lower == "x_proj" and width > 2 * state:
@@ -152,6 +158,17 @@ def _gate(tree: Tree, x: Leaf, sides: dict[str, tuple[int, int]]) -> tuple[int, 
         if len(near) > 3:
             return None
         for y in near:
-            if sides[y.path] == (made // 2, read) and sides[y.path][0] != sides[x.path][1]:
+            if sides[y.path] == (made // 2, read) and _before(x.path, y.path):
                 return made // 2, made // 2
     return None
+
+
+def _before(path: str, other: str) -> bool:
+    """Whether names say that one layer feeds another: `net_0` and `net_2`, `wi` and `wo`."""
+    if naming.direction(naming.label(path)) == "up" and naming.direction(naming.label(other)) in ("out", "down"):
+        return True
+    for one, two in zip(naming.parts(path), naming.parts(other), strict=False):
+        if one != two:
+            a, b = naming.words(one), naming.words(two)
+            return a[:-1] == b[:-1] and a[-1].isdigit() and b[-1].isdigit() and int(a[-1]) < int(b[-1])
+    return False

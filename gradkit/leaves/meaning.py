@@ -56,13 +56,18 @@ def read(leaves: Sequence[Leaf]) -> Tree:
             biases[naming.layer(x.path)] = x
         elif x.kind in ("dense", "conv", "head", "einsum", "free"):
             layers[naming.layer(x.path)] = x
+    heads = Counter(naming.in_head(x.path) for x in layers.values())
+    for x in layers.values():
+        module = naming.in_head(x.path)
+        if module and heads[module] == 1 and x.kind == "dense":
+            x.kind = "head"
     tree = Tree(leaves, biases, layers, {}, {})
     for x in leaves:
         _note_width(tree, x)
     votes: dict[str, Counter[bool]] = {}
     for x in leaves:
         vote = _order(tree, x)
-        if vote is not None:
+        if vote is not None and (len(x.sizes) == 2 or x.kind == "conv"):
             votes.setdefault(naming.own(x.path), Counter())[vote] += 1
     tree.orders = {own: counted[True] >= counted[False] for own, counted in votes.items()}
     return tree
@@ -106,7 +111,7 @@ def in_first(tree: Tree, x: Leaf) -> bool:
     vote = _order(tree, x)
     if vote is not None:
         return vote
-    return tree.orders.get(naming.own(x.path), naming.own(x.path) != "weight")
+    return tree.orders.get(naming.own(x.path), not naming.own(x.path).startswith("weight_") and naming.own(x.path) != "weight")
 
 
 def meaning(tree: Tree, x: Leaf) -> Own:
@@ -132,7 +137,12 @@ def meaning(tree: Tree, x: Leaf) -> Own:
     if x.kind == "table":
         return _table(x)
     if x.kind == "lora":
-        return "matrix", tuple(axes[:1]), tuple(axes[1:])
+        second = naming.own(x.path).endswith("b") or naming.label(x.path).lower().endswith("b")
+        return ("matrix", tuple(axes[:1]), tuple(axes[1:])) if second else ("matrix", tuple(axes[:-1]), tuple(axes[-1:]))
+    if x.kind == "state space":  # (states, inputs) or (outputs, states), and real and imaginary parts as a batch
+        return "matrix", tuple(axes[1:2]), tuple(axes[:1])
+    if len(axes) > 2 and any("spectral" in word or "fourier" in word for word in naming.words(x.path)):
+        return "matrix", tuple(axes[:1]), tuple(axes[1:2])  # one matrix for every frequency
     if _is_conv(tree, x):
         return _conv(tree, x)
     inputs, outputs = _sides(tree, x)
@@ -157,6 +167,8 @@ def _vector(tree: Tree, x: Leaf) -> Own:
 
 def _table(x: Leaf) -> Own:
     axes = x.axes
+    if "quantizer" in naming.words(naming.label(x.path)) and naming.own(x.path) == "embeddings" and len(axes) == 2:
+        return "embedding", (axes[1],), (axes[0],)  # Haiku: (features, entries)
     if "rel" in naming.words(naming.own(x.path)) and naming.own(x.path) not in naming.GENERIC:
         return "embedding", tuple(axes[-1:]), tuple(axes[:-1])  # T5X: (heads, buckets)
     real = [a for a in axes if x.shape[a] > 1] or axes
@@ -190,7 +202,11 @@ def _is_conv(tree: Tree, x: Leaf) -> bool:
 
 
 def _conv(tree: Tree, x: Leaf) -> Own:
-    axes = x.axes
+    axes, bias = x.axes, tree.bias(x)
+    if len(axes) > 2 and len(bias) == 1 and x.sizes[-2] == bias[0] not in (x.sizes[-1], x.sizes[0]):
+        return "conv", (*axes[:-2], axes[-1]), (axes[-2],)
+    if not bias and naming.own(x.path) == "w" and "transpose" in naming.words(naming.label(x.path)):
+        return "conv", (*axes[:-2], axes[-1]), (axes[-2],)  # Haiku: (..., outputs, inputs)
     if in_first(tree, x) or len(axes) < 3:
         return "conv", tuple(axes[:-1]), tuple(axes[-1:])
     return "conv", tuple(axes[1:]), tuple(axes[:1])

@@ -10,9 +10,9 @@ import functools
 import re
 
 GENERIC = frozenset(
-    "kernel w weight weights bias b scale offset gamma beta embedding embeddings table gain g v".split()  # noqa: SIM905
+    "kernel w weight weights weight_v weight_g bias b scale offset gamma beta embedding embeddings table gain g v".split()  # noqa: SIM905
 )
-WEIGHTS = frozenset(("kernel", "w", "weight", "weights", "v"))
+WEIGHTS = frozenset(("kernel", "w", "weight", "weights", "v", "weight_v"))
 _INDEX = re.compile(r"\d+(_\d+)*|~")
 _FIELDS = ("value", "raw_value", "array")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
@@ -20,20 +20,22 @@ _SUFFIX = re.compile(r"_(w|weights?|kernel|b|bias)$|^(b|bias)_")
 _LIFTED = re.compile(r"(Scan|Vmap)[A-Z]\w*_\d+|\w*layer_stack\w*")
 
 _ONE_AXIS = re.compile(
-    r"bias|b\d*|scale|gain|g|gamma|beta|offset|shift|ls\d*|layer_?scale\w*|\w+_(b|bias|biases|scale|gamma|beta|offset)"
+    r"bias|b\d*|scale|gain|g|gamma|beta|offset|shift|ls\d*|layer_?scale\w*|\w+_(b|bias|biases|scale|gain|g|gamma|beta|offset)"
     r"|(b|bias|scale|gamma|beta)_\w+|\w*norm|ln\w*|\w+_ln"
 )
 _ANY_AXES = re.compile(
     r"log_?std\w*|\w*_std|log_?alpha|alpha|temp(erature)?|t|logit_(scale|bias)|a_?log|d|d_skip|dt_bias|a_param|lambda\w*"
     r"|\w+_log|log_\w+|time_(decay|first|faaaa|mix\w*|maa\w*|curve|shift)|mix_\w+|x_[rwkvag]|cls(_?token)?|probe"
-    r"|(mask|class|dist|distillation|register|sep|pad|bos|null)_?(tokens?|embed(ding)?|emb)|slopes?|negative_slope|decay|u|bonus"
+    r"|const(ant)?|init(ial)?_\w+|[hc]0|carry|(mask|class|dist|distillation|register|sep|pad|bos|null)_?(tokens?|embed(ding)?|emb)|slopes?|negative_slope|decay|u|bonus"
 )
+_STATE_SPACE = re.compile(r"[BC]\d?(_(re|im|real|imag))?")
+_POSITION = frozenset(("pos", "position", "positional", "positions"))
 _NORM = frozenset(("norm", "ln", "layernorm", "rmsnorm", "rms", "bn", "batchnorm", "groupnorm", "gn", "instancenorm", "norms"))
 _TABLE = frozenset(
     "embedding embeddings embed embeds embedder emb embs table tables wte wpe codebook codebooks lookup posemb posembed"
-    " relpos latents queries".split()
+    " relpos latents queries codevectors".split()
 )
-_NO_TABLE = frozenset("proj projection kernel patch linear dense conv norm ln scale mlp fc time".split())
+_NO_TABLE = frozenset("proj projection kernel patch linear dense conv norm ln scale mlp fc time modulation".split())
 _HEAD = frozenset("head lmhead logits logit logitdense classifier readout".split())
 _EXPERT = re.compile(r"moe|experts?|switch|mixture")
 _ROUTER = frozenset(("router", "gate", "gating", "routers"))
@@ -94,23 +96,35 @@ def stacks(piece: str) -> bool:
     return any(word in known or word in more for word in words(piece))
 
 
+@functools.lru_cache(maxsize=65536)
 def of_expert(path: str) -> bool:
     """Whether a leaf belongs to experts that are routed to."""
-    pieces = [word for piece in parts(path) for word in words(piece)]
-    return any(_EXPERT.fullmatch(w) or w.endswith("moe") for w in pieces) and "shared" not in pieces
+    inside = False
+    for piece in parts(path):
+        mine = tuple(word for word in words(piece) if not word.isdigit())
+        if "shared" in mine or (inside and any(w in ("attn", "attention") or w.endswith("attention") for w in mine)):
+            return False
+        layers = mine[-1:] in (("layers",), ("blocks",))  # layers that have experts among other things
+        inside = inside or not layers and any(_EXPERT.fullmatch(w) or w.endswith("moe") for w in mine)
+    return inside
 
 
+@functools.lru_cache(maxsize=65536)
 def of_router(path: str) -> bool:
     """Whether a leaf scores the experts."""
-    return any(word in _ROUTER for word in words(label(path)))
+    mine = [word for word in words(label(path)) if not word.isdigit()]
+    other = ("weight", "weights", "w", "linear", "logits", "network", "dense", "layer", "scores", "expert", "experts")
+    return any(word in _ROUTER for word in mine) and all(word in _ROUTER or word in other for word in mine)
 
 
 @functools.lru_cache(maxsize=65536)
 def kind(path: str) -> str:
     """The kind of a leaf by its name: "vector" (one axis of its own), "free vector" (any number), "norm" (the weight of
-    a normalization), "table", "head", "conv", "einsum", "lora", "dense" or "free" (the name says nothing)."""
+    a normalization), "table", "head", "conv", "einsum", "lora", "state space", "dense" or "free" (the name says nothing)."""
     name, of = own(path), label(path)
     mine = words(of)
+    if _STATE_SPACE.fullmatch(parts(path)[-1]):
+        return "state space"
     if "lora" in name or "lora" in of.lower():
         return "lora"
     if _is_table(name, of):
@@ -119,14 +133,14 @@ def kind(path: str) -> str:
         return "free vector"
     if _ONE_AXIS.fullmatch(name) and not (len(parts(path)) > 1 and name == "ln"):
         return "vector"
-    if name in WEIGHTS and any(w in _NORM for w in _joined(of)) and "linear" not in mine:
+    if name in WEIGHTS and any(w in _NORM for w in _joined(of)) and not any(w in _NO_TABLE - _NORM for w in mine):
         return "norm"
     if any(word.startswith("einsum") or word in ("ein", "einsum") for word in mine):
         return "einsum"
-    if is_head(path):
-        return "head"
     if any("conv" in word for word in mine) and not any(w.startswith("pw") for w in mine):
         return "conv"
+    if is_head(path):
+        return "head"
     known = name in WEIGHTS or _SUFFIX.search(name) or direction(of) or of_expert(path)
     return "dense" if known else "free"
 
@@ -143,7 +157,8 @@ def _is_table(name: str, of: str) -> bool:
     if name in ("embedding", "embeddings", "table"):
         return True
     mine = words(of if name in WEIGHTS else name)
-    return any(w in _TABLE for w in mine) and not any(w in _NO_TABLE for w in mine) and not _ANY_AXES.fullmatch(name)
+    tables = _TABLE if name in WEIGHTS else _TABLE | _POSITION
+    return any(w in tables for w in mine) and not any(w in _NO_TABLE for w in mine) and not _ANY_AXES.fullmatch(name)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -162,12 +177,23 @@ def is_head(path: str) -> bool:
     return last and len(pieces) > 2 and _heads(pieces[-3])
 
 
+def in_head(path: str) -> str:
+    """The module of an output layer that a leaf with a general name (`linear`, `dense`) is directly below, or ""."""
+    pieces = parts(path)
+    general = ("linear", "dense", "proj", "fc", "layer", "out")
+    if len(pieces) < 3 or not _heads(pieces[-3]) or not all(w in general or w.isdigit() for w in words(pieces[-2])):
+        return ""
+    return layer(path)[0].rpartition("/")[0]
+
+
 @functools.lru_cache(maxsize=65536)
 def direction(of: str) -> str:
     """Which side of a layer the model's width is on: "query" and "up" read it, "out" and "down" write it, "" unknown."""
+    lower = of.lower()
+    if "_to_" in lower and not lower.startswith("dense"):
+        return direction(lower.rpartition("_to_")[2])
     mine = words(of)
     bare = tuple(w for w in mine if not w.isdigit())
-    lower = of.lower()
     if any(w in _QUERY for w in mine) or lower in ("c_attn", "wqkv", "query_key_value"):
         return "query"
     if re.search(r"(^|_)(fc|linear|lin|w)_?2(_\d+)?$", lower) or lower in ("c_proj", "dense_4h_to_h"):

@@ -107,6 +107,8 @@ def _best(leaves: Sequence[Leaf], module: str, widths: set[int]) -> tuple[int, f
         if position < 0 and single:
             continue  # a bias shares the last axis of its kernel anyway
         gain = 0.0
+        if any(len(x.axes) <= min(_RANKS[x.kind]) for x in undecided if x.kind in ("table", "head", "dense", "lora", "conv")):
+            continue  # a weight would be left with too few axes
         for x in undecided:
             gain += _misfit(x) - _misfit(x, position % len(x.shape))
         named = naming.stacks(module) and gain >= 0 and position == 0
