@@ -1,9 +1,11 @@
 """What a parameter is: its name, its role and axes, the group it belongs to."""
 
+from gradkit.leaves.axes import Axes
+from gradkit.leaves.axis_names import AXIS_NAMES
 from gradkit.leaves.describe import Description, Row, describe
 from gradkit.leaves.groups import groups
+from gradkit.leaves.infer import Decision, Doubt, infer_layout
 from gradkit.leaves.layout import (
-    Axes,
     Layout,
     default_layout,
     layout,
@@ -27,8 +29,11 @@ from gradkit.leaves.selectors import (
 )
 
 __all__ = [
+    "AXIS_NAMES",
     "Axes",
+    "Decision",
     "Description",
+    "Doubt",
     "Layout",
     "Method",
     "Row",
@@ -44,6 +49,7 @@ __all__ = [
     "everything",
     "from_matrices",
     "groups",
+    "infer_layout",
     "layout",
     "map_named",
     "masked_names",

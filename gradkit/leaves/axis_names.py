@@ -12,11 +12,11 @@ _WORDS = {
     " block scan stack num_layers depth ensemble members member critics unrolled_layers layers_outside_pipeline",
     "expert": "exp expert experts num_experts exp_with_fsdp routed_experts",
     "fused": "qkv gate_up kv_pair fused q_k_v",
-    "width": "embed embedding embed_vocab embed_moe embed_no_exp embed_dim embed_tensor_transpose emb model model_dim d_model"
-    " hidden_size residual width features_in",
-    "inner": "mlp mlp_moe mlp_no_fsdp moe_mlp ffn ffw intermediate heads q_heads kv_heads kv kv_head_dim head_dim head_size"
-    " kv_head q_heads_per_group qk_head_dim v_head_dim joined_kv qkv_dim q_lora kv_lora q_lora_up_proj kv_lora_up_proj"
-    " head n_heads num_heads num_kv_heads conv_out state",
+    "width": "embed embedding embed_vocab embed_moe embed_no_exp embed_dim embed_tensor_transpose emb model model_dim"
+    " d_model hidden_size residual width features_in",
+    "inner": "mlp mlp_moe mlp_no_fsdp moe_mlp ffn ffw intermediate heads q_heads kv_heads kv kv_head_dim head_dim"
+    " head_size kv_head q_heads_per_group qk_head_dim v_head_dim joined_kv qkv_dim q_lora kv_lora q_lora_up_proj"
+    " kv_lora_up_proj head n_heads num_heads num_kv_heads conv_out state",
     "vocab": "vocab vocab_size vocabulary tokens_vocab entries",
     "position": "position positions pos seq seq_len length max_len relpos_buckets buckets",
     "vector": "norm",
@@ -47,12 +47,15 @@ def meanings(names: Any, rank: int, table: Mapping[str, str] | None = None) -> t
     if names is None or isinstance(names, str):
         return None
     known = {**AXIS_NAMES, **(table or {})}
-    entries = [entry[0] if isinstance(entry, tuple | list) and len(entry) == 1 else entry for entry in names]
-    found = tuple(known.get(getattr(e, "name", e), "unknown") if _hashable(e) else "unknown" for e in entries)
+    found = tuple(known.get(_name(entry), "unknown") for entry in names)
     if len(found) != rank or all(meaning == "unknown" for meaning in found):
         return None
     return found
 
 
-def _hashable(entry: Any) -> bool:
-    return isinstance(getattr(entry, "name", entry), str)
+def _name(entry: Any) -> str:
+    """The name of one axis: a string, a named axis, or a tuple of one of them; "" for none or several."""
+    if isinstance(entry, tuple | list):
+        entry = entry[0] if len(entry) == 1 else None
+    name = getattr(entry, "name", entry)
+    return name if isinstance(name, str) else ""

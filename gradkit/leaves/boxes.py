@@ -26,10 +26,14 @@ def is_box(node: Any) -> bool:
     if node is None or isinstance(node, jax.Array | dict | list | tuple | nnx.State) or _is_leaf(node):
         return False
     children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    # A child that stands for no leaf, as `MaskedNode` does, is none.
     if len(children) != 1 or len(children[0][0]) != 1 or not _is_leaf(children[0][1]):
         return False
     key = children[0][0][0]
-    return isinstance(key, jax.tree_util.FlattenedIndexKey) or str(getattr(key, "name", getattr(key, "key", ""))) in _FIELDS
+    return (
+        isinstance(key, jax.tree_util.FlattenedIndexKey)
+        or str(getattr(key, "name", getattr(key, "key", ""))) in _FIELDS
+    )
 
 
 def _is_leaf(node: Any) -> bool:

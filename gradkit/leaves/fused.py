@@ -10,6 +10,8 @@ from gradkit.leaves import naming
 from gradkit.leaves.meaning import Own, Tree
 from gradkit.leaves.stacks import Leaf
 
+# A module with more layers than this is no attention, cell or feed-forward network.
+_MANY = 24
 _FUSED = {"qkv": 3, "kv": 2, "attn": 3, "wqkv": 3, "wkv": 2}
 
 
@@ -22,7 +24,8 @@ def find_fused_axes(leaves: Sequence[Leaf]) -> None:
     """
     for x in leaves:
         if x.meanings is not None:
-            x.stack += [a for a in x.axes if x.meanings[a] == "fused"]
+            x.fused += [a for a in x.axes if x.meanings[a] == "fused"]
+            x.stack += x.fused
             continue
         of = naming.words(naming.label(x.path))
         count = next((_FUSED[w] for w in of if w in _FUSED), 0)
@@ -34,8 +37,10 @@ def find_fused_axes(leaves: Sequence[Leaf]) -> None:
         if count:
             at = next((a for a in x.axes[: 3 if x.kind != "vector" else 1] if x.shape[a] == count), None)
             if at is not None and len(x.axes) > extra:
+                x.fused.append(at)
                 x.stack.append(at)
         elif naming.direction(naming.label(x.path)) == "up" and len(x.axes) == extra + 1 and x.sizes[0] == 2:
+            x.fused.append(x.axes[0])
             x.stack.append(x.axes[0])
 
 
@@ -74,20 +79,30 @@ def _near(tree: Tree, x: Leaf, up: int) -> list[Leaf]:
     module = naming.layer(x.path)[0]
     for _ in range(up):
         module = module.rpartition("/")[0]
-    return [y for y in tree.layers.values() if y.path.startswith(module + "/") or not module]
+    found = tree.below.get(module, [])
+    return found if len(found) <= _MANY else []
 
 
 def _recurrent(tree: Tree, x: Leaf, sides: dict[str, tuple[int, int]]) -> tuple[int, ...] | None:
     of, inside = set(naming.words(naming.label(x.path))), naming.words(x.path)
     cell = any("lstm" in w for w in inside) or any("gru" in w for w in inside)
     name = naming.own(x.path)
-    recurrent = of & {"hh", "ih"} or naming.label(x.path).lower() in ("dense_h", "dense_i") or name in ("weight_hh", "weight_ih", "w_h", "w_i")
+    recurrent = (
+        of & {"hh", "ih"}
+        or naming.label(x.path).lower() in ("dense_h", "dense_i")
+        or name in ("weight_hh", "weight_ih", "w_h", "w_i")
+    )
     if not (cell or recurrent):
         return None
     hidden = [
         y
         for y in _near(tree, x, 0 if name in ("weight_hh", "weight_ih", "w_h", "w_i") else 1)
-        if y.shape and ("hh" in naming.words(y.path)[-3:] or naming.label(y.path).lower() in ("dense_h", "h") or naming.own(y.path) in ("w_h", "weight_hh"))
+        if y.shape
+        and (
+            "hh" in naming.words(y.path)[-3:]
+            or naming.label(y.path).lower() in ("dense_h", "h")
+            or naming.own(y.path) in ("w_h", "weight_hh")
+        )
     ]
     width = sides[x.path][1]
     for y in hidden:
@@ -95,7 +110,13 @@ def _recurrent(tree: Tree, x: Leaf, sides: dict[str, tuple[int, int]]) -> tuple[
         for gates in (4, 3):
             if width == gates * units:
                 return (units,) * gates
-    if not hidden and name == "w" and any("lstm" in w for w in inside) and width % 4 == 0 and width // 4 < sides[x.path][0]:
+    if (
+        not hidden
+        and name == "w"
+        and any("lstm" in w for w in inside)
+        and width % 4 == 0
+        and width // 4 < sides[x.path][0]
+    ):
         return (width // 4,) * 4
     return None
 
@@ -106,18 +127,22 @@ def _attention(tree: Tree, x: Leaf, owns: dict[str, Own]) -> tuple[int, ...] | N
     of = naming.words(lower)
     fused = any(w in ("qkv", "wqkv") for w in of) or lower in ("c_attn", "in_proj", "query_key_value")
     only_kv = any(w in ("kv", "wkv") for w in of) and "q" not in of
-    if not (fused or only_kv) or lower == "in_proj" and "attn" not in "".join(naming.words(x.path)):
+    if not (fused or only_kv) or (lower == "in_proj" and "attn" not in "".join(naming.words(x.path))):
         return None
     outputs = [x.shape[a] for a in owns[x.path][2]]
     width = math.prod(outputs)
     if only_kv and not fused:
-        return (width // 2, width // 2) if len(outputs) == 1 and width % 2 == 0 and "a" not in of and "b" not in of else None
-    if any(x.shape[a] == 3 for a in x.stack):
+        return (
+            (width // 2, width // 2)
+            if len(outputs) == 1 and width % 2 == 0 and "a" not in of and "b" not in of
+            else None
+        )
+    if x.fused:
         return None
     for up in (1, 2, 3):
         for y in _near(tree, x, up):
             way = naming.direction(naming.label(y.path))
-            if y is x or way not in ("out", "down") and naming.label(y.path).lower() not in ("proj", "dense"):
+            if y is x or (way not in ("out", "down") and naming.label(y.path).lower() not in ("proj", "dense")):
                 continue
             queries = math.prod(y.shape[a] for a in owns[y.path][1])
             rest = width - queries
@@ -129,12 +154,16 @@ def _attention(tree: Tree, x: Leaf, owns: dict[str, Own]) -> tuple[int, ...] | N
 def _state_space(tree: Tree, x: Leaf, sides: dict[str, tuple[int, int]]) -> tuple[int, ...] | None:
     """Mamba: the input projection makes x and its gate, x_proj the step size and the two state projections."""
     module = naming.layer(x.path)[0].rpartition("/")[0]
-    log = next((y for y in tree.leaves if y.path.lower().rpartition("/")[2] == "a_log" and y.path.rpartition("/")[0] == module), None)
+    log = tree.decays.get(module)
     if log is None:
         return None
     lower, width = naming.label(x.path).lower(), sides[x.path][1]
     if len(log.sizes) == 1 and lower == "in_proj":  # Mamba 2: the gate, what the convolution reads, the step sizes
-        by_label = {naming.label(y.path).lower(): y.path for y in _near(tree, x, 1) if len(y.path.split("/")) == len(x.path.split("/"))}
+        by_label = {
+            naming.label(y.path).lower(): y.path
+            for y in _near(tree, x, 1)
+            if len(y.path.split("/")) == len(x.path.split("/"))
+        }
         if {"conv1d", "out_proj"} <= by_label.keys():
             found = sides[by_label["out_proj"]][0], sides[by_label["conv1d"]][1], log.sizes[0]
             return found if sum(found) == width else None

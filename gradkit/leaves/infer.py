@@ -9,7 +9,7 @@ same at `init` and `update`, and made once for each tree.
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,15 +62,13 @@ class Decision:
         return all((known := self._known.get(path)) is not None and known[0] == shape for path, shape in entries)
 
 
-def infer_layout(
-    params: Any, axis_names: Any = None, *, table: Mapping[str, str] | None = None
-) -> Decision:
+def infer_layout(params: Any, axis_names: Any = None, *, table: Mapping[str, str] | None = None) -> Decision:
     """What the axes of every parameter mean, decided for the whole tree.
 
     Args:
       params: parameters, or `jax.ShapeDtypeStruct`s of them; bare, in Flax boxes, or in NNX Variables.
-      axis_names: a tree like `params` of the names of the axes of every leaf (`("embed", "layers", "mlp")`), or None for
-        a leaf without. Default None: the names that the parameters carry.
+      axis_names: a tree like `params` of the names of the axes of every leaf (`("embed", "layers", "mlp")`), or None
+        for a leaf without. Default None: the names that the parameters carry.
       table: names of axes of your own and what they mean: "stack", "expert", "fused", "width", "inner", "vocab",
         "position", "vector". They take precedence over `gk.leaves.AXIS_NAMES`.
 
@@ -96,7 +94,8 @@ def infer_layout(
             named = structure.flatten_up_to(axis_names)
         except ValueError as error:
             raise ValueError(
-                f"infer_layout: axis_names must be a tree like params with one tuple of names (or None) per leaf: {error}"
+                "infer_layout: axis_names must be a tree like params with one tuple of names (or None) per leaf, "
+                f"such as {{'kernel': ('embed', 'mlp')}}: {error}"
             ) from error
     rows = tuple(
         (name, tuple(jnp.shape(x)), meanings(n, jnp.ndim(x), table))

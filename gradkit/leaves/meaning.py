@@ -22,6 +22,8 @@ class Tree:
       leaves: all leaves, with their stacks.
       biases: (module, label) -> the bias of that layer.
       layers: (module, label) -> the weight of that layer.
+      below: module -> the weights of the layers below it.
+      decays: module -> the leaf `A_log` in it, of a state-space layer.
       widths: module -> sizes of the vectors of normalizations and features of embeddings below it.
       orders: a leaf's own name -> whether its inputs stand first.
     """
@@ -29,6 +31,8 @@ class Tree:
     leaves: Sequence[Leaf]
     biases: dict[tuple[str, str], Leaf]
     layers: dict[tuple[str, str], Leaf]
+    below: dict[str, list[Leaf]]
+    decays: dict[str, Leaf]
     widths: dict[str, set[int]]
     orders: dict[str, bool]
 
@@ -52,7 +56,9 @@ def read(leaves: Sequence[Leaf]) -> Tree:
     biases, layers = {}, {}
     for x in leaves:
         own = naming.own(x.path)
-        if x.kind == "vector" and (own in ("bias", "b") or own.startswith(("b_", "bias_")) or own.endswith(("_b", "_bias"))):
+        if x.kind == "vector" and (
+            own in ("bias", "b") or own.startswith(("b_", "bias_")) or own.endswith(("_b", "_bias"))
+        ):
             biases[naming.layer(x.path)] = x
         elif x.kind in ("dense", "conv", "head", "einsum", "free"):
             layers[naming.layer(x.path)] = x
@@ -61,7 +67,13 @@ def read(leaves: Sequence[Leaf]) -> Tree:
         module = naming.in_head(x.path)
         if module and heads[module] == 1 and x.kind == "dense":
             x.kind = "head"
-    tree = Tree(leaves, biases, layers, {}, {})
+    decays = {naming.layer(x.path)[0]: x for x in leaves if naming.own(x.path) == "a_log"}
+    below: dict[str, list[Leaf]] = {"": list(layers.values())}
+    for x in layers.values():
+        module = x.path
+        while module := module.rpartition("/")[0]:
+            below.setdefault(module, []).append(x)
+    tree = Tree(leaves, biases, layers, below, decays, {}, {})
     for x in leaves:
         _note_width(tree, x)
     votes: dict[str, Counter[bool]] = {}
@@ -77,7 +89,10 @@ def _note_width(tree: Tree, x: Leaf) -> None:
     own = [size for size in x.sizes if size > 1]
     words = naming.words(naming.label(x.path))
     norm = x.kind == "norm" or (x.kind == "vector" and naming.own(x.path) in ("scale", "gamma", "weight"))
-    of_heads = any(w in ("q", "k", "v", "query", "key", "value") for w in words + naming.words("_".join(naming.parts(x.path)[-3:-1])))
+    of_heads = any(
+        w in ("q", "k", "v", "query", "key", "value")
+        for w in words + naming.words("_".join(naming.parts(x.path)[-3:-1]))
+    )
     if norm and not of_heads and len(own) == 1:
         size = own[0]
     elif x.kind == "table" and len(own) == 2:
@@ -101,8 +116,8 @@ def _order(tree: Tree, x: Leaf) -> bool | None:
     if naming.own(x.path) != "weight" or x.kind == "conv":
         return None
     width, way = tree.width(x), naming.direction(naming.label(x.path))
-    if (first in width) == (last in width) or not way or x.kind == "head":
-        return None
+    if (first in width) == (last in width) or not way or x.kind == "head" or "/" not in naming.layer(x.path)[0]:
+        return None  # a layer at the root may be the head, whatever its name
     return (first in width) == (way in ("query", "up"))
 
 
@@ -111,7 +126,9 @@ def in_first(tree: Tree, x: Leaf) -> bool:
     vote = _order(tree, x)
     if vote is not None:
         return vote
-    return tree.orders.get(naming.own(x.path), not naming.own(x.path).startswith("weight_") and naming.own(x.path) != "weight")
+    return tree.orders.get(
+        naming.own(x.path), not naming.own(x.path).startswith("weight_") and naming.own(x.path) != "weight"
+    )
 
 
 def meaning(tree: Tree, x: Leaf) -> Own:
@@ -138,7 +155,9 @@ def meaning(tree: Tree, x: Leaf) -> Own:
         return _table(x)
     if x.kind == "lora":
         second = naming.own(x.path).endswith("b") or naming.label(x.path).lower().endswith("b")
-        return ("matrix", tuple(axes[:1]), tuple(axes[1:])) if second else ("matrix", tuple(axes[:-1]), tuple(axes[-1:]))
+        return (
+            ("matrix", tuple(axes[:1]), tuple(axes[1:])) if second else ("matrix", tuple(axes[:-1]), tuple(axes[-1:]))
+        )
     if x.kind == "state space":  # (states, inputs) or (outputs, states), and real and imaginary parts as a batch
         return "matrix", tuple(axes[1:2]), tuple(axes[:1])
     if len(axes) > 2 and any("spectral" in word or "fourier" in word for word in naming.words(x.path)):
@@ -159,7 +178,7 @@ def _vector(tree: Tree, x: Leaf) -> Own:
     if x.kind == "vector" and sum(x.shape[a] > 1 for a in axes) > 1:
         weight = tree.layers.get(naming.layer(x.path))
         sizes = [size for size in x.sizes if size > 1]
-        explained = weight is not None and any(s in weight.sizes for s in sizes) or naming.is_query(x.path)
+        explained = (weight is not None and any(s in weight.sizes for s in sizes)) or naming.is_query(x.path)
         if not explained:
             x.doubts.append("a bias or scale with more than one axis, none of which its siblings show to be a stack")
     return ("scalar" if not axes else "vector"), (), tuple(axes)
@@ -233,7 +252,7 @@ def _sides(tree: Tree, x: Leaf) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if by_bias is not None:
         return tuple(a for a in axes if a not in by_bias), by_bias
     width = _width_axes(tree, x)
-    if way in ("query", "up") or x.kind == "einsum" and not way:
+    if way in ("query", "up") or (x.kind == "einsum" and not way):
         chosen = _pick(axes, width, first)
         if chosen is None:
             chosen = axes[-2] if x.kind == "einsum" else axes[0] if first else axes[-1]

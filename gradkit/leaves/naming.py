@@ -9,10 +9,15 @@ such a suffix (`query_w` -> `query`). A kernel and its bias have one parent and 
 import functools
 import re
 
-GENERIC = frozenset(
-    "kernel w weight weights weight_v weight_g bias b scale offset gamma beta embedding embeddings table gain g v".split()  # noqa: SIM905
+
+def _set(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+GENERIC = _set(
+    "kernel w weight weights weight_v weight_g bias b scale offset gamma beta embedding embeddings table gain g v"
 )
-WEIGHTS = frozenset(("kernel", "w", "weight", "weights", "v", "weight_v"))
+WEIGHTS = _set("kernel w weight weights v weight_v")
 _INDEX = re.compile(r"\d+(_\d+)*|~")
 _FIELDS = ("value", "raw_value", "array")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
@@ -20,29 +25,30 @@ _SUFFIX = re.compile(r"_(w|weights?|kernel|b|bias)$|^(b|bias)_")
 _LIFTED = re.compile(r"(Scan|Vmap)[A-Z]\w*_\d+|\w*layer_stack\w*")
 
 _ONE_AXIS = re.compile(
-    r"bias|b\d*|scale|gain|g|gamma|beta|offset|shift|ls\d*|layer_?scale\w*|\w+_(b|bias|biases|scale|gain|g|gamma|beta|offset)"
-    r"|(b|bias|scale|gamma|beta)_\w+|\w*norm|ln\w*|\w+_ln"
+    r"bias|b\d*|scale|gain|g|gamma|beta|offset|shift|ls\d*|layer_?scale\w*"
+    r"|\w+_(b|bias|biases|scale|gain|g|gamma|beta|offset)|(b|bias|scale|gamma|beta)_\w+|\w*norm|ln\w*|\w+_ln"
 )
 _ANY_AXES = re.compile(
     r"log_?std\w*|\w*_std|log_?alpha|alpha|temp(erature)?|t|logit_(scale|bias)|a_?log|d|d_skip|dt_bias|a_param|lambda\w*"
     r"|\w+_log|log_\w+|time_(decay|first|faaaa|mix\w*|maa\w*|curve|shift)|mix_\w+|x_[rwkvag]|cls(_?token)?|probe"
-    r"|const(ant)?|init(ial)?_\w+|[hc]0|carry|(mask|class|dist|distillation|register|sep|pad|bos|null)_?(tokens?|embed(ding)?|emb)|slopes?|negative_slope|decay|u|bonus"
+    r"|const(ant)?|init(ial)?_\w+|[hc]0|carry|slopes?"
+    r"|(mask|class|dist|distillation|register|sep|pad|bos|null)_?(tokens?|embed(ding)?|emb)|negative_slope|decay|u|bonus"
 )
 _STATE_SPACE = re.compile(r"[BC]\d?(_(re|im|real|imag))?")
-_POSITION = frozenset(("pos", "position", "positional", "positions"))
-_NORM = frozenset(("norm", "ln", "layernorm", "rmsnorm", "rms", "bn", "batchnorm", "groupnorm", "gn", "instancenorm", "norms"))
-_TABLE = frozenset(
-    "embedding embeddings embed embeds embedder emb embs table tables wte wpe codebook codebooks lookup posemb posembed"
-    " relpos latents queries codevectors".split()
+_POSITION = _set("pos position positional positions")
+_NORM = _set("norm ln layernorm rmsnorm rms bn batchnorm groupnorm gn instancenorm norms")
+_TABLE = _set(
+    "embedding embeddings embed embeds embedder emb embs table tables wte wpe codebook codebooks lookup posemb"
+    " posembed relpos latents queries codevectors"
 )
-_NO_TABLE = frozenset("proj projection kernel patch linear dense conv norm ln scale mlp fc time modulation".split())
-_HEAD = frozenset("head lmhead logits logit logitdense classifier readout".split())
+_NO_TABLE = _set("proj projection kernel patch linear dense conv norm ln scale mlp fc time modulation")
+_HEAD = _set("head lmhead logits logit logitdense classifier readout")
 _EXPERT = re.compile(r"moe|experts?|switch|mixture")
-_ROUTER = frozenset(("router", "gate", "gating", "routers"))
-_QUERY = frozenset("q k v query key value keys values qkv kv qk wq wk wv wqkv wkv receptance".split())
-_UP = frozenset("up gate gating wi wg fi in intermediate fc inner hidden i expand upscale".split())
-_OUT = frozenset("o out output wo post vec".split())
-_DOWN = frozenset("down wo fo out output contract shrink".split())
+_ROUTER = _set("router gate gating routers")
+_QUERY = _set("q k v query key value keys values qkv kv qk wq wk wv wqkv wkv receptance")
+_UP = _set("up gate gating wi wg fi in intermediate fc inner hidden i expand upscale")
+_OUT = _set("o out output wo post vec")
+_DOWN = _set("down wo fo out output contract shrink")
 
 
 @functools.lru_cache(maxsize=65536)
@@ -54,10 +60,10 @@ def words(text: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=65536)
 def parts(path: str) -> tuple[str, ...]:
     """The pieces of a path that are names: without indices and the fields of boxes."""
-    pieces = tuple(piece for piece in path.split("/") if not _INDEX.fullmatch(piece))
+    pieces: tuple[str, ...] = tuple(piece for piece in path.split("/") if not _INDEX.fullmatch(piece))
     if len(pieces) > 1 and pieces[-1] in _FIELDS and pieces[-2].lower() in GENERIC:
         pieces = pieces[:-1]
-    return pieces or tuple(path.split("/"))[-1:]
+    return pieces or (path.rpartition("/")[2],)
 
 
 def own(path: str) -> str:
@@ -105,7 +111,7 @@ def of_expert(path: str) -> bool:
         if "shared" in mine or (inside and any(w in ("attn", "attention") or w.endswith("attention") for w in mine)):
             return False
         layers = mine[-1:] in (("layers",), ("blocks",))  # layers that have experts among other things
-        inside = inside or not layers and any(_EXPERT.fullmatch(w) or w.endswith("moe") for w in mine)
+        inside = inside or (not layers and any(_EXPERT.fullmatch(w) or w.endswith("moe") for w in mine))
     return inside
 
 
@@ -120,7 +126,7 @@ def of_router(path: str) -> bool:
 @functools.lru_cache(maxsize=65536)
 def kind(path: str) -> str:
     """The kind of a leaf by its name: "vector" (one axis of its own), "free vector" (any number), "norm" (the weight of
-    a normalization), "table", "head", "conv", "einsum", "lora", "state space", "dense" or "free" (the name says nothing)."""
+    a normalization), "table", "head", "conv", "einsum", "lora", "state space", "dense", or "free" for any other."""
     name, of = own(path), label(path)
     mine = words(of)
     if _STATE_SPACE.fullmatch(parts(path)[-1]):
@@ -152,13 +158,20 @@ def _joined(text: str) -> tuple[str, ...]:
 
 
 def _is_table(name: str, of: str) -> bool:
-    if name == "kernel" or _ONE_AXIS.fullmatch(name) and "table" not in words(name):
+    if name == "kernel" or (_ONE_AXIS.fullmatch(name) and "table" not in words(name)):
         return False
     if name in ("embedding", "embeddings", "table"):
         return True
     mine = words(of if name in WEIGHTS else name)
     tables = _TABLE if name in WEIGHTS else _TABLE | _POSITION
     return any(w in tables for w in mine) and not any(w in _NO_TABLE for w in mine) and not _ANY_AXES.fullmatch(name)
+
+
+@functools.lru_cache(maxsize=65536)
+def of_norm(path: str) -> bool:
+    """Whether a leaf belongs to a normalization by its module's name."""
+    pieces = parts(path)
+    return len(pieces) > 1 and own(path) in GENERIC and any(w in _NORM for w in _joined(pieces[-2]))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -188,7 +201,7 @@ def in_head(path: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def direction(of: str) -> str:
-    """Which side of a layer the model's width is on: "query" and "up" read it, "out" and "down" write it, "" unknown."""
+    """Which side of a layer has the model's width: "query" and "up" read it, "out" and "down" write it; or ""."""
     lower = of.lower()
     if "_to_" in lower and not lower.startswith("dense"):
         return direction(lower.rpartition("_to_")[2])

@@ -1,8 +1,8 @@
 """Which axes of a tree enumerate separate tensors: the evidence of siblings.
 
-A leaf's name says how many axes it has of its own: a scale one, a dense kernel two, a query kernel two or three. Where all
-leaves below a module have one axis more than that, of one size and at one position, the module is stacked along it. The
-largest such module counts, and what is left of its leaves is looked at again: stacks stand in stacks.
+A leaf's name says how many axes it has of its own: a scale one, a dense kernel two, a query kernel two or three. Where
+all leaves below a module have one axis more than that, of one size and at one position, the module is stacked along it.
+The largest such module counts, and what is left of its leaves is looked at again: stacks stand in stacks.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ _RANKS = {
     "norm": (1,),
     "table": (2,),
     "head": (2,),
-    "lora": (2,),
+    "lora": (2, 3),
     "dense": (2,),
     "query": (2, 3),
     "conv": (3, 4, 5),
@@ -35,6 +35,7 @@ class Leaf:
       meanings: what the names of its axes say, or None.
       stack: the axes found to be stacks.
       experts: those of them that enumerate experts.
+      fused: those of them that enumerate fused weights.
       doubts: why the decision is not certain.
     """
 
@@ -44,6 +45,7 @@ class Leaf:
     meanings: tuple[str, ...] | None = None
     stack: list[int] = dataclasses.field(default_factory=list)
     experts: list[int] = dataclasses.field(default_factory=list)
+    fused: list[int] = dataclasses.field(default_factory=list)
     doubts: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -75,7 +77,9 @@ def _misfit(leaf: Leaf, without: int | None = None, wide: int = 0) -> float:
     ranks = {len(axes), sum(leaf.shape[a] > 1 for a in axes)} if of != "conv" else {len(axes)}
     if of == "dense" and len(axes) in (4, 5) and not wide and naming.own(leaf.path) in naming.WEIGHTS:
         return 0.5 * (len(axes) - 3)  # a convolution whose name does not say so
-    return min(2.0 * (low - rank) if rank < low else max(rank - high, 0.0) for rank in ranks for low, high in [_span(allowed)])
+    return min(
+        2.0 * (low - rank) if rank < low else max(rank - high, 0.0) for rank in ranks for low, high in [_span(allowed)]
+    )
 
 
 def _span(allowed: Sequence[int]) -> tuple[int, int]:
@@ -85,6 +89,8 @@ def _span(allowed: Sequence[int]) -> tuple[int, int]:
 def _positions(leaves: Sequence[Leaf]) -> Iterable[tuple[int, int]]:
     """(position, size) of the axes that all leaves share; the last axis is position -1."""
     first = leaves[0]
+    if any(not x.shape for x in leaves):
+        return
     for position in [*range(len(first.shape)), -1]:
         size = first.shape[position]
         if size > 1 and all(
@@ -107,8 +113,14 @@ def _best(leaves: Sequence[Leaf], module: str, widths: set[int]) -> tuple[int, f
         if position < 0 and single:
             continue  # a bias shares the last axis of its kernel anyway
         gain = 0.0
-        if any(len(x.axes) <= min(_RANKS[x.kind]) for x in undecided if x.kind in ("table", "head", "dense", "lora", "conv")):
+        if any(
+            len(x.axes) <= min(_RANKS[x.kind])
+            for x in undecided
+            if x.kind in ("table", "head", "dense", "lora", "conv")
+        ):
             continue  # a weight would be left with too few axes
+        if any(len(x.axes) == 1 and (x.kind == "norm" or naming.of_norm(x.path)) for x in undecided):
+            continue  # and so would a normalization
         for x in undecided:
             gain += _misfit(x) - _misfit(x, position % len(x.shape))
         named = naming.stacks(module) and gain >= 0 and position == 0
@@ -194,28 +206,40 @@ def find_experts(leaves: Sequence[Leaf]) -> None:
             parent = x.path.rpartition("/")[0]
             for module in {parent, parent.rpartition("/")[0]}:
                 routers.setdefault(module, set()).add(x.sizes[-1])
+    pairs: dict[tuple[str, int], set[str]] = {}
+    for x in leaves:
+        if x.kind == "dense" and len(x.sizes) == 3 and naming.own(x.path) not in naming.GENERIC:
+            way = naming.direction(naming.label(x.path))
+            pairs.setdefault((x.path.rpartition("/")[0], x.sizes[0]), set()).add("down" if way == "out" else way)
+    for (parent, size), ways in pairs.items():
+        if {"up", "down"} <= ways:  # bare weights that go up and down again, with a leading axis in common
+            routers.setdefault(parent, set()).add(size)
+    found: dict[tuple[str, int, int], bool] = {}
     for x in leaves:
         if x.meanings is not None or x.kind in ("table", "conv", "head"):
             continue
         inside = naming.of_expert(x.path) and not naming.of_router(x.path)
         if x.stack and inside and x.kind != "free vector":
-            own = [a for a in x.stack if _shared_name(x, a, leaves)]
+            own = [a for a in x.stack if _own_axis(x, a, leaves, found)]
             x.experts += own
         need = 3 if x.kind != "vector" else 2
         scored: set[int] = set()
         for i in range(1, len(x.path.split("/"))):
             scored |= routers.get("/".join(x.path.split("/")[:i]), set())
-        if len(x.sizes) == need and (x.sizes[0] in scored and not naming.of_router(x.path) or inside and need == 3):
+        if len(x.sizes) == need and ((x.sizes[0] in scored and not naming.of_router(x.path)) or (inside and need == 3)):
             if naming.is_query(x.path) and not inside:
                 continue
             x.experts.append(x.axes[0])
             x.stack.append(x.axes[0])
 
 
-def _shared_name(x: Leaf, axis: int, leaves: Sequence[Leaf]) -> bool:
-    """Whether an axis that was found as a stack enumerates experts: leaves beside the experts do not have it."""
+def _own_axis(x: Leaf, axis: int, leaves: Sequence[Leaf], found: dict[tuple[str, int, int], bool]) -> bool:
+    """Whether a stack axis is one of the experts alone: leaves beside them do not have it."""
     pieces = x.path.split("/")
     at = next((i for i, piece in enumerate(pieces) if naming.of_expert(piece)), len(pieces))
     outside = "/".join(pieces[:at])
-    near = [y for y in leaves if y.path.startswith(outside + "/") or not outside]
-    return any(axis not in y.stack or y.shape[axis] != x.shape[axis] for y in near)
+    key = outside, axis, x.shape[axis]
+    if key not in found:
+        near = [y for y in leaves if y.path.startswith(outside + "/") or not outside]
+        found[key] = any(axis not in y.stack or y.shape[axis] != x.shape[axis] for y in near)
+    return found[key]
