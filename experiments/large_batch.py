@@ -163,7 +163,7 @@ def swept(here: Setting, method: Contestant, rates: np.ndarray, of: range) -> tu
     def go_on(rate: jax.Array, state: run.Run) -> tuple[run.Run, jax.Array]:
         step = step_of(here, method.make(warmed(rate, here.steps)), method.moments)
         state, _ = jax.lax.scan(lambda state, _: (step(state), None), state, None, FLAGS.eval_every)
-        return state, here.problem.metric(state.params)
+        return state, here.problem.metric(gk.eval_params(state.opt_state, state.params))
 
     runs = [x.reshape(-1) for x in jnp.meshgrid(points, seeds, indexing="ij")]
     start = jax.jit(lambda runs: jax.lax.map(lambda one: begin(*one), runs), out_shardings=everywhere)

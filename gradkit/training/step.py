@@ -60,11 +60,13 @@ class TrainStep:
       update: (TrainState, batch) -> (TrainState, metrics), under jit; calling the step itself does the same.
       model: TrainState -> NNX module, with the parameters that the method means for evaluation. It shares its
         arrays with the state: with donation it must be used before the next step, or cloned.
+      eval_params: TrainState -> parameters to evaluate and save, as `gk.eval_params` finds them.
     """
 
     init: Callable[..., TrainState]
     update: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     model: Callable[[TrainState], Any]
+    eval_params: Callable[[TrainState], Any]
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         return self.update(state, batch)
@@ -279,7 +281,10 @@ def make_train_step(
 
     def model(state: TrainState) -> Any:
         if state.graph is None:
-            raise ValueError("model is for NNX modules; for trees: model.apply, with gk.eval_params(opt_state, params)")
-        return nnx.merge(state.graph, eval_params(state.opt_state, state.params), state.model_state)
+            raise ValueError("model is for NNX modules; for trees: model.apply, with step.eval_params(state)")
+        return nnx.merge(state.graph, evaluated(state), state.model_state)
 
-    return TrainStep(init, jax.jit(train_step, donate_argnums=0 if donate else ()), model)
+    def evaluated(state: TrainState) -> Any:
+        return eval_params(state.opt_state, state.params)
+
+    return TrainStep(init, jax.jit(train_step, donate_argnums=0 if donate else ()), model, evaluated)

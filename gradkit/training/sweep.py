@@ -17,6 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.training import run
 from gradkit.training.scoring import steps_or_infinity
+from gradkit.transforms import eval_params
 from gradkit.workloads import Workload
 
 # Programs that a sweep is cut into, at most; each hands back control, for a progress bar.
@@ -98,7 +99,7 @@ def sweep(
 
         def evaluation(state: run.Run, _: None) -> tuple[run.Run, jax.Array]:
             state, _ = jax.lax.scan(lambda state, _: (step(state)[0], None), state, None, eval_every)
-            return state, workload.metric(state.params)
+            return state, workload.metric(eval_params(state.opt_state, state.params))
 
         return jax.lax.scan(evaluation, state, None, per_piece)
 

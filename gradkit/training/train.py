@@ -18,6 +18,7 @@ from gradkit.training.checkpoints import Checkpoints, Report
 from gradkit.training.growth import allowed_sizes, growing_batch
 from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
 from gradkit.training.sweep import check_steps
+from gradkit.transforms import eval_params
 from gradkit.workloads import Workload, load
 
 
@@ -179,7 +180,11 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
 
         def evaluation(state: run.Run) -> tuple[run.Run, dict[str, jax.Array]]:
             state, losses = jax.lax.scan(lambda state, _: step(state), state, None, plan.eval_every)
-            read = {"step": state.step, "loss": losses.mean(), "metric": problem.metric(state.params)}
+            read = {
+                "step": state.step,
+                "loss": losses.mean(),
+                "metric": problem.metric(eval_params(state.opt_state, state.params)),
+            }
             return state, {**metrics(state.opt_state), **read}
 
         return jax.jit(evaluation, donate_argnums=0, out_shardings=(lies, replicated)).lower(state).compile()

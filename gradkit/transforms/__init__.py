@@ -33,6 +33,9 @@ from gradkit.transforms.diag_curvature import (
 from gradkit.transforms.direction import (
     direction_from_gradient,
 )
+from gradkit.transforms.evaluation import (
+    eval_params,
+)
 from gradkit.transforms.graft import (
     GraftState,
     graft,
@@ -121,7 +124,6 @@ from gradkit.transforms.shard_matrices import (
 )
 from gradkit.transforms.shifted import (
     ShiftedParametersState,
-    eval_params,
     shifted_parameters,
 )
 from gradkit.transforms.sophia import (

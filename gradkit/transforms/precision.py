@@ -11,7 +11,6 @@ The formats are in `codecs`.
 """
 
 import zlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,15 +36,9 @@ class PrecisionState(NamedTuple):
     residual: Any
     inner: Any
 
-    @property
-    def eval_params(self) -> Callable[[Any], Any] | None:
-        """The inner method's own parameters, where it has any: see `gk.eval_params`."""
-        own = [s for s in jax.tree.leaves(self.inner, is_leaf=_has_own_params) if _has_own_params(s)]
-        return decode(own[0]).eval_params if own else None
-
-
-def _has_own_params(node: Any) -> bool:
-    return callable(getattr(node, "eval_params", None))
+    def decoded(self) -> Any:
+        """The inner state in the dtypes that the inner method computes in."""
+        return decode(self.inner)
 
 
 def is_narrow(x: Any) -> bool:

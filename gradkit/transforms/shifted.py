@@ -54,6 +54,7 @@ def shifted_parameters(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from gradkit.transforms import eval_params
       >>> tx = shifted_parameters(optax.sgd(0.1), lambda u: u)  # one step ahead
       >>> y = jnp.array(1.0)
       >>> state = tx.init(y)
@@ -81,35 +82,6 @@ def shifted_parameters(
         return handed_out, ShiftedParametersState(ahead, (first, second))
 
     return transformation("shifted_parameters", init, update, needs_params=True, complex_leaves=True)
-
-
-def eval_params(state: Any, params: Any) -> Any:
-    """The parameters to evaluate and save: those that a method means, where it lets the user hold others.
-
-    Args:
-      state: the state of any transformation, however deep the method that has its own parameters sits in it.
-      params: what the user holds.
-
-    Returns:
-      The method's own parameters; `params` itself where no method in the state has any.
-
-    Raises:
-      ValueError: more than one method in the state has its own parameters.
-
-    Example:
-      >>> eval_params(optax.adam(0.1).init(1.0), 1.0)
-      1.0
-    """
-
-    def own(node: Any) -> bool:
-        return callable(getattr(node, "eval_params", None))
-
-    found = [node for node in jax.tree.leaves(state, is_leaf=own) if own(node)]
-    if len(found) > 1:
-        raise ValueError(
-            f"eval_params: {len(found)} methods in this state have parameters of their own; pass one's state"
-        )
-    return found[0].eval_params(params) if found else params
 
 
 register(

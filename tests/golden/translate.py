@@ -81,7 +81,7 @@ def proximal_ewma(hyper: dict[str, Any]) -> optax.GradientTransformation:
         t, x, inner = state
         u, inner = tx.update(g, inner, x, reset=t == reset_at)
         x = optax.apply_updates(x, u)
-        return jax.tree.map(jnp.subtract, gk.eval_params(inner, x), mean), (t + 1, x, inner)
+        return jax.tree.map(jnp.subtract, inner[-1].proximal_params(x), mean), (t + 1, x, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

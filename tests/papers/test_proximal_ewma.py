@@ -22,7 +22,7 @@ def iterates(decay: float, reset_at: int | None = None) -> tuple[np.ndarray, np.
         g, t = now
         u, state = tx.update(g, state, x, reset=t == reset_at) if reset_at else tx.update(g, state, x)
         x = optax.apply_updates(x, u)
-        return (x, state), (x, gk.eval_params(state, x))
+        return (x, state), (x, state[-1].proximal_params(x))
 
     _, (xs, means) = jax.jit(lambda c, n: jax.lax.scan(step, c, n))(
         (x, tx.init(x)), (gradients, jnp.arange(1, STEPS + 1))
@@ -48,13 +48,14 @@ def test_a_reset_forgets_what_was(x64: None) -> None:
         assert_equal(means[t], np.average(xs[3 : t + 1], axis=0, weights=0.7 ** np.arange(t - 3, -1, -1)))
 
 
-def test_the_run_is_not_changed_and_the_start_is_evaluated() -> None:
+def test_the_run_and_its_evaluation_are_not_changed_and_the_mean_begins_at_the_start() -> None:
     x = jnp.ones(3, jnp.bfloat16)
     tx = gk.proximal_ewma(0.9)
     state = tx.init(x)
-    assert gk.eval_params(state, x).tolist() == x.tolist()
+    assert state.proximal_params(x).tolist() == x.tolist()
+    assert gk.eval_params(state, x) is x
     u, state = tx.update(-x, state, x)
     assert u.tolist() == (-x).tolist() and state.mean.dtype == jnp.float32
     # A mean of 1 with weight 0.9 and 0 with weight 1, rounded to bfloat16 when it is read.
     np.testing.assert_allclose(np.asarray(state.mean), np.full(3, 0.9 / 1.9), rtol=1e-6)
-    assert gk.eval_params(state, x).dtype == jnp.bfloat16
+    assert state.proximal_params(x).dtype == jnp.bfloat16

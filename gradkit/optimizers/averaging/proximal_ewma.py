@@ -23,7 +23,7 @@ class ProximalEwmaState(NamedTuple):
     weight: jax.Array
     mean: Any
 
-    def eval_params(self, params: Any) -> Any:
+    def proximal_params(self, params: Any) -> Any:
         """The mean, in the parameters' dtypes; the parameters before the first update."""
         return jax.tree.map(lambda x, e: jnp.where(self.weight == 0, x, e.astype(x.dtype)), params, self.mean)
 
@@ -31,9 +31,10 @@ class ProximalEwmaState(NamedTuple):
 def proximal_ewma(decay: Any) -> optax.GradientTransformationExtraArgs:
     """A running mean of the parameters that steps of a policy are kept near to, as the last link of a chain.
 
-    Equations: at the head of this file. The mean is `gk.eval_params(state, params)`: the parameters of the proximal
-    policy of `gk.gradients.ppo_decoupled_loss`, not those to act or to evaluate with. With batches c times smaller its
-    centre of mass, decay / (1 - decay) steps back, is c times as many steps.
+    Equations: at the head of this file. The mean is `state[-1].proximal_params(params)`: the parameters of the
+    proximal policy of `gk.gradients.ppo_decoupled_loss`, not those to act or to evaluate with, which are the user's: so
+    `gk.eval_params` does not read it. With batches c times smaller its centre of mass, decay / (1 - decay) steps back,
+    is c times as many steps.
 
     Args:
       decay: of the weights, in [0, 1]. The paper has 0.889 for PPO: a centre of mass 8 steps back. With 1 the mean is
@@ -48,13 +49,12 @@ def proximal_ewma(decay: Any) -> optax.GradientTransformationExtraArgs:
       ValueError: `decay` outside its range; `params` missing.
 
     Example:
-      >>> from gradkit.transforms import eval_params
       >>> tx, x = optax.chain(optax.sgd(1.0), proximal_ewma(0.5)), jnp.array(0.0)
       >>> state = tx.init(x)
       >>> for g in (-1.0, -2.0):
       ...     u, state = tx.update(jnp.array(g), state, x)
       ...     x = x + u
-      >>> round(float(eval_params(state, x)), 4)  # 0, 1, 3 with weights 1/4, 1/2, 1
+      >>> round(float(state[-1].proximal_params(x)), 4)  # 0, 1, 3 with weights 1/4, 1/2, 1
       2.0
 
     Reference: Hilton, Cobbe, Schulman. Batch size-invariance for policy optimization. 2021, arXiv 2110.00641. Updated
@@ -88,5 +88,5 @@ register(
     words=1,
     golden=("large_batch/proximal_ewma",),
     example={"decay": 0.889},
-    notes="the last link; read with gk.eval_params",
+    notes="the last link; read with state[-1].proximal_params(params)",
 )
