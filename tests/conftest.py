@@ -12,9 +12,12 @@ from pathlib import Path
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests ask what a program computes, not how fast: the cheapest pipeline compiles in a third of the time. Flags must
-# stand before the bare token of ONE_THREAD, behind which XLA reads none.
-CHEAP = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{CHEAP} {os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
+# stand before the bare token of ONE_THREAD, behind which XLA reads none. GRADKIT_TEST_PIPELINE=full is XLA's default.
+CHEAP = (
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+)
+FULL = os.environ.get("GRADKIT_TEST_PIPELINE") == "full"
+os.environ["XLA_FLAGS"] = f"{'' if FULL else CHEAP} {os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # Outside the clone, so that a fresh one finds what another has compiled.
@@ -26,6 +29,10 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests import eager  # noqa: E402
+
+if not FULL:
+    eager.install()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
