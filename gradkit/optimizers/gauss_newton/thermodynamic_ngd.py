@@ -341,7 +341,7 @@ def _largest(A: Callable[[Any], Any], start: Any) -> jax.Array:
 
 NEEDS = ("model_fn", "targets")
 NOTES = "asks for the predictions of the minibatch"
-register(ngd, form="optimizer", paper=PAPER, needs=NEEDS, collectives="gramian", example={"damping": 0.1}, notes=NOTES)
+register(ngd, form="optimizer", paper=PAPER, needs=NEEDS, collectives="gramian", example={"damping": 1.0}, notes=NOTES)
 register(
     thermodynamic_ngd,
     form="optimizer",
