@@ -4,85 +4,59 @@ Most tests ask for the numbers of an update a few times, of every method and tre
 takes seconds before it computes for a microsecond; here it is traced, and NumPy does what NumPy has: arithmetic,
 comparisons, sums, shapes and products. What it has not is done by JAX, one operation at a time. That compiled programs
 compute the same is a test of its own, for every method.
+
+`eager` is the same for code that is not traced: Python decides on the numbers it sees, as it does outside of `jit`.
 """
 
-import functools
+import contextlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.extend.core.primitives
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal, Primitive
 
-# NumPy means the same by these for booleans, integers, and floating point numbers of 32 and 64 bits.
-SAME: dict[str, Callable[..., Any]] = {
-    "abs": np.abs,
-    "add": np.add,
-    "and": np.bitwise_and,
-    "add_any": np.add,
-    "ceil": np.ceil,
-    "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
-    "cos": np.cos,
-    "cosh": np.cosh,
-    "eq": np.equal,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "floor": np.floor,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "is_finite": np.isfinite,
-    "le": np.less_equal,
-    "log": np.log,
-    "log1p": np.log1p,
-    "lt": np.less,
-    "max": np.maximum,
-    "min": np.minimum,
-    "mul": np.multiply,
-    "ne": np.not_equal,
-    "neg": np.negative,
-    "not": np.bitwise_not,
-    "or": np.bitwise_or,
-    "sign": np.sign,
-    "sin": np.sin,
-    "sinh": np.sinh,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "sub": np.subtract,
-    "tanh": np.tanh,
-}
-REDUCTIONS = {
-    "reduce_and": np.all,
-    "reduce_max": np.max,
-    "reduce_min": np.min,
-    "reduce_or": np.any,
-    "reduce_prod": np.prod,
-    "reduce_sum": np.sum,
-}
-PLAIN = {np.dtype(t) for t in (np.bool_, np.int32, np.int64, np.uint32, np.uint64, np.float32, np.float64)}
-FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
+from tests.numpy_operations import NAMES, operation
 
 
-def by_numpy(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of trees of arrays, traced once for arguments of the same shapes; inside a trace, the function."""
-    traced: dict[Any, Any] = {}
+class Traced:
+    """A function of trees of arrays, traced once for arguments of the same types; inside a trace, the function.
 
-    @functools.wraps(f)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        kind = structure, tuple(jax.typeof(x) for x in leaves)
-        if kind not in traced:
-            program, shape = jax.make_jaxpr(lambda a, k: f(*a, **k), return_shape=True)(args, kwargs)
-            if any(isinstance(x, jax.core.Tracer) for x in (*leaves, *program.consts)):
-                return f(*args, **kwargs)
-            traced[kind] = program, jax.tree.structure(shape)
-        program, out = traced[kind]
+    Attributes:
+      programs: what was traced, by the types of the arguments.
+    """
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self.f = f
+        self.programs: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves = jax.tree.leaves((args, kwargs))
+        program, shapes = self.program(*args, **kwargs)
+        if any(isinstance(x, jax.core.Tracer) for x in (*leaves, *program.consts)):
+            return self.f(*args, **kwargs)
         with np.errstate(all="ignore"):
             results = evaluate(program, [taken(x) for x in leaves])
-        return out.unflatten([jnp.asarray(x) for x in results])
+        return jax.tree.unflatten(jax.tree.structure(shapes), [jax.device_put(x) for x in results])
 
-    return call
+    def program(self, *args: Any, **kwargs: Any) -> tuple[ClosedJaxpr, Any]:
+        """The program for arguments of these types, and the shapes, dtypes and weak types of its results."""
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        kind = jax.config.jax_enable_x64, structure, tuple(jax.typeof(x) for x in leaves)
+        if kind not in self.programs:
+            made = jax.make_jaxpr(lambda a, k: self.f(*a, **k), return_shape=True)(args, kwargs)
+            if any(isinstance(x, jax.core.Tracer) for x in (*leaves, *made[0].consts)):
+                return made  # of another trace, which will end
+            self.programs[kind] = made
+        return self.programs[kind]
+
+
+def by_numpy(f: Callable[..., Any]) -> Traced:
+    """A function of trees of arrays, computed by NumPy."""
+    return Traced(f)
 
 
 def taken(x: Any) -> Any:
@@ -118,85 +92,22 @@ def apply(equation: Any, args: list[Any]) -> list[Any]:
     for inner in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
         if isinstance(p.get(inner), ClosedJaxpr):
             return evaluate(p[inner], args)
-    found = None
-    if all(isinstance(x, np.ndarray | np.generic) for x in args):
-        found = _shape(name, p, args)
-        if found is None and all(x.dtype in PLAIN for x in args):
-            found = _number(name, p, args)
+    found = by_its_name(name, p, args)
     if found is not None:
-        many = isinstance(found, list)
-        return [np.asarray(x, v.aval.dtype) for x, v in zip(found if many else [found], equation.outvars, strict=True)]
-    given = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in args]
+        return found
+    given = [jax.device_put(x) if isinstance(x, np.ndarray) else x for x in args]
     results = equation.primitive.bind(*given, **p)
     return [taken(x) for x in (results if equation.primitive.multiple_results else [results])]
 
 
-def _number(name: str, p: Any, args: list[Any]) -> Any:
-    """Arithmetic; None where NumPy has no such operation, or means something else."""
-    if name in SAME:
-        return SAME[name](*args)
-    if name in REDUCTIONS:
-        return REDUCTIONS[name](args[0], axis=tuple(p["axes"])) if args[0].size else None
-    floats = all(x.dtype in FLOATS for x in args)
-    if name == "div" and floats:
-        return args[0] / args[1]
-    if name == "rsqrt" and floats:
-        return np.ones((), args[0].dtype) / np.sqrt(args[0])
-    if name == "pow" and floats:
-        return np.power(*args)
-    if name == "integer_pow" and floats:
-        return np.power(args[0], args[0].dtype.type(p["y"]))
-    if name == "dot_general" and floats:
-        (left, right), (left_batch, right_batch) = p["dimension_numbers"]
-        a, b = ([*range(100 * i, 100 * i + x.ndim)] for i, x in enumerate(args))
-        for i, j in zip((*left, *left_batch), (*right, *right_batch), strict=True):
-            b[j] = a[i]
-        kept = [a[i] for i in left_batch]
-        kept += [k for i, k in enumerate(a) if i not in (*left, *left_batch)]
-        kept += [k for j, k in enumerate(b) if j not in (*right, *right_batch)]
-        place = {k: i for i, k in enumerate(dict.fromkeys([*a, *b]))}
-        return np.einsum(args[0], [place[k] for k in a], args[1], [place[k] for k in b], [place[k] for k in kept])
-    return None
-
-
-def _shape(name: str, p: Any, args: list[Any]) -> Any:
-    """What moves numbers and changes none; None where it is something else."""
-    match name:
-        case "broadcast_in_dim":
-            shape = [1] * len(p["shape"])
-            for axis, n in zip(p["broadcast_dimensions"], args[0].shape, strict=True):
-                shape[axis] = n
-            return np.broadcast_to(args[0].reshape(shape), p["shape"])
-        case "concatenate":
-            return np.concatenate(args, p["dimension"])
-        case "convert_element_type":
-            new, old = p["new_dtype"], args[0].dtype
-            whole = jnp.issubdtype(new, np.integer) and not jnp.issubdtype(old, np.integer) and old != np.bool_
-            known = {*PLAIN, np.dtype(jnp.bfloat16)}
-            return args[0].astype(new) if not whole and {np.dtype(new), old} <= known else None
-        case "copy" | "copy_p":
-            return args[0]
-        case "iota":
-            shape, axis = p["shape"], p["dimension"]
-            line = np.arange(shape[axis], dtype=p["dtype"])
-            return np.broadcast_to(line.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
-        case "reshape":
-            return args[0].reshape(p["new_sizes"]) if p["dimensions"] is None else None
-        case "rev":
-            return np.flip(args[0], p["dimensions"])
-        case "select_n":
-            which, *cases = args
-            return np.where(which, cases[1], cases[0]) if which.dtype == np.bool_ and len(cases) == 2 else None
-        case "slice":
-            steps = p["strides"] or (1,) * args[0].ndim
-            return args[0][tuple(map(slice, p["start_indices"], p["limit_indices"], steps))]
-        case "split":
-            return np.split(args[0], np.cumsum(p["sizes"])[:-1], p["axis"])
-        case "squeeze":
-            return np.squeeze(args[0], p["dimensions"])
-        case "transpose":
-            return np.transpose(args[0], p["permutation"])
-    return None
+def by_its_name(name: str, p: Any, args: Sequence[Any]) -> list[Any] | None:
+    """The results of an operation of NumPy; None where it has none."""
+    if not all(isinstance(x, np.ndarray | np.generic) for x in args):
+        return None
+    found = operation(name, p, list(args))
+    if found is None:
+        return None
+    return [np.asarray(x) for x in (found if isinstance(found, list) else [found])]
 
 
 def _cond(p: Any, args: list[Any]) -> list[Any]:
@@ -234,3 +145,32 @@ def _stack(xs: list[Any]) -> Any:
 
 
 CONTROL = {"cond": _cond, "scan": _scan, "while": _while}
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Nothing is traced or compiled: every operation is done when Python reaches it, by NumPy where NumPy has it."""
+    found = [x for x in vars(jax.extend.core.primitives).values() if isinstance(x, Primitive)]
+    usual = {primitive: primitive.impl for primitive in found if primitive.name in NAMES}
+
+    def instead(primitive: Primitive) -> Callable[..., Any]:
+        def impl(*args: Any, **p: Any) -> Any:
+            # A number without a dtype of its own would get one.
+            if not p.get("weak_type") and not any(getattr(jax.typeof(x), "weak_type", False) for x in args):
+                with np.errstate(all="ignore"):
+                    results = by_its_name(primitive.name, p, [taken(x) for x in args])
+                if results is not None:
+                    results = [jax.device_put(x) for x in results]
+                    return results if primitive.multiple_results else results[0]
+            return usual[primitive](*args, **p)
+
+        return impl
+
+    try:
+        for primitive in usual:
+            primitive.impl = instead(primitive)
+        with jax.disable_jit():
+            yield
+    finally:
+        for primitive, impl in usual.items():
+            primitive.impl = impl

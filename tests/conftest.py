@@ -1,4 +1,4 @@
-"""Strict settings for every test, two fixtures, and the list of what the contract does not check.
+"""Strict settings for every test, two fixtures, and the table of what was proven of the contract.
 
 Everything here is set before JAX looks at its devices, and reaches child processes through the environment.
 """
@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # One thread per worker: two workers then fill two cores, and sums are taken in the same order in every run.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -30,6 +31,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import eager  # noqa: E402
+from tests.contract import table  # noqa: E402
 
 if not FULL:
     eager.install()
@@ -82,18 +84,40 @@ def x64() -> Iterator[None]:
         yield
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the checks of the contract that methods opt out of, wherever the contract ran."""
-    reports = (report for group in terminalreporter.stats.values() for report in group)
-    if not any(getattr(report, "nodeid", "").startswith("tests/contract") for report in reports):
-        return
-    import gradkit
+COLLECTED = pytest.StashKey[dict[str, Any]]()
 
-    opt_outs = [
-        (name, check, reason)
-        for name, card in gradkit.catalogue.cards().items()
-        for check, reason in card.opt_outs.items()
-    ]
-    terminalreporter.section(f"checks of the contract opted out of: {len(opt_outs)}")
-    for name, check, reason in opt_outs:
-        terminalreporter.write_line(f"{name}: {check}: {reason}")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the tests of one chainable method behind each other, so that they share what they compute."""
+    config.stash[COLLECTED] = table.gathered(items)
+    keys = [table.key_of(item) for item in items]
+    chain = [(key, item) for key, item in zip(keys, items, strict=True) if key and key[0] == "chain"]
+    order = {name: i for i, name in enumerate(dict.fromkeys(key[2] for key, _ in chain))}
+    chain.sort(key=lambda pair: order[pair[0][2]])
+    rest = [item for key, item in zip(keys, items, strict=True) if not key or key[0] != "chain"]
+    for (form, check, name), item in filter(lambda pair: pair[0], zip(keys, items, strict=True)):
+        item.user_properties.append(("point", [form, check, name]))
+    items[:] = [*(item for _, item in chain), *rest]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker hands over what it collected."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["points"] = session.config.stash.get(COLLECTED, {"owed": [], "reasons": []})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[COLLECTED] = getattr(node, "workeroutput", {}).get("points", {"owed": [], "reasons": []})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints what was proven of the contract, and for every method that it was not proven for, why."""
+    collected = config.stash.get(COLLECTED, None)
+    if not collected or not collected["owed"]:
+        return
+    terminalreporter.section("the contract")
+    reports = (report for group in terminalreporter.stats.values() for report in group)
+    for line in table.lines(collected, reports):
+        terminalreporter.write_line(line)

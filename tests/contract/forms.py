@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from gradkit.catalogue import Card, cards
+from tests.contract.table import point
 
 
 def of(form: str, check: str) -> Any:
-    """Parametrises a test over all methods of a form that have not opted out of a check."""
-    chosen = [pytest.param(card, id=name) for name, card in cards(form).items() if check not in card.opt_outs]
-    return pytest.mark.parametrize("card", chosen)
+    """Makes a test a point of the contract of a form: it runs for every method of it that has not opted out."""
+    return point(form, check, cards(form))
 
 
 def ranged(card: Card) -> list[str]:

@@ -1,6 +1,7 @@
 """How the contract builds a method from its card, and the trees it runs on."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from flax import nnx
 import gradkit as gk
 from gradkit.catalogue import Card, cards
 from gradkit.transforms.core import widen
-from tests.by_numpy import by_numpy
+from tests.by_numpy import Traced, by_numpy
+from tests.contract.table import point
 
 CHAINABLE = ("primitive", "optimizer", "wrapper")
 OPTIMIZER_MODULES = {card.function.__module__ for card in cards("optimizer").values()}
@@ -29,19 +31,31 @@ METHODS = {
 }
 
 
-def methods(check: str) -> Any:
-    """Parametrises a test over the methods that have not opted out of a check.
+def methods(check: str, to: Callable[[Card], bool] = lambda card: True, otherwise: str = "") -> Any:
+    """Makes a test a point of the contract: it runs for every method that has not opted out.
 
     What a method is told when it is built, and its words of state, are checked of every public function, also of
     primitives that are checked as an optimizer otherwise.
+
+    Args:
+      check: the name of the point, as opt-outs know it.
+      to: whether the point says anything of a method.
+      otherwise: why it says nothing of the others; the table at the end of the run prints it.
     """
-    known = cards() if check in ("bad input", "mismatch", "words") else METHODS
-    chosen = [
-        pytest.param(card, id=name)
-        for name, card in known.items()
-        if card.form in CHAINABLE and check not in card.opt_outs
-    ]
-    return pytest.mark.parametrize("card", chosen)
+    everywhere = check in ("bad input", "mismatch", "words")
+    known = {name: c for name, c in (cards() if everywhere else METHODS).items() if c.form in CHAINABLE}
+    return point("chain", check, known, {n: otherwise for n, card in known.items() if not to(card)})
+
+
+def in_float64(test: Callable[..., None]) -> Callable[..., None]:
+    """float64 is on while the test runs, however it is called."""
+
+    @functools.wraps(test)
+    def wide(*args: Any, **kwargs: Any) -> None:
+        with jax.enable_x64(True):
+            test(*args, **kwargs)
+
+    return wide
 
 
 def input_moment(name: str, x: jax.Array) -> Any:
@@ -141,15 +155,16 @@ def draw(seed: int, shapes: Any = None, dtype: Any = np.float32) -> Any:
     leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple) and not hasattr(x, "_fields"))
     rng = np.random.default_rng(seed)
     # bfloat16 numbers, so that a tree in another dtype holds the same ones.
-    numbers = [jnp.asarray(rng.standard_normal(s), jnp.bfloat16).astype(dtype) for s in leaves]
+    numbers = [jax.device_put(rng.standard_normal(s).astype(jnp.bfloat16).astype(dtype)) for s in leaves]
     return structure.unflatten(numbers)
 
 
 def run(
     tx: optax.GradientTransformation, params: Any, steps: int = 3, how: Callable[[Any], Any] = by_numpy, **extra: Any
 ) -> tuple[Any, Any]:
-    """Replays fixed gradients; returns the last parameters and state. `how` makes a program of the update."""
-    update, state = how(tx.update), tx.init(params)
+    """Replays fixed gradients; returns the last parameters and state. `how` makes programs of `init` and `update`."""
+    init, update = (f if isinstance(f, Traced) else how(f) for f in (tx.init, tx.update))
+    state = init(params)
     for step in range(steps):
         updates, state = update(grads_like(params, step), state, params, **extra)
         params = optax.apply_updates(params, updates)
@@ -165,7 +180,7 @@ def grads_like(params: Any, step: int) -> Any:
     """Gradients of a step: leaf i of any tree of the same leaves gets the same numbers."""
     leaves, structure = jax.tree.flatten(params)
     rng = np.random.default_rng([7, step])
-    drawn = [jnp.asarray(rng.standard_normal(x.shape), jnp.bfloat16).astype(x.dtype) for x in leaves]
+    drawn = [jax.device_put(rng.standard_normal(x.shape).astype(jnp.bfloat16).astype(x.dtype)) for x in leaves]
     return structure.unflatten(drawn)
 
 

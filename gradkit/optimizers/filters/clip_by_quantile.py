@@ -55,7 +55,7 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Any, axes: tuple[int, ...] | 
         return sum(above[1:], above[0])
 
     def decide(i: jax.Array, found: jax.Array) -> jax.Array:
-        tried = found | (jnp.ones((), dtype) << (width - 2 - i).astype(dtype))
+        tried = found | (jnp.ones((), dtype) << jnp.asarray(width - 2 - i).astype(dtype))
         return jnp.where(count(tried) >= k, tried, found)
 
     # Zeros that have the shape and the sharding of counts.
