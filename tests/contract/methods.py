@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 import gradkit as gk
@@ -235,4 +234,18 @@ def other_trees() -> dict[str, Any]:
         "MaskedNode": {"a": optax.MaskedNode(), "b": b, "w": w},
         "nnx.State of arrays": jax.tree.unflatten(jax.tree.structure(state), [b, w]),
         "nnx.State of Variables": variables,
+    }
+
+
+def combined_trees() -> dict[str, Any]:
+    """The trees of `other_trees`, several kinds of container in one: a program is traced for each."""
+    trees = other_trees()
+    b, w = trees["tuple"]
+    return {
+        "dict": trees["dict"],
+        "list in tuple": (b, [{"y": w}]),
+        "dataclass in NamedTuple": Pair(b, Box(w, None)),
+        "None leaves and MaskedNode": {"a": None, "b": b, "c": {"d": optax.MaskedNode(), "e": None, "w": w}},
+        "nnx.State of arrays": trees["nnx.State of arrays"],
+        "nnx.State of Variables": trees["nnx.State of Variables"],
     }

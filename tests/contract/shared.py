@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -23,8 +22,8 @@ class Shared:
 
     Attributes:
       tx: the method itself.
-      numbers: the method with `init` and `update` computed by NumPy. Each is traced once for arguments of the same types,
-        however many tests ask.
+      numbers: the method with `init` and `update` computed by NumPy. Each is traced once for arguments of the same
+        types, however many tests ask.
     """
 
     def __init__(self, card: Card) -> None:
@@ -60,7 +59,7 @@ class Shared:
             def run(params: Any, state: Any, grads: Any) -> Any:
                 return jax.lax.scan(step, (params, state), grads)[0]
 
-            stacked = jax.tree.map(lambda *g: jnp.asarray(np.stack(g)), *grads)
+            stacked = jax.tree.map(lambda *g: np.stack(g), *grads)
             return jax.jit(run)(params, self.init(params), stacked)
 
 
@@ -72,4 +71,3 @@ def shared(card: Card) -> Shared:
     if not _LAST or _LAST[0].card is not card:
         _LAST[:] = [Shared(card)]
     return _LAST[0]
-

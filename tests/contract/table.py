@@ -1,7 +1,7 @@
 """Points of the contract, and the table of what a run has proven of them.
 
-A point is a test of one promise, run for every method that makes it. The table says, for each point, how many methods it
-was proven for, and of all others why it was not: opted out on the card, nothing to say of the method, skipped,
+A point is a test of one promise, run for every method that makes it. The table says, for each point, how many methods
+it was proven for, and of all others why it was not: opted out on the card, nothing to say of the method, skipped,
 deselected, failed. Nothing that is left out is left out silently.
 """
 

@@ -68,8 +68,8 @@ def test_scan_equals_loop(card: Card) -> None:
 @in_float64
 def test_vmap_over_learning_rates(card: Card) -> None:
     """Each of three rates, in one program, leads where it leads alone."""
-    params, rates = draw(0, SMALL, np.float64), jnp.array([0.003, 0.01, 0.3])
-    grads = jax.tree.map(lambda *g: jnp.asarray(np.stack(g)), *[grads_like(params, step) for step in range(STEPS)])
+    params, rates = draw(0, SMALL, np.float64), np.array([0.003, 0.01, 0.3])
+    grads = jax.tree.map(lambda *g: np.stack(g), *[grads_like(params, step) for step in range(STEPS)])
 
     def one(rate: jax.Array, params: Any, grads: Any) -> Any:
         tx = make(card, rate)
@@ -83,7 +83,7 @@ def test_vmap_over_learning_rates(card: Card) -> None:
     many = by_numpy(jax.vmap(one, (0, None, None)))(rates, params, grads)
     alone = {1: shared(card).reference[-1][1], 2: run(make(card, 0.3), params)[0]}
     for i, want in alone.items():
-        close(want, jax.tree.map(lambda x, i=i: x[i], many), F64, F64)
+        close(want, jax.tree.map(lambda x, i=i: np.asarray(x)[i], many), F64, F64)
 
 
 @methods("inject")
@@ -91,7 +91,7 @@ def test_injected_hyperparameters_do_not_recompile(card: Card) -> None:
     """Every number in the state, with bfloat16 parameters; a new rate is no new program."""
     params = draw(0, SMALL, jnp.bfloat16)
     tx = gk.inject_hyperparams(lambda learning_rate: make(card, learning_rate))(0.5)
-    state, update = tx.init(params), by_numpy(tx.update)
+    state, update = by_numpy(tx.init)(params), by_numpy(tx.update)
     update(grads_like(params, 0), state, params)
     state.hyperparams["learning_rate"] = jnp.asarray(0.01, jnp.float32)
     slower, _ = update(grads_like(params, 0), state, params)
@@ -101,12 +101,14 @@ def test_injected_hyperparameters_do_not_recompile(card: Card) -> None:
     assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(slower))
 
 
-@methods("inject", lambda card: card.form == "optimizer", "what has no learning rate of its own is injected in a chain")
+@methods(
+    "inject all", lambda card: card.form == "optimizer", "what has no learning rate of its own is injected in a chain"
+)
 def test_every_hyperparameter_can_be_injected(card: Card) -> None:
     """With all numbers traced, in float32 with bfloat16 parameters, the update is that of the Python numbers."""
     params = draw(0, SMALL, jnp.bfloat16)
     injected = supplied(card, gk.inject_hyperparams(card.function)(0.01, **card.example))
-    got, _ = by_numpy(injected.update)(grads_like(params, 0), injected.init(params), params)
+    got, _ = by_numpy(injected.update)(grads_like(params, 0), by_numpy(injected.init)(params), params)
     want, _ = shared(card).update(grads_like(params, 0), shared(card).init(params), params)
     close(want, got, rtol=2**-6, atol=2e-8)
 
