@@ -91,14 +91,15 @@ COLLECTED = pytest.StashKey[dict[str, Any]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the tests of one chainable method behind each other, so that they share what they compute."""
     config.stash[COLLECTED] = table.gathered(items)
-    keys = [table.key_of(item) for item in items]
-    chain = [(key, item) for key, item in zip(keys, items, strict=True) if key and key[0] == "chain"]
-    order = {name: i for i, name in enumerate(dict.fromkeys(key[2] for key, _ in chain))}
-    chain.sort(key=lambda pair: order[pair[0][2]])
-    rest = [item for key, item in zip(keys, items, strict=True) if not key or key[0] != "chain"]
-    for (form, check, name), item in filter(lambda pair: pair[0], zip(keys, items, strict=True)):
-        item.user_properties.append(("point", [form, check, name]))
-    items[:] = [*(item for _, item in chain), *rest]
+    order: dict[str, int] = {}
+    for item in items:
+        keys = table.keys_of(item)
+        item.user_properties.extend(("point", list(key)) for key in keys)
+        if len(keys) == 1 and keys[0][0] == "chain":
+            order.setdefault(keys[0][2], len(order))
+    # Their tests come first, since they are sorted by what the others have none of.
+    place = {item: order.get(keys[0][2]) if len(keys := table.keys_of(item)) == 1 else None for item in items}
+    items.sort(key=lambda item: len(order) if place[item] is None else place[item])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

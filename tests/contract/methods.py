@@ -46,6 +46,11 @@ def methods(check: str, to: Callable[[Card], bool] = lambda card: True, otherwis
     return point("chain", check, known, {n: otherwise for n, card in known.items() if not to(card)})
 
 
+def methods_together(check: str, count: int) -> Any:
+    """Makes a test a point of the contract that takes so many methods at once, as `cards`."""
+    return point("chain", check, METHODS, together=count)
+
+
 def in_float64(test: Callable[..., None]) -> Callable[..., None]:
     """float64 is on while the test runs, however it is called."""
 

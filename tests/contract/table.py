@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # conftest.py sets JAX up first
 OUTCOMES = ("failed", "skipped", "not run", "proven")
 
 
-def point(form: str, check: str, known: "Mapping[str, Card]", silent: Mapping[str, str] | None = None) -> Any:
+def point(
+    form: str, check: str, known: "Mapping[str, Card]", silent: Mapping[str, str] | None = None, together: int = 0
+) -> Any:
     """A decorator of tests that take a card.
 
     Args:
@@ -26,36 +28,40 @@ def point(form: str, check: str, known: "Mapping[str, Card]", silent: Mapping[st
       check: the name of the point.
       known: the methods that owe it.
       silent: those that it says nothing of -> the reason.
+      together: how many cards the test takes at once, as `cards`. Default 0: one, as `card`.
     """
     silent = {name: reason for name, reason in (silent or {}).items() if check not in known[name].opt_outs}
     out = {name: card.opt_outs[check] for name, card in known.items() if check in card.opt_outs}
     chosen = [pytest.param(card, id=name) for name, card in known.items() if name not in out and name not in silent]
+    if together:
+        rows = [chosen[i : i + together] for i in range(0, len(chosen), together)]
+        chosen = [pytest.param([p.values[0] for p in row], id="+".join(str(p.id) for p in row)) for row in rows]
 
     def decorate(test: Any) -> Any:
         marked = pytest.mark.point(form=form, check=check, out=out, silent=silent)(test)
-        return pytest.mark.parametrize("card", chosen)(marked)
+        return pytest.mark.parametrize("cards" if together else "card", chosen)(marked)
 
     return decorate
 
 
-def key_of(item: pytest.Item) -> tuple[str, str, str] | None:
-    """(form, point, method) of a test of the contract."""
-    mark = item.get_closest_marker("point")
-    if mark is None or not hasattr(item, "callspec"):
-        return None
-    return mark.kwargs["form"], mark.kwargs["check"], item.callspec.params["card"].name
+def keys_of(item: pytest.Item) -> list[tuple[str, str, str]]:
+    """(form, point, method) of every method that a test of the contract takes."""
+    mark, call = item.get_closest_marker("point"), getattr(item, "callspec", None)
+    if mark is None or call is None:
+        return []
+    taken = call.params["cards"] if "cards" in call.params else [call.params["card"]]
+    return [(mark.kwargs["form"], mark.kwargs["check"], card.name) for card in taken]
 
 
 def gathered(items: Iterable[pytest.Item]) -> dict[str, Any]:
     """What was collected, before anything was deselected, in lists that xdist can send."""
     owed, reasons = set(), set()
     for item in items:
-        key, mark = key_of(item), item.get_closest_marker("point")
-        if key is None or mark is None:
-            continue
-        owed.add(key)
-        for what in ("out", "silent"):
-            reasons |= {(what, *key[:2], name, reason) for name, reason in mark.kwargs[what].items()}
+        owed |= set(keys_of(item))
+        mark = item.get_closest_marker("point")
+        for what in ("out", "silent") if mark else ():
+            point = what, mark.kwargs["form"], mark.kwargs["check"]
+            reasons |= {(*point, name, reason) for name, reason in mark.kwargs[what].items()}
     return {"owed": sorted(owed), "reasons": sorted(reasons)}
 
 

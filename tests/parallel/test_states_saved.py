@@ -1,0 +1,67 @@
+"""Contract 8: what a checkpoint holds of a method's state comes back bit for bit, on the same mesh and on others.
+
+That a run goes on from such bits as if it had not stopped is in `test_shardings.py`. One checkpoint holds the states of
+many methods: most of its time is the files of a checkpoint, however few arrays they hold.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from gradkit.catalogue import Card
+from gradkit.parallel import init_sharded
+from gradkit.training import Checkpoints
+from tests.contract.methods import make, methods_together, same
+from tests.parallel.test_shardings import SHAPES, abstract, mesh_of, unpadded
+
+
+def shapes_of(cards: Sequence[Card], place: Any) -> Any:
+    """Parameters and state of some methods, as shapes: on a mesh of these axes, or (None) on one device."""
+    found = {}
+    for card in cards:
+        tx = make(card)
+        if place is None:
+            params = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
+            state = jax.eval_shape(tx.init, params)
+        else:
+            params = abstract(mesh_of(place))
+            state = init_sharded(tx, params)
+        found[card.name] = {"params": params, "opt_state": state}
+    return found
+
+
+def filled(shapes: Any) -> Any:
+    """Arrays of any bits, among them those of infinities and NaN; keys are keys."""
+    rng = np.random.default_rng(0)
+
+    def one(x: Any) -> Any:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(rng.integers(2**32, size=(*x.shape, 2), dtype=np.uint32))
+        bits = rng.integers(256, size=(*x.shape, x.dtype.itemsize), dtype=np.uint8)
+        numbers = bits % 2 == 1 if x.dtype == bool else bits.view(x.dtype)
+        return jax.device_put(numbers.reshape(x.shape), x.sharding)
+
+    return jax.tree.map(one, shapes)
+
+
+@pytest.mark.slow
+@methods_together("checkpoint", 20)
+def test_states_come_back_from_a_checkpoint(cards: Sequence[Card], tmp_path: Path) -> None:
+    """Saved on a mesh of Auto axes, of Explicit axes, and on one device; read on all three."""
+    places = {place: shapes_of(cards, place) for place in (AxisType.Auto, AxisType.Explicit, None)}
+    for i, source in enumerate(places.values()):
+        saved = filled(source)
+        with Checkpoints(tmp_path / str(i)) as checkpoints:
+            checkpoints.save(1, saved)
+            for like in places.values():
+                back, _ = checkpoints.restore(like)
+                assert jax.tree.structure(back) == jax.tree.structure(like)
+                for x, y, z in zip(*map(jax.tree.leaves, (back, like, saved)), strict=True):
+                    assert y.sharding is None or x.sharding == y.sharding
+                    same(unpadded(x, z), unpadded(z, x))
