@@ -134,15 +134,15 @@ def test_gradients_that_do_not_match_are_refused(card: Card) -> None:
 
 
 def landscape() -> tuple[Any, Any]:
-    """(loss of a problem's number and parameters, both starts): a quadratic, and digits seen as 4 by 4 pixels.
+    """(loss of a problem's number and parameters, both starts): a quadratic, and digits of 4 by 4 centred pixels.
 
     They have parameters of the same shapes, so that a method is one program on both.
     """
     from sklearn.datasets import load_digits
 
     x, y = load_digits(n_class=4, return_X_y=True)
-    x, y = x[:256].reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16) / 16, y[:256].astype(np.int32)
-    x, curvature = x.astype(np.float32), np.linspace(0.5, 2.0, 64, dtype=np.float32).reshape(16, 4)
+    x, y = x[:256].reshape(-1, 4, 2, 4, 2).sum((2, 4)).reshape(-1, 16) / 16, y[:256].astype(np.int32)
+    x, curvature = (x - x.mean(0)).astype(np.float32), np.linspace(0.5, 2.0, 64, dtype=np.float32).reshape(16, 4)
 
     def digits(p: dict) -> jax.Array:
         logits = jnp.asarray(x) @ p["kernel"] + p["bias"][None]

@@ -105,8 +105,10 @@ def gradients(count: int, dtype: Any = np.float32) -> list[Any]:
 
 def put_back(saved: Any, like: Any) -> Any:
     """Host copies of a run, placed as another run is: what a checkpoint gives back, as test_states_saved.py proves."""
-    rows = zip(jax.tree.leaves(saved), jax.tree.leaves(like), strict=True)
-    return jax.tree.unflatten(jax.tree.structure(like), [jax.device_put(unpadded(x, y), y.sharding) for x, y in rows])
+    # What is bound to a device would be another program than what is not.
+    places = (y.sharding if y.committed else None for y in jax.tree.leaves(like))
+    rows = zip(jax.tree.leaves(saved), jax.tree.leaves(like), places, strict=True)
+    return jax.tree.unflatten(jax.tree.structure(like), [jax.device_put(unpadded(x, y), place) for x, y, place in rows])
 
 
 def unpadded(x: Any, like: Any) -> Any:

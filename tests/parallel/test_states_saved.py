@@ -22,18 +22,12 @@ from tests.parallel.test_shardings import SHAPES, abstract, mesh_of, unpadded
 
 
 def shapes_of(cards: Sequence[Card], place: Any) -> Any:
-    """Parameters and state of some methods, as shapes: on a mesh of these axes, or (None) on one device."""
-    found = {}
-    for card in cards:
-        tx = make(card)
-        if place is None:
-            params = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
-            state = jax.eval_shape(tx.init, params)
-        else:
-            params = abstract(mesh_of(place))
-            state = init_sharded(tx, params)
-        found[card.name] = {"params": params, "opt_state": state}
-    return found
+    """Parameters and the states of some methods, as shapes: on a mesh of these axes, or (None) on one device."""
+    if place is None:
+        params: Any = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
+        return {"params": params} | {card.name: jax.eval_shape(make(card).init, params) for card in cards}
+    params = abstract(mesh_of(place))
+    return {"params": params} | {card.name: init_sharded(make(card), params) for card in cards}
 
 
 def filled(shapes: Any) -> Any:
@@ -53,13 +47,14 @@ def filled(shapes: Any) -> Any:
 @pytest.mark.slow
 @methods_together("checkpoint", 20)
 def test_states_come_back_from_a_checkpoint(cards: Sequence[Card], tmp_path: Path) -> None:
-    """Saved on a mesh of Auto axes, of Explicit axes, and on one device; read on all three."""
-    places = {place: shapes_of(cards, place) for place in (AxisType.Auto, AxisType.Explicit, None)}
-    for i, source in enumerate(places.values()):
+    """Saved on a mesh of Auto axes, of Explicit axes, and on one device; read there, and on one device."""
+    alone = shapes_of(cards, None)
+    for place in (AxisType.Auto, AxisType.Explicit, None):
+        source = shapes_of(cards, place)
         saved = filled(source)
-        with Checkpoints(tmp_path / str(i)) as checkpoints:
+        with Checkpoints(tmp_path / str(place)) as checkpoints:
             checkpoints.save(1, saved)
-            for like in places.values():
+            for like in (source, alone) if place else (alone,):
                 back, _ = checkpoints.restore(like)
                 assert jax.tree.structure(back) == jax.tree.structure(like)
                 for x, y, z in zip(*map(jax.tree.leaves, (back, like, saved)), strict=True):
