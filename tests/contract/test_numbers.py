@@ -134,24 +134,24 @@ def test_gradients_that_do_not_match_are_refused(card: Card) -> None:
 
 
 def landscape() -> tuple[Any, Any]:
-    """(loss of a problem's number and parameters, both starts): a quadratic, and digits of 4 by 4 centred pixels.
+    """(loss of a problem's number and parameters, both starts): a quadratic, and handwritten digits.
 
     They have parameters of the same shapes, so that a method is one program on both.
     """
     from sklearn.datasets import load_digits
 
     x, y = load_digits(n_class=4, return_X_y=True)
-    x, y = x[:256].reshape(-1, 4, 2, 4, 2).sum((2, 4)).reshape(-1, 16) / 16, y[:256].astype(np.int32)
-    x, curvature = (x - x.mean(0)).astype(np.float32), np.linspace(0.5, 2.0, 64, dtype=np.float32).reshape(16, 4)
+    x, y = (x[:256] / 16).astype(np.float32), y[:256].astype(np.int32)
+    curvature = np.linspace(0.5, 2.0, 256, dtype=np.float32).reshape(64, 4)
 
     def digits(p: dict) -> jax.Array:
         logits = jnp.asarray(x) @ p["kernel"] + p["bias"][None]
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(y)).mean()
 
     def quadratic(p: dict) -> jax.Array:
-        return 0.5 * jnp.sum(curvature * (p["kernel"] - 1) ** 2) + 0.5 * jnp.sum((p["bias"] + 1) ** 2)
+        return 0.5 * jnp.sum(curvature * (p["kernel"] - 0.25) ** 2) + 0.5 * jnp.sum((p["bias"] + 1) ** 2)
 
-    start = draw(0, {"bias": (4,), "kernel": (16, 4)})
+    start = draw(0, {"bias": (4,), "kernel": (64, 4)})
     starts = jax.tree.map(lambda w: np.stack([np.asarray(w), 0.1 * np.asarray(w)]), start)
     return lambda problem, p: jnp.where(problem == 0, quadratic(p), digits(p)), starts
 
