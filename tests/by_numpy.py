@@ -40,7 +40,7 @@ class Traced:
             return self.f(*args, **kwargs)
         with np.errstate(all="ignore"):
             results = evaluate(program, [taken(x) for x in leaves])
-        return jax.tree.unflatten(jax.tree.structure(shapes), [jax.device_put(x) for x in results])
+        return jax.tree.unflatten(jax.tree.structure(shapes), [arrayed(x) for x in results])
 
     def program(self, *args: Any, **kwargs: Any) -> tuple[ClosedJaxpr, Any]:
         """The program for arguments of these types, and the shapes, dtypes and weak types of its results."""
@@ -62,6 +62,11 @@ def by_numpy(f: Callable[..., Any]) -> Traced:
 def taken(x: Any) -> Any:
     """An array as NumPy has it; a random key as it is."""
     return x if jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended) else np.asarray(x)
+
+
+def arrayed(x: Any) -> Any:
+    """An array of JAX with memory of its own, so that it can be donated; a random key as it is."""
+    return jax.device_put(np.array(x)) if isinstance(x, np.ndarray | np.generic) else x
 
 
 def evaluate(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
@@ -95,7 +100,7 @@ def apply(equation: Any, args: list[Any]) -> list[Any]:
     found = by_its_name(name, p, args)
     if found is not None:
         return found
-    given = [jax.device_put(x) if isinstance(x, np.ndarray) else x for x in args]
+    given = [arrayed(x) if isinstance(x, np.ndarray) else x for x in args]
     results = equation.primitive.bind(*given, **p)
     return [taken(x) for x in (results if equation.primitive.multiple_results else [results])]
 
@@ -160,7 +165,7 @@ def eager() -> Iterator[None]:
                 with np.errstate(all="ignore"):
                     results = by_its_name(primitive.name, p, [taken(x) for x in args])
                 if results is not None:
-                    results = [jax.device_put(x) for x in results]
+                    results = [arrayed(x) for x in results]
                     return results if primitive.multiple_results else results[0]
             return usual[primitive](*args, **p)
 

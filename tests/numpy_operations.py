@@ -186,6 +186,16 @@ def _starts(x: Any, sizes: Any, starts: Any) -> tuple[slice, ...]:
     return tuple(slice(i, i + size) for i, size in zip(places, sizes, strict=True))
 
 
+def _cumulative(f: Callable[..., Any]) -> Callable[..., Any]:
+    def along(p: Any, x: Any) -> Any:
+        axis = p["axis"]
+        if x.dtype not in PLAIN:
+            return None
+        return np.flip(f(np.flip(x, axis), axis), axis) if p["reverse"] else f(x, axis)
+
+    return along
+
+
 def _dynamic_update_slice(p: Any, x: Any, new: Any, *starts: Any) -> Any:
     out = x.copy()
     out[_starts(x, new.shape, starts)] = new
@@ -199,6 +209,10 @@ MOVERS: dict[str, Callable[..., Any]] = {
     "convert_element_type": _convert,
     "copy": lambda p, x: x,
     "copy_p": lambda p, x: x,
+    "cummax": _cumulative(np.maximum.accumulate),
+    "cummin": _cumulative(np.minimum.accumulate),
+    "cumprod": _cumulative(lambda x, axis: np.cumprod(x, axis, dtype=x.dtype)),
+    "cumsum": _cumulative(lambda x, axis: np.cumsum(x, axis, dtype=x.dtype)),
     "dynamic_slice": lambda p, x, *starts: x[_starts(x, p["slice_sizes"], starts)],
     "dynamic_update_slice": _dynamic_update_slice,
     "iota": _iota,

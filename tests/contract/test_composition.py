@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -38,6 +39,7 @@ F64 = 1e-12
 TEN_LAYERS = {"adaptive_grad_clip", "lamb", "lars", "muon"}
 
 
+@pytest.mark.slow
 @methods("wrappers")
 @in_float64
 def test_inside_other_transformations(card: Card) -> None:
@@ -60,6 +62,7 @@ def test_inside_other_transformations(card: Card) -> None:
         close(plain, got, F64, F64)
 
 
+@pytest.mark.slow
 @methods("accumulation")
 @in_float64
 def test_multisteps(card: Card) -> None:
@@ -116,6 +119,7 @@ def test_extra_arguments_pass_through(card: Card) -> None:
         assert seen == {"value": 3.0}
 
 
+@pytest.mark.slow
 @methods("flax")
 def test_in_nnx_optimizer_and_linen_train_state(card: Card) -> None:
     """The optimizers of Flax take the steps that the method takes by itself."""
@@ -140,6 +144,7 @@ def test_in_nnx_optimizer_and_linen_train_state(card: Card) -> None:
     close(want, linen.params, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @methods("trees")
 def test_any_container(card: Card) -> None:
     """The numbers do not depend on what holds the leaves."""
@@ -151,6 +156,7 @@ def test_any_container(card: Card) -> None:
         same(want, jax.tree.leaves(got))
 
 
+@pytest.mark.slow
 @methods("shapes")
 def test_empty_trees_zero_sizes_and_all_ranks(card: Card) -> None:
     """Nothing at all, arrays without entries, and tensors of up to four axes: shapes stay, and numbers are finite."""
@@ -163,6 +169,7 @@ def test_empty_trees_zero_sizes_and_all_ranks(card: Card) -> None:
         assert np.isfinite(np.asarray(x)).all(), name
 
 
+@pytest.mark.slow
 @methods("stacked")
 @in_float64
 def test_stacked_layers_equal_separate_ones(card: Card) -> None:
@@ -195,6 +202,7 @@ def has_layout(card: Card) -> bool:
     return "layout" in inspect.signature(card.function).parameters
 
 
+@pytest.mark.slow
 @methods("layout", has_layout, "computes entry by entry, and has no argument `layout`")
 @in_float64
 def test_a_declared_stack_equals_the_recognised_one(card: Card) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card
@@ -27,6 +28,7 @@ def types(tree: Any) -> Any:
     return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x), getattr(x, "weak_type", False)), tree)
 
 
+@pytest.mark.slow
 @methods("jit")
 @in_float64
 def test_jit_equals_eager(card: Card) -> None:
@@ -54,6 +56,7 @@ def test_a_step_compiles_once(card: Card) -> None:
             assert types(updates) == types(params)
 
 
+@pytest.mark.slow
 @methods("scan")
 @in_float64
 def test_scan_equals_loop(card: Card) -> None:
@@ -64,6 +67,7 @@ def test_scan_equals_loop(card: Card) -> None:
     close(state, its_state, F64, F64)
 
 
+@pytest.mark.slow
 @methods("vmap")
 @in_float64
 def test_vmap_over_learning_rates(card: Card) -> None:

@@ -15,7 +15,7 @@ import gradkit as gk
 from gradkit.catalogue import Card
 from gradkit.parallel import collective_bytes, init_sharded, state_shardings
 from gradkit.transforms.owned import owners_of
-from tests.by_numpy import by_numpy
+from tests.by_numpy import eager
 from tests.contract.methods import draw, grads_like, make, methods, same
 
 SHAPES = {"bias": (16,), "kernel": (8, 16)}
@@ -127,7 +127,9 @@ def test_a_method_on_a_mesh(card: Card) -> None:
     # n roundings at most. Either as often as there are steps.
     roundings = 3 * (8 if card.collectives == "none" else 144)
     step, here = stepper(tx), draw(0, SHAPES)
-    first = steps(step, here, by_numpy(tx.init)(here), gradients(1))[:2]
+    with eager():
+        state = tx.init(here)
+    first = steps(step, here, state, gradients(1))[:2]
     copies = jax.device_get(first)
     alone = steps(step, *first, gradients(3)[1:])
     assert step._cache_size() == 1
