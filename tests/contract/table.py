@@ -58,10 +58,10 @@ def gathered(items: Iterable[pytest.Item]) -> dict[str, Any]:
     owed, reasons = set(), set()
     for item in items:
         owed |= set(keys_of(item))
-        mark = item.get_closest_marker("point")
-        for what in ("out", "silent") if mark else ():
-            point = what, mark.kwargs["form"], mark.kwargs["check"]
-            reasons |= {(*point, name, reason) for name, reason in mark.kwargs[what].items()}
+        if mark := item.get_closest_marker("point"):
+            for what in ("out", "silent"):
+                row = what, mark.kwargs["form"], mark.kwargs["check"]
+                reasons |= {(*row, name, reason) for name, reason in mark.kwargs[what].items()}
     return {"owed": sorted(owed), "reasons": sorted(reasons)}
 
 

@@ -103,12 +103,15 @@ def gradients(count: int, dtype: Any = np.float32) -> list[Any]:
     return [grads_like(draw(0, SHAPES, dtype), step) for step in range(count)]
 
 
-def put_back(saved: Any, like: Any) -> Any:
-    """Host copies of a run, placed as another run is: what a checkpoint gives back, as test_states_saved.py proves."""
+def resumed(program: Any, saved: Any, like: Any, grads: list[Any]) -> Any:
+    """Steps from host copies of (parameters, state), placed as another run is: from what a checkpoint gives back, as
+    test_states_saved.py proves."""
     # What is bound to a device would be another program than what is not.
     places = (y.sharding if y.committed else None for y in jax.tree.leaves(like))
     rows = zip(jax.tree.leaves(saved), jax.tree.leaves(like), places, strict=True)
-    return jax.tree.unflatten(jax.tree.structure(like), [jax.device_put(unpadded(x, y), place) for x, y, place in rows])
+    back = [jax.device_put(unpadded(x, y), place) for x, y, place in rows]
+    params, state = jax.tree.unflatten(jax.tree.structure(like), back)
+    return steps(program, params, state, grads)
 
 
 def unpadded(x: Any, like: Any) -> Any:
@@ -129,20 +132,19 @@ def test_a_method_on_a_mesh(card: Card) -> None:
     step, here = stepper(tx), draw(0, SHAPES)
     with eager():
         state = tx.init(here)
-    first = steps(step, here, state, gradients(1))[:2]
-    copies = jax.device_get(first)
-    alone = steps(step, *first, gradients(3)[1:])
+    params, state, _ = steps(step, here, state, gradients(1))
+    copies = jax.device_get((params, state))
+    alone = steps(step, params, state, gradients(3)[1:])
     assert step._cache_size() == 1
-    same(steps(step, *put_back(copies, alone[:2]), gradients(3)[1:]), alone)
+    same(resumed(step, copies, alone[:2], gradients(3)[1:]), alone)
 
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = mesh_of(kind)
-        program, first, there = on_a_mesh(card, tx, mesh)
+        program, copies, there = on_a_mesh(card, tx, mesh)
         assert_close(there, alone, roundings)
-        grads = [put(mesh, g) for g in gradients(3)[1:]]
-        same(steps(program, *put_back(first, there[:2]), grads), there)
+        same(resumed(program, copies, there[:2], [put(mesh, g) for g in gradients(3)[1:]]), there)
         # First what was computed on the mesh: there may be padding in it.
-        assert_close(there, steps(step, *put_back(first, alone[:2]), gradients(3)[1:]), roundings)
+        assert_close(there, resumed(step, copies, alone[:2], gradients(3)[1:]), roundings)
 
 
 def on_a_mesh(card: Card, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any, Any]:
