@@ -5,7 +5,7 @@ takes seconds before it computes for a microsecond; here it is traced, and NumPy
 comparisons, sums, shapes and products. What it has not is done by JAX, one operation at a time. That compiled programs
 compute the same is a test of its own, for every method.
 
-`eager` is the same for code that is not traced: Python decides on the numbers it sees, as it does outside of `jit`.
+`op_by_op` is the same for code that is not traced: Python decides on the numbers it sees, as it does outside of `jit`.
 """
 
 import contextlib
@@ -153,7 +153,7 @@ CONTROL = {"cond": _cond, "scan": _scan, "while": _while}
 
 
 @contextlib.contextmanager
-def eager() -> Iterator[None]:
+def op_by_op() -> Iterator[None]:
     """Nothing is traced or compiled: every operation is done when Python reaches it, by NumPy where NumPy has it."""
     found = [x for x in vars(jax.extend.core.primitives).values() if isinstance(x, Primitive)]
     usual = {primitive: primitive.impl for primitive in found if primitive.name in NAMES}

@@ -9,7 +9,7 @@ The one place where JAX runs a program on arrays has no public name. Should it m
 tests take longer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +18,12 @@ import numpy as np
 from jax._src import pjit  # noqa: TID251
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from tests.by_numpy import PLAIN, REDUCTIONS, SAME, _number, _shape
+from tests.numpy_operations import NAMES, PLAIN, operation
 
 HOME = str(Path(jax.__file__).parent)
 PLACE = "_pjit_call_impl_python"
 
-
-def _cumulative(f: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(p: Any, x: Any) -> Any:
-        axis = p["axis"]
-        return np.flip(f(np.flip(x, axis), axis), axis) if p["reverse"] else f(x, axis)
-
-    return apply
-
-
-def _dynamic_slice(p: Any, x: Any, *starts: Any) -> Any:
-    sizes = p["slice_sizes"]
-    corner = [min(max(int(i), 0), n - size) for i, n, size in zip(starts, x.shape, sizes, strict=True)]
-    return x[tuple(slice(i, i + size) for i, size in zip(corner, sizes, strict=True))]
-
-
-# What `by_numpy` leaves to JAX.
-MORE: dict[str, Callable[..., Any]] = {
-    "cummax": _cumulative(np.maximum.accumulate),
-    "cumprod": _cumulative(np.cumprod),
-    "cumsum": _cumulative(np.cumsum),
-    "dynamic_slice": _dynamic_slice,
-    "optimization_barrier": lambda p, *xs: list(xs),
-    "stack": lambda p, *xs: np.stack(xs, p["axis"]),
-    "stop_gradient": lambda p, x: x,
-    "tile": lambda p, x: np.tile(x, p["reps"]),
-}
-MOVING = {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "iota", "reshape", "rev"}
-MOVING |= {"select_n", "slice", "split", "squeeze", "transpose"}
-KNOWN = {*SAME, *REDUCTIONS, *MORE, *MOVING, "div", "dot_general", "integer_pow", "pow", "rsqrt"}
+KNOWN = NAMES | {"optimization_barrier"}
 
 
 def install() -> None:
@@ -121,11 +93,8 @@ def _evaluate(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any] | None:
         given, name, p = [read(atom) for atom in equation.invars], equation.primitive.name, equation.params
         if (called := _called(equation)) is not None:
             found = _evaluate(called, given)
-        elif name in MORE:
-            found = MORE[name](p, *given)
         else:
-            found = _shape(name, p, given)
-            found = _number(name, p, given) if found is None else found
+            found = given if name == "optimization_barrier" else operation(name, p, given)
         if found is None:
             return None
         for variable, x in zip(equation.outvars, found if isinstance(found, list) else [found], strict=True):

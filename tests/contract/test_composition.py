@@ -16,7 +16,7 @@ from flax.training.train_state import TrainState
 
 import gradkit as gk
 from gradkit.catalogue import Card
-from tests.by_numpy import eager
+from tests.by_numpy import op_by_op
 from tests.contract.methods import (
     SMALL,
     Model,
@@ -57,7 +57,7 @@ def test_inside_other_transformations(card: Card) -> None:
         "apply_if_finite": optax.apply_if_finite(tx, 3),
     }
     for outer in wrapped.values():
-        with eager():
+        with op_by_op():
             got, _ = run(outer, params, steps=2, how=as_it_is)
         close(plain, got, F64, F64)
 
@@ -69,7 +69,7 @@ def test_multisteps(card: Card) -> None:
     """Two equal gradients accumulated are one."""
     params = draw(0, SMALL, np.float64)
     tx, g = optax.MultiSteps(shared(card).numbers, 2), grads_like(params, 0)
-    with eager(), jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic on counters
+    with op_by_op(), jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic on counters
         first, state = tx.update(g, tx.init(params), params)
         second, state = tx.update(g, state, params)
     assert all(not np.any(np.asarray(u)) for u in jax.tree.leaves(first))
@@ -84,7 +84,7 @@ def test_only_its_own_leaves_count(card: Card) -> None:
     params = draw(0, dtype=np.float64)
     own = {"kernel", "bias"}
     mask = {name: name in own for name in params}
-    with eager():
+    with op_by_op():
         got, _ = run(optax.masked(shared(card).numbers, mask), params, steps=2, how=as_it_is)
     part = {name: params[name] for name in own}
     state = shared(card).init(part)

@@ -15,7 +15,7 @@ import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card
-from tests.by_numpy import by_numpy, eager
+from tests.by_numpy import by_numpy, op_by_op
 from tests.contract.methods import SMALL, as_it_is, close, draw, grads_like, in_float64, make, methods, run, supplied
 from tests.contract.shared import STEPS, shared
 
@@ -33,7 +33,7 @@ def types(tree: Any) -> Any:
 @in_float64
 def test_jit_equals_eager(card: Card) -> None:
     """One compiled program, and Python that does one operation after the other, compute the same steps."""
-    with eager():
+    with op_by_op():
         params, state = run(shared(card).tx, draw(0, SMALL, np.float64), steps=STEPS, how=as_it_is)
     compiled, its_state = shared(card).compiled
     close(params, compiled, F64, F64)
@@ -48,7 +48,7 @@ def test_a_step_compiles_once(card: Card) -> None:
         with jax.enable_x64(dtype == np.float64):
             params = draw(0, SMALL, dtype)
             # As `init` makes it outside of a trace: a Python number in it would have a weak type.
-            with eager():
+            with op_by_op():
                 state = shared(card).tx.init(params)
             _, (updates, after) = shared(card).update.program(grads_like(params, 0), state, params)
             assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -132,7 +132,7 @@ def test_abstract_init(card: Card) -> None:
     params, tx = draw(0), shared(card).tx
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     describe = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
-    with eager():
+    with op_by_op():
         assert describe(tx.init(params)) == describe(jax.eval_shape(tx.init, params)) == describe(tx.init(shapes))
 
 

@@ -15,7 +15,7 @@ import gradkit as gk
 from gradkit.catalogue import Card
 from gradkit.parallel import collective_bytes, init_sharded, state_shardings
 from gradkit.transforms.owned import owners_of
-from tests.by_numpy import eager
+from tests.by_numpy import op_by_op
 from tests.contract.methods import draw, grads_like, make, methods, same
 
 SHAPES = {"bias": (16,), "kernel": (8, 16)}
@@ -130,7 +130,7 @@ def test_a_method_on_a_mesh(card: Card) -> None:
     # n roundings at most. Either as often as there are steps.
     roundings = 3 * (8 if card.collectives == "none" else 144)
     step, here = stepper(tx), draw(0, SHAPES)
-    with eager():
+    with op_by_op():
         state = tx.init(here)
     params, state, _ = steps(step, here, state, gradients(1))
     copies = jax.device_get((params, state))
