@@ -85,7 +85,7 @@ def test_what_is_left_out_and_what_is_decayed(x64: None) -> None:
         u, _ = tx.update(zero, tx.init(w), w)
         assert_equal(w["w"] + u["w"], factor * w["w"])
         assert_equal(u["b"], zero["b"])
-    tx = gk.weight_normalized(gk.sgd(0.1, momentum=0.0), mask={"b": False, "w": False})
+    tx = gk.weight_normalized(gk.sgd(0.1, momentum=0.0), mask=False)
     u, _ = tx.update(w, tx.init(w), w)
     assert_equal(u, jax.tree.map(lambda x: -0.1 * x, w))
 
