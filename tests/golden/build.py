@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 import gradkit as gk
-from tests.golden import fixture
+from gradkit.transforms.weight_normalized import DirectionAndLength
+from tests.golden import extras, fixture
 from tests.golden.translate import (
     adam_l2,
     agc,
@@ -38,7 +39,8 @@ def in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, An
 
     def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
         own = {name: hyper[name] for name in names if name in hyper}
-        return optax.chain(filter_(**own), TRANSFORMATIONS[hyper["base"]](known(hyper, "base", *names)))
+        base = hyper.get("base", "sgd")
+        return optax.chain(filter_(**own), TRANSFORMATIONS[base](known(hyper, "base", *names)))
 
     return build
 
@@ -63,7 +65,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "anolog": direct(gk.anolog),
     "auon": direct(gk.auon),
     # The simple form of the code: Q stands at the inputs; where it starts from is in the file.
-    "dion": lambda hyper: gk.dion(**hyper, side="inputs", key=0),
+    "dion": lambda hyper: gk.dion(**{"side": "inputs", "key": 0, **known(hyper)}),
     "distributed_shampoo": direct(gk.distributed_shampoo),
     "diffgrad": penalised(gk.diffgrad),
     "fira_adamw": low_rank(gk.fira),
@@ -91,7 +93,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "mars_lion": without(gk.mars_lion, "b2", "eps"),
     "mars_shampoo": without(gk.mars_shampoo, "b2"),
     "novograd": direct(gk.novograd),
-    "perpgrad": in_front(gk.perpgrad),
+    "perpgrad": in_front(gk.perpgrad, "rescale", "eps"),
     "rmsprop": direct(gk.rmsprop),
     "proximal_ewma": proximal_ewma,
     "scaled_standardize_weight": through(gk.gradients.scaled_standardize_weight),
@@ -106,25 +108,69 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "sgd": direct(gk.sgd),
     "sgdp": direct(gk.sgdp),
     # The official code adds eps to the denominator; the number of labels is in the curvature.
-    "sophia_g": lambda hyper: gk.sophia_g(**known(hyper, "batch_size"), denominator="add"),
+    "sophia_g": lambda hyper: gk.sophia_g(**{"denominator": "add", **known(hyper, "batch_size")}),
     "tvlars": tvlars,
-    "weight_normalized(sgd)": lambda hyper: gk.weight_normalized(gk.sgd(**known(hyper, "inner", "axis"))),
-    "xgrad_adam": direct(gk.xgrad_adamw),
+    "weight_normalized(sgd)": lambda hyper: gk.weight_normalized(
+        TRANSFORMATIONS[hyper.get("inner", "sgd")](known(hyper, "inner", "axis"))
+    ),
+    "xgrad_adam": direct(gk.xgrad_adam),
     "xgrad_adamw": direct(gk.xgrad_adamw),
     "xgrad_sgd": direct(gk.xgrad_sgd),
 }
 
 
-def _dion_start(state: Any, extra: dict[str, Any]) -> Any:
+def _dion_start(state: Any, reader: extras.Reader) -> Any:
     """Q of every leaf, found by its rows, of which no two leaves have the same number."""
-    by_rows = {value.shape[0]: jnp.asarray(value)[None] for name, value in extra.items() if name.startswith("q0/")}
+    by_rows = {value.shape[0]: jnp.asarray(value)[None] for value in reader.tree("q0").values()}
     return jax.tree_util.tree_map_with_path(
         lambda path, x: by_rows[x.shape[1]] if path[-1] == jax.tree_util.DictKey("Q") else x, state
     )
 
 
-# method -> (state, arrays of the file) -> the state to start from
-STARTS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {"dion": _dion_start}
+# method -> (state, arrays of the file) -> the state to start from; and the state to go on from after the first step
+STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {"dion": _dion_start}
+SECOND_STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {}
+
+# method -> arrays of its files that are handed to `update` under another name: array -> argument
+HANDED: dict[str, dict[str, str]] = {}
+
+
+def _effective(function: Callable[..., Any]) -> Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]:
+    """The weights that a layer used at a step: the function of those before it."""
+    own = ("eps", "gain")
+
+    def show(golden: fixture.Golden, state: Any, x: Any, before: Any) -> dict[str, Any]:
+        given = {name: value for name, value in golden.hyper().items() if name in own}
+        return {"effective_last": {leaf: function(w, axis=0, **given) for leaf, w in before.items()}}
+
+    return show
+
+
+def _direction_and_length(golden: fixture.Golden, state: Any, x: Any, before: Any) -> dict[str, Any]:
+    """v and g of weight normalization; a file has g without the axis that is summed."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, DirectionAndLength))
+    z = next(node for node in nodes if isinstance(node, DirectionAndLength))
+    return {"v": z.v, "g": {leaf: g[0] for leaf, g in z.g.items()}}
+
+
+# method -> (file, state, parameters after and before the step) -> name of an array -> what it should be
+MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] = {
+    "scaled_standardize_weight": _effective(gk.gradients.scaled_standardize_weight),
+    "standardize_weight": _effective(gk.gradients.standardize_weight),
+    "weight_normalized(sgd)": _direction_and_length,
+}
+
+# Arrays of a file that say nothing more: method -> beginnings of their names.
+REPEATED = {
+    # The factors after the last step: every update but that of the last step follows from them.
+    "kron": ("q_final/",),
+}
+
+
+def unread(method: str, array: str) -> bool:
+    """Whether an array of a file need not be read."""
+    return array.startswith(REPEATED.get(method, ("\0",)))
+
 
 # method -> transformation of a file that brings a problem of its own
 PROBLEMS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -159,7 +205,7 @@ def _hessian_diag(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:
 def _sampled_labels(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:
     """The gradient of sampled labels of step t is drawn as that of step 1000 + t; B of them were sampled."""
     del x
-    labels = golden.meta["hyper"]["batch_size"]
+    labels = golden.meta["hyper"].get("batch_size", 1)
     return {"curvature": {leaf: jnp.asarray(labels * g**2) for leaf, g in fixture.grads(golden, 1000 + t).items()}}
 
 
@@ -181,8 +227,8 @@ def _sam(hyper: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
     own = ("rho", "adaptive", "eta")
     source = gk.gradients.sam
     kwargs = {"rho": hyper["rho"]}
-    if hyper["adaptive"]:
-        source, kwargs = gk.gradients.asam, {**kwargs, "eta": hyper["eta"]}
+    if hyper.get("adaptive"):
+        source, kwargs = gk.gradients.asam, {**kwargs, "eta": hyper["eta"]} if "eta" in hyper else kwargs
     return lambda loss_fn: source(loss_fn, **kwargs), gk.sgd(**known(hyper, *own))
 
 
@@ -280,22 +326,30 @@ ANSWERS: dict[str, Callable[[fixture.Golden], dict[str, Any]]] = {
 def _tract(hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     linear = partial(gk.gradients.tract_linear, damping=hyper["damping"])
     conv = partial(gk.gradients.tract_conv, strides=hyper["stride"], padding=hyper["padding"], damping=hyper["damping"])
-    w, b, k = (jnp.asarray(extra[name]) for name in ("wide/grad_kernel", "wide/grad_bias", "conv/grad_kernel_hwio"))
-    _, back = jax.vjp(lambda w, b: linear(jnp.asarray(extra["wide/x"]), w, b), jnp.ones_like(w), jnp.ones_like(b))
+    out = {}
+    for form in ("wide", "tall"):
+        x, w, b = (jnp.asarray(extra[f"{form}/{name}"]) for name in ("x", "grad_kernel", "grad_bias"))
+        _, back = jax.vjp(lambda w, b, x=x: linear(x, w, b), jnp.ones_like(w), jnp.ones_like(b))
+        dw, db = back(jnp.asarray(extra[f"{form}/grad_out"]))
+        out |= {f"{form}/grad_kernel": dw, f"{form}/grad_bias": db}
+    k = jnp.asarray(extra["conv/grad_kernel_hwio"])
     _, conv_back = jax.vjp(lambda k: conv(jnp.asarray(extra["conv/x_nhwc"]), k), jnp.ones_like(k))
-    dw, db = back(jnp.asarray(extra["wide/grad_out"]))
     (dk,) = conv_back(jnp.asarray(extra["conv/grad_out_nhwc"]))
-    return {"wide/grad_kernel": dw, "wide/grad_bias": db, "conv/grad_kernel_hwio": dk}
+    return {**out, "conv/grad_kernel_hwio": dk}
 
 
 # method -> (hyper, arrays -> some of the arrays, computed)
 FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {"tract": _tract}
 
-# method -> (hyper, order of this case or None -> aggregator)
-AGGREGATORS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
-    "pcgrad": lambda hyper, order: gk.aggregation.pcgrad(order=order, **hyper),
-    "upgrad": lambda hyper, order: gk.aggregation.upgrad(**hyper),
+# method -> (hyper of a case, its other arrays -> aggregator)
+AGGREGATORS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "pcgrad": lambda hyper, arrays: gk.aggregation.pcgrad(order=arrays.get("order"), **hyper),
+    "upgrad": lambda hyper, arrays: gk.aggregation.upgrad(**hyper),
 }
+# Arrays of a case that an aggregator is built with; the others are handed to it step by step.
+CONSTRUCTED = ("order",)
+# method -> worker -> what is added to the seed of the file for its gradients. Default 1000 (worker + 1).
+WORKER_SEEDS: dict[str, Callable[[int], int]] = {"deep_gradient_compression": lambda worker: 1000 * worker}
 
 
 def _strategy(function: Callable[..., Any], *drop: str) -> Callable[[dict[str, Any]], Any]:

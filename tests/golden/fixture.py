@@ -42,6 +42,26 @@ class Golden(NamedTuple):
     def extra(self) -> dict[str, np.ndarray]:
         return {name[6:]: array for name, array in self.arrays.items() if name.startswith("extra/")}
 
+    def hyper(self, case: str | None = None) -> dict[str, Any]:
+        """The hyperparameters; those of one case, where one is given as a table by case name.
+
+        A case that is not in the table has the default. Rates that a file has as an array are those of every step.
+        """
+        cases = set(self.meta.get("cases", ()))
+        out = {}
+        for name, value in self.meta["hyper"].items():
+            if isinstance(value, dict) and value and value.keys() <= cases:
+                value = value.get(case)
+            out[name] = value
+        rates = self.arrays.get("extra/learning_rate")
+        if self.meta["mode"] in ("replay", "closure") and rates is not None and len(rates) == len(self.steps):
+            out["learning_rate"] = rates.tolist()
+        return out
+
+    def worker(self, shift: int) -> "Golden":
+        """The same file with the losses and gradients of one of several workers."""
+        return self._replace(meta={**self.meta, "seed": self.meta["seed"] + shift})
+
 
 def folder() -> Path:
     """The trajectories that are replayed: those of the repository, or another folder of the same layout."""

@@ -10,8 +10,16 @@ import optax
 
 import gradkit as gk
 
-MASKS = {"ndim>1": gk.leaves.by_rank(2)}
-NAMES = {"l2": "weight_decay", "norm_max": "param_norm_max"}
+MASKS = {
+    "ndim>1": gk.leaves.by_rank(2),
+    "ndim<=1": gk.leaves.by_rank(0, 1),
+    "all but bias": ~gk.leaves.by_path("bias"),
+    "all": True,
+    "none": False,
+}
+NAMES = {"l2": "weight_decay", "norm_max": "param_norm_max", "mask": "weight_decay_mask"}
+# What may have a value per step.
+SCHEDULED = ("learning_rate", "weight_decay")
 
 
 def known(hyper: dict[str, Any], *drop: str) -> dict[str, Any]:
@@ -20,10 +28,10 @@ def known(hyper: dict[str, Any], *drop: str) -> dict[str, Any]:
     for name, value in hyper.items():
         if name in drop:
             continue
-        if name == "learning_rate" and isinstance(value, list):
+        if name in SCHEDULED and isinstance(value, list):
             value = per_step(value)
-        if isinstance(value, str):
-            value = MASKS.get(value, value)
+        if isinstance(value, str) and name.endswith("mask"):
+            value = MASKS[value]
         out[NAMES.get(name, name)] = value
     return out
 
@@ -71,7 +79,7 @@ def tvlars(hyper: dict[str, Any]) -> optax.GradientTransformation:
 
 def proximal_ewma(hyper: dict[str, Any]) -> optax.GradientTransformation:
     """A file of the mean: the parameters that move are kept in the state, and what is replayed is the mean of them."""
-    tx = optax.chain(gk.sgd(hyper["learning_rate"]), gk.proximal_ewma(hyper["decay"]))
+    tx = optax.chain(gk.sgd(**known(hyper, "decay", "reset_at")), gk.proximal_ewma(hyper["decay"]))
     reset_at = hyper.get("reset_at") or 0
 
     def init(x: Any) -> Any:
@@ -99,34 +107,43 @@ def through(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     """Gradient descent on weights behind a function, when the gradient of the file arrives at its value."""
 
     def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
-        own = {name: hyper[name] for name in hyper if name not in ("learning_rate", "momentum")}
+        moves = ("learning_rate", "momentum", "dampening", "nesterov", "weight_decay")
+        own = {name: hyper[name] for name in hyper if name not in moves}
         value = lambda w: function(w, **own)  # noqa: E731
 
         def update(g: Any, state: Any, params: Any = None) -> Any:
             return jax.tree.map(lambda w, d: jax.vjp(value, w)[1](d)[0], params, g), state
 
         back = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-        return optax.chain(back, gk.sgd(hyper["learning_rate"], momentum=hyper.get("momentum", 0.0)))
+        return optax.chain(back, gk.sgd(**known({name: hyper[name] for name in moves if name in hyper})))
 
     return build
 
 
 def low_rank(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    """Codes that name the interval and the side otherwise, and whose "std" is the shorter side."""
+    """Codes that name the interval and the side otherwise, and whose "std" is the shorter side.
+
+    They ran on the arrays as they are: their "left" are the rows, which are the inputs here.
+    """
     names = {"update_proj_gap": "update_interval", "gamma": "growth_limit", "projection": "side"}
-    sides = {"std": "short", "reverse_std": "long"}
+    sides = {"std": "short", "reverse_std": "long", "left": "inputs", "right": "outputs"}
 
     def build(hyper: dict[str, Any]) -> Any:
-        return function(**{names.get(k, k): sides.get(v, v) if k == "projection" else v for k, v in hyper.items()})
+        own = known(hyper)
+        return function(**{names.get(k, k): sides.get(v, v) if k == "projection" else v for k, v in own.items()})
 
     return build
 
 
 def conda(hyper: dict[str, Any]) -> Any:
-    return gk.conda(update_interval=hyper["update_proj_gap"], **known(hyper, "update_proj_gap"))
+    own = known(hyper)
+    if "update_proj_gap" in own:
+        own["update_interval"] = own.pop("update_proj_gap")
+    return gk.conda(**own)
 
 
 def shampoo(hyper: dict[str, Any]) -> optax.GradientTransformation:
     """The reference's exponent is one of matrices, where it is given."""
-    exponent = hyper.get("exponent_override")
-    return gk.shampoo(**known(hyper, "exponent_override"), exponent="shampoo" if exponent is None else exponent)
+    own = known(hyper)
+    exponent = own.pop("exponent_override", None)
+    return gk.shampoo(**own if exponent is None else {**own, "exponent": exponent})
