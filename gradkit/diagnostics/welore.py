@@ -16,7 +16,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named, names
+from gradkit.leaves import Layout, axes_of, map_named, names
 
 PAPER = Paper(
     "From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients",
@@ -143,7 +143,7 @@ def welore_factorize(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
     return a.astype(w.dtype), b.astype(w.dtype)
 
 
-def welore_labels(params: Any, ranks: Any, min_ratio: float | None = None, *, layout: Layout = default_layout) -> Any:
+def welore_labels(params: Any, ranks: Any, min_ratio: float | None = None, *, layout: Layout | None = None) -> Any:
     """Which parameters are trained: the matrices of low rank.
 
     Args:
@@ -177,7 +177,7 @@ def welore_labels(params: Any, ranks: Any, min_ratio: float | None = None, *, la
     def one(name: str, x: Any) -> str:
         if name not in given:
             return "nlrc"
-        axes, rank = layout(name, jnp.shape(x)), int(np.max(np.asarray(given[name])))
+        axes, rank = axes_of(layout, name, jnp.shape(x)), int(np.max(np.asarray(given[name])))
         n, m = (math.prod(jnp.shape(x)[a] for a in group) for group in (axes.inputs, axes.outputs))
         if not axes.inputs or not axes.outputs or not 0 <= rank <= min(n, m):
             raise ValueError(f"the rank of {name!r} must be that of a matrix of shape {(n, m)}, got {rank}")

@@ -13,7 +13,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.gradients.replicas import mean_over, own_copy
-from gradkit.leaves import Layout, default_layout
+from gradkit.leaves import Layout
 from gradkit.transforms.core import check_leaves
 from gradkit.transforms.hutchinson import check_hutchinson, hutchinson
 
@@ -41,7 +41,7 @@ def hutchinson_diag(
     distribution: str = "rademacher",
     absolute: bool = False,
     spatial_average: str | None = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     axis_name: Any = None,
 ) -> Any:
     """An unbiased estimate of the diagonal of the Hessian, for about two gradients per sample.

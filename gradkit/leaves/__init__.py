@@ -5,16 +5,11 @@ from gradkit.leaves.axis_names import AXIS_NAMES
 from gradkit.leaves.describe import Description, Row, describe
 from gradkit.leaves.groups import groups
 from gradkit.leaves.infer import Decision, Doubt, infer_layout
-from gradkit.leaves.layout import (
-    Layout,
-    default_layout,
-    layout,
-    tensor_axes,
-    unit_axes,
-)
+from gradkit.leaves.layout import layout, tensor_axes, unit_axes
 from gradkit.leaves.matrices import from_matrices, to_matrices
 from gradkit.leaves.paths import map_named, masked_names, names
 from gradkit.leaves.recording import Method
+from gradkit.leaves.scopes import Layout, LayoutWarning, axes_of, default_layout, resolve_layout
 from gradkit.leaves.selectors import (
     Selector,
     by_dtype,
@@ -35,9 +30,11 @@ __all__ = [
     "Description",
     "Doubt",
     "Layout",
+    "LayoutWarning",
     "Method",
     "Row",
     "Selector",
+    "axes_of",
     "by_dtype",
     "by_path",
     "by_rank",
@@ -55,6 +52,7 @@ __all__ = [
     "masked_names",
     "matrices_by_default",
     "names",
+    "resolve_layout",
     "resolve_mask",
     "tensor_axes",
     "to_matrices",

@@ -40,13 +40,15 @@ def _is_leaf(node: Any) -> bool:
     return jax.tree_util.all_leaves([node])
 
 
-def axes_of_box(node: Any) -> Any:
-    """The names of the axes that a box carries, or None.
+def axes_of_box(node: Any, *, lasting: bool = False) -> Any:
+    """The names of the axes that a box carries, or None; of Flax boxes and Variables None where `lasting`.
 
     Example:
       >>> axes_of_box(meta.Partitioned(1.0, names=("embed", "mlp")))
       ('embed', 'mlp')
     """
+    if lasting and isinstance(node, nnx.Variable | meta.AxisMetadata):
+        return None
     if isinstance(node, nnx.Variable):
         given = node.get_metadata()
         found = next((given[key] for key in ("out_sharding", "sharding", "sharding_names") if given.get(key)), None)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.leaves.layout import Layout, default_layout
+from gradkit.leaves.infer import infer_layout
 from gradkit.leaves.paths import names
 from gradkit.leaves.recording import Link, recorded
+from gradkit.leaves.scopes import Layout
 from gradkit.leaves.selectors import resolve_mask
 
 
@@ -54,7 +55,7 @@ def _list(separator: str, numbers: tuple[int, ...]) -> str:
     return separator.join(map(str, numbers)) or "-"
 
 
-def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = default_layout) -> Description:
+def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | None = None) -> Description:
     """For every leaf: name, role, stack axes, method, learning rate, weight decay, bytes of state.
 
     Args:
@@ -62,7 +63,7 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = 
         `inject_hyperparams`, `gk.precision`, `groups`. Of links and optimizers of this library the method, rate and
         decay are known; links of optax are named after their state.
       params: parameters, or `jax.ShapeDtypeStruct`s of them.
-      layout: how roles and stack axes are decided.
+      layout: how roles and stack axes are decided. Default None: by the tree, as every method does.
 
     Returns:
       A description; `print` it. The method of a leaf reads `first + second` where links follow one another, and
@@ -77,6 +78,7 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout = 
       total                                                               268
     """
     abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params
+    layout = infer_layout(abstract) if layout is None else layout
     foreign: list[tuple[str, frozenset[str]]] = []
 
     def run(params: Any) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.leaves.paths import map_named, names
+from gradkit.leaves.scopes import deciding
 from gradkit.leaves.selectors import Selector, near
 
 
@@ -61,7 +62,8 @@ def groups(
         )
 
     def label_tree(tree: Any) -> Any:
-        return map_named(label, tree)
+        with deciding(tree):
+            return map_named(label, tree)
 
     partition = optax.partition(transformations, label_tree)
 

@@ -9,7 +9,7 @@ same at `init` and `update`, and made once for each tree.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ class Doubt(NamedTuple):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=True)
 class Decision:
     """What the axes of every leaf of one tree mean; a layout, `(path, shape) -> Axes`.
 
@@ -48,14 +48,26 @@ class Decision:
     def _known(self) -> dict[str, tuple[tuple[int, ...], Axes]]:
         return {path: (shape, axes) for path, shape, axes in self.entries}
 
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.entries, self.ambiguous))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def find(self, path: str, shape: tuple[int, ...], *, exact: bool) -> Axes | None:
+        """The axes of a leaf of the tree, or None: of this shape, or else of any that has as many axes."""
+        known = self._known.get(path)
+        if known is None and path.rpartition("/")[2] in ("0", "value"):
+            known = self._known.get(path.rpartition("/")[0])
+        if known is None or len(known[0]) != len(shape) or (exact and known[0] != tuple(shape)):
+            return None
+        return known[1]
+
     def __call__(self, path: str, shape: tuple[int, ...]) -> Axes:
         """The meaning of the axes of one leaf; of a leaf that is not in the tree, what it says by itself."""
-        known = self._known.get(path)
-        if known is None:
-            known = self._known.get(path.rpartition("/")[0]) if path.rpartition("/")[2] in ("0", "value") else None
-        if known is not None and len(known[0]) == len(shape):
-            return known[1]
-        return alone(path, tuple(shape))
+        found = self.find(path, shape, exact=False)
+        return alone(path, tuple(shape)) if found is None else found
 
     def covers(self, entries: Any) -> bool:
         """Whether all of these (name, shape) are leaves of the tree."""
@@ -86,22 +98,29 @@ def infer_layout(params: Any, axis_names: Any = None, *, table: Mapping[str, str
       >>> infer_layout({"w": jnp.zeros((4, 3, 8))}, {"w": ("embed", "layers", "mlp")})("w", (4, 3, 8))
       Axes(role='matrix', stack=(1,), inputs=(0,), outputs=(2,), splits=())
     """
-    leaves, structure = jax.tree.flatten(params)
     if axis_names is None:
-        named = names_of_axes(params)
-    else:
-        try:
-            named = structure.flatten_up_to(axis_names)
-        except ValueError as error:
-            raise ValueError(
-                "infer_layout: axis_names must be a tree like params with one tuple of names (or None) per leaf, "
-                f"such as {{'kernel': ('embed', 'mlp')}}: {error}"
-            ) from error
-    rows = tuple(
+        return decide(_rows(params, names_of_axes(params), table))
+    try:
+        named = jax.tree.structure(params).flatten_up_to(axis_names)
+    except ValueError as error:
+        raise ValueError(
+            "infer_layout: axis_names must be a tree like params with one tuple of names (or None) per leaf, "
+            f"such as {{'kernel': ('embed', 'mlp')}}: {error}"
+        ) from error
+    return decide(_rows(params, named, table))
+
+
+def lasting(tree: Any) -> Decision:
+    """The decision for a tree from what both `init` and `update` can see: names and shapes, and the names of axes where
+    they belong to the array; not those of Flax boxes and Variables, which trainers take off in between."""
+    return decide(_rows(tree, names_of_axes(tree, lasting=True), None))
+
+
+def _rows(tree: Any, named: Sequence[Any], table: Mapping[str, str] | None) -> tuple["Row", ...]:
+    return tuple(
         (name, tuple(jnp.shape(x)), meanings(n, jnp.ndim(x), table))
-        for name, x, n in zip(names(params), leaves, named, strict=True)
+        for name, x, n in zip(names(tree), jax.tree.leaves(tree), named, strict=True)
     )
-    return decide(rows)
 
 
 Row = tuple[str, tuple[int, ...], tuple[str, ...] | None]

@@ -1,82 +1,17 @@
 """What the axes of a parameter mean: its role, and which axes are stacked, summed over, or put out.
 
-A layout is a function `(path, shape) -> Axes`. `default_layout` knows the names that Flax linen and
-Flax NNX give; `layout(...)` overrides it for the leaves that a selector picks. Every method that
-measures something per tensor (a norm, a ratio, a projection) asks the layout, so ten layers that are
-stacked for a scan are ten tensors, and never one.
+A layout is a function `(path, shape) -> Axes`. Where none is declared, `infer_layout` decides it for the whole tree;
+`layout(...)` overrides that for the leaves that a selector picks. Every method that measures something per tensor (a
+norm, a ratio, a projection) asks the layout, so ten layers that are stacked for a scan are ten tensors, and never one.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradkit import checks
 from gradkit.leaves.axes import ROLES, Axes
-
-Layout = Callable[[str, tuple[int, ...]], Axes]
-
-# Names that flax.linen gives to modules made by nn.scan and nn.vmap: their first axis is a stack.
-_LIFTED = re.compile(r"(Scan|Vmap)[A-Z]\w*_\d+")
-_HEAD = re.compile(r"lm_head|head|logits|classifier|unembed\w*|output_layer")
-_CONV = re.compile(r"(?i)\w*conv\w*")
-
-
-def default_layout(path: str, shape: tuple[int, ...]) -> Axes:
-    """The layout of Flax names; what it decides for a model is printed by `describe`.
-
-    In this order, on the name `a/b/c` of a leaf:
-
-    * every component that linen's `nn.scan` or `nn.vmap` named by itself (`ScanBlock_0`,
-      `VmapExpert_0`) makes one leading axis a stack axis; with `Vmap` the role is "expert". Other
-      stacks (NNX, modules with a name of their own) are declared with `layout`;
-    * of the remaining axes: none is a "scalar", one a "vector";
-    * `embedding` is an (entries, features) "embedding";
-    * a kernel below a component with "conv" in its name has inputs = all but the last axis (HWIO);
-    * rank 2 is (inputs, outputs), and a "head" below `head`, `lm_head`, `logits`, `classifier`;
-    * rank 3 below `query`, `key`, `value` is (inputs, heads, features), outputs = the last two;
-      below `out` it is (heads, features, outputs), inputs = the first two;
-    * rank 3 and more otherwise: the last two axes are (inputs, outputs), those before them are batch
-      axes of the matrix view, and together they are one tensor. A rank-4 or rank-5 `kernel` is a conv.
-
-    Args:
-      path: the name of the leaf, `a/b/c`.
-      shape: its shape.
-
-    Returns:
-      The meaning of its axes.
-
-    Example:
-      >>> default_layout("Dense_0/kernel", (64, 10))
-      Axes(role='matrix', stack=(), inputs=(0,), outputs=(1,), splits=())
-      >>> default_layout("ScanBlock_0/Conv_0/kernel", (6, 3, 3, 8, 16))
-      Axes(role='conv', stack=(0,), inputs=(1, 2, 3), outputs=(4,), splits=())
-    """
-    pieces = path.split("/")
-    lifted = [piece for piece in pieces if _LIFTED.fullmatch(piece)]
-    depth = min(len(lifted), len(shape))
-    role, inputs, outputs = _plain(pieces, len(shape) - depth)
-    if role == "matrix" and any(piece.startswith("Vmap") for piece in lifted):
-        role = "expert"
-    return _shift(Axes(role, (), inputs, outputs), depth)
-
-
-def _plain(pieces: list[str], rank: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    name, above = pieces[-1], pieces[:-1]
-    if rank == 0:
-        return "scalar", (), ()
-    if rank == 1:
-        return "vector", (), (0,)
-    everything_but_last, last = tuple(range(rank - 1)), (rank - 1,)
-    if name == "embedding":
-        return "embedding", everything_but_last, last
-    if any(_CONV.fullmatch(piece) for piece in above[-1:]) or (rank in (4, 5) and name == "kernel"):
-        return "conv", everything_but_last, last
-    if rank == 3 and above and above[-1] in ("query", "key", "value"):
-        return "matrix", (0,), (1, 2)
-    if rank == 3 and above and above[-1] == "out":
-        return "matrix", (0, 1), (2,)
-    head = rank == 2 and any(_HEAD.fullmatch(piece) for piece in pieces)
-    return "head" if head else "matrix", (rank - 2,), last
+from gradkit.leaves.infer import alone
+from gradkit.leaves.scopes import Layout, axes_of
 
 
 def _shift(axes: Axes, depth: int) -> Axes:
@@ -88,7 +23,7 @@ def _shift(axes: Axes, depth: int) -> Axes:
     )
 
 
-def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout = default_layout) -> Layout:
+def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout | None = None) -> Layout:
     """A layout that differs from another on the leaves that selectors pick.
 
     Args:
@@ -96,7 +31,7 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout = default_
         of leading axes that enumerate separate tensors (or a tuple of axes); and any of `role`,
         `inputs`, `outputs`, `splits`, in the axes of the whole leaf. With `stack` alone, the meaning of
         the other axes is what `default` says of one member of the stack.
-      default: the layout of everything else.
+      default: the layout of everything else. Default None: what is inferred from the tree.
 
     Raises:
       ValueError: an unknown field or role; at use, an axis the leaf does not have or one with two meanings.
@@ -120,15 +55,16 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout = default_
             if selector.test(path, tuple(shape), None):
                 changes = dict(changes)
                 stack = changes.pop("stack", None)
+                axes = axes_of(default, path, shape)
                 if isinstance(stack, int):
-                    axes = _shift(default(path, tuple(shape)[stack:]), stack)
-                else:
-                    axes = default(path, tuple(shape))
-                    axes = axes if stack is None else axes._replace(stack=tuple(stack))
+                    if axes.stack != tuple(range(stack)):
+                        axes = _shift((alone if default is None else default)(path, tuple(shape)[stack:]), stack)
+                elif stack is not None:
+                    axes = axes._replace(stack=tuple(stack))
                 return _checked(
                     axes._replace(**{k: v if k == "role" else tuple(v) for k, v in changes.items()}), path, shape
                 )
-        return default(path, tuple(shape))
+        return axes_of(default, path, shape)
 
     return decide
 

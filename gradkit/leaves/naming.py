@@ -25,14 +25,14 @@ _SUFFIX = re.compile(r"_(w|weights?|kernel|b|bias)$|^(b|bias)_")
 _LIFTED = re.compile(r"(Scan|Vmap)[A-Z]\w*_\d+|\w*layer_stack\w*")
 
 _ONE_AXIS = re.compile(
-    r"bias|b\d*|scale|gain|g|gamma|beta|offset|shift|ls\d*|layer_?scale\w*"
+    r"bias|b\d*|scale|gain|gamma|beta|offset|shift|ls\d*|layer_?scale\w*"
     r"|\w+_(b|bias|biases|scale|gain|g|gamma|beta|offset)|(b|bias|scale|gamma|beta)_\w+|\w*norm|ln\w*|\w+_ln"
 )
 _ANY_AXES = re.compile(
-    r"log_?std\w*|\w*_std|log_?alpha|alpha|temp(erature)?|t|logit_(scale|bias)|a_?log|d|d_skip|dt_bias|a_param|lambda\w*"
+    r"log_?std\w*|\w*_std|log_?alpha|alpha|temp(erature)?|logit_(scale|bias)|a_?log|d_skip|dt_bias|a_param|lambda\w*"
     r"|\w+_log|log_\w+|time_(decay|first|faaaa|mix\w*|maa\w*|curve|shift)|mix_\w+|x_[rwkvag]|cls(_?token)?|probe"
     r"|const(ant)?|init(ial)?_\w+|[hc]0|carry|slopes?"
-    r"|(mask|class|dist|distillation|register|sep|pad|bos|null)_?(tokens?|embed(ding)?|emb)|negative_slope|decay|u|bonus"
+    r"|(mask|class|dist|distillation|register|sep|pad|bos|null)_?(tokens?|embed(ding)?|emb)|negative_slope|decay|bonus"
 )
 _STATE_SPACE = re.compile(r"[BC]\d?(_(re|im|real|imag))?")
 _POSITION = _set("pos position positional positions")
@@ -61,8 +61,8 @@ def words(text: str) -> tuple[str, ...]:
 def parts(path: str) -> tuple[str, ...]:
     """The pieces of a path that are names: without indices and the fields of boxes."""
     pieces: tuple[str, ...] = tuple(piece for piece in path.split("/") if not _INDEX.fullmatch(piece))
-    if len(pieces) > 1 and pieces[-1] in _FIELDS and pieces[-2].lower() in GENERIC:
-        pieces = pieces[:-1]
+    if len(pieces) > 1 and pieces[-1] in _FIELDS and pieces[len(pieces) - 2].lower() in GENERIC:
+        return pieces[:-1]
     return pieces or (path.rpartition("/")[2],)
 
 
@@ -73,10 +73,10 @@ def own(path: str) -> str:
 
 def label(path: str) -> str:
     """The name of the layer a leaf belongs to."""
-    pieces = parts(path)
-    if pieces[-1].lower() in GENERIC and len(pieces) > 1:
-        return pieces[-2]
-    return _SUFFIX.sub("", pieces[-1]) or pieces[-1]
+    *above, last = parts(path)
+    if last.lower() in GENERIC and above:
+        return above[-1]
+    return _SUFFIX.sub("", last) or last
 
 
 @functools.lru_cache(maxsize=65536)

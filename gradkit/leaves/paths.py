@@ -62,11 +62,12 @@ def masked_names(tree: Any) -> list[str]:
     return ["/".join(map(_piece, path)) for path, node in nodes if stops(node) and taken(node)]
 
 
-def names_of_axes(tree: Any) -> list[Any]:
+def names_of_axes(tree: Any, *, lasting: bool = False) -> list[Any]:
     """Per leaf the names of its axes that its box carries, or None; in the order of `jax.tree.leaves`.
 
     Args:
       tree: any pytree.
+      lasting: only those that the leaves of updates carry as well: not those of Flax boxes and Variables.
 
     Returns:
       One entry per leaf.
@@ -77,7 +78,7 @@ def names_of_axes(tree: Any) -> list[Any]:
       [('embed',), None]
     """
     nodes = jax.tree.leaves(tree, is_leaf=is_box)
-    return [axes_of_box(node) for node in nodes for _ in jax.tree.leaves(node)]
+    return [axes_of_box(node, lasting=lasting) for node in nodes for _ in jax.tree.leaves(node)]
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
-from gradkit.leaves.layout import ROLES, Layout, default_layout
+from gradkit.leaves.axes import ROLES
 from gradkit.leaves.paths import map_named, masked_names, names
+from gradkit.leaves.scopes import Layout, axes_of, deciding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Selector:
 
     def __call__(self, tree: Any) -> Any:
         """The tree of booleans: which leaves are selected. Leaves may be arrays or shapes."""
-        return map_named(lambda name, x: self.test(name, jnp.shape(x), getattr(x, "dtype", None)), tree)
+        with deciding(tree):
+            return map_named(lambda name, x: self.test(name, jnp.shape(x), getattr(x, "dtype", None)), tree)
 
     def __and__(self, other: "Selector") -> "Selector":
         text, by_name = f"({self.text} & {other.text})", self.by_name and other.by_name
@@ -85,12 +87,12 @@ def by_path(pattern: str) -> Selector:
     return Selector(lambda path, shape, dtype: compiled.fullmatch(path) is not None, f"by_path({pattern!r})", True)
 
 
-def by_role(*roles: str, layout: Layout = default_layout) -> Selector:
+def by_role(*roles: str, layout: Layout | None = None) -> Selector:
     """Leaves of one of some roles.
 
     Args:
       *roles: "matrix", "conv", "embedding", "head", "vector", "scalar", "expert".
-      layout: what decides the role.
+      layout: what decides the role. Default None: the tree.
 
     Returns:
       A selector.
@@ -104,10 +106,10 @@ def by_role(*roles: str, layout: Layout = default_layout) -> Selector:
     """
     for role in roles:
         checks.choice("role", role, ROLES)
-    return Selector(lambda path, shape, dtype: layout(path, shape).role in roles, f"by_role{roles}")
+    return Selector(lambda path, shape, dtype: axes_of(layout, path, shape).role in roles, f"by_role{roles}")
 
 
-def by_rank(at_least: int = 0, at_most: int | None = None, *, layout: Layout = default_layout) -> Selector:
+def by_rank(at_least: int = 0, at_most: int | None = None, *, layout: Layout | None = None) -> Selector:
     """Leaves with this many axes, not counting those that stack separate tensors.
 
     A stack of bias vectors has rank 1, as each of them has.
@@ -115,7 +117,7 @@ def by_rank(at_least: int = 0, at_most: int | None = None, *, layout: Layout = d
     Args:
       at_least: smallest rank, >= 0.
       at_most: largest rank. Default None: any.
-      layout: what says which axes are stacks.
+      layout: what says which axes are stacks. Default None: the tree.
 
     Returns:
       A selector.
@@ -131,7 +133,7 @@ def by_rank(at_least: int = 0, at_most: int | None = None, *, layout: Layout = d
     checks.integer("at_most", at_most, at_least, optional=True)
 
     def test(path: str, shape: tuple[int, ...], dtype: Any) -> bool:
-        rank = len(shape) - len(layout(path, shape).stack)
+        rank = len(shape) - len(axes_of(layout, path, shape).stack)
         return at_least <= rank and (at_most is None or rank <= at_most)
 
     return Selector(test, f"by_rank({at_least}, {at_most})")
@@ -174,17 +176,17 @@ def by_dtype(dtype: Any) -> Selector:
     return Selector(test, f"by_dtype({dtype})")
 
 
-def matrices_by_default(layout: Layout) -> Selector:
+def matrices_by_default(layout: Layout | None) -> Selector:
     """`by_rank(2)` as the default of a mask: where a tree has no matrices, nothing was misspelled.
 
     Args:
-      layout: what says which axes are stacks.
+      layout: what says which axes are stacks. Default None: the tree.
 
     Returns:
       A selector that `check_mask` lets through although it selects no leaf.
 
     Example:
-      >>> mask = matrices_by_default(default_layout)
+      >>> mask = matrices_by_default(None)
       >>> check_mask(mask, {"bias": 1.0}, method="lars", argument="weight_decay_mask", instead="weight_decay=0")
     """
     return dataclasses.replace(by_rank(2, layout=layout), required=False)

@@ -102,7 +102,7 @@ def _positions(leaves: Sequence[Leaf]) -> Iterable[tuple[int, int]]:
             yield position, size
 
 
-def _best(leaves: Sequence[Leaf], module: str, widths: set[int]) -> tuple[int, float] | None:
+def _best(leaves: Sequence[Leaf], module: str, widths: set[int], *, lifted: bool) -> tuple[int, float] | None:
     """The position of the axis that explains the surplus of these leaves, and by how much."""
     undecided = [x for x in leaves if x.meanings is None]
     single = len({naming.layer(x.path) for x in leaves}) == 1
@@ -126,7 +126,7 @@ def _best(leaves: Sequence[Leaf], module: str, widths: set[int]) -> tuple[int, f
         named = naming.stacks(module) and gain >= 0 and position == 0
         if len(undecided) < 2 and not named:
             gain = min(gain, 0.0)
-        if naming.lifted(module) and position == 0:
+        if lifted and position == leaves[0].axes[0]:
             gain += 10.0
         if gain > 0:
             found.append((gain, size not in widths, -size, position >= 0, -position, position))
@@ -154,9 +154,12 @@ def find_stacks(leaves: Sequence[Leaf], widths: set[int]) -> None:
       widths: sizes that are features of embeddings.
     """
     accepted: list[tuple[tuple[str, ...], int, int]] = []
+    lifted: set[tuple[str, ...]] = set()
     for module, below in _modules(leaves).items():
         while below and any(x.meanings is None for x in below):
-            found = _best(below, module[-1] if module else "", widths)
+            of = module[-1] if module else ""
+            found = _best(below, of, widths, lifted=naming.lifted(of) and module not in lifted)
+            lifted.add(module)
             if found is None:
                 break
             position, gain = found
@@ -218,6 +221,9 @@ def find_experts(leaves: Sequence[Leaf]) -> None:
     for x in leaves:
         if x.meanings is not None or x.kind in ("table", "conv", "head"):
             continue
+        if any(naming.lifted(piece) and piece.startswith("Vmap") for piece in x.path.split("/")) and x.kind != "vector":
+            x.experts += x.stack[:1]
+            continue
         inside = naming.of_expert(x.path) and not naming.of_router(x.path)
         if x.stack and inside and x.kind != "free vector":
             own = [a for a in x.stack if _own_axis(x, a, leaves, found)]
@@ -241,5 +247,6 @@ def _own_axis(x: Leaf, axis: int, leaves: Sequence[Leaf], found: dict[tuple[str,
     key = outside, axis, x.shape[axis]
     if key not in found:
         near = [y for y in leaves if y.path.startswith(outside + "/") or not outside]
-        found[key] = any(axis not in y.stack or y.shape[axis] != x.shape[axis] for y in near)
+        alone = all(naming.of_expert(y.path) for y in near)
+        found[key] = alone or any(axis not in y.stack or y.shape[axis] != x.shape[axis] for y in near)
     return found[key]

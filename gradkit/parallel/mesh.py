@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradkit import checks
-from gradkit.leaves import Layout, default_layout, map_named
+from gradkit.leaves import Layout, axes_of, map_named
 
 BATCH_AXES = ("replica", "data", "fsdp")
 
@@ -82,7 +82,7 @@ def make_mesh(axes: str | Mapping[str, int], *, devices: Sequence[Any] | None = 
     return jax.make_mesh(tuple(lengths.values()), tuple(lengths), axis_types=kinds, devices=devices)
 
 
-def param_shardings(params: Any, mesh: Mesh, *, layout: Layout = default_layout) -> Any:
+def param_shardings(params: Any, mesh: Mesh, *, layout: Layout | None = None) -> Any:
     """Where parameters lie on a mesh with axes named "fsdp" and "tensor"; over all other axes they are replicated.
 
     A parameter with inputs and outputs is cut along "tensor" on its last output axis; then every parameter is cut
@@ -105,7 +105,7 @@ def param_shardings(params: Any, mesh: Mesh, *, layout: Layout = default_layout)
     """
 
     def place(name: str, x: Any) -> NamedSharding:
-        shape, axes = np.shape(x), layout(name, np.shape(x))
+        shape, axes = np.shape(x), axes_of(layout, name, np.shape(x))
         spec: list[str | None] = [None] * len(shape)
         tensor, fsdp = (mesh.shape.get(axis, 0) for axis in ("tensor", "fsdp"))
         if tensor and axes.inputs and axes.outputs and shape[axes.outputs[-1]] % tensor == 0:

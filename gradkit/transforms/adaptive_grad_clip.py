@@ -12,13 +12,13 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, check_mask, default_layout, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, names, resolve_mask
 from gradkit.transforms.core import abs_sq, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, packed_norms
 
 
 def block_norm(
-    x: Any, block: str | int = "tensor", *, name: str = "", axis_name: Any = None, layout: Layout = default_layout
+    x: Any, block: str | int = "tensor", *, name: str = "", axis_name: Any = None, layout: Layout | None = None
 ) -> jax.Array:
     """The Euclidean norm of every block of one array: what trust ratios and unit-wise clipping are made of.
 
@@ -62,7 +62,7 @@ def block_norm(
 
 
 def adaptive_grad_clip(
-    clipping: Any = 0.01, *, eps: Any = 1e-3, mask: Any = None, layout: Layout = default_layout
+    clipping: Any = 0.01, *, eps: Any = 1e-3, mask: Any = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Clips the gradient of every output unit relative to the norm of its weights.
 

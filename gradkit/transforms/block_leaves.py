@@ -12,7 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named, names, tensor_axes
+from gradkit.leaves import Layout, axes_of, map_named, names, tensor_axes
 from gradkit.transforms.core import transformation
 from gradkit.transforms.kronecker import merge_backwards
 from gradkit.transforms.placement import as_it_lay, everywhere
@@ -36,7 +36,7 @@ def block_leaves(
     *,
     max_dim: int = 1024,
     merge: bool = True,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lets a transformation work on blocks of bounded size, each as a leaf of its own.
 
@@ -69,7 +69,7 @@ def block_leaves(
 
     def stacks(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
         """The order of axes, stacks first; how many of them are stacks; the joined lengths of the others."""
-        axes = layout(name, shape)
+        axes = axes_of(layout, name, shape)
         own = tensor_axes(axes, shape)
         dims = tuple(shape[a] for a in own)
         return (*axes.stack, *own), len(axes.stack), merge_backwards(dims, max_dim) if merge else dims

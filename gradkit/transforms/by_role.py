@@ -5,14 +5,17 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from gradkit.leaves import Layout, Method, map_named
+from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.transforms.core import optimizer
 
 ROLES = ("matrix", "conv", "expert")
 
 
 def by_role(
-    described: Method, matrices: optax.GradientTransformation, others: optax.GradientTransformation, layout: Layout
+    described: Method,
+    matrices: optax.GradientTransformation,
+    others: optax.GradientTransformation,
+    layout: Layout | None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that gives matrices, convolutions and experts to one transformation, and embeddings, heads, vectors
     and scalars to another.
@@ -26,6 +29,8 @@ def by_role(
     members: dict[Any, Any] = {"matrices": matrices, "others": others}
 
     def labels(tree: Any) -> Any:
-        return map_named(lambda name, x: "matrices" if layout(name, jnp.shape(x)).role in ROLES else "others", tree)
+        return map_named(
+            lambda name, x: "matrices" if axes_of(layout, name, jnp.shape(x)).role in ROLES else "others", tree
+        )
 
     return optimizer(described, optax.partition(members, labels))

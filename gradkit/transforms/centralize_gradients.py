@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names, tensor_axes
+from gradkit.leaves import Layout, axes_of, names, tensor_axes
 from gradkit.transforms.core import divide, scalar, transformation
 from gradkit.transforms.norms import entries, packed_sums
 from gradkit.transforms.sums import block_sums, own_parts, whole_shape
@@ -23,7 +23,7 @@ PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeur
 
 
 def centralize_gradients(
-    *, axis: int | Sequence[int] | None = None, layout: Layout = default_layout
+    *, axis: int | Sequence[int] | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Subtracts from the gradient of every output unit its mean.
 
@@ -58,7 +58,7 @@ def centralize_gradients(
         checks.integer("axis", a, -(2**31))
 
     def mean_axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        axes = layout(name, shape)
+        axes = axes_of(layout, name, shape)
         own = tensor_axes(axes, shape)
         if len(own) < 2:
             return ()
@@ -87,7 +87,7 @@ def centralize_gradients(
     return transformation("centralize_gradients", lambda params: optax.EmptyState(), update)
 
 
-def normalize_gradients(*, eps: Any = 1e-8, layout: Layout = default_layout) -> optax.GradientTransformationExtraArgs:
+def normalize_gradients(*, eps: Any = 1e-8, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Divides the gradient of every tensor by the standard deviation of its entries.
 
     Put it behind `centralize_gradients`. Tensors of one or two entries are left alone.

@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names
+from gradkit.leaves import Layout, names
 from gradkit.transforms.clip import clip_by_global_norm
 from gradkit.transforms.core import scalar, transformation
 from gradkit.transforms.norms import packed_norms
@@ -31,7 +31,7 @@ def clip_coordinates(x: jax.Array, limit: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.maximum(x, -limit), limit)
 
 
-def clip_by_block_norm(max_norm: Any, *, layout: Layout = default_layout) -> optax.GradientTransformationExtraArgs:
+def clip_by_block_norm(max_norm: Any, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Shortens the gradient of every tensor to a norm of at most `max_norm`.
 
     Equations: at the head of this file.
@@ -80,7 +80,7 @@ def _clip_by_value(limit: Any) -> optax.GradientTransformationExtraArgs:
     return transformation("elementwise clipping", lambda params: optax.EmptyState(), update)
 
 
-def clip_by(clipping: str, max_norm: Any, layout: Layout) -> optax.GradientTransformationExtraArgs:
+def clip_by(clipping: str, max_norm: Any, layout: Layout | None) -> optax.GradientTransformationExtraArgs:
     """The link of a method that can clip all leaves together ("global"), every tensor ("local") or every coordinate
     ("elementwise").
 

@@ -6,7 +6,8 @@
   the dtype they came in; `optimizer` does it once for a whole chain, so nothing is rounded in between;
 * raises before any arithmetic where gradients do not match the parameters, where `params` is needed
   and missing, where a leaf is not floating point, or complex for a method that has no complex form;
-* passes extra arguments on.
+* passes extra arguments on;
+* decides what the axes of all leaves mean once, for itself and all links inside it (`gradkit.leaves.scopes`).
 """
 
 import math
@@ -19,6 +20,7 @@ import optax
 
 from gradkit.leaves import Method, check_mask, names
 from gradkit.leaves.recording import announce
+from gradkit.leaves.scopes import scoped_init, scoped_update
 
 InitFn = Callable[[Any], Any]
 UpdateFn = Callable[..., tuple[Any, Any]]
@@ -151,7 +153,11 @@ def transformation(
 
     def checked_init(params: optax.Params) -> Any:
         check_leaves(method, params, complex_leaves=complex_leaves)
-        return announce(described or Method(method), init, params, complete=complete)
+
+        def announced(params: optax.Params) -> Any:
+            return announce(described or Method(method), init, params, complete=complete)
+
+        return scoped_init(announced, params)
 
     def checked_update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None and needs_params:
@@ -159,7 +165,11 @@ def transformation(
         if params is not None:
             check_match(method, updates, params)
         check_leaves(method, updates, complex_leaves=complex_leaves)
-        new, state = update(widen(updates), state, None if params is None else widen(params), **extra)
+
+        def run(state: Any) -> tuple[Any, Any]:
+            return update(widen(updates), state, None if params is None else widen(params), **extra)
+
+        new, state = scoped_update(run, updates if params is None else params, state)
         like = params if as_params and params is not None else updates
         return jax.tree.map(lambda u, x: u.astype(x.dtype), new, like), state
 

@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Axes, Layout, default_layout, names
+from gradkit.leaves import Axes, Layout, axes_of, names
 from gradkit.transforms.core import transformation
 from gradkit.transforms.norms import packed_norms
 
@@ -31,7 +31,7 @@ def graft(
     direction: optax.GradientTransformation,
     *,
     per: str = "block",
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gives the update of one transformation the length of another's.
 
@@ -68,7 +68,7 @@ def graft(
     one, other = (optax.with_extra_args_support(tx) for tx in (magnitude, direction))
 
     def whole(name: str, shape: tuple[int, ...]) -> Axes:
-        return layout(name, shape)._replace(stack=())
+        return axes_of(layout, name, shape)._replace(stack=())
 
     def init(params: optax.Params) -> GraftState:
         return GraftState(one.init(params), other.init(params))

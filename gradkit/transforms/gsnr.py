@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names
+from gradkit.leaves import Layout, names
 from gradkit.transforms.core import (
     bias_correction,
     check_match,
@@ -73,7 +73,7 @@ def _squares(extra: dict[str, Any], updates: Any) -> tuple[Any, Any]:
 
 
 def scale_by_gsnr(
-    *, gamma: Any = 0.1, b3: Any = 0.9, eps: Any = None, layout: Layout = default_layout
+    *, gamma: Any = 0.1, b3: Any = 0.9, eps: Any = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every coordinate by the signal-to-noise ratio of its gradient, between gamma and 1.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
-from gradkit.leaves import Layout, default_layout, map_named, names
+from gradkit.leaves import Layout, axes_of, map_named, names
 from gradkit.transforms.core import check_match, widen
 from gradkit.transforms.sums import block_sums, own_key, own_parts, whole_shape
 
@@ -44,8 +44,8 @@ def probe(key: jax.Array, like: Any, distribution: str) -> Any:
     return map_named(drawn, like)
 
 
-def _spatial_axes(name: str, shape: tuple[int, ...], spatial_average: str, layout: Layout) -> tuple[int, ...]:
-    axes = layout(name, shape)
+def _spatial_axes(name: str, shape: tuple[int, ...], spatial_average: str, layout: Layout | None) -> tuple[int, ...]:
+    axes = axes_of(layout, name, shape)
     if axes.role == "conv":
         return axes.inputs[:-1]
     if spatial_average == "conv":
@@ -53,7 +53,7 @@ def _spatial_axes(name: str, shape: tuple[int, ...], spatial_average: str, layou
     return axes.outputs if axes.role == "embedding" else axes.inputs
 
 
-def spatial_mean(h: Any, spatial_average: str, layout: Layout) -> Any:
+def spatial_mean(h: Any, spatial_average: str, layout: Layout | None) -> Any:
     """Every entry replaced by the mean over the entries that share its unit."""
     known, leaves = names(h), jax.tree.leaves(h)
     whole = [whole_shape(name, x.shape) for name, x in zip(known, leaves, strict=True)]
@@ -75,7 +75,7 @@ def hutchinson(
     distribution: str = "rademacher",
     absolute: bool = False,
     spatial_average: str | None = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> Any:
     """The estimate, in float32 or wider.
 

@@ -16,7 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names, tensor_axes
+from gradkit.leaves import Layout, axes_of, names, tensor_axes
 from gradkit.transforms.core import increment, scalar, transformation, wide_dtype, widen
 from gradkit.transforms.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
 from gradkit.transforms.placement import as_it_lay, everywhere
@@ -111,7 +111,7 @@ class InBasisState(NamedTuple):
 
 
 def in_basis(
-    inner: optax.GradientTransformation, *, bases: Bases | None = None, layout: Layout = default_layout
+    inner: optax.GradientTransformation, *, bases: Bases | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Runs a transformation in the eigenbasis of the gradients.
 
@@ -145,7 +145,7 @@ def in_basis(
 
     def batched(name: str, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
         """The tensors of a leaf along one leading axis, and the way back."""
-        axes = layout(name, x.shape)
+        axes = axes_of(layout, name, x.shape)
         order = (*axes.stack, *tensor_axes(axes, x.shape))
         lead = len(axes.stack)
         moved = x.transpose(order)

@@ -22,7 +22,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout
+from gradkit.leaves import Layout
 from gradkit.linalg.psgd import Factors, balanced, whiten, whiten_back
 from gradkit.linalg.psgd import refreshed as learned
 from gradkit.transforms.core import at_count, bias_correction, increment, scalar, transformation
@@ -87,7 +87,7 @@ def scale_by_kron(
     key: Any = None,
     probe: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Whitens the momentum by a Kronecker product that is learned.

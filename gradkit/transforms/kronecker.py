@@ -20,7 +20,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout
+from gradkit.leaves import Layout
 from gradkit.linalg import eigenbasis, inverse_root
 from gradkit.transforms.core import bias_correction, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.matrices import MatrixSharding
@@ -239,7 +239,7 @@ def kronecker_statistics(
     merge_dims: bool = False,
     max_dim: int = 1024,
     one_sided: bool = False,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the second moments of gradients along every axis of a tensor; updates pass unchanged.

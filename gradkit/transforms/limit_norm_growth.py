@@ -13,7 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named, names
+from gradkit.leaves import Layout, map_named, names
 from gradkit.transforms.core import scalar, transformation, wide_dtype
 from gradkit.transforms.norms import block_axes, global_norm, packed_norms
 
@@ -40,7 +40,7 @@ class LimitNormGrowthState(NamedTuple):
 
 
 def limit_norm_growth(
-    gamma: Any = 1.01, *, per: str = "leaf", layout: Layout = default_layout
+    gamma: Any = 1.01, *, per: str = "leaf", layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Lets the norm of updates grow by a factor of at most `gamma` per step; shrinking is free.
 

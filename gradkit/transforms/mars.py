@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names
+from gradkit.leaves import Layout, names
 from gradkit.transforms.core import increment, scalar, transformation, widen, zeros
 from gradkit.transforms.norms import packed_norms
 
@@ -37,7 +37,7 @@ def mars_correction(
     max_norm: Any = 1.0,
     exact: bool = False,
     first_step: str = "zero",
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradient by MARS's corrected and clipped one, ahead of any preconditioner.
 

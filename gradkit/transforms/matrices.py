@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from gradkit import checks
-from gradkit.leaves import Axes, Layout, default_layout, from_matrices, names, to_matrices
+from gradkit.leaves import Axes, Layout, axes_of, from_matrices, names, to_matrices
 from gradkit.transforms.placement import Cut, cut_of, merged, specs_of, spread_over
 
 # XLA's CPU compiler makes one function per place that a result is cut from a stack, and reuses it for other stacks.
@@ -126,7 +126,7 @@ def plan_matrices(
     tree: Any,
     *,
     method: str,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
     transpose: bool | Callable[[int, int], bool] = True,
     merge: bool = False,
@@ -162,7 +162,7 @@ def plan_matrices(
         ways = [math.prod(sizes[a] for a in axes) for axes in entries(spec, len(x.shape))]
         shape = tuple(k * w if inside else k for k, w in zip(x.shape, ways, strict=True))
         local = tuple(k // w for k, w in zip(shape, ways, strict=True))
-        axes = layout(name, shape)
+        axes = axes_of(layout, name, shape)
         if kinds is None:
             check_matrix(method, name, shape, axes)
         meanings.append(axes)

@@ -16,7 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, check_mask, default_layout, map_named, names, resolve_mask, tensor_axes
+from gradkit.leaves import Layout, axes_of, check_mask, map_named, names, resolve_mask, tensor_axes
 from gradkit.transforms.core import (
     abs_sq,
     at_count,
@@ -34,7 +34,7 @@ from gradkit.transforms.sums import whole_shape
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
 
 
-def _radial(params: Any, mask: Any, layout: Layout, eps: Any) -> Any:
+def _radial(params: Any, mask: Any, layout: Layout | None, eps: Any) -> Any:
     """(1 - 1 / (|x_j| + eps)) x_j, and 0 on leaves that are left out."""
     x, structure = jax.tree.flatten(params)
     known, chosen = names(params), jax.tree.leaves(resolve_mask(mask, params))
@@ -49,7 +49,7 @@ def _radial(params: Any, mask: Any, layout: Layout, eps: Any) -> Any:
 
 
 def norm_loss(
-    factor: Any = 1e-4, *, eps: Any = 1e-8, mask: Any = None, layout: Layout = default_layout
+    factor: Any = 1e-4, *, eps: Any = 1e-8, mask: Any = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Decays the weights of every output unit towards norm 1 instead of 0.
 
@@ -112,7 +112,7 @@ def stable_weight_decay(
     toward_unit_norm: bool = False,
     eps: Any = 1e-8,
     weight_decay_mask: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds to a direction a weight decay that has the scale of adaptive steps.
 
@@ -161,7 +161,7 @@ def stable_weight_decay(
         check_decay_mask("stable_weight_decay", weight_decay_mask, params)
 
         def one(name: str, x: Any) -> jax.Array:
-            own = tensor_axes(layout(name, x.shape), x.shape)
+            own = tensor_axes(axes_of(layout, name, x.shape), x.shape)
             return jnp.zeros([1 if a in own else n for a, n in enumerate(x.shape)], real_dtype(x))
 
         widest = max(map(real_dtype, jax.tree.leaves(params)), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))

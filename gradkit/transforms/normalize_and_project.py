@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, check_mask, default_layout, matrices_by_default, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_mask
 from gradkit.transforms.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, entries
 from gradkit.transforms.sums import block_sums, own_parts
@@ -95,7 +95,7 @@ def normalize_and_project(
     block: str = "tensor",
     gains: str | None = None,
     gains_decay: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the norm of every kernel constant, so that the effective learning rate is the learning rate.
 

@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradkit.leaves import Layout, names, tensor_axes, unit_axes
+from gradkit.leaves import Layout, axes_of, names, tensor_axes, unit_axes
 from gradkit.transforms.core import abs_sq
 from gradkit.transforms.sums import block_sums, own_parts, whole_shape
 
 BLOCKS = ("tensor", "unit")
 
 
-def block_axes(name: str, shape: tuple[int, ...], block: str, layout: Layout) -> tuple[int, ...]:
+def block_axes(name: str, shape: tuple[int, ...], block: str, layout: Layout | None) -> tuple[int, ...]:
     """The axes that a block of this leaf spans."""
-    axes = layout(name, shape)
+    axes = axes_of(layout, name, shape)
     return tensor_axes(axes, shape) if block == "tensor" else unit_axes(axes, shape)
 
 
-def entries(name: str, block: str, layout: Layout, shape: tuple[int, ...]) -> int:
+def entries(name: str, block: str, layout: Layout | None, shape: tuple[int, ...]) -> int:
     """How many entries a block of this leaf has: of the whole leaf, also where a device has a shard of this shape."""
     return math.prod(whole_shape(name, shape)[a] for a in block_axes(name, shape, block, layout))
 
@@ -53,7 +53,7 @@ class Packed(NamedTuple):
 
 
 def packed_sums(
-    known: Sequence[str], block: str, layout: Layout, *quantities: Sequence[jax.Array], like: Sequence[jax.Array]
+    known: Sequence[str], block: str, layout: Layout | None, *quantities: Sequence[jax.Array], like: Sequence[jax.Array]
 ) -> Packed:
     """The sums over every block of some leaves, of one or more quantities that have the shapes of the leaves.
 
@@ -96,7 +96,7 @@ def packed_sums(
     return Packed(tuple(packed(sums[i * n : (i + 1) * n]) for i in range(len(quantities))), sizes, split, own)
 
 
-def packed_norms(known: Sequence[str], block: str, layout: Layout, *trees: Sequence[jax.Array]) -> Packed:
+def packed_norms(known: Sequence[str], block: str, layout: Layout | None, *trees: Sequence[jax.Array]) -> Packed:
     """The Euclidean norm of every block of some leaves, for one or more lists of such leaves.
 
     >>> from gradkit.leaves import default_layout

@@ -17,7 +17,7 @@ from flax import serialization
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gradkit.leaves import Layout, names
+from gradkit.leaves import Layout, axes_of, names
 from gradkit.transforms.core import wide_dtype
 from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix, entries, map_matrices, plan_matrices
 
@@ -100,7 +100,7 @@ def plan_owned(
     tree: Any,
     *,
     method: str,
-    layout: Layout,
+    layout: Layout | None,
     shard: MatrixSharding | None,
     turn: Callable[[int, int], bool],
     kinds: Sequence[Hashable] | None = None,
@@ -117,7 +117,7 @@ def plan_owned(
     """
     leaves, structure = jax.tree.flatten(tree)
     for name, x in zip(names(tree), leaves, strict=True):
-        check_matrix(method, name, x.shape, layout(name, x.shape))
+        check_matrix(method, name, x.shape, axes_of(layout, name, x.shape))
 
     def wide(x: Any) -> Any:
         if isinstance(x, Tracer):

@@ -21,7 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names
+from gradkit.leaves import Layout, axes_of, names
 from gradkit.linalg import singular_basis
 from gradkit.linalg.singular_basis import SIGNS
 from gradkit.transforms.adam import scale_by_adam
@@ -105,7 +105,7 @@ def project_low_rank(
     rotate_moments: bool = False,
     residual: str | None = None,
     growth_limit: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Runs a method on the leading directions of every matrix, and on the other leaves as they are.
@@ -180,7 +180,7 @@ def project_low_rank(
         ranks = _ranks(rank, known)
         chosen = []
         for name, x in zip(known, leaves, strict=True):
-            axes = layout(name, x.shape)
+            axes = axes_of(layout, name, x.shape)
             if not isinstance(rank, int) and name in ranks:
                 check_matrix(METHOD, name, x.shape, axes)
             chosen.append(

@@ -21,7 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names, resolve_mask, tensor_axes
+from gradkit.leaves import Layout, axes_of, names, resolve_mask, tensor_axes
 from gradkit.transforms.core import abs_sq, check_decay_mask, divide, scalar, transformation
 from gradkit.transforms.norms import entries, packed_sums
 
@@ -75,7 +75,7 @@ def project_scale_invariant(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     eps: Any = 1e-8,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the radial part of an inner direction where weights look scale-invariant, and adds decay.
 
@@ -124,7 +124,7 @@ def project_scale_invariant(
         p, structure = jax.tree.flatten(direction)
         g, w, known = jax.tree.leaves(updates), jax.tree.leaves(params), names(updates)
         decayed = jax.tree.leaves(resolve_mask(weight_decay_mask, updates))
-        tensors = [tensor_axes(layout(name, x.shape), x.shape) for name, x in zip(known, g, strict=True)]
+        tensors = [tensor_axes(axes_of(layout, name, x.shape), x.shape) for name, x in zip(known, g, strict=True)]
         chosen = [i for i, x in enumerate(g) if len(tensors[i]) >= 2 and x.size]
         products = [[g[i] * w[i] for i in chosen], [abs_sq(g[i]) for i in chosen]]
         products += [[abs_sq(w[i]) for i in chosen], [w[i] * p[i] for i in chosen]]

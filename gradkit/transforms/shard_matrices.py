@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named
+from gradkit.leaves import Layout, axes_of, map_named
 from gradkit.linalg.orthogonalize import orthogonalize
 from gradkit.transforms.core import transformation
 from gradkit.transforms.matrices import MatrixSharding, map_matrices, plan_matrices
@@ -29,7 +29,7 @@ def shard_matrices(
     shard: MatrixSharding | None = None,
     transpose: bool = False,
     pad: bool = False,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Applies a function to every matrix among the updates, each on one device of a mesh.
 
@@ -81,7 +81,7 @@ def shard_matrices(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        matrices = map_named(lambda name, x: x if layout(name, x.shape).role in ROLES else None, updates)
+        matrices = map_named(lambda name, x: x if axes_of(layout, name, x.shape).role in ROLES else None, updates)
         if not jax.tree.leaves(matrices):
             return updates, state
         plan = plan_matrices(

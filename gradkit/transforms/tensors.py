@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gradkit.leaves import Axes, Layout, names, tensor_axes
+from gradkit.leaves import Axes, Layout, axes_of, names, tensor_axes
 from gradkit.transforms.core import wide_dtype
 from gradkit.transforms.matrices import MatrixSharding, Plan, plan_matrices
 from gradkit.transforms.owned import Owned, kept, map_owned, placed
@@ -36,7 +36,7 @@ class Tensors(NamedTuple):
     inside: bool
 
 
-def plan_tensors(tree: Any, *, method: str, layout: Layout, shard: MatrixSharding | None = None) -> Tensors:
+def plan_tensors(tree: Any, *, method: str, layout: Layout | None, shard: MatrixSharding | None = None) -> Tensors:
     """Decides which tensors are worked on together, and by whom.
 
     Args:
@@ -54,7 +54,7 @@ def plan_tensors(tree: Any, *, method: str, layout: Layout, shard: MatrixShardin
         entries = [e if isinstance(e, tuple) else (e,) if e else () for e in (*spec, *[None] * (len(x.shape)))]
         ways = [math.prod(jax.lax.axis_size(a) for a in e) if inside else 1 for e in entries]
         shape = tuple(k * w for k, w in zip(x.shape, ways, strict=False))
-        axes = layout(name, shape)
+        axes = axes_of(layout, name, shape)
         if axes.splits:
             if any(entries[a] for a in axes.outputs):
                 raise ValueError(f"{method}: the fused weights of {name!r} must be whole along their outputs")

@@ -21,7 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, check_mask, default_layout, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, names, resolve_mask
 from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
 from gradkit.transforms.norms import BLOCKS, packed_norms
 
@@ -47,7 +47,7 @@ def scale_by_trust_ratio(
     relative_to: Any = None,
     trust_ratio_mask: Any = None,
     weight_decay_mask: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every block of the updates by the ratio of the norms of weights and updates.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, check_mask, default_layout, matrices_by_default, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_mask
 from gradkit.transforms.core import divide
 from gradkit.transforms.norms import entries, packed_norms, packed_sums
 from gradkit.transforms.reparameterize import reparameterize
@@ -42,7 +42,7 @@ def weight_normalized(
     *,
     mask: Any = MATRICES,
     resync: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains a model of ordinary weights as if it had been written with weight normalization.
 

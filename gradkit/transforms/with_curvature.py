@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names
+from gradkit.leaves import Layout, names
 from gradkit.transforms.core import increment, transformation, widen, zeros
 from gradkit.transforms.hutchinson import check_hutchinson, hutchinson
 from gradkit.transforms.keys import check_key, first_key, next_key
@@ -52,7 +52,7 @@ def hutchinson_estimator(
     distribution: str = "rademacher",
     absolute: bool = False,
     spatial_average: str | None = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> Estimator:
     """The estimator of products with the Hessian, `hvp_fn`; of more samples at the first step where asked."""
     check_hutchinson(num_samples, distribution, absolute, spatial_average)

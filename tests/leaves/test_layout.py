@@ -63,7 +63,8 @@ def test_a_real_flax_model() -> None:
     [
         ("Conv_0/kernel", (5, 3, 8), Axes("conv", (), (0, 1), (2,))),
         ("down/kernel", (3, 3, 3, 8), Axes("conv", (), (0, 1, 2), (3,))),
-        ("experts/kernel", (4, 6, 8), Axes("matrix", (), (1,), (2,))),
+        ("experts/kernel", (4, 6, 8), Axes("expert", (0,), (1,), (2,))),
+        ("gate/kernel", (4, 6, 8), Axes("matrix", (), (0,), (1, 2))),
         ("VmapExpert_0/Dense_0/kernel", (4, 6, 8), Axes("expert", (0,), (1,), (2,))),
         ("ScanOuter_0/ScanInner_0/kernel", (2, 3, 6, 8), Axes("matrix", (0, 1), (2,), (3,))),
         ("layers/0/kernel", (6, 8), Axes("matrix", (), (0,), (1,))),

@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     project_scale_invariant,
     scale_by_adam,
@@ -44,7 +44,7 @@ def adamp(
     wd_ratio: Any = 0.1,
     nesterov: bool = False,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with the radial part of its update removed where weights look scale-invariant.
 
@@ -108,7 +108,7 @@ def sgdp(
     delta: Any = 0.1,
     wd_ratio: Any = 0.1,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum whose radial part is removed where weights look scale-invariant.
 

@@ -14,7 +14,7 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import scale_by_delayed_rss, scale_by_learning_rate, scale_by_rss
 from gradkit.transforms.clip_block import clip_by
 from gradkit.transforms.core import optimizer
@@ -33,7 +33,7 @@ def clip_adagrad(
     norm: bool = False,
     clipping: str = "local",
     eps: Any = 1e-10,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaGrad, or AdaGrad-Norm, on clipped gradients.
 
@@ -83,7 +83,7 @@ def clip_radagradd(
     norm: bool = True,
     clipping: str = "global",
     eps: Any = 1e-10,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Clipped, reweighted AdaGrad with delay: the denominator knows the past only.
 

@@ -16,7 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over, root
 from gradkit.transforms.clip_block import clip_by
@@ -126,7 +126,7 @@ def clip_adam(
     max_norm: Any = 1.0,
     clipping: str = "local",
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on clipped gradients.
 
@@ -178,7 +178,7 @@ def clip_adamd(
     initial_accumulator_value: Any = 1e-5,
     bias_correction: bool = False,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on clipped gradients with a delayed second moment.
 

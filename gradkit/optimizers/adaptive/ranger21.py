@@ -18,7 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.schedules import ranger21_schedule
 from gradkit.transforms import (
     adaptive_grad_clip,
@@ -90,7 +90,7 @@ def ranger21(
     warmdown_steps: int | None = None,
     min_learning_rate: Any = 3e-5,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Ranger21: Adam's second moment under a positive-negative momentum, with clipping, standardised gradients, two
     decays, a schedule of its own and lookahead.

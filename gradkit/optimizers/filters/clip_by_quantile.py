@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, map_named
+from gradkit.leaves import Layout, map_named
 from gradkit.transforms.clip_block import clip_coordinates
 from gradkit.transforms.core import transformation
 from gradkit.transforms.norms import block_axes
@@ -64,7 +64,7 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Any, axes: tuple[int, ...] | 
 
 
 def clip_by_quantile(
-    fraction: Any = DEFAULT, *, per_leaf: bool = False, tau: Any = None, layout: Layout = default_layout
+    fraction: Any = DEFAULT, *, per_leaf: bool = False, tau: Any = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Cuts the largest coordinates down to the size of the smallest among them.
 

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, names
+from gradkit.leaves import Layout, names
 from gradkit.transforms.core import scalar, transformation
 from gradkit.transforms.norms import packed_norms, packed_sums
 
@@ -22,7 +22,7 @@ PAPER = Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 20
 
 
 def perpgrad(
-    *, eps: Any = 1e-30, rescale: bool = True, layout: Layout = default_layout
+    *, eps: Any = 1e-30, rescale: bool = True, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Projects every tensor's gradient onto the plane orthogonal to its weights, ahead of any optimizer.
 
@@ -82,9 +82,7 @@ def perpgrad(
     return transformation("perpgrad", lambda params: optax.EmptyState(), update, needs_params=True)
 
 
-def orthogonalize_to_params(
-    *, eps: Any = 1e-30, layout: Layout = default_layout
-) -> optax.GradientTransformationExtraArgs:
+def orthogonalize_to_params(*, eps: Any = 1e-30, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Takes the part of every gradient that lies along its weights out of it: `perpgrad` that gives no length back.
 
     Args:

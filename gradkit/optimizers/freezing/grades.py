@@ -26,8 +26,8 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import (
     Layout,
+    axes_of,
     check_mask,
-    default_layout,
     map_named,
     matrices_by_default,
     names,
@@ -93,7 +93,7 @@ def freeze_on_convergence(
     groups: Callable[[str], Hashable] | None = None,
     mask: Any = None,
     max_frozen_ratio: Any = 1.0,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Freezes every tensor whose gradient, or update, has become small, around any optimizer.
 
@@ -145,7 +145,7 @@ def freeze_on_convergence(
     inner = optax.with_extra_args_support(inner)
 
     def flag(name: str, x: Any) -> jax.Array:
-        summed = tensor_axes(layout(name, x.shape), x.shape)
+        summed = tensor_axes(axes_of(layout, name, x.shape), x.shape)
         return jnp.zeros_like(x, dtype=jnp.int32, shape=[1 if a in summed else n for a, n in enumerate(x.shape)])
 
     def init(params: optax.Params) -> FreezeOnConvergenceState:
@@ -244,7 +244,7 @@ def grades(
     tau: Any,
     total_steps: int,
     alpha: Any = 0.5,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GradES as in the paper: weight matrices whose gradient is small are frozen; biases and scales go on.
 

@@ -17,7 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     add_decayed_weights,
     clip_by_global_norm,
@@ -70,7 +70,7 @@ def lamb(
     ratio_max: Any = math.inf,
     max_grad_norm: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Layer-wise adaptive moments for large batches.
 
@@ -136,7 +136,7 @@ def nlamb(
     param_norm_max: Any = math.inf,
     max_grad_norm: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB whose first moment looks one step ahead, as in Nesterov's Adam.
 
@@ -196,7 +196,7 @@ def lambc(
     param_norm_max: Any = math.inf,
     max_grad_norm: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB whose ratio is at most 1: no leaf steps further than Adam would.
 

@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, matrices_by_default
+from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
     scale_by_learning_rate,
@@ -31,7 +31,7 @@ MATRICES = "matrices"
 
 
 def _links(
-    weight_decay: Any, denominator: str, masks: tuple[Any, Any], layout: Layout, **ratio: Any
+    weight_decay: Any, denominator: str, masks: tuple[Any, Any], layout: Layout | None, **ratio: Any
 ) -> list[optax.GradientTransformation]:
     decay_mask, ratio_mask = (matrices_by_default(layout) if mask is MATRICES else mask for mask in masks)
     checks.choice("denominator", denominator, ("separate", "joint"))
@@ -53,7 +53,7 @@ def lars(
     weight_decay_mask: Any = MATRICES,
     trust_ratio_mask: Any = MATRICES,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Layer-wise adaptive rate scaling for SGD with momentum.
 
@@ -115,7 +115,7 @@ def larc(
     weight_decay_mask: Any = MATRICES,
     trust_ratio_mask: Any = MATRICES,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LARS with the ratio as an upper limit: no layer moves faster than the learning rate itself.
 

@@ -17,7 +17,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import (
     Layout,
     Method,
-    default_layout,
+    axes_of,
     map_named,
     names,
     resolve_mask,
@@ -66,7 +66,7 @@ def scale_by_novograd(
     grad_averaging: bool = False,
     amsgrad: bool = False,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Normalises every tensor's gradient by the running mean of its norm and accumulates momentum.
 
@@ -108,7 +108,7 @@ def scale_by_novograd(
 
     def init(params: optax.Params) -> ScaleByNovogradState:
         def per_tensor(name: str, x: Any) -> jax.Array:
-            own = tensor_axes(layout(name, x.shape), x.shape)
+            own = tensor_axes(axes_of(layout, name, x.shape), x.shape)
             return jnp.zeros(
                 [1 if a in own else n for a, n in enumerate(x.shape)], jnp.finfo(wide_dtype(x.dtype)).dtype
             )
@@ -166,7 +166,7 @@ def novograd(
     grad_averaging: bool = False,
     amsgrad: bool = False,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """NovoGrad.
 

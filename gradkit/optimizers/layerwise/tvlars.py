@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, matrices_by_default
+from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.schedules import tvlars_schedule
 from gradkit.transforms import (
     add_decayed_weights,
@@ -40,7 +40,7 @@ def tvlars(
     weight_decay_mask: Any = "matrices",
     trust_ratio_mask: Any = "matrices",
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Time varying LARS: exploration at first, by large steps, in the place of a warm-up.
 

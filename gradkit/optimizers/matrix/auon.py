@@ -23,7 +23,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, map_named, names
+from gradkit.leaves import Layout, Method, axes_of, map_named, names
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import divide, optimizer, scalar, transformation
@@ -44,7 +44,7 @@ def scale_by_cosh_rms(
     eps: Any = 1e-8,
     normalize: bool = False,
     scale_by_shape: bool = False,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides every tensor by the root mean square of the hyperbolic cosine of its normalised entries.
 
@@ -95,7 +95,7 @@ def scale_by_cosh_rms(
         factor = sums.spread(divide(jnp.ones_like(R), R + scalar(eps, R)))
         d = [u * f.astype(u.dtype) for u, f in zip(unit if normalize else leaves, factor, strict=True)]
         if scale_by_shape:
-            axes = [layout(name, x.shape) for name, x in zip(known, d, strict=True)]
+            axes = [axes_of(layout, name, x.shape) for name, x in zip(known, d, strict=True)]
             scale = ["spectral" if a.inputs and a.outputs else None for a in axes]
             s = [shape_factor(a, x.shape, own) for a, x, own in zip(axes, d, scale, strict=True)]
             d = [x * jnp.asarray(s, x.dtype) for x, s in zip(d, s, strict=True)]
@@ -104,12 +104,17 @@ def scale_by_cosh_rms(
     return transformation("scale_by_cosh_rms", lambda params: optax.EmptyState(), update)
 
 
-def _orthogonalize(kernel: Any, layout: Layout, shard: MatrixSharding | None) -> optax.GradientTransformationExtraArgs:
+def _orthogonalize(
+    kernel: Any, layout: Layout | None, shard: MatrixSharding | None
+) -> optax.GradientTransformationExtraArgs:
     """Every leaf with inputs and outputs, matrix by matrix; the others pass."""
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        axes = {name: layout(name, x.shape) for name, x in zip(names(updates), jax.tree.leaves(updates), strict=True)}
+        axes = {
+            name: axes_of(layout, name, x.shape)
+            for name, x in zip(names(updates), jax.tree.leaves(updates), strict=True)
+        }
         known = zip(axes.items(), jax.tree.leaves(updates), strict=True)
         matrices = {name: x for (name, a), x in known if a.inputs and a.outputs}
         plan = plan_matrices(matrices, method="scale_by_hybrid_auon", layout=layout, shard=shard, merge=True)
@@ -135,7 +140,7 @@ def scale_by_auon(
     normalize: bool = False,
     scale_by_shape: bool = False,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Nesterov's momentum over the root mean square of its hyperbolic cosine.
 
@@ -184,7 +189,7 @@ def auon(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AuON.
 
@@ -244,7 +249,7 @@ def scale_by_hybrid_auon(
     coefficients: Any = "muon",
     mu_dtype: Any = None,
     ns_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AuON after a step of Newton-Schulz on every matrix.
@@ -308,7 +313,7 @@ def hybrid_auon(
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
     ns_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AuON after a step of Newton-Schulz on every matrix, with a learning rate and decay.

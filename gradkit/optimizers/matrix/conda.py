@@ -17,7 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.linalg import singular_basis
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
@@ -64,7 +64,7 @@ def scale_by_conda(
     projection: str = "std",
     bias_correction: bool = True,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the momentum by the root of the second moment, in the basis of the momentum's singular vectors.
@@ -188,7 +188,7 @@ def conda(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Conda for matrices, convolutions and experts; Adam for embeddings, heads, vectors and scalars.

@@ -27,7 +27,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
@@ -98,7 +98,7 @@ def scale_by_dion(
     side: str = "short",
     key: Any = None,
     replica_axis: str | tuple[str, ...] | None = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthonormalises the part of the momentum that one step of the power method finds.
@@ -233,7 +233,7 @@ def dion(
     adam_eps: Any = 1e-8,
     adam_weight_decay: Any = 0.0,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Dion for matrices, convolutions and experts; AdamW for embeddings, heads, vectors and scalars.

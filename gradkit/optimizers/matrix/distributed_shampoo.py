@@ -23,7 +23,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import bias_correction, increment, optimizer, scalar, transformation
@@ -116,7 +116,7 @@ def _precondition(
     graft_eps: Any,
     unbiased: bool,
     solver: str,
-    layout: Layout,
+    layout: Layout | None,
     shard: MatrixSharding | None,
 ) -> optax.GradientTransformationExtraArgs:
     """G_t -> d_t."""
@@ -218,7 +218,7 @@ def distributed_shampoo(
     graft_eps: Any = 1e-8,
     use_bias_correction: bool = True,
     solver: str = "eigh",
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Shampoo on blocks, each with the length of the step of SGD, AdaGrad, RMSProp or Adam.

@@ -20,7 +20,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     MatrixSharding,
     add_decayed_weights,
@@ -74,7 +74,7 @@ def fira(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam of a few directions of every matrix, and the rest of the gradient at the pace of those.

@@ -15,7 +15,7 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     MatrixSharding,
     add_decayed_weights,
@@ -47,7 +47,7 @@ def galore(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose state for a matrix is that of its few leading directions.

@@ -11,7 +11,7 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_kron, scale_by_learning_rate
 from gradkit.transforms.core import optimizer
 from gradkit.transforms.kron import SHARED
@@ -45,7 +45,7 @@ def kron(
     key: Any = None,
     probe: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """PSGD Kron.
@@ -129,7 +129,7 @@ def psgd_kron(
     key: Any = None,
     probe: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """PSGD Kron under the name of its family: the same as `kron`.

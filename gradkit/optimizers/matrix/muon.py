@@ -19,7 +19,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, map_named
+from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.core import bias_correction as correction
@@ -50,7 +50,7 @@ def scale_by_muon(
     bias_correction: bool | str = False,
     mu_dtype: Any = None,
     ns_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalises the momentum of every matrix.
@@ -106,7 +106,7 @@ def scale_by_muon(
     kernel = partial(orthogonalize, steps=ns_steps, coefficients=coefficients, method=method, eps=eps, dtype=ns_dtype)
 
     def init(params: optax.Params) -> ScaleByMuonState:
-        map_named(lambda name, x: check_matrix("scale_by_muon", name, x.shape, layout(name, x.shape)), params)
+        map_named(lambda name, x: check_matrix("scale_by_muon", name, x.shape, axes_of(layout, name, x.shape)), params)
         return ScaleByMuonState(jnp.zeros((), jnp.int32) if bias_correction else None, zeros(params, mu_dtype))
 
     def update(updates: Any, state: ScaleByMuonState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -160,7 +160,7 @@ def muon(
     adam_weight_decay: Any = 0.0,
     mu_dtype: Any = None,
     ns_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for matrices, convolutions and experts; AdamW for embeddings, heads, vectors and scalars.
@@ -250,7 +250,7 @@ def muon(
     }
 
     def labels(tree: Any) -> Any:
-        return map_named(lambda name, x: "muon" if layout(name, jnp.shape(x)).role in ROLES else "adamw", tree)
+        return map_named(lambda name, x: "muon" if axes_of(layout, name, jnp.shape(x)).role in ROLES else "adamw", tree)
 
     return optimizer(described, optax.partition(members, labels))
 

@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, from_matrices, map_named, names, to_matrices
+from gradkit.leaves import Layout, axes_of, from_matrices, map_named, names, to_matrices
 from gradkit.linalg import damped_solve
 from gradkit.transforms.core import need, transformation
 
@@ -19,7 +19,7 @@ PAPER = Paper("TrAct: Making First-layer Pre-Activations Trainable", "Petersen, 
 
 
 def precondition_by_input_moment(
-    *, damping: Any = 0.1, layout: Layout = default_layout
+    *, damping: Any = 0.1, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Whitens the gradient of the first layer by the second moment of its inputs.
 
@@ -54,7 +54,7 @@ def precondition_by_input_moment(
     checks.real("damping", damping, "(0, inf)")
 
     def whitened(name: str, g: jax.Array, M: jax.Array) -> jax.Array:
-        axes = layout(name, g.shape)
+        axes = axes_of(layout, name, g.shape)
         views = to_matrices(g, axes)
         if not axes.inputs or M.ndim < 2 or M.shape[-2:] != (views[0].shape[1],) * 2:
             raise ValueError(

@@ -17,7 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, default_layout, from_matrices, names, to_matrices
+from gradkit.leaves import Layout, axes_of, from_matrices, names, to_matrices
 from gradkit.transforms.core import transformation, wide_dtype
 from gradkit.transforms.explicit import by_compiler
 
@@ -66,7 +66,7 @@ def _by_leaf(bases: Any, side: str) -> Sides:
 
 
 def project_out_subspace(
-    bases: Any, *, side: str = "both", layout: Layout = default_layout
+    bases: Any, *, side: str = "both", layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Projects updates out of subspaces.
 
@@ -114,7 +114,7 @@ def project_out_subspace(
             raise ValueError(f"project_out_subspace: bases are of leaves that are not there: {unknown}")
         for name, sides in own.items():
             x = leaves[name]
-            axes = layout(name, x.shape)._replace(splits=())
+            axes = axes_of(layout, name, x.shape)._replace(splits=())
             if not axes.inputs or not axes.outputs:
                 raise ValueError(f"project_out_subspace: {name!r} of shape {x.shape} is no matrix")
             batch, n, m = jax.eval_shape(lambda x, a=axes: to_matrices(x, a)[0], x).shape
@@ -141,7 +141,7 @@ def project_out_subspace(
             leaves, structure = jax.tree.flatten(updates)
             for i, name in enumerate(known):
                 if name in own:
-                    axes = layout(name, leaves[i].shape)._replace(splits=())
+                    axes = axes_of(layout, name, leaves[i].shape)._replace(splits=())
                     sides = {which: basis.reshape(-1, *basis.shape[-2:]) for which, basis in own[name].items()}
                     views = [_project(view, sides) for view in to_matrices(leaves[i], axes)]
                     leaves[i] = from_matrices(views, leaves[i].shape, axes)

@@ -16,7 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, from_matrices, names, to_matrices
+from gradkit.leaves import Layout, Method, axes_of, from_matrices, names, to_matrices
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import optimizer, transformation
@@ -49,7 +49,7 @@ def _full_rank(name: str, damping: Any, rows: int, rank: int) -> None:
 
 
 def scale_by_factor_gram(
-    damping: Any, *, pairs: Pairs | None = None, product: str = "L R^T", layout: Layout = default_layout
+    damping: Any, *, pairs: Pairs | None = None, product: str = "L R^T", layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the gradient of a factor by the Gram matrix of its partner.
 
@@ -101,14 +101,14 @@ def scale_by_factor_gram(
         pairs_of(params)
         if pairs is None:
             for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
-                axes = layout(name, x.shape)
+                axes = axes_of(layout, name, x.shape)
                 if axes.inputs and axes.outputs:
                     for view in jax.eval_shape(lambda x, a=axes: to_matrices(x, a), x):
                         _full_rank(name, damping, view.shape[1], view.shape[2])
         return optax.EmptyState()
 
     def symmetric(name: str, g: jax.Array, x: jax.Array) -> jax.Array:
-        axes = layout(name, g.shape)
+        axes = axes_of(layout, name, g.shape)
         if not axes.inputs or not axes.outputs or not g.size:
             return g
         views = zip(to_matrices(g, axes), to_matrices(x, axes), strict=True)
@@ -141,7 +141,7 @@ def scaled_gd(
     damping: Any,
     pairs: Pairs | None = None,
     product: str = "L R^T",
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ScaledGD(lambda): start from a small random X, of more columns than the rank of the target where that is unknown.
 

@@ -20,7 +20,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import bias_correction, increment, need, optimizer, scalar, transformation
@@ -84,7 +84,7 @@ def scale_by_shampoo(
     solver: str = "eigh",
     max_dim: int = 1024,
     stats_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditions every tensor along each of its axes.
@@ -246,7 +246,7 @@ def shampoo(
     solver: str = "eigh",
     max_dim: int = 1024,
     stats_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Shampoo, for all leaves.

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, map_named, tensor_axes
+from gradkit.leaves import Layout, Method, axes_of, map_named, tensor_axes
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import at_count, increment, optimizer, scalar, settle, transformation, zeros
@@ -41,7 +41,7 @@ class ScaleByGravityState(NamedTuple):
 
 
 def scale_by_gravity(
-    *, beta: Any = 0.9, init_std: Any = 0.0, key: Any = None, layout: Layout = default_layout
+    *, beta: Any = 0.9, init_std: Any = 0.0, key: Any = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The momentum of gradients that are damped where they are large for their tensor.
 
@@ -94,7 +94,7 @@ def scale_by_gravity(
         count = increment(state.count)
 
         def damped(name: str, g: jax.Array) -> jax.Array:
-            axes = tensor_axes(layout(name, g.shape), g.shape)
+            axes = tensor_axes(axes_of(layout, name, g.shape), g.shape)
             largest = jnp.max(jnp.abs(g), axis=axes, keepdims=True, initial=0)
             return g / (1 + jnp.square(g * largest))
 
@@ -115,7 +115,7 @@ def gravity(
     alpha: Any = 0.01,
     beta: Any = 0.9,
     key: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gravity.
 

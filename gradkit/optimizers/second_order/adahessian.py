@@ -13,7 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import optimizer
 from gradkit.transforms.diag_curvature import diag_curvature
@@ -83,7 +83,7 @@ def adahessian(
     spatial_average: str | None = "conv",
     key: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaHessian; it makes its curvature from `hvp_fn` where it is not given.
 

@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, matrices_by_default
+from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
     scale_by_adam,
@@ -33,7 +33,7 @@ PAPER = Paper(
 
 
 def vr_sgd(
-    learning_rate: Any, *, gamma: Any = 0.1, layout: Layout = default_layout
+    learning_rate: Any, *, gamma: Any = 0.1, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent on variance reduced gradients; the ratio has no memory.
 
@@ -71,7 +71,7 @@ def vr_momentum(
     gamma: Any = 0.1,
     b3: Any = 0.9,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum on variance reduced gradients.
 
@@ -138,7 +138,7 @@ def vr_adam(
     b3: Any = 0.9,
     second_moment: str = "scaled",
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on variance reduced gradients.
 
@@ -186,7 +186,7 @@ def vr_lars(
     weight_decay_mask: Any = "matrices",
     trust_ratio_mask: Any = "matrices",
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LARS on variance reduced gradients; the ratio has no memory.
 
@@ -250,7 +250,7 @@ def vr_lamb(
     weight_decay_mask: Any = None,
     trust_ratio_mask: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB on variance reduced gradients.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout
+from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_adam, scale_by_learning_rate, trace
 from gradkit.transforms.core import optimizer, transformation
 
@@ -46,7 +46,7 @@ def mars_adamw(
     exact: bool = False,
     first_step: str = "zero",
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW on MARS's corrected gradient.
 
@@ -102,7 +102,7 @@ def mars_exact(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`mars_adamw(exact=True)`: the change of the gradient is measured on one batch, at the price of a second gradient.
 
@@ -156,7 +156,7 @@ def mars_lion(
     exact: bool = False,
     first_step: str = "zero",
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The sign of the momentum of MARS's corrected gradient.
 

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, Method, default_layout, from_matrices, map_named, to_matrices
+from gradkit.leaves import Layout, Method, axes_of, from_matrices, map_named, to_matrices
 from gradkit.linalg import orthogonalize
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
 from gradkit.transforms.core import optimizer, scalar, transformation
@@ -24,9 +24,11 @@ PAPER = Paper(
 )
 
 
-def _orthogonalize(steps: int, dtype: Any, eps: Any, b1: Any, layout: Layout) -> optax.GradientTransformationExtraArgs:
+def _orthogonalize(
+    steps: int, dtype: Any, eps: Any, b1: Any, layout: Layout | None
+) -> optax.GradientTransformationExtraArgs:
     def direction(name: str, m: jax.Array) -> jax.Array:
-        axes = layout(name, m.shape)
+        axes = axes_of(layout, name, m.shape)
 
         def one(M: jax.Array) -> jax.Array:
             scale = max(1.0, M.shape[-1] / max(1, M.shape[-2])) ** 0.5
@@ -61,7 +63,7 @@ def mars_shampoo(
     exact: bool = False,
     first_step: str = "zero",
     mu_dtype: Any = None,
-    layout: Layout = default_layout,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The momentum of MARS's corrected gradient, orthogonalised: Shampoo without accumulation.
 

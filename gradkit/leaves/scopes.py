@@ -1,0 +1,214 @@
+"""One decision for the whole tree, for every link that asks.
+
+A link in a chain, a mask or a group often sees a part of the parameters: `optax.partition` gives a matrix method the
+matrices alone, without the biases and scales that show which axes are stacks. So a transformation opens a scope with
+the tree it was given, and whatever runs inside it reads the decision of the outermost tree that has the leaf. A scope
+lives as long as the call of `init` or `update`; nothing is kept between calls.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+
+from gradkit.leaves.axes import Axes
+from gradkit.leaves.infer import Decision, alone, infer_layout, lasting
+
+Layout = Callable[[str, tuple[int, ...]], Axes]
+
+
+class LayoutWarning(UserWarning):
+    """What the axes of some leaves mean is a guess."""
+
+
+@dataclasses.dataclass
+class Scope:
+    """A tree whose layout is asked for.
+
+    Attributes:
+      tree: the tree.
+      outer: the scope around this one.
+      given: a decision that is not the one of names and shapes.
+      asked: whether anything read the decision.
+      warned: whether a warning has been given.
+    """
+
+    tree: Any
+    outer: "Scope | None" = None
+    given: Decision | None = None
+    asked: bool = False
+    warned: bool = False
+
+    @functools.cached_property
+    def decision(self) -> Decision:
+        """The decision for the tree."""
+        return lasting(self.tree) if self.given is None else self.given
+
+    def outwards(self) -> list["Scope"]:
+        """This scope and those around it, outermost first."""
+        return [*(self.outer.outwards() if self.outer is not None else []), self]
+
+
+_SCOPE: ContextVar[Scope | None] = ContextVar("scope", default=None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A state, and the decision of its `init`: where names of axes were seen there that no `update` may see, and say
+    something else than the names and shapes of the leaves.
+
+    Attributes:
+      state: the state of the transformation.
+      decision: what the axes of the parameters mean.
+    """
+
+    state: Any
+    decision: Decision = dataclasses.field(metadata={"static": True})
+
+
+@contextlib.contextmanager
+def deciding(tree: Any, given: Decision | None = None) -> Iterator[Scope]:
+    """Within, the layout of the leaves of `tree` is decided for all of them together.
+
+    Args:
+      tree: parameters or updates, arrays or shapes.
+      given: a decision made before. Default None: that of the tree.
+    """
+    scope = Scope(tree, _SCOPE.get(), given)
+    token = _SCOPE.set(scope)
+    try:
+        yield scope
+    finally:
+        _SCOPE.reset(token)
+
+
+def scoped_init(init: Callable[[Any], Any], params: Any) -> Any:
+    """Calls an `init` with its parameters as the tree that layouts are decided for."""
+    named = infer_layout(params)
+    outer = _SCOPE.get()
+    if named.entries == lasting(params).entries or (outer is not None and _covering(outer, named.entries)):
+        with deciding(params):
+            return init(params)
+    with deciding(params, named) as scope:
+        state = init(params)
+    return Kept(state, named) if scope.asked else state
+
+
+def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: Any) -> tuple[Any, Any]:
+    """Calls an `update`, state -> (updates, state), likewise; with the decision of the `init` where it is kept."""
+    given = state.decision if isinstance(state, Kept) else None
+    with deciding(tree, given):
+        updates, new = update(state.state if isinstance(state, Kept) else state)
+    return updates, new if given is None else Kept(new, given)
+
+
+def _covering(scope: Scope, entries: Any) -> Scope | None:
+    rows = [(path, shape) for path, shape, _ in entries]
+    return next((each for each in scope.outwards() if each.decision.covers(rows)), None)
+
+
+def default_layout(path: str, shape: tuple[int, ...]) -> Axes:
+    """The layout of a leaf where none is declared: what `infer_layout` says of the tree that it belongs to.
+
+    Inside `init` and `update` of a transformation the tree is all that the outermost one was given. Elsewhere there is
+    no tree, and the leaf's own name and shape must do.
+
+    Args:
+      path: the name of the leaf, `a/b/c`.
+      shape: its shape.
+
+    Returns:
+      The meaning of its axes.
+
+    Example:
+      >>> default_layout("Dense_0/kernel", (64, 10))
+      Axes(role='matrix', stack=(), inputs=(0,), outputs=(1,), splits=())
+      >>> default_layout("ScanBlock_0/Conv_0/kernel", (6, 3, 3, 8, 16))
+      Axes(role='conv', stack=(0,), inputs=(1, 2, 3), outputs=(4,), splits=())
+    """
+    inner = _SCOPE.get()
+    scopes = [] if inner is None else inner.outwards()
+    # Inside `shard_map` a device asks for the shape of its shard.
+    for exact in (True, False):
+        for scope in scopes:
+            axes = scope.decision.find(path, shape, exact=exact)
+            if axes is not None:
+                scope.asked = True
+                return axes
+    return alone(path, tuple(shape))
+
+
+def axes_of(layout: Layout | None, path: str, shape: tuple[int, ...]) -> Axes:
+    """The meaning of the axes of one leaf.
+
+    Args:
+      layout: what the user declared, or None.
+      path: the name of the leaf, `a/b/c`.
+      shape: its shape.
+
+    Returns:
+      The meaning of its axes: what the layout says, or `default_layout`.
+
+    Example:
+      >>> axes_of(None, "bias", (8,)).role
+      'vector'
+    """
+    return (default_layout if layout is None else layout)(path, tuple(shape))
+
+
+def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: bool = False) -> Layout:
+    """The layout that a method works with, from what a user declared, or decided for the whole tree.
+
+    Args:
+      layout: what the user declared, or None.
+      params: parameters or updates, arrays or shapes; the whole tree or a part of it, inside a transformation.
+      method: the public name, for messages.
+      matters: whether the result depends on the meaning of the axes; then, where the tree leaves it open, a warning
+        names the leaves, once for an `init`.
+
+    Returns:
+      A layout.
+
+    Raises:
+      ValueError: a layout that is no function.
+
+    Example:
+      >>> resolve_layout(None, {"up": {"kernel": jax.numpy.zeros((8, 32))}}, method="f")("up/kernel", (8, 32)).inputs
+      (0,)
+    """
+    if layout is not None:
+        if not callable(layout):
+            raise ValueError(
+                f"{method}: layout must be a function (path, shape) -> Axes or None, got {layout!r}; "
+                "write layout=gk.leaves.layout(...), gk.leaves.infer_layout(params), or nothing"
+            )
+        return layout
+    with deciding(params) as own:
+        entries = own.decision.entries
+        scope = _covering(own, entries) or own
+        scope.asked = True
+        inside = {path for path, _, _ in entries}
+        doubts = [doubt for doubt in scope.decision.ambiguous if doubt.path in inside]
+        if matters and doubts and not scope.warned:
+            scope.warned = True
+            shown = "; ".join(f"{d.path} as {_text(d.axes)} ({d.reason})" for d in doubts[:8])
+            more = f"; and {len(doubts) - 8} more" if len(doubts) > 8 else ""
+            warnings.warn(
+                f"{method}: what the axes of {len(doubts)} leaves mean is not certain. Assumed: {shown}{more}. "
+                f"Declare it: layout=gk.leaves.layout((gk.leaves.by_path({doubts[0].path!r}), "
+                '{"stack": ..., "inputs": ..., "outputs": ...})), or '
+                "layout=gk.leaves.infer_layout(params, axis_names=...)",
+                LayoutWarning,
+                stacklevel=2,
+            )
+    return scope.decision
+
+
+def _text(axes: Axes) -> str:
+    return f"{axes.role} with stack {axes.stack}, inputs {axes.inputs}, outputs {axes.outputs}"
