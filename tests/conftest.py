@@ -97,9 +97,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.user_properties.extend(("point", list(key)) for key in keys)
         if len(keys) == 1 and keys[0][0] == "chain":
             order.setdefault(keys[0][2], len(order))
-    # Their tests come first, since they are sorted by what the others have none of.
-    place = {item: order.get(keys[0][2]) if len(keys := table.keys_of(item)) == 1 else None for item in items}
-    items.sort(key=lambda item: len(order) if place[item] is None else place[item])
+    # The others come behind them.
+    place = {item: order.get(keys[0][2], len(order)) for item in items if len(keys := table.keys_of(item)) == 1}
+    items.sort(key=lambda item: place.get(item, len(order)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -41,14 +41,14 @@ class Selector:
 
     def __and__(self, other: "Selector") -> "Selector":
         text, by_name = f"({self.text} & {other.text})", self.by_name and other.by_name
-        return Selector(lambda *leaf: self.test(*leaf) and other.test(*leaf), text, by_name)
+        return Selector(lambda p, s, d: self.test(p, s, d) and other.test(p, s, d), text, by_name)
 
     def __or__(self, other: "Selector") -> "Selector":
         text, by_name = f"({self.text} | {other.text})", self.by_name and other.by_name
-        return Selector(lambda *leaf: self.test(*leaf) or other.test(*leaf), text, by_name)
+        return Selector(lambda p, s, d: self.test(p, s, d) or other.test(p, s, d), text, by_name)
 
     def __invert__(self) -> "Selector":
-        return Selector(lambda *leaf: not self.test(*leaf), f"~{self.text}", self.by_name)
+        return Selector(lambda p, s, d: not self.test(p, s, d), f"~{self.text}", self.by_name)
 
 
 def everything() -> Selector:

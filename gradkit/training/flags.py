@@ -3,11 +3,12 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
-_DEFINE = {
+_DEFINE: dict[type, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,

@@ -112,8 +112,8 @@ def block_leaves(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         own = None if params is None else cut_tree(params)
-        pieces: Any
-        pieces, state = below.update(cut_tree(updates), state, own, **extra)
+        there, state = below.update(cut_tree(updates), state, own, **extra)
+        pieces: Any = there
         # What belongs to blocks belongs to no leaf, and lies everywhere; what has an owner stays with it.
         state = jax.tree.map(lambda x: x if isinstance(x, Owned) else everywhere(x), state, is_leaf=_owned)
         return map_named(lambda name, x: join(name, x, pieces[name]), updates), state

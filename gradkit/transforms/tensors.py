@@ -49,7 +49,7 @@ def plan_tensors(tree: Any, *, method: str, layout: Layout | None, shard: Matrix
     _, specs = specs_of(method, known, leaves, shard)
     inside = shard is not None and shard.mesh is None
     views: dict[str, Axes] = {}
-    kinds = []
+    kinds: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for name, x, spec in zip(known, leaves, specs, strict=True):
         entries = [e if isinstance(e, tuple) else (e,) if e else () for e in (*spec, *[None] * (len(x.shape)))]
         ways = [math.prod(jax.lax.axis_size(a) for a in e) if inside else 1 for e in entries]

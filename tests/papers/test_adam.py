@@ -1,5 +1,7 @@
 """Adam (Kingma, Ba, 2014)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,7 @@ def test_second_moment_decays_with_bfloat16_parameters() -> None:
     x, tx = jnp.ones(1, jnp.bfloat16), gk.scale_by_adam()
     state = tx.init(x)
 
-    def many(state: gk.transforms.ScaleByAdamState, g: float, steps: int) -> gk.transforms.ScaleByAdamState:
+    def many(state: Any, g: float, steps: int) -> Any:
         body = lambda s, _: (tx.update(jnp.full(1, g, jnp.bfloat16), s)[1], None)  # noqa: E731
         return jax.lax.scan(body, state, None, steps)[0]
 

@@ -1,6 +1,7 @@
 """Implicit gradient transport (Arnold et al., 2019)."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +12,10 @@ import gradkit as gk
 from tests.papers.replay import assert_equal, normal
 
 
-def run(tx: optax.GradientTransformationExtraArgs, gradients: list, x: object) -> list:
+def run(tx: optax.GradientTransformationExtraArgs, gradients: list, x: Any) -> list:
     """(user's parameters, true parameters, mean) after every step, where gradients are functions of a point."""
-    state, y, out = tx.init(x), x, []
+    y: Any = x
+    state, out = tx.init(x), []
     for gradient in gradients:
         u, state = tx.update(gradient(y), state, y)
         y = y + u

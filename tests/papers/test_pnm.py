@@ -1,5 +1,7 @@
 """Positive-negative momentum (Xie et al., 2021)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def test_noise_of_the_step_grows_from_a_half_of_each(x64: None) -> None:
     largest, sqrt(2), at b0 = -1/2."""
     noise = jnp.asarray(np.random.default_rng(0).standard_normal((200, 2000)))
 
-    def last(b0: float, gradients: jax.Array) -> jax.Array:
+    def last(b0: float, gradients: jax.Array) -> Any:
         tx = gk.scale_by_pnm(b0=b0, b1=0.5, bias_correction=False)
         body = lambda state, g: tx.update(g, state)[::-1]  # noqa: E731
         return jax.lax.scan(body, tx.init(gradients[0]), gradients)[1]

@@ -26,7 +26,7 @@ def ridge() -> tuple:
 def test_at_the_snapshot_it_is_the_full_gradient(x64: None) -> None:
     one, full, _ = ridge()
     tx, w = gk.gradients.svrg_estimator(3), normal(2, D)
-    state = tx.init(w)
+    state, snapshot = tx.init(w), w
     for t in range(7):
         extra = {"grad_fn": lambda w, t=t: one(w, t), "full_grad_fn": full}
         assert bool(state.due) == (t % 3 == 0)

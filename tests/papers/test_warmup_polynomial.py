@@ -1,5 +1,7 @@
 """Warm-up, then a power of what is left (Nado et al., 2021)."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +22,14 @@ from gradkit.schedules import hold, warmup_polynomial_schedule
 )
 def test_values(shape: dict, x64: None) -> None:
     """Step by step against the formula."""
-    own = {"warmup_steps": 6, "total_steps": 20, "init_value": 0.0, "end_value": 0.0, "power": 2.0, "warmup_power": 1.0}
+    own: dict[str, Any] = {
+        "warmup_steps": 6,
+        "total_steps": 20,
+        "init_value": 0.0,
+        "end_value": 0.0,
+        "power": 2.0,
+        "warmup_power": 1.0,
+    }
     own |= {"decay_end": -1, **shape}
     W, D = own["warmup_steps"], own["total_steps"] - own["warmup_steps"] + 1
 

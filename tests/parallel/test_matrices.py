@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 
 # Fused query, key and value; a stack of 5 layers; a convolution; wide and tall; heads.
-SHAPES = {
+SHAPES: dict[str, tuple[int, ...]] = {
     "a/kernel": (8, 16),
     "b/kernel": (16, 8),
     "c/kernel": (16, 16),

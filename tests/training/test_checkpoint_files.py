@@ -147,6 +147,7 @@ def test_killed_in_the_middle(moment: str, left: tuple[int, ...], tmp_path: Path
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.steps() == left
     ramp = np.arange(500, dtype=np.float32).reshape(1, 500)
+    got: Any = None
     for step in left:
         got, _ = checkpoints.restore({"params": jnp.zeros((1000, 500))}, step=step)
         np.testing.assert_array_equal(got["params"], np.full((1000, 1), step, np.float32) + ramp)

@@ -37,12 +37,16 @@ def _forward(x: jax.Array, r: jax.Array, e: jax.Array, rate: jax.Array, windowed
 
 def _backward(windowed: bool, kept: Any, g: jax.Array) -> tuple[Any, ...]:
     z, r, e, rate = kept
+
+    def without(control: jax.Array) -> jax.Array:
+        return g - rate.astype(g.dtype) * control.astype(g.dtype).reshape(1, -1) * z
+
     if windowed:
         now = jnp.mean(g * z, axis=0).astype(e.dtype)
         after = jnp.concatenate([now.reshape(1, -1), e[:-1]])
-        e = jnp.mean(after, axis=0)
-    h = g - rate.astype(g.dtype) * e.astype(g.dtype).reshape(1, -1) * z
-    if not windowed:
+        h = without(jnp.mean(after, axis=0))
+    else:
+        h = without(e)
         after = e + jnp.mean(h * z, axis=0).astype(e.dtype)
     return h * r.reshape(1, -1), jnp.zeros_like(r), after, jnp.zeros_like(rate)
 

@@ -223,7 +223,7 @@ def freeze_on_convergence(
             return leaf if isinstance(leaf, optax.MaskedNode) else f
 
         own = optax.tree.map_params(
-            inner,
+            inner.init,
             belongs,
             new,
             here,

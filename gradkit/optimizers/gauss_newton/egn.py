@@ -132,8 +132,8 @@ def egn(
 
     def state_of(count: jax.Array, mean: Any, lam: Any, alpha: Any) -> EgnState:
         # Every number has a buffer of its own: donation consumes each once, and takes none of the caller's along.
-        own, published = ([jnp.array(value, jnp.float32, copy=True) for value in (lam, alpha)] for _ in range(2))
-        return EgnState(count, mean, *own, dict(zip(("damping", "learning_rate"), published, strict=True)))
+        lam, alpha, *published = (jnp.array(value, jnp.float32, copy=True) for value in 2 * (lam, alpha))
+        return EgnState(count, mean, lam, alpha, dict(zip(("damping", "learning_rate"), published, strict=True)))
 
     def init(params: optax.Params) -> EgnState:
         count = jnp.zeros((), jnp.int32)

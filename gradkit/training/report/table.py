@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def plain(race: Race) -> str:
     return "\n".join(parts).rstrip()
 
 
-def aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def aligned(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Columns padded to their widest cell.
 
     >>> print(aligned(("name", "n"), [("lion", "1")]))
