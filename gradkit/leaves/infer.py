@@ -136,6 +136,7 @@ def decide(rows: tuple[Row, ...]) -> Decision:
                 x.stack.append(a)
             if said == "expert":
                 x.experts.append(a)
+    _settle_letters(leaves)
     widths = {x.shape[-1] for x in leaves if x.kind == "table" and len(x.shape) == 2}
     find_stacks(leaves, widths)
     find_experts(leaves)
@@ -151,6 +152,15 @@ def decide(rows: tuple[Row, ...]) -> Decision:
         Doubt(path, axes, "; ".join(x.doubts)) for x, (path, _, axes) in zip(leaves, entries, strict=True) if x.doubts
     )
     return Decision(entries, doubts)
+
+
+def _settle_letters(leaves: Sequence[Leaf]) -> None:
+    """A leaf called `b` is a bias where a weight stands beside it; a matrix of that name is none."""
+    weights = {x.path.rpartition("/")[0] for x in leaves if naming.own(x.path)[0] in "wk"}
+    for x in leaves:
+        letter = naming.own(x.path)[0] == "b" and not naming.own(x.path)[1:].strip("0123456789")
+        if x.kind == "vector" and letter and len(x.shape) > 1 and x.path.rpartition("/")[0] not in weights:
+            x.kind = "free"
 
 
 @functools.lru_cache(maxsize=65536)

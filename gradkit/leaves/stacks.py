@@ -112,23 +112,19 @@ def _best(leaves: Sequence[Leaf], module: str, widths: set[int], *, lifted: bool
     for position, size in _positions(leaves):
         if position < 0 and single:
             continue  # a bias shares the last axis of its kernel anyway
-        gain = 0.0
-        if any(
+        gain = 10.0 if lifted and position == leaves[0].axes[0] else 0.0
+        if not gain and any(
             len(x.axes) <= min(_RANKS[x.kind])
             for x in undecided
             if x.kind in ("table", "head", "dense", "lora", "conv")
         ):
             continue  # a weight would be left with too few axes
-        if any(len(x.axes) == 1 and (x.kind == "norm" or naming.of_norm(x.path)) for x in undecided):
+        if not gain and any(len(x.axes) == 1 and (x.kind == "norm" or naming.of_norm(x.path)) for x in undecided):
             continue  # and so would a normalization
         for x in undecided:
             gain += _misfit(x) - _misfit(x, position % len(x.shape))
         named = naming.stacks(module) and gain >= 0 and position == 0
-        if len(undecided) < 2 and not named:
-            gain = min(gain, 0.0)
-        if lifted and position == leaves[0].axes[0]:
-            gain += 10.0
-        if gain > 0:
+        if gain > 0 and (len(undecided) > 1 or named or gain > 5):
             found.append((gain, size not in widths, -size, position >= 0, -position, position))
     if not found:
         return None
@@ -141,7 +137,8 @@ def _modules(leaves: Sequence[Leaf]) -> dict[tuple[str, ...], list[Leaf]]:
     out: dict[tuple[str, ...], list[Leaf]] = {(): list(leaves)}
     for x in leaves:
         pieces = x.path.split("/")
-        for i in range(1, len(pieces)):
+        # A leaf whose own name says that it is stacked is a module by itself.
+        for i in range(1, len(pieces) + naming.lifted(pieces[-1])):
             out.setdefault(tuple(pieces[:i]), []).append(x)
     return dict(sorted(out.items(), key=lambda item: len(item[0])))
 
@@ -154,12 +151,11 @@ def find_stacks(leaves: Sequence[Leaf], widths: set[int]) -> None:
       widths: sizes that are features of embeddings.
     """
     accepted: list[tuple[tuple[str, ...], int, int]] = []
-    lifted: set[tuple[str, ...]] = set()
     for module, below in _modules(leaves).items():
+        lifted = min((sum(map(naming.lifted, x.path.split("/"))) for x in below), default=0)
         while below and any(x.meanings is None for x in below):
             of = module[-1] if module else ""
-            found = _best(below, of, widths, lifted=naming.lifted(of) and module not in lifted)
-            lifted.add(module)
+            found = _best(below, of, widths, lifted=lifted > len(below[0].stack))
             if found is None:
                 break
             position, gain = found
