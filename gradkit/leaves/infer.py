@@ -156,9 +156,9 @@ def decide(rows: tuple[Row, ...]) -> Decision:
 
 def _settle_letters(leaves: Sequence[Leaf]) -> None:
     """A leaf called `b` is a bias where a weight stands beside it; a matrix of that name is none."""
-    weights = {x.path.rpartition("/")[0] for x in leaves if naming.own(x.path)[0] in "wk"}
+    weights = {x.path.rpartition("/")[0] for x in leaves if naming.own(x.path).startswith(("w", "k"))}
     for x in leaves:
-        letter = naming.own(x.path)[0] == "b" and not naming.own(x.path)[1:].strip("0123456789")
+        letter = naming.own(x.path).rstrip("0123456789") == "b"
         if x.kind == "vector" and letter and len(x.shape) > 1 and x.path.rpartition("/")[0] not in weights:
             x.kind = "free"
 
