@@ -95,6 +95,12 @@ def lifted(piece: str) -> bool:
 
 
 @functools.lru_cache(maxsize=65536)
+def lifts(path: str) -> int:
+    """How many stack axes the names in a path say there are."""
+    return sum(map(lifted, path.split("/")))
+
+
+@functools.lru_cache(maxsize=65536)
 def stacks(piece: str) -> bool:
     """Whether a module's name makes it likely that it is stacked."""
     known = ("layers", "layer", "blocks", "block", "stacked", "stack", "scan", "scanned", "repeat", "vmap", "ensemble")

@@ -72,7 +72,7 @@ def _misfit(leaf: Leaf, without: int | None = None, wide: int = 0) -> float:
     else:
         allowed = _RANKS.get(of)
     if allowed is None:
-        return 0.0
+        return 0.5 if without is not None and len(axes) == 1 else 0.0
     # An axis of size 1 may be there or not: a batch norm of shape (1, 1, 1, C) is a vector.
     ranks = {len(axes), sum(leaf.shape[a] > 1 for a in axes)} if of != "conv" else {len(axes)}
     if of == "dense" and len(axes) in (4, 5) and not wide and naming.own(leaf.path) in naming.WEIGHTS:
@@ -102,15 +102,18 @@ def _positions(leaves: Sequence[Leaf]) -> Iterable[tuple[int, int]]:
             yield position, size
 
 
-def _best(leaves: Sequence[Leaf], module: str, widths: set[int], *, lifted: bool) -> tuple[int, float] | None:
+def _best(leaves: Sequence[Leaf], module: str, widths: set[int]) -> tuple[int, float] | None:
     """The position of the axis that explains the surplus of these leaves, and by how much."""
     undecided = [x for x in leaves if x.meanings is None]
-    single = len({naming.layer(x.path) for x in leaves}) == 1
+    layers = len({naming.layer(x.path) for x in leaves})
+    single = layers == 1
     if single and not naming.stacks(module) and any(x.kind == "einsum" or naming.is_query(x.path) for x in leaves):
         return None  # its bias has several axes of its own
+    depth = min(naming.lifts(x.path) for x in leaves)
+    lifted = depth > len(leaves[0].stack)
     found = []
     for position, size in _positions(leaves):
-        if position < 0 and single:
+        if position < 0 and layers < 3:
             continue  # a bias shares the last axis of its kernel anyway
         gain = 10.0 if lifted and position == leaves[0].axes[0] else 0.0
         if not gain and any(
@@ -122,7 +125,9 @@ def _best(leaves: Sequence[Leaf], module: str, widths: set[int], *, lifted: bool
         if not gain and any(len(x.axes) == 1 and (x.kind == "norm" or naming.of_norm(x.path)) for x in undecided):
             continue  # and so would a normalization
         for x in undecided:
-            gain += _misfit(x) - _misfit(x, position % len(x.shape))
+            # What a name says further down is not explained here.
+            if naming.lifts(x.path) <= depth:
+                gain += _misfit(x) - _misfit(x, position % len(x.shape))
         named = naming.stacks(module) and gain >= 0 and position == 0
         if gain > 0 and (len(undecided) > 1 or named or gain > 5):
             found.append((gain, size not in widths, -size, position >= 0, -position, position))
@@ -152,10 +157,8 @@ def find_stacks(leaves: Sequence[Leaf], widths: set[int]) -> None:
     """
     accepted: list[tuple[tuple[str, ...], int, int]] = []
     for module, below in _modules(leaves).items():
-        lifted = min((sum(map(naming.lifted, x.path.split("/"))) for x in below), default=0)
         while below and any(x.meanings is None for x in below):
-            of = module[-1] if module else ""
-            found = _best(below, of, widths, lifted=lifted > len(below[0].stack))
+            found = _best(below, module[-1] if module else "", widths)
             if found is None:
                 break
             position, gain = found

@@ -148,12 +148,12 @@ def test_layers_of_a_stack_are_frozen_one_by_one(x64: None) -> None:
 
 def test_a_declared_stack_is_one(x64: None) -> None:
     """Sums of 6 per layer and 18 in all, and a threshold of 10."""
-    x = {"blocks": {"kernel": jnp.ones((3, 2, 3))}}
-    layout = gk.leaves.layout((gk.leaves.by_path("blocks/.*"), {"stack": 1}))
+    x = {"parts": {"kernel": jnp.ones((3, 2, 3))}}
+    layout = gk.leaves.layout((gk.leaves.by_path("parts/.*"), {"stack": 1}))
     for given, want in (({"layout": layout}, True), ({}, False)):
         for metric in ("grad", "update"):
             tx = gk.freeze_on_convergence(gk.sgd(1.0), tau=10.0, total_steps=2, alpha=0.0, metric=metric, **given)
-            assert flags(tx, x, [x]) == [{"blocks": {"kernel": want}}]
+            assert flags(tx, x, [x]) == [{"parts": {"kernel": want}}]
 
 
 def test_grades_leaves_vectors_alone() -> None:
