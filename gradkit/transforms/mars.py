@@ -45,9 +45,9 @@ def mars_correction(
     tensor, and not the correction.
 
     Args:
-      gamma: share of the correction, >= 0. Default 0.025 (paper).
-      b1: decay of the momentum that follows, in [0, 1). Default 0.95 (paper).
-      max_norm: largest norm of a tensor's corrected gradient, > 0; infinity never clips. Default 1 (paper).
+      gamma: share of the correction, >= 0. Default 0.025 (official code).
+      b1: decay of the momentum that follows, in [0, 1). Default 0.95 (official code).
+      max_norm: largest norm of a tensor's corrected gradient, > 0; infinity never clips. Default 1 (official code).
       exact: whether the subtracted gradient is that of this step's loss at the previous parameters, which costs a
         second gradient, and not last step's. Default False (paper, for language models).
       first_step: "zero" starts from a previous gradient of zero, so that the first one comes out longer (official

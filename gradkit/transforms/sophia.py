@@ -68,12 +68,15 @@ def scale_by_sophia(
     Equations: at the head of this file.
 
     Args:
-      b1: decay of the momentum, in [0, 1). Default 0.965 (paper).
-      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (paper).
-      gamma: scale of the curvature, > 0. Default 0.05 (paper, Sophia-G; Sophia-H has 0.01; the official code 0.04).
-      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (paper).
+      b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
+      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (official code's class default).
+      gamma: scale of the curvature, > 0. Default 0.05, as the paper is quoted for Sophia-G, which
+        was not read (0.01 for Sophia-H); the official code's class default is 0.04.
+      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (official code of Sophia-H; that of
+        Sophia-G adds 1e-15).
       clip: largest entry of the direction, > 0. Default 1 (paper).
-      update_interval: k, steps between refreshes, >= 1; the first step refreshes. Default 10 (paper).
+      update_interval: k, steps between refreshes, >= 1; the first step refreshes. Default 10 (official
+        configurations).
       denominator: "max" (paper) or "add" (official code). Default "max".
       bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
       lagged: whether the step is made before the refresh, so with the curvature of the one before: sign steps until

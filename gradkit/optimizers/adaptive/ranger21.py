@@ -103,12 +103,13 @@ def ranger21(
       learning_rate: the peak >= 0, or a schedule of peaks. The schedule of the run is made of it: see
         `gk.schedules.ranger21_schedule`.
       num_iterations: T >= 1, steps of the run. From then on the rate is the least one.
-      b0: how much of the negative momentum is subtracted, > -1. Default 0.9 (paper).
-      b1: decay of the momenta per step, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      eps: added to the root, and to the norm of a unit in the norm loss, >= 0. Default 1e-8 (paper).
-      clipping: largest ratio of a unit's gradient to its weights, > 0. Default 1e-2 (paper).
-      clipping_eps: least norm weights are taken to have, > 0. Default 1e-3 (paper).
+      b0: how much of the negative momentum is subtracted, > -1. Default 0.9 (a co-author's port to Flax; the
+        official code has 1).
+      b1: decay of the momenta per step, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      eps: added to the root, and to the norm of a unit in the norm loss, >= 0. Default 1e-8 (official code).
+      clipping: largest ratio of a unit's gradient to its weights, > 0. Default 1e-2 (official code).
+      clipping_eps: least norm weights are taken to have, > 0. Default 1e-3 (official code).
       centralize: whether units' mean gradients are taken away. Default True.
       normalize: whether gradients are divided by their deviation per tensor. Default True (code).
       use_softplus: whether the denominator goes through a softplus, which bounds it from below. Default True (code).
@@ -117,8 +118,8 @@ def ranger21(
       norm_loss: pull of units towards norm 1, >= 0. Default 1e-4 (code).
       weight_decay: stable decay >= 0. Default 1e-4 (code).
       weight_decay_mask: which leaves have the stable decay. Default all.
-      sync_period: steps between two pulls of lookahead, >= 1. Default 5 (paper).
-      slow_step_size: share of the way that lookahead keeps, in [0, 1]. Default 0.5 (paper).
+      sync_period: steps between two pulls of lookahead, >= 1. Default 5 (official code).
+      slow_step_size: share of the way that lookahead keeps, in [0, 1]. Default 0.5 (official code).
       warmup_steps: >= 0. Default None: 2 / (1 - b2), at most about a fifth of the run.
       warmdown_steps: >= 0. Default None: the last 28 percent of the run.
       min_learning_rate: least rate of the warm-down, >= 0. Default 3e-5 (code).

@@ -76,18 +76,21 @@ def sophia(
       learning_rate: step size >= 0, or a schedule.
       estimator: "gnb": the curvature is given, by `gk.gradients.gauss_newton_bartlett_diag`, which needs the logits;
         "hutchinson": where it is not given it is made from the extra argument `hvp_fn`. Default "gnb" (official code).
-      b1: decay of the momentum, in [0, 1). Default 0.965 (paper).
-      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (paper).
+      b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
+      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (official code's class default).
       gamma: scale of the curvature, > 0. Default None: 0.05 for "gnb", 0.01 for
-        "hutchinson" (paper).
-      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (paper).
+        "hutchinson", as the paper is quoted, which was not read; the official code's class default is 0.04.
+      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (official code of Sophia-H; that of
+        Sophia-G adds 1e-15).
       clip: largest entry of the direction, > 0. Default 1 (paper).
-      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (paper).
+      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (official
+        configurations).
       denominator: "max" (paper) or "add" (official code). Default "max".
       bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
       lagged: whether a step uses the curvature of the refresh before. Default False (paper).
       measure_win_rate: whether the share of entries that are not clipped is published. Default False.
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (paper: 0.1 for G, 0.2 for H on language models).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (official code's class default;
+        its configurations for language models have 0.2).
       weight_decay_mask: which leaves decay. Default all.
       num_samples: random vectors per estimate of Hutchinson's, >= 1. Default 1.
       key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=` where the
@@ -158,17 +161,21 @@ def sophia_g(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the momentum, in [0, 1). Default 0.965 (paper).
-      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (paper).
-      gamma: scale of the curvature, > 0. Default 0.05 (paper; official code 0.04).
-      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (paper).
+      b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
+      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (official code's class default).
+      gamma: scale of the curvature, > 0. Default 0.05, as the paper is quoted, which was not
+        read; the official code's class default is 0.04.
+      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (official code of Sophia-H; that of
+        Sophia-G adds 1e-15).
       clip: largest entry of the direction, > 0. Default 1 (paper).
-      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (paper).
+      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (official
+        configurations).
       denominator: "max" (paper) or "add" (official code). Default "max".
       bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
       lagged: whether a step uses the curvature of the refresh before. Default False (paper).
       measure_win_rate: whether the share of entries that are not clipped is published. Default False.
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (paper: 0.1 for G, 0.2 for H on language models).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (official code's class default;
+        its configurations for language models have 0.2).
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
@@ -236,17 +243,20 @@ def sophia_h(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the momentum, in [0, 1). Default 0.965 (paper).
-      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (paper).
-      gamma: scale of the curvature, > 0. Default 0.01 (paper).
-      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (paper).
+      b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
+      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (official code's class default).
+      gamma: scale of the curvature, > 0. Default 0.01, as the paper is quoted, which was not read.
+      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (official code of Sophia-H; that of
+        Sophia-G adds 1e-15).
       clip: largest entry of the direction, > 0. Default 1 (paper).
-      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (paper).
+      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (official
+        configurations).
       denominator: "max" (paper) or "add" (official code). Default "max".
       bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
       lagged: whether a step uses the curvature of the refresh before. Default False (paper).
       measure_win_rate: whether the share of entries that are not clipped is published. Default False.
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (paper: 0.1 for G, 0.2 for H on language models).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (official code's class default;
+        its configurations for language models have 0.2).
       weight_decay_mask: which leaves decay. Default all.
       num_samples: random vectors per estimate of Hutchinson's, >= 1. Default 1.
       key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=` where the

@@ -53,13 +53,14 @@ def mars_adamw(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: step size >= 0, or a schedule. The paper has 3e-3.
-      b1: decay of the first moment, also in the correction, in [0, 1). Default 0.95 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.99 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
-      gamma: share of the correction, >= 0. Default 0.025 (paper). With 0 and max_norm infinite this is AdamW.
-      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0; the official runs have 0.1.
+      learning_rate: step size >= 0, or a schedule. The official code's class default is 3e-3.
+      b1: decay of the first moment, also in the correction, in [0, 1). Default 0.95 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.99 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
+      gamma: share of the correction, >= 0. Default 0.025 (official code). With 0 and max_norm infinite this is AdamW.
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code's class
+        default, which has 0.1 for leaves that are no matrices).
       weight_decay_mask: which leaves decay. Default all.
       exact: whether a second gradient is taken at the previous parameters; see `mars_exact`. Default False.
       first_step: "zero" or "skip"; see `mars_correction`. Default "zero".
@@ -110,11 +111,11 @@ def mars_exact(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the first moment, in [0, 1). Default 0.95 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.99 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
-      gamma: share of the correction, >= 0. Default 0.025 (paper).
-      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
+      b1: decay of the first moment, in [0, 1). Default 0.95 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.99 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
+      gamma: share of the correction, >= 0. Default 0.025 (official code).
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which the first moment is kept. Default float32.
@@ -164,9 +165,9 @@ def mars_lion(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (paper).
-      gamma: share of the correction, >= 0. Default 0.025 (paper).
-      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
+      b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (official code).
+      gamma: share of the correction, >= 0. Default 0.025 (official code).
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       exact: whether a second gradient is taken at the previous parameters. Default False.

@@ -71,10 +71,10 @@ def mars_shampoo(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (paper).
+      b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (official code).
       eps: added to the Frobenius norm, >= 0. Default 1e-8 (official code).
-      gamma: share of the correction, >= 0. Default 0.025 (paper).
-      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (paper).
+      gamma: share of the correction, >= 0. Default 0.025 (official code).
+      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       ns_steps: iterations, >= 1. Default 5 (official code).
