@@ -61,9 +61,8 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout | None = N
                         axes = _shift((alone if default is None else default)(path, tuple(shape)[stack:]), stack)
                 elif stack is not None:
                     axes = axes._replace(stack=tuple(stack))
-                return _checked(
-                    axes._replace(**{k: v if k == "role" else tuple(v) for k, v in changes.items()}), path, shape
-                )
+                fields: dict[str, Any] = {k: v if k == "role" else tuple(v) for k, v in changes.items()}
+                return _checked(axes._replace(**fields), path, shape)
         return axes_of(default, path, shape)
 
     return decide
