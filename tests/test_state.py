@@ -129,7 +129,7 @@ class Net:
         raise AssertionError("a tree was called")
 
 
-def as_net(tree: dict[str, Any]) -> Net:
+def as_net(tree: dict[str, Any]) -> Any:
     return Net(tree["bias"], tree["kernel"])
 
 
@@ -160,12 +160,12 @@ def test_curvature_that_can_be_called_is_a_tree() -> None:
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_array_equal(a, b)
     tx = gk.sophia_g(0.1)
-    partial = jax.tree_util.Partial(lambda h: h, h)
+    partial: Any = jax.tree_util.Partial(lambda h: h, h)
     want, *got = (tx.update(g, tx.init(x), x, curvature=c)[0] for c in (h, lambda: h, partial))
     for one in got:
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(want), strict=True):
             np.testing.assert_array_equal(a, b)
-    boxed = jax.tree_util.Partial(abs, x)  # parameters that are a Partial
+    boxed: Any = jax.tree_util.Partial(abs, x)  # parameters that are a Partial
     state = tx.init(boxed)
     tx.update(boxed, state, boxed, curvature=jax.tree.map(jnp.abs, boxed))
 
@@ -173,11 +173,10 @@ def test_curvature_that_can_be_called_is_a_tree() -> None:
 def test_masks_and_labels_that_can_be_called_are_trees() -> None:
     x = as_net(draw(0, SMALL))
     mask = Net(False, True)
-    u, _ = gk.add_decayed_weights(1.0, weight_decay_mask=mask).update(
-        jax.tree.map(jnp.zeros_like, x), gk.add_decayed_weights(1.0, weight_decay_mask=mask).init(x), x
-    )
+    tx: Any = gk.add_decayed_weights(1.0, weight_decay_mask=mask)
+    u, _ = tx.update(jax.tree.map(jnp.zeros_like, x), tx.init(x), x)
     assert not np.asarray(u.bias).any() and np.asarray(u.kernel).all()
-    state = gk.scale_by_agvm(labels=Net("head", "body"), reference="body").init(x)
+    state: Any = gk.scale_by_agvm(labels=Net("head", "body"), reference="body").init(x)
     assert set(state.factors) == {"head", "body"}
 
 

@@ -23,8 +23,8 @@ def transformation(golden: Golden) -> tuple[float, list[str]]:
     method, start, reader = golden.method, fixture.params(golden), extras.Reader(golden)
     tx = optax.with_extra_args_support(build.TRANSFORMATIONS[method](golden.hyper()))
     update = jax.jit(tx.update, static_argnames="grad_fn")
-    x = asarrays(start)
-    state = tx.init(x)
+    x: Any = asarrays(start)
+    state: Any = tx.init(x)
     if method in build.STARTS:
         state = build.STARTS[method](state, reader)
     worst = 0.0
@@ -107,8 +107,8 @@ def strategy(golden: Golden) -> float:
     own = [golden.worker(shift(w)) for w in range(workers)]
     tx = build.STRATEGIES[golden.method](hyper)
     update = jax.jit(jax.vmap(tx.update, axis_name="replica"))
-    x = gk.parallel.replicate(start, workers)
-    state = gk.parallel.init_replicas(tx, x)
+    x: Any = gk.parallel.replicate(start, workers)
+    state: Any = gk.parallel.init_replicas(tx, x)
     worst = 0.0
     for t, first in enumerate(golden.steps):
         updates, state = update(_worker_gradients(own, t, x), state, x)
