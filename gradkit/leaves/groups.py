@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.leaves.paths import map_named, names
+from gradkit.leaves.derived import label_nodes
+from gradkit.leaves.paths import names
 from gradkit.leaves.scopes import deciding
 from gradkit.leaves.selectors import Selector, near
 
@@ -63,7 +64,7 @@ def groups(
 
     def label_tree(tree: Any) -> Any:
         with deciding(tree):
-            return map_named(label, tree)
+            return label_nodes(label, tree)
 
     partition = optax.partition(transformations, label_tree)
 

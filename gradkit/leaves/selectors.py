@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.leaves.axes import ROLES
-from gradkit.leaves.paths import map_named, masked_names, names
+from gradkit.leaves.derived import label_nodes
+from gradkit.leaves.paths import masked_names, names
 from gradkit.leaves.scopes import Layout, axes_of, deciding
 
 
@@ -35,9 +36,9 @@ class Selector:
     required: bool = True
 
     def __call__(self, tree: Any) -> Any:
-        """The tree of booleans: which leaves are selected. Leaves may be arrays or shapes."""
+        """The tree of booleans: which leaves are selected. Leaves may be arrays or shapes; a box is one leaf."""
         with deciding(tree):
-            return map_named(lambda name, x: self.test(name, jnp.shape(x), getattr(x, "dtype", None)), tree)
+            return label_nodes(lambda name, x: self.test(name, jnp.shape(x), getattr(x, "dtype", None)), tree)
 
     def __and__(self, other: "Selector") -> "Selector":
         text, by_name = f"({self.text} & {other.text})", self.by_name and other.by_name
@@ -216,7 +217,7 @@ def resolve_mask(mask: Any, tree: Any, *, argument: str = "mask", method: str = 
     if mask is None or isinstance(mask, bool):
         return jax.tree.map(lambda _: mask is not False, tree)
     if isinstance(mask, Selector):
-        return mask(tree)
+        return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask(tree), tree)
     if checks.is_function(mask, tree):
         mask = mask(tree)
     try:

@@ -4,6 +4,7 @@
         of its shape                     the parameter's sharding (with `zero_axis`, cut once more)
         of its rank, some axes shorter   the parameter's sharding on the axes of full length only
         of its shape behind more axes    the parameter's sharding behind whole axes (a window, a table)
+    what belongs to some of its axes     the parameter's mesh axes, on the axes that they divide
     what lies stacked with its owner     cut along the axes that the method shares its work over (`Owned`)
     every other leaf                     replicated over the parameters' mesh
 
@@ -21,6 +22,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from optax import GradientTransformation
 
 from gradkit.leaves import names
+from gradkit.leaves.boxes import axes_of_box
+from gradkit.leaves.derived import Placed, flatten
 from gradkit.transforms.owned import owners_of
 
 
@@ -76,13 +79,28 @@ def state_shardings(
 
     parameters = {name: (np.shape(x), s) for name, x, s in zip(known, leaves, placed, strict=True)}
     state = jax.eval_shape(tx.init, params)
-    shardings = [
-        _derived(x.shape, parameters.get(_owner(path, parameters)), home, zero_axis)
-        if owners is None
-        else NamedSharding(home, PartitionSpec(owners) if owners else PartitionSpec())
-        for path, x, owners in zip(names(state), jax.tree.leaves(state), owners_of(state), strict=True)
-    ]
-    return jax.tree.structure(state).unflatten(shardings)
+
+    def one(path: str, x: Any, owners: Any, own: NamedSharding | None) -> NamedSharding:
+        if owners is not None:
+            return NamedSharding(home, PartitionSpec(owners) if owners else PartitionSpec())
+        parameter = parameters.get(_owner(path, parameters))
+        if own is None or (parameter is not None and parameter[0] == x.shape):
+            return _derived(x.shape, parameter, home, zero_axis)
+        return own
+
+    rows = zip(names(state), jax.tree.leaves(state), owners_of(state), _told(tx, params, placed), strict=True)
+    return jax.tree.structure(state).unflatten([one(*row) for row in rows])
+
+
+def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) -> list[NamedSharding | None]:
+    """Per leaf of the state the sharding that the transformation itself derives, where it tells one: it is given
+    parameters in boxes that carry theirs."""
+    nodes, structure = flatten(params)
+    boxed = structure.unflatten(
+        [Placed(jax.tree.leaves(n)[0], s, axes_of_box(n)) for n, s in zip(nodes, placed, strict=True)]
+    )
+    state = jax.tree.leaves(jax.eval_shape(tx.init, boxed), is_leaf=lambda node: isinstance(node, Placed))
+    return [node.sharding if isinstance(node, Placed) else None for node in state]
 
 
 def init_sharded(tx: GradientTransformation, params: Any, *, zero_axis: str | None = None) -> Any:

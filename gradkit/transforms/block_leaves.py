@@ -13,10 +13,12 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, map_named, names, tensor_axes
+from gradkit.leaves.derived import derived, flatten, node_names
 from gradkit.transforms.core import transformation
-from gradkit.transforms.kronecker import merge_backwards
+from gradkit.transforms.kronecker import merge_backwards, merged_axes
+from gradkit.transforms.owned import Owned
+from gradkit.transforms.per_parameter import settled
 from gradkit.transforms.placement import as_it_lay, everywhere
-from gradkit.transforms.tensors import Owned
 
 PAPER = Paper(
     "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "
@@ -108,14 +110,25 @@ def block_leaves(
         return {name: cut(name, x) for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True)}
 
     def init(params: optax.Params) -> Any:
-        return below.init(cut_tree(params))
+        nodes, _ = flatten(params)
+        pieces: dict[str, Any] = {}
+        for name, node in zip(node_names(params), nodes, strict=True):
+            (x,) = jax.tree.leaves(node)
+            order, lead, dims = stacks(name, jnp.shape(x))
+            groups = [
+                tuple(order[lead + a] for a in group) for group in merged_axes([x.shape[a] for a in order[lead:]], dims)
+            ]
+            sources = [*((a,) for a in order[:lead]), *groups]
+            pieces[name] = {place: derived(node, v, sources) for place, v in cut(name, x).items()}
+        return below.init(pieces)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         own = None if params is None else cut_tree(params)
+        before = state
         there, state = below.update(cut_tree(updates), state, own, **extra)
         pieces: Any = there
-        # What belongs to blocks belongs to no leaf, and lies everywhere; what has an owner stays with it.
-        state = jax.tree.map(lambda x: x if isinstance(x, Owned) else everywhere(x), state, is_leaf=_owned)
+        # What has an owner stays with it.
+        state = jax.tree.map(lambda x, y: x if isinstance(x, Owned) else settled(x, y), state, before, is_leaf=_owned)
         return map_named(lambda name, x: join(name, x, pieces[name]), updates), state
 
     return transformation("block_leaves", init, update)

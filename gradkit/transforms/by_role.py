@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from gradkit.leaves import Layout, Method, axes_of, map_named
+from gradkit.leaves import Layout, Method, axes_of
+from gradkit.leaves.derived import label_nodes
 from gradkit.transforms.core import optimizer
 
 ROLES = ("matrix", "conv", "expert")
@@ -29,7 +30,7 @@ def by_role(
     members: dict[Any, Any] = {"matrices": matrices, "others": others}
 
     def labels(tree: Any) -> Any:
-        return map_named(
+        return label_nodes(
             lambda name, x: "matrices" if axes_of(layout, name, jnp.shape(x)).role in ROLES else "others", tree
         )
 

@@ -10,6 +10,7 @@
 * decides what the axes of all leaves mean once, for itself and all links inside it (`gradkit.leaves.scopes`).
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,8 +20,9 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.leaves import Method, check_mask, names
+from gradkit.leaves.derived import has_boxes, rename, unboxed
 from gradkit.leaves.recording import announce
-from gradkit.leaves.scopes import scoped_init, scoped_update
+from gradkit.leaves.scopes import Kept, deciding, scoped_init, scoped_update
 
 InitFn = Callable[[Any], Any]
 UpdateFn = Callable[..., tuple[Any, Any]]
@@ -173,7 +175,38 @@ def transformation(
         like = params if as_params and params is not None else updates
         return jax.tree.map(lambda u, x: u.astype(x.dtype), new, like), state
 
-    return optax.GradientTransformationExtraArgs(checked_init, checked_update)
+    return boxless(checked_init, checked_update)
+
+
+def boxless(init: InitFn, update: UpdateFn) -> optax.GradientTransformationExtraArgs:
+    """A transformation whose `update` never sees a box, and whose state has a box of its own where `init` left that of
+    a parameter around an array of another shape."""
+
+    def renamed(params: optax.Params) -> Any:
+        return rename(init(params), params)
+
+    def bare(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if not has_boxes((updates, state, params, extra)):
+            return update(updates, state, params, **extra)
+        structure, kept = jax.tree.structure(updates), jax.tree.structure(state)
+        told = {k: through(v, structure) if callable(v) else unboxed(v) for k, v in extra.items()}
+        # What named arrays say of their axes is read off the boxes; what other boxes said, `init` has kept.
+        scope = contextlib.nullcontext() if isinstance(state, Kept) else deciding(updates if params is None else params)
+        with scope:
+            new, state = update(unboxed(updates), unboxed(state), unboxed(params), **told)
+        return structure.unflatten(jax.tree.leaves(new)), kept.unflatten(jax.tree.leaves(state))
+
+    return optax.GradientTransformationExtraArgs(renamed, bare)
+
+
+def through(function: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    """A function of trees with boxes, such as a Hessian-vector product, as one of trees without."""
+
+    def boxed(tree: Any) -> Any:
+        bare = jax.tree.structure(tree) == jax.tree.structure(unboxed(structure.unflatten([0] * structure.num_leaves)))
+        return structure.unflatten(jax.tree.leaves(tree)) if bare else tree
+
+    return lambda *args, **rest: unboxed(function(*map(boxed, args), **rest))
 
 
 def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -17,8 +17,19 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
+from gradkit.leaves.derived import derived, flatten, node_names
 from gradkit.transforms.core import increment, scalar, transformation, wide_dtype, widen
-from gradkit.transforms.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
+from gradkit.transforms.kronecker import (
+    BY_LAYOUT,
+    along_all,
+    factor_sources,
+    first_bases,
+    next_bases,
+    reorder,
+    statistic,
+    transposes,
+)
+from gradkit.transforms.per_parameter import get, keys_of, placeholder, put, settled
 from gradkit.transforms.placement import as_it_lay, everywhere
 from gradkit.transforms.refreshes import refreshed, renewed
 
@@ -102,7 +113,8 @@ def kronecker_bases(
 
 
 class InBasisState(NamedTuple):
-    """Number of calls; per leaf the bases of its axes and what makes them; the state of the inner transformation."""
+    """Number of calls; of every parameter the bases of its axes, by axis, and what makes them; the state of the inner
+    transformation."""
 
     count: jax.Array
     Q: Any
@@ -165,7 +177,35 @@ def in_basis(
             out.append(as_it_lay(back(function(y, *row)), x))
         return structure.unflatten(out)
 
+    def kept(name: str, node: Any, own: Any) -> Any:
+        """What belongs to the tensors of a leaf, under the name of its parameter."""
+        (x,), out = jax.tree.leaves(node), {}
+        own_axes = axes_of(layout, name, x.shape)
+        stack, axes = own_axes.stack, tensor_axes(own_axes, x.shape)
+        for path, value in jax.tree_util.tree_flatten_with_path(own)[0]:
+            keys, sources = keys_of(path), [()] * (value.ndim - 1)
+            axis = int(keys[-1]) if keys[-1].isdigit() and int(keys[-1]) < len(axes) else None
+            if axis is not None and value.shape[1:] == (x.shape[axes[axis]],) * 2:
+                sources = factor_sources([(a,) for a in axes], axis)
+            shaped = value.reshape(*(x.shape[a] for a in stack), *value.shape[1:])
+            put(out, keys, derived(node, shaped, [*((a,) for a in stack), *sources]))
+        return out
+
+    def batches(tree: Any, shapes: Any) -> Any:
+        """`kept`, as the kernels see it."""
+        found, structure = jax.tree_util.tree_flatten_with_path(shapes)
+        return structure.unflatten([get(tree, keys_of(path)).reshape(like.shape) for path, like in found])
+
+    def shapes_of(name: str, x: Any) -> tuple[Any, Any]:
+        """Those of the bases, and of what makes them."""
+        like = jax.eval_shape(lambda v: batched(name, v)[0], jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype)))
+        state = jax.eval_shape(lambda: made.init(like.shape[0], like.shape[1:], like.dtype))
+        return jax.eval_shape(made.first, like, state)[0], state
+
     def init(params: optax.Params) -> InBasisState:
+        nodes, structure = flatten(params)
+        mapped = isinstance(params, placeholder())
+
         def start(name: str, x: Any) -> tuple[Any, Any]:
             like = jax.eval_shape(lambda v: batched(name, v)[0], jax.ShapeDtypeStruct(x.shape, x.dtype))
             state = made.init(like.shape[0], like.shape[1:], wide_dtype(x.dtype))
@@ -173,35 +213,53 @@ def in_basis(
             eye = [q and jnp.tile(jnp.eye(q.shape[1], dtype=q.dtype)[None], (q.shape[0], 1, 1)) for q in shapes]
             return tuple(eye), state
 
-        pairs = [start(name, x) for name, x in zip(names(params), jax.tree.leaves(params), strict=True)]
-        Q, states = ([pair[i] for pair in pairs] for i in (0, 1))
+        known = node_names(params)
+        pairs = [start(name, jax.tree.leaves(node)[0]) for name, node in zip(known, nodes, strict=True)]
+        Q, states = (
+            jnp.zeros((), jnp.int32)
+            if mapped
+            else structure.unflatten(
+                [kept(name, node, pair[i]) for name, node, pair in zip(known, nodes, pairs, strict=True)]
+            )
+            for i in (0, 1)
+        )
         return InBasisState(jnp.zeros((), jnp.int32), Q, states, below.init(params))
 
     def update(updates: Any, state: InBasisState, params: Any = None, **extra: Any) -> tuple[Any, InBasisState]:
         del params
         lay, updates = updates, everywhere(updates)
+        known, leaves, structure = names(updates), jax.tree.leaves(updates), jax.tree.structure(updates)
+        shapes = [shapes_of(name, x) for name, x in zip(known, leaves, strict=True)]
+        Q, kept_before = (
+            [batches(tree, like[i]) for tree, like in zip(structure.flatten_up_to(own), shapes, strict=True)]
+            for i, own in enumerate((state.Q, state.bases))
+        )
         G = [batched(name, x)[0] for name, x in zip(names(updates), jax.tree.leaves(updates), strict=True)]
 
-        def first(Q: Any, kept: Any, own: Any) -> Any:
+        def first(Q: Any, states: Any, own: Any) -> Any:
             def fresh(G: Any, old: Any) -> Any:
                 return [made.first(g, k) for g, (_, k) in zip(G, old, strict=True)]
 
-            done = renewed(state.count == 0, fresh, G, list(zip(Q, kept, strict=True)))
+            done = renewed(state.count == 0, fresh, G, list(zip(Q, states, strict=True)))
             return jax.tree.map(jnp.zeros_like, lay), [q for q, _ in done], [k for _, k in done], own
 
-        def later(Q: Any, kept: Any, own: Any) -> Any:
+        def later(Q: Any, states: Any, own: Any) -> Any:
             turned = on_leaves(lambda x, q: along_all(transposes(q), x), updates, Q)
             u, own = below.update(turned, own, None, **extra)
             u = on_leaves(lambda x, q: along_all(q, x), widen(u), Q)
-            done = [made.next(g, k, q, state.count) for g, k, q in zip(G, kept, Q, strict=True)]
+            done = [made.next(g, k, q, state.count) for g, k, q in zip(G, states, Q, strict=True)]
             new = [q for q, _, _ in done]
             orders = [o for _, o, _ in done]
             own = _carried(own, jax.tree.structure(updates), on_leaves, Q, new, orders)
             return jax.tree.map(as_it_lay, u, lay), new, [k for _, _, k in done], own
 
-        u, Q, kept, own = jax.lax.cond(state.count == 0, first, later, state.Q, state.bases, state.inner)
-        Q, kept = everywhere((Q, kept))
-        return u, InBasisState(increment(state.count), Q, kept, own)
+        u, Q, states, own = jax.lax.cond(state.count == 0, first, later, Q, kept_before, state.inner)
+        new = [
+            structure.unflatten([kept(name, x, o) for name, x, o in zip(known, leaves, per_leaf, strict=True)])
+            for per_leaf in (Q, states)
+        ]
+        new = settled(new, [state.Q, state.bases])
+        return u, InBasisState(increment(state.count), *new, own)
 
     return transformation("in_basis", init, update)
 

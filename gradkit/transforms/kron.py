@@ -27,11 +27,12 @@ from gradkit.linalg.psgd import Factors, balanced, whiten, whiten_back
 from gradkit.linalg.psgd import refreshed as learned
 from gradkit.transforms.core import at_count, bias_correction, increment, scalar, transformation
 from gradkit.transforms.keys import check_key, first_key, next_key
-from gradkit.transforms.kronecker import BY_LAYOUT
+from gradkit.transforms.kronecker import BY_LAYOUT, factor_sources
 from gradkit.transforms.matrices import MatrixSharding
 from gradkit.transforms.owned import failures, numbers
+from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, like, map_fields
 from gradkit.transforms.refreshes import refreshed
-from gradkit.transforms.tensors import Owned, Tensors, init_owned, map_tensors, plan_tensors
+from gradkit.transforms.tensors import plan_tensors
 
 PAPER = Paper(
     "Curvature-Informed SGD via General Purpose Lie-Group Preconditioners", "Pooladzandi, Li", 2024, "2402.04553"
@@ -50,27 +51,28 @@ def fading(count: Any) -> jax.Array:
 
 class Own(NamedTuple):
     """What belongs to the tensors of a stack: the momentum; per axis a factor (d, d), or (d, 1) where it is diagonal;
-    how often factors came out not finite, and were not taken; the place of a tensor in the tree."""
+    how often factors came out not finite, and were not taken."""
 
-    mu: jax.Array
-    Q: tuple[jax.Array, ...]
-    failed: jax.Array
-    number: jax.Array
+    mu: Any
+    Q: tuple[Any, ...]
+    failed: Any
 
 
 class ScaleByKronState(NamedTuple):
-    """Number of updates made, and since the last refresh; the random key; per stack of equal tensors what belongs to
-    them."""
+    """Number of updates made, and since the last refresh; the random key; the fields of `Own`, mu like a parameter, Q
+    by its axes; with `shard`, by stacks of equal tensors, each with its owners."""
 
     count: jax.Array
     since: jax.Array
     key: Any
-    stacks: tuple[Owned, ...]
+    mu: Any
+    Q: Any
+    failed: Any
 
     @property
     def metrics(self) -> dict[str, jax.Array]:
         """What `gk.diagnostics.metrics` reads."""
-        return failures([own.arrays.failed for own in self.stacks])
+        return failures(self.failed)
 
 
 def scale_by_kron(
@@ -148,20 +150,20 @@ def scale_by_kron(
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     schedule: Any = fading if update_probability is None else update_probability
 
-    def planned(tree: Any) -> Tensors:
-        return plan_tensors(tree, method=METHOD, layout=layout, shard=shard)
+    def planned(tree: Any) -> Work:
+        return plan_tensors(tree, make, method=METHOD, layout=layout, shard=shard)
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any, number: jax.Array) -> Own:
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
         if len(dims) > MOST_AXES:
             raise ValueError(
                 f"{METHOD}: a tensor of shape {dims} has {len(dims)} axes; at most {MOST_AXES} have factors"
             )
         size = jnp.asarray(precond_init_scale).astype(dtype) ** (1 / len(dims))
-        Q = tuple(
-            jnp.tile(size * (jnp.ones((d, 1), dtype) if diagonal else jnp.eye(d, dtype=dtype))[None], (rows, 1, 1))
-            for d, diagonal in zip(dims, diagonals(dims), strict=True)
-        )
-        return Own(jnp.zeros((rows, *dims), mu_dtype or dtype), Q, jnp.zeros((rows,), jnp.int32), number)
+        groups, Q = [(a,) for a in range(len(dims))], []
+        for axis, (d, diagonal) in enumerate(zip(dims, diagonals(dims), strict=True)):
+            one = jnp.ones((d, 1), dtype) if diagonal else jnp.eye(d, dtype=dtype)
+            Q.append(beside(jnp.tile(size * one[None], (rows, 1, 1)), factor_sources(groups, axis)))
+        return Own(like(jnp.zeros((rows, *dims), mu_dtype or dtype)), tuple(Q), counted(rows))
 
     def diagonals(dims: tuple[int, ...]) -> list[bool]:
         """Which factors are."""
@@ -169,27 +171,25 @@ def scale_by_kron(
         one = longest if memory_save_mode == "one_diag" else None
         return [few or d == 1 or d > max_size_triangular or axis == one for axis, d in enumerate(dims)]
 
-    def kernel(g: jax.Array, own: Own, at: Any, *probes: jax.Array) -> tuple[jax.Array, Own]:
+    def kernel(g: jax.Array, own: Own, at: Any, number: jax.Array, *probes: jax.Array) -> tuple[jax.Array, Own]:
         b = scalar(at["b1"], g)
         mu = (b * own.mu.astype(g.dtype) + (1 - b) * g).astype(own.mu.dtype)
         m = mu.astype(g.dtype) / bias_correction(at["b1"], at["t"], g)
 
         def fresh(given: Any, Q: Factors) -> Factors:
-            x, number, *V = given
-            V = V[0] if V else drawn(at["key"], number, x)
+            x, places, *V = given
+            V = V[0] if V else drawn(at["key"], places, x)
             if at["balance"] is not None and len(Q) > 1:
                 Q = [jnp.where(at["balance"], b, q) for b, q in zip(jax.vmap(balanced)(Q), Q, strict=True)]
             return tuple(jax.vmap(learned, (0, 0, 0, None))(tuple(Q), x, V, jnp.asarray(at["rate"]).astype(x.dtype)))
 
         x = m if momentum_into_precond_update else g
-        Q, failed = refreshed(at["due"], fresh, (x, own.number, *probes), own.Q, own.failed)
-        return jax.vmap(_direction)(Q, m), Own(mu, Q, failed, own.number)
+        Q, failed = refreshed(at["due"], fresh, (x, number, *probes), own.Q, own.failed)
+        return jax.vmap(_direction)(Q, m), Own(mu, Q, failed)
 
     def init(params: optax.Params) -> ScaleByKronState:
-        tensors, zero = planned(params), jnp.zeros((), jnp.int32)
-        return ScaleByKronState(
-            zero, jnp.zeros_like(zero), first_key(key), init_owned(tensors, make, numbers(tensors.plan))
-        )
+        zero = jnp.zeros((), jnp.int32)
+        return ScaleByKronState(zero, jnp.zeros_like(zero), first_key(key), **init_fields(planned(params), params))
 
     def update(updates: Any, state: ScaleByKronState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
@@ -207,8 +207,9 @@ def scale_by_kron(
             balance = chance < jnp.asarray(balance_probability).astype(chance.dtype)
         at = {"b1": b1, "t": t, "rate": precond_lr, "due": due, "key": now, "balance": balance}
         more = [] if given is None else [jax.tree.map(lambda v, g: jnp.asarray(v).astype(g.dtype), given, updates)]
-        d, stacks = map_tensors(kernel, updates, planned(updates), state.stacks, at, more)
-        return d, ScaleByKronState(t, jnp.where(due, jnp.zeros_like(since), since), kept, stacks)
+        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
+        d, fields = map_fields(work, kernel, updates, fields, at, more=more, marks=numbers(work.plan))
+        return d, ScaleByKronState(t, jnp.where(due, jnp.zeros_like(since), since), kept, **fields)
 
     return transformation(METHOD, init, update)
 

@@ -11,7 +11,8 @@ All functions work on a batch of tensors along a leading axis.
 """
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ from gradkit.leaves import Layout
 from gradkit.linalg import eigenbasis, inverse_root
 from gradkit.transforms.core import bias_correction, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.matrices import MatrixSharding
-from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors
+from gradkit.transforms.per_parameter import Part, Work, beside, init_fields, map_fields
+from gradkit.transforms.tensors import plan_tensors
 
 
 def statistic(G: jax.Array, axis: int, *, diagonal: bool = False) -> jax.Array:
@@ -83,7 +85,7 @@ class Factors(NamedTuple):
     failed: jax.Array
 
 
-def init_factors(rows: int, dims: Sequence[int], dtype: Any, diagonal: Sequence[bool]) -> Factors:
+def init_factors(rows: int, dims: Sequence[int], dtype: Any, diagonal: Sequence[bool]) -> tuple[Any, Any]:
     """Statistics of zero, and roots that change nothing; `diagonal` says of which axes the diagonal alone is kept."""
     pairs = list(zip(dims, diagonal, strict=True))
     L = tuple(jnp.zeros((rows, d) if short else (rows, d, d), dtype) for d, short in pairs)
@@ -91,7 +93,7 @@ def init_factors(rows: int, dims: Sequence[int], dtype: Any, diagonal: Sequence[
         jnp.ones((rows, d), dtype) if short else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1))
         for d, short in pairs
     )
-    return Factors(L, P, jnp.zeros((rows,), jnp.int32))
+    return L, P
 
 
 def roots(
@@ -155,6 +157,33 @@ def merge_forwards(dims: Sequence[int], limit: int) -> tuple[int, ...]:
             out.append(d)
             current = 1
     return (*out, current) if current > 1 or not out else tuple(out)
+
+
+def merged_axes(dims: Sequence[int], merged: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The axes of a tensor that each axis of its merged form is made of; those of length 1 in none, or in any.
+
+    >>> merged_axes((2, 1, 4, 6), (8, 6)), merged_axes((3, 4), (3, 4))
+    (((0, 1, 2), (3,)), ((0,), (1,)))
+    """
+    out, at = [], 0
+    for length in merged:
+        group: list[int] = []
+        while at < len(dims) and (math.prod(dims[a] for a in group) < length or dims[at] == 1):
+            group.append(at)
+            at += 1
+        out.append(tuple(group))
+    return tuple(out)
+
+
+def factor_sources(groups: Sequence[tuple[int, ...]], axis: int, rank: int = 2) -> tuple[tuple[int, ...], ...]:
+    """What a matrix (or with rank 1 a diagonal) of one axis may be sharded like: its rows first like that axis, its
+    columns like another one.
+
+    >>> factor_sources(((0,), (1,), (2,)), 1)
+    ((1, 0, 2), (0, 2))
+    """
+    others = tuple(a for i, group in enumerate(groups) if i != axis for a in group)
+    return ((*groups[axis], *others), others)[:rank]
 
 
 Matrices = Sequence[jax.Array | None]
@@ -225,11 +254,55 @@ def join_blocks(pieces: Sequence[jax.Array], dims: Sequence[int], limit: int, li
     return join(()).reshape(like.shape)
 
 
+def kept_of_blocks(
+    make: Callable[[int, tuple[int, ...], Sequence[int]], Sequence[jax.Array]],
+    rows: int,
+    dims: tuple[int, ...],
+    merged: tuple[int, ...],
+    limit: int,
+    used: Callable[[tuple[int, ...]], Sequence[int]] = lambda shape: range(len(shape)),
+) -> tuple[Any, ...]:
+    """What is kept of the axes of every block, (rows, blocks along every axis, ...): per shape of a block by its axes.
+
+    Args:
+      make: (number of blocks, shape of a block, axes) -> an array for each of them, along a leading axis of blocks.
+      rows: how many tensors there are.
+      dims: the lengths of their axes.
+      merged: those of the axes that are cut.
+      limit: the largest length of a block.
+      used: shape of a block -> the axes of which something is kept.
+    """
+    groups, out = merged_axes(dims, merged), []
+    for shape in blocks_of(merged, limit):
+        grid = tuple(max(d // limit, 1) if b == min(limit, d) else 1 for d, b in zip(merged, shape, strict=True))
+        axes = used(shape)
+        own: dict[str, Part] = {}
+        for axis, x in zip(axes, make(rows * math.prod(grid), shape, axes), strict=True):
+            sources = factor_sources(groups, axis, x.ndim - 1)
+            if math.prod(grid) > 1:
+                x, sources = x.reshape(rows, *grid, *x.shape[1:]), (*groups, *sources)
+            own[str(axis)] = beside(x, sources)
+        out.append(own)
+    return tuple(out)
+
+
+def sorted_axes(own: Mapping[str, Any]) -> list[tuple[int, Any]]:
+    """What is kept by axes, in their order."""
+    return sorted((int(axis), x) for axis, x in own.items())
+
+
 class KroneckerStatisticsState(NamedTuple):
-    """Number of updates made, and per stack the statistics of every axis."""
+    """Number of updates made; of every parameter, by the shapes of its blocks and their axes, the statistics. With
+    `shard`, by stacks of equal tensors, each with its owners."""
 
     count: jax.Array
-    stacks: tuple[Owned, ...]
+    S: Any
+
+
+class Statistics(NamedTuple):
+    """What belongs to the tensors of a stack."""
+
+    S: Any
 
 
 def kronecker_statistics(
@@ -257,8 +330,8 @@ def kronecker_statistics(
       shard: a `gk.MatrixSharding`: over which devices the work is spread. Default None.
 
     Returns:
-      A transformation. State: the sum of the squares of the lengths of the axes, per tensor, lying with its owner: per
-      stack of equal tensors `arrays`, one array per axis and shape of a block. Collectives: those of `scale_by_muon`.
+      A transformation. State: the sum of the squares of the lengths of the axes, per tensor; under its name, one array
+      per shape of a block and axis; with `shard`, with its owner. Collectives: those of `scale_by_muon`.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -267,8 +340,8 @@ def kronecker_statistics(
       >>> tx = kronecker_statistics()
       >>> g = jnp.array([[1.0, 2.0], [0.0, 3.0]])
       >>> _, state = tx.update(g, tx.init(g))
-      >>> [s.tolist() for s in state.stacks[0].arrays[0]]
-      [[[[5.0, 6.0], [6.0, 9.0]]], [[[1.0, 2.0], [2.0, 13.0]]]]
+      >>> {axis: S.tolist() for axis, S in state.S["0"].items()}
+      {'0': [[5.0, 6.0], [6.0, 9.0]], '1': [[1.0, 2.0], [2.0, 13.0]]}
 
     Reference: Gupta, Koren, Singer. Shampoo: Preconditioned Stochastic Tensor Optimization. 2018, arXiv 1802.09568.
     """
@@ -285,41 +358,42 @@ def kronecker_statistics(
         alone = one_sided and len(shape) == 2
         return [min((0, 1), key=lambda a: shape[a])] if alone else list(range(len(shape)))
 
-    def own_factors(rows: int, lengths: list[int], dtype: Any) -> Factors:
-        return init_factors(rows, lengths, dtype, [d > max_dim for d in lengths])
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Statistics:
+        def zeros(count: int, shape: tuple[int, ...], axes: Sequence[int]) -> Sequence[jax.Array]:
+            lengths = [shape[a] for a in axes]
+            return init_factors(count, lengths, dtype, [d > max_dim for d in lengths])[0]
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: None) -> Any:
-        return [
-            tuple(own_factors(rows * len(blocks), [shape[a] for a in used(shape)], dtype).L)
-            for shape, blocks in blocks_of(*pieces_of(dims)).items()
-        ]
+        merged, limit = pieces_of(dims)
+        return Statistics(kept_of_blocks(zeros, rows, dims, merged, limit, used))
 
-    def kernel(x: jax.Array, own: Any, numbers: Any) -> tuple[jax.Array, Any]:
-        pieces = cut_blocks(x, *pieces_of(x.shape[1:]))
-        return x, [
-            tuple(
-                accumulate(L, statistic(G, a, diagonal=L.ndim == 2), numbers["b2"])
-                for L, a in zip(Ls, used(G.shape[1:]), strict=True)
-            )
-            for G, Ls in zip(pieces, own, strict=True)
-        ]
+    def kernel(x: jax.Array, own: Statistics, numbers: Any, _: Any) -> tuple[jax.Array, Statistics]:
+        dims, limit = pieces_of(x.shape[1:])
+        out = []
+        for G, Ls in zip(cut_blocks(x, dims, limit), own.S, strict=True):
+            new: dict[str, jax.Array] = {}
+            for a, L in sorted_axes(Ls):
+                rank = 2 if L.shape[-2:] == (G.shape[a + 1],) * 2 and L.ndim > 2 else 1
+                flat = L.reshape(-1, *L.shape[L.ndim - rank :])
+                new[str(a)] = accumulate(flat, statistic(G, a, diagonal=rank == 1), numbers["b2"]).reshape(L.shape)
+            out.append(new)
+        return x, Statistics(tuple(out))
+
+    def planned(tree: Any) -> Work:
+        return plan_tensors(tree, make, method="kronecker_statistics", layout=layout, shard=shard)
 
     def init(params: optax.Params) -> KroneckerStatisticsState:
-        tensors = plan_tensors(params, method="kronecker_statistics", layout=layout, shard=shard)
-        return KroneckerStatisticsState(jnp.zeros((), jnp.int32), init_owned(tensors, make))
+        return KroneckerStatisticsState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
 
     def update(updates: Any, state: KroneckerStatisticsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        tensors = plan_tensors(updates, method="kronecker_statistics", layout=layout, shard=shard)
-        _, stacks = map_tensors(kernel, updates, tensors, state.stacks, {"b2": b2})
-        return updates, KroneckerStatisticsState(increment(state.count), stacks)
+        _, fields = map_fields(planned(updates), kernel, updates, {"S": state.S}, {"b2": b2})
+        return updates, KroneckerStatisticsState(increment(state.count), **fields)
 
     return transformation("kronecker_statistics", init, update)
 
 
 BY_LAYOUT = {
     "layout": "axes that are no stack are axes of one tensor; tests/papers/test_shampoo.py has its stacks",
-    "map_params": "its state is stacked by shape, with the owner of every tensor",
 }
 register(
     kronecker_statistics,

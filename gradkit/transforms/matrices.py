@@ -131,6 +131,7 @@ def plan_matrices(
     transpose: bool | Callable[[int, int], bool] = True,
     merge: bool = False,
     kinds: Sequence[Hashable] | None = None,
+    divide: bool | None = None,
 ) -> Plan:
     """Decides which matrices are worked on together, and by whom.
 
@@ -144,8 +145,9 @@ def plan_matrices(
       merge: whether padding a matrix by zero rows and columns changes nothing: then stacks of different shapes are
         joined where that leaves fewer idle devices.
       kinds: per leaf, what the leaves of a stack must have in common besides. Then leaves may also lack inputs or
-        outputs (they are one row, one column, one entry), and a stack is never cut in two for the compiler's sake: what
-        belongs to it is the same on every kind of device. Default None.
+        outputs (they are one row, one column, one entry). Default None.
+      divide: whether a long stack may be divided for the compiler's sake: not where what belongs to it is kept with it,
+        which is the same on every kind of device. Default None: where there are no kinds.
     """
     known, leaves = names(tree), jax.tree.leaves(tree)
     mesh, specs = specs_of(method, known, leaves, shard)
@@ -195,7 +197,8 @@ def plan_matrices(
             found.setdefault(key, []).append(Slot(i, part, count, turned))
 
     groups = merged(found, sizes) if merge else found
-    here = mesh is None and not inside and kinds is None and jax.default_backend() == "cpu"
+    divide = kinds is None if divide is None else divide
+    here = mesh is None and not inside and divide and jax.default_backend() == "cpu"
     stacks = []
     for (n, m, dtype, cut, splits, _), slots in groups.items():
         shared, most = _shared(cut, sizes), LEAVES_PER_STACK if here else len(slots)

@@ -104,6 +104,7 @@ def plan_owned(
     shard: MatrixSharding | None,
     turn: Callable[[int, int], bool],
     kinds: Sequence[Hashable] | None = None,
+    divide: bool = False,
 ) -> Plan:
     """`plan_matrices` for state: the same for parameters and for updates, which come in a wider dtype.
 
@@ -114,6 +115,7 @@ def plan_owned(
       shard: over which devices.
       turn: (rows, columns) -> whether a matrix is worked on transposed.
       kinds: per leaf, what the leaves of a stack must have in common besides. Default None: nothing.
+      divide: as in `plan_matrices`. Default False.
     """
     leaves, structure = jax.tree.flatten(tree)
     for name, x in zip(names(tree), leaves, strict=True):
@@ -131,6 +133,7 @@ def plan_owned(
         shard=shard,
         transpose=turn,
         kinds=[None] * len(leaves) if kinds is None else kinds,
+        divide=divide,
     )
 
 
@@ -184,28 +187,6 @@ def phases(plan: Plan, interval: int | None) -> tuple[jax.Array | None, ...]:
     return _marked(plan, {name: i % interval for i, name in enumerate(itertools.chain(*sizes.values()))})
 
 
-def hold(
-    method: str, plan: Plan, make: Callable[[Stack, int, Any], Any], marks: Sequence[Any] | None = None
-) -> tuple[Owned, ...]:
-    """State for every stack, where its owners are.
-
-    Args:
-      method: the public name, for messages.
-      plan: what `plan_owned` says.
-      make: (stack, number of matrices, their marks) -> a tree of arrays with that leading axis.
-      marks: per stack a number for each matrix, such as its phase. Default None: there are none.
-
-    Raises:
-      ValueError: fused weights that are cut along their outputs.
-    """
-    out = []
-    for stack, own in zip(plan.stacks, marks or (None,) * len(plan.stacks), strict=True):
-        if stack.splits:
-            raise ValueError(f"{method}: weights fused by `splits` {stack.splits} must be whole along their outputs")
-        out.append(placed(plan, stack, make(stack, kept(plan, stack)[0], own)))
-    return tuple(out)
-
-
 def placed(plan: Plan, stack: Stack, own: Any) -> Owned:
     """What is kept of a stack, with its owners."""
     _, owners = kept(plan, stack)
@@ -238,7 +219,7 @@ def map_owned(
       kernel: ((B, n, m), own, shared) -> ((B, n, m), own); or one for every stack. Followed by as much of `more`.
       tree: leaves that all have inputs and outputs.
       plan: of this tree.
-      owned: what `hold` made of the plan of the parameters.
+      owned: what `init_fields` made of the plan of the parameters, all fields together.
       shared: numbers that every call is given, the same on all devices.
       more: further trees like `tree`, which enter with it.
 
@@ -281,8 +262,9 @@ def map_owned(
     return tree, tuple(dataclasses.replace(o, arrays=own) for own, o in zip(stacks, owned, strict=True))
 
 
-def failures(counts: Sequence[jax.Array]) -> dict[str, jax.Array]:
-    """The metric of a state: how many refreshes failed, of all matrices; the sum of what its stacks have counted."""
+def failures(counts: Any) -> dict[str, jax.Array]:
+    """The metric of a state: how many refreshes failed, of all matrices; the sum of what it has counted."""
+    counts = jax.tree.leaves(counts)
     return {"failed_refreshes": sum((jnp.sum(c, dtype=jnp.int32) for c in counts), jnp.zeros((), jnp.int32))}
 
 

@@ -23,7 +23,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
 from gradkit.transforms.codecs import between, decode, encode_bfloat16, encode_int8, nearest
-from gradkit.transforms.core import check_leaves, check_match, wide_dtype, widen
+from gradkit.transforms.core import boxless, check_leaves, check_match, wide_dtype, widen
 from gradkit.transforms.keys import first_key
 
 
@@ -215,7 +215,7 @@ def precision(
         residual = jax.tree.map(what_rounding_took, params, x, moves, steps) if master else None
         return steps, PrecisionState(count, kept, residual, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return boxless(init, update)
 
 
 register(

@@ -22,14 +22,16 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, names
+from gradkit.leaves.derived import flatten, node_names
 from gradkit.linalg import singular_basis
 from gradkit.linalg.singular_basis import SIGNS
 from gradkit.transforms.adam import scale_by_adam
 from gradkit.transforms.by_role import ROLES
-from gradkit.transforms.core import increment, scalar, transformation, wide_dtype
+from gradkit.transforms.core import increment, scalar, transformation
 from gradkit.transforms.limit_norm_growth import growth
-from gradkit.transforms.matrices import MatrixSharding, Plan, Stack, check_matrix
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, phases, plan_owned, product
+from gradkit.transforms.matrices import MatrixSharding, check_matrix
+from gradkit.transforms.owned import failures, phases, product
+from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, map_fields, plan_kept
 from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(
@@ -46,18 +48,31 @@ SIDES = {
 FIRST_MOMENTS, SECOND_MOMENTS = {"mu", "trace"}, {"nu"}
 
 
+class Own(NamedTuple):
+    """What belongs to the matrices of a stack: the bases, the state of `inner` on what is projected, how often a basis
+    failed, and, with a residual, its norm."""
+
+    basis: Any
+    inner: Any
+    failed: Any
+    norm: Any
+
+
 class ProjectLowRankState(NamedTuple):
-    """Number of updates made; per stack of matrices the bases, the state of `inner` on what is projected, how often a
-    basis failed, and, with a residual, its norm; the state of `inner` on the other leaves."""
+    """Number of updates made; the fields of `Own`, of every parameter that is projected; with `shard`, by stacks of
+    equal matrices, each with its owners; the state of `inner` on the other leaves."""
 
     count: jax.Array
-    stacks: tuple[Owned, ...]
+    basis: Any
+    inner: Any
+    failed: Any
+    norm: Any
     rest: Any
 
     @property
     def metrics(self) -> dict[str, jax.Array]:
         """What `gk.diagnostics.metrics` reads."""
-        return failures([own.arrays["failed"] for own in self.stacks])
+        return failures(self.failed)
 
 
 class Numbered(NamedTuple):
@@ -173,13 +188,25 @@ def project_low_rank(
     made = inner if isinstance(inner, Numbered) else Numbered(lambda _: scale_by_adam() if inner is None else inner, {})
     method = optax.with_extra_args_support(made.make(made.numbers))
 
-    def planned(tree: Any) -> tuple[Any, Any, Plan, list[int]]:
-        """The projected leaves; the others; how the former are stacked; their ranks."""
-        leaves, structure = jax.tree.flatten(tree)
-        known = names(tree)
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, most: int) -> Own:
+        (n, m), r = dims, min(most, *dims)
+        inside = jax.vmap(method.init)(jnp.zeros((rows, r, m), dtype))
+
+        def kept(x: jax.Array) -> Any:
+            return beside(x, ((0,), (1,)) if x.shape[1:] == (r, m) else [()] * (x.ndim - 1))
+
+        norm = None if residual is None else beside(jnp.zeros((rows, 1, 1), dtype), ((), ()))
+        basis = beside(jnp.zeros((rows, n, r), dtype), ((0,), (1,)))
+        return Own(basis, jax.tree.map(kept, inside), counted(rows), norm)
+
+    def planned(tree: Any) -> tuple[Any, Any, Work]:
+        """The projected leaves; the others; how the former are stacked."""
+        nodes, structure = flatten(tree)
+        known = node_names(tree)
         ranks = _ranks(rank, known)
         chosen = []
-        for name, x in zip(known, leaves, strict=True):
+        for name, node in zip(known, nodes, strict=True):
+            (x,) = jax.tree.leaves(node)
             axes = axes_of(layout, name, x.shape)
             if not isinstance(rank, int) and name in ranks:
                 check_matrix(METHOD, name, x.shape, axes)
@@ -187,35 +214,24 @@ def project_low_rank(
                 name in ranks and axes.role in ROLES and bool(axes.inputs and axes.outputs) and 0 not in x.shape
             )
         mask = optax.MaskedNode()
-        matrices = structure.unflatten([x if c else mask for x, c in zip(leaves, chosen, strict=True)])
-        rest = structure.unflatten([mask if c else x for x, c in zip(leaves, chosen, strict=True)])
+        matrices = structure.unflatten([x if c else mask for x, c in zip(nodes, chosen, strict=True)])
+        rest = structure.unflatten([mask if c else x for x, c in zip(nodes, chosen, strict=True)])
         own = [ranks[name] for name in itertools.compress(known, chosen)]
-        plan = plan_owned(matrices, method=METHOD, layout=layout, shard=shard, turn=SIDES[side], kinds=own)
-        return matrices, rest, plan, own
+        work = plan_kept(matrices, make, method=METHOD, layout=layout, shard=shard, turn=SIDES[side], kinds=own)
+        return matrices, rest, work
 
     def init(params: optax.Params) -> ProjectLowRankState:
-        _, rest, plan, ranks = planned(params)
-
-        def make(stack: Stack, count: int, phase: Any) -> dict[str, Any]:
-            r, dtype = min(ranks[stack.slots[0].leaf], stack.n, stack.m), wide_dtype(stack.dtype)
-            own = {
-                "basis": jnp.zeros((count, stack.n, r), dtype),
-                "inner": jax.vmap(method.init)(jnp.zeros((count, r, stack.m), dtype)),
-                "failed": jnp.zeros((count,), jnp.int32),
-                "phase": phase,
-            }
-            return own if residual is None else own | {"norm": jnp.zeros((count, 1, 1), dtype)}
-
-        stacks = hold(METHOD, plan, make, phases(plan, update_interval if stagger else None))
-        return ProjectLowRankState(jnp.zeros((), jnp.int32), stacks, method.init(rest))
+        matrices, rest, work = planned(params)
+        return ProjectLowRankState(jnp.zeros((), jnp.int32), **init_fields(work, matrices), rest=method.init(rest))
 
     def update(updates: Any, state: ProjectLowRankState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        matrices, rest, plan, _ = planned(updates)
+        matrices, rest, work = planned(updates)
         # Scalars are handed to the kernel, which may not close over traced ones.
         numbers = {k: v for k, v in extra.items() if isinstance(v, jax.Array) and v.ndim == 0}
         others = {k: v for k, v in extra.items() if k not in numbers}
 
-        def kernel(x: jax.Array, own: dict[str, Any], shared: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        def kernel(x: jax.Array, kept: Own, shared: dict[str, Any], phase: Any) -> tuple[jax.Array, Own]:
+            own = kept._asdict()
             r, alpha = own["basis"].shape[2], scalar(shared["scale"], x)
 
             def anew(x: jax.Array, old: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +240,7 @@ def project_low_rank(
                 return {"basis": B} | ({"inner": rotated(old["inner"], turn)} if rotate_moments else {})
 
             old = {k: own[k] for k in (("basis", "inner") if rotate_moments else ("basis",))}
-            now = due(shared["count"], 0, update_interval, own["phase"])
+            now = due(shared["count"], 0, update_interval, phase)
             new, failed = refreshed(now, anew, x, old, own["failed"])
             own = own | new | {"failed": failed}
             B = own["basis"]
@@ -238,19 +254,21 @@ def project_low_rank(
             psi, own["inner"] = jax.vmap(one)(R, own["inner"])
             d = alpha * product(B, psi)
             if residual is None:
-                return d, own
+                return d, Own(**own)
             phi = jnp.linalg.norm(psi, axis=1, keepdims=True) / (jnp.linalg.norm(R, axis=1, keepdims=True) + 1e-8)
             # With all directions nothing is left out, and nothing is what remains.
             seen = x if r == x.shape[1] else product(B, R)
             E = (x - alpha * seen) * phi
             n = jnp.sqrt(jnp.sum(jnp.square(E), axis=(1, 2), keepdims=True))
             f = jnp.ones_like(n) if growth_limit is None else growth(n, own["norm"], shared["growth_limit"])
-            return d + E / f, own | {"norm": n / f}
+            return d + E / f, Own(**own | {"norm": n / f})
 
         shared = {"count": state.count, "scale": scale, "extra": numbers}
         shared |= {"growth_limit": growth_limit, "numbers": made.numbers}
+        fields = {f: getattr(state, f) for f in Own._fields}
+        marks = phases(work.plan, update_interval if stagger else None)
         try:
-            d, stacks = map_owned(METHOD, kernel, matrices, plan, state.stacks, shared)
+            d, fields = map_fields(work, kernel, matrices, fields, shared, marks=marks)
         except ValueError as error:
             if params is not None and "params" in str(error):
                 raise ValueError(
@@ -266,7 +284,7 @@ def project_low_rank(
             u,
             is_leaf=lambda x: isinstance(x, optax.MaskedNode),
         )
-        return both, ProjectLowRankState(increment(state.count), stacks, rest)
+        return both, ProjectLowRankState(increment(state.count), **fields, rest=rest)
 
     return transformation(METHOD, init, update)
 
@@ -279,7 +297,6 @@ register(
     collectives="matrices",
     opt_outs={
         "words": "the state is that of smaller matrices: its paper's test counts them",
-        "map_params": "its state belongs to stacks of matrices",
     },
     notes="state n r + 2 r m words per n x m matrix with Adam inside",
 )

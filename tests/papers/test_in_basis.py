@@ -45,4 +45,4 @@ def test_bases_of_the_users_own(x64: None) -> None:
     got, _ = replay(gk.in_basis(optax.scale_by_sign(), bases=bases), rows)
     assert_equal(got[1], np.sign(np.asarray(rows[1]) @ R) @ R.T)
     state = gk.in_basis(gk.scale_by_adam()).init({"w": jnp.ones((2, 3))})
-    assert [q.shape for q in jax.tree.leaves(state.Q)] == [(1, 2, 2), (1, 3, 3)]
+    assert [q.shape for q in jax.tree.leaves(state.Q)] == [(2, 2), (3, 3)]

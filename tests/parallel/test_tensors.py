@@ -1,7 +1,7 @@
 """State that lies with the owner of a tensor: one device's numbers, one eighth of the memory, the counted exchanges."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.parallel import collective_bytes, init_sharded
-from gradkit.transforms.tensors import init_owned, plan_tensors
+from gradkit.transforms.per_parameter import beside, init_fields
+from gradkit.transforms.tensors import plan_tensors
 from tests.parallel.test_matrices import assert_near, mesh_of, put
+from tests.parallel.test_owned import is_owned
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -83,7 +85,8 @@ def test_equals_one_device(method: str, place: str, kind: AxisType) -> None:
     for before, x in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert x.sharding.is_equivalent_to(before.sharding, x.ndim)
     # All of it but counters lies with the owners: one device has an eighth.
-    for x in jax.tree.leaves(after[0].stacks):
+    owned = [node for node in jax.tree.leaves(after[0], is_leaf=is_owned) if is_owned(node)]
+    for x in jax.tree.leaves(owned):
         assert x.addressable_data(0).shape[0] * 8 == x.shape[0]
 
 
@@ -146,14 +149,21 @@ def test_examples_enter_with_their_gradient() -> None:
 
 def test_plan_of_tensors() -> None:
     """Rows are flattened about a cut axis; more than two of one tensor cannot be cut; dtypes are wide."""
+
+    class Own(NamedTuple):
+        S: Any
+
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+        return Own(beside(jnp.zeros((rows, dims[0]), dtype), ((0,),)))
+
     mesh: Mesh = jax.make_mesh((2, 2, 2), ("x", "y", "z"), axis_types=(AxisType.Auto,) * 3)
     struct = {"conv": {"kernel": jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.bfloat16)}}
     shard = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", None, "y")}}, min_dim=0)
-    tensors = plan_tensors(struct, method="m", layout=gk.leaves.default_layout, shard=shard)
-    assert tensors.dims == ((2, 4, 4, 8),) and tensors.places == ((1, 0, 2, 3),)
-    assert (tensors.plan.stacks[0].n, tensors.plan.stacks[0].m) == (32, 8)
-    (own,) = init_owned(tensors, lambda rows, dims, dtype, _: jnp.zeros((rows, dims[0]), dtype))
+    work = plan_tensors(struct, make, method="m", layout=gk.leaves.default_layout, shard=shard)
+    assert work.dims == ((2, 4, 4, 8),) and work.places == ((1, 0, 2, 3),)
+    assert (work.plan.stacks[0].n, work.plan.stacks[0].m) == (32, 8)
+    own = init_fields(work, struct)["S"]["2x4x4x8"]
     assert own.arrays.shape == (8, 2) and own.arrays.dtype == jnp.float32 and own.owners == ("y", "z", "x")
     three = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", "x", "y")}})
     with pytest.raises(ValueError, match=r"of 'conv/kernel' \[1, 2, 3\] are"):
-        plan_tensors(struct, method="m", layout=gk.leaves.default_layout, shard=three)
+        plan_tensors(struct, make, method="m", layout=gk.leaves.default_layout, shard=three)

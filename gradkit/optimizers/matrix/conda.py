@@ -22,9 +22,9 @@ from gradkit.linalg import singular_basis
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import bias_correction as correction
-from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
-from gradkit.transforms.matrices import Plan, Stack
-from gradkit.transforms.owned import Owned, failures, hold, map_owned, phases, plan_owned, product
+from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
+from gradkit.transforms.owned import failures, phases, product
+from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, like, map_fields, plan_kept
 from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(
@@ -40,17 +40,32 @@ PROJECTIONS = {
 }
 
 
+class Own(NamedTuple):
+    """What belongs to the matrices of a stack: the momentum, the second moment in its basis, the bases, and how often a
+    basis failed."""
+
+    mu: Any
+    nu: Any
+    left: Any
+    right: Any
+    failed: Any
+
+
 class ScaleByCondaState(NamedTuple):
-    """Number of updates made; per stack of matrices the momentum, the second moment in its basis, the bases, and how
-    often a basis failed."""
+    """Number of updates made; the fields of `Own`, mu (and with projection="std" nu) like a parameter, the others by
+    its sides; with `shard`, by stacks of equal matrices, each with its owners."""
 
     count: jax.Array
-    stacks: tuple[Owned, ...]
+    mu: Any
+    nu: Any
+    left: Any
+    right: Any
+    failed: Any
 
     @property
     def metrics(self) -> dict[str, jax.Array]:
         """What `gk.diagnostics.metrics` reads."""
-        return failures([own.arrays["failed"] for own in self.stacks])
+        return failures(self.failed)
 
 
 def scale_by_conda(
@@ -121,55 +136,55 @@ def scale_by_conda(
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     turn, on_left, on_right = PROJECTIONS[projection]
 
-    def planned(tree: Any) -> Plan:
-        return plan_owned(tree, method=method, layout=layout, shard=shard, turn=turn)
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+        (n, m), k = dims, min(dims)
+        nu = jnp.zeros((rows, k if on_left else n, k if on_right else m), dtype)
+        return Own(
+            like(jnp.zeros((rows, n, m), mu_dtype or dtype)),
+            like(nu) if projection == "std" else beside(nu, ((0,), (1,))),
+            beside(jnp.zeros((rows, n, k), dtype), ((0,), (1,))) if on_left else None,
+            beside(jnp.zeros((rows, m, k), dtype), ((1,), (0,))) if on_right else None,
+            counted(rows),
+        )
+
+    def planned(tree: Any) -> Work:
+        return plan_kept(tree, make, method=method, layout=layout, shard=shard, turn=turn)
 
     def init(params: optax.Params) -> ScaleByCondaState:
-        def make(stack: Stack, count: int, phase: Any) -> dict[str, Any]:
-            dtype, k = wide_dtype(stack.dtype), min(stack.n, stack.m)
-            return {
-                "mu": jnp.zeros((count, stack.n, stack.m), mu_dtype or dtype),
-                "nu": jnp.zeros((count, k if on_left else stack.n, k if on_right else stack.m), dtype),
-                "left": jnp.zeros((count, stack.n, k), dtype) if on_left else None,
-                "right": jnp.zeros((count, stack.m, k), dtype) if on_right else None,
-                "failed": jnp.zeros((count,), jnp.int32),
-                "phase": phase,
-            }
+        return ScaleByCondaState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
 
-        plan = planned(params)
-        stacks = hold(method, plan, make, phases(plan, update_interval if stagger else None))
-        return ScaleByCondaState(jnp.zeros((), jnp.int32), stacks)
-
-    def kernel(G: jax.Array, own: dict[str, Any], given: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+    def kernel(G: jax.Array, own: Own, given: dict[str, Any], phase: Any) -> tuple[jax.Array, Own]:
         b1, b2, eps, scale = (scalar(given[name], G) for name in ("b1", "b2", "eps", "scale"))
-        m = (b1 * own["mu"].astype(G.dtype) + (1 - b1) * G).astype(own["mu"].dtype)
+        m = (b1 * own.mu.astype(G.dtype) + (1 - b1) * G).astype(own.mu.dtype)
         mean, k = m.astype(G.dtype), min(G.shape[1:])
 
         def anew(mean: jax.Array, _: Any) -> tuple[Any, Any]:
             left = singular_basis(mean, k) if on_left else None
             return left, singular_basis(jnp.swapaxes(mean, 1, 2), k) if on_right else None
 
-        now = due(given["t"] - 1, 0, update_interval, own["phase"])
-        (U, V), failed = refreshed(now, anew, mean, (own["left"], own["right"]), own["failed"])
+        now = due(given["t"] - 1, 0, update_interval, phase)
+        (U, V), failed = refreshed(now, anew, mean, (own.left, own.right), own.failed)
 
         def into(a: jax.Array) -> jax.Array:
             a = a if U is None else product(jnp.swapaxes(U, 1, 2), a)
             return a if V is None else product(a, V)
 
-        v = b2 * own["nu"] + (1 - b2) * jnp.square(into(G))
+        v = b2 * own.nu + (1 - b2) * jnp.square(into(G))
         u = divide(into(mean), jnp.sqrt(v) + eps)
         u = u if U is None else product(U, u)
         u = u if V is None else product(u, jnp.swapaxes(V, 1, 2))
         if bias_correction:
             u = u * (jnp.sqrt(correction(given["b2"], given["t"], G)) / correction(given["b1"], given["t"], G))
-        return scale * u, own | {"mu": m, "nu": v, "left": U, "right": V, "failed": failed}
+        return scale * u, Own(m, v, U, V, failed)
 
     def update(updates: Any, state: ScaleByCondaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         t = increment(state.count)
         given = {"t": t, "b1": b1, "b2": b2, "eps": eps, "scale": scale}
-        d, stacks = map_owned(method, kernel, updates, planned(updates), state.stacks, given)
-        return d, ScaleByCondaState(t, stacks)
+        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
+        marks = phases(work.plan, update_interval if stagger else None)
+        d, fields = map_fields(work, kernel, updates, fields, given, marks=marks)
+        return d, ScaleByCondaState(t, **fields)
 
     return transformation(method, init, update)
 
@@ -263,6 +278,5 @@ register(
     words=3,
     collectives="matrices",
     golden=("matrix/conda",),
-    opt_outs={"map_params": "its state belongs to stacks of matrices"},
     notes="2 + n / m words for n x m, n <= m; embeddings, heads, vectors and scalars take Adam",
 )

@@ -31,10 +31,10 @@ from gradkit.leaves import Layout, Method
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
-from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation, wide_dtype
+from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
 from gradkit.transforms.keys import first_key
-from gradkit.transforms.matrices import Plan, Stack
-from gradkit.transforms.owned import Owned, hold, map_owned, plan_owned, product
+from gradkit.transforms.owned import product
+from gradkit.transforms.per_parameter import Work, beside, init_fields, like, map_fields, plan_kept
 from gradkit.transforms.shape_factor import shape_factor
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
@@ -79,12 +79,21 @@ def orthonormal(Y: jax.Array, how: str, key: Any = None) -> jax.Array:
     return jax.lax.cond(jnp.isfinite(P).all(), lambda: P, lambda: one_by_one(jnp.linalg.qr, Y)[0])
 
 
+class Own(NamedTuple):
+    """What belongs to the matrices of a stack: M and Q."""
+
+    M: Any
+    Q: Any
+
+
 class ScaleByDionState(NamedTuple):
-    """Number of updates made, and the key, where steps are random; per stack of matrices M and Q."""
+    """Number of updates made, and the key, where steps are random; M like a parameter, Q by its sides; with `shard`, by
+    stacks of equal matrices, each with its owners."""
 
     count: jax.Array | None
     key: Any
-    stacks: tuple[Owned, ...]
+    M: Any
+    Q: Any
 
 
 def scale_by_dion(
@@ -153,29 +162,28 @@ def scale_by_dion(
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     sketched = qr == "randomized_cholesky_qr"
 
-    def planned(tree: Any) -> Plan:
-        return plan_owned(tree, method=method, layout=layout, shard=shard, turn=SIDES[side])
-
-    def width(stack: Stack) -> int:
-        short = min(stack.n, stack.m)
+    def width(dims: tuple[int, ...]) -> int:
+        short = min(dims)
         r = math.ceil(float(rank_fraction) * short) if rank is None else rank
         return min(short, rank_multiple_of * math.ceil(r / rank_multiple_of))
 
-    def init(params: optax.Params) -> ScaleByDionState:
-        def make(stack: Stack, count: int, _: None) -> dict[str, jax.Array]:
-            dtype = wide_dtype(stack.dtype)
-            Q = jax.random.normal(start(), (1, stack.n, width(stack)), dtype)
-            return {"M": jnp.zeros((count, stack.n, stack.m), dtype), "Q": jnp.tile(Q, (count, 1, 1))}
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+        Q = jax.random.normal(start(), (1, dims[0], width(dims)), dtype)
+        return Own(like(jnp.zeros((rows, *dims), dtype)), beside(jnp.tile(Q, (rows, 1, 1)), ((0,), (1,))))
 
+    def planned(tree: Any) -> Work:
+        return plan_kept(tree, make, method=method, layout=layout, shard=shard, turn=SIDES[side])
+
+    def init(params: optax.Params) -> ScaleByDionState:
         count, kept = (jnp.zeros((), jnp.int32), start()) if sketched else (None, None)
-        return ScaleByDionState(count, kept, hold(method, planned(params), make))
+        return ScaleByDionState(count, kept, **init_fields(planned(params), params))
 
     def mean(x: jax.Array) -> jax.Array:
         return x if replica_axis is None else jax.lax.pmean(x, replica_axis)
 
-    def kernel(G: jax.Array, own: dict[str, jax.Array], given: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+    def kernel(G: jax.Array, own: Own, given: dict[str, Any], _: Any) -> tuple[jax.Array, Own]:
         mu, eps = scalar(given["momentum"], G), scalar(given["eps"], G)
-        M, Q = own["M"] + G, own["Q"]
+        M, Q = own.M + G, own.Q
         Y = mean(product(_transposed(M), Q))
         P = orthonormal(Y, qr, given["key"])
         R = mean(product(M, P))
@@ -183,7 +191,7 @@ def scale_by_dion(
         M = M - (1 - mu) * product(R, _transposed(P))
         turned = divide(R, jnp.linalg.norm(R, axis=1, keepdims=True) + eps)
         d = product(turned, _transposed(P))
-        return d, {"M": M, "Q": jnp.where(silent, Q, turned)}
+        return d, Own(M, jnp.where(silent, Q, turned))
 
     def update(updates: Any, state: ScaleByDionState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
@@ -192,13 +200,13 @@ def scale_by_dion(
             own = extra.get("key")
             now = jax.random.fold_in(state.key if own is None else own, zlib.crc32(b"scale_by_dion"))
             now, count = jax.random.fold_in(now, count), increment(count)
-        plan = planned(updates)
+        work = planned(updates)
         given = {"momentum": momentum, "eps": eps, "key": now}
-        tree, stacks = map_owned(method, kernel, updates, plan, state.stacks, given)
+        tree, fields = map_fields(work, kernel, updates, {"M": state.M, "Q": state.Q}, given)
         d, structure = jax.tree.flatten(tree)
-        s = [shape_factor(axes, shape, "ratio") for axes, shape in zip(plan.axes, plan.shapes, strict=True)]
+        s = [shape_factor(axes, shape, "ratio") for axes, shape in zip(work.plan.axes, work.plan.shapes, strict=True)]
         d = [x * (k if isinstance(k, float) else jnp.asarray(k, x.dtype)) for x, k in zip(d, s, strict=True)]
-        return structure.unflatten(d), ScaleByDionState(count, state.key, stacks)
+        return structure.unflatten(d), ScaleByDionState(count, state.key, **fields)
 
     return transformation(method, init, update)
 
@@ -326,6 +334,5 @@ register(
     collectives="matrices",
     golden=("matrix/dion",),
     example={"key": 0},
-    opt_outs={"map_params": "its state belongs to stacks of matrices"},
     notes="1 + r / m words for n x m, n <= m, Q at the short side; the words above are those of r = n = m",
 )

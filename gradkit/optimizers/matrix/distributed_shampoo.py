@@ -37,13 +37,16 @@ from gradkit.transforms.kronecker import (
     cut_blocks,
     init_factors,
     join_blocks,
+    kept_of_blocks,
     merge_backwards,
     roots,
+    sorted_axes,
     statistic,
 )
 from gradkit.transforms.owned import phases
+from gradkit.transforms.per_parameter import Work, counted, init_fields, like, map_fields
 from gradkit.transforms.refreshes import due, renewed
-from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors, total
+from gradkit.transforms.tensors import plan_tensors, total
 
 PAPER = Paper(
     "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "
@@ -57,22 +60,40 @@ MOST_WORDS = 64
 GRAFTINGS = (None, "sgd", "adagrad", "rmsprop", "adam")
 
 
-class Block(NamedTuple):
-    """What belongs to the blocks of one shape: factors, mean of the gradient, second moments of the grafted method;
-    where roots have steps of their own, the phase."""
+class Own(NamedTuple):
+    """What belongs to the tensors of a stack: by the shapes of their blocks and by axes a statistic and its root; the
+    mean of the gradient; second moments of the grafted method; how many roots came out not finite, and were not
+    taken."""
 
-    factors: Factors
+    L: Any
+    P: Any
+    mu: Any
+    nu: Any
+    failed: Any
+
+
+class Block(NamedTuple):
+    """What belongs to the blocks of one shape, along one axis of blocks."""
+
+    L: tuple[jax.Array, ...]
+    P: tuple[jax.Array, ...]
     mu: jax.Array | None
     nu: jax.Array | None
+    failed: jax.Array
     phase: jax.Array | None
 
 
 class DistributedShampooState(NamedTuple):
-    """Number of updates made; per stack of equal tensors and shape of a block a `Block`; roots not taken, as they
+    """Number of updates made; the fields of `Own`, L and P of a parameter by the shapes of its blocks and their axes,
+    mu and nu like it; with `shard`, by stacks of equal tensors, each with its owners; roots not taken, as they
     failed."""
 
     count: jax.Array
-    stacks: tuple[Owned, ...]
+    L: Any
+    P: Any
+    mu: Any
+    nu: Any
+    failed: Any
     metrics: dict[str, jax.Array]
 
 
@@ -130,31 +151,24 @@ def _precondition(
         together so short that the blocks would hold more than MOST_WORDS words per parameter."""
         return [d > limit and 2 * limit > MOST_WORDS * (math.prod(dims) // d) for d in dims]
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> list[Block]:
-        own, before = [], 0
-        for shape, blocks in blocks_of(merged(dims), limit).items():
-            n = rows * len(blocks)
-            number = before + jnp.arange(len(blocks), dtype=jnp.int32)[None]
-            before += len(blocks)
-            apart = None if phase is None else jnp.where(phase[:, None] < 0, -1, (phase[:, None] + number) % frequency)
-            mu = jnp.zeros((n, *shape), dtype) if averaged else None
-            nu = jnp.zeros((n, *shape), dtype) if grafting not in (None, "sgd") else None
-            own.append(
-                Block(
-                    init_factors(n, shape, dtype, diagonal(merged(dims))),
-                    mu,
-                    nu,
-                    None if apart is None else apart.ravel(),
-                )
-            )
-        return own
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+        whole = merged(dims)
+
+        def of(which: int) -> Any:
+            def start(count: int, shape: tuple[int, ...], axes: Any) -> Any:
+                del axes
+                return init_factors(count, shape, dtype, diagonal(whole))[which]
+
+            return kept_of_blocks(start, rows, dims, whole, limit)
+
+        mu, nu = (like(jnp.zeros((rows, *whole), dtype)) for _ in range(2))
+        second = nu if grafting not in (None, "sgd") else None
+        return Own(of(0), of(1), mu if averaged else None, second, counted(rows))
 
     def one(G: jax.Array, own: Block, at: Any) -> tuple[jax.Array, Block]:
         """The direction of all blocks of one shape."""
-        old, mean, mu, nu = own.factors, G, own.mu, own.nu
-        factors = old._replace(
-            L=tuple(accumulate(L, statistic(G, axis, diagonal=L.ndim == 2), at["b2"]) for axis, L in enumerate(old.L))
-        )
+        mean, mu, nu = G, own.mu, own.nu
+        L = tuple(accumulate(L, statistic(G, axis, diagonal=L.ndim == 2), at["b2"]) for axis, L in enumerate(own.L))
         if nu is not None:
             nu = accumulate(nu, jnp.square(G), 1 if grafting == "adagrad" else at["graft_b2"])
         c = correction(at["b2"], at["t"], G) if unbiased else jnp.ones((), G.dtype)
@@ -164,36 +178,68 @@ def _precondition(
             new = roots(Factors(L, *old), [1 / (2 * order)] * order, c, at["eps"], solver)
             return new.P, new.failed
 
-        P, failed = renewed(due(at["t"], start, frequency, own.phase), rooted, factors.L, (factors.P, factors.failed))
-        factors = Factors(factors.L, P, failed)
+        P, failed = renewed(due(at["t"], start, frequency, own.phase), rooted, L, (own.P, own.failed))
         if mu is not None:
             mean, mu = _filtered(G, mu, at, unbiased)
-        p = along_all(factors.P, mean)
+        p = along_all(P, mean)
         if grafting is not None:
             a = _grafted(mean, nu, at, grafting)
             p = jnp.where(at["t"] < start, a, p * (_lengths(a) / (_lengths(p) + 1e-16)))
-        return p, Block(factors, mu, nu, own.phase)
+        return p, Block(L, P, mu, nu, failed, own.phase)
 
-    def kernel(x: jax.Array, own: list[Block], at: Any) -> tuple[jax.Array, list[Block]]:
-        dims = merged(x.shape[1:])
-        done = [one(G, block, at) for G, block in zip(cut_blocks(x, dims, limit), own, strict=True)]
-        return join_blocks([d for d, _ in done], dims, limit, x), [block for _, block in done]
+    def kernel(x: jax.Array, own: Own, at: Any, phase: Any) -> tuple[jax.Array, Own]:
+        dims, rows = merged(x.shape[1:]), x.shape[0]
+        known, short = blocks_of(dims, limit), diagonal(dims)
+
+        def cut(y: Any) -> list[Any]:
+            return [None] * len(known) if y is None else cut_blocks(y, dims, limit)
+
+        done, before = [], 0
+        pieces = zip(known.values(), own.L, own.P, cut(x), cut(own.mu), cut(own.nu), strict=True)
+        for blocks, L, P, G, mu, nu in pieces:
+            apart = None
+            if phase is not None:
+                number = before + jnp.arange(len(blocks), dtype=jnp.int32)[None]
+                apart = jnp.where(phase[:, None] < 0, -1, (phase[:, None] + number) % frequency).ravel()
+            before += len(blocks)
+            flat = [
+                tuple(y.reshape(-1, *y.shape[(-1 if short[a] else -2) :]) for a, y in sorted_axes(f)) for f in (L, P)
+            ]
+            failed = jnp.zeros((rows * len(blocks),), own.failed.dtype)
+            done.append(one(G, Block(*flat, mu, nu, failed, apart), at))
+
+        def kept(old: Any, field: str) -> Any:
+            shapes = [[(str(a), y.shape) for a, y in sorted_axes(f)] for f in old]
+            new = [getattr(block, field) for _, block in done]
+            return tuple(
+                {key: y.reshape(shape) for (key, shape), y in zip(like, own, strict=True)}
+                for like, own in zip(shapes, new, strict=True)
+            )
+
+        def joined(old: Any, field: str) -> Any:
+            return None if old is None else join_blocks([getattr(b, field) for _, b in done], dims, limit, old)
+
+        counts = [jnp.sum(block.failed.reshape(rows, -1), axis=1, dtype=jnp.int32) for _, block in done]
+        failed = sum(counts, own.failed)
+        d = join_blocks([d for d, _ in done], dims, limit, x)
+        return d, Own(kept(own.L, "L"), kept(own.P, "P"), joined(own.mu, "mu"), joined(own.nu, "nu"), failed)
+
+    def planned(tree: Any) -> Work:
+        return plan_tensors(tree, make, method="distributed_shampoo", layout=layout, shard=shard)
 
     def init(params: optax.Params) -> DistributedShampooState:
-        tensors = plan_tensors(params, method="distributed_shampoo", layout=layout, shard=shard)
-        stacks = init_owned(tensors, make, phases(tensors.plan, frequency if stagger else None))
-        zero = jnp.zeros((), jnp.int32)
-        return DistributedShampooState(zero, stacks, {"failed_roots": jnp.zeros((), jnp.int32)})
+        zero, fields = jnp.zeros((), jnp.int32), init_fields(planned(params), params)
+        return DistributedShampooState(zero, **fields, metrics={"failed_roots": jnp.zeros_like(zero)})
 
     def update(updates: Any, state: DistributedShampooState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         t = increment(state.count)
         at = {"t": t, "b1": b1, "b2": b2, "b3": b3, "eps": eps}
         at |= {"graft_b2": graft_b2, "graft_eps": graft_eps}
-        tensors = plan_tensors(updates, method="distributed_shampoo", layout=layout, shard=shard)
-        d, stacks = map_tensors(kernel, updates, tensors, state.stacks, at)
-        failed = [jnp.concatenate([block.factors.failed for block in own.arrays]) for own in stacks]
-        return d, DistributedShampooState(t, stacks, {"failed_roots": total(tensors, failed)})
+        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
+        marks = phases(work.plan, frequency if stagger else None)
+        d, fields = map_fields(work, kernel, updates, fields, at, marks=marks)
+        return d, DistributedShampooState(t, **fields, metrics={"failed_roots": total(work, fields["failed"])})
 
     return transformation("distributed_shampoo", init, update)
 

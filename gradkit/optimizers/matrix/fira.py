@@ -149,6 +149,5 @@ register(
     words=1.5,
     collectives="matrices",
     golden=("matrix/fira", "matrix/fira_refresh"),
-    opt_outs={"map_params": "its state belongs to stacks of matrices"},
     notes="n r + 2 r m words and one number per n x m matrix; the words above are at r = n / 2",
 )

@@ -20,6 +20,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, Method, axes_of, map_named
+from gradkit.leaves.derived import label_nodes
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.core import bias_correction as correction
@@ -250,7 +251,9 @@ def muon(
     }
 
     def labels(tree: Any) -> Any:
-        return map_named(lambda name, x: "muon" if axes_of(layout, name, jnp.shape(x)).role in ROLES else "adamw", tree)
+        return label_nodes(
+            lambda name, x: "muon" if axes_of(layout, name, jnp.shape(x)).role in ROLES else "adamw", tree
+        )
 
     return optimizer(described, optax.partition(members, labels))
 

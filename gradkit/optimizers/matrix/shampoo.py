@@ -30,32 +30,39 @@ from gradkit.transforms.kronecker import (
     accumulate,
     along_all,
     correction,
+    factor_sources,
     init_factors,
     roots,
     statistic,
 )
 from gradkit.transforms.owned import phases
+from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, like, map_fields
 from gradkit.transforms.refreshes import due, renewed
-from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors, total
+from gradkit.transforms.tensors import plan_tensors, total
 
 PAPER = Paper("A New Perspective on Shampoo's Preconditioner", "Morwani et al.", 2024, "2406.17748")
 SOURCES = ("batch", "per_example")
 
 
 class Own(NamedTuple):
-    """What belongs to the tensors of a stack: their factors; the mean of the gradient where b1 > 0; where roots have
-    steps of their own, the phase."""
+    """What belongs to the tensors of a stack: per axis a statistic and its root; the mean of the gradient where b1 > 0;
+    how many roots came out not finite, and were not taken."""
 
-    factors: Factors
-    mu: jax.Array | None
-    phase: jax.Array | None
+    L: tuple[Any, ...]
+    P: tuple[Any, ...]
+    mu: Any
+    failed: Any
 
 
 class ScaleByShampooState(NamedTuple):
-    """Number of updates made; per stack of equal tensors what belongs to them; roots not taken, as they failed."""
+    """Number of updates made; the fields of `Own`, L and P of a parameter by its axes, mu like it; with `shard`, by
+    stacks of equal tensors, each with its owners; roots not taken, as they failed."""
 
     count: jax.Array
-    stacks: tuple[Owned, ...]
+    L: Any
+    P: Any
+    mu: Any
+    failed: Any
     metrics: dict[str, jax.Array]
 
 
@@ -161,31 +168,36 @@ def scale_by_shampoo(
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
     averaged = not (isinstance(b1, int | float) and b1 == 0)
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> Own:
-        factors = init_factors(rows, dims, stats_dtype or dtype, [d > max_dim for d in dims])
-        return Own(factors, jnp.zeros((rows, *dims), dtype) if averaged else None, phase)
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+        groups = [(a,) for a in range(len(dims))]
+        L, P = (
+            tuple(beside(x, factor_sources(groups, a, x.ndim - 1)) for a, x in enumerate(own))
+            for own in init_factors(rows, dims, stats_dtype or dtype, [d > max_dim for d in dims])
+        )
+        return Own(L, P, like(jnp.zeros((rows, *dims), dtype)) if averaged else None, counted(rows))
+
+    def planned(tree: Any) -> Work:
+        return plan_tensors(tree, make, method="scale_by_shampoo", layout=layout, shard=shard)
 
     def init(params: optax.Params) -> ScaleByShampooState:
-        tensors = plan_tensors(params, method="scale_by_shampoo", layout=layout, shard=shard)
-        for dims in tensors.dims:
+        work, zero = planned(params), jnp.zeros((), jnp.int32)
+        for dims in work.dims:
             exponents_of(exponent, len(dims))
-        stacks = init_owned(tensors, make, phases(tensors.plan, precondition_frequency if stagger else None))
-        zero = jnp.zeros((), jnp.int32)
-        return ScaleByShampooState(zero, stacks, {"failed_roots": jnp.zeros((), jnp.int32)})
+        return ScaleByShampooState(zero, **init_fields(work, params), metrics={"failed_roots": jnp.zeros_like(zero)})
 
     def update(updates: Any, state: ScaleByShampooState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
         t = increment(state.count)
         numbers = {"t": t, "b1": b1, "b2": b2, "eps": eps}
 
-        def kernel(G: jax.Array, own: Own, at: Any, *examples: jax.Array) -> tuple[jax.Array, Own]:
-            old, mu = own.factors, own.mu
+        def kernel(G: jax.Array, own: Own, at: Any, phase: Any, *examples: jax.Array) -> tuple[jax.Array, Own]:
+            mu = own.mu
 
             def moment(axis: int, L: jax.Array) -> jax.Array:
                 S = [statistic(g, axis, diagonal=L.ndim == 2) for g in examples or (G,)]
                 return accumulate(L.astype(G.dtype), sum(S[1:], S[0]) / len(S), at["b2"]).astype(L.dtype)
 
-            factors = old._replace(L=tuple(moment(axis, L) for axis, L in enumerate(old.L)))
+            L = tuple(moment(axis, old) for axis, old in enumerate(own.L))
             e = exponents_of(exponent, G.ndim - 1)
             power = e[0] if trace_correction and G.ndim == 3 else 0
             c = correction(at["b2"], at["t"], G)
@@ -194,22 +206,20 @@ def scale_by_shampoo(
                 new = roots(Factors(L, *old), e, c, at["eps"], solver, power_of_trace=power)
                 return new.P, new.failed
 
-            now = due(at["t"], start, precondition_frequency, own.phase)
-            P, failed = renewed(now, rooted, factors.L, (factors.P, factors.failed))
-            factors = Factors(factors.L, P, failed)
+            now = due(at["t"], start, precondition_frequency, phase)
+            P, failed = renewed(now, rooted, L, (own.P, own.failed))
             mean = G
             if mu is not None:
                 b = scalar(at["b1"], G)
                 mu = b * mu + (1 - b) * G
                 mean = mu / bias_correction(at["b1"], at["t"], G)
-            return along_all([P.astype(G.dtype) for P in factors.P], mean), Own(factors, mu, own.phase)
+            return along_all([x.astype(G.dtype) for x in P], mean), Own(L, P, mu, failed)
 
-        tensors = plan_tensors(updates, method="scale_by_shampoo", layout=layout, shard=shard)
+        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
         examples = _examples(updates, extra) if factor_source == "per_example" else []
-        d, stacks = map_tensors(kernel, updates, tensors, state.stacks, numbers, examples)
-        return d, ScaleByShampooState(
-            t, stacks, {"failed_roots": total(tensors, [o.arrays.factors.failed for o in stacks])}
-        )
+        marks = phases(work.plan, precondition_frequency if stagger else None)
+        d, fields = map_fields(work, kernel, updates, fields, numbers, more=examples, marks=marks)
+        return d, ScaleByShampooState(t, **fields, metrics={"failed_roots": total(work, fields["failed"])})
 
     return transformation("scale_by_shampoo", init, update)
 

@@ -30,43 +30,49 @@ from gradkit.transforms.core import bias_correction, divide, increment, optimize
 from gradkit.transforms.kronecker import (
     BY_LAYOUT,
     along_all,
+    factor_sources,
     first_bases,
     merge_forwards,
+    merged_axes,
     next_bases,
     reorder,
     statistic,
     transposes,
 )
 from gradkit.transforms.owned import failures, phases
+from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, like, map_fields
 from gradkit.transforms.refreshes import due, refreshed
-from gradkit.transforms.tensors import Owned, init_owned, map_tensors, plan_tensors
+from gradkit.transforms.tensors import plan_tensors
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 
 
 class Own(NamedTuple):
     """What belongs to the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; in the
-    bases the mean of the gradient and the second moment; how often bases came out not finite, and were not taken; where
-    they turn at steps of their own, the phase."""
+    bases the mean of the gradient and the second moment; how often bases came out not finite, and were not taken."""
 
-    S: tuple[jax.Array | None, ...]
-    Q: tuple[jax.Array | None, ...]
-    mu: jax.Array
-    nu: jax.Array
-    failed: jax.Array
-    phase: jax.Array | None
+    S: tuple[Any, ...]
+    Q: tuple[Any, ...]
+    mu: Any
+    nu: Any
+    failed: Any
 
 
 class ScaleBySoapState(NamedTuple):
-    """Number of updates made, of which the first is none; and per stack of equal tensors what belongs to them."""
+    """Number of updates made, of which the first is none; and the fields of `Own`: S and Q of a parameter by its axes,
+    mu and nu like it. With `shard`, by stacks of equal tensors, each with its owners."""
 
     count: jax.Array
-    stacks: tuple[Owned, ...]
+    S: Any
+    Q: Any
+    mu: Any
+    nu: Any
+    failed: Any
 
     @property
     def metrics(self) -> dict[str, jax.Array]:
         """What `gk.diagnostics.metrics` reads."""
-        return failures([own.arrays.failed for own in self.stacks])
+        return failures(self.failed)
 
 
 def _moments(S: Sequence[jax.Array | None], G: jax.Array, beta: Any) -> tuple[jax.Array | None, ...]:
@@ -156,14 +162,19 @@ def scale_by_soap(
         plain = len(dims) == 1 and not precondition_1d
         return [d <= max_precond_dim and not plain for d in merged(dims)]
 
-    def make(rows: int, dims: tuple[int, ...], dtype: Any, phase: Any) -> Own:
-        lengths = [d if on else None for d, on in zip(merged(dims), rotated(dims), strict=True)]
-        S = tuple(None if d is None else jnp.zeros((rows, d, d), dtype) for d in lengths)
-        Q = tuple(None if d is None else jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1)) for d in lengths)
-        mu, nu = (jnp.zeros((rows, *merged(dims)), dtype) for _ in range(2))
-        return Own(S, Q, mu, nu, jnp.zeros((rows,), jnp.int32), phase)
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+        whole, groups = merged(dims), merged_axes(dims, merged(dims))
+        S: list[Any] = [None] * len(whole)
+        Q = list(S)
+        for i, on in enumerate(rotated(dims)):
+            if on:
+                sources, d = factor_sources(groups, i), whole[i]
+                S[i] = beside(jnp.zeros((rows, d, d), dtype), sources)
+                Q[i] = beside(jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1)), sources)
+        mu, nu = (like(jnp.zeros((rows, *whole), dtype)) for _ in range(2))
+        return Own(tuple(S), tuple(Q), mu, nu, counted(rows))
 
-    def kernel(x: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Own]:
+    def kernel(x: jax.Array, own: Own, at: Any, phase: Any) -> tuple[jax.Array, Own]:
         G, first = x.reshape(-1, *merged(x.shape[1:])), at["c"] == 0
         # What the first call throws away is still finite.
         c, b1, b2 = jnp.maximum(at["c"], 1), scalar(at["b1"], G), scalar(at["b2"], G)
@@ -185,21 +196,24 @@ def scale_by_soap(
             return Q, along_all(transposes(Q), along_all(before, mu)), reorder(nu, orders)
 
         Q, failed = refreshed(first, lambda S, _: first_bases(S), S, own.Q, own.failed)
-        now = ~first & due(at["c"], 0, precondition_frequency, own.phase)
+        now = ~first & due(at["c"], 0, precondition_frequency, phase)
         (Q, mu, nu), failed = refreshed(now, turned, S, (Q, mu, nu), failed)
-        return u.reshape(x.shape), Own(S, Q, mu, nu, failed, own.phase)
+        return u.reshape(x.shape), Own(S, Q, mu, nu, failed)
+
+    def planned(tree: Any) -> Work:
+        return plan_tensors(tree, make, method="scale_by_soap", layout=layout, shard=shard)
 
     def init(params: optax.Params) -> ScaleBySoapState:
-        tensors = plan_tensors(params, method="scale_by_soap", layout=layout, shard=shard)
-        return ScaleBySoapState(jnp.zeros((), jnp.int32), init_owned(tensors, make, phases(tensors.plan, interval)))
+        return ScaleBySoapState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
 
     def update(updates: Any, state: ScaleBySoapState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        c = state.count
+        c, fields = state.count, state._asdict()
+        del fields["count"]
         at = {"c": c, "b1": b1, "b2": b2, "beta": beta, "eps": eps}
-        tensors = plan_tensors(updates, method="scale_by_soap", layout=layout, shard=shard)
-        d, stacks = map_tensors(kernel, updates, tensors, state.stacks, at)
-        return d, ScaleBySoapState(increment(c), stacks)
+        work = planned(updates)
+        d, fields = map_fields(work, kernel, updates, fields, at, marks=phases(work.plan, interval))
+        return d, ScaleBySoapState(increment(c), **fields)
 
     return transformation("scale_by_soap", init, update)
 
