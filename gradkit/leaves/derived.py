@@ -31,8 +31,8 @@ WAYS = 16
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["sharding", "axes"])
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A box that carries the sharding of its parameter, and gives that of what is derived from it; with the names of the
-    axes that another box has."""
+    """A box that carries the sharding of its parameter, and gives that of what is derived from it; with the names of
+    the axes that another box has."""
 
     value: Any
     sharding: NamedSharding

@@ -8,7 +8,7 @@ from gradkit.parallel.local_updates import local_updates, sync_steps, synchroniz
 from gradkit.parallel.manual import declare_specs, inside_shard_map
 from gradkit.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
-from gradkit.parallel.shardings import init_sharded, state_shardings
+from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
 from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "modular_stage",
     "outer_nesterov",
     "param_shardings",
+    "partition_fn",
     "quadratic_weighted_average",
     "replica_mean",
     "replicate",

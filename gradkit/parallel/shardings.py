@@ -12,18 +12,19 @@ A leaf belongs to the parameter whose name is found in the leaf's own, the neare
 belongs to `dense/kernel`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
+from flax.core import meta
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from optax import GradientTransformation
 
 from gradkit.leaves import names
 from gradkit.leaves.boxes import axes_of_box
-from gradkit.leaves.derived import Placed, flatten
+from gradkit.leaves.derived import Placed, flatten, unboxed
 from gradkit.transforms.owned import owners_of
 
 
@@ -96,9 +97,8 @@ def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) 
     """Per leaf of the state the sharding that the transformation itself derives, where it tells one: it is given
     parameters in boxes that carry theirs."""
     nodes, structure = flatten(params)
-    boxed = structure.unflatten(
-        [Placed(jax.tree.leaves(n)[0], s, axes_of_box(n)) for n, s in zip(nodes, placed, strict=True)]
-    )
+    rows = zip(nodes, placed, strict=True)
+    boxed = structure.unflatten([Placed(jax.tree.leaves(node)[0], s, axes_of_box(node)) for node, s in rows])
     state = jax.tree.leaves(jax.eval_shape(tx.init, boxed), is_leaf=lambda node: isinstance(node, Placed))
     return [node.sharding if isinstance(node, Placed) else None for node in state]
 
@@ -142,6 +142,47 @@ def init_sharded(tx: GradientTransformation, params: Any, *, zero_axis: str | No
         # An inner jit loses out_shardings that differ from the type: the compiler drops them without a word.
         return jax.tree.map(jax.sharding.reshard, tx.init(params), shardings)
     return jax.jit(tx.init, out_shardings=shardings)(params)
+
+
+def partition_fn(
+    tx: GradientTransformation, spec: Callable[[tuple[int, ...], Any, PartitionSpec], Any]
+) -> Callable[[Any], Any]:
+    """The third function of trainers whose optimizers are (init, update, partition), such as axlearn's
+    `PartitionedGradientTransformation`.
+
+    Args:
+      tx: any transformation.
+      spec: (shape, dtype, PartitionSpec) -> what the trainer describes a leaf of the state with.
+
+    Returns:
+      A function of a tree with a description of every parameter: an object with `shape`, `dtype` (None: float32) and
+      `mesh_axes`. It returns a tree like the state, with what `spec` makes of every leaf.
+
+    Example:
+      >>> import optax, types
+      >>> w = types.SimpleNamespace(shape=(8, 4), dtype=None, mesh_axes=("fsdp", "model"))
+      >>> partition_fn(optax.trace(0.9), lambda shape, dtype, axes: axes)({"w": w}).trace["w"]
+      P('fsdp', 'model')
+    """
+
+    def described(node: Any) -> bool:
+        return hasattr(node, "mesh_axes")
+
+    def is_box(node: Any) -> bool:
+        return isinstance(node, meta.Partitioned)
+
+    def box(node: Any) -> Any:
+        x = jax.ShapeDtypeStruct(tuple(node.shape), node.dtype or "float32")
+        return meta.Partitioned(x, names=tuple(node.mesh_axes or ()))
+
+    def partition(specs: Any) -> Any:
+        params = jax.tree.map(box, specs, is_leaf=described)
+        bare = jax.tree.structure(jax.eval_shape(tx.init, unboxed(params)))
+        state = jax.tree.leaves(jax.eval_shape(tx.init, params), is_leaf=is_box)
+        rows = [(unboxed(node), PartitionSpec(*node.names) if is_box(node) else PartitionSpec()) for node in state]
+        return bare.unflatten([spec(x.shape, x.dtype, axes) for x, axes in rows])
+
+    return partition
 
 
 def _sharding(name: str, x: Any, mesh: Mesh | None) -> NamedSharding:

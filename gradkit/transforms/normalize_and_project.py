@@ -153,7 +153,7 @@ def normalize_and_project(
         check_mask(chosen_by, params, method="normalize_and_project", argument="mask", instead="mask=False")
         leaves, structure = jax.tree.flatten(params)
         known = names(params)
-        rho: list[Any] = [None] * len(leaves)
+        rho: list[Any] = [optax.MaskedNode()] * len(leaves)
         for i in kernels(params, _layers(known, gains)) if target == "init" else ():
             x, own = leaves[i], block_axes(known[i], leaves[i].shape, block, layout)
             if _has_zero_block(x, own):
@@ -179,7 +179,7 @@ def normalize_and_project(
         # A norm that is kept lies where its block lies, and meets the others there.
         sums = own_parts([known[i] for i in order], [y[i] for i in order], sums)
         after, start = dict(zip(moved, sums, strict=False)), sums[len(moved) :]
-        rho: list[Any] = [None] * len(leaves)
+        rho: list[Any] = [optax.MaskedNode()] * len(leaves)
         for i, square, kept in zip(before, start, jax.tree.leaves(state.rho), strict=True):
             rho[i] = jnp.where(state.count == 0, jnp.sqrt(square), kept)
 
