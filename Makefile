@@ -5,14 +5,19 @@ VENV := .venv
 PY := $(VENV)/bin/python
 RACE := $(VENV)/.installed-race
 DEV := $(VENV)/.installed-dev
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal
+STEP := tests/contract/test_program.py::test_jit_equals_eager tests/contract/test_program.py::test_a_step_compiles_once
+TIMES := experiments/results/test_time.txt
 
-.PHONY: help demo test quick lint format clean
+.PHONY: help demo test quick full landing lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     six methods race on handwritten digits; under three minutes on two cores"
 	@echo "make test     everything"
 	@echo "make quick    all but the slow tests"
+	@echo "make full     golden, mesh and a step of every method on XLA's default pipeline; before a release"
+	@echo "make landing  everything, and a line of what it took in $(TIMES)"
 	@echo "make lint     style, types, and the floors of the imports"
 	@echo "make format   rewrites the sources in the house style"
 	@echo "make clean    removes caches and build products (.venv stays)"
@@ -21,15 +26,21 @@ demo: $(RACE)
 	@$(VENV)/bin/gradkit race
 
 test: $(DEV)
-	@$(PY) -m pytest -n 2 --dist worksteal --durations 10
+	@$(PYTEST) --durations 10
 
 quick: $(DEV)
-	@$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+	@$(PYTEST) -m "not slow"
+
+full: $(DEV)
+	@GRADKIT_TEST_PIPELINE=full $(PYTEST) tests/golden tests/parallel $(STEP)
+
+landing: lint
+	@GRADKIT_TEST_TIME=$(TIMES) $(PYTEST)
 
 lint: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pyright
+	$(PY) -m pyrefly check
 	$(VENV)/bin/lint-imports
 
 format: $(DEV)

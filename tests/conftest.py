@@ -3,22 +3,20 @@
 Everything here is set before JAX looks at its devices, and reaches child processes through the environment.
 """
 
+import contextlib
 import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import pipeline
+
 # One thread per worker: two workers then fill two cores, and sums are taken in the same order in every run.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests ask what a program computes, not how fast: the cheapest pipeline compiles in a third of the time. Flags must
-# stand before the bare token of ONE_THREAD, behind which XLA reads none. GRADKIT_TEST_PIPELINE=full is XLA's default.
-CHEAP = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-)
-FULL = os.environ.get("GRADKIT_TEST_PIPELINE") == "full"
-os.environ["XLA_FLAGS"] = f"{'' if FULL else CHEAP} {os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
+# Flags must stand before the bare token of ONE_THREAD, behind which XLA reads none.
+os.environ["XLA_FLAGS"] = f"{pipeline.FLAGS} {os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # Outside the clone, so that a fresh one finds what another has compiled.
@@ -30,10 +28,10 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from tests import eager  # noqa: E402
+from tests import eager, order, report_time  # noqa: E402
 from tests.contract import table  # noqa: E402
 
-if not FULL:
+if not pipeline.FULL:
     eager.install()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -58,6 +56,18 @@ gc.set_threshold(50_000, 20, 50)
 # Every compiled program is mapped into memory in pieces, of which Linux allows a process 65530.
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of all tests, not only of those in this folder."""
+    config.pluginmanager.register(report_time)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """What is about compiled programs has them as XLA makes them by default."""
+    with pipeline.full() if item.get_closest_marker("full_pipeline") else contextlib.nullcontext():
+        return (yield)
 
 
 @pytest.hookimpl(trylast=True)
@@ -91,15 +101,16 @@ COLLECTED = pytest.StashKey[dict[str, Any]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the tests of one chainable method behind each other, so that they share what they compute."""
     config.stash[COLLECTED] = table.gathered(items)
-    order: dict[str, int] = {}
+    methods: dict[str, int] = {}
     for item in items:
         keys = table.keys_of(item)
         item.user_properties.extend(("point", list(key)) for key in keys)
         if len(keys) == 1 and keys[0][0] == "chain":
-            order.setdefault(keys[0][2], len(order))
+            methods.setdefault(keys[0][2], len(methods))
     # The others come behind them.
-    place = {item: order.get(keys[0][2], len(order)) for item in items if len(keys := table.keys_of(item)) == 1}
-    items.sort(key=lambda item: place.get(item, len(order)))
+    place = {item: methods.get(keys[0][2], len(methods)) for item in items if len(keys := table.keys_of(item)) == 1}
+    items.sort(key=lambda item: place.get(item, len(methods)))
+    items[:] = order.longest_first(items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

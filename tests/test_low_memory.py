@@ -24,6 +24,7 @@ STATES: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
+@pytest.mark.full_pipeline
 @pytest.mark.parametrize("name", STATES)
 def test_state_bytes(name: str) -> None:
     """What a step is given beside parameters and gradients is the state of the paper's table, and a few counters; it

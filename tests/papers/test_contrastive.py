@@ -83,6 +83,7 @@ def test_a_ring_under_vmap(x64: None) -> None:
     assert_equal((dq.reshape(B, D) / 3, dk.reshape(B, D) / 3, ds.sum() / 3), grads)
 
 
+@pytest.mark.full_pipeline
 def test_the_ring_moves_blocks_of_keys_and_nothing_else() -> None:
     """Of n = 8 devices with b = 16 pairs of d = 8 features: n - 1 blocks forward, n - 1 of k and of dk backward."""
     n, b, d = 8, 16, 8
@@ -128,6 +129,7 @@ def hops(n: int, b: int, d: int) -> dict[str, int]:
     }
 
 
+@pytest.mark.full_pipeline
 def test_memory_grows_with_the_pairs_and_not_with_their_square() -> None:
     """Between B = 1024 and 4096 by less than ten arrays like q; the matrix at 4096 would be 64 MiB."""
     d, tile = 8, 64

@@ -80,6 +80,7 @@ def test_over_devices_is_one_device(x64: None) -> None:
         assert_equal(jax.jit(cut)(params(), batch()), want)
 
 
+@pytest.mark.full_pipeline
 def test_memory_is_that_of_a_chunk_and_of_the_representations() -> None:
     """An encoder with 512 hidden units per example and 4 outputs: 448 more examples keep what they come as and what
     becomes of them, some copies of 16 numbers each; the whole batch at once keeps their hidden units."""

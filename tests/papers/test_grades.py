@@ -164,6 +164,7 @@ def test_grades_leaves_vectors_alone() -> None:
     }
 
 
+@pytest.mark.full_pipeline
 def test_the_mask_skips_gradients() -> None:
     """Behind stop_gradient a frozen layer costs no gradient of its weights, and the run is the same."""
     x = {"one": jnp.asarray(normal(0, 64, 64), jnp.float32) / 8, "two": jnp.asarray(normal(1, 64, 64), jnp.float32) / 8}

@@ -86,6 +86,7 @@ def test_rank_and_turned_spaces(x64: None) -> None:
         assert_equal(directions(tx, [turned, 2 * turned])[1], P @ np.asarray(d) @ right.T, 1e-10, 1e-10)
 
 
+@pytest.mark.full_pipeline
 def test_state_bytes() -> None:
     """n r + 2 r m words of an n x m matrix, n <= m, and a counter or two; the compiled step takes no more."""
     params = {"a": jax.ShapeDtypeStruct((64, 256), jnp.float32), "b": jax.ShapeDtypeStruct((256, 64), jnp.bfloat16)}

@@ -97,6 +97,7 @@ def test_equals_one_device(place: str, devices: int, kind: AxisType) -> None:
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim)
 
 
+@pytest.mark.full_pipeline
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["auto", "explicit"])
 def test_two_mesh_axes(kind: AxisType) -> None:
     """Cut along one, shared out along the other too: both leave one eighth of the matrices to each device."""
@@ -121,6 +122,7 @@ def test_cut_along_rows_and_columns_at_once(kind: AxisType) -> None:
 EIGHT = {f"{i:02d}/kernel": (8, 8) for i in range(12)}
 
 
+@pytest.mark.full_pipeline
 @pytest.mark.parametrize(
     ("spec", "opcodes", "words"),
     [
@@ -140,6 +142,7 @@ def test_exchanges_are_the_counted(spec: P, opcodes: list[str], words: int) -> N
     assert_near(got, alone(tree))
 
 
+@pytest.mark.full_pipeline
 def test_all_replicated_stacks_leave_in_one_exchange() -> None:
     mesh, tree = mesh_of(x=8), draw()
     shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=P())
@@ -147,6 +150,7 @@ def test_all_replicated_stacks_leave_in_one_exchange() -> None:
     assert [row.opcode for row in collective_bytes(program)] == ["all-gather"]
 
 
+@pytest.mark.full_pipeline
 def test_stacked_layers_on_their_own_devices_exchange_nothing() -> None:
     mesh, tree = mesh_of(x=8), draw({"ScanBlock_0/kernel": (16, 8, 12)})
     got, program = spread(mesh, tree, nest({"ScanBlock_0/kernel": P("x")}), gk.MatrixSharding(mesh, "x", specs=P("x")))
@@ -154,6 +158,7 @@ def test_stacked_layers_on_their_own_devices_exchange_nothing() -> None:
     assert_near(got, alone(tree))
 
 
+@pytest.mark.full_pipeline
 def test_small_matrices_stay_where_they_are() -> None:
     mesh, tree = mesh_of(x=8), draw(EIGHT)
     specs = jax.tree.map(lambda _: P(), tree)
@@ -296,6 +301,7 @@ def test_what_belongs_to_matrices_stays_with_their_owner(place: str) -> None:
     assert got_owned[0].addressable_data(0).shape == (2, 8, 8)
 
 
+@pytest.mark.full_pipeline
 def test_optax_moves_more() -> None:
     """The comparison this path exists for: of the same twelve matrices, cut along rows."""
     from optax.contrib import muon

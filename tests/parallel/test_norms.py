@@ -103,6 +103,7 @@ def test_inside_shard_map(name: str) -> None:
     assert_close(program(params, state, grads), alone(name), ROUNDINGS)
 
 
+@pytest.mark.full_pipeline
 @KINDS
 def test_in_a_scan_and_under_vmap(kind: AxisType) -> None:
     """Two steps at two learning rates: one exchange in the body of the loop, of the norms at both rates."""

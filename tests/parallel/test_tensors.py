@@ -90,6 +90,7 @@ def test_equals_one_device(method: str, place: str, kind: AxisType) -> None:
         assert x.addressable_data(0).shape[0] * 8 == x.shape[0]
 
 
+@pytest.mark.full_pipeline
 def test_exchanges_are_those_of_the_matrices() -> None:
     """Sixteen equal matrices on eight devices: gradients enter, directions leave, and nothing of what is kept moves."""
     mesh, tree = mesh_of(x=8), {f"{i:02d}": jnp.ones((8, 8)) for i in range(16)}

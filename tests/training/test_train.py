@@ -97,6 +97,7 @@ sys.exit(main(["gradkit", "train", *sys.argv[2:]]))
 """
 
 
+@pytest.mark.full_pipeline
 @pytest.mark.parametrize("devices", [1, 4])
 def test_killed_at_any_step_it_ends_with_the_same_bits(tmp_path: pathlib.Path, devices: int) -> None:
     """Three SIGKILLs at random moments here; `experiments/kill_and_resume.py` has the twenty."""

@@ -1,0 +1,97 @@
+"""What the tests cost: CPU seconds of every folder, child processes included, and of the whole.
+
+With GRADKIT_TEST_TIME=FILE a run in which nothing failed adds a line to the file.
+"""
+
+import datetime
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import pytest
+
+BEGUN = pytest.StashKey[tuple[float, float]]()
+WORKERS = pytest.StashKey[list[float]]()
+HEAD = "# date, commit, tests, wall seconds, CPU seconds of the whole and of each folder (two workers)\n"
+
+
+def cpu() -> float:
+    """Of this process and of those it has waited for."""
+    return sum(os.times()[:4])
+
+
+def folder(nodeid: str) -> str:
+    """tests/papers, or gradkit for all examples in docstrings, or tests for the files in it."""
+    path = PurePath(nodeid.split("::")[0])
+    return "/".join(path.parent.parts[: 2 if path.parts[0] == "tests" else 1])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[BEGUN] = cpu(), time.perf_counter()
+    session.config.stash[WORKERS] = []
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    item.stash[BEGUN] = cpu(), time.perf_counter()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: Any = yield
+    if report.when == "teardown":
+        report.user_properties = [*report.user_properties, ("cpu", cpu() - item.stash[BEGUN][0])]
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["cpu"] = cpu()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[WORKERS].append(getattr(node, "workeroutput", {}).get("cpu", 0.0))
+
+
+def summed(reports: Iterable[Any]) -> tuple[Counter[str], Counter[str]]:
+    """CPU seconds and number of tests of every folder."""
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for report in reports:
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "cpu" and report.when == "teardown":
+                seconds[folder(report.nodeid)] += value
+                tests[folder(report.nodeid)] += 1
+    return seconds, tests
+
+
+def line(seconds: Counter[str], tests: int, wall: float, whole: float) -> str:
+    """What is kept of a run."""
+    asked = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    date = datetime.datetime.now(datetime.UTC).date()
+    folders = " ".join(f"{name}={seconds[name]:.0f}" for name in sorted(seconds))
+    return f"{date} {asked.stdout.strip() or '-'} tests={tests} wall={wall:.0f} cpu={whole:.0f} {folders}\n"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    reports = {id(report): report for group in terminalreporter.stats.values() for report in group}
+    seconds, tests = summed(reports.values())
+    if not seconds:
+        return
+    wall = time.perf_counter() - config.stash[BEGUN][1]
+    whole = cpu() + sum(config.stash[WORKERS])
+    rest = whole - seconds.total()
+    terminalreporter.section(f"{whole:.0f} CPU seconds in {wall:.0f} seconds")
+    for name, value in [*seconds.most_common(), ("start and collection", rest)]:
+        terminalreporter.write_line(f"{value:8.1f}  {tests[name] or '':5}  {name}")
+    if (file := os.environ.get("GRADKIT_TEST_TIME")) and exitstatus == 0:
+        path = Path(file)
+        kept = path.read_text() if path.exists() else HEAD
+        path.write_text(kept + line(seconds, tests.total(), wall, whole))
