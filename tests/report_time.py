@@ -83,10 +83,11 @@ def line(seconds: Counter[str], tests: int, wall: float, whole: float) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     reports = {id(report): report for group in terminalreporter.stats.values() for report in group}
     seconds, tests = summed(reports.values())
-    if not seconds:
+    if not seconds or hasattr(config, "workerinput"):
         return
     wall = time.perf_counter() - config.stash[BEGUN][1]
-    whole = cpu() + sum(config.stash[WORKERS])
+    # Workers are processes that this one has waited for, but not for what they have waited for.
+    whole = sum(config.stash[WORKERS]) + time.process_time() if config.stash[WORKERS] else cpu()
     rest = whole - seconds.total()
     terminalreporter.section(f"{whole:.0f} CPU seconds in {wall:.0f} seconds")
     for name, value in [*seconds.most_common(), ("start and collection", rest)]:
