@@ -133,20 +133,9 @@ def step_of(here: Setting, tx: optax.GradientTransformation, moments: bool) -> C
     def place(batch: Any) -> Any:
         return jax.lax.with_sharding_constraint(batch, lies)
 
-    if not moments:
-        plain = run.step_function(here.problem, tx, microbatches=here.microbatches, place=place)
-        return lambda state: plain(state)[0]
-    source = gradient_moments(here.problem.loss, PARTS)
-    extended = optax.with_extra_args_support(tx)
-
-    def step(state: run.Run) -> run.Run:
-        batch = place(here.problem.batch(jax.random.fold_in(state.key, state.step)))
-        _, parts = source(state.params, batch)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), parts.mean, state.params)
-        updates, opt_state = extended.update(grads, state.opt_state, state.params, grad_moments=parts)
-        return run.Run(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key)
-
-    return step
+    parts = max(here.microbatches, PARTS) if moments else here.microbatches
+    plain = run.step_function(here.problem, tx, microbatches=parts, place=place)
+    return lambda state: plain(state)[0]
 
 
 def swept(here: Setting, method: Contestant, rates: np.ndarray, of: range) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,9 @@ from flax import serialization
 
 import gradkit as gk
 from gradkit.catalogue import Card, cards
+from gradkit.extras import samples
 from gradkit.transforms.owned import Owned
-from tests.contract.methods import METHODS, SMALL, SUPPLIED, draw, grads_like, make
+from tests.contract.methods import METHODS, SMALL, draw, grads_like, make
 from tests.contract.test_aggregators import make as make_aggregator
 from tests.contract.test_strategies import make as make_strategy
 
@@ -144,7 +145,7 @@ def test_parameters_that_can_be_called_are_never_called(card: Card) -> None:
     tx = make(card, **example)
 
     def step(x: Any, g: Any) -> Any:
-        extra = {} if card.needs else {"curvature": SUPPLIED["curvature"](g)}
+        extra = {} if card.needs else samples(g, ("curvature",))
         return tx.update(g, tx.init(x), x, **extra)
 
     updates, _ = jax.eval_shape(step, net, net)

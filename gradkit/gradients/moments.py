@@ -10,13 +10,14 @@ variance of one example.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.extras import GradientMoments
 from gradkit.gradients.accumulate import accumulate, split
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.transforms.core import abs_sq, widen
@@ -25,22 +26,6 @@ from gradkit.transforms.norms import global_square
 PAPER = Paper(
     "Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR)", "Jiang et al.", 2023, "2309.13681"
 )
-
-
-class GradientMoments(NamedTuple):
-    """Moments of the gradients of equal parts of a batch; what `grad_moments` of an `update` holds.
-
-    Attributes:
-      mean: tree like the parameters, float32 or wider: the gradient of the whole batch.
-      mean_of_squares: tree like it, real: the elementwise mean of |g_i|^2.
-      mean_sq_norm: scalar: the mean of |g_i|^2 over the whole tree.
-      count: int32 scalar: k, the number of parts.
-    """
-
-    mean: Any
-    mean_of_squares: Any
-    mean_sq_norm: jax.Array
-    count: jax.Array
 
 
 def gradient_moments(

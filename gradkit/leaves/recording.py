@@ -93,5 +93,6 @@ def links_of(tx: optax.GradientTransformation, params: Any) -> list[Link]:
     ['clip_by_global_norm', 'lion']
     """
     with recorded() as links:
-        jax.eval_shape(tx.init, params)
+        # A function of its own: of one that was traced before, JAX remembers the result and runs nothing.
+        jax.eval_shape(lambda params: tx.init(params), params)
     return links

@@ -21,8 +21,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import gradkit as gk
 from gradkit.catalogue import Card
+from gradkit.extras import Minibatch, offered, samples
 from gradkit.parallel import batch_sharding, collective_bytes, init_sharded, param_shardings, state_shardings
 from gradkit.training import methods
+from gradkit.training.one_step import needs_of, updated
 from gradkit.workloads import Workload
 
 TASKS = 4
@@ -200,45 +202,15 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
         def value_fn(point: Any) -> jax.Array:
             return problem.loss(point, batch)
 
-        grad_fn = jax.grad(value_fn)
-
-        def hvp_fn(vector: Any) -> Any:
-            return jax.jvp(grad_fn, (params,), (vector,))[1]
-
-        extra: dict[str, Any] = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn, "key": key}
-        if "grad_moments" in card.needs:  # what they cost is the source's
-            extra["grad_moments"] = (grads, grads)
-        like = ("previous_grads", "snapshot_grads", "full_grads", "curvature", "grads_a", "grads_b")
-        extra |= {name: grads for name in like if name in card.needs}
-        if "cluster_grads" in card.needs:
-            extra["cluster_grads"] = jax.tree.map(lambda g: jnp.stack([g, g, g]), grads)
-            extra["cluster_counts"] = jnp.ones(3, jnp.int32)
-        if "model_fn" in card.needs:  # what a model of its own costs is not the method's
-            extra["model_fn"] = lambda point: (_inner(grads, point) - jax.lax.stop_gradient(_inner(grads, point)))[None]
-            extra["targets"] = -jnp.ones((1,), jnp.float32)
-        extra |= {"weight": value} if "weight" in card.needs else {}
-        if "input_moment" in card.needs:
-            extra["input_moment"] = gk.leaves.map_named(_moment, grads)
-        if "index" in card.needs:
-            extra["index"] = jnp.zeros((), jnp.int32)
-        if "example_grads" in card.needs:
-            extra["example_grads"] = jax.tree.map(lambda g: jnp.stack([g, g]), grads)
-        return tx.update(grads, state, params, **extra)
+        # What is measured in passes of its own, over halves of a batch or by the model, is the source's to pay.
+        step = Minibatch(params, batch, problem.loss, value, grads, value_fn, jax.grad(value_fn), key)
+        extra = offered(step)
+        extra |= samples(grads, [name for name in needs_of(tx, params) if name not in extra])
+        return updated(tx, grads, state, params, extra)
 
     value = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     arguments = (params, state, grads, _minibatch(problem, mesh), value, _key(mesh))
     return "the update of all parameters", Program(update, arguments, (_lie(params), _lie(state)), state)
-
-
-def _inner(a: Any, b: Any) -> jax.Array:
-    """The inner product of two trees."""
-    return sum((jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros(()))
-
-
-def _moment(name: str, x: Any) -> Any:
-    """The second moment of the inputs of a kernel."""
-    inputs = math.prod(x.shape[a] for a in gk.leaves.default_layout(name, x.shape).inputs)
-    return jnp.eye(inputs, dtype=x.dtype) if inputs > 1 else None
 
 
 def _source(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:

@@ -4,8 +4,8 @@
     updates, opt_state = tx.update(g, opt_state, params, value, grad, value_fn, grad_fn, hvp_fn, key)
     params = params + updates
 
-Every cheap extra argument is passed, so any method works in this loop; under jit a function that nobody calls
-leaves nothing behind.
+The step itself is `one_step`, as in every loop: every cheap extra argument is passed, and those that cost something
+where a link needs them, so any method works.
 """
 
 import dataclasses
@@ -20,10 +20,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradkit import checks
 from gradkit.diagnostics import metrics
-from gradkit.gradients.microbatch import microbatch
-from gradkit.gradients.moments import GradientMoments
 from gradkit.parallel import init_sharded
 from gradkit.training.forms import joined, one_form, takes_key
+from gradkit.training.one_step import needs_of, one_step
 from gradkit.transforms import eval_params
 
 
@@ -119,18 +118,6 @@ def _stay(state: TrainState) -> TrainState:
     return structure.unflatten(map(jax.lax.with_sharding_constraint, leaves, state.lies))
 
 
-def numbered(loss: Callable[..., Any], microbatches: int, weight: Any, has_aux: bool) -> Callable[..., Any]:
-    """(params, batch) -> (value, gradient) over microbatches, told apart by the number of their first example."""
-    of_part = None if weight is None else lambda part: weight(part[0])
-    source = microbatch(lambda p, part: loss(p, part[0], part[1][0]), microbatches, weight=of_part, has_aux=has_aux)
-
-    def fn(params: Any, batch: Any) -> Any:
-        lengths = [(jnp.shape(x) or (1,))[0] for x in jax.tree.leaves(batch)]
-        return source(params, (batch, jnp.arange(max(lengths, default=0))))
-
-    return fn
-
-
 def make_train_step(
     loss_fn: Callable[..., Any],
     tx: optax.GradientTransformation,
@@ -175,7 +162,8 @@ def make_train_step(
       The transformation is handed, all at the parameters and on the same minibatch with the same random key:
       `value`; `grad` (the name that optax's line searches know); `value_fn`, `grad_fn`, `hvp_fn`, which take trees
       in any floating dtype and are those of the loss itself, whatever `gradient` is; `key`, where there is one; and
-      `grad_moments`, where `gradient` makes them.
+      where a link needs them, `grad_moments` (over the microbatches, or over two halves of the batch; of `gradient`,
+      where it makes them) and the gradients of both halves of the batch, `grads_a` and `grads_b`.
       Compiled once per shape of state and batch. State: that of `tx`; microbatches add one copy of the gradient.
 
     Raises:
@@ -233,51 +221,32 @@ def make_train_step(
             value, rest = compute(state.graph, params, state.model_state, batch, loss_key, index)
             return (value, rest) if carries else value
 
-        plain = jax.value_and_grad(loss, has_aux=carries)
-        if microbatches > 1:
-            plain = numbered(loss, microbatches, weight, carries)
-        source = plain
-        if gradient is not None:
-            source = gradient(loss, has_aux=True) if carries else gradient(loss)
-
-        def like_params(tree: Any) -> Any:
-            return jax.tree.map(lambda x, p: jnp.asarray(x).astype(p.dtype), tree, params)
-
-        # optax's zoom search hands the other extra arguments on to value_fn, and refuses those it has no place for.
-        def value_fn(point: Any, *, grad_fn: Any = None, hvp_fn: Any = None, key: Any = None) -> jax.Array:
-            del grad_fn, hvp_fn, key
-            value, _ = plain(like_params(point), batch)
-            return value[0] if carries else value
-
-        def grad_fn(point: Any) -> Any:
-            return plain(like_params(point), batch)[1]
-
-        def hvp_fn(vector: Any) -> Any:
-            return jax.jvp(grad_fn, (params,), (like_params(vector),))[1]
-
-        value, g = source(params, batch)
-        moments = g if isinstance(g, GradientMoments) else None
-        if moments is not None:
-            g = like_params(moments.mean)
-        value, (model_state, aux) = value if carries else (value, (state.model_state, None))
-        if carries and (microbatches > 1 or moments is not None):
+        made = one_step(
+            loss,
+            tx,
+            params,
+            state.opt_state,
+            batch,
+            needs=needs_of(tx, params),
+            key=tx_key,
+            has_aux=carries,
+            gradient=gradient,
+            microbatches=microbatches,
+            weight=weight,
+        )
+        model_state, aux = made.aux if carries else (state.model_state, None)
+        if carries and made.stacked:
             model_state = joined(model_state)
-        extra = {"value": value, "grad": g, "value_fn": value_fn, "grad_fn": grad_fn, "hvp_fn": hvp_fn}
-        if tx_key is not None:
-            extra["key"] = tx_key
-        if moments is not None:
-            extra["grad_moments"] = moments
-        updates, opt_state = tx.update(g, state.opt_state, params, **extra)
         new = TrainState(
             jnp.asarray(optax.safe_increment(state.step)),
-            optax.apply_updates(params, updates),
-            opt_state,
+            made.params,
+            made.opt_state,
             model_state,
             state.key,
             state.graph,
             state.lies,
         )
-        return _stay(new), {**metrics(opt_state), "loss": value, **({"aux": aux} if has_aux else {})}
+        return _stay(new), {**metrics(made.opt_state), "loss": made.value, **({"aux": aux} if has_aux else {})}
 
     def model(state: TrainState) -> Any:
         if state.graph is None:

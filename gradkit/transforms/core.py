@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit.extras import missing
 from gradkit.leaves import Method, check_mask, names
 from gradkit.leaves.derived import has_boxes, rename, unboxed
 from gradkit.leaves.recording import announce
@@ -93,7 +94,7 @@ def divide(x: jax.Array, y: jax.Array) -> jax.Array:
 def need(method: str, extra: Mapping[str, Any], name: str) -> Any:
     """An extra argument of `update` that a method cannot do without."""
     if extra.get(name) is None:
-        raise ValueError(f"{method} needs the extra argument {name}: call update(grads, state, params, {name}=...)")
+        raise ValueError(missing(method, name))
     return extra[name]
 
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.extras import GradientMoments
 from gradkit.leaves import Layout, names
 from gradkit.transforms.core import (
     bias_correction,
@@ -63,9 +63,14 @@ def _squares(extra: dict[str, Any], updates: Any) -> tuple[Any, Any]:
         mean, squares = updates, extra["grad_sq"]
     else:
         moments = need("scale_by_gsnr", extra, "grad_moments")
-        mean, squares = moments[0], moments[1]
-        count = moments[3] if len(moments) > 3 else 2
-        if not isinstance(count, Tracer) and count < 2:
+        if not isinstance(moments, GradientMoments):
+            raise ValueError(
+                "scale_by_gsnr: grad_moments must be a gk.gradients.GradientMoments, as gk.gradients.gradient_moments "
+                f"makes it, got {type(moments).__name__}; pass a mean of squares as grad_sq=... instead"
+            )
+        mean, squares, count = moments.mean, moments.mean_of_squares, moments.count
+        known = checks.readable(count)
+        if known is not None and known < 2:
             raise ValueError(f"scale_by_gsnr: grad_moments must be of at least 2 parts of the batch, got {count}")
     for tree in (mean, squares):
         check_match("scale_by_gsnr", tree, updates)

@@ -6,6 +6,7 @@ z_{t+1} = z_t + u_t                u_t from the inner transformation, which sees
 update handed out: decode(z_{t+1}) - w_t
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.extras import EXTRAS
 from gradkit.transforms.core import scalar, transformation, wide_dtype, widen
 from gradkit.transforms.norms import global_sums
 
@@ -26,15 +28,7 @@ PAPER = Paper(
 )
 # What speaks of gradients with respect to w and cannot be turned into the same about z: an inner method that needs one
 # of them says that it is missing.
-OF_OTHER_COORDINATES = (
-    "cluster_grads",
-    "example_grads",
-    "full_grad_fn",
-    "full_grads",
-    "grad_moments",
-    "previous_grads",
-    "snapshot_grads",
-)
+OF_OTHER_COORDINATES = frozenset(name for name, extra in EXTRAS.items() if extra.local)
 
 
 class ReparameterizeState(NamedTuple):
@@ -69,8 +63,9 @@ def reparameterize(
 
     Returns:
       A transformation that needs `params`. State: the latent parameters (float32 copies) and the inner state. Of the
-      extra arguments `value_fn`, `grad_fn` and `hvp_fn` are handed on as functions of the latent parameters; gradients
-      given as arrays are not. Elementwise but for what the functions do; with `resync` one all-reduce of two numbers.
+      extra arguments `grad` and the functions `value_fn`, `grad_fn`, `hvp_fn`, `model_fn` and `obj_fn` are handed on as
+      they are of the latent parameters; other gradients that are given as arrays are not. Elementwise but for what the
+      functions do; with `resync` one all-reduce of two numbers.
 
     Raises:
       ValueError: what is no function, a `resync` outside its range, complex leaves; at `init`, a decode(encode(w)) that
@@ -134,14 +129,27 @@ def reparameterize(
     return transformation("reparameterize", init, update, needs_params=True)
 
 
+def _at(function: Callable[..., Any], at: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A function of the parameters, as one of the latent parameters; line searches ask which arguments it has."""
+
+    @functools.wraps(function)
+    def of_latent(z: Any, **others: Any) -> Any:
+        return function(at(z), **others)
+
+    return of_latent
+
+
 def _translated(
     extra: Mapping[str, Any], z: Any, at: Callable[[Any], Any], back: Callable[[Any, Any], Any]
 ) -> dict[str, Any]:
     """Extra arguments as they read in the latent parameters."""
     out = {name: value for name, value in extra.items() if name not in OF_OTHER_COORDINATES}
-    value_fn, grad_fn = extra.get("value_fn"), extra.get("grad_fn")
-    if value_fn is not None:
-        out["value_fn"] = lambda z: value_fn(at(z))
+    grad_fn = extra.get("grad_fn")
+    for name in ("value_fn", "obj_fn", "model_fn"):
+        if extra.get(name) is not None:
+            out[name] = _at(extra[name], at)
+    if extra.get("grad") is not None:
+        out["grad"] = back(z, extra["grad"])
     if grad_fn is not None:
         out["grad_fn"] = lambda z: back(z, grad_fn(at(z)))
     if out.pop("hvp_fn", None) is not None and grad_fn is not None:

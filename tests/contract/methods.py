@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from flax import nnx
 
 import gradkit as gk
 from gradkit.catalogue import Card, cards
-from gradkit.transforms.core import widen
+from gradkit.extras import samples
 from tests.by_numpy import Traced, by_numpy
 from tests.contract.table import point
 
@@ -62,61 +61,6 @@ def in_float64(test: Callable[..., None]) -> Callable[..., None]:
     return wide
 
 
-def input_moment(name: str, x: jax.Array) -> Any:
-    """The second moment of a layer's inputs, the same for all layers of a stack; None where there are no inputs."""
-    axes = gk.leaves.default_layout(name, x.shape)
-    n = math.prod(x.shape[a] for a in axes.inputs)
-    return jnp.eye(n) + 0.5 * jnp.ones((n, n)) if axes.inputs and n else None
-
-
-def linear(slopes: Any, params: Any) -> jax.Array:
-    """A loss whose gradient is everywhere the same."""
-    products = jax.tree.map(lambda g, p: jnp.sum(widen(g) * widen(p)).astype(float), slopes, params)
-    return sum(jax.tree.leaves(products), jnp.zeros(()))
-
-
-def predictions_of(updates: Any) -> Any:
-    """A model of one example whose prediction, 0, is 1 above its target: half its squared error has this gradient."""
-
-    def model_fn(params: Any) -> jax.Array:
-        pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
-        parts = [jnp.sum(g.astype(x.dtype) * (x - jax.lax.stop_gradient(x))).astype(float) for g, x in pairs]
-        return sum(parts, jnp.zeros((), float)).reshape(1)
-
-    return model_fn
-
-
-# What a method that cannot do without an extra argument gets where a test passes none: of one example with a linear
-# loss, whose gradient is everywhere the one that came in.
-SUPPLIED = {
-    "full_grad_fn": lambda updates: lambda params: updates,
-    "grad_fn": lambda updates: lambda params: updates,
-    # Of two parts that differ by 1 + |g|, more or less for one coordinate or another.
-    # Halves that agree more on some leaves than on others.
-    "grads_a": lambda updates: jax.tree.map(lambda g: g + jnp.abs(g), updates),
-    "grads_b": lambda updates: jax.tree.map(lambda g: g - jnp.abs(g) * jnp.asarray(0.5, g.dtype), updates),
-    "grad_moments": lambda updates: (
-        updates,
-        jax.tree.map(lambda g: jnp.square(g) + jnp.square(1 + jnp.abs(g)), widen(updates)),
-    ),
-    "previous_grads": lambda updates: updates,
-    "snapshot_grads": lambda updates: updates,
-    "full_grads": lambda updates: updates,
-    "index": lambda updates: 0,
-    "input_moment": lambda updates: gk.leaves.map_named(input_moment, updates),
-    "key": lambda updates: jax.random.key(5),
-    "model_fn": predictions_of,
-    "targets": lambda updates: jnp.full((1,), -1.0, jnp.float32),
-    "weight": lambda updates: 1,
-    "value_fn": lambda updates: lambda params: linear(updates, params),
-    # Positive, and of each entry alone.
-    "curvature": lambda updates: jax.tree.map(lambda g: 0.5 + jnp.square(g), widen(updates)),
-    "value": lambda updates: jnp.asarray(1.5, jnp.float32),
-    "cluster_grads": lambda updates: jax.tree.map(lambda g: jnp.stack([g, g, g]), updates),
-    "cluster_counts": lambda updates: jnp.array([1, 1, 0], jnp.int32),
-}
-
-
 def make(card: Card, learning_rate: Any = 0.01, **changes: Any) -> optax.GradientTransformationExtraArgs:
     """A complete optimizer around (or of) a method; what its `update` needs is supplied where a test does not."""
     return supplied(card, _built(card, learning_rate, **changes))
@@ -129,8 +73,7 @@ def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTran
         return inner
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        known = {name: SUPPLIED[name](updates) for name in card.needs}
-        return inner.update(updates, state, params, **{**known, **extra})
+        return inner.update(updates, state, params, **{**samples(updates, card.needs), **extra})
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 

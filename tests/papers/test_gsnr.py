@@ -67,7 +67,8 @@ def test_is_the_ratio_times_the_gradient(b3: float | None, x64: None) -> None:
 def test_identical_parts_change_nothing(dtype: Any, x64: None) -> None:
     """Also where rounding leaves a little variance: the mean of three equal squares is not always the square."""
     g = {name: x.astype(dtype) for name, x in tree(0).items()} | {"half": jnp.array([0.0, 0.0, 3.0], dtype)}
-    moments = {n: (x + x + x) / 3 for n, x in g.items()}, {n: (x * x + x * x + x * x) / 3 for n, x in g.items()}
+    mean, squares = {n: (x + x + x) / 3 for n, x in g.items()}, {n: (x * x + x * x + x * x) / 3 for n, x in g.items()}
+    moments = gk.gradients.GradientMoments(mean, squares, jnp.zeros(()), jnp.asarray(3))
     (got,) = run(gk.scale_by_gsnr(), [(g, {"grad_moments": moments})], g)
     assert_equal(got, g, rtol=4 * float(np.finfo(dtype).eps))
 
@@ -132,6 +133,9 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="at least 2 parts of the batch, got 1"):
         tx.update(w, tx.init(w), w, grad_moments=gk.gradients.GradientMoments(w, w, jnp.ones(()), jnp.asarray(1)))
     with pytest.raises(ValueError, match="gradients do not match"):
-        tx.update(w, tx.init(w), w, grad_moments=({"b": jnp.ones(3)}, w))
+        other = gk.gradients.GradientMoments({"b": jnp.ones(3)}, w, jnp.ones(()), jnp.asarray(2))
+        tx.update(w, tx.init(w), w, grad_moments=other)
+    with pytest.raises(ValueError, match=r"grad_moments must be a gk.gradients.GradientMoments.*got tuple"):
+        tx.update(w, tx.init(w), w, grad_moments=(w, w))
     with pytest.raises(ValueError, match="second_moment must be one of"):
         gk.vr_adam(0.1, second_moment="both")

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.training.run import needs_of, start, step_function
+from gradkit.training.one_step import needs_of
+from gradkit.training.run import start, step_function
 from gradkit.workloads import load
 
 PARAMS = {"kernel": jax.ShapeDtypeStruct((6, 4), np.float32)}
@@ -28,6 +29,11 @@ PARAMS = {"kernel": jax.ShapeDtypeStruct((6, 4), np.float32)}
 )
 def test_needs_survive_every_wrapper(wrapped: object) -> None:
     assert needs_of(wrapped(gk.vr_adam(0.1)), PARAMS) == ("grad_moments",)  # pyright: ignore[reportCallIssue]
+
+
+def test_asking_twice_gives_the_same_answer() -> None:
+    tx = optax.chain(gk.clip_by_global_norm(1.0), gk.vr_adam(0.1))
+    assert needs_of(tx, PARAMS) == needs_of(tx, PARAMS) == ("grad_moments",)
 
 
 def test_a_chain_needs_what_its_links_need_and_an_optimizer_answers_for_its_own() -> None:

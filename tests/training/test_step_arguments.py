@@ -113,7 +113,7 @@ def test_line_search_and_random_methods_work() -> None:
     one, _ = step(state, BATCH)
     two, _ = step(one, BATCH)
     assert 0 < float(one.opt_state) != float(two.opt_state) > 0
-    with pytest.raises(TypeError, match="key"):
+    with pytest.raises(ValueError, match=r"needs the extra argument key: .*; offered here: value"):
         step(step.init(start()), BATCH)
 
 

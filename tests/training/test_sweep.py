@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import gradkit as gk
+from gradkit.extras import samples
 from gradkit.training import methods, run, sweep
 from gradkit.workloads import load
 
@@ -84,11 +85,10 @@ def test_every_optimizer_of_the_catalogue_can_race():
         def first_rate(rate, name=name, method=method, params=params):
             tx = optax.with_extra_args_support(method.scheduled(rate, 10))
             # What the loop of a race offers, as far as methods need it.
-            offered = {"value": np.float32(1.0), "grad_fn": lambda x: x, "key": jax.random.key(0)}
-            offered |= {"value_fn": lambda x: np.float32(1.0), "hvp_fn": lambda x: x}
-            offered |= {"grad_moments": (params, params), "grads_a": params, "grads_b": params}
-            offered |= {"model_fn": lambda x: x["kernel"]}
-            offered |= {"targets": np.zeros(4, np.int32) if name == "egn_softmax" else params["kernel"]}
+            offered = samples(params, ("value", "value_fn", "grad_fn", "hvp_fn", "key", "grad_moments", "grads_a"))
+            offered |= samples(params, ("grads_b", "model_fn", "targets"))
+            if name == "egn_softmax":
+                offered |= {"model_fn": lambda x: x["kernel"], "targets": np.zeros(4, np.int32)}
             return tx.update(params, tx.init(params), params, **offered)[0]
 
         # The rate may be traced: that is what a sweep does.

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -107,8 +106,8 @@ def scale_by_preconditioned_polyak(
         value = jnp.asarray(need("scale_by_preconditioned_polyak", extra, "value"))
         if value.ndim:
             raise ValueError(f"scale_by_preconditioned_polyak: value must be a scalar, got shape {value.shape}")
-        below = not isinstance(value, Tracer) and not isinstance(f_min, Tracer) and bool(value < f_min)
-        if below:
+        now, least = checks.readable(value), checks.readable(f_min)
+        if now is not None and least is not None and now < least:
             raise ValueError(f"scale_by_preconditioned_polyak: the value {value} is below f_min, {f_min}")
         d, below = inner.update(g, state.inner, params, **extra)
         (gamma,) = global_sums(jax.tree.map(lambda g, d: g * d, g, d))

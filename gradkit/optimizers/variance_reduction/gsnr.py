@@ -54,7 +54,7 @@ def vr_sgd(
     Example:
       >>> import jax.numpy as jnp
       >>> tx, g = vr_sgd(0.5), jnp.array([1.0, 1.0])
-      >>> tx.update(g, tx.init(g), g, grad_moments=(g, 2 * g**2))[0].tolist()  # equally noisy
+      >>> tx.update(g, tx.init(g), g, grad_sq=2 * g**2)[0].tolist()  # equally noisy
       [-0.5, -0.5]
 
     Reference: Jiang et al. 2023, arXiv 2309.13681.
@@ -96,7 +96,7 @@ def vr_momentum(
     Example:
       >>> import jax.numpy as jnp
       >>> tx, g = vr_momentum(0.5), jnp.array([1.0, 1.0])
-      >>> tx.update(g, tx.init(g), g, grad_moments=(g, 2 * g**2))[0].round(4).tolist()
+      >>> tx.update(g, tx.init(g), g, grad_sq=2 * g**2)[0].round(4).tolist()
       [-0.5, -0.5]
 
     Reference: Jiang et al. 2023, arXiv 2309.13681.
@@ -166,7 +166,7 @@ def vr_adam(
     Example:
       >>> import jax.numpy as jnp
       >>> tx, g = vr_adam(0.5, eps=0.0), jnp.array([3.0, -7.0])
-      >>> tx.update(g, tx.init(g), g, grad_moments=(g, 2 * g**2))[0].round(4).tolist()
+      >>> tx.update(g, tx.init(g), g, grad_sq=2 * g**2)[0].round(4).tolist()
       [-0.5, 0.5]
 
     Reference: Jiang et al. 2023, arXiv 2309.13681. No public code says which gradient the second moment sees.
@@ -280,7 +280,7 @@ def vr_lamb(
     Example:
       >>> import jax.numpy as jnp
       >>> tx, w, g = vr_lamb(0.1), jnp.array([3.0, 4.0]), jnp.array([1.0, 100.0])
-      >>> u = tx.update(g, tx.init(w), w, grad_moments=(g, 2 * g**2))[0]
+      >>> u = tx.update(g, tx.init(w), w, grad_sq=2 * g**2)[0]
       >>> round(float(jnp.linalg.norm(u)), 4)  # 0.1 |w|, whatever the gradient
       0.5
 

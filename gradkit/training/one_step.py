@@ -1,0 +1,169 @@
+"""One training step, as every loop makes it: loss, gradient, measurements, extra arguments, update.
+
+    value, grads           source(loss)(params, batch)
+    extra                  gradkit.extras.offered, as the links of tx need it
+    updates, opt_state     tx.update(grads, opt_state, params, **extra)
+    params                 params + updates
+
+`make_train_step`, `train`, `sweep`, `race` and the tests of the contract call `one_step`; `inspect` compiles its last
+two lines.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import catalogue
+from gradkit.extras import GradientMoments, Minibatch, missing, offered
+from gradkit.gradients import gradient_moments, microbatch
+from gradkit.leaves.recording import Link, links_of
+
+
+class Stepped(NamedTuple):
+    """What a step leaves behind.
+
+    Attributes:
+      params: the new parameters.
+      opt_state: the new state of the transformation.
+      value: the loss at the parameters before.
+      aux: what the loss returned besides, None without.
+      stacked: whether the aux has a leading axis of microbatches.
+    """
+
+    params: Any
+    opt_state: Any
+    value: jax.Array
+    aux: Any
+    stacked: bool
+
+
+def needs_of(tx: optax.GradientTransformation, params: Any) -> tuple[str, ...]:
+    """The extra arguments that the links of a transformation cannot do without, as their cards say.
+
+    An optimizer answers for the links that it is made of: it may hand one of them what that link needs.
+    """
+    cards = catalogue.cards()
+
+    def needs(link: Link) -> Iterator[str]:
+        card = cards.get(link.method.name)
+        yield from card.needs if card else ()
+        if not (card and link.complete):
+            for inner in link.links:
+                yield from needs(inner)
+
+    return tuple(dict.fromkeys(name for link in links_of(tx, params) for name in needs(link)))
+
+
+def numbered(loss: Callable[..., Any], microbatches: int, weight: Any, has_aux: bool) -> Callable[..., Any]:
+    """(params, batch) -> (value, gradient) over microbatches; the loss is told the number of the first example of
+    each, so that random numbers differ between them."""
+    of_part = None if weight is None else lambda part: weight(part[0])
+    source = microbatch(lambda p, part: loss(p, part[0], part[1][0]), microbatches, weight=of_part, has_aux=has_aux)
+
+    def fn(params: Any, batch: Any) -> Any:
+        lengths = [(jnp.shape(x) or (1,))[0] for x in jax.tree.leaves(batch)]
+        return source(params, (batch, jnp.arange(max(lengths, default=0))))
+
+    return fn
+
+
+def one_step(
+    loss: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    *,
+    needs: tuple[str, ...],
+    key: Any = None,
+    has_aux: bool = False,
+    gradient: Callable[..., Any] | None = None,
+    microbatches: int = 1,
+    weight: Callable[[Any], Any] | None = None,
+    predictions: Any = None,
+    examples: bool = True,
+) -> Stepped:
+    """One step on one minibatch.
+
+    Args:
+      loss: (params, batch, index=None) -> scalar, or (scalar, aux); `index` is the number of a microbatch's first
+        example.
+      tx: the transformation.
+      params: the parameters.
+      opt_state: its state.
+      batch: the minibatch.
+      needs: extra arguments that are made besides the cheap ones: `needs_of(tx, params)`, and what the loop itself
+        asks for.
+      key: the random key of the transformation for this step.
+      has_aux: whether the loss returns an aux.
+      gradient: a source of gradients, loss -> function like `jax.value_and_grad(loss)`. Default: of `needs`.
+      microbatches: parts in which the batch is computed.
+      weight: microbatch -> the number of tokens or examples that its loss is a mean over.
+      predictions: (parameters -> predictions, targets) of this minibatch, where the loss is of these.
+      examples: whether the leaves of the batch have a leading axis of examples.
+
+    Raises:
+      ValueError: a link that misses an extra argument; it is named, with the argument.
+    """
+    tx = optax.with_extra_args_support(tx)
+    plain = jax.value_and_grad(loss, has_aux=has_aux)
+    if microbatches > 1:
+        plain = numbered(loss, microbatches, weight, has_aux)
+    source = plain
+    if gradient is not None:
+        source = gradient(loss, has_aux=True) if has_aux else gradient(loss)
+    elif "grad_moments" in needs and examples:
+        source = gradient_moments(loss, max(2, microbatches), has_aux=has_aux)
+
+    def like_params(tree: Any) -> Any:
+        return jax.tree.map(lambda x, p: jnp.asarray(x).astype(p.dtype), tree, params)
+
+    def value_alone(params: Any, batch: Any) -> jax.Array:
+        return loss(params, batch)[0] if has_aux else loss(params, batch)
+
+    def value_fn(point: Any) -> jax.Array:
+        point = like_params(point)
+        if microbatches == 1:
+            return value_alone(point, batch)
+        value = plain(point, batch)[0]
+        return value[0] if has_aux else value
+
+    def grad_fn(point: Any) -> Any:
+        return plain(like_params(point), batch)[1]
+
+    value, grads = source(params, batch)
+    moments = grads if isinstance(grads, GradientMoments) else None
+    if moments is not None:
+        grads = like_params(moments.mean)
+    value, aux = value if has_aux else (value, None)
+    step = Minibatch(params, batch, value_alone, value, grads, value_fn, grad_fn, key, moments, predictions, examples)
+    updates, opt_state = updated(tx, grads, opt_state, params, offered(step, needs))
+    params = optax.apply_updates(params, updates)
+    return Stepped(params, opt_state, value, aux, microbatches > 1 or moments is not None)
+
+
+def updated(
+    tx: optax.GradientTransformationExtraArgs, grads: Any, opt_state: Any, params: Any, extra: dict[str, Any]
+) -> tuple[Any, Any]:
+    """`tx.update` with the extra arguments; a link of another library that misses one is named with it.
+
+    Raises:
+      ValueError: an extra argument is missing.
+    """
+    parameters = inspect.signature(tx.update).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        # As optax.contrib.sam does: it takes what it names and nothing else.
+        extra = {name: value for name, value in extra.items() if name in parameters}
+    try:
+        return tx.update(grads, opt_state, params, **extra)
+    except TypeError as error:
+        # Python's own words for a required keyword of a function inside the link's factory.
+        found = re.match(r"(\w+)\.<locals>\.\S+ missing \d+ required keyword-only arguments?: '(\w+)'", str(error))
+        if found is None or found[2] in extra:
+            raise
+        raise ValueError(f"{missing(*found.groups())}; offered here: {', '.join(extra)}") from error
