@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradkit.leaves.layout import default_layout
 from gradkit.leaves.paths import map_named
+from gradkit.leaves.scopes import default_layout
 
 
 class GradientMoments(NamedTuple):
