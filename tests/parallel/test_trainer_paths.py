@@ -192,6 +192,11 @@ def test_derived_shardings(name: str) -> None:
     assert_shared(OWN[name]().init(there))
 
 
+class Pair(NamedTuple):
+    shape: tuple[int, ...]
+    spec: P
+
+
 @pytest.mark.parametrize("name", [name for name, card in METHODS.items() if "map_params" not in card.opt_outs])
 def test_what_belongs_to_parameters_takes_their_specs(name: str) -> None:
     """`tree_map_params` with the specs of the parameters beside: every leaf gets a spec of its rank or less."""
@@ -201,14 +206,14 @@ def test_what_belongs_to_parameters_takes_their_specs(name: str) -> None:
     state = jax.eval_shape(tx.init, params)
     got = optax.tree_utils.tree_map_params(
         tx,
-        lambda x, spec: x if isinstance(x, optax.MaskedNode) else (x.shape, spec),
+        lambda x, spec: x if isinstance(x, optax.MaskedNode) else Pair(x.shape, spec),
         state,
         specs,
         transform_non_params=lambda _: None,
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
-    pairs = [x for x in jax.tree.leaves(got, is_leaf=is_shape) if is_shape(x)]
-    assert all(len(spec) <= len(shape) for shape, spec in pairs)
+    pairs = [x for x in jax.tree.leaves(got, is_leaf=lambda x: isinstance(x, Pair)) if isinstance(x, Pair)]
+    assert all(len(pair.spec) <= len(pair.shape) for pair in pairs)
 
 
 def test_states_are_the_same_in_boxes_and_bare() -> None:
