@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from gradkit import catalogue
 from gradkit.training import RaceConfig, methods
 from gradkit.training.race import measure, prepare, score, tune
 from gradkit.training.report.charts import number, reading
@@ -55,8 +54,12 @@ def contestants(rooms: list[str]) -> list[str]:
     """The optimizers of these folders, under the names with which they race."""
     found = []
     for name in methods.names():
-        card = catalogue.find(methods.find(name).card)
-        if card.form == "optimizer" and card.function.__module__.split(".")[1:-1] in [["optimizers", r] for r in rooms]:
+        card = methods.find(name).card
+        if (
+            card is not None
+            and card.form == "optimizer"
+            and card.function.__module__.split(".")[1:-1] in [["optimizers", r] for r in rooms]
+        ):
             found.append(name)
     return found
 
@@ -142,7 +145,7 @@ def table(rows: list[dict], workload: str, config: RaceConfig) -> str:
 
 def write(rows: list[dict], config: RaceConfig, path: pathlib.Path) -> None:
     """The tables of what is known so far."""
-    grid = f"{config.rates} rates over {2 * config.decades:g} decades x {FLAGS.pilot_seeds} seeds"
+    grid = f"{config.rates} rates over {2 * (config.decades or 1):g} decades x {FLAGS.pilot_seeds} seeds"
     effort = f"{grid}, then {config.seeds} seeds at the best"
     command = shlex.join(["python", "experiments/tuned_race.py", *sys.argv[1:]])
     head = f"$ {command}\n{effort}, jax {jax.__version__}, {jax.devices()[0].device_kind}"

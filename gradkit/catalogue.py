@@ -28,6 +28,7 @@ FORMS = (
     "engine",
 )
 MATURITIES = ("stable", "faithful", "experimental")
+SCHEDULES = ("warmup_cosine", None)
 COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
 
 
@@ -43,6 +44,26 @@ class Paper:
     def __str__(self) -> str:
         where = f", arXiv {self.arxiv}" if self.arxiv else ""
         return f"{self.authors.rstrip('.')}. {self.title}. {self.year}{where}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """How a method enters a race.
+
+    Attributes:
+      rate: the middle of its grid of learning rates.
+      arguments: keyword arguments of the method, where its defaults do not suit a race.
+      decades: how far the grid reaches to each side of the middle.
+      schedule: of the learning rate: "warmup_cosine", or None for a method that finds its step itself or has a schedule
+        of its own: the rate is then constant.
+      before: of a primitive, the name under which that races what it is put in front of; "" for the rate alone.
+    """
+
+    rate: float = 1e-2
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    decades: float = 1.0
+    schedule: str | None = "warmup_cosine"
+    before: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +84,13 @@ class Card:
       maturity: "stable", "faithful" (to its paper, lightly used) or "experimental".
       example: keyword arguments with which the contract builds it.
       wraps: of a wrapper, what it goes around: "optimizer", or "direction", which a learning rate follows.
+      only: of a primitive, the leaves it is for: "matrices", or "" for all; others are refused.
       opt_outs: checks of the contract that it cannot meet by its nature -> the reason.
       same_as: the method that this is another name of, or the heart of, and is tested as.
       notes: one line that a reader should see first.
+      race: how it enters a race: rate, spread of the grid, schedule, arguments. None: with its `example` around a rate
+        of 0.01.
+      variants: further names under which it races, with other arguments.
     """
 
     function: Callable[..., Any]
@@ -78,9 +103,12 @@ class Card:
     maturity: str = "stable"
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wraps: str = "optimizer"
+    only: str = ""
     opt_outs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     same_as: str = ""
     notes: str = ""
+    race: Race | None = None
+    variants: Mapping[str, Race] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -134,9 +162,10 @@ def register(function: Callable[..., Any], *, form: str, paper: Paper, **fields:
         ("form", form, FORMS),
         ("maturity", card.maturity, MATURITIES),
         ("collectives", card.collectives, COLLECTIVES),
+        *(("race.schedule", race.schedule, SCHEDULES) for race in (card.race, *card.variants.values()) if race),
     ):
         if value not in allowed:
-            raise ValueError(f"{card.name}: {field} must be one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(f"{card.name}: {field} must be one of {', '.join(map(str, allowed))}, got {value!r}")
     if card.name in _CARDS and _CARDS[card.name].function.__module__ != function.__module__:
         raise ValueError(f"{card.name} is registered twice: {_CARDS[card.name].file} and {card.file}")
     _CARDS[card.name] = card

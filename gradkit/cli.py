@@ -29,7 +29,7 @@ from gradkit.parallel.mesh import parse_axes
 from gradkit.training import inspection, logs, methods, processes, report
 from gradkit.training.flags import parse, usage
 from gradkit.training.race import prepare as prepare_race
-from gradkit.training.race import race
+from gradkit.training.race import race_config
 from gradkit.training.report.charts import number, reading
 from gradkit.training.report.table import aligned
 from gradkit.training.settings import DEFAULT_METHOD, RaceConfig, TrainConfig, setting
@@ -89,11 +89,11 @@ def command_race(arguments: list[str]) -> Task:
         for problem in problems:
             print(f"{problem.description}; {_target(problem)}", flush=True)
         with report.watcher(config) as watch:
-            result = race(config, watch)
+            result = race_config(config, watch)
         print()
         report.show(result)
         report.write(result, folder, command)
-        for workload in config.workloads:
+        for workload in result.workloads:
             print(f"{workload}: {report.verdict(result.of(workload))}")
         print(f"report: {folder / 'report.html'}   picture: {folder / 'curves.png'}")
 
@@ -173,7 +173,7 @@ def command_inspect(arguments: list[str]) -> Task:
         raise ValueError("inspect takes the name of a method first: gradkit inspect lamb --mesh=fsdp=8")
     name, *rest = arguments
     config = parse(InspectConfig, rest)
-    card = _card(name)
+    card = methods.card_of(name)
     lengths = parse_axes(config.mesh)
     count = math.prod(lengths.values())
     if count < 1:
@@ -185,7 +185,7 @@ def command_inspect(arguments: list[str]) -> Task:
         if jax.device_count() < count:
             raise
     mesh = make_mesh(config.mesh, devices=jax.devices()[:count])
-    found = inspection.examine(card, load(config.workload), mesh)
+    found = dataclasses.replace(inspection.examine(card, load(config.workload), mesh), method=name)
     return lambda: print(json.dumps(dataclasses.asdict(found)) if config.json else inspection.table(found))
 
 
@@ -199,16 +199,11 @@ def command_list(arguments: list[str]) -> Task:
     return lambda: print(aligned(("name", "form", "words", "collectives", "maturity", "paper"), rows))
 
 
-def _card(name: str) -> catalogue.Card:
-    """The card of a method, whether it is called `lion` or `gk.lion`."""
-    return catalogue.find(name.removeprefix("gk.").split(".")[-1])
-
-
 def command_show(arguments: list[str]) -> Task:
     """Everything about one method: paper, equations, needs, cost, evidence."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise ValueError("show takes one argument, the name of a method: gradkit show lion")
-    card = _card(arguments[0])
+    card = methods.card_of(arguments[0])
     facts = [
         ("name", card.public_name),
         ("form", card.form),

@@ -1,4 +1,4 @@
-"""A chain from a small Python file: what `gradkit train --chain=FILE` trains with.
+"""A chain or a problem from a small Python file: what `gradkit train --chain=FILE` trains with.
 
 # my_chain.py
 import gradkit as gk
@@ -6,6 +6,8 @@ import optax
 
 def chain(learning_rate):
     return optax.chain(gk.clip_by_global_norm(1.0), gk.lion(learning_rate, weight_decay=0.1))
+
+race = gk.catalogue.Race(2e-3)  # optional: where a race centres its rates, how far they reach, under which schedule
 """
 
 import inspect
@@ -17,37 +19,63 @@ from typing import Any
 import optax
 
 from gradkit import checks
+from gradkit.catalogue import Race
+from gradkit.workloads import Workload
 
 
-def from_file(where: str) -> optax.GradientTransformation | Callable[..., Any]:
-    """What a file defines under the name `chain`: a transformation, or a function that makes one.
+def executed(where: str, default: str, flag: str) -> tuple[Any, dict[str, Any]]:
+    """What a file defines under a name, and all that it defines.
 
     Args:
-      where: a file of Python, which is executed; `file.py:name` for another name than `chain`.
-
-    Returns:
-      A transformation, or a function learning rate (a schedule) -> transformation.
+      where: a file of Python, which is executed; `file.py:name` for another name than the default.
+      default: the name that is looked for.
+      flag: what the file was given to, for messages.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file fails, or lacks the name (the nearest are offered), or has something else under it.
+      ValueError: the file fails, or lacks the name (the nearest are offered).
     """
-    path, _, name = where.rpartition(":") if ":" in where and not where.endswith(".py") else (where, "", "chain")
+    path, _, name = where.rpartition(":") if ":" in where and not where.endswith(".py") else (where, "", default)
     file = pathlib.Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"--chain={where}: there is no file {file}")
+        raise FileNotFoundError(f"--{flag}={where}: there is no file {file}")
     try:
-        defined = runpy.run_path(str(file), run_name="chain")
+        defined = runpy.run_path(str(file), run_name=default)
     except Exception as error:
-        raise ValueError(f"--chain={where}: {type(error).__name__} while {file} was executed: {error}") from error
+        raise ValueError(f"--{flag}={where}: {type(error).__name__} while {file} was executed: {error}") from error
     if name not in defined:
         public = [key for key in defined if not key.startswith("_")]
-        raise ValueError(f"--chain={where}: {file} defines no {name!r}{checks.nearest(name, public)}")
-    found = defined[name]
-    if isinstance(found, optax.GradientTransformation):
-        return found
-    if not inspect.isroutine(found):
+        raise ValueError(f"--{flag}={where}: {file} defines no {name!r}{checks.nearest(name, public)}")
+    return defined[name], defined
+
+
+def from_file(where: str) -> tuple[optax.GradientTransformation | Callable[..., Any], Race]:
+    """What a file defines under the name `chain`: a transformation, or a function that makes one; and how it races.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: as `executed`; or the file has something else under the name.
+    """
+    found, defined = executed(where, "chain", "chain")
+    race = defined.get("race", Race())
+    if not isinstance(race, Race):
+        raise ValueError(f"--chain={where}: race must be a gk.catalogue.Race, got {race!r}")
+    if not isinstance(found, optax.GradientTransformation) and not inspect.isroutine(found):
+        name = where.rpartition(":")[2] if not where.endswith(".py") else "chain"
         raise ValueError(f"--chain={where}: {name} must be a transformation or a function, got {found!r}")
+    return found, race
+
+
+def problem_from_file(where: str) -> Workload:
+    """The problem that a file defines under the name `problem`: a `Workload`, as `gk.workloads.problem` makes it.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: as `executed`; or the file has something else under the name.
+    """
+    found, _ = executed(where, "problem", "problem")
+    if not isinstance(found, Workload):
+        raise ValueError(f"--problem={where}: problem must be what gk.workloads.problem(...) returns, got {found!r}")
     return found
 
 
@@ -55,14 +83,14 @@ def build(where: str, learning_rate: Any | None) -> optax.GradientTransformation
     """The transformation of a file.
 
     Args:
-      where: as in `from_file`.
+      where: as in `executed`.
       learning_rate: a schedule, for a file whose chain is a function of it; None where none was asked for.
 
     Raises:
       ValueError: a learning rate for a chain that takes none, or none for one that does; a function that makes
         something else.
     """
-    found = from_file(where)
+    found, _ = from_file(where)
     if isinstance(found, optax.GradientTransformation):
         if learning_rate is not None:
             raise ValueError(f"learning_rate must be left out: the chain of {where} is no function of it")

@@ -24,6 +24,10 @@ def _kind(annotation: Any) -> type:
     return typing.get_origin(annotation) or annotation
 
 
+def _fields(config: type) -> list[Any]:
+    return [field for field in dataclasses.fields(config) if field.init]
+
+
 def define(config: type, values: flags.FlagValues) -> None:
     """Adds one flag per field of a dataclass to a set of flags.
 
@@ -33,7 +37,7 @@ def define(config: type, values: flags.FlagValues) -> None:
       values: where flags are added; a fresh `flags.FlagValues()` per command line.
     """
     kinds = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
+    for field in _fields(config):
         kind = _kind(kinds[field.name])
         default: Any = field.default
         default = list(default) if kind is tuple else default
@@ -57,15 +61,15 @@ def parse(config: type, arguments: list[str]) -> Any:
     rest = values(["gradkit", *arguments])[1:]
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings are given as --name=value")
-    fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(config)}
+    fields = {field.name: getattr(values, field.name) for field in _fields(config)}
     return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
 
 def usage(config: type) -> str:
     """One line per flag: name, default, meaning."""
-    width = max(len(field.name) for field in dataclasses.fields(config))
+    width = max(len(field.name) for field in _fields(config))
     lines = []
-    for field in dataclasses.fields(config):
+    for field in _fields(config):
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         shown = "" if default is None or default is False else f" [{default}]"
         lines.append(f"  --{field.name:<{width}}  {field.metadata['help']}{shown}")

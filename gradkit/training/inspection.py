@@ -71,26 +71,6 @@ class Inspection:
     collectives: dict[str, dict[str, float]]
 
 
-def build(card: Card, **changes: Any) -> Any:
-    """A method as it stands in a chain: an optimizer at the centre of its grid of rates, a primitive or the direction
-    in a wrapper with a rate behind it, a wrapper around SGD with momentum.
-
-    >>> from gradkit.catalogue import find
-    >>> build(find("scale_by_lion")).init({"w": jnp.ones(3)})[0].mu["w"].shape
-    (3,)
-    """
-    kwargs = {**card.example, **changes}
-    if card.form == "optimizer":
-        first = next(iter(inspect.signature(card.function).parameters))
-        rate = kwargs.pop(first, methods.find(card.name).centre)
-        return card.function(rate, **kwargs)
-    if card.form == "primitive":
-        return optax.chain(card.function(**kwargs), gk.scale_by_learning_rate(methods.DEFAULT_CENTRE))
-    if card.wraps == "direction":
-        return optax.chain(card.function(gk.scale_by_adam(), **kwargs), gk.scale_by_learning_rate(1e-3))
-    return card.function(gk.sgd(0.1, momentum=0.9), **kwargs)
-
-
 def examine(card: Card, problem: Workload, mesh: Mesh) -> Inspection:
     """Compiles one step of a method for a mesh, and reads off what it costs.
 
@@ -194,7 +174,8 @@ def _update(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
     if "shard" in inspect.signature(card.function).parameters:
         specs = jax.tree.map(lambda x: x.sharding.spec, params)
         changes["shard"] = gk.MatrixSharding(mesh, tuple(mesh.axis_names), specs=specs)
-    tx = optax.with_extra_args_support(build(card, **changes))
+    rate = methods.find(card.function).centre if card.form == "optimizer" else methods.DEFAULT_CENTRE
+    tx = optax.with_extra_args_support(methods.build(card, rate, **changes))
     state = init_sharded(tx, params)
     grads = params
 

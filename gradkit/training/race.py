@@ -7,17 +7,18 @@ that go through all methods in turn, so that a busy machine slows all of them al
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradkit.training import methods, run, scoring
+from gradkit.training import run, scoring
+from gradkit.training.methods import Method
 from gradkit.training.settings import RaceConfig
 from gradkit.training.sweep import Sweep, check_steps, sweep
-from gradkit.workloads import Workload, load
+from gradkit.workloads import Workload
 
 # One timed call takes about this long: far above the clock's and the dispatch's noise.
 TIMED_SECONDS = 0.15
@@ -40,6 +41,7 @@ class Result(NamedTuple):
       seconds_per_step: of one run, median over rounds.
       seconds: `steps` times `seconds_per_step`.
       compile_seconds: of the program of one run.
+      separable: ratio of steps from which on two medians on this workload count as different.
     """
 
     workload: str
@@ -55,6 +57,7 @@ class Result(NamedTuple):
     seconds_per_step: float = np.nan
     seconds: float = np.nan
     compile_seconds: float = np.nan
+    separable: float = 1.5
 
     @property
     def rates(self) -> np.ndarray:
@@ -66,13 +69,23 @@ class Result(NamedTuple):
 
 
 class Race(NamedTuple):
-    """All results, in the order of the configuration, workload by workload; and the two profiles."""
+    """All results, in the order of the configuration, workload by workload; the two profiles; and the problems."""
 
     config: RaceConfig
     results: tuple[Result, ...]
     step_profile: scoring.Profile
     time_profile: scoring.Profile
     total_seconds: float
+    problems: tuple[Workload, ...]
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """The names of the problems."""
+        return tuple(problem.name for problem in self.problems)
+
+    def problem(self, name: str) -> Workload:
+        """The problem of a name."""
+        return next(problem for problem in self.problems if problem.name == name)
 
     def of(self, workload: str) -> list[Result]:
         """The results on one workload, best first: by steps, then by the final metric."""
@@ -91,40 +104,66 @@ class Progress(NamedTuple):
     result: Result | None = None
 
 
-def race(config: RaceConfig, watch: Callable[[Progress], None] = lambda _: None) -> Race:
-    """Runs a race.
+def race(
+    problems: str | Workload | Sequence[str | Workload],
+    methods: Sequence[Any] | Mapping[str, Any],
+    *,
+    watch: Callable[[Progress], None] = lambda _: None,
+    **settings: Any,
+) -> Race:
+    """Races methods on a problem: each is tuned over its learning rate with the same effort, and timed.
 
     Args:
-      config: what races on what.
+      problems: a problem of your own, as `gk.workloads.problem` makes it; or the name of one that ships; or several.
+      methods: what races, each given by a name ("lion", "optax.adamw"), a factory (`gk.lion`, `optax.adamw`, a function
+        of the learning rate), a chain whose rate is its own, a file, or a pair (name, one of these). Or a mapping from
+        names to these. A card says where the rates are centred and under which schedule the method races; a function of
+        your own races around 0.01, with a warm-up and a cosine: `gk.training.methods.Method` says otherwise.
       watch: called with a `Progress` now and then.
+      **settings: further fields of `RaceConfig`: `rates`, `decades`, `seeds`, `steps`, `eval_every`, `extensions`,
+        `timing_rounds`.
 
     Returns:
-      The results; `gradkit.training.report` writes them.
+      The results; `gk.training.report.plain` makes a table of them.
 
     Raises:
-      ValueError: steps that are no multiple of `eval_every`.
+      ValueError: an unknown name, two of one name, or steps that are no multiple of `eval_every`.
       ImportError: a workload needs the extra `gradkit[race]`.
 
     Example:
-      >>> config = RaceConfig(workloads=("heavytail",), methods=("sgd",), rates=2, seeds=1, steps=20, extensions=0)
-      >>> [result.method for result in race(config).results]
-      ['sgd']
+      >>> import gradkit as gk, optax
+      >>> methods = [gk.sgd, "optax.lion", ("clipped", lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate)))]
+      >>> found = race("heavytail", methods, rates=2, seeds=1, steps=20, extensions=0)
+      >>> [result.method for result in found.results]
+      ['sgd', 'optax.lion', 'clipped']
+    """
+    chosen = (problems,) if isinstance(problems, str | Workload) else tuple(problems)
+    pairs = tuple(methods.items()) if isinstance(methods, Mapping) else tuple(methods)
+    return race_config(RaceConfig(workloads=chosen, methods=pairs, **settings), watch)  # pyright: ignore[reportArgumentType]
+
+
+def race_config(config: RaceConfig, watch: Callable[[Progress], None] = lambda _: None) -> Race:
+    """Runs the race that a configuration describes; see `race`.
+
+    >>> config = RaceConfig(workloads=("heavytail",), methods=("sgd",), rates=2, seeds=1, steps=20, extensions=0)
+    >>> [result.method for result in race_config(config).results]
+    ['sgd']
     """
     began = time.perf_counter()
     problems = prepare(config)
     results: list[Result] = []
     for problem in problems:
-        tuned = [tune(problem, methods.find(name), config, watch) for name in config.methods]
+        tuned = [tune(problem, method, config, watch) for method in config.contestants]
         results += measure(problem, tuned, config, watch)
-    step_scores = {name: [row.steps for row in results if row.method == name] for name in config.methods}
-    time_scores = {name: [row.seconds for row in results if row.method == name] for name in config.methods}
+    step_scores = {name: [row.steps for row in results if row.method == name] for name in config.method_names}
+    time_scores = {name: [row.seconds for row in results if row.method == name] for name in config.method_names}
     profiles = scoring.performance_profile(step_scores), scoring.performance_profile(time_scores)
-    return Race(config, tuple(results), *profiles, time.perf_counter() - began)
+    return Race(config, tuple(results), *profiles, time.perf_counter() - began, tuple(problems))
 
 
 def prepare(config: RaceConfig) -> list[Workload]:
     """Loads the workloads and checks that evaluations divide their steps, before anything is computed."""
-    problems = [load(name) for name in config.workloads]
+    problems = list(config.problems())
     for problem in problems:
         check_steps(config.steps or problem.budget_steps, config.eval_every or problem.eval_every)
     return problems
@@ -139,7 +178,7 @@ def grid_of(centre: float, rates: int, decades: float) -> np.ndarray:
     return np.geomspace(centre * 10.0**-decades, centre * 10.0**decades, rates)
 
 
-def tune(problem: Workload, method: methods.Method, config: RaceConfig, watch: Callable[[Progress], None]) -> Result:
+def tune(problem: Workload, method: Method, config: RaceConfig, watch: Callable[[Progress], None]) -> Result:
     """One method over its grid of rates and all seeds, extended while the best rate is at the edge."""
 
     def trained(grid: np.ndarray, stage: str) -> Sweep:
@@ -157,9 +196,13 @@ def tune(problem: Workload, method: methods.Method, config: RaceConfig, watch: C
             progress=progress,
         )
 
-    found = trained(grid_of(method.centre, config.rates, config.decades), "sweep")
-    ratio = 10.0 ** (2.0 * config.decades / (config.rates - 1))
-    for _ in range(config.extensions):
+    decades = method.decades if config.decades is None else config.decades
+    # A chain whose rate is its own has nothing to tune.
+    fixed = method.centre is None
+    grid = np.ones(1) if method.centre is None else grid_of(method.centre, config.rates, decades)
+    found = trained(grid, "sweep")
+    ratio = 10.0 ** (2.0 * decades / (config.rates - 1))
+    for _ in range(0 if fixed else config.extensions):
         best, rates = scoring.best_point(found.steps_to_target, found.curves[..., -1]), found.grid["learning_rate"]
         if best == 0:
             found = joined(trained(rates[0] / ratio ** np.array([2.0, 1.0]), "extend"), found)
@@ -167,7 +210,8 @@ def tune(problem: Workload, method: methods.Method, config: RaceConfig, watch: C
             found = joined(found, trained(rates[-1] * ratio ** np.array([1.0, 2.0]), "extend"))
         else:
             break
-    result = score(problem.name, method.name, found, extended=len(found.grid["learning_rate"]) - config.rates)
+    result = score(problem.name, method.name, found, extended=len(found.grid["learning_rate"]) - len(grid))
+    result = result._replace(separable=problem.separable)
     watch(Progress(problem.name, method.name, "scored", 1, 1, result))
     return result
 
@@ -194,7 +238,7 @@ def score(workload: str, method: str, found: Sweep, *, extended: int = 0) -> Res
         sweep=found,
         best=best,
         extended=extended,
-        at_edge=best in (0, len(finals) - 1),
+        at_edge=len(finals) > 1 and best in (0, len(finals) - 1),
         steps=float(np.median(at_best)),
         spread=(float(at_best.min()), float(at_best.max())),
         final=float(np.median(np.where(np.isfinite(finals[best]), finals[best], np.inf))),
@@ -207,11 +251,12 @@ def measure(
 ) -> list[Result]:
     """Adds seconds per step at each method's best rate: a program of one run, in interleaved rounds."""
     total = config.steps or problem.budget_steps
+    by_name = {method.name: method for method in config.contestants}
     programs, counts, compile_seconds = [], [], []
     for result in results:
         watch(Progress(problem.name, result.method, "compile", 0, config.timing_rounds))
         began = time.perf_counter()
-        program, state = _one_run(problem, methods.find(result.method), result.best_rate, total)
+        program, state = _one_run(problem, by_name[result.method], result.best_rate, total)
         compile_seconds.append(time.perf_counter() - began)
         jax.block_until_ready(program(state, jnp.int32(1)))
         began = time.perf_counter()
@@ -235,7 +280,7 @@ def measure(
     return timed
 
 
-def _one_run(problem: Workload, method: methods.Method, rate: float, total: int) -> tuple[Any, run.Run]:
+def _one_run(problem: Workload, method: Method, rate: float, total: int) -> tuple[Any, run.Run]:
     """(state, n) -> state after n steps, compiled once for every n; and a state to start from."""
     tx = method.scheduled(rate, total)
     step = run.step_function(problem, tx)

@@ -5,8 +5,9 @@ from typing import Any
 
 from gradkit import checks
 from gradkit.parallel import mesh
-from gradkit.training import methods
-from gradkit.workloads import registry
+from gradkit.training import chains, methods
+from gradkit.training.methods import Method
+from gradkit.workloads import Workload, load, registry
 
 DEFAULT_METHOD = "adamw"
 
@@ -20,6 +21,8 @@ def setting(default: Any, help: str) -> Any:
 class RaceConfig:
     """A race: which methods on which problems, and how much tuning each gets.
 
+    Workloads may be names or `Workload`s, methods anything that `gradkit.training.methods.find` knows.
+
     Raises:
       ValueError: an unknown workload or method (the nearest names are offered), or a number out of range.
 
@@ -29,9 +32,13 @@ class RaceConfig:
     """
 
     workloads: tuple[str, ...] = setting(("digits_mlp",), "problems to race on")
-    methods: tuple[str, ...] = setting(("nesterov", "adamw", "lion", "lars", "lamb", "novograd"), "methods that race")
+    methods: tuple[str, ...] = setting(
+        ("nesterov", "adamw", "lion", "lars", "lamb", "novograd"), "methods that race; optax.NAME is optax's own"
+    )
+    chain: tuple[str, ...] = setting((), "chains that race as well: FILE.py that defines `chain`; it is executed")
+    problem: tuple[str, ...] = setting((), "instead of workloads: FILE.py that defines `problem`; it is executed")
     rates: int = setting(6, "learning rates per method, log-spaced around its centre")
-    decades: float = setting(1.0, "decades the rates reach to each side of the centre")
+    decades: float | None = setting(None, "decades the rates reach to each side of it; default: the card's, mostly 1")
     seeds: int = setting(5, "seeds per learning rate")
     steps: int | None = setting(None, "steps per run; default: the workload's budget")
     eval_every: int | None = setting(None, "steps between evaluations; default: the workload's")
@@ -39,22 +46,45 @@ class RaceConfig:
     timing_rounds: int = setting(5, "interleaved rounds in which seconds per step are measured")
     out: str | None = setting(None, "folder for the report; default: a fresh numbered one under race/")
     overwrite: bool = setting(False, "replace the report of an earlier race in --out")
+    contestants: tuple[Method, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for field, values in (("workloads", self.workloads), ("methods", self.methods)):
+        for name in self.workloads:
+            if isinstance(name, str):
+                registry.check_name(name)
+        # What races is looked up once: the file of a chain is executed once.
+        found = tuple(methods.find(method) for method in (*self.methods, *self.chain))
+        object.__setattr__(self, "contestants", found)
+        workloads = [name if isinstance(name, str) else name.name for name in self.workloads]
+        for field, values in (("workloads", workloads), ("methods", self.method_names)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{field} must be one name or more, each once, got {','.join(values)!r}")
-        for name in self.workloads:
-            registry.check_name(name)
-        for name in self.methods:
-            methods.find(name)
         checks.integer("rates", self.rates, 2)
-        checks.real("decades", self.decades, "(0, 6]")
+        checks.real("decades", self.decades, "(0, 6]", optional=True)
         checks.integer("seeds", self.seeds, 1)
         checks.integer("steps", self.steps, 1, optional=True)
         checks.integer("eval_every", self.eval_every, 1, optional=True)
         checks.integer("extensions", self.extensions, 0)
         checks.integer("timing_rounds", self.timing_rounds, 1)
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """The names of all that races."""
+        return tuple(method.name for method in self.contestants)
+
+    def problems(self) -> tuple[Workload, ...]:
+        """The problems, loaded: the workloads, or what the files of `problem` define.
+
+        Raises:
+          ValueError: a file that fails, or defines something else; two problems of one name.
+          ImportError: a workload needs the extra `gradkit[race]`.
+        """
+        if not self.problem:
+            return tuple(load(name) if isinstance(name, str) else name for name in self.workloads)
+        found = tuple(chains.problem_from_file(where) for where in self.problem)
+        if len({each.name for each in found}) != len(found):
+            raise ValueError(f"problem must be files whose problems have different names, got {self.problem}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

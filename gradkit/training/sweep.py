@@ -5,6 +5,7 @@ hands the runs back, still on the device, so that a long sweep shows how far it 
 """
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,10 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gradkit import checks
-from gradkit.training import run
+from gradkit.training import methods, run
 from gradkit.training.scoring import steps_or_infinity
 from gradkit.transforms import eval_params
 from gradkit.workloads import Workload
@@ -50,7 +50,7 @@ class Sweep(NamedTuple):
 
 def sweep(
     workload: Workload,
-    method: Callable[..., optax.GradientTransformation],
+    method: Any,
     grid: Mapping[str, Sequence[float] | np.ndarray] | Sequence[float] | np.ndarray,
     *,
     seeds: int | Sequence[int] = 5,
@@ -62,8 +62,10 @@ def sweep(
 
     Args:
       workload: the problem.
-      method: called inside the program as `method(**hyperparameters, steps=steps)` with traced values;
-        returns a transformation.
+      method: called inside the program as `method(**hyperparameters)` with traced values, and with `steps=steps` where
+        it has an argument of this name; returns a transformation. `gk.adamw` and `optax.adamw` are such functions, as
+        is `functools.partial(gk.adamw, b1=0.8)`. A name, such as "adamw" or "optax.adamw", is the method as it races,
+        under the schedule of its card.
       grid: hyperparameter -> values, all of one length: point i takes the i-th of each. A bare sequence
         is the grid of `learning_rate`.
       seeds: how many (0, 1, …), or which. Default 5.
@@ -75,13 +77,12 @@ def sweep(
       The curves, and what is read off them.
 
     Raises:
-      ValueError: an empty or ragged grid, no seeds, or steps that are no multiple of `eval_every`.
+      ValueError: an empty or ragged grid, no seeds, steps that are no multiple of `eval_every`, or a name that no
+        method has.
 
     Example:
-      >>> from gradkit import workloads
-      >>> def method(learning_rate, steps):
-      ...     return optax.sign_sgd(learning_rate)
-      >>> sweep(workloads.load("heavytail"), method, [0.003, 0.01], steps=200).curves.shape
+      >>> import gradkit as gk
+      >>> sweep(gk.workloads.load("heavytail"), gk.lion, [0.003, 0.01], steps=200).curves.shape
       (2, 5, 10)
     """
     columns, seed_array = _columns(grid), _seeds(seeds)
@@ -91,11 +92,15 @@ def sweep(
     evaluations = steps // eval_every
     per_piece = max(n for n in range(1, -(-evaluations // PIECES) + 1) if evaluations % n == 0)
 
+    factory = methods.find(method).scheduled if isinstance(method, str) else method
+    checks.function("method", factory)
+    more = {"steps": steps} if "steps" in inspect.signature(factory).parameters else {}
+
     def one_start(point: dict[str, jax.Array], params: Any, seed: jax.Array) -> run.Run:
-        return run.start(params, method(**point, steps=steps), seed)
+        return run.start(params, factory(**point, **more), seed)
 
     def one_piece(point: dict[str, jax.Array], state: run.Run) -> tuple[run.Run, jax.Array]:
-        step = run.step_function(workload, method(**point, steps=steps))
+        step = run.step_function(workload, factory(**point, **more))
 
         def evaluation(state: run.Run, _: None) -> tuple[run.Run, jax.Array]:
             state, _ = jax.lax.scan(lambda state, _: (step(state)[0], None), state, None, eval_every)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, check_mask, names, resolve_mask
 from gradkit.transforms.core import abs_sq, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, packed_norms
@@ -122,5 +122,12 @@ def adaptive_grad_clip(
 PAPER = Paper(
     "High-Performance Large-Scale Image Recognition Without Normalization", "Brock et al.", 2021, "2102.06171"
 )
-register(adaptive_grad_clip, form="primitive", paper=PAPER, collectives="norms", golden=("large_batch/agc",))
+register(
+    adaptive_grad_clip,
+    form="primitive",
+    paper=PAPER,
+    collectives="norms",
+    golden=("large_batch/agc",),
+    variants={"agc_nesterov": Race(1e-1, {"clipping": 0.01}, before="nesterov")},
+)
 register(block_norm, form="layer", paper=PAPER)

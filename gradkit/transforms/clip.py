@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.transforms.core import settle, transformation
 from gradkit.transforms.norms import global_norm
 
@@ -89,4 +89,5 @@ register(
     ),
     collectives="norms",
     example={"max_norm": 1.0},
+    variants={"clipped_sgd": Race(1e-1, {"max_norm": 1.0}, before="sgd")},
 )

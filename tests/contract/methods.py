@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-import gradkit as gk
 from gradkit.catalogue import Card, cards
 from gradkit.extras import samples
+from gradkit.training.methods import build
 from tests.by_numpy import Traced, by_numpy
 from tests.contract.table import point
 
@@ -63,7 +63,7 @@ def in_float64(test: Callable[..., None]) -> Callable[..., None]:
 
 def make(card: Card, learning_rate: Any = 0.01, **changes: Any) -> optax.GradientTransformationExtraArgs:
     """A complete optimizer around (or of) a method; what its `update` needs is supplied where a test does not."""
-    return supplied(card, _built(card, learning_rate, **changes))
+    return supplied(card, build(card, learning_rate, **changes))
 
 
 def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -76,18 +76,6 @@ def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTran
         return inner.update(updates, state, params, **{**samples(updates, card.needs), **extra})
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def _built(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTransformationExtraArgs:
-    kwargs = {**card.example, **changes}
-    if card.form == "optimizer":
-        return card.function(learning_rate, **kwargs)
-    rate = gk.scale_by_learning_rate(learning_rate)
-    if card.form == "primitive":
-        return optax.chain(card.function(**kwargs), rate)
-    if card.wraps == "direction":
-        return optax.chain(card.function(gk.scale_by_adam(), **kwargs), rate)
-    return card.function(gk.sgd(learning_rate, momentum=0.9), **kwargs)
 
 
 SHAPES = {"bias": (4,), "kernel": (6, 4), "conv": (2, 2, 3, 4), "scale": ()}

@@ -13,10 +13,11 @@ import gradkit as gk
 from gradkit.catalogue import Card, cards
 from gradkit.extras import EXTRAS, Minibatch, offered, samples
 from gradkit.training import TrainConfig, make_train_step, sweep, train
+from gradkit.training.methods import build
 from gradkit.training.one_step import needs_of, updated
 from gradkit.training.run import first_params, start, step_function
 from gradkit.workloads import load
-from tests.contract.methods import METHODS, _built
+from tests.contract.methods import METHODS
 
 PACKAGE = pathlib.Path(gk.__file__).parent
 PARAMS = {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)}
@@ -49,7 +50,7 @@ def test_the_table_has_every_argument_that_is_read_or_needed() -> None:
 @pytest.mark.parametrize("card", [c for c in METHODS.values() if c.needs], ids=lambda card: card.name)
 def test_what_is_missing_is_named_with_its_link(card: Card) -> None:
     """And given a sample of what the card names, and nothing else, the update is made."""
-    tx = optax.with_extra_args_support(_built(card, 0.1))
+    tx = optax.with_extra_args_support(build(card, 0.1))
     state = tx.init(PARAMS)
     with pytest.raises(ValueError, match=r"(\w+).* needs (the extra argument (\w+)|a random key)") as raised:
         tx.update(PARAMS, state, PARAMS)

@@ -78,7 +78,7 @@ def small():
         eval_every=20, extensions=0, timing_rounds=2,
     )  # fmt: skip
     events = []
-    return races.race(config, events.append), events
+    return races.race_config(config, events.append), events
 
 
 def test_a_race_scores_every_method_on_every_workload(small):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over
@@ -107,4 +107,12 @@ def adadelta(learning_rate: Any = 1.0, *, rho: Any = 0.9, eps: Any = 1e-6) -> op
 
 
 register(scale_by_adadelta, form="primitive", paper=PAPER, words=2, golden=("adaptive/adadelta",))
-register(adadelta, form="optimizer", paper=PAPER, words=2, golden=("adaptive/adadelta",))
+register(
+    adadelta,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/adadelta",),
+    # Its steps have the units of the parameters; a race is too short for the small ones it starts with.
+    race=Race(10.0),
+)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, scale_by_rss
 from gradkit.transforms.core import at_count, optimizer
@@ -76,4 +76,5 @@ register(
     paper=Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747"),
     words=1,
     golden=("adaptive/adagrad",),
+    race=Race(5e-2),
 )

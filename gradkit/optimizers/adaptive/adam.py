@@ -9,7 +9,7 @@ from typing import Any
 
 import optax
 
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.core import optimizer
@@ -67,4 +67,5 @@ register(
     paper=Paper("Adam: A Method for Stochastic Optimization", "Kingma, Ba", 2014, "1412.6980"),
     words=2,
     golden=("adaptive/adam", "adaptive/adam_l2"),
+    race=Race(5e-3),
 )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over
@@ -124,4 +124,11 @@ def adamax(
 
 
 register(scale_by_adamax, form="primitive", paper=PAPER, words=2, golden=("adaptive/adamax",))
-register(adamax, form="optimizer", paper=PAPER, words=2, golden=("adaptive/adamax",))
+register(
+    adamax,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/adamax",),
+    race=Race(5e-3),
+)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over, root
@@ -122,4 +122,10 @@ def adamnc(
 
 
 register(scale_by_adamnc, form="primitive", paper=PAPER, words=2)
-register(adamnc, form="optimizer", paper=PAPER, words=2)
+register(
+    adamnc,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    race=Race(5e-3),
+)

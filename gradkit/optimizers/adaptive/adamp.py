@@ -14,7 +14,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     project_scale_invariant,
@@ -172,6 +172,7 @@ register(
     collectives="norms",
     golden=("adaptive/adamp",),
     example=EXAMPLE,
+    race=Race(5e-3),
 )
 register(
     sgdp,
@@ -181,4 +182,5 @@ register(
     collectives="norms",
     golden=("adaptive/sgdp",),
     example={**EXAMPLE, "momentum": 0.9},
+    race=Race(1e-1, {"momentum": 0.9, "nesterov": True}),
 )

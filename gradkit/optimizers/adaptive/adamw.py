@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -74,4 +74,5 @@ register(
     form="optimizer",
     paper=Paper("Decoupled Weight Decay Regularization", "Loshchilov, Hutter", 2017, "1711.05101"),
     words=2,
+    race=Race(5e-3),
 )

@@ -14,7 +14,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.schedules import ademamix_alpha_schedule, ademamix_b3_schedule
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
@@ -157,4 +157,11 @@ def ademamix(
 
 
 register(scale_by_ademamix, form="primitive", paper=PAPER, words=3, golden=("adaptive/ademamix",))
-register(ademamix, form="optimizer", paper=PAPER, words=3, golden=("adaptive/ademamix",))
+register(
+    ademamix,
+    form="optimizer",
+    paper=PAPER,
+    words=3,
+    golden=("adaptive/ademamix",),
+    race=Race(5e-3),
+)

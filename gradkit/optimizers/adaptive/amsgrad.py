@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over, root
@@ -155,4 +155,11 @@ def amsgrad(
 
 GOLDEN = ("adaptive/amsgrad", "adaptive/amsgrad_before_max", "adaptive/amsgrad_none")
 register(scale_by_amsgrad, form="primitive", paper=PAPER, words=3, golden=GOLDEN)
-register(amsgrad, form="optimizer", paper=PAPER, words=3, golden=GOLDEN)
+register(
+    amsgrad,
+    form="optimizer",
+    paper=PAPER,
+    words=3,
+    golden=GOLDEN,
+    race=Race(5e-3),
+)

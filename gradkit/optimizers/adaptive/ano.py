@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import add_decayed_weights, core, scale_by_learning_rate
@@ -226,5 +226,19 @@ def anolog(
 
 
 register(scale_by_ano, form="primitive", paper=PAPER, words=2, golden=("adaptive/ano",))
-register(ano, form="optimizer", paper=PAPER, words=2, golden=("adaptive/ano",))
-register(anolog, form="optimizer", paper=PAPER, words=2, golden=("adaptive/anolog",))
+register(
+    ano,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/ano",),
+    race=Race(5e-3),
+)
+register(
+    anolog,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/anolog",),
+    race=Race(5e-3),
+)

@@ -13,7 +13,7 @@ from typing import Any
 
 import optax
 
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import scale_by_delayed_rss, scale_by_learning_rate, scale_by_rss
 from gradkit.transforms.clip_block import clip_by
@@ -135,6 +135,7 @@ register(
     words=1,
     collectives="norms",
     golden=("adaptive/clip_adagrad",),
+    race=Race(5e-2),
 )
 register(
     clip_radagradd,
@@ -143,4 +144,5 @@ register(
     collectives="norms",
     example={"initial_accumulator_value": 1.0},
     opt_outs={"layout": "the default norm is of all leaves together; tests/papers checks layouts with 'local'"},
+    race=Race(1.0, {"initial_accumulator_value": 1.0}),
 )

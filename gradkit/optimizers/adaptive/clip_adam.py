@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over, root
@@ -226,5 +226,21 @@ def clip_adamd(
 
 
 register(scale_by_delayed_rms, form="primitive", paper=PAPER, words=2, golden=("adaptive/clip_adamd",))
-register(clip_adam, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/clip_adam",))
-register(clip_adamd, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/clip_adamd",))
+register(
+    clip_adam,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="norms",
+    golden=("adaptive/clip_adam",),
+    race=Race(5e-3),
+)
+register(
+    clip_adamd,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="norms",
+    golden=("adaptive/clip_adamd",),
+    race=Race(5e-3),
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -72,4 +72,5 @@ register(
     paper=Paper("Grams: Gradient Descent with Adaptive Momentum Scaling", "Cao, Li, Song", 2024, "2412.17107"),
     words=2,
     golden=("adaptive/grams",),
+    race=Race(5e-3),
 )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over, root
@@ -275,8 +275,31 @@ def induced_metric_rms(
 
 SGD, LOG, RMS = (f"adaptive/induced_metric_{kind}" for kind in ("sgd", "log", "rms"))
 register(scale_by_induced_metric, form="primitive", paper=PAPER, words=1, collectives="norms", golden=(SGD, LOG, RMS))
-register(induced_metric_sgd, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=(SGD,))
 register(
-    induced_metric_log, form="optimizer", paper=PAPER, needs=("value",), words=1, collectives="norms", golden=(LOG,)
+    induced_metric_sgd,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=(SGD,),
+    race=Race(1.0),
 )
-register(induced_metric_rms, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=(RMS,))
+register(
+    induced_metric_log,
+    form="optimizer",
+    paper=PAPER,
+    needs=("value",),
+    words=1,
+    collectives="norms",
+    golden=(LOG,),
+    race=Race(1.0),
+)
+register(
+    induced_metric_rms,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="norms",
+    golden=(RMS,),
+    race=Race(5e-3),
+)

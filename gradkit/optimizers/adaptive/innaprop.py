@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method, resolve_mask
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import (
@@ -273,6 +273,21 @@ def innaprop(
 # The contract takes rates up to 0.5, which must stay below beta.
 DAMPED, RATE = {"beta": 0.9}, {"learning_rate": 0.01}
 register(scale_by_inna, form="primitive", paper=INNA, words=1, golden=("adaptive/inna",), example={**DAMPED, **RATE})
-register(inna, form="optimizer", paper=INNA, words=1, golden=("adaptive/inna",), example=DAMPED)
+register(
+    inna,
+    form="optimizer",
+    paper=INNA,
+    words=1,
+    golden=("adaptive/inna",),
+    example=DAMPED,
+    race=Race(3e-2),
+)
 register(scale_by_innaprop, form="primitive", paper=PAPER, words=2, golden=("adaptive/innaprop",), example=RATE)
-register(innaprop, form="optimizer", paper=PAPER, words=2, golden=("adaptive/innaprop",))
+register(
+    innaprop,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/innaprop",),
+    race=Race(5e-3),
+)

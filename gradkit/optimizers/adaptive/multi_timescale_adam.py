@@ -15,7 +15,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import at_count, optimizer
@@ -149,4 +149,12 @@ def multi_timescale_adam(
 
 EXAMPLE = {"b1s": (0.9, 0.999), "weights": (0.3, 0.5)}
 register(scale_by_multi_momentum, form="primitive", paper=PAPER, words=2, example=EXAMPLE, maturity="faithful")
-register(multi_timescale_adam, form="optimizer", paper=PAPER, words=3, example=EXAMPLE, maturity="faithful")
+register(
+    multi_timescale_adam,
+    form="optimizer",
+    paper=PAPER,
+    words=3,
+    example=EXAMPLE,
+    maturity="faithful",
+    race=Race(1e-3),
+)

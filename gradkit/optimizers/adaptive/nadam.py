@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over, root
@@ -154,4 +154,11 @@ def nadam(
 
 
 register(scale_by_nadam, form="primitive", paper=PAPER, words=2, golden=("adaptive/nadam",))
-register(nadam, form="optimizer", paper=PAPER, words=2, golden=("adaptive/nadam",))
+register(
+    nadam,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/nadam",),
+    race=Race(5e-3),
+)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.accumulators import ema, over, root
@@ -193,4 +193,10 @@ def optimistic_amsgrad(
     return optimizer(Method("optimistic_amsgrad", learning_rate), tx)
 
 
-register(optimistic_amsgrad, form="optimizer", paper=PAPER, words=5)
+register(
+    optimistic_amsgrad,
+    form="optimizer",
+    paper=PAPER,
+    words=5,
+    race=Race(5e-3),
+)

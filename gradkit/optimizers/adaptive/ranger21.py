@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.schedules import ranger21_schedule
 from gradkit.transforms import (
@@ -200,4 +200,6 @@ register(
     collectives="norms",
     golden=("adaptive/ranger21",),
     example={"num_iterations": 200, "warmup_steps": 1},
+    # Under the schedule of the race: its own is flat.
+    race=Race(3e-2, {"num_iterations": 2**30, "warmup_steps": 0, "warmdown_steps": 0}),
 )

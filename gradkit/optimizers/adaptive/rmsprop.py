@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 from gradkit.transforms.accumulators import ema, inside_or_outside, over, root
@@ -137,4 +137,11 @@ def rmsprop(
 
 
 register(scale_by_rms, form="primitive", paper=PAPER, words=1, golden=("adaptive/rmsprop",))
-register(rmsprop, form="optimizer", paper=PAPER, words=1, golden=("adaptive/rmsprop",))
+register(
+    rmsprop,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    golden=("adaptive/rmsprop",),
+    race=Race(5e-3),
+)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 from gradkit.transforms.core import increment, optimizer, transformation
@@ -139,4 +139,11 @@ def noisy_sgd(
 
 
 register(add_noise, form="primitive", paper=PAPER, needs=("key",), opt_outs=NOT_STACKED)
-register(noisy_sgd, form="optimizer", paper=PAPER, needs=("key",), opt_outs=NOT_STACKED)
+register(
+    noisy_sgd,
+    form="optimizer",
+    paper=PAPER,
+    needs=("key",),
+    opt_outs=NOT_STACKED,
+    race=Race(1e-1),
+)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_gauss_newton_solve, times_loss_hessian
 from gradkit.transforms.core import (
@@ -190,6 +190,15 @@ def egn(
     return optimizer(Method("egn", learning_rate), transformation("egn", init, update, needs_params=True))
 
 
+# By products alone, whatever the size; the damping finds itself, as fast as in the authors' second release.
+_MSE: dict[str, Any] = {
+    "adaptive_damping": True,
+    "damping_increase": 1.5,
+    "damping_decrease": 0.5,
+    "loss": "mse",
+    "solver": "cg",
+    "cg_iterations": 20,
+}
 register(
     egn,
     form="optimizer",
@@ -197,4 +206,7 @@ register(
     needs=("model_fn", "targets"),
     collectives="gramian",
     notes="asks for the predictions of the minibatch, and does not read the gradients",
+    # The rate is a share of the step to the minimum of the model.
+    race=Race(3e-1, _MSE),
+    variants={"egn_softmax": Race(3e-1, {**_MSE, "loss": "softmax_ce"})},
 )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method, by_rank, names
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate, trace
 from gradkit.transforms.core import (
@@ -310,6 +310,11 @@ def _by_rank(tree: Any) -> Any:
     return jax.tree.map(lambda on: "matrices" if on else "vectors", by_rank(2)(tree))
 
 
+def _by_rank(params: Any) -> Any:
+    """The modules of a race, whose problems share none: matrices are one, and vectors the other."""
+    return jax.tree.map(lambda x: "vectors" if jnp.ndim(x) < 2 else "matrices", params)
+
+
 COMMON: Any = {
     "paper": PAPER,
     "needs": ("grads_a", "grads_b"),
@@ -318,5 +323,17 @@ COMMON: Any = {
     "opt_outs": {"map_params": "a function of the parameters, as the labels of the contract are, needs real ones"},
 }
 register(scale_by_agvm, form="primitive", **COMMON)
-register(agvm, form="optimizer", words=1, **COMMON)
-register(agvm_adamw, form="optimizer", words=2, **COMMON)
+register(
+    agvm,
+    form="optimizer",
+    words=1,
+    **COMMON,
+    race=Race(1e-1, {"labels": _by_rank, "reference": "matrices", "start": 0}),
+)
+register(
+    agvm_adamw,
+    form="optimizer",
+    words=2,
+    **COMMON,
+    race=Race(5e-3, {"labels": _by_rank, "reference": "matrices", "start": 0}),
+)

@@ -16,7 +16,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -256,6 +256,21 @@ register(
     words=2,
     collectives="norms",
     golden=("large_batch/lamb", "large_batch/lamb_clipped", "large_batch/lamb_no_debias"),
+    race=Race(3e-2),
 )
-register(nlamb, form="optimizer", paper=PAPER, words=2, collectives="norms")
-register(lambc, form="optimizer", paper=PAPER, words=2, collectives="norms")
+register(
+    nlamb,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="norms",
+    race=Race(3e-2),
+)
+register(
+    lambc,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="norms",
+    race=Race(3e-2),
+)

@@ -14,7 +14,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
@@ -163,7 +163,16 @@ def larc(
 
 
 GOLDEN = ("large_batch/lars", "large_batch/lars_joint", "large_batch/lars_schedule")
-register(lars, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
+register(
+    lars,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=GOLDEN,
+    # Vectors step at the rate itself: with the default coefficient the rate that suits matrices is too much for them.
+    race=Race(5e-1, {"trust_coefficient": 0.02}),
+)
 register(
     larc,
     form="optimizer",
@@ -172,4 +181,5 @@ register(
     collectives="norms",
     golden=("large_batch/lars_clipped",),
     example={"trust_coefficient": 0.1},
+    race=Race(1.0),
 )

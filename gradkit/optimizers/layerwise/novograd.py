@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import (
     Layout,
     Method,
@@ -218,4 +218,12 @@ def novograd(
 
 GOLDEN = ("large_batch/novograd", "large_batch/novograd_averaged")
 register(scale_by_novograd, form="primitive", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
-register(novograd, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
+register(
+    novograd,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=GOLDEN,
+    race=Race(1e-1),
+)

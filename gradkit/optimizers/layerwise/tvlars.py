@@ -14,7 +14,7 @@ import jax
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.schedules import tvlars_schedule
 from gradkit.transforms import (
@@ -117,4 +117,6 @@ register(
     collectives="norms",
     golden=("large_batch/tvlars",),
     example={"trust_coefficient": 0.1},
+    # Vectors step at the rate itself, as in LARS.
+    race=Race(5e-1, {"trust_coefficient": 0.02}),
 )

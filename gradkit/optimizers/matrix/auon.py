@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, axes_of, map_named, names
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
@@ -374,7 +374,15 @@ GOLDEN, HYBRID_GOLDEN = ("matrix/auon",), ("matrix/hybrid_auon",)
 BY_LAYOUT = {"layout": "its cosine is of a whole tensor, besides the matrices; its paper's test has layouts"}
 register(scale_by_cosh_rms, form="primitive", paper=PAPER, collectives="norms")
 register(scale_by_auon, form="primitive", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
-register(auon, form="optimizer", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
+register(
+    auon,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    collectives="norms",
+    golden=GOLDEN,
+    race=Race(2e-1),
+)
 register(
     scale_by_hybrid_auon,
     form="primitive",
@@ -392,4 +400,5 @@ register(
     collectives="matrices",
     golden=HYBRID_GOLDEN,
     opt_outs=BY_LAYOUT,
+    race=Race(5e-2),
 )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.linalg import singular_basis
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
@@ -272,6 +272,16 @@ def conda(
 
 
 register(
+    scale_by_conda,
+    form="primitive",
+    paper=PAPER,
+    words=3,
+    collectives="matrices",
+    only="matrices",
+    opt_outs={"map_params": "its state belongs to stacks of matrices"},
+    notes="for matrices alone: give other leaves to another method with gk.leaves.groups",
+)
+register(
     conda,
     form="optimizer",
     paper=PAPER,
@@ -279,4 +289,5 @@ register(
     collectives="matrices",
     golden=("matrix/conda",),
     notes="2 + n / m words for n x m, n <= m; embeddings, heads, vectors and scalars take Adam",
+    race=Race(5e-3),
 )

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
@@ -327,6 +327,17 @@ def dion(
 
 
 register(
+    scale_by_dion,
+    form="primitive",
+    paper=PAPER,
+    words=2,
+    collectives="matrices",
+    only="matrices",
+    example={"key": 0},
+    opt_outs={"map_params": "its state belongs to stacks of matrices"},
+    notes="for matrices alone: give other leaves to another method with gk.leaves.groups",
+)
+register(
     dion,
     form="optimizer",
     paper=PAPER,
@@ -335,4 +346,5 @@ register(
     golden=("matrix/dion",),
     example={"key": 0},
     notes="1 + r / m words for n x m, n <= m, Q at the short side; the words above are those of r = n = m",
+    race=Race(2e-2, {"key": 0}),
 )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
@@ -378,4 +378,6 @@ register(
     example={"eps": 0.01, "grafting": "adam"},
     opt_outs=BY_LAYOUT,
     notes="blocks of at most max_preconditioner_dim; with grafting the learning rate is the grafted method's",
+    # As those who come from AdamW use it.
+    race=Race(5e-3, {"b2": 0.999, "grafting": "adam"}),
 )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import register
+from gradkit.catalogue import Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     MatrixSharding,
@@ -150,4 +150,5 @@ register(
     collectives="matrices",
     golden=("matrix/fira", "matrix/fira_refresh"),
     notes="n r + 2 r m words and one number per n x m matrix; the words above are at r = n / 2",
+    race=Race(5e-3),
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import optax
 
-from gradkit.catalogue import register
+from gradkit.catalogue import Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     MatrixSharding,
@@ -119,4 +119,5 @@ register(
     collectives="matrices",
     golden=("matrix/galore", "matrix/galore_refresh"),
     notes="n r + 2 r m words per n x m matrix; the words above are at r = n / 2",
+    race=Race(1e-2),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import optax
 
-from gradkit.catalogue import register
+from gradkit.catalogue import Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_kron, scale_by_learning_rate
 from gradkit.transforms.core import optimizer
@@ -196,5 +196,16 @@ def psgd_kron(
     )
 
 
-register(kron, form="optimizer", **SHARED)
-register(psgd_kron, form="optimizer", **SHARED, same_as="kron")
+register(
+    kron,
+    form="optimizer",
+    **SHARED,
+    race=Race(2e-3),
+)
+register(
+    psgd_kron,
+    form="optimizer",
+    **SHARED,
+    same_as="kron",
+    race=Race(2e-3),
+)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.leaves.derived import label_nodes
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
@@ -259,6 +259,15 @@ def muon(
 
 
 register(
+    scale_by_muon,
+    form="primitive",
+    paper=PAPER,
+    words=1,
+    collectives="matrices",
+    only="matrices",
+    notes="for matrices alone: give other leaves to another method with gk.leaves.groups",
+)
+register(
     muon,
     form="optimizer",
     paper=PAPER,
@@ -266,4 +275,5 @@ register(
     collectives="matrices",
     golden=("matrix/muon",),
     notes="matrices only; embeddings, heads, vectors and scalars take AdamW",
+    race=Race(2e-2),
 )

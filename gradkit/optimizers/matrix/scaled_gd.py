@@ -7,6 +7,7 @@ x_t           x_{t-1} - learning_rate d_t
 X, L and R are n x r; the systems are r x r.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, axes_of, from_matrices, names, to_matrices
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import scale_by_learning_rate
@@ -178,8 +179,22 @@ def scaled_gd(
     )
 
 
+def _u_and_v(known: Sequence[str]) -> list[tuple[str, str]]:
+    """The factors of the problems of a race that have any."""
+    return [("u", "v")] if {"u", "v"} <= set(known) else []
+
+
 NOTES = "for factors of a matrix: leaves that are none step down their gradient"
 register(
     scale_by_factor_gram, form="primitive", paper=PAPER, collectives="matrices", example={"damping": 0.1}, notes=NOTES
 )
-register(scaled_gd, form="optimizer", paper=PAPER, collectives="matrices", example={"damping": 0.1}, notes=NOTES)
+register(
+    scaled_gd,
+    form="optimizer",
+    paper=PAPER,
+    collectives="matrices",
+    example={"damping": 0.1},
+    notes=NOTES,
+    # Where a problem has factors u and v of one matrix, of norm 1; other leaves descend their gradient.
+    race=Race(3e-1, {"damping": 1e-3, "pairs": _u_and_v}),
+)

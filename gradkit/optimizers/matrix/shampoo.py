@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
@@ -322,6 +322,16 @@ def shampoo(
 
 
 register(
+    scale_by_shampoo,
+    form="primitive",
+    paper=PAPER,
+    words=4,
+    collectives="matrices",
+    example={"eps": 0.01},
+    opt_outs=BY_LAYOUT,
+    notes="a root that fails leaves the last good one; axes beyond max_dim are diagonal",
+)
+register(
     shampoo,
     form="optimizer",
     paper=PAPER,
@@ -332,4 +342,5 @@ register(
     example={"eps": 0.01},
     opt_outs=BY_LAYOUT,
     notes="a root that fails leaves the last good one; axes beyond max_dim are diagonal",
+    race=Race(1e-1),
 )

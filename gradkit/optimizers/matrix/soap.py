@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import bias_correction, divide, increment, optimizer, scalar, transformation
@@ -301,6 +301,15 @@ def soap(
 
 
 register(
+    scale_by_soap,
+    form="primitive",
+    paper=PAPER,
+    words=6,
+    collectives="matrices",
+    opt_outs=BY_LAYOUT,
+    notes="the first update is zero: it only makes the bases",
+)
+register(
     soap,
     form="optimizer",
     paper=PAPER,
@@ -309,4 +318,5 @@ register(
     golden=("matrix/soap",),
     opt_outs=BY_LAYOUT,
     notes="the first update is zero: it only makes the bases",
+    race=Race(5e-3),
 )

@@ -12,7 +12,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 from gradkit.transforms.core import optimizer
@@ -61,4 +61,5 @@ register(
     form="optimizer",
     paper=Paper("Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", "Goyal et al.", 2017, "1706.02677"),
     words=1,
+    race=Race(1e-1),
 )

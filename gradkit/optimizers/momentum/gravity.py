@@ -15,7 +15,7 @@ import optax
 from jax.core import Tracer
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, axes_of, map_named, tensor_axes
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import scale_by_learning_rate
@@ -169,4 +169,6 @@ register(
     golden=("adaptive/gravity",),
     example={"alpha": 0.0},
     notes="needs a key for its random first velocity, or alpha=0",
+    # The velocity starts at rest: a race has no key where a method is built.
+    race=Race(5e-1, {"alpha": 0.0}),
 )

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 from gradkit.transforms.core import optimizer
@@ -60,4 +60,5 @@ register(
         "2312.14567",
     ),
     words=1,
+    race=Race(1e-1),
 )

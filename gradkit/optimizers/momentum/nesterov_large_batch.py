@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.schedules import warmup_polynomial_schedule
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
@@ -110,4 +110,6 @@ register(
     ),
     words=1,
     example={"total_steps": 1000},
+    # Under the schedule of the race: over so many steps its own is flat.
+    race=Race(1e-1, {"total_steps": 2**30}),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from gradkit.catalogue import register
+from gradkit.catalogue import Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_pnm
 from gradkit.transforms.core import optimizer
@@ -62,4 +62,10 @@ def positive_negative_momentum(
     )
 
 
-register(positive_negative_momentum, form="optimizer", paper=PAPER, words=2)
+register(
+    positive_negative_momentum,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    race=Race(1e-1),
+)

@@ -12,7 +12,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import optimizer
@@ -202,6 +202,20 @@ def qhadam(
 
 
 register(scale_by_qhm, form="primitive", paper=PAPER, words=1, golden=("adaptive/qhm",))
-register(qhm, form="optimizer", paper=PAPER, words=1, golden=("adaptive/qhm",))
+register(
+    qhm,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    golden=("adaptive/qhm",),
+    race=Race(5e-1),
+)
 register(scale_by_qhadam, form="primitive", paper=PAPER, words=2, golden=("adaptive/qhadam",))
-register(qhadam, form="optimizer", paper=PAPER, words=2, golden=("adaptive/qhadam",))
+register(
+    qhadam,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("adaptive/qhadam",),
+    race=Race(5e-3),
+)

@@ -16,7 +16,7 @@ import jax
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, shifted_parameters, trace
 from gradkit.transforms.core import optimizer, scalar
@@ -158,6 +158,27 @@ def nag(learning_rate: Any, *, decay: Any = 0.9, mu_dtype: Any = None) -> optax.
     return optimizer(Method("nag", learning_rate), shifted_parameters(inner, ahead))
 
 
-register(sgd, form="optimizer", paper=PAPER, words=1, golden=("adaptive/sgd",), example={"momentum": 0.9})
-register(momentum, form="optimizer", paper=PAPER, words=1)
-register(nag, form="optimizer", paper=PAPER, words=2)
+register(
+    sgd,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    golden=("adaptive/sgd",),
+    example={"momentum": 0.9},
+    race=Race(1e-1),
+    variants={"nesterov": Race(1e-1, {"momentum": 0.9, "nesterov": True})},
+)
+register(
+    momentum,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    race=Race(1e-1),
+)
+register(
+    nag,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    race=Race(1e-1),
+)

@@ -12,7 +12,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import register
+from gradkit.catalogue import Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import optimizer
@@ -137,4 +137,10 @@ def adahessian(
 
 SHARED: dict[str, Any] = {"paper": PAPER, "needs": ("curvature",), "words": 2, "golden": ("matrix/adahessian",)}
 register(scale_by_adahessian, form="primitive", **SHARED)
-register(adahessian, form="optimizer", **SHARED, notes="makes the curvature from hvp_fn and a key where none is given")
+register(
+    adahessian,
+    form="optimizer",
+    **SHARED,
+    notes="makes the curvature from hvp_fn and a key where none is given",
+    race=Race(1e-1),
+)

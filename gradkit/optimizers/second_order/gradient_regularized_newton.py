@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method, names
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import check_match, need, optimizer, transformation, widen
@@ -291,4 +291,6 @@ register(
     golden=("matrix/gradient_regularized_newton",),
     opt_outs={"descends": "what it is handed there says that the loss is linear, and its steps grow without end"},
     notes='"cholesky" is for some thousand parameters at most; solver="cg" makes products alone',
+    # By products alone: the matrix of a network is too large.
+    race=Race(1.0, {"solver": "cg", "cg_steps": 10, "max_search_steps": 10}, schedule=None),
 )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
 from gradkit.transforms.core import check_match, increment, optimizer, transformation, widen, zeros
@@ -289,4 +289,6 @@ register(
     collectives="norms",
     example={"deterministic": True},
     notes="with deterministic=False it needs previous_grads, or grad_fn, and a word less",
+    # It finds its step itself, of which the rate is a factor.
+    race=Race(3e-1, {"alpha": 1e-2}, schedule=None),
 )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_diag_curvature, scale_by_learning_rate
 from gradkit.transforms.core import (
@@ -296,6 +296,23 @@ register(
     wraps="direction",
     opt_outs={"descends": "the loss it is handed there never falls"},
 )
-register(sania, form="optimizer", **NORMS, needs=("value", "curvature"), words=1)
-for function, file in ((sania_adagrad_sqr, "sania_adagrad_sqr"), (sania_adam_sqr, "sania_adam_sqr")):
-    register(function, form="optimizer", **NORMS, needs=("value",), words=1, golden=(f"matrix/{file}",))
+register(
+    sania,
+    form="optimizer",
+    **NORMS,
+    needs=("value", "curvature"),
+    words=1,
+    # It finds its step itself, of which the rate is a factor. Entries without gradient or curvature would take steps of
+    # any length: a floor that is felt.
+    race=Race(3e-1, {"b2": 0.99, "eps": 1e-2}, schedule=None),
+)
+for function in (sania_adagrad_sqr, sania_adam_sqr):
+    register(
+        function,
+        form="optimizer",
+        **NORMS,
+        needs=("value",),
+        words=1,
+        golden=(f"matrix/{function.__name__}",),
+        race=Race(1.0, {"eps": 1e-1}, schedule=None),
+    )

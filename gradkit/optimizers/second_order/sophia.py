@@ -15,7 +15,7 @@ from typing import Any
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import register
+from gradkit.catalogue import Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_sophia
 from gradkit.transforms.core import optimizer
@@ -305,6 +305,19 @@ def sophia_h(
 
 LABELS = "the curvature is gk.gradients.gauss_newton_bartlett_diag's"
 ALONE = {"race": "its curvature needs the logits, which the loop of a race does not know"}
-register(sophia, form="optimizer", **SHARED, notes=f'by default {LABELS}; "hutchinson" makes it from hvp_fn and a key')
+register(
+    sophia,
+    form="optimizer",
+    **SHARED,
+    notes=f'by default {LABELS}; "hutchinson" makes it from hvp_fn and a key',
+    # A race knows no logits, of which Sophia-G samples labels.
+    race=Race(5e-3, {"estimator": "hutchinson"}),
+)
 register(sophia_g, form="optimizer", **SHARED, same_as="sophia", opt_outs=ALONE, notes=LABELS)
-register(sophia_h, form="optimizer", **SHARED, notes="makes the curvature from hvp_fn and a key where none is given")
+register(
+    sophia_h,
+    form="optimizer",
+    **SHARED,
+    notes="makes the curvature from hvp_fn and a key where none is given",
+    race=Race(5e-3),
+)

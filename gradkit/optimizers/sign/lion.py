@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import optimizer, scalar, settle, transformation, zeros
@@ -127,4 +127,11 @@ def lion(
 
 
 register(scale_by_lion, form="primitive", paper=PAPER, words=1, golden=("adaptive/lion",))
-register(lion, form="optimizer", paper=PAPER, words=1, golden=("adaptive/lion",))
+register(
+    lion,
+    form="optimizer",
+    paper=PAPER,
+    words=1,
+    golden=("adaptive/lion",),
+    race=Race(2e-3),
+)

@@ -14,7 +14,7 @@ import jax
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
@@ -296,5 +296,20 @@ def vr_lamb(
     )
 
 
-for _function, _words in ((vr_sgd, 0), (vr_momentum, 2), (vr_adam, 3), (vr_lars, 1), (vr_lamb, 3)):
-    register(_function, form="optimizer", paper=PAPER, needs=("grad_moments",), words=_words, collectives="norms")
+for _function, _words, _race in (
+    (vr_sgd, 0, Race(1e-1)),
+    (vr_momentum, 2, Race(1e-1)),
+    (vr_adam, 3, Race(5e-3)),
+    # Vectors step at the rate itself, as in LARS.
+    (vr_lars, 1, Race(5e-1, {"trust_coefficient": 0.02})),
+    (vr_lamb, 3, Race(3e-2)),
+):
+    register(
+        _function,
+        form="optimizer",
+        paper=PAPER,
+        needs=("grad_moments",),
+        words=_words,
+        collectives="norms",
+        race=_race,
+    )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_adam, scale_by_learning_rate, trace
 from gradkit.transforms.core import optimizer, transformation
@@ -199,8 +199,24 @@ def mars_lion(
     )
 
 
-register(mars_adamw, form="optimizer", paper=PAPER, words=3, collectives="norms", golden=("adaptive/mars_adamw",))
-register(mars_lion, form="optimizer", paper=PAPER, words=2, collectives="norms", golden=("adaptive/mars_lion",))
+register(
+    mars_adamw,
+    form="optimizer",
+    paper=PAPER,
+    words=3,
+    collectives="norms",
+    golden=("adaptive/mars_adamw",),
+    race=Race(5e-3),
+)
+register(
+    mars_lion,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    collectives="norms",
+    golden=("adaptive/mars_lion",),
+    race=Race(2e-3),
+)
 register(
     mars_exact,
     form="optimizer",
@@ -210,4 +226,5 @@ register(
     collectives="norms",
     golden=("adaptive/mars_exact",),
     notes="grad_fn, where it is given, takes the place of previous_grads",
+    race=Race(5e-3),
 )

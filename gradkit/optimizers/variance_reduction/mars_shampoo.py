@@ -13,7 +13,7 @@ import jax
 import optax
 
 from gradkit import checks
-from gradkit.catalogue import Paper, register
+from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, axes_of, from_matrices, map_named, to_matrices
 from gradkit.linalg import orthogonalize
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
@@ -126,4 +126,5 @@ register(
     collectives="matrices",
     golden=("adaptive/mars_shampoo",),
     opt_outs=BY_LAYOUT,
+    race=Race(5e-3),
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradkit.training.race import Race, Result
 from gradkit.training.report import style
-from gradkit.workloads import Workload, load
+from gradkit.workloads import Workload
 
 
 def check_libraries() -> None:
@@ -226,11 +226,11 @@ PICTURE_WIDTHS = (6.2, 6.4, 5.2)
 def svgs(result: Race, workload: str) -> list[str]:
     """The charts of one workload as themed SVG elements."""
     drawn = []
-    places = {method: i for i, method in enumerate(result.config.methods)}
+    places = {method: i for i, method in enumerate(result.config.method_names)}
     for chart, size, label in CHARTS:
 
         def draw(axes: Any, chart: Chart = chart) -> None:
-            chart(axes, load(workload), result.of(workload), places)
+            chart(axes, result.problem(workload), result.of(workload), places)
 
         drawn.append(_svg(draw, size, f"{workload}: {label}"))
     return drawn
@@ -238,7 +238,7 @@ def svgs(result: Race, workload: str) -> list[str]:
 
 def profile_svgs(result: Race) -> list[str]:
     """The two performance profiles as themed SVG elements."""
-    places = {method: i for i, method in enumerate(result.config.methods)}
+    places = {method: i for i, method in enumerate(result.config.method_names)}
     return [
         _svg(lambda axes, which=which: profile_chart(axes, result, which, places), (5.5, 3.5), f"profile by {which}")
         for which in ("steps", "time")
@@ -263,7 +263,7 @@ def save_png(result: Race, path: pathlib.Path) -> None:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        workloads, places = result.config.workloads, {method: i for i, method in enumerate(result.config.methods)}
+        workloads, places = result.workloads, {method: i for i, method in enumerate(result.config.method_names)}
         several = len(workloads) > 1
         rows = len(workloads) + several
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
@@ -272,7 +272,7 @@ def save_png(result: Race, path: pathlib.Path) -> None:
         for i, workload in enumerate(workloads):
             for j, (chart, _, _) in enumerate(CHARTS):
                 axes = figure.add_subplot(grid[i, j])
-                chart(axes, load(workload), result.of(workload), places)
+                chart(axes, result.problem(workload), result.of(workload), places)
                 if several:
                     axes.set_title(f"{workload}: {axes.get_title('left')[:1].lower()}{axes.get_title('left')[1:]}")
         if several:

@@ -50,15 +50,16 @@ def watcher(config: RaceConfig, stream: Any = None) -> Iterator[Callable[[Progre
     from rich.console import Console
     from rich.live import Live
 
+    first = config.problem[0] if config.problem else config.workloads[0]
     latest: dict[tuple[str, str], Progress] = {}
     results: dict[tuple[str, str], Result] = {}
 
     def picture() -> Any:
-        workload = next(reversed(latest.values())).workload if latest else config.workloads[0]
-        scored = [results[workload, name] for name in config.methods if (workload, name) in results]
+        workload = next(reversed(latest.values())).workload if latest else first
+        scored = [results[workload, name] for name in config.method_names if (workload, name) in results]
         best = min(scored, key=lambda row: (row.steps, row.final), default=None)
         rows, highlight = [], None
-        for i, name in enumerate(config.methods):
+        for i, name in enumerate(config.method_names):
             event, row = latest.get((workload, name)), results.get((workload, name))
             filled = list(cells(row, best)) if row and best else [name, *[""] * (len(HEAD) - 1)]
             if event and event.result is None:

@@ -8,13 +8,11 @@ import platform
 import jax
 import numpy as np
 
-from gradkit import catalogue
-from gradkit.training import methods, scoring
+from gradkit.training import scoring
 from gradkit.training.race import Race, Result
 from gradkit.training.report import charts, style
 from gradkit.training.report.charts import duration, number, reading
 from gradkit.training.report.table import note
-from gradkit.workloads import load
 
 SCORING = (
     "Every method trains with the same number of learning rates and the same seeds; its score is the median over "
@@ -82,21 +80,21 @@ def page(race: Race, command: str) -> str:
       race: what was measured.
       command: what was typed to get it, for the reader who wants to do it again.
     """
-    sections = "".join(_workload(race, name) for name in race.config.workloads)
-    several = len(race.config.workloads) > 1
-    heading = "Race on " + (f"{len(race.config.workloads)} workloads" if several else race.config.workloads[0])
+    sections = "".join(_workload(race, name) for name in race.workloads)
+    several = len(race.workloads) > 1
+    heading = "Race on " + (f"{len(race.workloads)} workloads" if several else race.workloads[0])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{heading} · gradkit</title><style>{style.css()}{STYLE}</style></head><body><main>
 <p class="eyebrow">gradkit race</p>
 <h1>{heading}</h1>
-<p class="muted">{len(race.config.methods)} methods,
+<p class="muted">{len(race.config.method_names)} methods,
 each with {race.config.rates} learning rates x {race.config.seeds} seeds; {duration(race.total_seconds)} in all.</p>
 {_profiles(race) if several else ""}{sections}
 <h2>How it is scored</h2><p>{SCORING}</p>
 <p class="muted">Robust: how many of the rates tried reach the target within twice the best number of steps of that
-method. Every method runs under the same schedule, a warm-up over the first twentieth and a cosine to zero. Runs with
-the same seed start from the same parameters and see the same minibatches.</p>
+method. A warm-up over the first twentieth and a cosine to zero for all, but for methods that find their step themselves
+(constant: {_constant(race)}). Runs with the same seed start from the same parameters and see the same minibatches.</p>
 <h2>What was run</h2><div class="card">{_facts(race, command)}</div>
 <h2>References</h2><div class="card">{_references(race)}</div>
 </main><script>{SORT}</script></body></html>
@@ -108,7 +106,7 @@ def verdict(rows: list[Result]) -> str:
     best = rows[0]
     if not np.isfinite(best.steps):
         return f"No method reached the target; {best.method} came nearest, at {reading(best.final)}."
-    ratio = load(best.workload).separable
+    ratio = best.separable
     at = {row.method: row.sweep.steps_to_target[row.best] for row in rows}
     reached = [row for row in rows[1:] if np.isfinite(row.steps)]
     ties = [row.method for row in reached if not scoring.separated(at[best.method], at[row.method], ratio)]
@@ -123,10 +121,10 @@ def _listed(names: list[str]) -> str:
 
 
 def _workload(race: Race, name: str) -> str:
-    problem, rows = load(name), race.of(name)
+    problem, rows = race.problem(name), race.of(name)
     steps = race.config.steps or problem.budget_steps
     first, second, third = charts.svgs(race, name)
-    heading = f"<h2>{name}</h2>" if len(race.config.workloads) > 1 else ""
+    heading = f"<h2>{name}</h2>" if len(race.workloads) > 1 else ""
     return f"""{heading}
 <p class="muted">{html.escape(problem.description)}. Target: {problem.metric_name} ≤ {number(problem.target)},
 within {steps} steps.</p>
@@ -156,7 +154,7 @@ def _table(race: Race, rows: list[Result]) -> str:
     body = ""
     for row in rows:
         low, high = row.spread
-        place = race.config.methods.index(row.method) % len(style.LIGHT)
+        place = race.config.method_names.index(row.method) % len(style.LIGHT)
         keyed = [
             (row.best_rate, number(row.best_rate)),
             (row.steps, f"<b>{number(row.steps)}</b>"),
@@ -216,10 +214,17 @@ def _facts(race: Race, command: str) -> str:
     return f'<table class="facts"><tbody>{rows}</tbody></table>'
 
 
+def _constant(race: Race) -> str:
+    """The methods whose rate follows no schedule."""
+    return ", ".join(html.escape(m.name) for m in race.config.contestants if m.schedule is None) or "none here"
+
+
 def _references(race: Race) -> str:
     rows = ""
-    for name in race.config.methods:
-        card = catalogue.find(methods.find(name).card)
-        text = f"{html.escape(str(card.paper))} <small>({card.public_name}: {html.escape(card.summary)})</small>"
-        rows += f"<tr><td>{name}</td><td>{text}</td></tr>"
+    for method in race.config.contestants:
+        card = method.card
+        text = "no card: a method of your own, or of optax"
+        if card is not None:
+            text = f"{html.escape(str(card.paper))} <small>({card.public_name}: {html.escape(card.summary)})</small>"
+        rows += f"<tr><td>{html.escape(method.name)}</td><td>{text}</td></tr>"
     return f'<table class="facts"><tbody>{rows}</tbody></table>'

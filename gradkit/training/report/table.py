@@ -11,7 +11,6 @@ import numpy as np
 from gradkit.training import scoring
 from gradkit.training.race import Race, Result
 from gradkit.training.report.charts import duration, number, reading
-from gradkit.workloads import load
 
 HEAD = ("method", "best rate", "steps", "over seeds", "time", "per step", "robust", "final", "compile", "")
 
@@ -19,7 +18,7 @@ HEAD = ("method", "best rate", "steps", "over seeds", "time", "per step", "robus
 def note(row: Result, best: Result) -> str:
     """What a reader must know about a row: a tie with the best, an extended grid, an open edge."""
     notes = []
-    ratio = load(row.workload).separable
+    ratio = row.separable
     at_best, at_row = best.sweep.steps_to_target[best.best], row.sweep.steps_to_target[row.best]
     if row is not best and np.isfinite(row.steps) and not scoring.separated(at_best, at_row, ratio):
         notes.append("tie with the best")
@@ -49,7 +48,7 @@ def cells(row: Result, best: Result) -> tuple[str, ...]:
 
 def title(race: Race, workload: str) -> str:
     """What was raced on, and to what target."""
-    problem, config = load(workload), race.config
+    problem, config = race.problem(workload), race.config
     steps = config.steps or problem.budget_steps
     return f"{workload}: {problem.metric_name} <= {number(problem.target)} within {steps} steps"
 
@@ -57,10 +56,10 @@ def title(race: Race, workload: str) -> str:
 def plain(race: Race) -> str:
     """The tables of all workloads as aligned text."""
     parts = []
-    for workload in race.config.workloads:
+    for workload in race.workloads:
         rows = race.of(workload)
         parts += [title(race, workload), aligned(HEAD, [cells(row, rows[0]) for row in rows]), ""]
-    if len(race.config.workloads) > 1:
+    if len(race.workloads) > 1:
         area = sorted(race.step_profile.area, key=lambda name: -race.step_profile.area[name])
         table = [(name, f"{race.step_profile.area[name]:.2f}", f"{race.time_profile.area[name]:.2f}") for name in area]
         parts += ["area under the performance profile", aligned(("method", "steps", "time"), table), ""]
@@ -101,7 +100,7 @@ def show(race: Race) -> None:
         return
     from rich.console import Console
 
-    for workload in race.config.workloads:
+    for workload in race.workloads:
         rows = race.of(workload)
         Console().print(rich_table(title(race, workload), [cells(row, rows[0]) for row in rows]))
 
