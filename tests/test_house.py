@@ -110,6 +110,22 @@ def test_what_is_public_is_documented(name: str) -> None:
     assert undocumented == []
 
 
+# They put transformations together, as `optax.chain` does, and are of no paper.
+TOOLS = {"gk.inject_hyperparams", "gk.leaves.groups", "gk.parallel.inside_shard_map", "gk.parallel.outer_nesterov"}
+
+
+def test_every_public_factory_of_a_transformation_has_a_card_and_every_card_a_public_name() -> None:
+    made = {
+        name
+        for name, value in PUBLIC.items()
+        if inspect.isfunction(value) and "GradientTransformation" in str(value.__annotations__.get("return"))
+    }
+    assert "gk.scale_by_muon" in made
+    carded = {card.public_name for card in CARDS.values()}
+    assert made - carded - TOOLS == set()
+    assert carded - PUBLIC.keys() == set()
+
+
 @pytest.mark.parametrize("card", CARDS.values(), ids=_id)
 def test_a_method_has_all_its_parts(card: Card) -> None:
     assert PUBLIC.get(card.public_name) is card.function

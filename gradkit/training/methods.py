@@ -11,6 +11,7 @@ optax.chain(...)                a transformation, whose rate is its own
 
 import functools
 import inspect
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -215,11 +216,12 @@ def _by_factory(factory: Callable[..., Any]) -> Method:
 
 def _by_file(where: str) -> Method:
     found, race = chains.from_file(where)
+    name = pathlib.PurePath(where).name
     if isinstance(found, optax.GradientTransformation):
-        return Method(where, lambda learning_rate: found, None, schedule=None)
+        return Method(name, lambda learning_rate: found, None, schedule=None)
     if not first_argument(found):
-        return Method(where, lambda learning_rate: found(), None, schedule=None)
-    return Method(where, found, race.rate, race.decades, race.schedule)
+        return Method(name, lambda learning_rate: found(), None, schedule=None)
+    return Method(name, found, race.rate, race.decades, race.schedule)
 
 
 def card_of(name: str) -> Card:
