@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import optax
 
-from gradkit import catalogue, checks, schedules
+from gradkit import catalogue, checks, leaves, schedules
 from gradkit.catalogue import Card, Paper, Race
-from gradkit.leaves import by_role, groups
 from gradkit.optimizers.momentum import sgd
 from gradkit.training import chains
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
+from gradkit.transforms.by_role import by_role
 
 DEFAULT_CENTRE = Race().rate
 OPTAX = Paper("The DeepMind JAX Ecosystem", "Babuschkin et al.", 2020)
@@ -94,7 +94,7 @@ def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTrans
     if card.form == "primitive":
         link = card.function(**kwargs)
         if card.only == "matrices":
-            link = groups([(by_role("matrix", "conv", "expert"), link)], default=scale_by_adam())
+            link = by_role(leaves.Method(card.name), link, scale_by_adam(), kwargs.get("layout", leaves.default_layout))
         return optax.chain(link, rate)
     if card.wraps == "direction":
         return optax.chain(card.function(scale_by_adam(), **kwargs), rate)

@@ -306,13 +306,8 @@ def agvm_adamw(
 
 
 def _by_rank(tree: Any) -> Any:
-    """Two modules that any tree has, for the contract."""
+    """Two modules that any tree has, for the contract and for races, whose problems share none."""
     return jax.tree.map(lambda on: "matrices" if on else "vectors", by_rank(2)(tree))
-
-
-def _by_rank(params: Any) -> Any:
-    """The modules of a race, whose problems share none: matrices are one, and vectors the other."""
-    return jax.tree.map(lambda x: "vectors" if jnp.ndim(x) < 2 else "matrices", params)
 
 
 COMMON: Any = {
