@@ -62,8 +62,8 @@ def _known(table: str) -> list:
 
 def judge(golden: Golden, worst: float, record: Record) -> None:
     """Compares the largest error with the bound of the file, and leaves both for the report."""
-    record("error", worst)
-    record("bound", golden.bound)
+    record("error", float(worst))
+    record("bound", float(golden.bound))
     assert worst < golden.bound
 
 
