@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax

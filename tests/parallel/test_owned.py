@@ -110,9 +110,8 @@ def test_a_checkpoint_fits_any_mesh(name: str, tmp_path: Path) -> None:
     def on(place: str) -> tuple[Any, Any, Any]:
         devices, cut = PLACES[place]
         auto = (AxisType.Auto,) * 2
-        mesh = jax.make_mesh(
-            (min(2, devices), max(1, devices // 2)), ("x", "y"), axis_types=auto, devices=jax.devices()[:devices]
-        )
+        sizes = (min(2, devices), max(1, devices // 2))
+        mesh = jax.make_mesh(sizes, ("x", "y"), axis_types=auto, devices=jax.devices()[:devices])
         specs = {k: {"kernel": cut.get(k, P())} for k in SHAPES}
         put = lambda tree: jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)  # noqa: E731
         shard = gk.MatrixSharding(mesh, ("x", "y"), min_dim=0, specs=specs)
