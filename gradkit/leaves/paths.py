@@ -4,6 +4,7 @@ The pieces of a path are dictionary keys, attribute names and indices. A box (a 
 `Variable`, a `NamedArray`) counts as one leaf, so a parameter has one name in the box and bare.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,23 @@ def names(tree: Any) -> list[str]:
       >>> names({"dense": {"kernel": 1, "bias": 2}, "layers": [3, 4]})
       ['dense/bias', 'dense/kernel', 'layers/0', 'layers/1']
     """
+    try:
+        found = _found(jax.tree.structure(tree))
+    except (TypeError, ValueError):  # static fields of a node that cannot be hashed, or compared
+        return _names(tree)
+    if not found:
+        found.append(_names(tree))
+    return [*found[0]]
+
+
+@functools.lru_cache(maxsize=64)
+def _found(structure: Any) -> list[list[str]]:
+    """Where the names of the trees of a structure are kept: every link of a chain asks for them."""
+    del structure
+    return []
+
+
+def _names(tree: Any) -> list[str]:
     nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)[0]
     return ["/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node)]
 

@@ -7,6 +7,7 @@ Why not optax's: its moments take the parameters' dtype (with bfloat16 parameter
 decaying), it promotes int32 counters implicitly, and a bfloat16 first moment makes it slower.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +16,24 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.transforms.accumulators import ema, ema_of_square, over_root
 from gradkit.transforms.core import (
-    abs_sq,
     bias_correction,
-    divide,
+    cast,
     increment,
-    scalar,
+    once_per_dtype,
+    pair,
     settle,
     transformation,
+    weights,
     zeros,
 )
+
+
+@functools.partial(jax.jit, inline=True)
+def _ahead(m: jax.Array, g: jax.Array, b1: tuple[Any, Any], of_m: Any, of_g: Any) -> jax.Array:
+    b, rest = weights(b1, g)
+    return b * cast(m, g.dtype) * of_m + rest * g * of_g
 
 
 class ScaleByAdamState(NamedTuple):
@@ -89,7 +98,6 @@ def scale_by_adam(
     checks.real("eps", eps, "[0, inf)")
     checks.real("eps_root", eps_root, "[0, inf)")
     checks.choice("nesterov_correction", nesterov_correction, ("next", "same"))
-    guarded = not (isinstance(eps, float) and eps > 0)
 
     def init(params: optax.Params) -> ScaleByAdamState:
         return ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype), zeros(params, real=True))
@@ -98,33 +106,26 @@ def scale_by_adam(
         del params, extra
         count = increment(state.count)
 
-        def first(m: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b1, g)
-            return (b * m.astype(g.dtype) + (1 - b) * g).astype(m.dtype)
-
-        def second(v: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b2, v)
-            return b * v + (1 - b) * abs_sq(g)
-
-        mu = jax.tree.map(first, state.mu, updates)
-        nu = jax.tree.map(second, state.nu, updates)
+        mu = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates)
+        nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
         if mu_dtype is not None:
             # Without the barrier XLA would write the moment twice, once in each dtype.
             mu = settle(mu)
 
+        def factors(g: jax.Array) -> tuple[Any, Any, Any, Any]:
+            if not debias:
+                return 1.0, 1.0, 1.0, 1.0
+            c1, c2 = bias_correction(b1, count, g), bias_correction(b2, count, g)
+            next_one = nesterov and nesterov_correction == "next"
+            ahead = bias_correction(b1, count + 1, g) if next_one else c1
+            return 1 / cast(c1, g.dtype), 1 / cast(ahead, g.dtype), 1 / c2, 1.0 if eps_in_hat else jax.lax.rsqrt(c2)
+
+        of_dtype = once_per_dtype(factors)
+
         def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            m, b, one = m.astype(g.dtype), scalar(b1, g), jnp.ones((), g.dtype)
-            c1 = bias_correction(b1, count, g).astype(g.dtype) if debias else one
-            c2 = bias_correction(b2, count, v) if debias else jnp.ones((), v.dtype)
-            if nesterov:
-                next_one = debias and nesterov_correction == "next"
-                ahead = bias_correction(b1, count + 1, g).astype(g.dtype) if next_one else c1
-                m = b * m * (1 / ahead) + (1 - b) * g * (1 / c1)
-            else:
-                m = m * (1 / c1)
-            added = scalar(eps, v) if eps_in_hat else scalar(eps, v) * jax.lax.rsqrt(c2)
-            root = jnp.sqrt(v * (1 / c2) + scalar(eps_root, v)) + added
-            return divide(m, root.astype(m.dtype)) if guarded else m / root.astype(m.dtype)
+            of_g, of_m, of_v, of_eps = of_dtype(g)
+            m = _ahead(m, g, pair(b1), of_m, of_g) if nesterov else cast(m, g.dtype)
+            return over_root(m, v, eps, eps_root, of_x=1.0 if nesterov else of_m, of_v=of_v, of_eps=of_eps)
 
         return jax.tree.map(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
 

@@ -124,10 +124,10 @@ def normalize_gradients(*, eps: Any = 1e-8, layout: Layout | None = None) -> opt
 
         # The mean first: sums of squares alone cancel where it is far from 0.
         sums = packed_sums(known, "tensor", layout, large, like=large)
-        means = sums.spread(sums.vectors[0])
+        means = sums.own(sums.parts[0])
         squares = [jnp.square(x - mean / k) for x, mean, k in zip(large, means, n, strict=True)]
         sums = packed_sums(known, "tensor", layout, squares, like=large)
-        for i, square, k in zip(chosen, sums.spread(sums.vectors[0]), n, strict=True):
+        for i, square, k in zip(chosen, sums.own(sums.parts[0]), n, strict=True):
             root = jnp.sqrt(square / (k - 1)) + scalar(eps, square)
             g[i] = g[i] * divide(jnp.ones_like(root), root)
         return structure.unflatten(g), state

@@ -63,9 +63,8 @@ def clip_by_block_norm(max_norm: Any, *, layout: Layout | None = None) -> optax.
         del params, extra
         leaves, structure = jax.tree.flatten(updates)
         norms = packed_norms(names(updates), "tensor", layout, leaves)
-        (n,) = norms.vectors
-        spread = norms.spread(jnp.minimum(scalar(max_norm, n) / (n + 1e-6), jnp.ones_like(n)))
-        return structure.unflatten([g * f.astype(g.dtype) for g, f in zip(leaves, spread, strict=True)]), state
+        factors = norms.each(lambda n: jnp.minimum(scalar(max_norm, n) / (n + 1e-6), jnp.ones_like(n)))
+        return structure.unflatten([g * f.astype(g.dtype) for g, f in zip(leaves, factors, strict=True)]), state
 
     return transformation("clip_by_block_norm", lambda params: optax.EmptyState(), update, complex_leaves=True)
 

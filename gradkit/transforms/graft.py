@@ -86,8 +86,7 @@ def graft(
             [leaves[i] for i in chosen],
             [lengths[i] for i in chosen],
         )
-        n_p, n_a = norms.vectors
-        for i, ratio in zip(chosen, norms.spread(n_a / (n_p + TINY)), strict=True):
+        for i, ratio in zip(chosen, norms.each(lambda n_p, n_a: n_a / (n_p + TINY)), strict=True):
             leaves[i] = leaves[i] * ratio
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), GraftState(kept, kept_too)
 

@@ -125,7 +125,7 @@ def scale_by_gsnr(
         known = names(updates)
         sums = packed_sums(known, "tensor", layout, raw, like=raw)
         sizes = [max(entries(name, "tensor", layout, x.shape), 1) for name, x in zip(known, raw, strict=True)]
-        shares = [s / n for s, n in zip(sums.spread(sums.vectors[0]), sizes, strict=True)]
+        shares = [s / n for s, n in zip(sums.own(sums.parts[0]), sizes, strict=True)]
         clipped = [
             jnp.clip(divide(r, m), scalar(gamma, r), jnp.ones((), r.dtype)) for r, m in zip(raw, shares, strict=True)
         ]

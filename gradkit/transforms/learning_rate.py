@@ -12,7 +12,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method
-from gradkit.transforms.core import at_count, increment, scalar, transformation
+from gradkit.transforms.core import at_count, increment, once_per_dtype, scalar, transformation
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -61,8 +61,8 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
     def update(updates: Any, state: ScaleByLearningRateState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         rate = at_count(learning_rate, state.count)
-        sign = -1 if flip_sign else 1
-        updates = jax.tree.map(lambda u: sign * scalar(rate, u) * u, updates)
+        factor = once_per_dtype(lambda u: (-1 if flip_sign else 1) * scalar(rate, u))
+        updates = jax.tree.map(lambda u: factor(u) * u, updates)
         return updates, ScaleByLearningRateState(increment(state.count), published(rate))
 
     described = Method("scale_by_learning_rate", learning_rate)

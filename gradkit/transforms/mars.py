@@ -103,11 +103,13 @@ def mars_correction(
         c = jax.tree.map(corrected, updates, before)
         leaves, structure = jax.tree.flatten(c)
         norms = packed_norms(names(c), "tensor", layout, leaves)
-        (norm,) = norms.vectors
-        limit = scalar(max_norm, norm)
-        short = norm > limit
-        factor = jnp.where(short, limit / jnp.where(short, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
-        c = structure.unflatten([c * f.astype(c.dtype) for c, f in zip(leaves, norms.spread(factor), strict=True)])
+
+        def factor(norm: jax.Array) -> jax.Array:
+            limit = scalar(max_norm, norm)
+            long = norm > limit
+            return jnp.where(long, limit / jnp.where(long, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
+
+        c = structure.unflatten([c * f.astype(c.dtype) for c, f in zip(leaves, norms.each(factor), strict=True)])
         return c, MarsCorrectionState(increment(state.count), params if exact else updates)
 
     def init(params: optax.Params) -> MarsCorrectionState:

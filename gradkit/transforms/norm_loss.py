@@ -40,10 +40,9 @@ def _radial(params: Any, mask: Any, layout: Layout | None, eps: Any) -> Any:
     known, chosen = names(params), jax.tree.leaves(resolve_mask(mask, params))
     own = [i for i, leaf in enumerate(x) if chosen[i] and leaf.size]
     norms = packed_norms([known[i] for i in own], "unit", layout, [x[i] for i in own])
-    (n,) = norms.vectors
-    shares = 1 - divide(jnp.ones_like(n), n + scalar(eps, n))
+    shares = norms.each(lambda n: 1 - divide(jnp.ones_like(n), n + scalar(eps, n)))
     out = [jnp.zeros_like(leaf) for leaf in x]
-    for i, share in zip(own, norms.spread(shares), strict=True):
+    for i, share in zip(own, shares, strict=True):
         out[i] = share * x[i]
     return structure.unflatten(out)
 
@@ -176,7 +175,7 @@ def stable_weight_decay(
             return global_square(updates) / max(total, 1)
         sums = packed_sums(known, "tensor", layout, [abs_sq(x) for x in g], like=g)
         counts = [max(entries(name, "tensor", layout, x.shape), 1) for name, x in zip(known, g, strict=True)]
-        return structure.unflatten([s / n for s, n in zip(sums.spread(sums.vectors[0]), counts, strict=True)])
+        return structure.unflatten([s / n for s, n in zip(sums.own(sums.parts[0]), counts, strict=True)])
 
     def update(updates: Any, state: StableWeightDecayState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         count = increment(state.count)

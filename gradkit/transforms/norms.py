@@ -4,17 +4,17 @@ A block never mixes stacked layers: the layout says which axes enumerate separat
 all leaves are one exchange (`sums.py`); a method asks for all it needs at once.
 """
 
-import itertools
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.core import Tracer
 
 from gradkit.leaves import Layout, axes_of, names, tensor_axes, unit_axes
-from gradkit.transforms.core import abs_sq
+from gradkit.transforms.core import abs_sq, cast, real_dtype
 from gradkit.transforms.sums import block_sums, own_parts, whole_shape
 
 BLOCKS = ("tensor", "unit")
@@ -32,24 +32,54 @@ def entries(name: str, block: str, layout: Layout | None, shape: tuple[int, ...]
 
 
 class Packed(NamedTuple):
-    """One number per block of every leaf, in one vector per quantity: arithmetic on them is one small program, and on a
-    mesh they are one exchange. The numbers are those of whole leaves, also where a device has a shard.
+    """One number per block of every leaf, and per quantity: on a mesh they are one exchange. The numbers are those of
+    whole leaves, also where a device has a shard.
+
+    Arithmetic on them is done leaf by leaf (`each`), by programs that are the same for all leaves of a shape and so are
+    compiled once. Taken out of one vector, every leaf's numbers would make a program of their own (12 ms each).
 
     Attributes:
-      vectors: per quantity, the numbers of all blocks.
-      sizes: per leaf, how many of them are its own.
-      split: a vector -> per leaf, its numbers along the axes of the whole leaf (length 1 where summed).
-      own: what `split` gives (or anything of such shapes) -> per leaf, what broadcasts against what this device has.
+      parts: per quantity, per leaf, its numbers along the axes of the whole leaf (length 1 where summed).
+      like: the leaves, whose dtypes `own` gives back.
+      own: what `parts` holds (or anything of such shapes), per leaf -> what broadcasts against what this device has.
     """
 
-    vectors: tuple[jax.Array, ...]
-    sizes: list[int]
-    split: Callable[[jax.Array], list[jax.Array]]
+    parts: tuple[list[jax.Array], ...]
+    like: Sequence[jax.Array]
     own: Callable[[list[jax.Array]], list[jax.Array]]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Per leaf, how many numbers of every quantity are its own."""
+        return [x.size for x in self.parts[0]]
+
+    @property
+    def vectors(self) -> tuple[jax.Array, ...]:
+        """Per quantity, the numbers of all blocks: for what is computed from all of them together."""
+        return tuple(map(concatenated, self.parts))
+
+    def whole(self, function: Callable[..., jax.Array], *more: Sequence[Any]) -> list[jax.Array]:
+        """Per leaf, a function of its numbers (one argument per quantity, and one of each of `more`)."""
+        rows = [*zip(*self.parts, *more, strict=True)]
+        # Traced once per shape. Where nothing is traced this would compile it anew at every call.
+        run = jax.jit(function) if any(isinstance(x, Tracer) for row in rows for x in row) else function
+        return [cast(run(*row), real_dtype(x.dtype)) for row, x in zip(rows, self.like, strict=True)]
+
+    def each(self, function: Callable[..., jax.Array], *more: Sequence[Any]) -> list[jax.Array]:
+        """What `whole` gives, as it broadcasts against what this device has."""
+        return self.own(self.whole(function, *more))
+
     def spread(self, vector: jax.Array) -> list[jax.Array]:
-        """A vector as one array per leaf that broadcasts against it."""
-        return self.own(self.split(vector))
+        """A vector of such numbers as one array per leaf that broadcasts against it."""
+        parts = jax.lax.split(vector, self.sizes) if self.sizes else []
+        rows = zip(parts, self.parts[0], self.like, strict=True)
+        return self.own([cast(part.reshape(own.shape), real_dtype(x.dtype)) for part, own, x in rows])
+
+
+def concatenated(row: Sequence[jax.Array]) -> jax.Array:
+    """The numbers of all leaves as one vector, in the widest of their dtypes; float32 where there are none."""
+    dtype = max((x.dtype for x in row), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
+    return jnp.concatenate([cast(x.reshape(-1), dtype) for x in row]) if row else jnp.zeros((0,), dtype)
 
 
 def packed_sums(
@@ -62,7 +92,7 @@ def packed_sums(
       block: "tensor" or "unit".
       layout: which axes are stacks and outputs.
       *quantities: per quantity one array per leaf, real.
-      like: the leaves, whose dtypes `split` gives back.
+      like: the leaves, whose dtypes the results of arithmetic on the sums have.
 
     Returns:
       The sums; one exchange for all quantities and leaves.
@@ -76,24 +106,8 @@ def packed_sums(
     axes = [block_axes(name, x.shape, block, layout) for name, x in zip(known, like, strict=True)]
     n = len(axes)
     sums = block_sums([*known] * len(quantities), [x for row in quantities for x in row], axes * len(quantities))
-    dtype = max((x.dtype for x in sums), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
-    shapes, sizes = [x.shape for x in sums[:n]], [x.size for x in sums[:n]]
-    ends = np.cumsum([0, *sizes])
-
-    def split(vector: jax.Array) -> list[jax.Array]:
-        parts = (vector[start:end] for start, end in itertools.pairwise(ends))
-        return [
-            part.reshape(shape).astype(jnp.finfo(x.dtype).dtype)
-            for part, shape, x in zip(parts, shapes, like, strict=True)
-        ]
-
-    def own(whole: list[jax.Array]) -> list[jax.Array]:
-        return own_parts(known, like, whole)
-
-    def packed(row: list[jax.Array]) -> jax.Array:
-        return jnp.concatenate([x.reshape(-1).astype(dtype) for x in row]) if row else jnp.zeros((0,), dtype)
-
-    return Packed(tuple(packed(sums[i * n : (i + 1) * n]) for i in range(len(quantities))), sizes, split, own)
+    parts = tuple(sums[i * n : (i + 1) * n] for i in range(len(quantities)))
+    return Packed(parts, like, functools.partial(own_parts, known, like))
 
 
 def packed_norms(known: Sequence[str], block: str, layout: Layout | None, *trees: Sequence[jax.Array]) -> Packed:
@@ -105,7 +119,12 @@ def packed_norms(known: Sequence[str], block: str, layout: Layout | None, *trees
     [4.0, 4.0, 4.0]
     """
     sums = packed_sums(known, block, layout, *([abs_sq(x) for x in leaves] for leaves in trees), like=trees[0])
-    return sums._replace(vectors=tuple(jnp.sqrt(vector) for vector in sums.vectors))
+    return sums._replace(parts=tuple([_sqrt(x) for x in row] for row in sums.parts))
+
+
+@jax.jit
+def _sqrt(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(x)
 
 
 def global_sums(*trees: Any) -> list[jax.Array]:
@@ -120,7 +139,7 @@ def global_sums(*trees: Any) -> list[jax.Array]:
     flat = [x for row in rows for x in row]
     sums = block_sums(names(trees[0]) * len(rows), flat, [tuple(range(x.ndim)) for x in flat])
     dtype = max((x.dtype for x in sums), key=lambda d: d.itemsize)
-    scalars = [x.reshape(()).astype(dtype) for x in sums]
+    scalars = [cast(x.reshape(()), dtype) for x in sums]
     n = len(rows[0])
     return [sum(scalars[i + 1 : i + n], scalars[i]) for i in range(0, n * len(rows), n)]
 

@@ -7,6 +7,7 @@ scale_by_delayed_rss                                      u_t = g_t / (sqrt(s_{t
 |g|^2 per coordinate, or with norm=True over all leaves together, which is one number.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +16,21 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.accumulators import inside_or_outside, over, root
+from gradkit.transforms.accumulators import inside_or_outside, over_root
 from gradkit.transforms.core import (
     abs_sq,
+    cast,
     scalar,
     transformation,
     wide_dtype,
     zeros,
 )
 from gradkit.transforms.norms import global_norm
+
+
+@functools.partial(jax.jit, inline=True)
+def _plus_square(s: jax.Array, g: jax.Array, weight: Any) -> jax.Array:
+    return s + scalar(weight, s) * cast(abs_sq(g), s.dtype)
 
 
 class ScaleByRssState(NamedTuple):
@@ -50,18 +57,15 @@ def _rss(
     def update(updates: Any, state: ScaleByRssState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
 
-        def summed(s: jax.Array, square: jax.Array) -> jax.Array:
-            return s + scalar(reweight, s) * square.astype(s.dtype)
-
         old = state.sum_of_squares
         new = (
-            summed(old, jnp.square(global_norm(updates)))
+            _plus_square(old, global_norm(updates), reweight)
             if norm
-            else jax.tree.map(lambda s, g: summed(s, abs_sq(g)), old, updates)
+            else jax.tree.map(lambda s, g: _plus_square(s, g, reweight), old, updates)
         )
         used = old if delayed else new
         spread = jax.tree.map(lambda g: used, updates) if norm else used
-        return jax.tree.map(lambda g, s: over(g, root(s, outside, inside)), updates, spread), ScaleByRssState(new)
+        return jax.tree.map(lambda g, s: over_root(g, s, outside, inside), updates, spread), ScaleByRssState(new)
 
     return transformation(method, init, update, complex_leaves=True)
 

@@ -129,7 +129,7 @@ def project_scale_invariant(
         products = [[g[i] * w[i] for i in chosen], [abs_sq(g[i]) for i in chosen]]
         products += [[abs_sq(w[i]) for i in chosen], [w[i] * p[i] for i in chosen]]
         sums = packed_sums([known[i] for i in chosen], "unit", layout, *products, like=[g[i] for i in chosen])
-        channels = [_Sums(*row) for row in zip(*(sums.split(v) for v in sums.vectors), strict=True)]
+        channels = [_Sums(*row) for row in zip(*sums.parts, strict=True)]
 
         found = []
         for i, channel in zip(chosen, channels, strict=True):

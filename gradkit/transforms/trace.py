@@ -5,6 +5,7 @@ v_t = momentum v_{t-1} + (1 - dampening) g_t
 u_t = v_t,   or with Nesterov's look-ahead  g_t + momentum v_t
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,17 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import increment, scalar, settle, transformation, zeros
+from gradkit.transforms.core import cast, increment, once_per_dtype, scalar, settle, transformation, zeros
+
+
+@functools.partial(jax.jit, inline=True)
+def _decayed_sum(v: jax.Array, g: jax.Array, momentum: Any, share: Any) -> jax.Array:
+    return cast(scalar(momentum, g) * cast(v, g.dtype) + (g if share is None else g * share), v.dtype)
+
+
+@functools.partial(jax.jit, inline=True)
+def _ahead(g: jax.Array, v: jax.Array, momentum: Any) -> jax.Array:
+    return g + scalar(momentum, g) * cast(v, g.dtype)
 
 
 class TraceState(NamedTuple):
@@ -71,21 +82,18 @@ def trace(
     def update(updates: Any, state: TraceState, params: Any = None, **extra: Any) -> tuple[Any, TraceState]:
         del params, extra
 
-        def kernel(v: jax.Array, g: jax.Array) -> jax.Array:
-            new = g
-            if not undampened:
-                share = 1 - scalar(jnp.asarray(dampening), g)
-                new = g * (share if dampen_first else jnp.where(state.count == 0, jnp.ones_like(share), share))
-            return (scalar(momentum, g) * v.astype(g.dtype) + new).astype(v.dtype)
+        def taken(g: jax.Array) -> jax.Array:
+            share = 1 - scalar(jnp.asarray(dampening), g)
+            return share if dampen_first else jnp.where(state.count == 0, jnp.ones_like(share), share)
 
+        share = once_per_dtype(lambda g: None if undampened else taken(g))
         # The barrier keeps XLA from computing the sum again, from its overwritten predecessor, where the
         # update is applied.
-        v = settle(jax.tree.map(kernel, state.trace, updates))
+        v = settle(jax.tree.map(lambda v, g: _decayed_sum(v, g, momentum, share(g)), state.trace, updates))
         state = TraceState(increment(state.count), v)
-        v = jax.tree.map(lambda v, g: v.astype(g.dtype), v, updates)
         if nesterov:
-            v = jax.tree.map(lambda g, v: g + scalar(momentum, g) * v, updates, v)
-        return v, state
+            return jax.tree.map(lambda g, v: _ahead(g, v, momentum), updates, v), state
+        return jax.tree.map(lambda v, g: cast(v, g.dtype), v, updates), state
 
     return transformation("trace", init, update, complex_leaves=True)
 

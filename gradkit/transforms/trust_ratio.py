@@ -16,14 +16,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, check_mask, names, resolve_mask
 from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
-from gradkit.transforms.norms import BLOCKS, packed_norms
+from gradkit.transforms.norms import BLOCKS, concatenated, packed_norms
+
+
+@jax.jit
+def _ratio(n_w: jax.Array, n_u: jax.Array, decay: Any, coefficient: Any, rate: Any, eps: Any, limits: tuple):
+    """The ratio of every block of a leaf; the limits of |w| from below and above, of |u| and of the ratio."""
+    n_w = jnp.clip(n_w, scalar(limits[0], n_w), scalar(limits[1], n_w))
+    n_d = jnp.minimum(n_u, scalar(limits[2], n_u)) + scalar(decay, n_w) * n_w
+    defined = (n_w > 0) & (n_d > 0)
+    ratio = scalar(coefficient, n_w) * n_w / jnp.where(defined, n_d + scalar(eps, n_d), jnp.ones_like(n_d))
+    ratio = jnp.where(defined, ratio, jnp.ones_like(ratio))
+    if rate is not None:
+        rate = scalar(rate, ratio)
+        # A rate of 0 asks for no step at all: any finite ratio will do.
+        ratio = ratio / jnp.where(rate > 0, rate, jnp.ones_like(rate))
+    return jnp.minimum(ratio, scalar(limits[3], ratio))
 
 
 class ScaleByTrustRatioState(NamedTuple):
@@ -108,24 +122,13 @@ def scale_by_trust_ratio(
     if denominator == "joint" and not without_decay:
         raise ValueError("weight_decay must be 0 with denominator='joint': put add_decayed_weights before this link")
 
+    limits = param_norm_min, param_norm_max, update_norm_max, ratio_max
+
     def init(params: optax.Params) -> ScaleByTrustRatioState:
         own = {"method": "scale_by_trust_ratio", "argument": "trust_ratio_mask", "instead": "trust_ratio_mask=False"}
         check_mask(trust_ratio_mask, params, **own)
         check_decay_mask("scale_by_trust_ratio", weight_decay_mask, params)
         return ScaleByTrustRatioState(jnp.zeros((), jnp.int32), {"trust_ratio": jnp.ones((), jnp.float32)})
-
-    def ratios(n_w: jax.Array, n_u: jax.Array, coefficient: Any, decay: Any, rate: Any) -> jax.Array:
-        """The ratio of every block, from vectors of norms and, in the separate form, of decays."""
-        n_w = jnp.clip(n_w, scalar(param_norm_min, n_w), scalar(param_norm_max, n_w))
-        n_d = jnp.minimum(n_u, scalar(update_norm_max, n_u)) + decay * n_w
-        defined = (n_w > 0) & (n_d > 0)
-        ratio = scalar(coefficient, n_w) * n_w / jnp.where(defined, n_d + scalar(eps, n_d), jnp.ones_like(n_d))
-        ratio = jnp.where(defined, ratio, jnp.ones_like(ratio))
-        if rate is not None:
-            rate = jnp.asarray(rate).astype(ratio.dtype)
-            # A rate of 0 asks for no step at all: any finite ratio will do.
-            ratio = ratio / jnp.where(rate > 0, rate, jnp.ones_like(rate))
-        return jnp.minimum(ratio, scalar(ratio_max, ratio))
 
     def update(updates: Any, state: ScaleByTrustRatioState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
@@ -135,20 +138,20 @@ def scale_by_trust_ratio(
         chosen = [i for i, u in enumerate(results) if adapted[i] and u.size]
         own_names = [known[i] for i in chosen]
         norms = packed_norms(own_names, block, layout, [results[i] for i in chosen], [w[i] for i in chosen])
-        n_u, n_w = norms.vectors
 
-        decays = jnp.zeros((), n_w.dtype)
+        decay = 0.0 if without_decay else at_count(weight_decay, state.count)
         if not without_decay:
-            decay = at_count(weight_decay, state.count)
             results = [u + scalar(decay, u) * x if on else u for u, x, on in zip(results, w, decayed, strict=True)]
-            blocks = [np.full(size, decayed[i]) for i, size in zip(chosen, norms.sizes, strict=True)]
-            decays = scalar(decay, n_w) * jnp.asarray(np.concatenate([[], *blocks]), n_w.dtype)
-
         rate = None if relative_to is None else at_count(relative_to, state.count)
-        ratio = ratios(n_w, n_u, at_count(trust_coefficient, state.count), decays, rate)
-        for i, own in zip(chosen, norms.spread(ratio), strict=True):
+        coefficient = at_count(trust_coefficient, state.count)
+
+        def ratio(n_u: jax.Array, n_w: jax.Array, decay: Any) -> jax.Array:
+            return _ratio(n_w, n_u, decay, coefficient, rate, eps, limits)
+
+        ratios = norms.whole(ratio, [decay if decayed[i] else 0.0 for i in chosen])
+        for i, own in zip(chosen, norms.own(ratios), strict=True):
             results[i] = own * results[i]
-        mean = jnp.mean(ratio).astype(jnp.float32) if ratio.size else jnp.ones((), jnp.float32)
+        mean = jnp.mean(concatenated(ratios)).astype(jnp.float32) if ratios else jnp.ones((), jnp.float32)
         state = ScaleByTrustRatioState(increment(state.count), {"trust_ratio": mean})
         return structure.unflatten(results), state
 

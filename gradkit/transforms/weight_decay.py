@@ -6,6 +6,7 @@ Before the moments this is the L2 penalty; just before the learning rate it is d
 parameters shrink by learning_rate * weight_decay per step, whatever the gradient.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,12 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, resolve_mask
-from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
+from gradkit.transforms.core import at_count, check_decay_mask, increment, once_per_dtype, scalar, transformation
+
+
+@functools.partial(jax.jit, inline=True)
+def _plus(u: jax.Array, decay: Any, x: jax.Array) -> jax.Array:
+    return u + decay * x
 
 
 class AddDecayedWeightsState(NamedTuple):
@@ -63,7 +69,8 @@ def add_decayed_weights(
         decay = at_count(weight_decay, state.count)
         mask = resolve_mask(weight_decay_mask, updates)
         if not nothing:
-            updates = jax.tree.map(lambda u, x, on: u + scalar(decay, u) * x if on else u, updates, params, mask)
+            factor = once_per_dtype(lambda u: scalar(decay, u))
+            updates = jax.tree.map(lambda u, x, on: _plus(u, factor(u), x) if on else u, updates, params, mask)
         return updates, AddDecayedWeightsState(increment(state.count))
 
     return transformation(

@@ -93,7 +93,7 @@ def weight_normalized(
         w, structure, known, own = units(params)
         g: list[Any] = [optax.MaskedNode() for _ in w]
         norms = packed_norms([known[i] for i in own], "unit", layout, [w[i] for i in own])
-        for i, n in zip(own, norms.spread(norms.vectors[0]), strict=True):
+        for i, n in zip(own, norms.own(norms.parts[0]), strict=True):
             count = entries(known[i], "unit", layout, w[i].shape)
             g[i], w[i] = n, jnp.where(n == 0, jnp.full_like(w[i], count**-0.5), w[i])
         return DirectionAndLength(structure.unflatten(w), structure.unflatten(g))
@@ -106,7 +106,7 @@ def weight_normalized(
     def decode(z: DirectionAndLength) -> Any:
         v, g, structure, known, own = own_units(z)
         norms = packed_norms([known[i] for i in own], "unit", layout, [v[i] for i in own])
-        for i, n in zip(own, norms.spread(norms.vectors[0]), strict=True):
+        for i, n in zip(own, norms.own(norms.parts[0]), strict=True):
             v[i] = v[i] * divide(g[i].astype(n.dtype), n).astype(v[i].dtype)
         return structure.unflatten(v)
 
@@ -116,8 +116,8 @@ def weight_normalized(
         mine = [v[i] for i in own]
         products = [d[i] * v[i] for i in own]
         sums = packed_sums([known[i] for i in own], "unit", layout, products, [jnp.square(x) for x in mine], like=mine)
-        inside, n = sums.vectors[0], jnp.sqrt(sums.vectors[1])
-        along, share = sums.spread(divide(inside, n)), sums.spread(n)
+        along = sums.each(lambda inside, square: divide(inside, jnp.sqrt(square)))
+        share = sums.each(lambda inside, square: jnp.sqrt(square))
         for i, a, n in zip(own, along, share, strict=True):
             d[i] = divide(g[i], n) * (d[i] - divide(a, n) * v[i])
             dg[i] = a

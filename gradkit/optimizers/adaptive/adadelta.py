@@ -6,6 +6,7 @@ D_t = rho D_{t-1} + (1 - rho) d_t^2
 x_t = x_{t-1} - learning_rate d_t
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,16 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over
-from gradkit.transforms.core import abs_sq, optimizer, scalar, transformation, zeros
+from gradkit.transforms.accumulators import ema_of_square, may_be_zero
+from gradkit.transforms.core import cast, divide, optimizer, scalar, transformation, zeros
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
+
+
+@functools.partial(jax.jit, static_argnames="guarded")
+def _step(g: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: Any, *, guarded: bool) -> jax.Array:
+    x, y = (cast(jnp.sqrt(e + scalar(eps, e)), g.dtype) for e in (e_x, e_g))
+    return divide(g * x, y) if guarded else g * x / y
 
 
 class ScaleByAdadeltaState(NamedTuple):
@@ -61,12 +68,10 @@ def scale_by_adadelta(*, rho: Any = 0.9, eps: Any = 1e-6) -> optax.GradientTrans
     def update(updates: Any, state: ScaleByAdadeltaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
 
-        def step(g: jax.Array, e: jax.Array, d: jax.Array) -> jax.Array:
-            return over(g * jnp.sqrt(d + scalar(eps, d)).astype(g.dtype), jnp.sqrt(e + scalar(eps, e)))
-
-        e_g = jax.tree.map(lambda e, g: ema(e, abs_sq(g), rho), state.e_g, updates)
-        d = jax.tree.map(step, updates, e_g, state.e_x)
-        e_x = jax.tree.map(lambda e, d: ema(e, abs_sq(d), rho), state.e_x, d)
+        e_g = jax.tree.map(lambda e, g: ema_of_square(e, g, rho), state.e_g, updates)
+        guarded = may_be_zero(eps)
+        d = jax.tree.map(lambda g, e, d: _step(g, e, d, eps, guarded=guarded), updates, e_g, state.e_x)
+        e_x = jax.tree.map(lambda e, d: ema_of_square(e, d, rho), state.e_x, d)
         return d, ScaleByAdadeltaState(e_g, e_x)
 
     def init(params: optax.Params) -> ScaleByAdadeltaState:

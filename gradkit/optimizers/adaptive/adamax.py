@@ -4,6 +4,7 @@ m_t = b1 m_{t-1} + (1 - b1) g_t            w_t = max(b2 w_{t-1}, |g_t| + eps)
 x_t = x_{t-1} - learning_rate (m_t / (1 - b1^t)) / w_t
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,11 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over
+from gradkit.transforms.accumulators import ema, may_be_zero
 from gradkit.transforms.core import (
-    bias_correction,
+    bias_corrections,
+    cast,
+    divide,
     increment,
     optimizer,
     scalar,
@@ -26,6 +29,17 @@ from gradkit.transforms.core import (
 )
 
 PAPER = Paper("Adam: A Method for Stochastic Optimization", "Kingma, Ba", 2014, "1412.6980")
+
+
+@functools.partial(jax.jit, inline=True)
+def _largest(w: jax.Array, g: jax.Array, b2: Any, eps: Any) -> jax.Array:
+    return jnp.maximum(scalar(b2, w) * w, jnp.abs(g) + scalar(eps, g))
+
+
+@functools.partial(jax.jit, static_argnames="guarded", inline=True)
+def _direction(m: jax.Array, w: jax.Array, c: jax.Array, *, guarded: bool) -> jax.Array:
+    m = cast(m, w.dtype) * (1 / c)
+    return divide(m, w) if guarded else m / w
 
 
 class ScaleByAdamaxState(NamedTuple):
@@ -78,11 +92,9 @@ def scale_by_adamax(
         count = increment(state.count)
         mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
 
-        def largest(w: jax.Array, g: jax.Array) -> jax.Array:
-            return jnp.maximum(scalar(b2, w) * w, jnp.abs(g) + scalar(eps, g))
-
-        nu = jax.tree.map(largest, state.nu, updates)
-        u = jax.tree.map(lambda m, w: over(m.astype(w.dtype) / bias_correction(b1, count, w), w), mu, nu)
+        nu = jax.tree.map(lambda w, g: _largest(w, g, b2, eps), state.nu, updates)
+        c, guarded = bias_corrections(b1, count), may_be_zero(eps)
+        u = jax.tree.map(lambda m, w: _direction(m, w, c(w), guarded=guarded), mu, nu)
         return u, ScaleByAdamaxState(count, mu, nu)
 
     return transformation("scale_by_adamax", init, update)

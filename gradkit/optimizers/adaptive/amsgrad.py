@@ -10,6 +10,7 @@ bias_correction   the largest second moment                 direction u_t
 x_t = x_{t-1} - learning_rate u_t
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +21,17 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over, root
+from gradkit.transforms.accumulators import ema, ema_of_square, over_root
 from gradkit.transforms.core import bias_correction as corrected
-from gradkit.transforms.core import increment, optimizer, settle, transformation, zeros
+from gradkit.transforms.core import cast, increment, once_per_dtype, optimizer, settle, transformation, zeros
 
 PAPER = Paper("On the Convergence of Adam and Beyond", "Reddi, Kale, Kumar", 2018, "1904.09237")
 BIAS_CORRECTIONS = ("none", "after_max", "before_max")
+
+
+@functools.partial(jax.jit, inline=True)
+def _largest(w: jax.Array, v: jax.Array, of_v: Any) -> jax.Array:
+    return jnp.maximum(w, v * of_v)
 
 
 class ScaleByAmsgradState(NamedTuple):
@@ -89,20 +95,14 @@ def scale_by_amsgrad(
         del params, extra
         count = increment(state.count)
         mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
-        nu = jax.tree.map(lambda v, g: ema(v, jnp.square(g), b2), state.nu, updates)
-
-        def largest(w: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.maximum(w, v / corrected(b2, count, v) if bias_correction == "before_max" else v)
-
-        nu_max = jax.tree.map(largest, state.nu_max, nu)
+        nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
+        of_m, of_v = (once_per_dtype(lambda x, b=b: 1 / corrected(b, count, x)) for b in (b1, b2))
+        before, after = bias_correction == "before_max", bias_correction == "after_max"
+        nu_max = jax.tree.map(lambda w, v: _largest(w, v, of_v(v) if before else 1.0), state.nu_max, nu)
 
         def direction(m: jax.Array, w: jax.Array) -> jax.Array:
-            m = m.astype(w.dtype)
-            if bias_correction != "none":
-                m = m / corrected(b1, count, m)
-            if bias_correction == "after_max":
-                w = w / corrected(b2, count, w)
-            return over(m, root(w, eps, eps_root))
+            first = 1.0 if bias_correction == "none" else of_m(w)
+            return over_root(cast(m, w.dtype), w, eps, eps_root, of_x=first, of_v=of_v(w) if after else 1.0)
 
         return jax.tree.map(direction, mu, nu_max), ScaleByAmsgradState(count, mu, nu, nu_max)
 

@@ -9,6 +9,7 @@ momentum_decay = psi    mu_t = b1 (1 - 0.96^(t psi) / 2),    P_t = mu_1 ... mu_t
 x_t = x_{t-1} - learning_rate n_t / (sqrt(v_t / (1 - b2^t)) + eps)
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,18 +20,25 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over, root
+from gradkit.transforms.accumulators import ema, ema_of_square, over_root
 from gradkit.transforms.core import (
-    abs_sq,
     bias_correction,
+    cast,
     increment,
+    once_per_dtype,
     optimizer,
+    scalar,
     settle,
     transformation,
     zeros,
 )
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
+
+
+@functools.partial(jax.jit, inline=True)
+def _ahead(m: jax.Array, g: jax.Array, of_m: jax.Array, of_g: jax.Array) -> jax.Array:
+    return scalar(of_m, g) * cast(m, g.dtype) + scalar(of_g, g) * g
 
 
 class ScaleByNadamState(NamedTuple):
@@ -97,11 +105,11 @@ def scale_by_nadam(
         product = state.product * now
         of_m, of_g = following / (1 - product * following), (1 - now) / (1 - product)
         mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
-        nu = jax.tree.map(lambda v, g: ema(v, abs_sq(g), b2), state.nu, updates)
+        nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
+        of_v = once_per_dtype(lambda v: 1 / bias_correction(b2, count, v))
 
         def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            n = of_m.astype(g.dtype) * m.astype(g.dtype) + of_g.astype(g.dtype) * g
-            return over(n, root(v / bias_correction(b2, count, v), eps))
+            return over_root(_ahead(m, g, of_m, of_g), v, eps, of_v=of_v(v))
 
         return jax.tree.map(direction, mu, nu, updates), ScaleByNadamState(count, product, mu, nu)
 

@@ -17,7 +17,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
-from gradkit.transforms.accumulators import ema, inside_or_outside, over, root
+from gradkit.transforms.accumulators import ema, ema_of_square, inside_or_outside, over_root
 from gradkit.transforms.core import abs_sq, optimizer, transformation, zeros
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
@@ -69,12 +69,12 @@ def scale_by_rms(
 
     def update(updates: Any, state: ScaleByRmsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        nu = jax.tree.map(lambda v, g: ema(v, abs_sq(g), decay), state.nu, updates)
+        nu = jax.tree.map(lambda v, g: ema_of_square(v, g, decay), state.nu, updates)
         mu, variance = None, nu
         if centered:
             mu = jax.tree.map(lambda m, g: ema(m, g, decay), state.mu, updates)
             variance = jax.tree.map(lambda v, m: jnp.maximum(v - abs_sq(m), jnp.zeros_like(v)), nu, mu)
-        u = jax.tree.map(lambda g, v: over(g, root(v, outside, inside)), updates, variance)
+        u = jax.tree.map(lambda g, v: over_root(g, v, outside, inside), updates, variance)
         return u, ScaleByRmsState(nu, mu)
 
     return transformation("scale_by_rms", init, update, complex_leaves=True)

@@ -71,12 +71,11 @@ def perpgrad(
         x, known = jax.tree.leaves(params), names(updates)
         products = ([x * g for x, g in zip(x, g, strict=True)], [x * x for x in x], [g * g for g in g])
         sums = packed_sums(known, "tensor", layout, *products, like=g)
-        xg, xx, gg = sums.vectors
-        shares = sums.spread(along(xg, xx))
+        shares = sums.each(lambda xg, xx, gg: along(xg, xx))
         o = [g - c * x for g, c, x in zip(g, shares, x, strict=True)]
         # |o|^2 = |g|^2 - <x, g>^2 / |x|^2 would need no second sum, and cancels where g is nearly parallel to x.
-        (n_o,) = packed_norms(known, "tensor", layout, o).vectors
-        factors = sums.spread(length(jnp.sqrt(gg), n_o))
+        (n_o,) = packed_norms(known, "tensor", layout, o).parts
+        factors = sums.each(lambda xg, xx, gg, n_o: length(jnp.sqrt(gg), n_o), n_o)
         return structure.unflatten([o * f for o, f in zip(o, factors, strict=True)]), state
 
     return transformation("perpgrad", lambda params: optax.EmptyState(), update, needs_params=True)

@@ -6,6 +6,7 @@ m_t = b1 m_{t-1} + h_t,   m_1 = h_1    (grad_averaging: (1 - b1) h_t for h_t aft
 w_t = w_{t-1} - learning_rate m_t
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +27,17 @@ from gradkit.leaves import (
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import (
     abs_sq,
+    cast,
     check_decay_mask,
     divide,
     increment,
+    once_per_dtype,
     optimizer,
+    pair,
     scalar,
     settle,
     transformation,
+    weights,
     wide_dtype,
     zeros,
 )
@@ -44,6 +49,22 @@ PAPER = Paper(
     2019,
     "1905.11286",
 )
+
+
+@jax.jit
+def _second(v: jax.Array, square: jax.Array, b2: tuple[Any, Any], first: jax.Array) -> jax.Array:
+    b, rest = weights(b2, square)
+    return jnp.where(first, square, b * v + rest * square)
+
+
+@jax.jit
+def _normalised(g: jax.Array, v: jax.Array, eps: Any, eps_root: Any) -> jax.Array:
+    return g * divide(jnp.ones_like(v), jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v))
+
+
+@functools.partial(jax.jit, inline=True)
+def _momentum(m: jax.Array, h: jax.Array, b1: Any, share: Any) -> jax.Array:
+    return cast(scalar(b1, h) * cast(m, h.dtype) + h * share, m.dtype)
 
 
 class ScaleByNovogradState(NamedTuple):
@@ -123,33 +144,24 @@ def scale_by_novograd(
         first = state.count == 0
         leaves, structure = jax.tree.flatten(updates)
         sums = packed_sums(names(updates), "tensor", layout, [abs_sq(g) for g in leaves], like=leaves)
-        squares = structure.unflatten(sums.spread(sums.vectors[0]))
+        squares = structure.unflatten(sums.own(sums.parts[0]))
 
-        def second(v: jax.Array, s: jax.Array) -> jax.Array:
-            b = scalar(b2, s)
-            return jnp.where(first, s, b * v + (1 - b) * s)
-
-        nu = jax.tree.map(second, state.nu, squares)
+        nu = jax.tree.map(lambda v, s: _second(v, s, pair(b2), first), state.nu, squares)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
 
-        def normalised(g: jax.Array, v: jax.Array) -> jax.Array:
-            return g * divide(jnp.ones_like(v), jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v))
-
-        h = jax.tree.map(normalised, updates, nu_max if amsgrad else nu)
+        h = jax.tree.map(lambda g, v: _normalised(g, v, eps, eps_root), updates, nu_max if amsgrad else nu)
         if not without_decay:
             mask = resolve_mask(weight_decay_mask, updates)
             h = jax.tree.map(lambda h, w, on: h + scalar(weight_decay, h) * w if on else h, h, params, mask)
 
-        def momentum(m: jax.Array, h: jax.Array) -> jax.Array:
-            b = scalar(b1, h)
-            if grad_averaging:
-                one = jnp.ones((), h.dtype)
-                h = h * jnp.where(first, one, (1 - b) * one)
-            return (b * m.astype(h.dtype) + h).astype(m.dtype)
+        def share(h: jax.Array) -> Any:
+            one, rest = jnp.ones((), h.dtype), weights(pair(b1), h)[1]
+            return jnp.where(first, one, rest * one) if grad_averaging else 1.0
 
-        mu = settle(jax.tree.map(momentum, state.mu, h))
+        of_h = once_per_dtype(share)
+        mu = settle(jax.tree.map(lambda m, h: _momentum(m, h, b1, of_h(h)), state.mu, h))
         state = ScaleByNovogradState(increment(state.count), mu, nu, nu_max)
-        return jax.tree.map(lambda m, g: m.astype(g.dtype), mu, updates), state
+        return jax.tree.map(lambda m, g: cast(m, g.dtype), mu, updates), state
 
     return transformation("scale_by_novograd", init, update, needs_params=not without_decay)
 

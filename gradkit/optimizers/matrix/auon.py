@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradkit import checks
@@ -84,15 +83,17 @@ def scale_by_cosh_rms(
         leaves, structure = jax.tree.flatten(updates)
         known = names(updates)
         norms = packed_norms(known, "tensor", layout, leaves)
-        (n,) = norms.vectors
-        inverse = norms.spread(divide(jnp.ones_like(n), n + scalar(eps_norm, n)))
+        inverse = norms.each(lambda n: divide(jnp.ones_like(n), n + scalar(eps_norm, n)))
         unit = [u * i.astype(u.dtype) for u, i in zip(leaves, inverse, strict=True)]
         squares = [jnp.square(jnp.cosh(scalar(gamma, x) * x) * SMALLER) for x in unit]
         sums = packed_sums(known, "tensor", layout, squares, like=leaves)
-        (total,) = sums.vectors
         of = [max(entries(name, "tensor", layout, x.shape), 1) for name, x in zip(known, leaves, strict=True)]
-        R = jnp.sqrt(total / jnp.asarray(np.repeat(of, sums.sizes), total.dtype)) * (1 / SMALLER)
-        factor = sums.spread(divide(jnp.ones_like(R), R + scalar(eps, R)))
+
+        def over_rms(total: jax.Array, number: Any) -> jax.Array:
+            R = jnp.sqrt(total / number) * (1 / SMALLER)
+            return divide(jnp.ones_like(R), R + scalar(eps, R))
+
+        factor = sums.each(over_rms, [float(k) for k in of])
         d = [u * f.astype(u.dtype) for u, f in zip(unit if normalize else leaves, factor, strict=True)]
         if scale_by_shape:
             axes = [axes_of(layout, name, x.shape) for name, x in zip(known, d, strict=True)]

@@ -6,6 +6,7 @@ m_t = b2 m_{t-1} + (1 - b2) g_t
 x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +17,19 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import optimizer, scalar, settle, transformation, zeros
+from gradkit.transforms.accumulators import ema
+from gradkit.transforms.core import cast, once_per_dtype, optimizer, scalar, settle, transformation, zeros
 
 PAPER = Paper("Symbolic Discovery of Optimization Algorithms", "Chen et al.", 2023, "2302.06675")
 
 
 def _is(value: Any, number: int) -> bool:
     return isinstance(value, int | float) and value == number
+
+
+@functools.partial(jax.jit, inline=True)
+def _sign(m: jax.Array, g: jax.Array, of_m: Any, of_g: Any) -> jax.Array:
+    return jnp.sign(of_m * cast(m, g.dtype) + of_g * g)
 
 
 class ScaleByLionState(NamedTuple):
@@ -62,22 +69,23 @@ def scale_by_lion(*, b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> opt
     checks.real("b1", b1, "[0, 1]")
     checks.real("b2", b2, "[0, 1]")
 
-    def interpolate(m_before: jax.Array, m: jax.Array, g: jax.Array) -> jax.Array:
+    plain = _is(b2, 0) or _is(b1, 1)
+
+    def coefficients(g: jax.Array) -> tuple[Any, Any]:
+        """What the momentum (in the paper's form, which is `plain`, the one before this step) and the gradient have."""
         b = scalar(b1, g)
-        if _is(b2, 0) or _is(b1, 1):
-            return b * m_before.astype(g.dtype) + (1 - b) * g
+        if plain:
+            return b, 1 - b
         share = b / scalar(b2, g)
-        return share * m.astype(g.dtype) + ((1 - b) - share * (1 - scalar(b2, g))) * g
+        return share, (1 - b) - share * (1 - scalar(b2, g))
 
     def update(updates: Any, state: ScaleByLionState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByLionState]:
         del params, extra
 
-        def momentum(m: jax.Array, g: jax.Array) -> jax.Array:
-            return (scalar(b2, g) * m.astype(g.dtype) + (1 - scalar(b2, g)) * g).astype(m.dtype)
-
-        mu = settle(jax.tree.map(momentum, state.mu, updates))
-        c = jax.tree.map(interpolate, state.mu, mu, updates)
-        return jax.tree.map(jnp.sign, c), ScaleByLionState(mu)
+        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b2), state.mu, updates))
+        of = once_per_dtype(coefficients)
+        signs = jax.tree.map(lambda m, g: _sign(m, g, *of(g)), state.mu if plain else mu, updates)
+        return signs, ScaleByLionState(mu)
 
     return transformation("scale_by_lion", lambda params: ScaleByLionState(zeros(params, mu_dtype)), update)
 
