@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gradkit.leaves.boxes import axes_of_box, is_box
 from gradkit.leaves.paths import names
+from gradkit.leaves.structures import of_structure
 
 Sources = Sequence[tuple[int, ...]]
 # No mesh is known where names are given. An axis is taken to be sharded over at most this many devices, a power of two.
@@ -63,6 +64,7 @@ def _content(box: Any) -> Any:
     return jax.tree.leaves(box, is_leaf=lambda x: x is not box)[0]
 
 
+@of_structure
 def has_boxes(tree: Any) -> bool:
     """Whether there is a box in the tree."""
     return any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box)))

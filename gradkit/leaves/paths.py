@@ -4,7 +4,6 @@ The pieces of a path are dictionary keys, attribute names and indices. A box (a 
 `Variable`, a `NamedArray`) counts as one leaf, so a parameter has one name in the box and bare.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import optax
 
 from gradkit.leaves.boxes import axes_of_box, is_box
+from gradkit.leaves.structures import of_structure
 
 
 def _piece(key: Any) -> str:
@@ -34,25 +34,13 @@ def names(tree: Any) -> list[str]:
       >>> names({"dense": {"kernel": 1, "bias": 2}, "layers": [3, 4]})
       ['dense/bias', 'dense/kernel', 'layers/0', 'layers/1']
     """
-    try:
-        found = _found(jax.tree.structure(tree))
-    except (TypeError, ValueError):  # static fields of a node that cannot be hashed, or compared
-        return _names(tree)
-    if not found:
-        found.append(_names(tree))
-    return [*found[0]]
+    return [*_names(tree)]
 
 
-@functools.lru_cache(maxsize=64)
-def _found(structure: Any) -> list[list[str]]:
-    """Where the names of the trees of a structure are kept: every link of a chain asks for them."""
-    del structure
-    return []
-
-
-def _names(tree: Any) -> list[str]:
+@of_structure
+def _names(tree: Any) -> tuple[str, ...]:
     nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)[0]
-    return ["/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node)]
+    return tuple("/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node))
 
 
 def masked_names(tree: Any) -> list[str]:

@@ -67,7 +67,7 @@ def widen(tree: Any) -> Any:
 
 def as_arrays(tree: Any) -> Any:
     """The tree with NumPy arrays and Python numbers as JAX arrays of strong dtypes; other leaves stay as they are."""
-    if not any(isinstance(x, NUMBERS) for x in jax.tree.leaves(tree)):
+    if not any(issubclass(kind, NUMBERS) for kind in set(map(type, jax.tree.leaves(tree)))):
         return tree
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)) if isinstance(x, NUMBERS) else x, tree)
 
