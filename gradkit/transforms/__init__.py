@@ -44,6 +44,10 @@ from gradkit.transforms.gsnr import (
     ScaleByGsnrState,
     scale_by_gsnr,
 )
+from gradkit.transforms.guard import (
+    GuardState,
+    guard,
+)
 from gradkit.transforms.in_basis import (
     Bases,
     InBasisState,
@@ -158,6 +162,7 @@ __all__ = [
     "ClipByGlobalNormState",
     "DirectionAndLength",
     "GraftState",
+    "GuardState",
     "InBasisState",
     "KroneckerStatisticsState",
     "LimitNormGrowthState",
@@ -194,6 +199,7 @@ __all__ = [
     "direction_from_gradient",
     "eval_params",
     "graft",
+    "guard",
     "in_basis",
     "inject_hyperparams",
     "kronecker_bases",

@@ -30,7 +30,8 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> optax
     Args:
       max_norm: largest norm let through, in the gradient's units, > 0.
       nonfinite: what becomes of updates whose norm is infinite or NaN: "propagate" (a NaN stays visible) or
-        "zero" (the step is dropped). Default "propagate".
+        "zero": what comes out is zeros. The step is then not skipped: momenta, decay and counters of the links
+        behind go on, and move the parameters; `gk.guard` skips it. Default "propagate".
 
     Returns:
       A transformation. State: the metrics `gradient_norm` and `clipped`. Collectives: one scalar.

@@ -27,6 +27,7 @@ BY_SHAPE |= {(n, *SHAPES[name]): P(None, *SPECS[name]) for name in SHAPES for n 
 EXCHANGES = {
     "auon": 2,
     "clip_radagradd": 2,
+    "guard": 2,
     "normalize_gradients": 2,
     "orthogonalize_to_params": 2,
     "perpgrad": 2,

@@ -375,15 +375,8 @@ GOLDEN, HYBRID_GOLDEN = ("matrix/auon",), ("matrix/hybrid_auon",)
 BY_LAYOUT = {"layout": "its cosine is of a whole tensor, besides the matrices; its paper's test has layouts"}
 register(scale_by_cosh_rms, form="primitive", paper=PAPER, collectives="norms")
 register(scale_by_auon, form="primitive", paper=PAPER, words=1, collectives="norms", golden=GOLDEN)
-register(
-    auon,
-    form="optimizer",
-    paper=PAPER,
-    words=1,
-    collectives="norms",
-    golden=GOLDEN,
-    race=Race(2e-1),
-)
+AUON: Any = {"form": "optimizer", "paper": PAPER, "words": 1}
+register(auon, **AUON, collectives="norms", golden=GOLDEN, race=Race(2e-1))
 register(
     scale_by_hybrid_auon,
     form="primitive",
@@ -393,13 +386,4 @@ register(
     golden=HYBRID_GOLDEN,
     opt_outs=BY_LAYOUT,
 )
-register(
-    hybrid_auon,
-    form="optimizer",
-    paper=PAPER,
-    words=1,
-    collectives="matrices",
-    golden=HYBRID_GOLDEN,
-    opt_outs=BY_LAYOUT,
-    race=Race(5e-2),
-)
+register(hybrid_auon, **AUON, collectives="matrices", golden=HYBRID_GOLDEN, opt_outs=BY_LAYOUT, race=Race(5e-2))

@@ -1,0 +1,163 @@
+"""A guard: a step that would do harm is skipped as a whole, with nothing of it kept.
+
+harmful, on="nonfinite":   an entry of the gradient, of the update that inner makes of it, or the loss, is no number
+harmful, on="spike":       the same; or  |g| > mean + sigma std  of the last W gradient norms, or the loss likewise
+
+harmful:       update 0, the state of inner as before
+otherwise:     update and state of inner
+
+The mean and the (unbiased) standard deviation are those of the window before this step, once it holds W / 2 numbers;
+every number that is finite enters it, also that of a skipped step, so that a new level becomes the ordinary one.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.transforms.core import abs_sq, increment, transformation
+from gradkit.transforms.norms import global_sums
+
+TRIGGERS = ("nonfinite", "spike")
+
+
+class GuardState(NamedTuple):
+    """Steps skipped without one between them that was made; all steps seen; the last gradient norms and losses, NaN
+    where there are none yet (None without spikes); the metrics; the state of the inner transformation."""
+
+    in_a_row: jax.Array
+    count: jax.Array
+    window: Any
+    metrics: dict[str, jax.Array]
+    inner: Any
+
+
+def spikes(window: jax.Array, now: jax.Array, sigma: Any) -> jax.Array:
+    """Whether a number is more than sigma standard deviations above the mean of those before, NaN where there are none.
+
+    >>> before = jnp.array([1.0, 3.0, jnp.nan, jnp.nan])  # mean 2, deviation sqrt(2)
+    >>> [bool(spikes(before, jnp.float32(x), 2.0)) for x in (4.8, 4.9)]
+    [False, True]
+    """
+    known = jnp.isfinite(window)
+    n = known.sum(dtype=jnp.int32).astype(window.dtype)
+    mean = jnp.where(known, window, 0).sum() / jnp.maximum(n, 1)
+    variance = jnp.square(jnp.where(known, window - mean, 0)).sum() / jnp.maximum(n - 1, 1)
+    # Rounding alone must not make a spike where all numbers are the same.
+    slack = len(window) * jnp.finfo(window.dtype).eps * jnp.abs(mean)
+    enough = n >= max(2, len(window) // 2)
+    return enough & (now - mean > jnp.asarray(sigma).astype(window.dtype) * jnp.sqrt(variance) + slack)
+
+
+def guard(
+    inner: optax.GradientTransformation,
+    on: str = "nonfinite",
+    *,
+    max_skips: int = 10,
+    sigma: Any = 6.0,
+    window: int = 128,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Skips steps that are not finite, or that are spikes: parameters and state stay exactly as they were.
+
+    Equations: at the head of this file. It goes around the whole optimizer, learning rate included; what is skipped is
+    skipped in momenta, counters, schedules and averages as well. On a mesh all devices decide alike.
+
+    Args:
+      inner: any transformation whose updates are added to the parameters.
+      on: what is skipped: "nonfinite" (default), or "spike", which skips what is not finite as well.
+      max_skips: the budget, >= 1: after so many skips in a row a spike is let through, since it is the new level; what
+        is not finite never is, and the metric `guard_exhausted` becomes 1: stop the run, or go back to a checkpoint.
+        Default 10.
+      sigma: standard deviations above the mean, > 0. Default 6 (code of OLMo 2). With "spike".
+      window: W >= 4, steps that the statistics are of. Default 128 (code of OLMo 2). With "spike".
+      axis_name: axis of `vmap` or `shard_map` whose members are replicas: if one has a harmful step, all skip it. Under
+        plain jit the gradient is of all devices already. Default None.
+
+    Returns:
+      A transformation; the inner one never sees a gradient that is not finite, but zeros, whose result is dropped. The
+      loss is that of the extra argument `value`, where there is one. Metrics: `skipped` (1 or 0, of the last step),
+      `skipped_total`, `skipped_in_a_row`, `guard_exhausted`. State: two counters, the inner state, and with "spike" 2 W
+      numbers. Collectives: two all-reduces of at most two scalars.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Example:
+      >>> tx, x = guard(optax.sgd(0.5, momentum=0.9)), jnp.array(1.0)
+      >>> state = tx.init(x)
+      >>> for g in (1.0, jnp.nan, 1.0):
+      ...     u, state = tx.update(jnp.array(g), state, x)
+      ...     x = x + u
+      >>> print(f"{x:.3f}", state.metrics["skipped_total"])  # 1 - 0.5 - 0.5 (1 + 0.9)
+      -0.450 1.0
+
+    Reference: OLMo et al. 2 OLMo 2 Furious. 2025, arXiv 2501.00656, whose code skips steps by the standard deviations
+    of loss and gradient norm over a rolling window; Chowdhery et al. PaLM: Scaling Language Modeling with Pathways.
+    2022, arXiv 2204.02311 (batches around a spike are skipped by hand). Departures: what is not finite is skipped too,
+    and does not enter the window; the state is kept by selection, not by a factor 0; there is a budget.
+    `optax.apply_if_finite` does not look at the update, and accepts what is not finite once its budget is spent.
+    """
+    checks.choice("on", on, TRIGGERS)
+    checks.integer("max_skips", max_skips, 1)
+    checks.real("sigma", sigma, "(0, inf)")
+    checks.integer("window", window, 4)
+    below = optax.with_extra_args_support(inner)
+    watches = on == "spike"
+
+    def published(skip: jax.Array, total: jax.Array, row: jax.Array) -> dict[str, jax.Array]:
+        numbers = {"skipped": skip, "skipped_total": total, "skipped_in_a_row": row}
+        return {k: v.astype(jnp.float32) for k, v in {**numbers, "guard_exhausted": row >= max_skips}.items()}
+
+    def init(params: optax.Params) -> GuardState:
+        zero = jnp.zeros((), jnp.int32)
+        kept = jnp.full((2, window), jnp.nan, jnp.float32) if watches else None
+        return GuardState(zero, jnp.zeros((), jnp.int32), kept, published(zero, zero, zero), below.init(params))
+
+    def together(bad: jax.Array) -> jax.Array:
+        """Whether it is so for any member."""
+        return bad if axis_name is None else jax.lax.pmax(bad.astype(jnp.int32), axis_name) > 0
+
+    def not_finite(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), 0, 1).astype(jnp.float32), tree)
+
+    def update(updates: Any, state: GuardState, params: Any = None, **extra: Any) -> tuple[Any, GuardState]:
+        loss = extra.get("value")
+        bad_entries, square = global_sums(not_finite(updates), jax.tree.map(abs_sq, updates))
+        broken = bad_entries > 0
+        if loss is not None:
+            broken |= ~jnp.isfinite(jnp.asarray(loss))
+        broken = together(broken)
+        spike, kept = jnp.zeros((), bool), state.window
+        if watches:
+            norm = jnp.sqrt(square).astype(jnp.float32)
+            level = jnp.asarray(jnp.nan if loss is None else loss).astype(jnp.float32)
+            spike = spikes(kept[0], norm, sigma) | spikes(kept[1], level, sigma)
+            # One of a row that is not finite leaves its place free.
+            now = jnp.stack([jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (norm, level)])
+            kept = jax.lax.dynamic_update_index_in_dim(kept, now, state.count % window, 1)
+            spike = together(spike) & (state.in_a_row < max_skips)
+        safe = jax.tree.map(lambda g: jnp.where(broken, jnp.zeros_like(g), g), updates)
+        moved, after = below.update(safe, state.inner, params, **extra)
+        (bad_moves,) = global_sums(not_finite(moved))
+        skip = broken | spike | together(bad_moves > 0)
+        moved = jax.tree.map(lambda u: jnp.where(skip, jnp.zeros_like(u), u), moved)
+        inner_state = jax.tree.map(lambda new, old: jnp.where(skip, old, new), after, state.inner)
+        row = jnp.where(skip, increment(state.in_a_row), jnp.zeros_like(state.in_a_row))
+        total = state.metrics["skipped_total"] + skip.astype(jnp.float32)
+        metrics = published(skip, total, row)
+        return moved, GuardState(row, increment(state.count), kept, metrics, inner_state)
+
+    return transformation("guard", init, update, complex_leaves=True)
+
+
+register(
+    guard,
+    form="wrapper",
+    paper=Paper("2 OLMo 2 Furious", "OLMo et al.", 2025, "2501.00656"),
+    collectives="norms",
+    notes="around the whole optimizer; what is skipped leaves no trace in the state",
+)
