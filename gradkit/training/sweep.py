@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gradkit import checks
 from gradkit.training import methods, run
@@ -92,7 +93,8 @@ def sweep(
     evaluations = steps // eval_every
     per_piece = max(n for n in range(1, -(-evaluations // PIECES) + 1) if evaluations % n == 0)
 
-    factory = methods.find(method).scheduled if isinstance(method, str) else method
+    named: Any = methods.find(method).scheduled if isinstance(method, str) else method
+    factory: Callable[..., optax.GradientTransformation] = named
     checks.function("method", factory)
     more = {"steps": steps} if "steps" in inspect.signature(factory).parameters else {}
 

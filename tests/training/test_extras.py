@@ -35,7 +35,7 @@ def names_read(file: pathlib.Path) -> set[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "need" and len(node.args) == 3:
             name = node.args[2]
         if isinstance(name, ast.Constant):
-            found.add(name.value)
+            found.add(str(name.value))
     return found
 
 
