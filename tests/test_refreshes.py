@@ -12,6 +12,7 @@ import pytest
 
 import gradkit as gk
 from gradkit.transforms.owned import phases, plan_owned
+from tests.by_numpy import by_numpy
 from tests.papers.replay import assert_equal, normal
 
 METHODS = {
@@ -48,13 +49,13 @@ def test_every_matrix_is_alone_with_its_phase(name: str, x64: None) -> None:
     """Against two methods in turn, one that computes anew at every step and one that never does after the first."""
     interval, steps = 3, 8
     tx = METHODS[name](interval, stagger=True)
-    update, x = jax.jit(tx.update), draw(99)
+    update, x = by_numpy(tx.update), draw(99)
     state, got = tx.init(x), []
     for t in range(steps):
         d, state = update(draw(t), state, x)
         got.append(d)
     always, never = (METHODS[name](every) for every in (1, NEVER))
-    now, later = jax.jit(always.update), jax.jit(never.update)
+    now, later = by_numpy(always.update), by_numpy(never.update)
     for leaf, phase in phase_of(list(SHAPES), interval).items():
         alone = {"w": x[leaf]}
         state = always.init(alone)

@@ -17,6 +17,7 @@ from gradkit.leaves import default_layout, layout
 from gradkit.parallel import collective_bytes
 from gradkit.transforms.matrices import map_matrices, plan_matrices
 from gradkit.transforms.placement import flops
+from tests.by_numpy import by_numpy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -74,7 +75,7 @@ def spread(mesh: Mesh, tree: Any, specs: Any, shard: Any, **options: Any) -> tup
 
 def alone(tree: Any, **options: Any) -> Any:
     tx = gk.scale_by_muon(layout=LAYOUT, **options)
-    return tx.update(tree, tx.init(tree))[0]
+    return by_numpy(lambda tree: tx.update(tree, tx.init(tree))[0])(tree)
 
 
 def assert_near(got: Any, want: Any, rtol: float = 1e-12) -> None:

@@ -1,5 +1,6 @@
 """State that lies with the owner of a matrix: the numbers of one device, 1 / N of the bytes, no more exchange."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import gradkit as gk
 from gradkit.parallel import collective_bytes, init_sharded
 from gradkit.training import Checkpoints
 from gradkit.transforms.owned import Owned
+from tests.by_numpy import by_numpy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -39,12 +41,18 @@ def draw(step: int) -> Any:
     return {k: {"kernel": jnp.asarray(rng.standard_normal(s))} for k, s in SHAPES.items()}
 
 
-def steps(tx: Any, state: Any, tree: Any, put: Any) -> Any:
-    update, d = jax.jit(tx.update), None
+def steps(update: Any, state: Any, put: Any) -> Any:
+    d = None
     for t in range(3):
         d, state = update(put(draw(t)), state)
         jax.block_until_ready(d)
     return d, state
+
+
+@functools.cache
+def on_one_device(name: str) -> Any:
+    tx = METHODS[name](None)
+    return steps(by_numpy(tx.update), tx.init(draw(0)), lambda tree: tree)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
@@ -55,15 +63,15 @@ def test_owners(name: str, cut: bool, kind: AxisType) -> None:
     specs = {k: {"kernel": P(None, "x") if cut else P()} for k in SHAPES}
     put = lambda tree: jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)  # noqa: E731
     shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=specs if kind == AxisType.Auto else None)
-    tx, alone = METHODS[name](shard), METHODS[name](None)
+    tx = METHODS[name](shard)
     with jax.set_mesh(mesh):
         params = put(draw(0))
         state = init_sharded(tx, params)
         eager = tx.init(params)
         assert jax.tree.map(lambda x: x.sharding.spec, state) == jax.tree.map(lambda x: x.sharding.spec, eager)
         program = jax.jit(tx.update).lower(params, state).compile()
-        got, after = steps(tx, state, params, put)
-    want, end = steps(alone, alone.init(draw(0)), draw(0), lambda tree: tree)
+        got, after = steps(program, state, put)
+    want, end = on_one_device(name)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-9, atol=1e-9)
 
@@ -107,7 +115,9 @@ PLACES = {
 def test_a_checkpoint_fits_any_mesh(name: str, tmp_path: Path) -> None:
     """Two steps on one, four, eight devices and a third elsewhere are three steps on one device."""
 
-    def on(place: str) -> tuple[Any, Any, Any]:
+    @functools.cache
+    def on(place: str) -> tuple[Any, Any, Any, Any]:
+        """The beginning, the step, where trees go, and the mesh."""
         devices, cut = PLACES[place]
         auto = (AxisType.Auto,) * 2
         sizes = (min(2, devices), max(1, devices // 2))
@@ -115,13 +125,14 @@ def test_a_checkpoint_fits_any_mesh(name: str, tmp_path: Path) -> None:
         specs = {k: {"kernel": cut.get(k, P())} for k in SHAPES}
         put = lambda tree: jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)  # noqa: E731
         shard = gk.MatrixSharding(mesh, ("x", "y"), min_dim=0, specs=specs)
-        return FITTED[name](shard), put, jax.set_mesh(mesh)
+        tx = FITTED[name](shard)
+        return functools.partial(init_sharded, tx), jax.jit(tx.update), put, functools.partial(jax.set_mesh, mesh)
 
     def third(place: str, saved: Checkpoints | None) -> Any:
-        tx, put, where = on(place)
-        with where:
+        init, update, put, where = on(place)
+        with where():
             params = put(draw(0))
-            update, state = jax.jit(tx.update), init_sharded(tx, params)
+            state = init(params)
             if saved is None:
                 for t in (0, 1):
                     _, state = update(put(draw(t)), state, params)
