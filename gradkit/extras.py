@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit.leaves.paths import map_named
-from gradkit.leaves.scopes import default_layout
+from gradkit.leaves.scopes import resolve_layout
 
 
 class GradientMoments(NamedTuple):
@@ -112,11 +112,16 @@ def _model(grads: Any) -> Callable[[Any], jax.Array]:
     return model_fn
 
 
-def _input_moment(name: str, x: jax.Array) -> Any:
-    """The second moment of a layer's inputs, the same for all layers of a stack; None where there are no inputs."""
-    axes = default_layout(name, x.shape)
-    n = math.prod(x.shape[a] for a in axes.inputs)
-    return jnp.eye(n) + 0.5 * jnp.ones((n, n)) if axes.inputs and n else None
+def _input_moments(grads: Any) -> Any:
+    """The second moments of the layers' inputs, the same for all layers of a stack; None where there are no inputs."""
+    layout = resolve_layout(None, grads, method="input_moment")
+
+    def moment(name: str, x: jax.Array) -> Any:
+        axes = layout(name, x.shape)
+        n = math.prod(x.shape[a] for a in axes.inputs)
+        return jnp.eye(n) + 0.5 * jnp.ones((n, n)) if axes.inputs and n else None
+
+    return map_named(moment, grads)
 
 
 def _moments_sample(grads: Any) -> GradientMoments:
@@ -221,7 +226,7 @@ _TABLE = (
     Extra("factor_grads", "gradients with a leading axis, of whose products the statistics are made",
           lambda g: jax.tree.map(lambda x: jnp.stack([x, x]), g), local=True),
     Extra("input_moment", "a tree like the parameters: the second moment of the inputs of each kernel, None elsewhere",
-          lambda g: map_named(_input_moment, g), local=True),
+          _input_moments, local=True),
     Extra("index", "the number of the example, 0, 1, ...", lambda g: 0),
     Extra("weight", "how much this minibatch counts, such as its number of tokens", lambda g: 1),
     Extra("probe", "a tree like the gradients: the random direction of this step", local=True),

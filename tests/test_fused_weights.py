@@ -33,7 +33,10 @@ LAYOUT = layout(
     (by_path("layers/kernel"), {"stack": 1, "splits": (3, 2)}),
     (by_path("out/kernel"), {"inputs": (0, 1), "outputs": (2,), "splits": (4, 2)}),
 )
-APART = layout((by_path("out[ab]/kernel"), {"inputs": (0, 1), "outputs": (2,)}))
+APART = layout(
+    (by_path("out[ab]/kernel"), {"inputs": (0, 1), "outputs": (2,)}),
+    (by_path("(qkv|heads|layers).*/kernel"), {"stack": (), "inputs": (0,), "outputs": (1,), "splits": ()}),
+)
 
 
 def draw(t: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, axes_of, map_named, names
+from gradkit.leaves import Layout, map_named, names, resolve_layout
 
 PAPER = Paper(
     "From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients",
@@ -174,10 +174,12 @@ def welore_labels(params: Any, ranks: Any, min_ratio: float | None = None, *, la
     if unknown := sorted(given.keys() - set(names(params))):
         raise ValueError(f"ranks are given of leaves that are not there: {unknown}")
 
+    declared = resolve_layout(layout, params, method="welore_labels")
+
     def one(name: str, x: Any) -> str:
         if name not in given:
             return "nlrc"
-        axes, rank = axes_of(layout, name, jnp.shape(x)), int(np.max(np.asarray(given[name])))
+        axes, rank = declared(name, jnp.shape(x)), int(np.max(np.asarray(given[name])))
         n, m = (math.prod(jnp.shape(x)[a] for a in group) for group in (axes.inputs, axes.outputs))
         if not axes.inputs or not axes.outputs or not 0 <= rank <= min(n, m):
             raise ValueError(f"the rank of {name!r} must be that of a matrix of shape {(n, m)}, got {rank}")

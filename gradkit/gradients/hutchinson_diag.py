@@ -13,7 +13,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.gradients.replicas import mean_over, own_copy
-from gradkit.leaves import Layout
+from gradkit.leaves import Layout, resolve_layout
 from gradkit.transforms.core import check_leaves
 from gradkit.transforms.hutchinson import check_hutchinson, hutchinson
 
@@ -84,6 +84,7 @@ def hutchinson_diag(
         raise ValueError("hutchinson_diag needs params: the Hessian is taken there")
     check_leaves("hutchinson_diag", params, complex_leaves=False)
     params = own_copy(params, axis_name)
+    layout = resolve_layout(layout, params, method="hutchinson_diag")
     gradient = jax.grad(scalar_loss("hutchinson_diag", loss_fn))
 
     def hvp(z: Any) -> Any:

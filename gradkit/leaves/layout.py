@@ -55,7 +55,7 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout | None = N
             if selector.test(path, tuple(shape), None):
                 changes = dict(changes)
                 stack = changes.pop("stack", None)
-                axes = axes_of(default, path, shape)
+                axes = axes_of(default, path, shape, doubt=False)
                 if isinstance(stack, int):
                     if axes.stack != tuple(range(stack)):
                         axes = _shift((alone if default is None else default)(path, tuple(shape)[stack:]), stack)

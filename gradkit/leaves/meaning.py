@@ -140,7 +140,7 @@ def meaning(tree: Tree, x: Leaf) -> Own:
     if x.kind in ("vector", "free vector"):
         return _vector(tree, x)
     if len(real) <= 1 and x.kind != "conv" and len(axes) < 3 and not _of_bias(tree, x):
-        lone = len(axes) < 2 or naming.own(x.path) not in naming.WEIGHTS
+        lone = len(axes) < 2 or naming.own(x.path) not in ("", *naming.WEIGHTS)
         if lone:
             return "vector", (), tuple(axes)
     if x.kind == "norm":

@@ -134,6 +134,8 @@ def kind(path: str) -> str:
     """The kind of a leaf by its name: "vector" (one axis of its own), "free vector" (any number), "norm" (the weight of
     a normalization), "table", "head", "conv", "einsum", "lora", "state space", "dense", or "free" for any other."""
     name, of = own(path), label(path)
+    if not name:
+        return "dense"  # an array by itself
     mine = words(of)
     if _STATE_SPACE.fullmatch(parts(path)[-1]):
         return "state space"

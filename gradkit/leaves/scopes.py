@@ -34,15 +34,17 @@ class Scope:
       tree: the tree.
       outer: the scope around this one.
       given: a decision that is not the one of names and shapes.
+      starts: whether it is that of an `init`.
       asked: whether anything read the decision.
-      warned: whether a warning has been given.
+      doubted: the names of uncertain leaves that were asked for.
     """
 
     tree: Any
     outer: "Scope | None" = None
     given: Decision | None = None
+    starts: bool = False
     asked: bool = False
-    warned: bool = False
+    doubted: set[str] = dataclasses.field(default_factory=set)
 
     @functools.cached_property
     def decision(self) -> Decision:
@@ -73,14 +75,15 @@ class Kept:
 
 
 @contextlib.contextmanager
-def deciding(tree: Any, given: Decision | None = None) -> Iterator[Scope]:
+def deciding(tree: Any, given: Decision | None = None, *, starts: bool = False) -> Iterator[Scope]:
     """Within, the layout of the leaves of `tree` is decided for all of them together.
 
     Args:
       tree: parameters or updates, arrays or shapes.
       given: a decision made before. Default None: that of the tree.
+      starts: whether it is the tree of an `init`, where warnings are given.
     """
-    scope = Scope(tree, _SCOPE.get(), given)
+    scope = Scope(tree, _SCOPE.get(), given, starts)
     token = _SCOPE.set(scope)
     try:
         yield scope
@@ -88,16 +91,26 @@ def deciding(tree: Any, given: Decision | None = None) -> Iterator[Scope]:
         _SCOPE.reset(token)
 
 
-def scoped_init(init: Callable[[Any], Any], params: Any) -> Any:
-    """Calls an `init` with its parameters as the tree that layouts are decided for."""
-    named = infer_layout(params)
-    outer = _SCOPE.get()
-    if named.entries == lasting(params).entries or (outer is not None and _covering(outer, named.entries)):
-        with deciding(params):
-            return init(params)
-    with deciding(params, named) as scope:
+def scoped_init(init: Callable[[Any], Any], params: Any, method: str) -> Any:
+    """Calls an `init` with its parameters as the tree that layouts are decided for; then warns, once, of the leaves
+    that were asked for and that the tree does not settle."""
+    named, plain, outer = infer_layout(params), lasting(params), _SCOPE.get()
+    same = named.entries == plain.entries or (outer is not None and _covering(outer, named.entries) is not None)
+    with deciding(params, None if same else named, starts=True) as scope:
         state = init(params)
-    return Kept(state, named) if scope.asked else state
+    doubts = [doubt for doubt in scope.decision.ambiguous if doubt.path in scope.doubted] if scope.doubted else []
+    if doubts:
+        shown = "; ".join(f"{d.path} as {_text(d.axes)} ({d.reason})" for d in doubts[:8])
+        more = f"; and {len(doubts) - 8} more" if len(doubts) > 8 else ""
+        warnings.warn(
+            f"{method}: what the axes of {len(doubts)} leaves mean is not certain. Assumed: {shown}{more}. "
+            f"Declare it: layout=gk.leaves.layout((gk.leaves.by_path({doubts[0].path!r}), "
+            '{"stack": ..., "inputs": ..., "outputs": ...})), or '
+            "layout=gk.leaves.infer_layout(params, axis_names=...)",
+            LayoutWarning,
+            stacklevel=3,
+        )
+    return Kept(state, named) if scope.asked and not same else state
 
 
 def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: Any) -> tuple[Any, Any]:
@@ -132,6 +145,10 @@ def default_layout(path: str, shape: tuple[int, ...]) -> Axes:
       >>> default_layout("ScanBlock_0/Conv_0/kernel", (6, 3, 3, 8, 16))
       Axes(role='conv', stack=(0,), inputs=(1, 2, 3), outputs=(4,), splits=())
     """
+    return _look_up(path, tuple(shape), doubt=True)
+
+
+def _look_up(path: str, shape: tuple[int, ...], *, doubt: bool) -> Axes:
     inner = _SCOPE.get()
     scopes = [] if inner is None else inner.outwards()
     # Inside `shard_map` a device asks for the shape of its shard.
@@ -140,17 +157,20 @@ def default_layout(path: str, shape: tuple[int, ...]) -> Axes:
             axes = scope.decision.find(path, shape, exact=exact)
             if axes is not None:
                 scope.asked = True
+                if doubt and scope.starts and scope.decision.ambiguous:
+                    scope.doubted.add(path)
                 return axes
-    return alone(path, tuple(shape))
+    return alone(path, shape)
 
 
-def axes_of(layout: Layout | None, path: str, shape: tuple[int, ...]) -> Axes:
+def axes_of(layout: Layout | None, path: str, shape: tuple[int, ...], *, doubt: bool = True) -> Axes:
     """The meaning of the axes of one leaf.
 
     Args:
       layout: what the user declared, or None.
       path: the name of the leaf, `a/b/c`.
       shape: its shape.
+      doubt: whether an `init` warns where the tree leaves it open; not so where the user declares a part of it.
 
     Returns:
       The meaning of its axes: what the layout says, or `default_layout`.
@@ -159,7 +179,7 @@ def axes_of(layout: Layout | None, path: str, shape: tuple[int, ...]) -> Axes:
       >>> axes_of(None, "bias", (8,)).role
       'vector'
     """
-    return (default_layout if layout is None else layout)(path, tuple(shape))
+    return _look_up(path, tuple(shape), doubt=doubt) if layout is None else layout(path, tuple(shape))
 
 
 def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: bool = False) -> Layout:
@@ -170,7 +190,7 @@ def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: 
       params: parameters or updates, arrays or shapes; the whole tree or a part of it, inside a transformation.
       method: the public name, for messages.
       matters: whether the result depends on the meaning of the axes; then, where the tree leaves it open, a warning
-        names the leaves, once for an `init`.
+        at the end of the outermost `init` names the leaves.
 
     Returns:
       A layout.
@@ -192,21 +212,9 @@ def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: 
     with deciding(params) as own:
         entries = own.decision.entries
         scope = _covering(own, entries) or own
-        scope.asked = True
-        inside = {path for path, _, _ in entries}
-        doubts = [doubt for doubt in scope.decision.ambiguous if doubt.path in inside]
-        if matters and doubts and not scope.warned:
-            scope.warned = True
-            shown = "; ".join(f"{d.path} as {_text(d.axes)} ({d.reason})" for d in doubts[:8])
-            more = f"; and {len(doubts) - 8} more" if len(doubts) > 8 else ""
-            warnings.warn(
-                f"{method}: what the axes of {len(doubts)} leaves mean is not certain. Assumed: {shown}{more}. "
-                f"Declare it: layout=gk.leaves.layout((gk.leaves.by_path({doubts[0].path!r}), "
-                '{"stack": ..., "inputs": ..., "outputs": ...})), or '
-                "layout=gk.leaves.infer_layout(params, axis_names=...)",
-                LayoutWarning,
-                stacklevel=2,
-            )
+    scope.asked = True
+    if matters and scope.starts:
+        scope.doubted |= {path for path, _, _ in entries}
     return scope.decision
 
 

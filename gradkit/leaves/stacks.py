@@ -168,7 +168,7 @@ def find_stacks(leaves: Sequence[Leaf], widths: set[int]) -> None:
             size = below[0].shape[position]
             accepted.append((module, position, size))
             kernels = {naming.layer(x.path) for x in below}
-            if len(kernels) == 1 and gain < 10 and not any(naming.stacks(piece) for piece in module):
+            if len(kernels) == 1 and gain < 5 and not any(naming.stacks(piece) for piece in module):
                 for x in below:
                     x.doubts.append(f"axis {position % len(x.shape)} is taken as a stack of {size} by its shape alone")
     _leftovers(leaves, accepted)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradkit import checks
-from gradkit.leaves import Layout, axes_of, map_named
+from gradkit.leaves import Layout, map_named, resolve_layout
 
 BATCH_AXES = ("replica", "data", "fsdp")
 
@@ -92,7 +92,7 @@ def param_shardings(params: Any, mesh: Mesh, *, layout: Layout | None = None) ->
     Args:
       params: arrays or `jax.ShapeDtypeStruct`s.
       mesh: the mesh.
-      layout: what the axes of a parameter mean. Default: the names of Flax.
+      layout: what the axes of a parameter mean. Default None: what is inferred from the tree.
 
     Returns:
       A tree of `NamedSharding`s like `params`, for `jax.device_put` or `out_shardings`.
@@ -103,9 +103,10 @@ def param_shardings(params: Any, mesh: Mesh, *, layout: Layout | None = None) ->
       >>> param_shardings(params, mesh)["dense"]["kernel"].spec
       P('fsdp', 'tensor')
     """
+    declared = resolve_layout(layout, params, method="param_shardings")
 
     def place(name: str, x: Any) -> NamedSharding:
-        shape, axes = np.shape(x), axes_of(layout, name, np.shape(x))
+        shape, axes = np.shape(x), declared(name, np.shape(x))
         spec: list[str | None] = [None] * len(shape)
         tensor, fsdp = (mesh.shape.get(axis, 0) for axis in ("tensor", "fsdp"))
         if tensor and axes.inputs and axes.outputs and shape[axes.outputs[-1]] % tensor == 0:

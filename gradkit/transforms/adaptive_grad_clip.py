@@ -12,7 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Layout, check_mask, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
 from gradkit.transforms.core import abs_sq, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, packed_norms
 
@@ -97,6 +97,7 @@ def adaptive_grad_clip(
     checks.real("eps", eps, "(0, inf)")
 
     def init(params: optax.Params) -> optax.EmptyState:
+        resolve_layout(layout, params, method="adaptive_grad_clip", matters=True)
         check_mask(mask, params, method="adaptive_grad_clip", argument="mask", instead="mask=False")
         return optax.EmptyState()
 

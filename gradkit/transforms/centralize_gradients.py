@@ -15,7 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
-from gradkit.transforms.core import divide, scalar, transformation
+from gradkit.transforms.core import divide, scalar, stateless, transformation
 from gradkit.transforms.norms import entries, packed_sums
 from gradkit.transforms.sums import block_sums, own_parts, whole_shape
 
@@ -84,7 +84,7 @@ def centralize_gradients(
             g[i] = g[i] - mean
         return structure.unflatten(g), state
 
-    return transformation("centralize_gradients", lambda params: optax.EmptyState(), update)
+    return transformation("centralize_gradients", stateless("centralize_gradients", layout), update)
 
 
 def normalize_gradients(*, eps: Any = 1e-8, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
@@ -132,7 +132,7 @@ def normalize_gradients(*, eps: Any = 1e-8, layout: Layout | None = None) -> opt
             g[i] = g[i] * divide(jnp.ones_like(root), root)
         return structure.unflatten(g), state
 
-    return transformation("normalize_gradients", lambda params: optax.EmptyState(), update)
+    return transformation("normalize_gradients", stateless("normalize_gradients", layout), update)
 
 
 register(centralize_gradients, form="primitive", paper=PAPER, collectives="norms", golden=("adaptive/ranger21",))

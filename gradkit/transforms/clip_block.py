@@ -13,7 +13,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, names
 from gradkit.transforms.clip import clip_by_global_norm
-from gradkit.transforms.core import scalar, transformation
+from gradkit.transforms.core import scalar, stateless, transformation
 from gradkit.transforms.norms import packed_norms
 
 PAPER = Paper(
@@ -66,7 +66,7 @@ def clip_by_block_norm(max_norm: Any, *, layout: Layout | None = None) -> optax.
         factors = norms.each(lambda n: jnp.minimum(scalar(max_norm, n) / (n + 1e-6), jnp.ones_like(n)))
         return structure.unflatten([g * f.astype(g.dtype) for g, f in zip(leaves, factors, strict=True)]), state
 
-    return transformation("clip_by_block_norm", lambda params: optax.EmptyState(), update, complex_leaves=True)
+    return transformation("clip_by_block_norm", stateless("clip_by_block_norm", layout), update, complex_leaves=True)
 
 
 def _clip_by_value(limit: Any) -> optax.GradientTransformationExtraArgs:
@@ -83,7 +83,7 @@ def clip_by(clipping: str, max_norm: Any, layout: Layout | None) -> optax.Gradie
     """The link of a method that can clip all leaves together ("global"), every tensor ("local") or every coordinate
     ("elementwise").
 
-    >>> clip = clip_by("elementwise", 1.0, default_layout)
+    >>> clip = clip_by("elementwise", 1.0, None)
     >>> g = jnp.array([0.5, -3.0])
     >>> clip.update(g, clip.init(g))[0].tolist()
     [0.5, -1.0]

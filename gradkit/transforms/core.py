@@ -28,7 +28,7 @@ import optax
 from jax.core import Tracer
 
 from gradkit.extras import missing
-from gradkit.leaves import Method, check_mask, names
+from gradkit.leaves import Layout, Method, check_mask, names, resolve_layout
 from gradkit.leaves.derived import has_boxes, rename, unboxed
 from gradkit.leaves.recording import announce
 from gradkit.leaves.scopes import Kept, deciding, scoped_init, scoped_update
@@ -256,7 +256,7 @@ def transformation(
         def announced(params: optax.Params) -> Any:
             return announce(described or Method(method), init, params, complete=complete)
 
-        return scoped_init(announced, as_arrays(params))
+        return scoped_init(announced, as_arrays(params), method)
 
     def checked_update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None and needs_params:
@@ -305,6 +305,16 @@ def through(function: Callable[..., Any], structure: Any) -> Callable[..., Any]:
         return structure.unflatten(jax.tree.leaves(tree)) if bare else tree
 
     return lambda *args, **rest: unboxed(function(*map(boxed, args), **rest))
+
+
+def stateless(method: str, layout: Layout | None) -> InitFn:
+    """The `init` of a link that keeps nothing and whose update depends on the meaning of axes."""
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        resolve_layout(layout, params, method=method, matters=True)
+        return optax.EmptyState()
+
+    return init
 
 
 def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -20,7 +20,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.extras import GradientMoments
-from gradkit.leaves import Layout, names
+from gradkit.leaves import Layout, names, resolve_layout
 from gradkit.transforms.core import (
     bias_correction,
     check_match,
@@ -115,6 +115,7 @@ def scale_by_gsnr(
     checks.real("eps", eps, "[0, inf)", optional=True)
 
     def init(params: optax.Params) -> ScaleByGsnrState:
+        resolve_layout(layout, params, method="scale_by_gsnr", matters=True)
         return ScaleByGsnrState(jnp.zeros((), jnp.int32), None if b3 is None else zeros(params))
 
     def update(updates: Any, state: ScaleByGsnrState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

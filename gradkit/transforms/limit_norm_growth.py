@@ -13,7 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, map_named, names
+from gradkit.leaves import Layout, map_named, names, resolve_layout
 from gradkit.transforms.core import scalar, transformation, wide_dtype
 from gradkit.transforms.norms import block_axes, global_norm, packed_norms
 
@@ -77,6 +77,7 @@ def limit_norm_growth(
     checks.choice("per", per, ("leaf", "global"))
 
     def init(params: optax.Params) -> LimitNormGrowthState:
+        resolve_layout(layout, params, method="limit_norm_growth", matters=True)
         if per == "global":
             dtypes = [jnp.finfo(wide_dtype(x.dtype)).dtype for x in jax.tree.leaves(params)]
             widest = max(dtypes, key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, names
+from gradkit.leaves import Layout, names, resolve_layout
 from gradkit.transforms.core import increment, scalar, transformation, widen, zeros
 from gradkit.transforms.norms import packed_norms
 
@@ -113,6 +113,7 @@ def mars_correction(
         return c, MarsCorrectionState(increment(state.count), params if exact else updates)
 
     def init(params: optax.Params) -> MarsCorrectionState:
+        resolve_layout(layout, params, method="mars_correction", matters=True)
         return MarsCorrectionState(jnp.zeros((), jnp.int32), zeros(params))
 
     return transformation("mars_correction", init, update, needs_params=exact, complex_leaves=True)

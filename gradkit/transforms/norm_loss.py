@@ -16,7 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, axes_of, check_mask, map_named, names, resolve_mask, tensor_axes
+from gradkit.leaves import Layout, axes_of, check_mask, map_named, names, resolve_layout, resolve_mask, tensor_axes
 from gradkit.transforms.core import (
     abs_sq,
     at_count,
@@ -82,6 +82,7 @@ def norm_loss(
     checks.real("eps", eps, "[0, inf)")
 
     def init(params: optax.Params) -> optax.EmptyState:
+        resolve_layout(layout, params, method="norm_loss", matters=True)
         check_mask(mask, params, method="norm_loss", argument="mask", instead="factor=0 and no mask")
         return optax.EmptyState()
 
@@ -157,6 +158,7 @@ def stable_weight_decay(
         return jnp.finfo(wide_dtype(x.dtype)).dtype
 
     def init(params: optax.Params) -> StableWeightDecayState:
+        resolve_layout(layout, params, method="stable_weight_decay", matters=True)
         check_decay_mask("stable_weight_decay", weight_decay_mask, params)
 
         def one(name: str, x: Any) -> jax.Array:

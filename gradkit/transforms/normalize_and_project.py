@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_layout, resolve_mask
 from gradkit.transforms.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.norms import BLOCKS, block_axes, entries
 from gradkit.transforms.sums import block_sums, own_parts
@@ -150,6 +150,7 @@ def normalize_and_project(
         return [i for i, x in enumerate(jax.tree.leaves(tree)) if on[i] and i not in layers and x.size]
 
     def init(params: optax.Params) -> NormalizeAndProjectState:
+        resolve_layout(layout, params, method="normalize_and_project", matters=True)
         check_mask(chosen_by, params, method="normalize_and_project", argument="mask", instead="mask=False")
         leaves, structure = jax.tree.flatten(params)
         known = names(params)

@@ -21,7 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, axes_of, names, resolve_mask, tensor_axes
+from gradkit.leaves import Layout, axes_of, names, resolve_layout, resolve_mask, tensor_axes
 from gradkit.transforms.core import abs_sq, check_decay_mask, divide, scalar, transformation
 from gradkit.transforms.norms import entries, packed_sums
 
@@ -116,6 +116,7 @@ def project_scale_invariant(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
+        resolve_layout(layout, params, method="project_scale_invariant", matters=True)
         check_decay_mask("project_scale_invariant", weight_decay_mask, params)
         return inner.init(params)
 

@@ -16,7 +16,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, map_named
 from gradkit.linalg.orthogonalize import orthogonalize
-from gradkit.transforms.core import transformation
+from gradkit.transforms.core import stateless, transformation
 from gradkit.transforms.matrices import MatrixSharding, map_matrices, plan_matrices
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
@@ -92,7 +92,7 @@ def shard_matrices(
         found = structure.flatten_up_to(done)
         return structure.unflatten([x if y is None else y for x, y in zip(leaves, found, strict=True)]), state
 
-    return transformation("shard_matrices", lambda params: optax.EmptyState(), update)
+    return transformation("shard_matrices", stateless("shard_matrices", layout), update)
 
 
 register(

@@ -20,7 +20,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, check_mask, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
 from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
 from gradkit.transforms.norms import BLOCKS, concatenated, packed_norms
 
@@ -125,6 +125,7 @@ def scale_by_trust_ratio(
     limits = param_norm_min, param_norm_max, update_norm_max, ratio_max
 
     def init(params: optax.Params) -> ScaleByTrustRatioState:
+        resolve_layout(layout, params, method="scale_by_trust_ratio", matters=True)
         own = {"method": "scale_by_trust_ratio", "argument": "trust_ratio_mask", "instead": "trust_ratio_mask=False"}
         check_mask(trust_ratio_mask, params, **own)
         check_decay_mask("scale_by_trust_ratio", weight_decay_mask, params)

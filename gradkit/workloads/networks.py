@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradkit.leaves import default_layout, names
+from gradkit.leaves import infer_layout, names
 
 
 class MLP(nn.Module):
@@ -42,9 +42,9 @@ def initializer(network: nn.Module, example: jax.Array, *, gain: float) -> Calla
     """
     abstract = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
     leaves, structure = jax.tree.flatten(abstract)
-    scales, constants = [], []
+    layout, scales, constants = infer_layout(abstract), [], []
     for path, leaf in zip(names(abstract), leaves, strict=True):
-        axes, last = default_layout(path, leaf.shape), path.split("/")[-1]
+        axes, last = layout(path, leaf.shape), path.split("/")[-1]
         spread = {"kernel": math.sqrt(gain / max(1, math.prod(leaf.shape[a] for a in axes.inputs))), "embedding": 0.1}
         scales.append(spread.get(last, 0.0))
         constants.append(1.0 if last == "scale" else 0.0)

@@ -16,7 +16,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, map_named
 from gradkit.transforms.clip_block import clip_coordinates
-from gradkit.transforms.core import transformation
+from gradkit.transforms.core import stateless, transformation
 from gradkit.transforms.norms import block_axes
 
 DEFAULT = 0.1
@@ -117,7 +117,7 @@ def clip_by_quantile(
             limits = jax.tree.map(lambda u: limit.astype(u.dtype), updates)
         return jax.tree.map(clip_coordinates, updates, limits), state
 
-    return transformation("clip_by_quantile", lambda params: optax.EmptyState(), update)
+    return transformation("clip_by_quantile", stateless("clip_by_quantile", layout), update)
 
 
 register(

@@ -15,7 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, names
-from gradkit.transforms.core import scalar, transformation
+from gradkit.transforms.core import scalar, stateless, transformation
 from gradkit.transforms.norms import packed_norms, packed_sums
 
 PAPER = Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 2025, "2501.04697")
@@ -78,7 +78,7 @@ def perpgrad(
         factors = sums.each(lambda xg, xx, gg, n_o: length(jnp.sqrt(gg), n_o), n_o)
         return structure.unflatten([o * f for o, f in zip(o, factors, strict=True)]), state
 
-    return transformation("perpgrad", lambda params: optax.EmptyState(), update, needs_params=True)
+    return transformation("perpgrad", stateless("perpgrad", layout), update, needs_params=True)
 
 
 def orthogonalize_to_params(*, eps: Any = 1e-30, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:

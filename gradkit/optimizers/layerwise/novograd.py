@@ -21,6 +21,7 @@ from gradkit.leaves import (
     axes_of,
     map_named,
     names,
+    resolve_layout,
     resolve_mask,
     tensor_axes,
 )
@@ -128,6 +129,8 @@ def scale_by_novograd(
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
 
     def init(params: optax.Params) -> ScaleByNovogradState:
+        resolve_layout(layout, params, method="scale_by_novograd", matters=True)
+
         def per_tensor(name: str, x: Any) -> jax.Array:
             own = tensor_axes(axes_of(layout, name, x.shape), x.shape)
             return jnp.zeros(

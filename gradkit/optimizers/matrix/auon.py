@@ -25,7 +25,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, axes_of, map_named, names
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import divide, optimizer, scalar, transformation
+from gradkit.transforms.core import divide, optimizer, scalar, stateless, transformation
 from gradkit.transforms.matrices import MatrixSharding, map_matrices, plan_matrices
 from gradkit.transforms.momenta import Mean, weighted_momenta
 from gradkit.transforms.norms import entries, packed_norms, packed_sums
@@ -102,7 +102,7 @@ def scale_by_cosh_rms(
             d = [x * jnp.asarray(s, x.dtype) for x, s in zip(d, s, strict=True)]
         return structure.unflatten(d), state
 
-    return transformation("scale_by_cosh_rms", lambda params: optax.EmptyState(), update)
+    return transformation("scale_by_cosh_rms", stateless("scale_by_cosh_rms", layout), update)
 
 
 def _orthogonalize(
@@ -122,7 +122,7 @@ def _orthogonalize(
         done = map_matrices(kernel, matrices, plan)
         return map_named(lambda name, x: done.get(name, x), updates), state
 
-    return transformation("scale_by_hybrid_auon", lambda params: optax.EmptyState(), update)
+    return transformation("scale_by_hybrid_auon", stateless("scale_by_hybrid_auon", layout), update)
 
 
 def _chained(name: str, momentum: Any, mu_dtype: Any, *links: Any) -> optax.GradientTransformationExtraArgs:

@@ -13,7 +13,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, from_matrices, map_named, names, to_matrices
 from gradkit.linalg import damped_solve
-from gradkit.transforms.core import need, transformation
+from gradkit.transforms.core import need, stateless, transformation
 
 PAPER = Paper("TrAct: Making First-layer Pre-Activations Trainable", "Petersen, Borgelt, Ermon", 2024, "2410.23970")
 
@@ -78,7 +78,7 @@ def precondition_by_input_moment(
             raise ValueError(f"precondition_by_input_moment: input_moment is of leaves that are not there: {unknown}")
         return map_named(lambda name, x: whitened(name, x, given[name]) if name in given else x, g), state
 
-    return transformation("precondition_by_input_moment", lambda params: optax.EmptyState(), update)
+    return transformation("precondition_by_input_moment", stateless("precondition_by_input_moment", layout), update)
 
 
 register(

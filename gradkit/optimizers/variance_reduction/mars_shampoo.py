@@ -17,7 +17,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method, axes_of, from_matrices, map_named, to_matrices
 from gradkit.linalg import orthogonalize
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
-from gradkit.transforms.core import optimizer, scalar, transformation
+from gradkit.transforms.core import optimizer, scalar, stateless, transformation
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"
@@ -46,7 +46,7 @@ def _orthogonalize(
         del params, extra
         return map_named(direction, updates), state
 
-    return transformation("mars_shampoo", lambda params: optax.EmptyState(), update)
+    return transformation("mars_shampoo", stateless("mars_shampoo", layout), update)
 
 
 def mars_shampoo(
