@@ -104,7 +104,7 @@ def assign(
     """
     given = [*entries, *[None] * (len(shape) - len(entries))]
     used: set[Any] = set()
-    out = []
+    out: list[Any] = []
     for i, (length, possible) in enumerate(zip(lengths, sources, strict=True)):
         taken: list[Any] = []
         for a in possible if length > 1 else ():
@@ -164,7 +164,8 @@ def derived(node: Any, x: Any, sources: Sources) -> Any:
     if isinstance(node, meta.AxisMetadata) and dataclasses.is_dataclass(node):
         fields = {field.name for field in dataclasses.fields(node)}
         if {"value", "names"} <= fields:
-            return dataclasses.replace(node, value=x, names=names_from(axes_of_box(node) or ()))
+            box: Any = node
+            return dataclasses.replace(box, value=x, names=names_from(axes_of_box(node) or ()))
     return x
 
 

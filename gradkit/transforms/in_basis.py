@@ -254,12 +254,12 @@ def in_basis(
             return jax.tree.map(as_it_lay, u, lay), new, [k for _, _, k in done], own
 
         u, Q, states, own = jax.lax.cond(state.count == 0, first, later, Q, kept_before, state.inner)
-        new = [
+        Q, bases = (
             structure.unflatten([kept(name, x, o) for name, x, o in zip(known, leaves, per_leaf, strict=True)])
             for per_leaf in (Q, states)
-        ]
-        new = settled(new, [state.Q, state.bases])
-        return u, InBasisState(increment(state.count), *new, own)
+        )
+        Q, bases = settled([Q, bases], [state.Q, state.bases])
+        return u, InBasisState(increment(state.count), Q, bases, own)
 
     return transformation("in_basis", init, update)
 

@@ -206,7 +206,7 @@ def _precondition(
                 tuple(y.reshape(-1, *y.shape[(-1 if short[a] else -2) :]) for a, y in sorted_axes(f)) for f in (L, P)
             ]
             failed = jnp.zeros((rows * len(blocks),), own.failed.dtype)
-            done.append(one(G, Block(*flat, mu, nu, failed, apart), at))
+            done.append(one(G, Block(flat[0], flat[1], mu, nu, failed, apart), at))
 
         def kept(old: Any, field: str) -> Any:
             shapes = [[(str(a), y.shape) for a, y in sorted_axes(f)] for f in old]
