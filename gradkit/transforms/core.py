@@ -121,6 +121,13 @@ def once_per_dtype(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return of
 
 
+def times(factor: Any, x: jax.Array) -> jax.Array:
+    """factor * x for what `scalar` makes of a number: traced, it is spared the operator's search for a common dtype."""
+    if not isinstance(x, Tracer):
+        return factor * x
+    return jax.lax.mul(np.asarray(factor, x.dtype) if isinstance(factor, int | float) else factor, x)
+
+
 def at_count(value: Any, count: jax.Array) -> Any:
     """The value of a hyperparameter at this step: a schedule is called with the number of earlier steps."""
     return value(count) if callable(value) else value

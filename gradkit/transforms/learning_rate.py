@@ -12,7 +12,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method
-from gradkit.transforms.core import at_count, increment, once_per_dtype, scalar, transformation
+from gradkit.transforms.core import at_count, increment, once_per_dtype, scalar, times, transformation
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -62,7 +62,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
         del params, extra
         rate = at_count(learning_rate, state.count)
         factor = once_per_dtype(lambda u: (-1 if flip_sign else 1) * scalar(rate, u))
-        updates = jax.tree.map(lambda u: factor(u) * u, updates)
+        updates = jax.tree.map(lambda u: times(factor(u), u), updates)
         return updates, ScaleByLearningRateState(increment(state.count), published(rate))
 
     described = Method("scale_by_learning_rate", learning_rate)

@@ -22,7 +22,20 @@ import optax
 
 from gradkit import checks
 from gradkit.transforms import core
-from gradkit.transforms.core import abs_sq, at_count, divide, increment, scalar, settle, transformation, zeros
+from gradkit.transforms.accumulators import ema, ema_of_square, over
+from gradkit.transforms.core import (
+    abs_sq,
+    at_count,
+    cast,
+    increment,
+    once_per_dtype,
+    pair,
+    scalar,
+    settle,
+    transformation,
+    weights,
+    zeros,
+)
 
 
 class Mean(NamedTuple):
@@ -32,6 +45,25 @@ class Mean(NamedTuple):
     decay: Any
     weight: Any = 1.0
     debias: bool = False
+
+
+@jax.jit
+def _weighted_sum(g: jax.Array, momenta: Sequence[jax.Array], w_0: Any, shares: Any, factors: Any) -> jax.Array:
+    """w_0 g, where it is given, and the running means, each with its weight and its correction."""
+    terms = [] if w_0 is None else [scalar(w_0, g) * g]
+    for weight, factor, u in zip(shares, factors, momenta, strict=True):
+        terms.append(scalar(weight, g) * cast(u, g.dtype) * scalar(factor, g))
+    return functools.reduce(operator.add, terms)
+
+
+@jax.jit
+def _root(v: jax.Array, g: jax.Array, factor: Any, nu: Any, eps: Any, eps_root: Any) -> jax.Array:
+    """sqrt((1 - nu) |g|^2 + nu factor v + eps_root) + eps; nu and 1 - nu as a pair, None for 1 and 0."""
+    square = v * factor
+    if nu is not None:
+        share, rest = weights(nu, v)
+        square = rest * abs_sq(g) + share * square
+    return jnp.sqrt(square + scalar(eps_root, v)) + scalar(eps, v)
 
 
 class WeightedMomentaState(NamedTuple):
@@ -70,32 +102,27 @@ def weighted_momenta(
 
         def follow(mean: Mean, momentum: Any) -> Any:
             decay = at_count(mean.decay, state.count)
-
-            def kernel(u: jax.Array, g: jax.Array) -> jax.Array:
-                b = scalar(decay, g)
-                return (b * u.astype(g.dtype) + (1 - b) * g).astype(u.dtype)
-
-            return settle(jax.tree.map(kernel, momentum, updates))
+            return settle(jax.tree.map(lambda u, g: ema(u, g, decay), momentum, updates))
 
         momenta = tuple(map(follow, means, state.momenta))
-        weights = [at_count(mean.weight, state.count) for mean in means]
+        shares = [at_count(mean.weight, state.count) for mean in means]
         w_0 = at_count(gradient_weight, state.count)
         with_gradient = not (isinstance(w_0, int | float) and w_0 == 0)
 
+        def corrected(g: jax.Array) -> list[Any]:
+            """What the running means are multiplied by besides their weights."""
+            return [1 / core.bias_correction(mean.decay, count, g) if mean.debias else 1.0 for mean in means]
+
+        factors = once_per_dtype(corrected)
+
         def numerator(g: jax.Array, *momenta: jax.Array) -> jax.Array:
-            terms = [scalar(w_0, g) * g] if with_gradient or not momenta else []
-            for mean, weight, u in zip(means, weights, momenta, strict=True):
-                term = scalar(weight, g) * u.astype(g.dtype)
-                if mean.debias:
-                    term = term * (1 / core.bias_correction(mean.decay, count, g)).astype(g.dtype)
-                terms.append(term)
-            return functools.reduce(operator.add, terms)
+            return _weighted_sum(g, momenta, w_0 if with_gradient or not momenta else None, shares, factors(g))
 
         direction = jax.tree.map(numerator, updates, *momenta)
         if below is None:
             return direction, WeightedMomentaState(count, momenta, None)
         d, state_below = below.update(updates, state.denominator, params, **extra)
-        direction = jax.tree.map(lambda n, d: divide(n, d.astype(n.dtype)), direction, d)
+        direction = jax.tree.map(over, direction, d)
         return direction, WeightedMomentaState(count, momenta, state_below)
 
     return transformation(method, init, update, complex_leaves=True)
@@ -145,18 +172,10 @@ def root_mean_square(
         del params
         count = increment(state.count)
 
-        def mean(v: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b2, v)
-            return b * v + (1 - b) * abs_sq(g)
-
-        def root(v: jax.Array, g: jax.Array) -> jax.Array:
-            square = v * (1 / core.bias_correction(b2, count, v)) if bias_correction else v
-            if not mean_alone:
-                share = scalar(nu, v)
-                square = (1 - share) * abs_sq(g) + share * square
-            return jnp.sqrt(square + scalar(eps_root, v)) + scalar(eps, v)
-
-        v = jax.tree.map(mean, state.v, updates)
-        return jax.tree.map(root, v, updates), RootMeanSquareState(count, v)
+        factor = once_per_dtype(lambda v: 1 / core.bias_correction(b2, count, v) if bias_correction else 1.0)
+        share = None if mean_alone else pair(nu)
+        v = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.v, updates)
+        d = jax.tree.map(lambda v, g: _root(v, g, factor(v), share, eps, eps_root), v, updates)
+        return d, RootMeanSquareState(count, v)
 
     return optax.GradientTransformation(init, update)

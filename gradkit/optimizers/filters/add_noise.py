@@ -14,11 +14,16 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
-from gradkit.transforms.core import increment, optimizer, transformation
+from gradkit.transforms.core import increment, once_per_dtype, optimizer, transformation
 from gradkit.transforms.keys import first_key
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
+
+
+@jax.jit
+def _noisy(g: jax.Array, key: jax.Array, i: Any, deviation: jax.Array) -> jax.Array:
+    return g + deviation * jax.random.normal(jax.random.fold_in(key, i), g.shape, g.dtype)
 
 
 class AddNoiseState(NamedTuple):
@@ -80,12 +85,12 @@ def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.G
         count = increment(state.count)
         leaves, structure = jax.tree.flatten(updates)
 
-        def noisy(i: int, g: jax.Array) -> jax.Array:
+        def deviation(g: jax.Array) -> jax.Array:
             t, variance, power = (jnp.asarray(x).astype(g.dtype) for x in (count, eta, gamma))
-            drawn = jax.random.normal(jax.random.fold_in(now, i), g.shape, g.dtype)
-            return g + jnp.sqrt(variance * t**-power) * drawn
+            return jnp.sqrt(variance * t**-power)
 
-        updates = structure.unflatten([noisy(i, g) for i, g in enumerate(leaves)])
+        of_dtype = once_per_dtype(deviation)
+        updates = structure.unflatten([_noisy(g, now, i, of_dtype(g)) for i, g in enumerate(leaves)])
         return updates, AddNoiseState(count, kept)
 
     return transformation("add_noise", init, update)
