@@ -24,6 +24,7 @@ from jax import eval_shape, random
 
 import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, leaves
+from gradkit.extras import EXTRAS
 from gradkit.parallel import make_mesh
 from gradkit.parallel.mesh import parse_axes
 from gradkit.training import inspection, logs, methods, processes, report
@@ -199,6 +200,19 @@ def command_list(arguments: list[str]) -> Task:
     return lambda: print(aligned(("name", "form", "words", "collectives", "maturity", "paper"), rows))
 
 
+def _races(card: catalogue.Card) -> list[tuple[str, str]]:
+    """How a method races, under each of its names."""
+    rows = []
+    for name, race in {card.name: card.race, **card.variants}.items():
+        if race is not None:
+            schedule = "warm-up and cosine" if race.schedule else "constant"
+            arguments = f"; {', '.join(race.arguments)} as on its card" if race.arguments else ""
+            rows.append(
+                ("race", f"{name}: rates around {race.rate:g}, {race.decades:g} decades, {schedule}{arguments}")
+            )
+    return rows
+
+
 def command_show(arguments: list[str]) -> Task:
     """Everything about one method: paper, equations, needs, cost, evidence."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -209,12 +223,17 @@ def command_show(arguments: list[str]) -> Task:
         ("form", card.form),
         ("paper", str(card.paper)),
         ("file", card.file),
-        ("needs", ", ".join(card.needs) or "nothing beyond gradients and parameters"),
+        *[
+            (label, f"{need}: {EXTRAS[need].meaning}")
+            for label, need in zip(("needs", *[""] * 9), card.needs, strict=False)
+        ],
+        *([] if card.needs else [("needs", "nothing beyond gradients and parameters")]),
         ("state", f"{card.words:g} float32 words per parameter"),
         ("collectives", card.collectives),
         ("golden", ", ".join(card.golden) or "none"),
         ("paper check", card.paper_check),
         ("maturity", card.maturity),
+        *_races(card),
         *[("opts out of", f"{check}: {reason}") for check, reason in card.opt_outs.items()],
         *([("note", card.notes)] if card.notes else []),
     ]
