@@ -99,7 +99,7 @@ def asam(
       rho: length of the step uphill, >= 0. Default 0.5 (paper). May be traced.
       eta: added to |x|, >= 0, so that zero parameters are perturbed too. Default 0.01 (paper). May be traced.
       mask: leaves whose size counts, as a tree of booleans, a function of the parameters or a selector. Default
-        all. The paper leaves biases out: `gk.leaves.by_rank(2)`.
+        all. The paper leaves biases out: `gk.leaves.no_decay()`.
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
       axis_name: as in `sam`.
 

@@ -2,6 +2,7 @@
 
 from gradkit.leaves.axes import Axes
 from gradkit.leaves.axis_names import AXIS_NAMES
+from gradkit.leaves.depth import layerwise_decay
 from gradkit.leaves.describe import Description, Row, describe
 from gradkit.leaves.groups import groups
 from gradkit.leaves.infer import Decision, Doubt, infer_layout
@@ -20,6 +21,7 @@ from gradkit.leaves.selectors import (
     check_mask,
     everything,
     matrices_by_default,
+    no_decay,
     resolve_mask,
 )
 
@@ -47,11 +49,13 @@ __all__ = [
     "from_matrices",
     "groups",
     "infer_layout",
+    "layerwise_decay",
     "layout",
     "map_named",
     "masked_names",
     "matrices_by_default",
     "names",
+    "no_decay",
     "resolve_layout",
     "resolve_mask",
     "tensor_axes",

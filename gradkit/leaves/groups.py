@@ -1,6 +1,6 @@
 """Parameter groups: an ordered table of rules, the first that matches a leaf decides what it gets.
 
-groups([(by_role("embedding", "head"), adamw(3e-4)), (by_rank(at_most=1), sgd(1e-2))], default=lion(1e-4))
+groups([(by_role("embedding", "head"), adamw(3e-4)), (by_role("vector", "scalar"), sgd(1e-2))], default=lion(1e-4))
 """
 
 from collections.abc import Sequence

@@ -39,14 +39,22 @@ class Decision:
     Attributes:
       entries: per leaf its name, shape and axes, in the order of the tree.
       ambiguous: the leaves for which the tree does not say it.
+      layers: per leaf, in the same order, the stack axes that enumerate layers; the others enumerate experts, members
+        of an ensemble, or fused weights.
     """
 
     entries: tuple[tuple[str, tuple[int, ...], Axes], ...]
     ambiguous: tuple[Doubt, ...] = ()
+    layers: tuple[tuple[int, ...], ...] = ()
 
     @functools.cached_property
     def _known(self) -> dict[str, tuple[tuple[int, ...], Axes]]:
         return {path: (shape, axes) for path, shape, axes in self.entries}
+
+    @functools.cached_property
+    def layers_of(self) -> dict[str, tuple[int, ...]]:
+        """`layers` by name."""
+        return {path: axes for (path, _, _), axes in zip(self.entries, self.layers, strict=True)}
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -151,7 +159,11 @@ def decide(rows: tuple[Row, ...]) -> Decision:
     doubts = tuple(
         Doubt(path, axes, "; ".join(x.doubts)) for x, (path, _, axes) in zip(leaves, entries, strict=True) if x.doubts
     )
-    return Decision(entries, doubts)
+    layers = tuple(
+        () if naming.of_ensemble(x.path) else tuple(a for a in sorted(x.stack) if a not in (*x.experts, *x.fused))
+        for x in leaves
+    )
+    return Decision(entries, doubts, layers)
 
 
 def _settle_letters(leaves: Sequence[Leaf]) -> None:

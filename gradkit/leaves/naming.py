@@ -121,6 +121,12 @@ def of_expert(path: str) -> bool:
     return inside
 
 
+def of_ensemble(path: str) -> bool:
+    """Whether a leaf belongs to members of an ensemble."""
+    known = ("ensemble", "ensembles", "critics", "vmap", "members")
+    return any(word in known for piece in path.split("/") for word in words(piece))
+
+
 @functools.lru_cache(maxsize=65536)
 def of_router(path: str) -> bool:
     """Whether a leaf scores the experts."""

@@ -177,8 +177,33 @@ def by_dtype(dtype: Any) -> Selector:
     return Selector(test, f"by_dtype({dtype})")
 
 
+def no_decay(*, embeddings: bool = False, layout: Layout | None = None) -> Selector:
+    """The usual mask of weight decay: no decay of biases and scales, nor of any other vector or scalar.
+
+    What counts is what a leaf is, not how many axes it has: the biases of attention heads and stacked scales are
+    spared, and so are the decay rates of a state-space model, which have the shape of a matrix.
+
+    Args:
+      embeddings: whether embeddings, tables of positions among them, are spared as well. Default False.
+      layout: what decides the roles. Default None: the tree.
+
+    Returns:
+      A selector of the leaves that do decay, for `weight_decay_mask`.
+
+    Example:
+      >>> tree = {"embed": {"embedding": jnp.zeros((9, 4))}, "query": {"bias": jnp.zeros((2, 2))}}
+      >>> no_decay()(tree)
+      {'embed': {'embedding': True}, 'query': {'bias': False}}
+      >>> no_decay(embeddings=True)(tree)
+      {'embed': {'embedding': False}, 'query': {'bias': False}}
+    """
+    spared = ("vector", "scalar", *(("embedding",) if embeddings else ()))
+    # In a tree of vectors alone nothing was misspelled.
+    return dataclasses.replace(~by_role(*spared, layout=layout), text="no_decay()", required=False)
+
+
 def matrices_by_default(layout: Layout | None) -> Selector:
-    """`by_rank(2)` as the default of a mask: where a tree has no matrices, nothing was misspelled.
+    """Leaves with inputs and outputs as the default of a mask: where a tree has none, nothing was misspelled.
 
     Args:
       layout: what says which axes are stacks. Default None: the tree.
@@ -190,7 +215,12 @@ def matrices_by_default(layout: Layout | None) -> Selector:
       >>> mask = matrices_by_default(None)
       >>> check_mask(mask, {"bias": 1.0}, method="lars", argument="weight_decay_mask", instead="weight_decay=0")
     """
-    return dataclasses.replace(by_rank(2, layout=layout), required=False)
+
+    def test(path: str, shape: tuple[int, ...], dtype: Any) -> bool:
+        axes = axes_of(layout, path, shape)
+        return bool(axes.inputs and axes.outputs)
+
+    return Selector(test, "leaves with inputs and outputs", required=False)
 
 
 def resolve_mask(mask: Any, tree: Any, *, argument: str = "mask", method: str = "") -> Any:

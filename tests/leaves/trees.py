@@ -48,14 +48,14 @@ def _of_line(line: str) -> Label:
     found = _LINE.fullmatch(line)
     assert found, line
     path, shape, roles, letters, names, axis, sizes = found.groups()
-    sides = tuple(tuple(i for i, c in enumerate(letters) if c in of) for of in ("s", "i", "o-"))
+    stack, inputs, outputs = (tuple(i for i, c in enumerate(letters) if c in of) for of in ("s", "i", "o-"))
     splits = (int(axis), tuple(map(int, sizes.split(",")))) if axis else None
     named = tuple(None if n == "None" else n for n in names.split(",")) if names else None
     size = tuple(int(n) for n in shape.split(",") if n)
     decay = {"v": False, "z": False, "e": None}.get(roles[0], None if set(roles) & set("ev") else True)
     if not size:
-        sides = ((), (), ())
-    return Label(path, size, named, tuple(_ROLES[c] for c in roles), ((None, *sides),), splits, decay)
+        stack, inputs, outputs = (), (), ()
+    return Label(path, size, named, tuple(_ROLES[c] for c in roles), ((None, stack, inputs, outputs),), splits, decay)
 
 
 @functools.cache

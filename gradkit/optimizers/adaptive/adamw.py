@@ -41,7 +41,7 @@ def adamw(
       eps: added to the root, >= 0. Default 1e-8 (paper).
       eps_root: added under the root, >= 0. Default 0.
       weight_decay: coefficient >= 0, or a schedule. Default 1e-2 (torch; optax has 1e-4; the paper tunes it).
-      weight_decay_mask: which leaves decay, such as `gk.leaves.by_rank(2)` to spare biases and scales.
+      weight_decay_mask: which leaves decay, such as `gk.leaves.no_decay()` to spare biases and scales.
         Default all (paper).
       nesterov: whether the first moment looks one step ahead. Default False.
       mu_dtype: dtype in which the first moment is kept between steps. Default float32.
