@@ -206,10 +206,9 @@ def _races(card: catalogue.Card) -> list[tuple[str, str]]:
     for name, race in {card.name: card.race, **card.variants}.items():
         if race is not None:
             schedule = "warm-up and cosine" if race.schedule else "constant"
-            arguments = f"; {', '.join(race.arguments)} as on its card" if race.arguments else ""
-            rows.append(
-                ("race", f"{name}: rates around {race.rate:g}, {race.decades:g} decades, {schedule}{arguments}")
-            )
+            said = [f"{k}={v!r}" if isinstance(v, int | float | str) else k for k, v in race.arguments.items()]
+            reach = f"rates around {race.rate:g}, {10**race.decades:g} times less to more"
+            rows.append(("race", "; ".join([f"{name}: {reach}", schedule, *said])))
     return rows
 
 
@@ -223,10 +222,7 @@ def command_show(arguments: list[str]) -> Task:
         ("form", card.form),
         ("paper", str(card.paper)),
         ("file", card.file),
-        *[
-            (label, f"{need}: {EXTRAS[need].meaning}")
-            for label, need in zip(("needs", *[""] * 9), card.needs, strict=False)
-        ],
+        *[("needs", f"{name}: {EXTRAS[name].meaning}") for name in card.needs],
         *([] if card.needs else [("needs", "nothing beyond gradients and parameters")]),
         ("state", f"{card.words:g} float32 words per parameter"),
         ("collectives", card.collectives),

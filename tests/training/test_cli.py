@@ -43,6 +43,16 @@ def test_show_gives_paper_equations_and_evidence(capsys):
     assert run("show", "gk.lion") == 0
 
 
+def test_show_says_what_a_method_needs_and_how_it_races(capsys):
+    assert main(["gradkit", "show", "vr_lars"]) == 0
+    text = capsys.readouterr().out
+    assert "grad_moments: gk.gradients.GradientMoments over 2 or more parts" in text
+    assert "vr_lars: rates around 0.5, 10 times less to more; warm-up and cosine; trust_coefficient=0.02" in text
+    assert main(["gradkit", "show", "scale_by_muon"]) == 0
+    assert main(["gradkit", "show", "sania"]) == 0
+    assert "constant" in capsys.readouterr().out
+
+
 def test_describe_prints_roles_and_the_method(capsys):
     assert run("describe", "--workload=bytelm", "--method=lamb", "--learning_rate=0.5") == 0
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}

@@ -290,5 +290,5 @@ register(
     example={"deterministic": True},
     notes="with deterministic=False it needs previous_grads, or grad_fn, and a word less",
     # It finds its step itself, of which the rate is a factor.
-    race=Race(3e-1, {"alpha": 1e-2}, schedule=None),
+    race=Race(1.0, {"alpha": 1e-2}, schedule=None),
 )

@@ -304,7 +304,7 @@ register(
     words=1,
     # It finds its step itself, of which the rate is a factor. Entries without gradient or curvature would take steps of
     # any length: a floor that is felt.
-    race=Race(3e-1, {"b2": 0.99, "eps": 1e-2}, schedule=None),
+    race=Race(1.0, {"b2": 0.99, "eps": 1e-2}, schedule=None),
 )
 for function in (sania_adagrad_sqr, sania_adam_sqr):
     register(
