@@ -100,7 +100,8 @@ def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) 
     rows = zip(nodes, placed, strict=True)
     boxed = structure.unflatten([Placed(jax.tree.leaves(node)[0], s, axes_of_box(node)) for node, s in rows])
     state = jax.tree.leaves(jax.eval_shape(tx.init, boxed), is_leaf=lambda node: isinstance(node, Placed))
-    return [node.sharding if isinstance(node, Placed) else None for node in state]
+    # A box around nothing has no leaf in the state either.
+    return [node.sharding if isinstance(node, Placed) else None for node in state if jax.tree.leaves(node)]
 
 
 def init_sharded(tx: GradientTransformation, params: Any, *, zero_axis: str | None = None) -> Any:

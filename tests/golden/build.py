@@ -121,9 +121,9 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def _dion_start(state: Any, reader: extras.Reader) -> Any:
     """Q of every leaf, found by its rows, of which no two leaves have the same number."""
-    by_rows = {value.shape[0]: jnp.asarray(value)[None] for value in reader.tree("q0").values()}
+    by_rows = {value.shape[0]: jnp.asarray(value) for value in reader.tree("q0").values()}
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: by_rows[x.shape[1]] if path[-1] == jax.tree_util.DictKey("Q") else x, state
+        lambda path, x: by_rows[x.shape[0]] if jax.tree_util.GetAttrKey("Q") in path else x, state
     )
 
 
