@@ -25,7 +25,9 @@ def _concrete(value: Any) -> float | None:
     if isinstance(value, Tracer) or not isinstance(value, jax.Array | np.ndarray | np.generic):
         return None
     array = np.asarray(value)
-    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
+    # JAX's own question, as NumPy takes bfloat16 and float8 for opaque bytes.
+    known = any(jax.dtypes.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer))
+    return float(array) if array.ndim == 0 and known else None
 
 
 def real(
@@ -52,6 +54,7 @@ def real(
     if (optional and value is None) or (schedule and callable(value)):
         return
     if isinstance(value, Tracer):
+        scalar(name, value)
         return
     number = _concrete(value)
     extra = (" or a schedule" if schedule else "") + (" or None" if optional else "")
@@ -71,6 +74,57 @@ def readable(value: Any) -> float | None:
     28
     """
     return _concrete(value)
+
+
+def scalar(name: str, value: Any) -> Any:
+    """The value of a schedule or hyperparameter, which must be one number, where it is used.
+
+    A value of shape (1,) would be broadcast, and give scalar leaves that shape.
+
+    >>> scalar("learning_rate", 0.1)
+    0.1
+    >>> scalar("learning_rate", np.array([0.1]))
+    Traceback (most recent call last):
+    ValueError: learning_rate must be one number, got an array of shape (1,); write value.reshape(()) or value[0]
+    """
+    if np.shape(value) != ():
+        raise ValueError(
+            f"{name} must be one number, got an array of shape {np.shape(value)}; write value.reshape(()) or value[0]"
+        )
+    return value
+
+
+def switch(**given: Any) -> None:
+    """Checks that arguments, by their names, are True or False.
+
+    >>> switch(nesterov="False")
+    Traceback (most recent call last):
+    ValueError: nesterov must be True or False, got 'False'; write nesterov=True or nesterov=False
+    """
+    for name, value in given.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {value!r}; write {name}=True or {name}=False")
+
+
+def floating_dtype(**given: Any) -> None:
+    """Checks that arguments, by their names, are dtypes of real or complex floating point numbers, or None.
+
+    >>> floating_dtype(mu_dtype=np.int32)
+    Traceback (most recent call last):
+    ValueError: mu_dtype must be a floating point dtype or None, got int32; write mu_dtype=jnp.float32 or jnp.bfloat16
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            dtype = np.dtype(value)
+        except TypeError:
+            dtype = None
+        if dtype is None or not jax.dtypes.issubdtype(dtype, np.inexact):
+            got = repr(value) if dtype is None else dtype
+            raise ValueError(
+                f"{name} must be a floating point dtype or None, got {got}; write {name}=jnp.float32 or jnp.bfloat16"
+            )
 
 
 def integer(name: str, value: Any, minimum: int = 0, *, optional: bool = False) -> None:

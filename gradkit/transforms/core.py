@@ -27,6 +27,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from gradkit import checks
 from gradkit.extras import missing
 from gradkit.leaves import Layout, Method, check_mask, names, resolve_layout
 from gradkit.leaves.derived import has_boxes, rename, unboxed
@@ -128,9 +129,13 @@ def times(factor: Any, x: jax.Array) -> jax.Array:
     return jax.lax.mul(np.asarray(factor, x.dtype) if isinstance(factor, int | float) else factor, x)
 
 
-def at_count(value: Any, count: jax.Array) -> Any:
-    """The value of a hyperparameter at this step: a schedule is called with the number of earlier steps."""
-    return value(count) if callable(value) else value
+def at_count(value: Any, count: jax.Array, name: str = "the value of a schedule") -> Any:
+    """The value of a hyperparameter at this step: a schedule is called with the number of earlier steps.
+
+    Raises:
+      ValueError: the value is no scalar; `name` is the argument, for the message.
+    """
+    return checks.scalar(name, value(count) if callable(value) else value)
 
 
 def increment(count: jax.Array) -> jax.Array:

@@ -195,7 +195,9 @@ def scale_by_kron(
         del params
         t, (kept, now) = increment(state.count), next_key(METHOD, state.key, extra.get("key"))
         since = increment(state.since)
-        due = since.astype(jnp.float32) >= 1 / jnp.asarray(at_count(schedule, state.count)).astype(jnp.float32)
+        due = since.astype(jnp.float32) >= 1 / jnp.asarray(
+            at_count(schedule, state.count, "scale_by_kron: precond_update_probability")
+        ).astype(jnp.float32)
         given = extra.get("probe")
         given = at_count(probe, state.count) if given is None else given
         if given is None and now is None:

@@ -14,6 +14,8 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method
 from gradkit.transforms.core import at_count, increment, once_per_dtype, scalar, times, transformation
 
+RATE = "scale_by_learning_rate: learning_rate"
+
 
 class ScaleByLearningRateState(NamedTuple):
     """Number of updates made, and the rate of the last one as a metric."""
@@ -56,11 +58,11 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
     def init(params: optax.Params) -> ScaleByLearningRateState:
         del params
         count = jnp.zeros((), jnp.int32)
-        return ScaleByLearningRateState(count, published(at_count(learning_rate, count)))
+        return ScaleByLearningRateState(count, published(at_count(learning_rate, count, RATE)))
 
     def update(updates: Any, state: ScaleByLearningRateState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        rate = at_count(learning_rate, state.count)
+        rate = at_count(learning_rate, state.count, RATE)
         factor = once_per_dtype(lambda u: (-1 if flip_sign else 1) * scalar(rate, u))
         updates = jax.tree.map(lambda u: times(factor(u), u), updates)
         return updates, ScaleByLearningRateState(increment(state.count), published(rate))

@@ -101,12 +101,12 @@ def weighted_momenta(
         count = increment(state.count)
 
         def follow(mean: Mean, momentum: Any) -> Any:
-            decay = at_count(mean.decay, state.count)
+            decay = at_count(mean.decay, state.count, f"{method}: a decay")
             return settle(jax.tree.map(lambda u, g: ema(u, g, decay), momentum, updates))
 
         momenta = tuple(map(follow, means, state.momenta))
-        shares = [at_count(mean.weight, state.count) for mean in means]
-        w_0 = at_count(gradient_weight, state.count)
+        shares = [at_count(mean.weight, state.count, f"{method}: a weight") for mean in means]
+        w_0 = at_count(gradient_weight, state.count, f"{method}: the weight of the gradient")
         with_gradient = not (isinstance(w_0, int | float) and w_0 == 0)
 
         def corrected(g: jax.Array) -> list[Any]:

@@ -187,7 +187,9 @@ def stable_weight_decay(
 
         def strength(v: jax.Array) -> jax.Array:
             root = jnp.sqrt(v / bias_correction(b2, count, v))
-            return scalar(at_count(weight_decay, state.count), v) * divide(jnp.ones_like(root), root)
+            return scalar(at_count(weight_decay, state.count, "stable_weight_decay: weight_decay"), v) * divide(
+                jnp.ones_like(root), root
+            )
 
         means = jax.tree.map(mean, state.mean_square, mean_square(updates))
         direction, state_below = below.update(updates, state.inner, params, **extra)

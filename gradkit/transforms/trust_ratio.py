@@ -24,6 +24,8 @@ from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_ma
 from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
 from gradkit.transforms.norms import BLOCKS, concatenated, packed_norms
 
+NAME = "scale_by_trust_ratio"
+
 
 @jax.jit
 def _ratio(n_w: jax.Array, n_u: jax.Array, decay: Any, coefficient: Any, rate: Any, eps: Any, limits: tuple):
@@ -140,11 +142,11 @@ def scale_by_trust_ratio(
         own_names = [known[i] for i in chosen]
         norms = packed_norms(own_names, block, layout, [results[i] for i in chosen], [w[i] for i in chosen])
 
-        decay = 0.0 if without_decay else at_count(weight_decay, state.count)
+        decay = 0.0 if without_decay else at_count(weight_decay, state.count, f"{NAME}: weight_decay")
         if not without_decay:
             results = [u + scalar(decay, u) * x if on else u for u, x, on in zip(results, w, decayed, strict=True)]
-        rate = None if relative_to is None else at_count(relative_to, state.count)
-        coefficient = at_count(trust_coefficient, state.count)
+        rate = None if relative_to is None else at_count(relative_to, state.count, f"{NAME}: relative_to")
+        coefficient = at_count(trust_coefficient, state.count, f"{NAME}: trust_coefficient")
 
         def ratio(n_u: jax.Array, n_w: jax.Array, decay: Any) -> jax.Array:
             return _ratio(n_w, n_u, decay, coefficient, rate, eps, limits)

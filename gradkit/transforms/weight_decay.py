@@ -66,7 +66,7 @@ def add_decayed_weights(
 
     def update(updates: Any, state: AddDecayedWeightsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
-        decay = at_count(weight_decay, state.count)
+        decay = at_count(weight_decay, state.count, "add_decayed_weights: weight_decay")
         mask = resolve_mask(weight_decay_mask, updates)
         if not nothing:
             factor = once_per_dtype(lambda u: scalar(decay, u))

@@ -20,7 +20,9 @@ from gradkit.transforms.core import at_count, optimizer
 def _decayed(learning_rate: Any, lr_decay: Any) -> Any:
     def rate(count: jax.Array) -> jax.Array:
         dtype = jnp.result_type(float)
-        start, decay = (jnp.asarray(x).astype(dtype) for x in (at_count(learning_rate, count), lr_decay))
+        start, decay = (
+            jnp.asarray(x).astype(dtype) for x in (at_count(learning_rate, count, "adagrad: learning_rate"), lr_decay)
+        )
         return start / (1 + count.astype(dtype) * decay)
 
     return learning_rate if isinstance(lr_decay, int | float) and lr_decay == 0 else rate

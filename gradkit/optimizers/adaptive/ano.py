@@ -78,7 +78,7 @@ def scale_by_ano(
 
     def update(updates: Any, state: ScaleByAnoState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByAnoState]:
         del params, extra
-        count, b1_t = increment(state.count), at_count(b1, state.count)
+        count, b1_t = increment(state.count), at_count(b1, state.count, "scale_by_ano: b1")
 
         def first(m: jax.Array, g: jax.Array) -> jax.Array:
             b = scalar(b1_t, g)

@@ -103,7 +103,10 @@ def scale_by_inna(
 
     def update(updates: Any, state: ScaleByInnaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
-        rate, decay = at_count(learning_rate, state.count), at_count(weight_decay, state.count)
+        rate, decay = (
+            at_count(learning_rate, state.count, "innaprop: learning_rate"),
+            at_count(weight_decay, state.count, "innaprop: weight_decay"),
+        )
         decayed = jax.tree.map(jnp.zeros_like, updates)
         if not without_decay:
             mask = resolve_mask(weight_decay_mask, updates)

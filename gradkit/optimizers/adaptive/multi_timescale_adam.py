@@ -75,7 +75,7 @@ def scale_by_multi_momentum(
         raise ValueError(f"weights must add up to at most 1, got {weights}")
 
     def rest(count: Any) -> Any:
-        return 1 - sum(at_count(weight, count) for weight in weights)
+        return 1 - sum(at_count(weight, count, "multi_timescale_adam: a weight") for weight in weights)
 
     gradient_weight = rest if any(map(callable, weights)) else rest(None)
     means = [Mean(b1, weight, bias_correction) for b1, weight in zip(b1s, weights, strict=True)]

@@ -168,7 +168,7 @@ def ranger21(
     planned(0.0)  # raises where the steps do not fit
 
     def rate(count: Any) -> jax.Array:
-        return planned(at_count(learning_rate, count))(count)
+        return planned(at_count(learning_rate, count, "ranger21: learning_rate"))(count)
 
     def decay(count: Any) -> jax.Array:
         now = rate(count)

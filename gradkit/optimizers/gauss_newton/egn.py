@@ -137,12 +137,14 @@ def egn(
 
     def init(params: optax.Params) -> EgnState:
         count = jnp.zeros((), jnp.int32)
-        return state_of(count, zeros(params) if averaged else None, damping, at_count(learning_rate, count))
+        return state_of(
+            count, zeros(params) if averaged else None, damping, at_count(learning_rate, count, "egn: learning_rate")
+        )
 
     def measured(lin: Linearized, p: Any, params: Any, state: EgnState) -> tuple[Any, Any]:
         """alpha and the next lambda."""
         f = lin.loss
-        rate = jnp.asarray(at_count(learning_rate, state.count)).astype(lin.residual.dtype)
+        rate = jnp.asarray(at_count(learning_rate, state.count, "egn: learning_rate")).astype(lin.residual.dtype)
         if not line_search and not adaptive_damping:
             return rate, state.damping
         if f is None:

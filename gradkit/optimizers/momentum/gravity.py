@@ -149,7 +149,7 @@ def gravity(
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     init_std = 0.0
     if not _is_zero(alpha):
-        first = at_count(learning_rate, jnp.zeros((), jnp.int32))
+        first = at_count(learning_rate, jnp.zeros((), jnp.int32), "gravity: learning_rate")
         checks.real("learning_rate must be above 0 at its first step with alpha > 0: it", first, "(0, inf)")
         init_std = alpha / first
     return optimizer(

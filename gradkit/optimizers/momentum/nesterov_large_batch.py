@@ -89,7 +89,9 @@ def nesterov_large_batch(
 
     def rate(count: jax.Array) -> jax.Array:
         now = factor(count)
-        return jnp.asarray(at_count(learning_rate, count)).astype(now.dtype) * now
+        return (
+            jnp.asarray(at_count(learning_rate, count, "nesterov_large_batch: learning_rate")).astype(now.dtype) * now
+        )
 
     return optimizer(
         Method("nesterov_large_batch", rate, weight_decay, weight_decay_mask),

@@ -68,7 +68,7 @@ def _decay(learning_rate: Any, weight_decay: Any, weight_decay_mask: Any) -> opt
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         zero = jax.tree.map(lambda u: 0 * u, updates)
         decayed, new = link.update(zero, state, params, **extra)
-        rate = at_count(learning_rate, state.count)
+        rate = at_count(learning_rate, state.count, "xgrad: learning_rate")
         return jax.tree.map(lambda u, d: u - scalar(rate, u) * d, updates, decayed), new
 
     return transformation("xgrad", link.init, update, needs_params=True, complex_leaves=True)
