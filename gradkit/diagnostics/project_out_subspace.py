@@ -54,6 +54,7 @@ def layer_importance(inputs: Any, outputs: Any, *, normalize: bool = True) -> An
     Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
     arXiv 2504.07097.
     """
+    checks.switch(normalize=normalize)
     inputs, outputs = (jax.tree.map(jnp.asarray, tree) for tree in (inputs, outputs))
     for x, y in zip(jax.tree.leaves(inputs), jax.tree.leaves(outputs), strict=True):
         floating = all(jnp.issubdtype(v.dtype, jnp.floating) for v in (x, y))

@@ -101,6 +101,7 @@ def concurrent_adversarial(
     published with it; the step is along the gradient itself, which reaches the sign as a limit, and losses add up with
     `weight` instead of being averaged.
     """
+    checks.switch(has_aux=has_aux)
     checks.function("loss_fn", loss_fn)
     checks.real("radius", radius, "[0, inf)")
     checks.real("step", step, "[0, inf)")

@@ -100,6 +100,7 @@ def lora_ga_init(
     here are (in, out), torch's transposed; the fourth root is of the outputs. The entry of largest magnitude of a
     column of U is positive, so that a and b do not depend on the library that decomposed G.
     """
+    checks.switch(use_rslora=use_rslora, norm_clip=norm_clip)
     checks.integer("rank", rank, 1)
     checks.real("alpha", alpha, "(0, inf)")
     checks.real("gamma", gamma, "(0, inf)")

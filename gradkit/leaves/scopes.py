@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from gradkit import checks
 from gradkit.leaves.axes import Axes
 from gradkit.leaves.infer import Decision, alone, infer_layout, lasting
 
@@ -179,6 +180,7 @@ def axes_of(layout: Layout | None, path: str, shape: tuple[int, ...], *, doubt: 
       >>> axes_of(None, "bias", (8,)).role
       'vector'
     """
+    checks.switch(doubt=doubt)
     return _look_up(path, tuple(shape), doubt=doubt) if layout is None else layout(path, tuple(shape))
 
 
@@ -202,6 +204,7 @@ def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: 
       >>> resolve_layout(None, {"up": {"kernel": jax.numpy.zeros((8, 32))}}, method="f")("up/kernel", (8, 32)).inputs
       (0,)
     """
+    checks.switch(matters=matters)
     if layout is not None:
         if not callable(layout):
             raise ValueError(

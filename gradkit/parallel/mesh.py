@@ -70,6 +70,7 @@ def make_mesh(axes: str | Mapping[str, int], *, devices: Sequence[Any] | None = 
       >>> make_mesh("data=-1,fsdp=1").axis_names
       ('data', 'fsdp')
     """
+    checks.switch(explicit=explicit)
     lengths = parse_axes(axes)
     count = jax.device_count() if devices is None else len(devices)
     known = math.prod(n for n in lengths.values() if n != -1)

@@ -181,6 +181,7 @@ def make_train_step(
       >>> float(state.params), float(metrics["loss"]), float(metrics["learning_rate"])
       (0.75, 0.25, 0.25)
     """
+    checks.switch(has_aux=has_aux, donate=donate)
     checks.function("loss_fn", loss_fn)
     checks.integer("microbatches", microbatches, 1)
     for name, function in (("gradient", gradient), ("weight", weight)):

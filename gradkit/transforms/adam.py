@@ -93,6 +93,8 @@ def scale_by_adam(
 
     Reference: Kingma, Ba. Adam: A Method for Stochastic Optimization. 2014, arXiv 1412.6980.
     """
+    checks.switch(debias=debias, eps_in_hat=eps_in_hat, nesterov=nesterov)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")

@@ -66,6 +66,7 @@ def block_leaves(
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
     Training Neural Networks At-Scale. 2023, arXiv 2309.06497.
     """
+    checks.switch(merge=merge)
     checks.integer("max_dim", max_dim, 1)
     below = optax.with_extra_args_support(inner)
 

@@ -125,6 +125,7 @@ def scale_by_diag_curvature(
 
     Reference: Yao et al. ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning. 2020, arXiv 2006.00719.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
     checks.choice("second", second, ("rms", "mean"))

@@ -85,6 +85,7 @@ def kronecker_bases(
 
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321.
     """
+    checks.switch(precondition_1d=precondition_1d)
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)")
     checks.integer("precondition_frequency", precondition_frequency, 1)
     checks.integer("max_precond_dim", max_precond_dim, 1)

@@ -136,6 +136,7 @@ def scale_by_kron(
     2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202. A refresh that is not finite
     is left out here, tensor by tensor, and counted.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("precond_lr", precond_lr, "(0, inf)")
     checks.real("precond_init_scale", precond_init_scale, "(0, inf)")
@@ -195,11 +196,10 @@ def scale_by_kron(
         del params
         t, (kept, now) = increment(state.count), next_key(METHOD, state.key, extra.get("key"))
         since = increment(state.since)
-        due = since.astype(jnp.float32) >= 1 / jnp.asarray(
-            at_count(schedule, state.count, "scale_by_kron: precond_update_probability")
-        ).astype(jnp.float32)
+        probability = at_count(schedule, state.count, f"{METHOD}: update_probability")
+        due = since.astype(jnp.float32) >= 1 / jnp.asarray(probability).astype(jnp.float32)
         given = extra.get("probe")
-        given = at_count(probe, state.count) if given is None else given
+        given = (probe(state.count) if callable(probe) else probe) if given is None else given
         if given is None and now is None:
             raise ValueError(f"{METHOD} needs a random key: {METHOD}(key=...) or update(..., key=...)")
         balance = None

@@ -49,6 +49,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
     Reference: Robbins, Monro. A Stochastic Approximation Method. 1951. optax's link of this name keeps no
     rate, so its current value cannot be read from the state.
     """
+    checks.switch(flip_sign=flip_sign)
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
 
     def published(value: Any) -> dict[str, jax.Array]:

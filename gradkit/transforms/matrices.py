@@ -67,6 +67,7 @@ class MatrixSharding:
 
     def __post_init__(self) -> None:
         checks.integer("min_dim", self.min_dim)
+        checks.floating_dtype(comm_dtype=self.comm_dtype)
         for name in self.axes:
             if self.mesh is not None:
                 checks.choice("axis", name, self.mesh.axis_names)

@@ -159,6 +159,7 @@ def root_mean_square(
       >>> print(tx.update(g, tx.init(g))[0].round(4))
       [3.  0.5]
     """
+    checks.switch(bias_correction=bias_correction)
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
     checks.real("eps_root", eps_root, "[0, inf)")

@@ -149,6 +149,7 @@ def stable_weight_decay(
     2106.13731; from Xie et al. Understanding and Scheduling Weight Decay. 2020, arXiv 2011.11152. The official torch
     code decays the last parameter of a model alone. While no gradient but 0 was seen nothing decays.
     """
+    checks.switch(per_tensor=per_tensor, toward_unit_norm=toward_unit_norm)
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")

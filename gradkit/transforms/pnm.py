@@ -78,6 +78,8 @@ def scale_by_pnm(
     2021, arXiv 2106.13731. The correction is 1 - b1^t, although the means have decay b1^2 (paper and all codes); the
     authors' form for SGD has none: `bias_correction=False`.
     """
+    checks.switch(bias_correction=bias_correction)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b0", b0, "(-1, inf)")
     checks.real("b1", b1, "[0, 1)")
     below = None if denominator is None else optax.with_extra_args_support(denominator)

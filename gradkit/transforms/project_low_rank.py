@@ -172,6 +172,7 @@ def project_low_rank(
     leave the sign of singular vectors to the decomposition, on which a run with a first moment depends from the second
     basis on. A basis that is not finite is not taken, and counted in the metric `failed_refreshes`.
     """
+    checks.switch(rotate_moments=rotate_moments)
     checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
     checks.real("scale", scale, "[0, inf)")

@@ -105,6 +105,7 @@ def scale_by_rss(
 
     Reference: Duchi, Hazan, Singer. Adaptive Subgradient Methods for Online Learning and Stochastic Optimization. 2011.
     """
+    checks.switch(norm=norm, eps_in_sqrt=eps_in_sqrt)
     checks.real("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
     return _rss("scale_by_rss", initial_accumulator_value, reweight, norm, eps, eps_in_sqrt, delayed=False)
 
@@ -144,6 +145,7 @@ def scale_by_delayed_rss(
     Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
     2406.04443. Departure from its code: that divides the gradient of the step before, which the paper does not.
     """
+    checks.switch(norm=norm)
     checks.real("initial_accumulator_value", initial_accumulator_value, "(0, inf)")
     return _rss("scale_by_delayed_rss", initial_accumulator_value, reweight, norm, eps, False, delayed=True)
 

@@ -104,6 +104,7 @@ def scale_by_sophia(
     arXiv 2305.14342. The official code keeps B out of h and multiplies by it in the denominator. optax's sophia
     refreshes after the step and corrects the bias of m.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     checks.real("gamma", gamma, "(0, inf)")

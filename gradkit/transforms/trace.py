@@ -72,6 +72,8 @@ def trace(
     al. On the importance of initialization and momentum in deep learning. 2013. optax's trace has no
     dampening and keeps the sum in the parameters' dtype.
     """
+    checks.switch(dampen_first=dampen_first, nesterov=nesterov)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1]")
     checks.real("dampening", dampening, "[0, 1)")
     undampened = isinstance(dampening, int | float) and dampening == 0

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.gradients.layers.axes import Axis, floating, readable, unit_axes, wide
 from gradkit.transforms.core import divide
@@ -42,6 +43,7 @@ def condition_weight(w: Any, *, axis: Axis = None, differentiate: bool = True) -
     Reference: Saratchandran, Wang, Lucey. Weight Conditioning for Smooth Optimization of Neural Networks. 2024, arXiv
     2409.03424. Whether the paper's gradient flows through P could not be verified. The bound is van der Sluis's, 1969.
     """
+    checks.switch(differentiate=differentiate)
     w = floating("w", w)
     own = unit_axes(w, axis)
     x = wide(w)

@@ -112,6 +112,7 @@ def online_norm(
 
     Reference: Chiley et al. Online Normalization for Training Neural Networks. 2019, arXiv 1905.05894.
     """
+    checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
     checks.real("decay", decay, "[0, 1]")
     checks.real("backward_decay", backward_decay, "[0, 1]")

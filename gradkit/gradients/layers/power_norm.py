@@ -78,6 +78,7 @@ def power_norm(
     from the released code, which divides the gradient by the quadratic mean of the batch where the running one is due,
     and updates that twice in a step of the warm-up. Its scaling of groups of channels in front is not in here.
     """
+    checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
     checks.real("decay", decay, "[0, 1]")
     checks.real("backward_decay", backward_decay, "[0, 1]")

@@ -62,6 +62,7 @@ def standardize_weight(
     Reference: Qiao et al. Micro-Batch Training with Batch-Channel Normalization and Weight Standardization. 2019, arXiv
     1903.10520. `ddof=1, eps_inside=False` is the authors' torch code; `eps_inside=False` their TensorFlow code.
     """
+    checks.switch(eps_inside=eps_inside)
     w = floating("w", w)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("ddof", ddof, (0, 1))
@@ -126,6 +127,7 @@ def batch_channel_norm(
     Reference: Qiao et al. Micro-Batch Training with Batch-Channel Normalization and Weight Standardization. 2019, arXiv
     1903.10520. One scale and bias at the end: the paper's further pair between the two normalisations is left out.
     """
+    checks.switch(estimated=estimated, use_running_average=use_running_average)
     x = floating("x", x)
     checks.integer("groups", groups, 1)
     checks.real("decay", decay, "[0, 1]")

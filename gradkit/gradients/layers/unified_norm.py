@@ -88,6 +88,7 @@ def unified_norm(
     Reference: Yang et al. Unified Normalization for Accelerating and Stabilizing Transformers. 2022, arXiv 2208.01313.
     The test of outliers is in numbers relative to the arithmetic mean, so that it does not depend on the unit of x.
     """
+    checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
     checks.integer("warmup", warmup)
     checks.real("clamp", clamp, "[1, inf)")

@@ -80,6 +80,7 @@ def scale_by_adamax(
     Reference: Kingma, Ba. Adam: A Method for Stochastic Optimization. 2014, arXiv 1412.6980. optax's link of this
     name keeps its moments in the parameters' dtype and promotes its counter implicitly.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")

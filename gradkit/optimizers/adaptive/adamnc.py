@@ -57,6 +57,7 @@ def scale_by_adamnc(
 
     Reference: Reddi, Kale, Kumar. On the Convergence of Adam and Beyond. 2018, arXiv 1904.09237.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
     checks.real("b1_decay", b1_decay, "[0, 1]")

@@ -70,6 +70,7 @@ def scale_by_ademamix(
     The first update has t = 1 in both warm-ups, as in the official code; optax's starts them at 0. A schedule for b3 or
     alpha is called with the number of earlier updates, like every schedule here.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     checks.real("b3", b3, "[0, 1)", schedule=b3_warmup is None)

@@ -82,6 +82,7 @@ def scale_by_amsgrad(
     b1 lambda^(t-1) and b1 / t are schedules for `gk.inject_hyperparams`. optax's flags give "before_max" and "none",
     and no setting of them gives what models trained with torch had.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     for name, value in (("eps", eps), ("eps_root", eps_root)):

@@ -69,6 +69,8 @@ def scale_by_ano(
     Reference: Kegreisz. ANO: Faster is Better in Noisy Landscape. 2025, arXiv 2508.18258. v decays at every step, as
     in the algorithm and the official code; in Yogi, which the paper's analysis has, it stays where |g| is small.
     """
+    checks.switch(eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)", schedule=True)
     checks.real("b2", b2, "[0.5, 1)")
     checks.real("eps", eps, "[0, inf)")

@@ -86,6 +86,8 @@ def scale_by_delayed_rms(
     2406.04443. No gradient is kept for the delay: the second moment is accumulated after it has been used. The code
     keeps the gradient without a copy, so that where gradients are zeroed in place nothing is accumulated.
     """
+    checks.switch(bias_correction=bias_correction)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")

@@ -90,6 +90,7 @@ def scale_by_induced_metric(
     Reference: Harvey. The Optimiser Hidden in Plain Sight: Training with the Loss Landscape's Induced Metric. 2025,
     arXiv 2509.03594.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.choice("kind", kind, ("loss", "log", "rms"))
     for name, value in (("xi", xi), ("eps", eps)):
         checks.real(name, value, "[0, inf)")

@@ -64,6 +64,8 @@ def scale_by_multi_momentum(
     Reference: Iacob et al. MT-DAO: Multi-Timescale Distributed Adaptive Optimizers with Local Updates. 2025, arXiv
     2510.05361. Only the update rule: averaging every momentum over replicas with a period of its own is not part of it.
     """
+    checks.switch(bias_correction=bias_correction)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     b1s, weights = tuple(b1s), tuple(weights)
     if len(b1s) != len(weights):
         raise ValueError(f"weights must be as many as b1s, got {len(weights)} weights and {len(b1s)} decays")

@@ -85,6 +85,7 @@ def scale_by_nadam(
     Reference: Dozat. Incorporating Nesterov Momentum into Adam. 2016; Ruder. An overview of gradient descent
     optimization algorithms. 2016, arXiv 1609.04747. The form of torch's NAdam.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")

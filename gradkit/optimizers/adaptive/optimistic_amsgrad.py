@@ -139,6 +139,7 @@ def optimistic_amsgrad(
     nearest here), starts v at eps, and extrapolates iterates with one more gradient taken there: `predicted_grads` is
     for such predictors. optax's optimistic link is 2 g_t - g_{t-1}, another method.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")

@@ -145,6 +145,7 @@ def ranger21(
     b1^2. The decays are applied one after the other, as there: that is the sum of both, with the stable one less by
     its share 2 rate_t norm_loss (but for eps in the norm).
     """
+    checks.switch(centralize=centralize, normalize=normalize, use_softplus=use_softplus)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     for name, value in (("eps", eps), ("norm_loss", norm_loss), ("weight_decay", weight_decay)):

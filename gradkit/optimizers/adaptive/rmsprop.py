@@ -60,6 +60,7 @@ def scale_by_rms(
     of gradient descent optimization algorithms. 2016, arXiv 1609.04747; centred: Graves. Generating Sequences With
     Recurrent Neural Networks. 2013, arXiv 1308.0850. A variance that rounding made negative is taken to be 0.
     """
+    checks.switch(centered=centered, eps_in_sqrt=eps_in_sqrt)
     checks.real("decay", decay, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
     outside, inside = inside_or_outside(eps, eps_in_sqrt)
@@ -123,6 +124,7 @@ def rmsprop(
     front of it, as optax and TensorFlow have it, which differs where the rate changes: `optax.chain(
     gk.scale_by_rms(), gk.scale_by_learning_rate(rate), gk.trace(0.9))`.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1]")
     plain = isinstance(momentum, int | float) and momentum == 0
     if plain and nesterov:

@@ -123,6 +123,7 @@ def params_ema(decay: Any = 0.999, *, debias: bool = True) -> optax.GradientTran
 
     Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838.
     """
+    checks.switch(debias=debias)
     checks.real("decay", decay, "[0, 1)")
 
     def share(n: jax.Array, x: jax.Array) -> Any:

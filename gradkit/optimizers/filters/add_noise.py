@@ -133,6 +133,7 @@ def noisy_sgd(
     Reference: Neelakantan et al. Adding Gradient Noise Improves Learning for Very Deep Networks. 2015, arXiv
     1511.06807; Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1]")
     plain = isinstance(momentum, int | float) and momentum == 0
     return optimizer(

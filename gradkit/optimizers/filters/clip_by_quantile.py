@@ -95,6 +95,7 @@ def clip_by_quantile(
     Reference: Pan, Li. Toward Understanding Why Adam Converges Faster Than SGD for Transformers. 2023, arXiv
     2306.00204. The threshold is an order statistic, with nothing interpolated between two of them.
     """
+    checks.switch(per_leaf=per_leaf)
     checks.real("fraction", fraction, "(0, 1)")
     checks.real("tau", tau, "(0, inf)", optional=True)
     if tau is not None and (per_leaf or fraction is not DEFAULT):

@@ -49,6 +49,7 @@ def grokfast_ema(alpha: Any = 0.98, *, lamb: Any = 2.0, mu_dtype: Any = None) ->
     Reference: Lee et al. Grokfast: Accelerated Grokking by Amplifying Slow Gradients. 2024, arXiv 2405.20233.
     Against a tuned learning rate and weight decay the gain the paper reports may not be there: tune both.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("alpha", alpha, "[0, 1]")
     checks.real("lamb", lamb, "[0, inf)")
 
@@ -112,6 +113,8 @@ def grokfast_ma(
     Reference: Lee et al. Grokfast: Accelerated Grokking by Amplifying Slow Gradients. 2024, arXiv 2405.20233. The
     official code's further switch, which ends the amplification, is not here: leave the link out.
     """
+    checks.switch(warmup=warmup)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.integer("window_size", window_size, 1)
     checks.real("lamb", lamb, "[0, inf)")
     checks.choice("filter_type", filter_type, ("mean", "sum"))

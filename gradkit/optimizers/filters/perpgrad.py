@@ -50,6 +50,7 @@ def perpgrad(
     is parallel to the weights up to rounding (always for a tensor of one entry) the result is 0; the
     official code blows that rounding error up to the gradient's length.
     """
+    checks.switch(rescale=rescale)
     checks.real("eps", eps, "[0, inf)")
 
     def along(xg: jax.Array, xx: jax.Array) -> jax.Array:

@@ -121,6 +121,7 @@ def egn(
     The system is that of the authors' first release, exact also where Q is singular; their second release applies the
     factor of Q on the wrong side. Where no trial of the line search decreases enough, its last one is taken.
     """
+    checks.switch(line_search=line_search, adaptive_damping=adaptive_damping)
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     checks.real("damping", damping, "(0, inf)")
     checks.real("momentum", momentum, "[0, 1)")

@@ -122,6 +122,8 @@ def scale_by_novograd(
     Reference: Ginsburg et al. 2019, arXiv 1905.11286. NVIDIA's first code averages on the first step too and
     recognises it by v = 0; here the counter does.
     """
+    checks.switch(grad_averaging=grad_averaging, amsgrad=amsgrad)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     for name, value in (("eps", eps), ("eps_root", eps_root), ("weight_decay", weight_decay)):

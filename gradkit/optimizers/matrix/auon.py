@@ -74,6 +74,7 @@ def scale_by_cosh_rms(
     paper's numerator is said to have norm 1, with gamma = 1 and the factor of the shape; the released code has
     neither, and is the default.
     """
+    checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
     checks.real("gamma", gamma, "[0, 80]")
     checks.real("eps_norm", eps_norm, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
@@ -172,6 +173,8 @@ def scale_by_auon(
     Reference: Maity 2025, arXiv 2509.24320. The paper's algorithm itself was not at hand: `normalize=True,
     scale_by_shape=True, gamma=1.0` is how others give it account; the default is the released code.
     """
+    checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     rms = scale_by_cosh_rms(
         gamma=gamma, eps_norm=eps_norm, eps=eps, normalize=normalize, scale_by_shape=scale_by_shape, layout=layout
     )
@@ -288,6 +291,8 @@ def scale_by_hybrid_auon(
     Reference: Maity 2025, arXiv 2509.24320. The released code takes the last two axes of a leaf for its matrices; here
     the layout does, so a convolution is one matrix.
     """
+    checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
+    checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     checks.integer("ns_steps", ns_steps, 1)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=0.0)
     if shard is not None and not isinstance(shard, MatrixSharding):

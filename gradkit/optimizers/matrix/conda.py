@@ -124,6 +124,8 @@ def scale_by_conda(
     2509.24218. The official code's "left" is torch's first axis, the outputs. A basis that is not finite is not taken,
     and counted in the metric `failed_refreshes`.
     """
+    checks.switch(bias_correction=bias_correction)
+    checks.floating_dtype(mu_dtype=mu_dtype)
     method = "scale_by_conda"
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")

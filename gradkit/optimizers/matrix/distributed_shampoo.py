@@ -325,6 +325,7 @@ def distributed_shampoo(
     parameter: 8 GB for 1e6 entries. It tries a failed root again in float64 and stops after three failures. Its
     momentum on the direction is `gk.trace` in a chain.
     """
+    checks.switch(merge_dims=merge_dims, use_bias_correction=use_bias_correction)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1]")
     checks.real("b3", b3, "[0, 1)", optional=True)

@@ -97,6 +97,8 @@ def scale_by_muon(
     for LLM Training. 2025, arXiv 2502.16982. The official code scales a convolution by its kernel's height over its
     width; here by its flattened inputs and outputs.
     """
+    checks.switch(nesterov=nesterov)
+    checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     checks.real("momentum", momentum, "[0, 1)")
     checks.integer("ns_steps", ns_steps, 1)
     check_options(steps=ns_steps, coefficients=coefficients, method=method, eps=eps)

@@ -147,6 +147,8 @@ def scale_by_shampoo(
     failed root in float64 and stops after three failures; here the last good root stays, and failures are counted. It
     adds eps alone, with which, in float32, the linear autoencoder of the race ended in NaN at every learning rate.
     """
+    checks.switch(trace_correction=trace_correction)
+    checks.floating_dtype(stats_dtype=stats_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1]")
     checks.real("eps", eps, "[0, inf)")

@@ -142,6 +142,12 @@ def scale_by_soap(
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: signs
     of eigenvectors are fixed, which does not change the numbers.
     """
+    checks.switch(
+        merge_dims=merge_dims,
+        precondition_1d=precondition_1d,
+        normalize_grads=normalize_grads,
+        correct_bias=correct_bias,
+    )
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)", optional=True)

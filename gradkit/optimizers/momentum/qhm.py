@@ -49,6 +49,7 @@ def scale_by_qhm(*, b1: Any = 0.999, nu: Any = 0.7, mu_dtype: Any = None) -> opt
     variance reduction: Tondji et al. Variance Reduction in Deep Learning: More Momentum is All You Need. 2021,
     arXiv 2111.11828.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("nu", nu, "[0, 1]")
     return weighted_momenta("scale_by_qhm", [Mean(b1, nu)], 1 - nu, mu_dtype=mu_dtype)
@@ -141,6 +142,7 @@ def scale_by_qhadam(
     Reference: Ma, Yarats. Quasi-hyperbolic momentum and Adam for deep learning. 2018, arXiv 1810.06801. The official
     code keeps means divided by the sum of their weights instead of dividing by 1 - b^t: the same numbers.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")
     for name, value in (("nu1", nu1), ("nu2", nu2)):

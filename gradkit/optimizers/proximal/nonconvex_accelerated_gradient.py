@@ -101,6 +101,7 @@ def nonconvex_accelerated_gradient(
     Penalties. 2020, arXiv 2009.10629. This is the authors' original module; a later solver of theirs is another method
     (an accelerated proximal gradient with adaptive restart) and adds h' with the wrong sign.
     """
+    checks.switch(restart=restart)
     checks.real("lipschitz", lipschitz, "(0, inf)")
     checks.real("l1", l1, "[0, inf)")
     checks.choice("penalty", penalty, ("scad", "mcp", None))

@@ -51,6 +51,7 @@ def scale_by_adahessian(
     Reference: Yao et al. ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning. 2020, arXiv 2006.00719.
     The official code gives a parameter of three axes the curvature of the one before it; here it gets its own.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")

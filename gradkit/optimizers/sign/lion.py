@@ -66,6 +66,7 @@ def scale_by_lion(*, b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> opt
     overwritten array; it rounds differently, so the sign of a tie within rounding may differ. With the numbers
     b1 = 1 or b2 = 0 the paper's form is used, whose ties are exact.
     """
+    checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1]")
     checks.real("b2", b2, "[0, 1]")
 

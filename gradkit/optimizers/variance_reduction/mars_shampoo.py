@@ -102,6 +102,7 @@ def mars_shampoo(
     Reference: Yuan et al. 2024, arXiv 2411.10438. The official code sends leaves that are no matrices to AdamW. Here a
     vector is a matrix of one row, and is divided by about its norm: `gk.leaves.groups` sends such leaves elsewhere.
     """
+    checks.floating_dtype(ns_dtype=ns_dtype)
     checks.integer("ns_steps", ns_steps, 1)
     checks.real("eps", eps, "[0, inf)")
 
