@@ -15,6 +15,7 @@ import jax
 import optax
 
 from gradkit.leaves.paths import names
+from gradkit.leaves.scopes import decay_here
 
 
 class Method(NamedTuple):
@@ -74,6 +75,8 @@ def announce(method: Method, init: Callable[[Any], Any], params: Any, *, complet
     outer = _LINKS.get()
     if outer is None:
         return init(params)
+    if method.weight_decay is not None and not callable(method.weight_decay):
+        method = method._replace(weight_decay=decay_here(method.weight_decay))
     link = Link(method, complete, params)
     outer.append(link)
     token = _LINKS.set(link.links)

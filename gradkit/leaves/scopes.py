@@ -122,6 +122,38 @@ def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: An
     return updates, new if given is None else Kept(new, given)
 
 
+_DECAY: ContextVar[Any] = ContextVar("decay", default=1.0)
+
+
+@contextlib.contextmanager
+def decaying(factor: Any) -> Iterator[None]:
+    """Within, every weight decay is multiplied by a factor, besides those around it."""
+    token = _DECAY.set(_product(_DECAY.get(), factor))
+    try:
+        yield
+    finally:
+        _DECAY.reset(token)
+
+
+def decay_here(weight_decay: Any) -> Any:
+    """A weight decay, times the factor of the group of parameters that is being worked on.
+
+    >>> with decaying(0.5):
+    ...     decay_here(0.1)
+    0.05
+    """
+    return _product(weight_decay, _DECAY.get())
+
+
+def _product(value: Any, factor: Any) -> Any:
+    plain = isinstance(factor, int | float)
+    if plain and factor == 1:
+        return value
+    if isinstance(value, int | float):
+        return value * factor if plain else jax.numpy.asarray(factor) * value
+    return value * factor if plain else value * jax.numpy.asarray(factor).astype(value.dtype)
+
+
 def _covering(scope: Scope, entries: Any) -> Scope | None:
     rows = [(path, shape) for path, shape, _ in entries]
     return next((each for each in scope.outwards() if each.decision.covers(rows)), None)

@@ -17,6 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, check_mask, map_named, names, resolve_layout, resolve_mask, tensor_axes
+from gradkit.leaves.scopes import decay_here
 from gradkit.transforms.core import (
     abs_sq,
     at_count,
@@ -188,9 +189,8 @@ def stable_weight_decay(
 
         def strength(v: jax.Array) -> jax.Array:
             root = jnp.sqrt(v / bias_correction(b2, count, v))
-            return scalar(at_count(weight_decay, state.count, "stable_weight_decay: weight_decay"), v) * divide(
-                jnp.ones_like(root), root
-            )
+            decay = decay_here(at_count(weight_decay, state.count, "stable_weight_decay: weight_decay"))
+            return scalar(decay, v) * divide(jnp.ones_like(root), root)
 
         means = jax.tree.map(mean, state.mean_square, mean_square(updates))
         direction, state_below = below.update(updates, state.inner, params, **extra)

@@ -22,6 +22,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, names, resolve_layout, resolve_mask, tensor_axes
+from gradkit.leaves.scopes import decay_here
 from gradkit.transforms.core import abs_sq, check_decay_mask, divide, scalar, transformation
 from gradkit.transforms.norms import entries, packed_sums
 
@@ -138,11 +139,12 @@ def project_scale_invariant(
             found.append(_radial(channel, tensors[i], size, whole, delta, eps))
         radial, projected = sums.own([r for r, _ in found]), sums.own([on for _, on in found])
 
-        decay = dict.fromkeys(range(len(p)), weight_decay)
+        own_decay = decay_here(weight_decay)
+        decay = dict.fromkeys(range(len(p)), own_decay)
         for i, r, on in zip(chosen, radial, projected, strict=True):
             p[i] = p[i] - r * w[i]
             one = jnp.ones((), p[i].dtype)
-            decay[i] = jnp.where(on > 0, scalar(wd_ratio, one) * one, one) * scalar(weight_decay, one)
+            decay[i] = jnp.where(on > 0, scalar(wd_ratio, one) * one, one) * scalar(own_decay, one)
         if not without_decay:
             p = [p + scalar(decay[i], p) * w[i] if decayed[i] else p for i, p in enumerate(p)]
         return structure.unflatten(p), state

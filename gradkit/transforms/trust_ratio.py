@@ -21,6 +21,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
+from gradkit.leaves.scopes import decay_here
 from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
 from gradkit.transforms.norms import BLOCKS, concatenated, packed_norms
 
@@ -142,7 +143,9 @@ def scale_by_trust_ratio(
         own_names = [known[i] for i in chosen]
         norms = packed_norms(own_names, block, layout, [results[i] for i in chosen], [w[i] for i in chosen])
 
-        decay = 0.0 if without_decay else at_count(weight_decay, state.count, f"{NAME}: weight_decay")
+        decay = 0.0
+        if not without_decay:
+            decay = decay_here(at_count(weight_decay, state.count, f"{NAME}: weight_decay"))
         if not without_decay:
             results = [u + scalar(decay, u) * x if on else u for u, x, on in zip(results, w, decayed, strict=True)]
         rate = None if relative_to is None else at_count(relative_to, state.count, f"{NAME}: relative_to")

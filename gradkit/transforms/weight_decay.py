@@ -16,6 +16,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves.scopes import decay_here
 from gradkit.transforms.core import at_count, check_decay_mask, increment, once_per_dtype, scalar, transformation
 
 
@@ -66,7 +67,7 @@ def add_decayed_weights(
 
     def update(updates: Any, state: AddDecayedWeightsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
-        decay = at_count(weight_decay, state.count, "add_decayed_weights: weight_decay")
+        decay = decay_here(at_count(weight_decay, state.count, "add_decayed_weights: weight_decay"))
         mask = resolve_mask(weight_decay_mask, updates)
         if not nothing:
             factor = once_per_dtype(lambda u: scalar(decay, u))

@@ -41,7 +41,8 @@ def test_what_is_cut_along_which_axis() -> None:
     mesh = make_mesh("data=2,fsdp=2,tensor=2")
     shapes = {
         "dense": {"kernel": (6, 4), "bias": (4,)},
-        "odd": {"kernel": (3, 4), "bias": (3,)},
+        "odd": {"kernel": (3, 4)},
+        "alone": {"bias": (3,)},
         "query": {"kernel": (8, 4, 2)},
         "ScanBlock_0": {"up": {"kernel": (2, 4, 8)}, "RMSNorm_0": {"scale": (2, 5)}},
         "embed": {"embedding": (10, 4)},
@@ -54,7 +55,8 @@ def test_what_is_cut_along_which_axis() -> None:
     lies = param_shardings(params, mesh)
     assert jax.tree.map(lambda s: s.spec, lies) == {
         "dense": {"kernel": P("fsdp", "tensor"), "bias": P("fsdp")},
-        "odd": {"kernel": P(None, "tensor"), "bias": P()},  # 3 does not divide, 4 is taken
+        "alone": {"bias": P()},
+        "odd": {"kernel": P(None, "tensor")},  # 3 does not divide, 4 is taken
         "query": {"kernel": P("fsdp", None, "tensor")},
         # Both layers of the stack stay on every device: a scan takes one layer at a time.
         "ScanBlock_0": {"up": {"kernel": P(None, "fsdp", "tensor")}, "RMSNorm_0": {"scale": P()}},

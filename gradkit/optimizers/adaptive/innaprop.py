@@ -21,6 +21,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import (
     at_count,
@@ -103,10 +104,8 @@ def scale_by_inna(
 
     def update(updates: Any, state: ScaleByInnaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
-        rate, decay = (
-            at_count(learning_rate, state.count, "innaprop: learning_rate"),
-            at_count(weight_decay, state.count, "innaprop: weight_decay"),
-        )
+        rate = at_count(learning_rate, state.count, "innaprop: learning_rate")
+        decay = decay_here(at_count(weight_decay, state.count, "innaprop: weight_decay"))
         decayed = jax.tree.map(jnp.zeros_like, updates)
         if not without_decay:
             mask = resolve_mask(weight_decay_mask, updates)

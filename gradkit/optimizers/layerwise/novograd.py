@@ -25,6 +25,7 @@ from gradkit.leaves import (
     resolve_mask,
     tensor_axes,
 )
+from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import (
     abs_sq,
@@ -157,7 +158,8 @@ def scale_by_novograd(
         h = jax.tree.map(lambda g, v: _normalised(g, v, eps, eps_root), updates, nu_max if amsgrad else nu)
         if not without_decay:
             mask = resolve_mask(weight_decay_mask, updates)
-            h = jax.tree.map(lambda h, w, on: h + scalar(weight_decay, h) * w if on else h, h, params, mask)
+            decay = decay_here(weight_decay)
+            h = jax.tree.map(lambda h, w, on: h + scalar(decay, h) * w if on else h, h, params, mask)
 
         def share(h: jax.Array) -> Any:
             one, rest = jnp.ones((), h.dtype), weights(pair(b1), h)[1]
