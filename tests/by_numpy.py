@@ -123,8 +123,11 @@ def _cond(p: Any, args: list[Any]) -> list[Any]:
 def _while(p: Any, args: list[Any]) -> list[Any]:
     n, m = p["cond_nconsts"], p["body_nconsts"]
     ahead, own, carry = args[:n], args[n : n + m], args[n + m :]
-    while evaluate(p["cond_jaxpr"], [*ahead, *carry])[0].item():
-        carry = evaluate(p["body_jaxpr"], [*own, *carry])
+    # Under `vmap` each row has a condition of its own, and stays as it is once that is false.
+    while (goes_on := evaluate(p["cond_jaxpr"], [*ahead, *carry])[0]).any():
+        new = evaluate(p["body_jaxpr"], [*own, *carry])
+        rows = [goes_on.reshape(goes_on.shape + (1,) * (np.ndim(x) - goes_on.ndim)) for x in new]
+        carry = [np.where(*row) for row in zip(rows, new, carry, strict=True)] if goes_on.ndim else new
     return carry
 
 
