@@ -80,7 +80,7 @@ def outcomes(reports: Iterable[Any]) -> dict[tuple[str, str, str], set[str]]:
 
 
 def lines(collected: Mapping[str, Any], reports: Iterable[Any]) -> list[str]:
-    """The table, and below it the reasons."""
+    """The table, and below it the reasons, for the points that ran for all their methods."""
     found, rows = outcomes(reports), collections.defaultdict(collections.Counter)
     for key in map(tuple, collected["owed"]):
         became = found.get(key) or {"not run"}
@@ -95,6 +95,6 @@ def lines(collected: Mapping[str, Any], reports: Iterable[Any]) -> list[str]:
         text.append(f"{form:12} {check:16} " + " ".join(f"{counts[c] or '-':>12}" for c in columns))
     for what, title in (("out", "opted out"), ("silent", "says nothing")):
         for (kind, form, check, reason), names in sorted(because.items()):
-            if kind == what:
+            if kind == what and rows[form, check]["proven"] and not rows[form, check]["not run"]:
                 text.append(f"{title}: {form}: {check}: {reason}: {', '.join(names)}")
     return text
