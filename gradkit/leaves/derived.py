@@ -197,14 +197,18 @@ def rename(state: Any, params: Any) -> Any:
         owner = next((of[tail] for i in range(len(pieces)) if (tail := "/".join(pieces[i:])) in of), of.get(""))
         if owner is None or not is_box(node):
             return node
-        if not jax.tree.leaves(node):
-            return _content(node)
-        (x,) = jax.tree.leaves(node)
+        content = _content(node)
+        if jax.tree_util.all_leaves([content]):
+            return renamed(content, owner, node)
+        # What codes a moment, or nothing.
+        return jax.tree.map(lambda x: renamed(x, owner, None), content)
+
+    def renamed(x: Any, owner: Any, box: Any) -> Any:
         (own,) = jax.tree.leaves(owner)
         shape, new = np.shape(own), np.shape(x)
-        if shape == new:
-            return node
         more = len(new) - len(shape)
+        if shape == new and box is not None:
+            return box
         if more > 0 and new[more:] == shape:
             return derived(owner, x, (*[()] * more, *((a,) for a in range(len(shape)))))
         if more == 0:

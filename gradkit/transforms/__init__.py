@@ -61,10 +61,7 @@ from gradkit.transforms.kron import (
     ScaleByKronState,
     scale_by_kron,
 )
-from gradkit.transforms.kronecker import (
-    KroneckerStatisticsState,
-    kronecker_statistics,
-)
+from gradkit.transforms.kronecker import KroneckerStatisticsState, kronecker_statistics
 from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,

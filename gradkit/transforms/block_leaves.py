@@ -15,7 +15,8 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, map_named, names, tensor_axes
 from gradkit.leaves.derived import derived, flatten, node_names
 from gradkit.transforms.core import transformation
-from gradkit.transforms.kronecker import merge_backwards, merged_axes
+from gradkit.transforms.blocks import merged_axes
+from gradkit.transforms.kronecker import merge_backwards
 from gradkit.transforms.owned import Owned
 from gradkit.transforms.per_parameter import settled
 from gradkit.transforms.placement import as_it_lay, everywhere

@@ -27,10 +27,12 @@ from gradkit.linalg.psgd import Factors, balanced, whiten, whiten_back
 from gradkit.linalg.psgd import refreshed as learned
 from gradkit.transforms.core import at_count, bias_correction, increment, scalar, transformation
 from gradkit.transforms.keys import check_key, first_key, next_key
-from gradkit.transforms.kronecker import BY_LAYOUT, factor_sources
+from gradkit.transforms.blocks import factor_sources
+from gradkit.transforms.kronecker import BY_LAYOUT
 from gradkit.transforms.matrices import MatrixSharding
 from gradkit.transforms.owned import failures, numbers
-from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, like, map_fields
+from gradkit.transforms.works import Work, beside, counted, like
+from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import refreshed
 from gradkit.transforms.tensors import plan_tensors
 

@@ -31,7 +31,8 @@ from gradkit.transforms.core import increment, scalar, transformation
 from gradkit.transforms.limit_norm_growth import growth
 from gradkit.transforms.matrices import MatrixSharding, check_matrix
 from gradkit.transforms.owned import failures, phases, product
-from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, map_fields, plan_kept
+from gradkit.transforms.works import Work, beside, counted, plan_kept
+from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(

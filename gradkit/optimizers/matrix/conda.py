@@ -24,7 +24,8 @@ from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import bias_correction as correction
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
 from gradkit.transforms.owned import failures, phases, product
-from gradkit.transforms.per_parameter import Work, beside, counted, init_fields, like, map_fields, plan_kept
+from gradkit.transforms.works import Work, beside, counted, like, plan_kept
+from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import due, refreshed
 
 PAPER = Paper(

@@ -27,24 +27,11 @@ from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.core import bias_correction, increment, optimizer, scalar, transformation
-from gradkit.transforms.kronecker import (
-    BY_LAYOUT,
-    Factors,
-    accumulate,
-    along_all,
-    blocks_of,
-    correction,
-    cut_blocks,
-    init_factors,
-    join_blocks,
-    kept_of_blocks,
-    merge_backwards,
-    roots,
-    sorted_axes,
-    statistic,
-)
+from gradkit.transforms.blocks import blocks_of, cut_blocks, join_blocks, kept_of_blocks, sorted_axes
+from gradkit.transforms.kronecker import BY_LAYOUT, Factors, accumulate, along_all, correction, init_factors, merge_backwards, roots, statistic
 from gradkit.transforms.owned import phases
-from gradkit.transforms.per_parameter import Work, counted, init_fields, like, map_fields
+from gradkit.transforms.works import Work, counted, like
+from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import due, renewed
 from gradkit.transforms.tensors import plan_tensors, total
 
