@@ -88,7 +88,8 @@ class Extra(NamedTuple):
 
 def _wide(tree: Any) -> Any:
     """In float32, or wider where it is."""
-    return jax.tree.map(lambda x: x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32), tree)
+    wide = lambda x: x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)  # noqa: E731
+    return jax.tree.map(lambda x: wide(jnp.asarray(x)), tree)
 
 
 def _square(x: jax.Array) -> jax.Array:
@@ -106,7 +107,7 @@ def _model(grads: Any) -> Callable[[Any], jax.Array]:
 
     def model_fn(params: Any) -> jax.Array:
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
-        parts = [jnp.sum(g.astype(x.dtype) * (x - jax.lax.stop_gradient(x))).astype(float) for g, x in pairs]
+        parts = [jnp.sum(g.astype(jnp.result_type(x)) * (x - jax.lax.stop_gradient(x))).astype(float) for g, x in pairs]
         return sum(parts, jnp.zeros((), float)).reshape(1)
 
     return model_fn
@@ -264,7 +265,7 @@ def samples(grads: Any, needs: Collection[str]) -> dict[str, Any]:
     >>> float(samples(jnp.ones(3), ("value",))["value"])
     1.5
     """
-    found = {}
+    found, grads = {}, jax.tree.map(jnp.asarray, grads)
     for name in needs:
         extra = EXTRAS.get(name)
         if extra is None or extra.sample is None:

@@ -27,7 +27,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.parallel.replicas import alike, wide_mean
 from gradkit.transforms.codecs import nearest
-from gradkit.transforms.core import check_leaves, check_match, increment, wide_dtype, widen
+from gradkit.transforms.core import as_arrays, check_leaves, check_match, increment, wide_dtype, widen
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")
 NEVER = np.iinfo(np.int32).max
@@ -110,6 +110,7 @@ def local_updates(
 
     def init(params: Any) -> LocalUpdatesState:
         check_leaves("local_updates", params, complex_leaves=True)
+        params = as_arrays(params)
         count = jnp.zeros((), jnp.int32)
         start = optax.MaskedNode() if far is None else anchor(params)
         there = optax.MaskedNode() if far is None else far.init(start)
@@ -134,6 +135,7 @@ def local_updates(
             raise ValueError("local_updates needs params: call update(grads, state, params)")
         check_match("local_updates", updates, params)
         check_leaves("local_updates", updates, complex_leaves=True)
+        updates, params = as_arrays(updates), as_arrays(params)
         count = increment(state.count)
         updates, own = inner.update(updates, state.inner, params, **extra)
         state = state._replace(count=count, inner=own)

@@ -40,11 +40,12 @@ from gradkit.transforms.core import (
 
 class Mean(NamedTuple):
     """One running mean: its decay and its weight (numbers or schedules), and whether it is corrected for its start,
-    which takes a decay that is a number."""
+    which takes a decay that is a number; what the method calls the two, for messages."""
 
     decay: Any
     weight: Any = 1.0
     debias: bool = False
+    called: tuple[str, str] = ("a decay", "a weight")
 
 
 @jax.jit
@@ -101,11 +102,11 @@ def weighted_momenta(
         count = increment(state.count)
 
         def follow(mean: Mean, momentum: Any) -> Any:
-            decay = at_count(mean.decay, state.count, f"{method}: a decay")
+            decay = at_count(mean.decay, state.count, f"{method}: {mean.called[0]}")
             return settle(jax.tree.map(lambda u, g: ema(u, g, decay), momentum, updates))
 
         momenta = tuple(map(follow, means, state.momenta))
-        shares = [at_count(mean.weight, state.count, f"{method}: a weight") for mean in means]
+        shares = [at_count(mean.weight, state.count, f"{method}: {mean.called[1]}") for mean in means]
         w_0 = at_count(gradient_weight, state.count, f"{method}: the weight of the gradient")
         with_gradient = not (isinstance(w_0, int | float) and w_0 == 0)
 

@@ -23,7 +23,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
 from gradkit.transforms.codecs import between, decode, encode_bfloat16, encode_int8, nearest
-from gradkit.transforms.core import boxless, check_leaves, check_match, wide_dtype, widen
+from gradkit.transforms.core import as_arrays, boxless, check_leaves, check_match, wide_dtype, widen
 from gradkit.transforms.keys import first_key
 
 
@@ -153,6 +153,7 @@ def precision(
 
     def init(params: optax.Params) -> PrecisionState:
         check_leaves("precision", params, complex_leaves=True)
+        params = as_arrays(params)
         for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
             if stochastic and is_narrow(x) and x.dtype != jnp.bfloat16:
                 raise ValueError(f"precision: the leaf {name!r} is {x.dtype}; only bfloat16 is rounded stochastically")
@@ -191,6 +192,7 @@ def precision(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         check_leaves("precision", updates, complex_leaves=True)
+        updates, params = as_arrays(updates), as_arrays(params)
         if params is not None:
             check_match("precision", updates, params)
         elif master or stochastic:
