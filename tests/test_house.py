@@ -111,7 +111,13 @@ def test_what_is_public_is_documented(name: str) -> None:
 
 
 # They put transformations together, as `optax.chain` does, and are of no paper.
-TOOLS = {"gk.inject_hyperparams", "gk.leaves.groups", "gk.parallel.inside_shard_map", "gk.parallel.outer_nesterov"}
+TOOLS = {
+    "gk.inject_hyperparams",
+    "gk.leaves.groups",
+    "gk.leaves.layerwise_decay",
+    "gk.parallel.inside_shard_map",
+    "gk.parallel.outer_nesterov",
+}
 
 
 def test_every_public_factory_of_a_transformation_has_a_card_and_every_card_a_public_name() -> None:

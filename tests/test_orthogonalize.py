@@ -202,7 +202,7 @@ def test_a_function_takes_its_place() -> None:
         ({"method": "grem"}, "did you mean 'gram'"),
         ({"eps": -1.0}, "eps must be in"),
         ({"precondition": "schatten"}, "precondition must be one of"),
-        ({"dtype": jnp.int32}, "dtype must be real floating point"),
+        ({"dtype": jnp.int32}, "dtype must be a floating point dtype"),
     ],
 )
 def test_bad_input(changes: dict, message: str) -> None:

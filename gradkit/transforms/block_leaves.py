@@ -14,8 +14,8 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, axes_of, map_named, names, tensor_axes
 from gradkit.leaves.derived import derived, flatten, node_names
-from gradkit.transforms.core import transformation
 from gradkit.transforms.blocks import merged_axes
+from gradkit.transforms.core import transformation
 from gradkit.transforms.kronecker import merge_backwards
 from gradkit.transforms.owned import Owned
 from gradkit.transforms.per_parameter import settled

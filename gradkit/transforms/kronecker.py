@@ -10,9 +10,7 @@ For a tensor G of order k with axes d_1, ..., d_k:
 All functions work on a batch of tensors along a leading axis.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +21,12 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout
 from gradkit.linalg import eigenbasis, inverse_root
+from gradkit.transforms.blocks import cut_blocks, kept_of_blocks, sorted_axes
 from gradkit.transforms.core import bias_correction, increment, scalar, transformation, wide_dtype
 from gradkit.transforms.matrices import MatrixSharding
-from gradkit.transforms.blocks import blocks_of, cut_blocks, kept_of_blocks, sorted_axes
-from gradkit.transforms.works import Work
 from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.tensors import plan_tensors
+from gradkit.transforms.works import Work
 
 
 def statistic(G: jax.Array, axis: int, *, diagonal: bool = False) -> jax.Array:

@@ -69,8 +69,7 @@ class MatrixSharding:
         checks.integer("min_dim", self.min_dim)
         checks.floating_dtype(comm_dtype=self.comm_dtype)
         for name in self.axes:
-            if self.mesh is not None:
-                checks.choice("axis", name, self.mesh.axis_names)
+            checks.choice("axis", name, (name,) if self.mesh is None else self.mesh.axis_names)
 
     @property
     def axes(self) -> tuple[str, ...]:

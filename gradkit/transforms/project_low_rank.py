@@ -31,9 +31,9 @@ from gradkit.transforms.core import increment, scalar, transformation
 from gradkit.transforms.limit_norm_growth import growth
 from gradkit.transforms.matrices import MatrixSharding, check_matrix
 from gradkit.transforms.owned import failures, phases, product
-from gradkit.transforms.works import Work, beside, counted, plan_kept
 from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import due, refreshed
+from gradkit.transforms.works import Work, beside, counted, plan_kept
 
 PAPER = Paper(
     "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", "Zhao et al.", 2024, "2403.03507"

@@ -19,8 +19,8 @@ from gradkit.leaves import Axes, Layout, axes_of, names, tensor_axes
 from gradkit.leaves.derived import unboxed
 from gradkit.transforms.core import wide_dtype
 from gradkit.transforms.matrices import MatrixSharding, plan_matrices
-from gradkit.transforms.works import Work
 from gradkit.transforms.placement import specs_of
+from gradkit.transforms.works import Work
 
 
 def plan_tensors(

@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.parallel import collective_bytes, init_sharded
-from gradkit.transforms.works import beside
 from gradkit.transforms.per_parameter import init_fields
 from gradkit.transforms.tensors import plan_tensors
+from gradkit.transforms.works import beside
 from tests.by_numpy import by_numpy
 from tests.parallel.test_matrices import assert_near, mesh_of, put
 from tests.parallel.test_owned import is_owned

@@ -24,9 +24,9 @@ from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import bias_correction as correction
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
 from gradkit.transforms.owned import failures, phases, product
-from gradkit.transforms.works import Work, beside, counted, like, plan_kept
 from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import due, refreshed
+from gradkit.transforms.works import Work, beside, counted, like, plan_kept
 
 PAPER = Paper(
     "Conda: Column-Normalized Adam for Training Large Language Models Faster", "Wang et al.", 2025, "2509.24218"

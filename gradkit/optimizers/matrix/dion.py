@@ -34,9 +34,9 @@ from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
 from gradkit.transforms.keys import first_key
 from gradkit.transforms.owned import product
-from gradkit.transforms.works import Work, beside, like, plan_kept
 from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.shape_factor import shape_factor
+from gradkit.transforms.works import Work, beside, like, plan_kept
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
 QRS = ("qr", "cholesky_qr", "randomized_cholesky_qr")

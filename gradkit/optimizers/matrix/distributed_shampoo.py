@@ -26,14 +26,24 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import bias_correction, increment, optimizer, scalar, transformation
 from gradkit.transforms.blocks import blocks_of, cut_blocks, join_blocks, kept_of_blocks, sorted_axes
-from gradkit.transforms.kronecker import BY_LAYOUT, Factors, accumulate, along_all, correction, init_factors, merge_backwards, roots, statistic
+from gradkit.transforms.core import bias_correction, increment, optimizer, scalar, transformation
+from gradkit.transforms.kronecker import (
+    BY_LAYOUT,
+    Factors,
+    accumulate,
+    along_all,
+    correction,
+    init_factors,
+    merge_backwards,
+    roots,
+    statistic,
+)
 from gradkit.transforms.owned import phases
-from gradkit.transforms.works import Work, counted, like
 from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import due, renewed
 from gradkit.transforms.tensors import plan_tensors, total
+from gradkit.transforms.works import Work, counted, like
 
 PAPER = Paper(
     "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "

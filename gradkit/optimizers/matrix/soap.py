@@ -26,14 +26,23 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import bias_correction, divide, increment, optimizer, scalar, transformation
 from gradkit.transforms.blocks import factor_sources, merged_axes
-from gradkit.transforms.kronecker import BY_LAYOUT, along_all, first_bases, merge_forwards, next_bases, reorder, statistic, transposes
+from gradkit.transforms.core import bias_correction, divide, increment, optimizer, scalar, transformation
+from gradkit.transforms.kronecker import (
+    BY_LAYOUT,
+    along_all,
+    first_bases,
+    merge_forwards,
+    next_bases,
+    reorder,
+    statistic,
+    transposes,
+)
 from gradkit.transforms.owned import failures, phases
-from gradkit.transforms.works import Work, beside, counted, like
 from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.refreshes import due, refreshed
 from gradkit.transforms.tensors import plan_tensors
+from gradkit.transforms.works import Work, beside, counted, like
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 
