@@ -9,6 +9,7 @@ The one place where JAX runs a program on arrays has no public name. Should it m
 tests take longer.
 """
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,19 @@ def install() -> None:
     compiled = getattr(pjit, PLACE, None)
     if compiled is None:
         return
-    asked: dict[int, tuple[ClosedJaxpr, bool]] = {}  # with the program, so that its id is not given to another
+    # Weak: JAX keeps what it compiled of a program for as long as the program is kept.
+    asked: weakref.WeakKeyDictionary[ClosedJaxpr, bool] = weakref.WeakKeyDictionary()
 
     def run(*args: Any, jaxpr: ClosedJaxpr, **p: Any) -> Any:
-        if id(jaxpr) not in asked:
-            asked[id(jaxpr)] = jaxpr, _by_jax(jaxpr) and _anywhere(p) and _known(jaxpr.jaxpr)
-        if asked[id(jaxpr)][1] and jax.config.jax_default_device is None and all(map(_uncommitted, args)):
+        if jaxpr not in asked:
+            asked[jaxpr] = _by_jax(jaxpr) and _anywhere(p) and _known(jaxpr.jaxpr)
+        if asked[jaxpr] and jax.config.jax_default_device is None and all(map(_uncommitted, args)):
             given = [np.asarray(x, aval.dtype) for x, aval in zip(args, jaxpr.in_avals, strict=True)]
             with np.errstate(all="ignore"):
                 results = _evaluate(jaxpr, given)
             if results is not None:
                 return [_array(x, aval) for x, aval in zip(results, jaxpr.out_avals, strict=True)], None, None, []
-            asked[id(jaxpr)] = jaxpr, False
+            asked[jaxpr] = False
         return compiled(*args, jaxpr=jaxpr, **p)
 
     setattr(pjit, PLACE, run)
