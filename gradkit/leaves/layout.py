@@ -58,7 +58,10 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout | None = N
                 axes = axes_of(default, path, shape, doubt=False)
                 if isinstance(stack, int):
                     if axes.stack != tuple(range(stack)):
-                        axes = _shift((alone if default is None else default)(path, tuple(shape)[stack:]), stack)
+                        one = alone if default is None else default
+                        axes = _shift(one(path, tuple(shape)[stack:]), stack)
+                    if stack == 0 and axes.stack:  # the names above say a stack, the user says there is none
+                        axes = alone(path.rpartition("/")[2], tuple(shape))._replace(stack=())
                 elif stack is not None:
                     axes = axes._replace(stack=tuple(stack))
                 fields: dict[str, Any] = {k: v if k == "role" else tuple(v) for k, v in changes.items()}

@@ -206,16 +206,16 @@ def has_layout(card: Card) -> bool:
 @methods("layout", has_layout, "computes entry by entry, and has no argument `layout`")
 @in_float64
 def test_a_declared_stack_equals_the_recognised_one(card: Card) -> None:
-    """Where a module has a name of its own, `layout` says that its first axis is a stack."""
+    """Where a module has a name of its own, `layout` says that its first axis is a stack; or that it is none."""
     shapes = {"kernel": (5, 3, 4), "bias": (5, 4)}
     layers = draw(6, shapes, np.float64)
-    layout = gk.leaves.layout((gk.leaves.by_path("blocks/.*"), {"stack": 1}))
+    stacked, joined = (gk.leaves.layout((gk.leaves.by_path("mix/.*"), {"stack": n})) for n in (1, 0))
     # A rate at which the bounds of no method hold all layers alike.
-    declared, _ = run(make(card, 1.0, layout=layout), {"blocks": layers}, steps=2)
+    declared, _ = run(make(card, 1.0, layout=stacked), {"mix": layers}, steps=2)
     recognised, _ = run(make(card, 1.0), {"ScanBlock_0": layers}, steps=2)
-    close(recognised["ScanBlock_0"], declared["blocks"], F64, F64)
-    one_tensor, _ = run(make(card, 1.0), {"blocks": layers}, steps=2)
-    different = not np.allclose(one_tensor["blocks"]["kernel"], declared["blocks"]["kernel"], rtol=1e-9)
+    close(recognised["ScanBlock_0"], declared["mix"], F64, F64)
+    one_tensor, _ = run(make(card, 1.0, layout=joined), {"mix": layers}, steps=2)
+    different = not np.allclose(one_tensor["mix"]["kernel"], declared["mix"]["kernel"], rtol=1e-9)
     assert different == (card.collectives == "norms")
 
 
