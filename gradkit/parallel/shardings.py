@@ -100,8 +100,12 @@ def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) 
     rows = zip(nodes, placed, strict=True)
     boxed = structure.unflatten([Placed(jax.tree.leaves(node)[0], s, axes_of_box(node)) for node, s in rows])
     state = jax.tree.leaves(jax.eval_shape(tx.init, boxed), is_leaf=lambda node: isinstance(node, Placed))
-    # A box around nothing has no leaf in the state either.
-    return [node.sharding if isinstance(node, Placed) else None for node in state if jax.tree.leaves(node)]
+    # A box around nothing has no leaf in the state; one around a code has several, of shapes of their own.
+    counts = [len(jax.tree.leaves(node)) for node in state]
+    told = [
+        node.sharding if isinstance(node, Placed) and n == 1 else None for node, n in zip(state, counts, strict=True)
+    ]
+    return [sharding for sharding, n in zip(told, counts, strict=True) for _ in range(n)]
 
 
 def init_sharded(tx: GradientTransformation, params: Any, *, zero_axis: str | None = None) -> Any:

@@ -128,7 +128,7 @@ def block_leaves(
         own = None if params is None else cut_tree(params)
         before = state
         there, state = below.update(cut_tree(updates), state, own, **extra)
-        pieces: Any = there
+        pieces: Any = everywhere(there)
         # What has an owner stays with it.
         state = jax.tree.map(lambda x, y: x if isinstance(x, Owned) else settled(x, y), state, before, is_leaf=_owned)
         return map_named(lambda name, x: join(name, x, pieces[name]), updates), state

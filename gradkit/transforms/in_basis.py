@@ -228,6 +228,7 @@ def in_basis(
             [batches(tree, like[i]) for tree, like in zip(structure.flatten_up_to(own), shapes, strict=True)]
             for i, own in enumerate((state.Q, state.bases))
         )
+        Q, kept_before = everywhere((Q, kept_before))
         G = [batched(name, x)[0] for name, x in zip(names(updates), jax.tree.leaves(updates), strict=True)]
 
         def first(Q: Any, states: Any, own: Any) -> Any:

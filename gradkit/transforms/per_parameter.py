@@ -181,7 +181,7 @@ def settled(new: Any, old: Any) -> Any:
     """State that is sharded as it was. Left to itself the compiler may shard it otherwise, and the next step would be
     another program: so it sees a choice between the two, of which it cannot know that it is always the new one."""
     never = jax.lax.optimization_barrier(jnp.zeros((), bool))
-    return jax.tree.map(lambda x, y: jnp.where(never, y, x), new, old)
+    return jax.tree.map(lambda x, y: jnp.where(never, y, as_it_lay(x, y)), new, old)
 
 
 def _columns(leaves: Sequence[Any], more: Sequence[Any]) -> list[Sequence[Any]]:

@@ -47,16 +47,27 @@ def filled(shapes: Any) -> Any:
 @pytest.mark.slow
 @methods_together("checkpoint", 20)
 def test_states_come_back_from_a_checkpoint(cards: Sequence[Card], tmp_path: Path) -> None:
-    """Saved on a mesh of Auto axes, of Explicit axes, and on one device; read there, and on one device."""
+    """Saved on a mesh of Auto axes, of Explicit axes, and on one device; read there, and on one device.
+
+    Over Explicit axes the state of some matrix methods is in stacks with owners; on one device it is under the names
+    of parameters, and what is of another structure is refused there.
+    """
     alone = shapes_of(cards, None)
     for place in (AxisType.Auto, AxisType.Explicit, None):
         source = shapes_of(cards, place)
         saved = filled(source)
-        with Checkpoints(tmp_path / str(place)) as checkpoints:
-            checkpoints.save(1, saved)
-            for like in (source, alone) if place else (alone,):
+        alike = {k: x for k, x in alone.items() if jax.tree.structure(x) == jax.tree.structure(source[k])}
+        assert place == AxisType.Explicit or len(alike) == len(alone)
+        folders = Checkpoints(tmp_path / str(place)), Checkpoints(tmp_path / f"{place} alike")
+        with folders[0] as whole, folders[1] as part:
+            whole.save(1, saved)
+            part.save(1, {k: saved[k] for k in alike})
+            if len(alike) < len(alone):
+                with pytest.raises(ValueError, match="of another chain"):
+                    whole.restore(alone)
+            for checkpoints, like in ((whole, source), (part, alike))[0 if place else 1 :]:
                 back, _ = checkpoints.restore(like)
                 assert jax.tree.structure(back) == jax.tree.structure(like)
-                for x, y, z in zip(*map(jax.tree.leaves, (back, like, saved)), strict=True):
+                for x, y, z in zip(*map(jax.tree.leaves, (back, like, {k: saved[k] for k in like})), strict=True):
                     assert y.sharding is None or x.sharding == y.sharding
                     same(unpadded(x, z), unpadded(z, x))
