@@ -69,7 +69,9 @@ def outcomes(reports: Iterable[Any]) -> dict[tuple[str, str, str], set[str]]:
     """What became of every point of every method that ran."""
     found = collections.defaultdict(set)
     for report in reports:
-        for name, key in getattr(report, "user_properties", ()):  # there are none of a file that could not be read
+        if not hasattr(report, "when"):  # a test that was deselected, or a file that could not be read
+            continue
+        for name, key in report.user_properties:
             if name != "point":
                 continue
             if report.outcome == "passed" and report.when == "call":
