@@ -13,6 +13,7 @@ import pytest
 import gradkit as gk
 from gradkit.catalogue import Card
 from tests.contract.forms import of, ranged, refuses
+from tests.traces import counted
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +40,9 @@ def test_steps_of_every_kind_give_one_value(card: Card, x64: None) -> None:
     assert np.ptp(want) > 0  # an example that never moves would test nothing
     near(want, [schedule(step) for step in steps], F64)
     near(want, [schedule(np.int64(step)) for step in range(STEPS)], F64)
-    jitted = jax.jit(schedule)
+    jitted, traces = counted(schedule)
     near(want, [jitted(step) for step in steps], F64)
-    assert jitted._cache_size() == 1
+    assert len(traces) == 1
     near(want, jitted(steps), F64)
     near(want, jax.jit(jax.vmap(schedule))(steps), F64)
 
