@@ -12,6 +12,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gradkit import arguments
+
 FORMS = (
     "primitive",
     "optimizer",
@@ -27,6 +29,8 @@ FORMS = (
     "layer",
     "engine",
 )
+# The forms that give an optax transformation.
+TRANSFORMATIONS = ("primitive", "optimizer", "wrapper", "aggregator", "strategy", "controller")
 MATURITIES = ("stable", "faithful", "experimental")
 SCHEDULES = ("warmup_cosine", None)
 COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
@@ -168,6 +172,8 @@ def register(function: Callable[..., Any], *, form: str, paper: Paper, **fields:
             raise ValueError(f"{card.name}: {field} must be one of {', '.join(map(str, allowed))}, got {value!r}")
     if card.name in _CARDS and _CARDS[card.name].function.__module__ != function.__module__:
         raise ValueError(f"{card.name} is registered twice: {_CARDS[card.name].file} and {card.file}")
+    if form in TRANSFORMATIONS:
+        arguments.declare(function)
     _CARDS[card.name] = card
     return card
 

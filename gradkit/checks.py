@@ -127,18 +127,29 @@ def floating_dtype(**given: Any) -> None:
             )
 
 
-def integer(name: str, value: Any, minimum: int = 0, *, optional: bool = False) -> None:
-    """Checks that an argument is a whole number of at least `minimum`.
+def integer(name: str, value: Any, minimum: int = 0, *, optional: bool = False) -> Any:
+    """Checks that an argument is a whole number of at least `minimum`, and gives it back as a Python integer.
 
+    >>> integer("microbatches", np.int64(3), 1)
+    3
     >>> integer("microbatches", 0, 1)
     Traceback (most recent call last):
     ValueError: microbatches must be an integer >= 1, got 0
     """
     if optional and value is None:
-        return
+        return None
+    allowed = f"{name} must be an integer >= {minimum}{' or None' if optional else ''}"
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{allowed} that is known when the program is built, got a traced value; write {name} as a Python "
+            f"integer, or inject_hyperparams(..., static_args={name!r})"
+        )
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jax.dtypes.issubdtype(value.dtype, np.integer):
+        value = int(value)
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}{' or None' if optional else ''}, got {value!r}")
+        raise ValueError(f"{allowed}, got {value!r}")
+    return int(value)
 
 
 def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:

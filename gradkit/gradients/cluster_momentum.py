@@ -59,7 +59,7 @@ def cluster_momentum(
     Reference: Tondji et al. Variance Reduction in Deep Learning: More Momentum is All You Need. 2021, arXiv
     2111.11828. The form of the estimator is that of a control variate per cluster, which is unbiased.
     """
-    checks.integer("num_clusters", num_clusters, 1)
+    num_clusters = checks.integer("num_clusters", num_clusters, 1)
     checks.real("beta", beta, "[0, 1)")
     K = num_clusters
     probs = np.full(K, 1 / K) if cluster_probs is None else cluster_probs

@@ -63,7 +63,7 @@ def gradient_moments(
     """
     checks.switch(has_aux=has_aux)
     checks.function("loss_fn", loss_fn)
-    checks.integer("microbatches", microbatches, 1)
+    microbatches = checks.integer("microbatches", microbatches, 1)
 
     def fn(params: Any, batch: Any, *args: Any, **kwargs: Any) -> tuple[Any, GradientMoments]:
         params = own_copy(params, axis_name)

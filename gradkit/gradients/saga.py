@@ -80,7 +80,7 @@ def saga_estimator(n: int) -> optax.GradientTransformationExtraArgs:
     Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838;
     Defazio, Bach, Lacoste-Julien. SAGA. 2014, arXiv 1407.0202.
     """
-    checks.integer("n", n, 1)
+    n = checks.integer("n", n, 1)
     return _with_table("saga_estimator", n, 1.0)
 
 
@@ -108,7 +108,7 @@ def sag_estimator(n: int) -> optax.GradientTransformationExtraArgs:
     Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838;
     Le Roux, Schmidt, Bach. A Stochastic Gradient Method with an Exponential Convergence Rate. 2012, arXiv 1202.6258.
     """
-    checks.integer("n", n, 1)
+    n = checks.integer("n", n, 1)
     return _with_table("sag_estimator", n, 1 / n)
 
 

@@ -76,7 +76,7 @@ def svrg_estimator(snapshot_every: int, *, mode: str = "last") -> optax.Gradient
     outer loop with the average also restarts the iterates there; a link of a chain cannot move parameters, so they
     stay where they are.
     """
-    checks.integer("snapshot_every", snapshot_every, 1)
+    snapshot_every = checks.integer("snapshot_every", snapshot_every, 1)
     checks.choice("mode", mode, ("last", "average"))
 
     def gradient(extra: Any, array: str, function: str) -> Any:

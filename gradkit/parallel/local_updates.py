@@ -213,7 +213,7 @@ def sync_steps(sync_every: Any, steps: int) -> np.ndarray:
       [0, 2, 6]
     """
     period = _period(sync_every)
-    checks.integer("steps", steps)
+    steps = checks.integer("steps", steps)
     ends = np.zeros(steps, bool)
     count = int(_end(jnp.zeros((), jnp.int32), period))
     while count <= steps:

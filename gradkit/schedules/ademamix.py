@@ -41,7 +41,7 @@ def ademamix_alpha_schedule(alpha: Any, *, T: int) -> Schedule:
     The official code counts t from 1, and so is this one step ahead of its function of the same number.
     """
     checks.real("alpha", alpha, "[0, inf)")
-    checks.integer("T", T, 1)
+    T = checks.integer("T", T, 1)
     return warmup(T - 1, alpha, start=alpha / T)
 
 
@@ -70,7 +70,7 @@ def ademamix_b3_schedule(b3: Any, *, b1: Any, T: int) -> Schedule:
     """
     checks.real("b1", b1, "(0, 1)")
     checks.real("b3", b3, "(0, 1)")
-    checks.integer("T", T, 1)
+    T = checks.integer("T", T, 1)
     if isinstance(b1, int | float) and isinstance(b3, int | float) and b3 < b1:
         raise ValueError(f"b3 must be at least b1, got {b3} and {b1}")
 

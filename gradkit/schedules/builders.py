@@ -37,7 +37,7 @@ def warmup(steps: int, peak: Any, *, start: Any = 0.0, shape: str = "linear") ->
 
     Reference: Goyal et al. Accurate, Large Minibatch SGD. 2017, arXiv 1706.02677.
     """
-    checks.integer("steps", steps)
+    steps = checks.integer("steps", steps)
     checks.real("peak", peak)
     return ramp(steps, shape, start, peak)
 
@@ -62,7 +62,7 @@ def hold(steps: int | None = None, value: Any = None) -> Schedule:
     Reference: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations. 2024,
     arXiv 2405.18392.
     """
-    checks.integer("steps", steps, optional=True)
+    steps = checks.integer("steps", steps, optional=True)
     checks.real("value", value, optional=True)
     phase = ramp(steps or 0, "linear", value).phases[0]
     return Schedule((dataclasses.replace(phase, length=steps),))
@@ -92,7 +92,7 @@ def decay(shape: str, steps: int, end: Any = 0.0, *, start: Any = None, half_lif
     Reference: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations. 2024,
     arXiv 2405.18392.
     """
-    checks.integer("steps", steps)
+    steps = checks.integer("steps", steps)
     checks.real("end", end, "(0, inf)" if shape == "exponential" else "(-inf, inf)")
     return ramp(steps, shape, start, end, half_life)
 
@@ -118,7 +118,7 @@ def take(schedule: Callable[[Any], Any], steps: int) -> Schedule:
     Reference: none.
     """
     checks.function("schedule", schedule)
-    checks.integer("steps", steps)
+    steps = checks.integer("steps", steps)
 
     def at(since: jax.Array, before: Any) -> jax.Array:
         del before
@@ -146,7 +146,7 @@ def repeat(schedule: Schedule, times: int | None = None) -> Schedule:
 
     Reference: Loshchilov, Hutter. SGDR: Stochastic Gradient Descent with Warm Restarts. 2016, arXiv 1608.03983.
     """
-    checks.integer("times", times, 1, optional=True)
+    times = checks.integer("times", times, 1, optional=True)
     length = schedule.length
     if not length:
         raise ValueError(f"a schedule can be repeated if it has an end and is not empty, its length is {length}")

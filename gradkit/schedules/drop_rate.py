@@ -46,8 +46,8 @@ def drop_rate_schedule(
     `rate`, as in the official code.
     """
     checks.real("rate", rate, "[0, 1)")
-    checks.integer("total_steps", total_steps, 1)
-    checks.integer("cutoff_step", cutoff_step)
+    total_steps = checks.integer("total_steps", total_steps, 1)
+    cutoff_step = checks.integer("cutoff_step", cutoff_step)
     checks.choice("mode", mode, ("standard", "early", "late"))
     checks.choice("decay", decay, ("constant", "linear"))
     if cutoff_step > total_steps:

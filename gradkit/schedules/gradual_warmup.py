@@ -51,7 +51,7 @@ def gradual_warmup(
     """
     checks.real("base", base, "[0, inf)")
     checks.real("kappa", kappa, "(0, inf)")
-    checks.integer("warmup_steps", warmup_steps)
+    warmup_steps = checks.integer("warmup_steps", warmup_steps)
     checks.choice("shape", shape, ("linear", "constant"))
     if after is not None:
         checks.function("after", after)

@@ -47,8 +47,8 @@ def stage_decay_schedule(
     2023, arXiv 2312.14567.
     """
     checks.real("init_value", init_value, "[0, inf)")
-    checks.integer("num_stages", num_stages, 1)
-    checks.integer("steps_per_stage", steps_per_stage, 1)
+    num_stages = checks.integer("num_stages", num_stages, 1)
+    steps_per_stage = checks.integer("steps_per_stage", steps_per_stage, 1)
     checks.real("decay_factor", decay_factor, "(1, inf)")
 
     def of_stage(stage: Any) -> jax.Array:
@@ -99,7 +99,7 @@ def heavy_ball_constants(
     2023, arXiv 2312.14567. The theorem fixes them up to constant factors, which are 1 here.
     """
     checks.real("kappa", kappa, "[1, inf)")
-    checks.integer("total_steps", total_steps, 1)
+    total_steps = checks.integer("total_steps", total_steps, 1)
     checks.real("decay_factor", decay_factor, "(1, inf)")
     checks.real("lipschitz", lipschitz, "(0, inf)")
     stages = math.ceil(math.log(total_steps * math.sqrt(kappa)) / math.log(decay_factor))

@@ -23,7 +23,7 @@ ANNEAL = {"cos": "cosine", "linear": "linear"}
 
 
 def _lengths(total_steps: int, pct_start: float, three_phase: bool, convention: str) -> list[float]:
-    checks.integer("total_steps", total_steps, 2)
+    total_steps = checks.integer("total_steps", total_steps, 2)
     checks.real("pct_start", pct_start, "(0, 1)")
     checks.choice("three_phase", three_phase, [True, False])
     checks.choice("convention", convention, ["torch", "optax"])

@@ -25,7 +25,7 @@ PAPER = Paper("SGDR: Stochastic Gradient Descent with Warm Restarts", "Loshchilo
 
 
 def _check_cycles(period: int, period_mult: float) -> None:
-    checks.integer("period", period, 1)
+    period = checks.integer("period", period, 1)
     checks.real("period_mult", period_mult, "[1, inf)")
     if not isinstance(period_mult, numbers.Real):
         raise ValueError(f"period_mult must be a Python number, got {period_mult!r}")
@@ -65,7 +65,7 @@ def sgdr_boundaries(cycles: int, *, period: int, period_mult: float = 1) -> list
 
     Reference: Loshchilov, Hutter. SGDR: Stochastic Gradient Descent with Warm Restarts. 2016, arXiv 1608.03983.
     """
-    checks.integer("cycles", cycles)
+    cycles = checks.integer("cycles", cycles)
     _check_cycles(period, period_mult)
     return [math.ceil(start) for start in _starts(period, period_mult, cycles=cycles)]
 

@@ -61,9 +61,9 @@ def warmup_polynomial_schedule(
         checks.real(name, value, "[0, inf)")
     checks.real("power", power, "(0, inf)")
     checks.real("warmup_power", warmup_power, "(0, inf)")
-    checks.integer("warmup_steps", warmup_steps)
-    checks.integer("total_steps", total_steps, max(warmup_steps, 1))
-    checks.integer("decay_end", decay_end, -1)
+    warmup_steps = checks.integer("warmup_steps", warmup_steps)
+    total_steps = checks.integer("total_steps", total_steps, max(warmup_steps, 1))
+    decay_end = checks.integer("decay_end", decay_end, -1)
     D = total_steps - warmup_steps + 1
 
     def at(since: jax.Array, before: Any = None) -> jax.Array:

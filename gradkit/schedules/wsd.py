@@ -34,7 +34,7 @@ CYCLES = Paper(
 
 def _check(peak_value: Any, warmup_steps: int, init_value: Any) -> None:
     checks.real("peak_value", peak_value, "[0, inf)")
-    checks.integer("warmup_steps", warmup_steps)
+    warmup_steps = checks.integer("warmup_steps", warmup_steps)
     checks.real("init_value", init_value, "[0, inf)")
 
 
@@ -95,8 +95,8 @@ def wsd(
     rise = warmup(warmup_steps, peak_value, start=init_value)
     if stable_steps is None or decay_steps is None:
         return rise + hold()
-    checks.integer("stable_steps", stable_steps)
-    checks.integer("decay_steps", decay_steps)
+    stable_steps = checks.integer("stable_steps", stable_steps)
+    decay_steps = checks.integer("decay_steps", decay_steps)
     return rise + hold(stable_steps) + decay(shape, decay_steps, end_value, half_life=half_life)
 
 
@@ -137,8 +137,8 @@ def wsd_cooldown(
     Reference: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations. 2024,
     arXiv 2405.18392.
     """
-    checks.integer("start", start)
-    checks.integer("decay_steps", decay_steps)
+    start = checks.integer("start", start)
+    decay_steps = checks.integer("decay_steps", decay_steps)
     _check_decay(shape, end_value, half_life)
     return take(schedule, start) + decay(shape, decay_steps, end_value, half_life=half_life)
 

@@ -53,10 +53,10 @@ def block_norm(
         checks.choice("block", block, BLOCKS)
         axes = block_axes(name, x.shape, block, layout)
     else:
-        checks.integer("block", block)
-        if block > x.ndim:
+        leading = checks.integer("block", block)
+        if leading > x.ndim:
             raise ValueError(f"block must be at most the rank of x, {x.ndim}, got {block}")
-        axes = tuple(range(block, x.ndim))
+        axes = tuple(range(leading, x.ndim))
     square = jnp.sum(abs_sq(x.astype(wide_dtype(x.dtype))), axis=axes, keepdims=True)
     return jnp.sqrt(square if axis_name is None else jax.lax.psum(square, axis_name))
 

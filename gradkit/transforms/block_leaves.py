@@ -68,7 +68,7 @@ def block_leaves(
     Training Neural Networks At-Scale. 2023, arXiv 2309.06497.
     """
     checks.switch(merge=merge)
-    checks.integer("max_dim", max_dim, 1)
+    max_dim = checks.integer("max_dim", max_dim, 1)
     below = optax.with_extra_args_support(inner)
 
     def stacks(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:

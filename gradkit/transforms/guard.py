@@ -102,9 +102,9 @@ def guard(
     `optax.apply_if_finite` does not look at the update, and accepts what is not finite once its budget is spent.
     """
     checks.choice("on", on, TRIGGERS)
-    checks.integer("max_skips", max_skips, 1)
+    max_skips = checks.integer("max_skips", max_skips, 1)
     checks.real("sigma", sigma, "(0, inf)")
-    checks.integer("window", window, 4)
+    window = checks.integer("window", window, 4)
     below = optax.with_extra_args_support(inner)
     watches = on == "spike"
 

@@ -25,7 +25,7 @@ SPATIAL = (None, "conv", "all")
 
 def check_hutchinson(num_samples: Any, distribution: Any, absolute: Any, spatial_average: Any) -> None:
     """Checks the arguments that every estimate has."""
-    checks.integer("num_samples", num_samples, 1)
+    num_samples = checks.integer("num_samples", num_samples, 1)
     checks.choice("distribution", distribution, DISTRIBUTIONS)
     checks.choice("absolute", absolute, (True, False))
     checks.choice("spatial_average", spatial_average, SPATIAL)

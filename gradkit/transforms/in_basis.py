@@ -80,8 +80,8 @@ def kronecker_bases(
     """
     checks.switch(precondition_1d=precondition_1d)
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)")
-    checks.integer("precondition_frequency", precondition_frequency, 1)
-    checks.integer("max_precond_dim", max_precond_dim, 1)
+    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
+    max_precond_dim = checks.integer("max_precond_dim", max_precond_dim, 1)
 
     def init(rows: int, dims: tuple[int, ...], dtype: Any) -> Any:
         plain = (len(dims) == 1 and not precondition_1d) or 0 in dims

@@ -7,33 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-# Arguments that are functions, and would be taken for schedules; keys; whole numbers that shape the program.
-NOT_NUMBERS = frozenset(
-    {
-        "after",
-        "alpha_warmup",
-        "b3_warmup",
-        "inner",
-        "key",
-        "labels",
-        "layout",
-        "method",
-        "mu_dtype",
-        "ns_dtype",
-        "ns_steps",
-        "num_iterations",
-        "pairs",
-        "rank",
-        "rank_fraction",
-        "shift",
-        "step_size",
-        "sync_period",
-        "time",
-        "warmdown_steps",
-        "warmup_steps",
-        "window_size",
-    }
-)
+from gradkit.arguments import is_static
 
 
 def inject_hyperparams(
@@ -46,8 +20,8 @@ def inject_hyperparams(
 
     Args:
       factory: makes a transformation from hyperparameters, such as `gk.adamw`.
-      static_args: names of arguments that stay Python values; masks, layouts, dtypes, keys, and arguments that are
-        annotated `int` (lengths, which decide shapes) always do.
+      static_args: names of arguments that stay Python values; masks, layouts, dtypes, keys, and what is annotated as
+        something else than `Any` (lengths, which decide shapes; functions) always do.
 
     Returns:
       A function with the factory's arguments. The state has `hyperparams`, a dictionary that may be changed
@@ -66,8 +40,7 @@ def inject_hyperparams(
     """
     known = inspect.signature(factory).parameters
     own = {static_args} if isinstance(static_args, str) else set(static_args)
-    own |= {name for name in known if name in NOT_NUMBERS or name.endswith("mask")}
-    own |= {name for name, parameter in known.items() if parameter.annotation in (int, "int")}
+    own |= {name for name, argument in known.items() if is_static(argument)}
 
     def make(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         dtype = jnp.result_type(float)

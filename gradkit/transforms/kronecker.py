@@ -243,8 +243,8 @@ def kronecker_statistics(
     """
     checks.switch(merge_dims=merge_dims, one_sided=one_sided)
     checks.real("b2", b2, "[0, 1]")
-    checks.integer("block_size", block_size, 1, optional=True)
-    checks.integer("max_dim", max_dim, 1)
+    block_size = checks.integer("block_size", block_size, 1, optional=True)
+    max_dim = checks.integer("max_dim", max_dim, 1)
 
     def pieces_of(dims: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         dims = merge_backwards(dims, block_size or max_dim) if merge_dims else dims

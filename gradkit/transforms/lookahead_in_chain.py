@@ -54,7 +54,7 @@ def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> op
     2106.13731; from Zhang et al. Lookahead Optimizer: k steps forward, 1 step back. 2019, arXiv 1907.08610.
     `optax.lookahead` asks the user to hold both sets of parameters.
     """
-    checks.integer("sync_period", sync_period, 1)
+    sync_period = checks.integer("sync_period", sync_period, 1)
     checks.real("slow_step_size", slow_step_size, "[0, 1]")
 
     def init(params: optax.Params) -> LookaheadInChainState:

@@ -135,7 +135,7 @@ def normalize_and_project(
         checks.choice("target", target, ("init", "unit"))
     else:
         checks.real("target", target, "(0, inf)")
-    checks.integer("every", every, 1)
+    every = checks.integer("every", every, 1)
     checks.choice("block", block, BLOCKS)
     checks.choice("gains", gains, ("project", "decay", None))
     checks.real("gains_decay", gains_decay, "(0, 1]", optional=True)

@@ -131,7 +131,7 @@ def precision(
     checks.choice("master", master, (False, True))
     checks.choice("rounding", rounding, ("nearest", "stochastic"))
     checks.choice("state", state, (None, "bfloat16", "int8-block"))
-    checks.integer("block", block, 1)
+    block = checks.integer("block", block, 1)
     stochastic = rounding == "stochastic"
     if key is not None:
         if not stochastic:

@@ -11,7 +11,8 @@ d = scale B psi
 """
 
 import itertools
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -112,7 +113,7 @@ def _ranks(rank: Any, known: list[str]) -> dict[str, int]:
 def project_low_rank(
     inner: optax.GradientTransformation | Numbered | None = None,
     *,
-    rank: Any = 128,
+    rank: int | Mapping[str, Any] = 128,
     update_interval: int = 200,
     stagger: bool = False,
     scale: Any = 1.0,
@@ -174,15 +175,15 @@ def project_low_rank(
     basis on. A basis that is not finite is not taken, and counted in the metric `failed_refreshes`.
     """
     checks.switch(rotate_moments=rotate_moments)
-    checks.integer("update_interval", update_interval, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
     checks.real("scale", scale, "[0, inf)")
     checks.choice("side", side, SIDES)
     checks.choice("sign", sign, SIGNS)
     checks.choice("residual", residual, (None, "norm_scaled"))
     checks.real("growth_limit", growth_limit, "[1, inf]", optional=True)
-    if isinstance(rank, int | float | str):
-        checks.integer("rank", rank, 1)
+    if isinstance(rank, numbers.Number | str):
+        rank = checks.integer("rank", rank, 1)
     if growth_limit is not None and residual is None:
         raise ValueError(f"growth_limit limits the residual and must be None without one, got {growth_limit!r}")
     if shard is not None and not isinstance(shard, MatrixSharding):

@@ -110,7 +110,7 @@ def scale_by_sophia(
     checks.real("gamma", gamma, "(0, inf)")
     checks.real("eps", eps, "[0, inf)")
     checks.real("clip", clip, "(0, inf)")
-    checks.integer("update_interval", update_interval, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("denominator", denominator, ("max", "add"))
     for name, value in (
         ("bias_correction", bias_correction),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -118,11 +119,13 @@ def scale_by_trust_ratio(
     checks.real("update_norm_max", update_norm_max, "(0, inf]")
     checks.real("ratio_max", ratio_max, "(0, inf]")
     checks.real("relative_to", relative_to, "[0, inf)", optional=True, schedule=True)
-    numbers = isinstance(param_norm_min, int | float) and isinstance(param_norm_max, int | float)
-    if numbers and param_norm_min > param_norm_max:
+    low, high = checks.readable(param_norm_min), checks.readable(param_norm_max)
+    if low is not None and high is not None and low > high:
         raise ValueError(f"param_norm_min must be in [0, param_norm_max], got {param_norm_min} > {param_norm_max}")
-    without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
-    if denominator == "joint" and not without_decay:
+    # A traced decay (an injected one) cannot be read; in the joint form it is added before the norms are taken.
+    without_decay = checks.readable(weight_decay) == 0
+    joint = denominator == "joint"
+    if joint and not without_decay and not isinstance(weight_decay, Tracer):
         raise ValueError("weight_decay must be 0 with denominator='joint': put add_decayed_weights before this link")
 
     limits = param_norm_min, param_norm_max, update_norm_max, ratio_max
@@ -140,21 +143,27 @@ def scale_by_trust_ratio(
         w, known = jax.tree.leaves(params), names(updates)
         adapted, decayed = (jax.tree.leaves(resolve_mask(m, updates)) for m in (trust_ratio_mask, weight_decay_mask))
         chosen = [i for i, u in enumerate(results) if adapted[i] and u.size]
-        own_names = [known[i] for i in chosen]
-        norms = packed_norms(own_names, block, layout, [results[i] for i in chosen], [w[i] for i in chosen])
-
         decay = 0.0
         if not without_decay:
             decay = decay_here(at_count(weight_decay, state.count, f"{NAME}: weight_decay"))
-        if not without_decay:
-            results = [u + scalar(decay, u) * x if on else u for u, x, on in zip(results, w, decayed, strict=True)]
+
+        def with_decay() -> list[Any]:
+            return [u + scalar(decay, u) * x if on else u for u, x, on in zip(results, w, decayed, strict=True)]
+
+        if joint and not without_decay:
+            results = with_decay()
+        own_names = [known[i] for i in chosen]
+        norms = packed_norms(own_names, block, layout, [results[i] for i in chosen], [w[i] for i in chosen])
+
+        if not joint and not without_decay:
+            results = with_decay()
         rate = None if relative_to is None else at_count(relative_to, state.count, f"{NAME}: relative_to")
         coefficient = at_count(trust_coefficient, state.count, f"{NAME}: trust_coefficient")
 
         def ratio(n_u: jax.Array, n_w: jax.Array, decay: Any) -> jax.Array:
             return _ratio(n_w, n_u, decay, coefficient, rate, eps, limits)
 
-        ratios = norms.whole(ratio, [decay if decayed[i] else 0.0 for i in chosen])
+        ratios = norms.whole(ratio, [decay if decayed[i] and not joint else 0.0 for i in chosen])
         for i, own in zip(chosen, norms.own(ratios), strict=True):
             results[i] = own * results[i]
         mean = jnp.mean(concatenated(ratios)).astype(jnp.float32) if ratios else jnp.ones((), jnp.float32)

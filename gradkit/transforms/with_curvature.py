@@ -99,7 +99,7 @@ def supply_curvature(
     lazy: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`with_curvature` under the name of a method; `lazy` hands out a function, which it calls when it likes."""
-    checks.integer("every", every, 1)
+    every = checks.integer("every", every, 1)
     checks.function("estimator", estimator)
     check_key(key)
     inner = optax.with_extra_args_support(inner)

@@ -75,8 +75,8 @@ def scale_by_ademamix(
         checks.real(name, value, "[0, 1)")
     checks.real("b3", b3, "[0, 1)", schedule=b3_warmup is None)
     checks.real("alpha", alpha, "[0, inf)", schedule=alpha_warmup is None)
-    checks.integer("alpha_warmup", alpha_warmup, 1, optional=True)
-    checks.integer("b3_warmup", b3_warmup, 1, optional=True)
+    alpha_warmup = checks.integer("alpha_warmup", alpha_warmup, 1, optional=True)
+    b3_warmup = checks.integer("b3_warmup", b3_warmup, 1, optional=True)
     if alpha_warmup is not None:
         alpha = ademamix_alpha_schedule(alpha, T=alpha_warmup)
     if b3_warmup is not None:

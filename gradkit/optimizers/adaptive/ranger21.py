@@ -154,7 +154,7 @@ def ranger21(
     for name, value in (("softplus_beta", softplus_beta), ("clipping_eps", clipping_eps)):
         checks.real(name, value, "(0, inf)")
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    checks.integer("num_iterations", num_iterations, 1)
+    num_iterations = checks.integer("num_iterations", num_iterations, 1)
 
     def planned(peak: Any) -> Any:
         return ranger21_schedule(

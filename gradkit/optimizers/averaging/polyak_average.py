@@ -88,7 +88,7 @@ def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
     Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838;
     Polyak, Juditsky. Acceleration of Stochastic Approximation by Averaging. 1992.
     """
-    checks.integer("start", start)
+    start = checks.integer("start", start)
     return _average(
         "polyak_average", start, lambda n, x: (1 / n.astype(x.real.dtype)).astype(x.dtype), from_first=False
     )

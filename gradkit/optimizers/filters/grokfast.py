@@ -115,7 +115,7 @@ def grokfast_ma(
     """
     checks.switch(warmup=warmup)
     checks.floating_dtype(mu_dtype=mu_dtype)
-    checks.integer("window_size", window_size, 1)
+    window_size = checks.integer("window_size", window_size, 1)
     checks.real("lamb", lamb, "[0, inf)")
     checks.choice("filter_type", filter_type, ("mean", "sum"))
 

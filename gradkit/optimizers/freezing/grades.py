@@ -136,7 +136,7 @@ def freeze_on_convergence(
     good an expert that had no tokens in one step; here a gradient of zeros freezes nothing.
     """
     checks.real("tau", tau, "(0, inf)")
-    checks.integer("total_steps", total_steps, 1)
+    total_steps = checks.integer("total_steps", total_steps, 1)
     checks.real("alpha", alpha, "[0, 1)")
     checks.choice("metric", metric, METRICS)
     checks.real("max_frozen_ratio", max_frozen_ratio, "[0, 1]")

@@ -130,7 +130,7 @@ def kfac_preconditioner(
     checks.function("value_func", value_func)
     checks.real("damping", damping, "[0, inf)")
     checks.real("curvature_ema", curvature_ema, "[0, 1)")
-    checks.integer("inverse_update_period", inverse_update_period, 1)
+    inverse_update_period = checks.integer("inverse_update_period", inverse_update_period, 1)
     checks.real("norm_constraint", norm_constraint, "(0, inf)", optional=True)
     try:
         package = importlib.import_module("kfac_jax")

@@ -245,7 +245,7 @@ def thermodynamic_ngd(
     checks.choice("init", init, INITS)
     checks.choice("integrator", integrator, INTEGRATORS)
     checks.real("step_size", step_size, "(0, inf)", optional=True)
-    checks.integer("num_steps", num_steps, 1, optional=True)
+    num_steps = checks.integer("num_steps", num_steps, 1, optional=True)
     checks.real("delay", delay, "[0, inf)")
     checks.choice("curvature", curvature, CURVATURES)
     checks.choice("loss", loss, LOSSES)

@@ -110,9 +110,9 @@ def scale_by_agvm(
         raise ValueError(f"reference must be the name of a module, got {reference!r}")
     if isinstance(labels, str | int | float):
         raise ValueError(f"labels must be a tree of names or a function of the parameters, got {labels!r}")
-    checks.integer("interval", interval, 1)
-    checks.integer("start", start)
-    checks.integer("stop", stop, start, optional=True)
+    interval = checks.integer("interval", interval, 1)
+    start = checks.integer("start", start)
+    stop = checks.integer("stop", stop, start, optional=True)
     checks.real("decay", decay, "[0, 1)")
     checks.real("eps", eps, "(0, inf)")
     low, high = clip

@@ -293,7 +293,7 @@ def scale_by_hybrid_auon(
     """
     checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
-    checks.integer("ns_steps", ns_steps, 1)
+    ns_steps = checks.integer("ns_steps", ns_steps, 1)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=0.0)
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")

@@ -132,7 +132,7 @@ def scale_by_conda(
         checks.real(name, value, "[0, 1)")
     for name, value in (("eps", eps), ("scale", scale)):
         checks.real(name, value, "[0, inf)")
-    checks.integer("update_interval", update_interval, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
     checks.choice("projection", projection, PROJECTIONS)
     if shard is not None and not isinstance(shard, MatrixSharding):

@@ -100,7 +100,7 @@ class ScaleByDionState(NamedTuple):
 def scale_by_dion(
     *,
     rank: int | None = None,
-    rank_fraction: Any = 1.0,
+    rank_fraction: float = 1.0,
     rank_multiple_of: int = 1,
     momentum: Any = 0.95,
     eps: Any = 1e-8,
@@ -151,9 +151,9 @@ def scale_by_dion(
     Reference: Ahn et al. Dion: Distributed Orthonormalized Updates. 2025, arXiv 2504.05295.
     """
     method = "scale_by_dion"
-    checks.integer("rank", rank, 1, optional=True)
+    rank = checks.integer("rank", rank, 1, optional=True)
     checks.real("rank_fraction", rank_fraction, "(0, 1]")
-    checks.integer("rank_multiple_of", rank_multiple_of, 1)
+    rank_multiple_of = checks.integer("rank_multiple_of", rank_multiple_of, 1)
     checks.real("momentum", momentum, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
     checks.choice("qr", qr, QRS)
@@ -226,7 +226,7 @@ def dion(
     learning_rate: Any = 0.01,
     *,
     rank: int | None = None,
-    rank_fraction: Any = 1.0,
+    rank_fraction: float = 1.0,
     rank_multiple_of: int = 1,
     momentum: Any = 0.95,
     eps: Any = 1e-8,

@@ -328,10 +328,12 @@ def distributed_shampoo(
     checks.real("b3", b3, "[0, 1)", optional=True)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("weight_decay_type", weight_decay_type, ("decoupled", "l2"))
-    checks.integer("max_preconditioner_dim", max_preconditioner_dim, 1)
-    checks.integer("precondition_frequency", precondition_frequency, 1)
+    max_preconditioner_dim = checks.integer("max_preconditioner_dim", max_preconditioner_dim, 1)
+    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
     checks.choice("stagger", stagger, (True, False))
-    checks.integer("start_preconditioning_step", start_preconditioning_step, precondition_frequency, optional=True)
+    start_preconditioning_step = checks.integer(
+        "start_preconditioning_step", start_preconditioning_step, precondition_frequency, optional=True
+    )
     checks.choice("grafting", grafting, GRAFTINGS)
     checks.real("graft_b2", graft_b2, "[0, 1)")
     checks.real("graft_eps", graft_eps, "[0, inf)")

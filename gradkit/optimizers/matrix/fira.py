@@ -11,6 +11,7 @@ x_t = x_{t-1} - learning_rate (d + weight_decay x_{t-1})
 Embeddings, heads, vectors and scalars take the same Adam whole.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformati
 def fira(
     learning_rate: Any,
     *,
-    rank: Any = 128,
+    rank: int | Mapping[str, Any] = 128,
     update_interval: int = 200,
     stagger: bool = False,
     alpha: Any = 1.0,

@@ -9,6 +9,7 @@ x_t = x_{t-1} - learning_rate (scale B u_t + weight_decay x_{t-1})
 Embeddings, heads, vectors and scalars take the same Adam whole.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformati
 def galore(
     learning_rate: Any,
     *,
-    rank: Any = 128,
+    rank: int | Mapping[str, Any] = 128,
     update_interval: int = 200,
     stagger: bool = False,
     scale: Any = 0.25,

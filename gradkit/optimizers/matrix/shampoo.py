@@ -160,12 +160,14 @@ def scale_by_shampoo(
             checks.real("exponent", e, "(0, inf)")
     if trace_correction and isinstance(exponent, Mapping):
         raise ValueError("trace_correction: exponent must be one number, as the trace has one power")
-    checks.integer("precondition_frequency", precondition_frequency, 1)
+    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
     checks.choice("stagger", stagger, (True, False))
-    checks.integer("start_preconditioning_step", start_preconditioning_step, 1, optional=True)
+    start_preconditioning_step = checks.integer(
+        "start_preconditioning_step", start_preconditioning_step, 1, optional=True
+    )
     checks.choice("factor_source", factor_source, SOURCES)
     checks.choice("solver", solver, SOLVERS)
-    checks.integer("max_dim", max_dim, 1)
+    max_dim = checks.integer("max_dim", max_dim, 1)
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step

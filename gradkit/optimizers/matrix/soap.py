@@ -152,9 +152,9 @@ def scale_by_soap(
     checks.real("b2", b2, "[0, 1)")
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)", optional=True)
     checks.real("eps", eps, "[0, inf)")
-    checks.integer("precondition_frequency", precondition_frequency, 1)
+    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
     checks.choice("stagger", stagger, (True, False))
-    checks.integer("max_precond_dim", max_precond_dim, 1)
+    max_precond_dim = checks.integer("max_precond_dim", max_precond_dim, 1)
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     beta = b2 if shampoo_beta is None else shampoo_beta

@@ -33,6 +33,12 @@ def _is_zero(value: Any) -> bool:
     return not isinstance(value, Tracer) and bool(value == 0)
 
 
+def _number(value: Any) -> Any:
+    """A number as a Python float; a traced one as it is."""
+    known = checks.readable(value)
+    return value if known is None else known
+
+
 class ScaleByGravityState(NamedTuple):
     """Number of updates made, and the velocity."""
 
@@ -41,7 +47,7 @@ class ScaleByGravityState(NamedTuple):
 
 
 def scale_by_gravity(
-    *, beta: Any = 0.9, init_std: Any = 0.0, key: Any = None, layout: Layout | None = None
+    *, beta: Any = 0.9, init_std: float = 0.0, key: Any = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The momentum of gradients that are damped where they are large for their tensor.
 
@@ -73,6 +79,7 @@ def scale_by_gravity(
     """
     checks.real("beta", beta, "[0, 1]")
     checks.real("init_std", init_std, "[0, inf)")
+    init_std = _number(init_std)
     missing = "scale_by_gravity needs a key to draw the first velocity: pass key=jax.random.key(...)"
     if key is None and not isinstance(init_std, Tracer) and not _is_zero(init_std):
         raise ValueError(missing)
@@ -112,7 +119,7 @@ def scale_by_gravity(
 def gravity(
     learning_rate: Any,
     *,
-    alpha: Any = 0.01,
+    alpha: float = 0.01,
     beta: Any = 0.9,
     key: Any = None,
     layout: Layout | None = None,
@@ -146,6 +153,7 @@ def gravity(
     2021, arXiv 2101.09192. Departures: at `scale_by_gravity`.
     """
     checks.real("alpha", alpha, "[0, inf)")
+    alpha = _number(alpha)
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     init_std = 0.0
     if not _is_zero(alpha):

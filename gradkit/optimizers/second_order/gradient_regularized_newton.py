@@ -261,11 +261,11 @@ def gradient_regularized_newton(
     checks.choice("adaptive", adaptive, (True, False))
     checks.real("gamma_min", gamma_min, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
-    checks.integer("max_search_steps", max_search_steps, 1)
+    max_search_steps = checks.integer("max_search_steps", max_search_steps, 1)
     checks.choice("solver", solver, ("cholesky", "cg", "diag"))
     if not callable(curvature):
         checks.choice("curvature", curvature, ("hessian", "fisher"))
-    checks.integer("cg_steps", cg_steps, 1)
+    cg_steps = checks.integer("cg_steps", cg_steps, 1)
     checks.real("cg_tol", cg_tol, "[0, inf)")
     options = {
         "gamma_init": gamma_init,

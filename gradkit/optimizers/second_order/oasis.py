@@ -251,7 +251,7 @@ def oasis(
     checks.choice("adaptive", adaptive, (True, False))
     checks.real("init_learning_rate", init_learning_rate, "(0, inf)")
     checks.real("momentum", momentum, "[0, 1]")
-    checks.integer("first_samples", first_samples, 1)
+    first_samples = checks.integer("first_samples", first_samples, 1)
     plain = isinstance(momentum, int | float) and momentum == 0
     chain = optax.chain(
         *([] if plain else [trace(momentum, dampening=momentum, dampen_first=True)]),

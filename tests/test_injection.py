@@ -1,0 +1,116 @@
+"""`optax.inject_hyperparams`, as optax has it: every factory, with the numbers in the state and nothing else."""
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradkit as gk
+from gradkit.arguments import is_static
+from gradkit.catalogue import TRANSFORMATIONS, Card, cards
+from gradkit.training.methods import first_argument
+from tests.by_numpy import by_numpy
+from tests.contract.methods import close, draw, grads_like, supplied
+
+FACTORIES = {
+    name: card
+    for name, card in cards().items()
+    if card.form in ("primitive", "optimizer", "wrapper") and card.function is not gk.scale_by_learning_rate
+}
+TREE = {"bias": (4,), "kernel": (6, 4)}
+# One rounding of float64 a number, magnified by the square roots and inverse roots of matrices: as in the contract.
+F64 = 1e-9
+
+
+def arguments(card: Card, learning_rate: Any) -> dict[str, Any]:
+    """A call of the factory: its example, and what it wraps."""
+    known = inspect.signature(card.function).parameters
+    given = dict(card.example)
+    if "learning_rate" in known:
+        given["learning_rate"] = learning_rate
+    if card.form == "wrapper" and first_argument(card.function) not in given:
+        inner = gk.scale_by_adam() if card.wraps == "direction" else optax.sgd(0.1, momentum=0.9)
+        given[first_argument(card.function)] = inner
+    return given
+
+
+def injected(card: Card, given: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
+    """Functions that are no schedules are named, as optax asks for masks; nothing else is."""
+    functions = {name for name, value in given.items() if callable(value)}
+    return supplied(card, optax.inject_hyperparams(card.function, static_args=functions)(**given))
+
+
+def params_of(card: Card) -> Any:
+    return draw(0, {"kernel": (6, 4)} if card.only == "matrices" else TREE, np.float64)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_factory_as_with_python_numbers(name: str, x64: None) -> None:
+    """Two steps under a trace, where every number of the state is one that cannot be read."""
+    card = FACTORIES[name]
+    params, given = params_of(card), arguments(card, 0.01)
+    tx, want = injected(card, given), supplied(card, card.function(**given))
+    state: Any = by_numpy(tx.init)(params)
+    known = inspect.signature(card.function).parameters
+    assert not {n for n in state.hyperparams if is_static(known[n])} - {"key"}
+    plain = by_numpy(want.init)(params)
+    update, reference = by_numpy(tx.update), by_numpy(want.update)
+    for step in range(2):
+        g = grads_like(params, step)
+        got, state = update(g, state, params)
+        expected, plain = reference(g, plain, params)
+        close(expected, got, F64, F64)
+    assert len(update.programs) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, card in FACTORIES.items() if card.form == "optimizer"])
+def test_a_new_rate_is_no_new_program(name: str, x64: None) -> None:
+    """Changed in the state, the rate holds from the next step on."""
+    card = FACTORIES[name]
+    params, g = params_of(card), grads_like(params_of(card), 0)
+    tx = injected(card, arguments(card, 0.01))
+    state: Any = by_numpy(tx.init)(params)
+    update = by_numpy(tx.update)
+    first, _ = update(g, state, params)
+    state.hyperparams["learning_rate"] = jnp.asarray(0.02, state.hyperparams["learning_rate"].dtype)
+    second, _ = update(g, state, params)
+    assert len(update.programs) == 1
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    assert any(not np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+
+
+def test_lengths_dtypes_and_fractions_that_are_given() -> None:
+    """What a configuration file passes: none of it is traced, also in a function with arguments bound before."""
+    x = {"kernel": jnp.ones((4, 4))}
+    calls = (
+        (gk.muon, {"ns_steps": 3, "mu_dtype": jnp.bfloat16}),
+        (functools.partial(gk.muon, nesterov=False), {"ns_steps": 3}),
+        (gk.galore, {"rank": 2, "update_interval": 5}),
+        (gk.dion, {"rank_fraction": 0.5, "key": 0}),
+        (gk.shampoo, {"max_dim": 2, "precondition_frequency": 2, "start_preconditioning_step": 2}),
+    )
+    for factory, given in calls:
+        tx = optax.inject_hyperparams(factory)(learning_rate=0.1, **given)
+        state: Any = jax.eval_shape(tx.init, x)
+        assert not state.hyperparams.keys() & given.keys()
+        jax.eval_shape(tx.update, x, state, x)
+    state = jax.eval_shape(optax.inject_hyperparams(gk.muon)(0.1, mu_dtype=jnp.bfloat16).init, x)
+    assert {m.dtype for m in jax.tree.leaves(state.inner_state) if m.shape == (4, 4)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_length_that_is_traced_all_the_same() -> None:
+    with pytest.raises(ValueError, match=r"ns_steps must be an integer >= 1 .* static_args='ns_steps'"):
+        jax.eval_shape(lambda n: gk.muon(0.1, ns_steps=n).init({"w": jnp.ones((2, 2))}), 3)
+
+
+def test_no_default_is_a_function() -> None:
+    """optax takes a function for a schedule; a class, such as a dtype, is one too."""
+    for name, card in cards().items():
+        if card.form in TRANSFORMATIONS:
+            for argument in inspect.signature(card.function).parameters.values():
+                assert argument.default is argument.empty or not callable(argument.default), (name, argument)
