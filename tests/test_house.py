@@ -162,7 +162,7 @@ def test_a_file_of_optimizers_registers_them() -> None:
     assert files - registered == set()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/trainers.md"])
 def test_a_document_names_what_exists(document: str) -> None:
     """Every `gk.name` and every path in backticks is there; words in capitals stand for the reader's own."""
     text = (ROOT / document).read_text()

@@ -7,12 +7,13 @@ from gradkit import checks
 
 MEANINGS = ("stack", "expert", "fused", "width", "inner", "vocab", "position", "vector", "unknown")
 
+# "model" is none of them: it is what trainers call an axis of the mesh, which boxes name as well.
 _WORDS = {
     "stack": "layers layer stage stages circular_repeats repeats repeat dense_layers moe_layers layers_per_stage blocks"
     " block scan stack num_layers depth ensemble members member critics unrolled_layers layers_outside_pipeline",
     "expert": "exp expert experts num_experts exp_with_fsdp routed_experts",
     "fused": "qkv gate_up kv_pair fused q_k_v",
-    "width": "embed embedding embed_vocab embed_moe embed_no_exp embed_dim embed_tensor_transpose emb model model_dim"
+    "width": "embed embedding embed_vocab embed_moe embed_no_exp embed_dim embed_tensor_transpose emb model_dim"
     " d_model hidden_size residual width features_in",
     "inner": "mlp mlp_moe mlp_no_fsdp moe_mlp ffn ffw intermediate heads q_heads kv_heads kv kv_head_dim head_dim"
     " head_size kv_head q_heads_per_group qk_head_dim v_head_dim joined_kv qkv_dim q_lora kv_lora q_lora_up_proj"

@@ -176,16 +176,23 @@ def partition_fn(
     def is_box(node: Any) -> bool:
         return isinstance(node, meta.Partitioned)
 
+    # Axes of the mesh say nothing about what the axes of a parameter mean, so they must not read like logical names.
+    mark = " of the mesh"
+
     def box(node: Any) -> Any:
         x = jax.ShapeDtypeStruct(tuple(node.shape), node.dtype or "float32")
-        return meta.Partitioned(x, names=tuple(node.mesh_axes or ()))
+        return meta.Partitioned(x, names=jax.tree.map(lambda axis: axis + mark, tuple(node.mesh_axes or ())))
+
+    def axes(node: Any) -> PartitionSpec:
+        names = node.names if is_box(node) else ()
+        return PartitionSpec(*jax.tree.map(lambda name: name.removesuffix(mark), tuple(names)))
 
     def partition(specs: Any) -> Any:
         params = jax.tree.map(box, specs, is_leaf=described)
         bare = jax.tree.structure(jax.eval_shape(tx.init, unboxed(params)))
         state = jax.tree.leaves(jax.eval_shape(tx.init, params), is_leaf=is_box)
-        rows = [(unboxed(node), PartitionSpec(*node.names) if is_box(node) else PartitionSpec()) for node in state]
-        return bare.unflatten([spec(x.shape, x.dtype, axes) for x, axes in rows])
+        rows = [(unboxed(node), axes(node)) for node in state]
+        return bare.unflatten([spec(x.shape, x.dtype, own) for x, own in rows])
 
     return partition
 

@@ -1,0 +1,26 @@
+"""big_vision: `config.optax_name = "gradkit.muon"`, `config.optax = dict(momentum=0.9)`.
+
+Plugs into `make(config, params, sched_kw=...)` of `big_vision/optax.py`, which looks up
+`operator.attrgetter(config.optax_name)(optax)` and calls it with `config.optax`. What it gets must be a direction:
+rate, schedule, decay (`config.wd`) and the sign come behind it. So every optimizer of gradkit is put there at the rate
+-1 and with no decay of its own, as `optax.gradkit.NAME`; a primitive, such as `optax.gradkit.scale_by_lion`, is a
+direction already. Import this file before `make` is called.
+"""
+
+import types
+
+import optax
+
+import gradkit as gk
+
+
+def direction(optimizer):
+    def make(**arguments):
+        return optax.chain(optimizer(learning_rate=1.0, **arguments), optax.scale(-1.0))
+
+    return make
+
+
+METHODS = {name: direction(card.function) for name, card in gk.catalogue.cards("optimizer").items()}
+METHODS |= {name: card.function for name, card in gk.catalogue.cards("primitive").items()}
+optax.gradkit = types.SimpleNamespace(**METHODS)

@@ -1,0 +1,29 @@
+"""Tunix, and every trainer with `nnx.Optimizer(model, tx, wrt=nnx.Param)`.
+
+In Python, plugs into `PeftTrainer(model, optimizer, training_config)` of `tunix/sft/peft_trainer.py`, which makes
+`nnx.Optimizer(model, optimizer, wrt=nnx.Param)`, or `wrt=nnx.LoRAParam` where the model has adapters, and logs the rate
+of `optax.inject_hyperparams`:
+
+    PeftTrainer(model, optimizer("muon", learning_rate=schedule, ns_steps=5), training_config)
+
+In a configuration, plugs into `create_optimizer` of `tunix/cli/config.py`, which looks up `opt_type` in optax, hands it
+the keys of the configuration that its signature has, and wraps it as `optimizer` does here. After `add_to_optax()`:
+
+    optimizer_config: {opt_type: "gradkit_muon", learning_rate: 0.001, ns_steps: 5}
+
+Numbers that decide the program (`ns_steps`) stay what they are under `optax.inject_hyperparams`.
+"""
+
+import jax.numpy as jnp
+import optax
+
+import gradkit as gk
+
+
+def optimizer(method, **arguments):
+    return optax.inject_hyperparams(getattr(gk, method), hyperparam_dtype=jnp.float32)(**arguments)
+
+
+def add_to_optax():
+    for name in gk.catalogue.cards("optimizer"):
+        setattr(optax, f"gradkit_{name}", getattr(gk, name))
