@@ -1,6 +1,7 @@
 """Random keys of methods that draw: one given where they are built, or one that comes with the step."""
 
 import contextlib
+import numbers
 import zlib
 from typing import Any
 
@@ -11,9 +12,11 @@ from jax.core import Tracer
 
 
 def check_key(key: Any) -> None:
-    """Raises where a key given at construction is no typed random key."""
-    if key is not None and not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
+    """Raises where a key given at construction is neither a typed random key nor an integer."""
+    integer = isinstance(key, numbers.Integral) and not isinstance(key, bool)
+    if key is None or integer or jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
+        return
+    raise ValueError(f"key must be a typed random key, as jax.random.key makes it, or an integer, got {key!r}")
 
 
 def serializable(key: Any) -> Any:
@@ -37,8 +40,11 @@ def serializable(key: Any) -> Any:
 
 
 def first_key(key: Any) -> Any:
-    """The key of a fresh state: of its own, so that a donated state does not take the user's along."""
-    return None if key is None else serializable(jnp.array(key, copy=True))
+    """The key of a fresh state: of its own, so that a donated state does not take the user's along. An integer becomes
+    one here, and not where a method is built, as that would start the devices."""
+    if key is None:
+        return None
+    return serializable(jax.random.key(int(key)) if isinstance(key, numbers.Integral) else jnp.array(key, copy=True))
 
 
 def next_key(method: str, kept: Any, given: Any) -> tuple[Any, Any]:

@@ -110,7 +110,7 @@ def scale_by_kron(
         True (official code).
       balance_probability: share of refreshes at which the factors of a tensor are made equally large, in [0, 1]; their
         product stays. Default 0.01 (official code). Only where there is a key.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=`, which goes
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, which goes
         before this one where both are given.
       probe: V of every step instead of draws, a tree like the parameters, or step -> tree. Default None. An extra
         argument `probe` of `update` goes before it.

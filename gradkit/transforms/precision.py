@@ -24,7 +24,7 @@ from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
 from gradkit.transforms.codecs import between, decode, encode_bfloat16, encode_int8, nearest
 from gradkit.transforms.core import as_arrays, boxless, check_leaves, check_match, wide_dtype, widen
-from gradkit.transforms.keys import first_key
+from gradkit.transforms.keys import check_key, first_key
 
 
 class PrecisionState(NamedTuple):
@@ -98,7 +98,7 @@ def precision(
       block: entries of the last axis that share a scale, >= 1; a row shorter than that is one block. Default 256
         (Dettmers et al. recommend 2048 for rows that are joined; rows are not joined here). Read by "int8-block"
         only.
-      key: a typed random key for stochastic rounding, kept in the state. Without it every `update` needs the
+      key: a typed key or integer, for stochastic rounding, kept in the state. Without it every `update` needs the
         extra argument `key`, which goes before this one.
 
     Returns:
@@ -136,8 +136,7 @@ def precision(
     if key is not None:
         if not stochastic:
             raise ValueError('precision: key is used by rounding="stochastic" only')
-        if not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
-            raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
+        check_key(key)
     tx = optax.with_extra_args_support(inner)
 
     def encode(inner_state: Any, params: Any, count: jax.Array) -> Any:

@@ -147,7 +147,7 @@ def with_curvature(
         the number of earlier steps. Default None: Hutchinson's with one vector of signs, from the extra argument
         `hvp_fn`; for another, `lambda params, key, **extra: gk.gradients.hutchinson_diag(...)`.
       every: steps that one estimate serves, >= 1; it costs nothing in between. Default 1.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=`, which goes
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, which goes
         before this one where both are given.
 
     Returns:

@@ -47,7 +47,10 @@ def test_a_key_means_its_noise_and_the_one_that_comes_with_the_step_goes_first(k
     with pytest.raises(ValueError, match="add_noise needs a random key"):
         bare.update(g, bare.init(g))
     with pytest.raises(ValueError, match="key must be a typed random key"):
-        gk.add_noise(key=0)
+        gk.add_noise(key=0.5)
+    by_integer = gk.add_noise(eta=0.1, key=3)
+    want = gk.add_noise(eta=0.1, key=jax.random.key(3))
+    np.testing.assert_array_equal(*(tx.update(g, tx.init(g))[0] for tx in (by_integer, want)))
 
 
 def test_without_noise_it_is_descent(x64: None, key: jax.Array) -> None:

@@ -73,7 +73,7 @@ def test_what_the_first_velocity_needs(key: jax.Array) -> None:
     with pytest.raises(ValueError, match="learning_rate must be above 0 at its first step"):
         gk.gravity(lambda step: 0.1 * step.astype(float), key=key)
     with pytest.raises(ValueError, match="key must be a typed random key"):
-        gk.gravity(0.1, key=3)
+        gk.gravity(0.1, key=0.5)
     traced = gk.inject_hyperparams(gk.gravity)(0.1, key=key)
     x = jnp.ones(3)
     got, want = (tx(x) for tx in (jax.jit(traced.init), gk.gravity(0.1, key=key).init))

@@ -268,7 +268,7 @@ def test_bad_arguments_are_named() -> None:
         ({"master": "yes"}, "master must be one of"),
         ({"block": 0}, "block must be an integer >= 1"),
         ({"key": jax.random.key(0)}, re.escape('key is used by rounding="stochastic" only')),
-        ({"rounding": "stochastic", "key": 0}, "key must be a typed random key"),
+        ({"rounding": "stochastic", "key": 0.5}, "key must be a typed random key"),
     ):
         with pytest.raises(ValueError, match=message):
             precision(tx, **kwargs)

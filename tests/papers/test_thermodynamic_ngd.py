@@ -163,7 +163,7 @@ def test_a_step_that_is_not_stable_is_told(x64: None) -> None:
         ({"integrator": "euler", "time": 1.0}, "two of time, step_size and num_steps"),
         ({"integrator": "euler", "time": 1.0, "num_steps": 3, "step_size": 1.0}, "time must be step_size"),
         ({"time": 1.0, "delay": 0.5}, "delay must be 0 with init='gradient'"),
-        ({"time": 1.0, "key": 3}, "typed random key"),
+        ({"time": 1.0, "key": 0.5}, "typed random key"),
     ],
 )
 def test_bad_input(kwargs: Any, message: str) -> None:

@@ -102,7 +102,7 @@ def test_bad_input(key: jax.Array) -> None:
     with pytest.raises(ValueError, match="estimator must be callable"):
         gk.with_curvature(recorder(), 3)
     with pytest.raises(ValueError, match="typed random key"):
-        gk.with_curvature(recorder(), key=3)
+        gk.with_curvature(recorder(), key=0.5)
     tx = gk.with_curvature(recorder(), key=key)
     with pytest.raises(ValueError, match="needs the extra argument curvature"):
         tx.update(x, tx.init(x), x)

@@ -15,7 +15,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 from gradkit.transforms.core import increment, once_per_dtype, optimizer, transformation
-from gradkit.transforms.keys import first_key
+from gradkit.transforms.keys import check_key, first_key
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
@@ -41,7 +41,7 @@ def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.G
     Args:
       eta: variance at the first step, >= 0. Default 0.01; the paper's are 0.01, 0.3 and 1.
       gamma: power with which it falls, >= 0. Default 0.55 (paper).
-      key: a typed random key, from which the noise of all steps follows. Default None: `update` needs `key=`, which
+      key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`, which
         goes before this one where both are given.
 
     Returns:
@@ -64,8 +64,7 @@ def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.G
     """
     checks.real("eta", eta, "[0, inf)")
     checks.real("gamma", gamma, "[0, inf)")
-    if key is not None and not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
+    check_key(key)
 
     def init(params: optax.Params) -> AddNoiseState:
         del params
@@ -114,7 +113,7 @@ def noisy_sgd(
       eta: variance of the noise at the first step, >= 0. Default 0.01; the paper's are 0.01, 0.3 and 1.
       gamma: power with which it falls, >= 0. Default 0.55 (paper).
       momentum: decay of the momentum of noisy gradients, in [0, 1]. Default 0: none.
-      key: a typed random key, from which the noise of all steps follows. Default None: `update` needs `key=`.
+      key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:

@@ -31,7 +31,7 @@ from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_inverse, gram, times_loss_hessian
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import divide, optimizer, transformation, zeros
-from gradkit.transforms.keys import first_key
+from gradkit.transforms.keys import check_key, first_key
 from gradkit.transforms.norms import global_norm
 from gradkit.transforms.predictions import LOSSES, Linearized, linearized
 
@@ -216,7 +216,7 @@ def thermodynamic_ngd(
         units of `time`, >= 0. It has an effect with init="previous" alone. Default 0.
       curvature: "ggn", "fisher" or "empirical_fisher", as in `ngd`. Default "ggn".
       loss: "mse", "softmax_ce" or "sigmoid_bce". Default "mse".
-      key: a typed random key, from which the noise of all steps follows. Default None: with noise `update` needs
+      key: a typed key or integer, from which the noise of all steps follows. Default None: with noise `update` needs
         `key=`.
 
     Returns:
@@ -251,8 +251,7 @@ def thermodynamic_ngd(
     checks.choice("loss", loss, LOSSES)
     noisy = not (isinstance(noise, int | float) and noise == 0)
     runs_on = not (isinstance(delay, int | float) and delay == 0)
-    if key is not None and not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
+    check_key(key)
     if isinstance(delay, int | float) and delay > 0 and init != "previous":
         raise ValueError(f"delay must be 0 with init={init!r}: what the system does after it is read is lost")
     h, n = _euler_steps(integrator, time, step_size, num_steps)

@@ -16,7 +16,6 @@ Embeddings, heads, vectors and scalars take AdamW instead.
 """
 
 import math
-import numbers
 import zlib
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.by_role import by_role
 from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
-from gradkit.transforms.keys import first_key
+from gradkit.transforms.keys import check_key, first_key
 from gradkit.transforms.owned import product
 from gradkit.transforms.per_parameter import init_fields, map_fields
 from gradkit.transforms.shape_factor import shape_factor
@@ -158,7 +157,9 @@ def scale_by_dion(
     checks.real("eps", eps, "[0, inf)")
     checks.choice("qr", qr, QRS)
     checks.choice("side", side, SIDES)
-    start = _key(key)
+    if key is None:
+        raise ValueError("scale_by_dion draws Q: key must be a typed random key or an integer, got None; write key=0")
+    check_key(key)
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     sketched = qr == "randomized_cholesky_qr"
@@ -169,14 +170,14 @@ def scale_by_dion(
         return min(short, rank_multiple_of * math.ceil(r / rank_multiple_of))
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
-        Q = jax.random.normal(start(), (1, dims[0], width(dims)), dtype)
+        Q = jax.random.normal(first_key(key), (1, dims[0], width(dims)), dtype)
         return Own(like(jnp.zeros((rows, *dims), dtype)), beside(jnp.tile(Q, (rows, 1, 1)), ((0,), (1,))))
 
     def planned(tree: Any) -> Work:
         return plan_kept(tree, make, method=method, layout=layout, shard=shard, turn=SIDES[side])
 
     def init(params: optax.Params) -> ScaleByDionState:
-        count, kept = (jnp.zeros((), jnp.int32), start()) if sketched else (None, None)
+        count, kept = (jnp.zeros((), jnp.int32), first_key(key)) if sketched else (None, None)
         return ScaleByDionState(count, kept, **init_fields(planned(params), params))
 
     def mean(x: jax.Array) -> jax.Array:
@@ -210,16 +211,6 @@ def scale_by_dion(
         return structure.unflatten(d), ScaleByDionState(count, state.key, **fields)
 
     return transformation(method, init, update)
-
-
-def _key(key: Any) -> Any:
-    """A function that makes the key: none is made before it is used."""
-    if isinstance(key, numbers.Integral) and not isinstance(key, bool):
-        return lambda: first_key(jax.random.key(int(key)))
-    if not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed random key, as jax.random.key makes it, or an integer, got {key!r}")
-    # Of its own, so that a donated state does not take the user's key along.
-    return lambda: first_key(key)
 
 
 def dion(

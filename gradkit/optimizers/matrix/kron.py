@@ -66,7 +66,7 @@ def kron(
       balance_probability: share of refreshes that balance the factors, in [0, 1]. Default 0.01 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=`.
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`.
       probe: V instead of draws, as in `scale_by_kron`. Default None.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks.
@@ -150,7 +150,7 @@ def psgd_kron(
       balance_probability: share of refreshes that balance the factors, in [0, 1]. Default 0.01 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=`.
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`.
       probe: V instead of draws, as in `scale_by_kron`. Default None.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks.

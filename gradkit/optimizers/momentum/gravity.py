@@ -20,6 +20,7 @@ from gradkit.leaves import Layout, Method, axes_of, map_named, tensor_axes
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.core import at_count, increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.transforms.keys import check_key, first_key
 
 PAPER = Paper(
     "Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning",
@@ -57,7 +58,7 @@ def scale_by_gravity(
       beta: decay of the velocity after many steps, in [0, 1]; at the first step it is (beta + 1) / 3. Default 0.9
         (paper).
       init_std: standard deviation of V_0, >= 0. Default 0: it starts at rest.
-      key: typed random key that V_0 is drawn with; needed where `init_std` is not 0. Default none.
+      key: a typed random key or an integer that V_0 is drawn with; needed where `init_std` is not 0. Default none.
       layout: which axes are stacks: every layer of a scan has its own M.
 
     Returns:
@@ -83,15 +84,15 @@ def scale_by_gravity(
     missing = "scale_by_gravity needs a key to draw the first velocity: pass key=jax.random.key(...)"
     if key is None and not isinstance(init_std, Tracer) and not _is_zero(init_std):
         raise ValueError(missing)
-    if key is not None and not jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed random key, as jax.random.key makes it, got {key!r}")
+    check_key(key)
 
     def init(params: optax.Params) -> ScaleByGravityState:
         leaves, structure = jax.tree.flatten(zeros(params))
         if not _is_zero(init_std):
             if key is None:
                 raise ValueError(missing)
-            keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
+            start = first_key(key)
+            keys = [jax.random.fold_in(start, i) for i in range(len(leaves))]
             drawn = (jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True))
             leaves = [scalar(init_std, z) * z for z in drawn]
         return ScaleByGravityState(jnp.zeros((), jnp.int32), structure.unflatten(leaves))
@@ -134,7 +135,7 @@ def gravity(
       alpha: standard deviation of the step that the first velocity alone would make, >= 0. Default 0.01 (paper; the
         authors later advise 0.05). 0 starts at rest.
       beta: decay of the velocity after many steps, in [0, 1]. Default 0.9 (paper).
-      key: typed random key for the first velocity; needed where alpha is not 0. Default none.
+      key: a typed key or integer, for the first velocity; needed where alpha is not 0. Default none.
       layout: which axes are stacks.
 
     Returns:

@@ -102,7 +102,7 @@ def adahessian(
       num_samples: random vectors per estimate, >= 1. Default 1 (paper).
       spatial_average: of the estimate: None, "conv" or "all", as in `gk.gradients.hutchinson_diag`. Default "conv"
         (its code for images). A curvature that is given is taken as it is.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=`, unless the
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, unless the
         curvature is given.
       mu_dtype: dtype in which the mean of the gradients is kept. Default float32.
       layout: what the axes of a leaf mean, to the average over space.

@@ -228,7 +228,7 @@ def oasis(
       weight_decay_mask: which leaves decay. Default all.
       first_samples: random vectors of the first estimate, >= 1. Default 10.
       num_samples: random vectors of the others, >= 1. Default 1 (paper).
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=`, unless the
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, unless the
         curvature is given.
 
     Returns:

@@ -183,7 +183,7 @@ def sania(
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
       num_samples: random vectors per estimate of the curvature, >= 1. Default 1.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=` where the
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=` where the
         curvature is estimated here.
 
     Returns:

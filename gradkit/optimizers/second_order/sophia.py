@@ -93,7 +93,7 @@ def sophia(
         its configurations for language models have 0.2).
       weight_decay_mask: which leaves decay. Default all.
       num_samples: random vectors per estimate of Hutchinson's, >= 1. Default 1.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=` where the
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=` where the
         curvature is estimated here.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
@@ -259,7 +259,7 @@ def sophia_h(
         its configurations for language models have 0.2).
       weight_decay_mask: which leaves decay. Default all.
       num_samples: random vectors per estimate of Hutchinson's, >= 1. Default 1.
-      key: a typed random key, from which those of all steps follow. Default None: `update` needs `key=` where the
+      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=` where the
         curvature is estimated here.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
