@@ -67,6 +67,17 @@ def real(
         raise ValueError(f"{name} must be in {interval}{extra}, got {value!r}")
 
 
+def absent(value: Any) -> bool:
+    """Whether a decay says that what it decays is not kept: None, or the Python number 0.
+
+    None is the default of such arguments, as `optax.inject_hyperparams` would keep an accumulator for a traced 0.
+
+    >>> absent(None), absent(0.0), absent(np.float32(0.0))
+    (True, True, False)
+    """
+    return value is None or (isinstance(value, int | float) and value == 0)
+
+
 def readable(value: Any) -> float | None:
     """A number as a Python float, so that products with it are those of Python; None where it is being traced.
 

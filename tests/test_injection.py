@@ -59,6 +59,7 @@ def test_every_factory_as_with_python_numbers(name: str, x64: None) -> None:
     known = inspect.signature(card.function).parameters
     assert not {n for n in state.hyperparams if is_static(known[n])} - {"key"}
     plain = by_numpy(want.init)(params)
+    assert jax.tree.structure(state.inner_state) == jax.tree.structure(plain)
     update, reference = by_numpy(tx.update), by_numpy(want.update)
     for step in range(2):
         g = grads_like(params, step)
@@ -70,15 +71,16 @@ def test_every_factory_as_with_python_numbers(name: str, x64: None) -> None:
 
 @pytest.mark.parametrize("name", [name for name, card in FACTORIES.items() if card.form == "optimizer"])
 def test_a_new_rate_is_no_new_program(name: str, x64: None) -> None:
-    """Changed in the state, the rate holds from the next step on."""
+    """Changed in the state, the rate holds from the next step on; every hyperparameter is found by its name alone."""
     card = FACTORIES[name]
     params, g = params_of(card), grads_like(params_of(card), 0)
     tx = injected(card, arguments(card, 0.01))
     state: Any = by_numpy(tx.init)(params)
     update = by_numpy(tx.update)
     first, _ = update(g, state, params)
-    state.hyperparams["learning_rate"] = jnp.asarray(0.02, state.hyperparams["learning_rate"].dtype)
-    second, _ = update(g, state, params)
+    assert all(optax.tree.get(state, name) is value for name, value in state.hyperparams.items())
+    faster = optax.tree.set(state, learning_rate=np.float64(0.02))
+    second, _ = update(g, faster, params)
     assert len(update.programs) == 1
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     assert any(not np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)

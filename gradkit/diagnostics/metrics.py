@@ -2,6 +2,9 @@
 
 A link that measures something anyway (a norm, a ratio, the learning rate) leaves it in a field `metrics` of
 its state: a dictionary name -> scalar of fixed names. Reading costs nothing, and nothing is computed twice.
+
+A metric with the name of a hyperparameter is kept as `last_NAME`, so that `optax.tree.get(state, "learning_rate")` and
+`optax.tree.set(state, learning_rate=...)` find the hyperparameter that `optax.inject_hyperparams` keeps, and it alone.
 """
 
 from typing import Any
@@ -40,7 +43,8 @@ def metrics(state: Any) -> dict[str, Any]:
         for node in jax.tree.leaves(tree, is_leaf=publishes):
             if not publishes(node):
                 continue
-            for name, value in node.metrics.items():
+            for kept, value in node.metrics.items():
+                name = kept.removeprefix("last_")
                 same = sum(key == name or key.removeprefix(name + "_").isdigit() for key in found)
                 found[f"{name}_{same}" if same else name] = value
             if hasattr(node, "_fields"):

@@ -43,7 +43,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
       >>> tx = scale_by_learning_rate(optax.linear_schedule(0.5, 0.0, 100))
       >>> g = {"w": jnp.array(1.0)}
       >>> updates, state = tx.update(g, tx.init(g))
-      >>> float(updates["w"]), float(state.metrics["learning_rate"])
+      >>> float(updates["w"]), float(state.metrics["last_learning_rate"])
       (-0.5, 0.5)
 
     Reference: Robbins, Monro. A Stochastic Approximation Method. 1951. optax's link of this name keeps no
@@ -54,7 +54,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
 
     def published(value: Any) -> dict[str, jax.Array]:
         # A copy: a rate that is an array stays the caller's when the state is donated.
-        return {"learning_rate": jnp.array(value, jnp.float32, copy=True)}
+        return {"last_learning_rate": jnp.array(value, jnp.float32, copy=True)}
 
     def init(params: optax.Params) -> ScaleByLearningRateState:
         del params

@@ -221,7 +221,8 @@ def test_a_declared_stack_equals_the_recognised_one(card: Card) -> None:
 
 @methods("map_params")
 def test_what_belongs_to_parameters_can_be_mapped_and_found(card: Card) -> None:
-    """`optax.tree.map_params` reaches the parameter-shaped state, and that alone; `optax.tree.get` finds the rate."""
+    """`optax.tree.map_params` reaches the parameter-shaped state, and that alone; `optax.tree.get` finds the last rate,
+    and none by the name that `optax.inject_hyperparams` gives the one to set."""
     tx = shared(card).tx
     state = shared(card).init(draw(0, SMALL))
     mapped = optax.tree.map_params(tx, lambda x: np.asarray(x) + 1, state)
@@ -230,5 +231,6 @@ def test_what_belongs_to_parameters_can_be_mapped_and_found(card: Card) -> None:
         # What belongs to some axes of a parameter has a name of its own behind the parameter's.
         like = name.rpartition("/")[2] in SMALL
         np.testing.assert_array_equal(after, np.asarray(before) + 1 if like else before)
-    rates = [float(value) for _, value in optax.tree.get_all_with_path(state, "learning_rate")]
+    assert optax.tree.get(state, "learning_rate") is None
+    rates = [float(value) for _, value in optax.tree.get_all_with_path(state, "last_learning_rate")]
     assert rates[-1] == np.float32(0.01)

@@ -25,5 +25,5 @@ def test_rate_is_published_in_float32_whatever_the_parameters_are() -> None:
         state = tx.init(x)
         _, after = tx.update(x, state)
         for s in (state, after):
-            assert s.metrics["learning_rate"].dtype == jnp.float32
-            assert jax.numpy.allclose(s.metrics["learning_rate"], 0.1)
+            assert s.metrics["last_learning_rate"].dtype == jnp.float32
+            assert jax.numpy.allclose(s.metrics["last_learning_rate"], 0.1)

@@ -62,7 +62,7 @@ def test_penalty_is_part_of_the_gradient(x64: None) -> None:
 def test_refuses_what_means_nothing() -> None:
     with pytest.raises(ValueError, match=r"momentum must be in \(0, 1\] with nesterov=True"):
         gk.sgd(0.1, nesterov=True)
-    with pytest.raises(ValueError, match="dampening must be 0 with momentum=0"):
+    with pytest.raises(ValueError, match="dampening must be 0 without momentum"):
         gk.sgd(0.1, dampening=0.5)
 
 

@@ -88,7 +88,7 @@ def rmsprop(
     eps: Any = 1e-8,
     centered: bool = False,
     eps_in_sqrt: bool = False,
-    momentum: Any = 0.0,
+    momentum: Any = None,
     nesterov: bool = False,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -102,7 +102,7 @@ def rmsprop(
       eps: added to the root, >= 0. Default 1e-8.
       centered: whether the square of the mean gradient is taken off the mean square. Default False.
       eps_in_sqrt: whether eps is added under the root instead (Ruder, optax). Default False (torch).
-      momentum: decay of the momentum, in [0, 1]. Default 0: none.
+      momentum: decay of the momentum, in [0, 1]. Default None, as 0: none.
       nesterov: whether the momentum looks ahead. Default False.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
@@ -125,8 +125,8 @@ def rmsprop(
     gk.scale_by_rms(), gk.scale_by_learning_rate(rate), gk.trace(0.9))`.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
-    checks.real("momentum", momentum, "[0, 1]")
-    plain = isinstance(momentum, int | float) and momentum == 0
+    checks.real("momentum", momentum, "[0, 1]", optional=True)
+    plain = checks.absent(momentum)
     if plain and nesterov:
         raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
     kept = [] if plain else [trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype)]

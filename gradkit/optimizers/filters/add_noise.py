@@ -100,7 +100,7 @@ def noisy_sgd(
     *,
     eta: Any = 0.01,
     gamma: Any = 0.55,
-    momentum: Any = 0.0,
+    momentum: Any = None,
     key: Any = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -112,7 +112,7 @@ def noisy_sgd(
       learning_rate: step size >= 0, or a schedule.
       eta: variance of the noise at the first step, >= 0. Default 0.01; the paper's are 0.01, 0.3 and 1.
       gamma: power with which it falls, >= 0. Default 0.55 (paper).
-      momentum: decay of the momentum of noisy gradients, in [0, 1]. Default 0: none.
+      momentum: decay of the momentum of noisy gradients, in [0, 1]. Default None, as 0: none.
       key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
@@ -133,8 +133,8 @@ def noisy_sgd(
     1511.06807; Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
-    checks.real("momentum", momentum, "[0, 1]")
-    plain = isinstance(momentum, int | float) and momentum == 0
+    checks.real("momentum", momentum, "[0, 1]", optional=True)
+    plain = checks.absent(momentum)
     return optimizer(
         Method("noisy_sgd", learning_rate),
         add_noise(eta, gamma=gamma, key=key),

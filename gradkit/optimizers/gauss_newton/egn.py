@@ -32,17 +32,19 @@ from gradkit.transforms.core import (
 )
 from gradkit.transforms.predictions import LOSSES, Linearized, linearized
 
+# Metrics that have the names of hyperparameters.
+NAMES = ("last_damping", "last_learning_rate")
 PAPER = Paper("Exact Gauss-Newton Optimization for Training Deep Neural Networks", "Korbit et al.", 2024, "2405.14402")
 ARMIJO, SHRINK, GROW, TRIALS = 0.1, 0.8, 1.5, 15
 SMALLEST, LARGEST = 1e-12, 1e6
 
 
 class EgnState(NamedTuple):
-    """Number of updates made, the momentum (None without), damping and step size of the last, both also as metrics."""
+    """Number of updates made, mean of the directions (None without), damping and step size of the last, also as metrics."""
 
     count: jax.Array
-    momentum: Any
-    damping: jax.Array
+    mean: Any
+    lam: jax.Array
     step: jax.Array
     metrics: dict[str, jax.Array]
 
@@ -66,7 +68,7 @@ def egn(
     learning_rate: Any = 1.0,
     *,
     damping: Any = 1.0,
-    momentum: Any = 0.0,
+    momentum: Any = None,
     line_search: bool = False,
     adaptive_damping: bool = False,
     damping_increase: Any = 1.01,
@@ -85,7 +87,7 @@ def egn(
     Args:
       learning_rate: step size >= 0, or a schedule; with `line_search` the largest one. Default 1 (paper).
       damping: lambda, in the units of the curvature, > 0. Default 1 (paper).
-      momentum: decay of the mean of directions, in [0, 1). Default 0 (paper).
+      momentum: decay of the mean of directions, in [0, 1). Default None, as 0: none (paper).
       line_search: whether the step size is searched for, from min(1.5 times the last one, `learning_rate`) down by 0.8,
         at most 15 times. Default False.
       adaptive_damping: whether lambda follows the ratio of the true to the predicted decrease, within [1e-12, 1e6].
@@ -124,17 +126,17 @@ def egn(
     checks.switch(line_search=line_search, adaptive_damping=adaptive_damping)
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     checks.real("damping", damping, "(0, inf)")
-    checks.real("momentum", momentum, "[0, 1)")
+    checks.real("momentum", momentum, "[0, 1)", optional=True)
     checks.real("damping_increase", damping_increase, "[1, inf)")
     checks.real("damping_decrease", damping_decrease, "(0, 1]")
     checks.choice("loss", loss, LOSSES)
     check_solver(solver, cg_iterations, cg_tolerance)
-    averaged = not (isinstance(momentum, int | float) and momentum == 0)
+    averaged = not checks.absent(momentum)
 
     def state_of(count: jax.Array, mean: Any, lam: Any, alpha: Any) -> EgnState:
         # Every number has a buffer of its own: donation consumes each once, and takes none of the caller's along.
         lam, alpha, *published = (jnp.array(value, jnp.float32, copy=True) for value in 2 * (lam, alpha))
-        return EgnState(count, mean, lam, alpha, dict(zip(("damping", "learning_rate"), published, strict=True)))
+        return EgnState(count, mean, lam, alpha, dict(zip(NAMES, published, strict=True)))
 
     def init(params: optax.Params) -> EgnState:
         count = jnp.zeros((), jnp.int32)
@@ -147,7 +149,7 @@ def egn(
         f = lin.loss
         rate = jnp.asarray(at_count(learning_rate, state.count, "egn: learning_rate")).astype(lin.residual.dtype)
         if not line_search and not adaptive_damping:
-            return rate, state.damping
+            return rate, state.lam
         if f is None:
             raise ValueError("egn needs the extra argument value_fn for line search or adaptive damping")
         b, Jp = lin.residual.shape[0], lin.jvp(p)
@@ -157,11 +159,11 @@ def egn(
         start = jnp.minimum(GROW * state.step.astype(rate.dtype), rate)
         alpha = _step_size(at, f0, slope, start) if line_search else rate
         if not adaptive_damping:
-            return alpha, state.damping
+            return alpha, state.lam
         curvature = jnp.sum(Jp.reshape(-1) * times_loss_hessian(lin.loss_hessian, Jp.reshape(-1))) / b
         predicted = alpha * slope + jnp.square(alpha) * curvature / 2
         rho = divide(at(alpha) - f0, predicted)
-        lam = state.damping
+        lam = state.lam
         up, down = (scalar(jnp.asarray(value), lam) * lam for value in (damping_increase, damping_decrease))
         lam = jnp.where(rho > 0.75, down, jnp.where((rho < 0.25) & (predicted != 0), up, lam))
         return alpha, jnp.clip(lam, SMALLEST, LARGEST)
@@ -174,7 +176,7 @@ def egn(
             lin.jvp,
             lin.vjp,
             lin.residual,
-            damping=state.damping if adaptive_damping else damping,
+            damping=state.lam if adaptive_damping else damping,
             loss_hessian=lin.loss_hessian,
             solver=solver,
             cg_iterations=cg_iterations,
@@ -184,7 +186,7 @@ def egn(
         if averaged:
             # At the dtype of the updates, where it is another than the model's.
             blend = lambda m, p: scalar(momentum, m) * m + (1 - scalar(momentum, m)) * p.astype(m.dtype)  # noqa: E731
-            mean = settle(jax.tree.map(blend, state.momentum, p))
+            mean = settle(jax.tree.map(blend, state.mean, p))
             p = jax.tree.map(lambda m: m / bias_correction(momentum, count, m), mean)
         alpha, lam = measured(lin, p, params, state)
         u = jax.tree.map(lambda p, g: alpha.astype(g.dtype) * p.astype(g.dtype), p, updates)

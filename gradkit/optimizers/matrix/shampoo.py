@@ -80,7 +80,7 @@ def exponents_of(exponent: Any, order: int) -> list[Any]:
 
 def scale_by_shampoo(
     *,
-    b1: Any = 0.0,
+    b1: Any = None,
     b2: Any = 1.0,
     eps: Any = 1e-12,
     exponent: Any = "shampoo",
@@ -102,7 +102,8 @@ def scale_by_shampoo(
     fused weights (`splits` of the layout) too. Tensors of one shape are worked on in one batch.
 
     Args:
-      b1: decay of the mean of the gradient, in [0, 1). The raw gradient feeds the statistics. Default 0 (paper).
+      b1: decay of the mean of the gradient, in [0, 1). The raw gradient feeds the statistics. Default None, as 0: no
+        mean (paper).
       b2: 1 for the sum of the paper, below 1 the decay of a running mean, in [0, 1]. Default 1.
       eps: added to the statistics, >= 0. Default 1e-12 (official code). To a matrix at least the machine's rounding
         times its trace is added (1.2e-7 of it in float32): what is below that is noise, and a root would make it larger
@@ -150,7 +151,7 @@ def scale_by_shampoo(
     """
     checks.switch(trace_correction=trace_correction)
     checks.floating_dtype(stats_dtype=stats_dtype)
-    checks.real("b1", b1, "[0, 1)")
+    checks.real("b1", b1, "[0, 1)", optional=True)
     checks.real("b2", b2, "[0, 1]")
     checks.real("eps", eps, "[0, inf)")
     if isinstance(exponent, str):
@@ -171,7 +172,8 @@ def scale_by_shampoo(
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
-    averaged = not (isinstance(b1, int | float) and b1 == 0)
+    averaged = not checks.absent(b1)
+    b1 = 0.0 if b1 is None else b1
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
         groups = [(a,) for a in range(len(dims))]
@@ -247,7 +249,7 @@ def _examples(updates: Any, extra: Mapping[str, Any]) -> list[Any]:
 def shampoo(
     learning_rate: Any,
     *,
-    b1: Any = 0.0,
+    b1: Any = None,
     b2: Any = 1.0,
     eps: Any = 1e-12,
     weight_decay: Any = 0.0,
@@ -270,7 +272,7 @@ def shampoo(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the mean of the gradient, in [0, 1). Default 0 (paper).
+      b1: decay of the mean of the gradient, in [0, 1). Default None, as 0: no mean (paper).
       b2: 1 for a sum, below 1 the decay of a running mean, in [0, 1]. Default 1 (paper).
       eps: added to the statistics, >= 0. Default 1e-12 (official code); see `scale_by_shampoo`.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.

@@ -25,14 +25,14 @@ PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder"
 
 
 def _refuse_nesterov_alone(name: str, momentum: Any, nesterov: bool) -> None:
-    if nesterov and isinstance(momentum, int | float) and momentum == 0:
+    if nesterov and checks.absent(momentum):
         raise ValueError(f"{name} must be in (0, 1] with nesterov=True, got {momentum}")
 
 
 def sgd(
     learning_rate: Any,
     *,
-    momentum: Any = 0.0,
+    momentum: Any = None,
     dampening: Any = 0.0,
     nesterov: bool = False,
     weight_decay: Any = 0.0,
@@ -45,7 +45,7 @@ def sgd(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      momentum: decay of the momentum, in [0, 1]. Default 0: plain descent, without state.
+      momentum: decay of the momentum, in [0, 1]. Default None, as 0: plain descent, without state.
       dampening: share of every gradient but the first that is left out, in [0, 1). Default 0.
       nesterov: whether to look ahead. Default False.
       weight_decay: coefficient of the L2 penalty, >= 0: added to the gradient, before the momentum. Default 0.
@@ -53,7 +53,7 @@ def sgd(
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:
-      A transformation. State: 1 word per parameter, none with `momentum=0`. Elementwise: no collective.
+      A transformation. State: 1 word per parameter, none without momentum. Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range; Nesterov or dampening without momentum.
@@ -68,11 +68,11 @@ def sgd(
     Reference: Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747;
     Sutskever et al. 2013. The conventions are those of torch's SGD; optax's has no dampening.
     """
-    checks.real("momentum", momentum, "[0, 1]")
+    checks.real("momentum", momentum, "[0, 1]", optional=True)
     _refuse_nesterov_alone("momentum", momentum, nesterov)
-    plain = isinstance(momentum, int | float) and momentum == 0
+    plain = checks.absent(momentum)
     if plain and not (isinstance(dampening, int | float) and dampening == 0):
-        raise ValueError(f"dampening must be 0 with momentum=0, got {dampening}")
+        raise ValueError(f"dampening must be 0 without momentum, got {dampening}")
     kept = [] if plain else [trace(momentum, dampening=dampening, nesterov=nesterov, mu_dtype=mu_dtype)]
     return optimizer(
         Method("sgd", learning_rate, weight_decay, weight_decay_mask),

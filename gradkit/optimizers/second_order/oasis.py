@@ -205,7 +205,7 @@ def oasis(
     init_learning_rate: Any = 0.01,
     adaptive: bool = True,
     deterministic: bool = False,
-    momentum: Any = 0.0,
+    momentum: Any = None,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     first_samples: int = 10,
@@ -223,7 +223,8 @@ def oasis(
       init_learning_rate: eta of the first step, > 0. Default 0.01.
       adaptive: whether the step size follows the change of the gradient. Default True; False: eta = 1.
       deterministic: whether the loss is the same at every step, so that the last gradient is kept. Default False.
-      momentum: decay of a mean of the gradients, m = momentum m + (1 - momentum) g, in [0, 1]. Default 0: none.
+      momentum: decay of a mean of the gradients, m = momentum m + (1 - momentum) g, in [0, 1]. Default None, as 0:
+        none.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       first_samples: random vectors of the first estimate, >= 1. Default 10.
@@ -250,9 +251,9 @@ def oasis(
     """
     checks.choice("adaptive", adaptive, (True, False))
     checks.real("init_learning_rate", init_learning_rate, "(0, inf)")
-    checks.real("momentum", momentum, "[0, 1]")
+    checks.real("momentum", momentum, "[0, 1]", optional=True)
     first_samples = checks.integer("first_samples", first_samples, 1)
-    plain = isinstance(momentum, int | float) and momentum == 0
+    plain = checks.absent(momentum)
     chain = optax.chain(
         *([] if plain else [trace(momentum, dampening=momentum, dampen_first=True)]),
         scale_by_oasis(b2=b2, alpha=alpha),
