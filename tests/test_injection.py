@@ -23,6 +23,15 @@ FACTORIES = {
     if card.form in ("primitive", "optimizer", "wrapper") and card.function is not gk.scale_by_learning_rate
 }
 TREE = {"bias": (4,), "kernel": (6, 4)}
+# What these cannot do without, though it has a default.
+MUST: dict[str, str] = {
+    **dict.fromkeys(("adjust_lora_gradients", "lora_pro", "lora_pro_adam"), "pairs"),
+    **dict.fromkeys(("oasis", "scale_by_local_lipschitz"), "deterministic"),
+    **dict.fromkeys(("dion", "scale_by_dion"), "key"),
+    "gravity": "alpha",
+    "thermodynamic_ngd": "time",
+    "with_curvature": "estimator",
+}
 # One rounding of float64 a number, magnified by the square roots and inverse roots of matrices: as in the contract.
 F64 = 1e-9
 
@@ -67,6 +76,21 @@ def test_every_factory_as_with_python_numbers(name: str, x64: None) -> None:
         expected, plain = reference(g, plain, params)
         close(expected, got, F64, F64)
     assert len(update.programs) == 1
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_defaults_alone(name: str) -> None:
+    """With no more than the factory must be given, its state is that of the Python numbers, and an update can be made."""
+    card = FACTORIES[name]
+    known, x = inspect.signature(card.function).parameters, params_of(card)
+    given = {n: value for n, value in arguments(card, 0.01).items() if known[n].default is inspect.Parameter.empty}
+    if name in MUST:
+        given[MUST[name]] = card.example[MUST[name]]
+    tx = injected(card, given)
+    state: Any = jax.eval_shape(tx.init, x)
+    plain = jax.eval_shape(supplied(card, card.function(**given)).init, x)
+    assert jax.tree.structure(state.inner_state) == jax.tree.structure(plain)
+    jax.eval_shape(tx.update, x, state, x)
 
 
 @pytest.mark.parametrize("name", [name for name, card in FACTORIES.items() if card.form == "optimizer"])

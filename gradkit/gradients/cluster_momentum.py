@@ -18,7 +18,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import need, scalar, transformation, widen, zeros
+from gradkit.transforms.core import need, rows_of, scalar, transformation, widen, zeros
 
 
 class ClusterMomentumState(NamedTuple):
@@ -74,7 +74,7 @@ def cluster_momentum(
         return jnp.asarray(vector).astype(g.dtype).reshape((K,) + (1,) * (g.ndim - 1))
 
     def init(params: optax.Params) -> ClusterMomentumState:
-        return ClusterMomentumState(jax.tree.map(lambda m: jnp.zeros_like(m, shape=(K, *m.shape)), zeros(params)))
+        return ClusterMomentumState(jax.tree.map(lambda m: rows_of(m, K), zeros(params)))
 
     def update(updates: Any, state: ClusterMomentumState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params

@@ -113,7 +113,7 @@ def concurrent_adversarial(
         def copies(w: Any) -> Any:
             if isinstance(w, jax.ShapeDtypeStruct):
                 return jax.ShapeDtypeStruct((tau, *w.shape), w.dtype)
-            return jnp.array(jnp.broadcast_to(w, (tau, *jnp.shape(w))), copy=True)
+            return jnp.array(jax.lax.broadcast(jnp.asarray(w), (tau,)), copy=True)
 
         return ConcurrentAdversarialState(jnp.zeros((), jnp.int32), jax.tree.map(copies, params) if tau else None)
 

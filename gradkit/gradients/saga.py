@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import need, transformation, zeros
+from gradkit.transforms.core import need, rows_of, transformation, zeros
 
 PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838")
 
@@ -30,11 +30,8 @@ class TableState(NamedTuple):
 def _with_table(method: str, n: int, share: float) -> optax.GradientTransformationExtraArgs:
     """v = share (g - T_j) + A."""
 
-    def row(t: jax.Array) -> jax.Array:
-        return jnp.zeros_like(t, shape=(n, *t.shape))
-
     def init(params: optax.Params) -> TableState:
-        return TableState(jax.tree.map(row, zeros(params)), zeros(params))
+        return TableState(jax.tree.map(lambda t: rows_of(t, n), zeros(params)), zeros(params))
 
     def update(updates: Any, state: TableState, params: Any = None, **extra: Any) -> tuple[Any, TableState]:
         del params

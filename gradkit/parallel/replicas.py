@@ -109,7 +109,7 @@ def replicate(tree: Any, replicas: int, *, axis_name: str = "replica") -> Any:
     checks.integer("replicas", replicas, 1)
 
     def copies(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (replicas, *x.shape)), tree)
+        return jax.tree.map(lambda x: jax.lax.broadcast(x, (replicas,)), tree)
 
     tree = jax.tree.map(jnp.asarray, tree)
     if not _placed(tree, axis_name):

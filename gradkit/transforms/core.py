@@ -89,6 +89,11 @@ def zeros(params: Any, dtype: Any = None, *, real: bool = False) -> Any:
     return jax.tree.map(zero, params)
 
 
+def rows_of(x: jax.Array, count: int) -> jax.Array:
+    """The array `count` times, along a new leading axis; sharded as it is, also over Explicit axes."""
+    return jax.lax.broadcast(x, (count,))
+
+
 def scalar(value: Any, like: jax.Array) -> Any:
     """A hyperparameter ready to be combined with a leaf: arrays in the leaf's dtype, Python numbers as
     they are, so that 1 - b is taken before anything is rounded."""

@@ -13,7 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import increment, scalar, settle, transformation, zeros
+from gradkit.transforms.core import increment, rows_of, scalar, settle, transformation, zeros
 
 
 class GrokfastEmaState(NamedTuple):
@@ -120,10 +120,8 @@ def grokfast_ma(
     checks.choice("filter_type", filter_type, ("mean", "sum"))
 
     def init(params: optax.Params) -> GrokfastMaState:
-        def empty(x: jax.Array) -> jax.Array:
-            return jnp.zeros((window_size, *x.shape), x.dtype)
-
-        return GrokfastMaState(jnp.zeros((), jnp.int32), jax.tree.map(empty, zeros(params, mu_dtype)))
+        window = jax.tree.map(lambda x: rows_of(x, window_size), zeros(params, mu_dtype))
+        return GrokfastMaState(jnp.zeros((), jnp.int32), window)
 
     def update(updates: Any, state: GrokfastMaState, params: Any = None, **extra: Any) -> tuple[Any, GrokfastMaState]:
         del params, extra

@@ -40,7 +40,7 @@ SMALLEST, LARGEST = 1e-12, 1e6
 
 
 class EgnState(NamedTuple):
-    """Number of updates made, mean of the directions (None without), damping and step size of the last, also as metrics."""
+    """Number of updates made; mean of the directions, or None; damping and step size of the last, also as metrics."""
 
     count: jax.Array
     mean: Any

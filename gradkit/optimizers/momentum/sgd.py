@@ -33,7 +33,7 @@ def sgd(
     learning_rate: Any,
     *,
     momentum: Any = None,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     nesterov: bool = False,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
@@ -46,7 +46,7 @@ def sgd(
     Args:
       learning_rate: step size >= 0, or a schedule.
       momentum: decay of the momentum, in [0, 1]. Default None, as 0: plain descent, without state.
-      dampening: share of every gradient but the first that is left out, in [0, 1). Default 0.
+      dampening: share of every gradient but the first that is left out, in [0, 1). Default None, as 0.
       nesterov: whether to look ahead. Default False.
       weight_decay: coefficient of the L2 penalty, >= 0: added to the gradient, before the momentum. Default 0.
       weight_decay_mask: which leaves are penalised. Default all.
@@ -71,9 +71,10 @@ def sgd(
     checks.real("momentum", momentum, "[0, 1]", optional=True)
     _refuse_nesterov_alone("momentum", momentum, nesterov)
     plain = checks.absent(momentum)
-    if plain and not (isinstance(dampening, int | float) and dampening == 0):
+    if plain and not checks.absent(dampening):
         raise ValueError(f"dampening must be 0 without momentum, got {dampening}")
-    kept = [] if plain else [trace(momentum, dampening=dampening, nesterov=nesterov, mu_dtype=mu_dtype)]
+    share = 0.0 if dampening is None else dampening
+    kept = [] if plain else [trace(momentum, dampening=share, nesterov=nesterov, mu_dtype=mu_dtype)]
     return optimizer(
         Method("sgd", learning_rate, weight_decay, weight_decay_mask),
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
