@@ -80,7 +80,7 @@ def test_every_factory_as_with_python_numbers(name: str, x64: None) -> None:
 
 @pytest.mark.parametrize("name", FACTORIES)
 def test_defaults_alone(name: str) -> None:
-    """With no more than the factory must be given, its state is that of the Python numbers, and an update can be made."""
+    """With no more than a factory must be given, its state is that of the Python numbers, and it can make an update."""
     card = FACTORIES[name]
     known, x = inspect.signature(card.function).parameters, params_of(card)
     given = {n: value for n, value in arguments(card, 0.01).items() if known[n].default is inspect.Parameter.empty}
