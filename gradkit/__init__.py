@@ -1,8 +1,8 @@
 """gradkit: training methods of the literature as pure, chainable `optax.GradientTransformation`s.
 
 At the top stands what goes into a chain. Everything else is under its room: `gk.schedules`, `gk.gradients`,
-`gk.aggregation`, `gk.batches`, `gk.diagnostics`, `gk.leaves`, `gk.linalg`, `gk.parallel`, `gk.training`,
-`gk.workloads`, and `gk.catalogue`, which has a card for every method.
+`gk.layers`, `gk.losses`, `gk.aggregation`, `gk.batches`, `gk.diagnostics`, `gk.leaves`, `gk.linalg`, `gk.parallel`,
+`gk.training`, `gk.workloads`, and `gk.catalogue`, which has a card for every method.
 """
 # ruff: noqa: I001 - grouped under headings
 # A page to be read, not a column.
@@ -54,8 +54,8 @@ from gradkit.transforms import (
 
 # Less variance from what earlier steps have seen
 from gradkit.optimizers.variance_reduction import (
-    implicit_gradient_transport, mars_adamw, mars_exact, mars_lion, mars_shampoo, vr_adam, vr_lamb, vr_lars,
-    vr_momentum, vr_sgd,
+    cluster_momentum, implicit_gradient_transport, mars_adamw, mars_exact, mars_lion, mars_shampoo, sag_estimator,
+    saga_estimator, svrg_estimator, vr_adam, vr_lamb, vr_lars, vr_momentum, vr_sgd,
 )
 
 # A smooth loss and a penalty that is not
@@ -106,7 +106,8 @@ from gradkit.transforms import (
 
 # Rooms
 from gradkit import (
-    aggregation, batches, catalogue, diagnostics, gradients, leaves, linalg, parallel, schedules, training, workloads,
+    aggregation, batches, catalogue, diagnostics, gradients, layers, leaves, linalg, losses, parallel, schedules,
+    training, workloads,
 )
 
 __all__ = [
@@ -145,6 +146,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_quantile",
     "clip_radagradd",
+    "cluster_momentum",
     "conda",
     "correct_momentum",
     "diagnostics",
@@ -186,6 +188,7 @@ __all__ = [
     "lambc",
     "larc",
     "lars",
+    "layers",
     "leaves",
     "limit_norm_growth",
     "linalg",
@@ -193,6 +196,7 @@ __all__ = [
     "lookahead_in_chain",
     "lora_pro",
     "lora_pro_adam",
+    "losses",
     "mars_adamw",
     "mars_correction",
     "mars_exact",
@@ -233,6 +237,8 @@ __all__ = [
     "ranger21",
     "reparameterize",
     "rmsprop",
+    "sag_estimator",
+    "saga_estimator",
     "sania",
     "sania_adagrad_sqr",
     "sania_adam_sqr",
@@ -292,6 +298,7 @@ __all__ = [
     "sophia_g",
     "sophia_h",
     "stable_weight_decay",
+    "svrg_estimator",
     "thermodynamic_ngd",
     "trace",
     "training",

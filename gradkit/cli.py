@@ -24,7 +24,7 @@ from jax import eval_shape, random
 
 import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, leaves
-from gradkit.extras import EXTRAS
+from gradkit.engine.extras import EXTRAS
 from gradkit.parallel import make_mesh
 from gradkit.parallel.mesh import parse_axes
 from gradkit.training import inspection, logs, methods, processes, report

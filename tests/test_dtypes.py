@@ -10,8 +10,8 @@ import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card, cards
+from gradkit.engine.core import check_leaves, check_match
 from gradkit.leaves import names
-from gradkit.transforms.core import check_leaves, check_match
 from tests.contract.methods import CHAINABLE, make
 
 CHAINS = {name: card for name, card in cards().items() if card.form in CHAINABLE}

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.transforms.owned import phases, plan_owned
+from gradkit.engine.owned import phases, plan_owned
 from tests.by_numpy import by_numpy
 from tests.papers.replay import assert_equal, normal
 

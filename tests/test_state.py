@@ -13,8 +13,8 @@ from flax import serialization
 
 import gradkit as gk
 from gradkit.catalogue import Card, cards
-from gradkit.extras import samples
-from gradkit.transforms.owned import Owned
+from gradkit.engine.extras import samples
+from gradkit.engine.owned import Owned
 from tests.contract.methods import METHODS, SMALL, draw, grads_like, make
 from tests.contract.test_aggregators import make as make_aggregator
 from tests.contract.test_strategies import make as make_strategy

@@ -29,9 +29,9 @@ from absl import app, flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradkit as gk
+from gradkit.engine.placement import flops
 from gradkit.leaves import default_layout
 from gradkit.parallel import collective_bytes
-from gradkit.transforms.placement import flops
 
 CASES = ("replicated", "rows", "columns", "tree", "leaves", "speed")
 ONLY = flags.DEFINE_list("only", list(CASES), "Which parts.")

@@ -21,8 +21,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gradkit.engine.core import check_leaves, check_match, wide_dtype
 from gradkit.leaves import names
-from gradkit.transforms.core import check_leaves, check_match, wide_dtype
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

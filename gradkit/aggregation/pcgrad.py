@@ -17,7 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.aggregation.gramian import HIGHEST, aggregator
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.keys import serializable
+from gradkit.engine.keys import serializable
 
 PAPER = Paper("Gradient Surgery for Multi-Task Learning", "Yu et al.", 2020, "2001.06782")
 

@@ -19,9 +19,9 @@ import optax
 from gradkit import checks
 from gradkit.batches.norm_test import PAPER, example_variance, norm_test
 from gradkit.catalogue import register
+from gradkit.engine.core import increment, optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, scale_by_rss
-from gradkit.transforms.core import increment, optimizer
 
 
 class BatchState(NamedTuple):

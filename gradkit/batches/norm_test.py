@@ -18,8 +18,8 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import abs_sq, check_leaves, divide, widen
-from gradkit.transforms.norms import global_square, global_sums
+from gradkit.engine.core import abs_sq, check_leaves, divide, widen
+from gradkit.engine.norms import global_square, global_sums
 
 PAPER = Paper(
     "AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods", "Lau, Liu, Kolar", 2024, "2402.11215"

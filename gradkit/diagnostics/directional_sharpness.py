@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import check_leaves, check_match, divide, widen
+from gradkit.engine.norms import global_norm
+from gradkit.engine.sums import block_sums
 from gradkit.leaves import names
-from gradkit.transforms.core import check_leaves, check_match, divide, widen
-from gradkit.transforms.norms import global_norm
-from gradkit.transforms.sums import block_sums
 
 
 def _inner(a: Any, b: Any) -> jax.Array:

@@ -22,8 +22,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import bias_correction, widen
-from gradkit.transforms.norms import global_square
+from gradkit.engine.core import bias_correction, widen
+from gradkit.engine.norms import global_square
 
 PAPER = Paper("An Empirical Model of Large-Batch Training", "McCandlish et al.", 2018, "1812.06162")
 

@@ -24,8 +24,8 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import check_leaves, check_match, widen
-from gradkit.transforms.norms import global_norm, global_sums
+from gradkit.engine.core import check_leaves, check_match, widen
+from gradkit.engine.norms import global_norm, global_sums
 
 PAPER = Paper(
     "Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training",

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import divide, wide_dtype
+from gradkit.engine.core import divide, wide_dtype
 
 PAPER = Paper(
     "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",

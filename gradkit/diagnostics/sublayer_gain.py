@@ -11,7 +11,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import divide, wide_dtype
+from gradkit.engine.core import divide, wide_dtype
 
 
 def _unit(v: jax.Array) -> jax.Array:

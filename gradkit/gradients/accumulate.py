@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradkit.engine.core import zeros
 from gradkit.leaves import names
-from gradkit.transforms.core import zeros
 
 
 def split(batch: Any, microbatches: int, method: str) -> Any:

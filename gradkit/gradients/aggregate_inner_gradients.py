@@ -23,8 +23,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import divide, scalar, widen, zeros
 from gradkit.gradients.accumulate import split
-from gradkit.transforms.core import divide, scalar, widen, zeros
 
 PAPER = Paper(
     "Enhancing Generalization of Universal Adversarial Perturbation through Gradient Aggregation",

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import divide, scalar, widen
 from gradkit.leaves import names
-from gradkit.transforms.core import divide, scalar, widen
 
 PAPER = Paper("Concurrent Adversarial Learning for Large-Batch Training", "Liu et al.", 2022, "2106.00221")
 

@@ -12,8 +12,8 @@ import jax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import wide_dtype
 from gradkit.gradients.replicas import mean_over, own_copy
-from gradkit.transforms.core import wide_dtype
 
 PAPER = Paper(
     "Sharpness-Aware Minimization for Efficiently Improving Generalization", "Foret et al.", 2020, "2010.01412"

@@ -14,9 +14,9 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import check_leaves, widen
 from gradkit.gradients.hutchinson_diag import FUNCTION, scalar_loss
 from gradkit.gradients.replicas import mean_over, own_copy
-from gradkit.transforms.core import check_leaves, widen
 
 PAPER = Paper(
     "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training",

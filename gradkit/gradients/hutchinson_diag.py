@@ -12,10 +12,10 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import check_leaves
+from gradkit.engine.hutchinson import check_hutchinson, hutchinson
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.leaves import Layout, resolve_layout
-from gradkit.transforms.core import check_leaves
-from gradkit.transforms.hutchinson import check_hutchinson, hutchinson
 
 PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719")
 

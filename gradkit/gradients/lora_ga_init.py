@@ -21,8 +21,8 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import wide_dtype
 from gradkit.linalg.svd import signed_svd, turned
-from gradkit.transforms.core import wide_dtype
 
 PAPER = Paper("LoRA-GA: Low-Rank Adaptation with Gradient Approximation", "Wang et al.", 2024, "2407.05000")
 DIRECTIONS = ("ArB2r", "A2rBr", "ArBr")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import abs_sq, wide_dtype
+from gradkit.engine.core import abs_sq, wide_dtype
 
 PAPER = Paper(
     "Enhancing High-Resolution 3D Generation through Pixel-wise Gradient Clipping", "Pan et al.", 2023, "2310.12474"

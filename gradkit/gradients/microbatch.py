@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import widen
 from gradkit.gradients.accumulate import accumulate, split
 from gradkit.gradients.replicas import own_copy
-from gradkit.transforms.core import widen
 
 PAPER = Paper("Scaling Neural Machine Translation", "Ott et al.", 2018, "1806.00187")
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.extras import GradientMoments
+from gradkit.engine.core import abs_sq, widen
+from gradkit.engine.extras import GradientMoments
+from gradkit.engine.norms import global_square
 from gradkit.gradients.accumulate import accumulate, split
 from gradkit.gradients.replicas import mean_over, own_copy
-from gradkit.transforms.core import abs_sq, widen
-from gradkit.transforms.norms import global_square
 
 PAPER = Paper(
     "Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR)", "Jiang et al.", 2023, "2309.13681"

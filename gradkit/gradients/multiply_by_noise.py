@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import wide_dtype
+from gradkit.engine.core import wide_dtype
 
 PAPER = Paper(
     "Train longer, generalize better: closing the generalization gap in large batch training of neural networks",

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import widen
+from gradkit.engine.norms import global_norm
 from gradkit.gradients.displaced import displaced_gradient
 from gradkit.leaves import check_mask, resolve_mask
-from gradkit.transforms.core import widen
-from gradkit.transforms.norms import global_norm
 
 PAPER = Paper(
     "Sharpness-Aware Minimization for Efficiently Improving Generalization", "Foret et al.", 2020, "2010.01412"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import wide_dtype
+from gradkit.engine.core import wide_dtype
 
 
 def _norm(x: jax.Array) -> jax.Array:

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import wide_dtype
 from gradkit.gradients.replicas import own_copy
 from gradkit.parallel.replicas import alike
-from gradkit.transforms.core import wide_dtype
 
 PAPER = Paper(
     "Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive Loss",

@@ -19,9 +19,9 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import widen
 from gradkit.gradients.accumulate import accumulate
 from gradkit.parallel.replicas import alike
-from gradkit.transforms.core import widen
 
 PAPER = Paper(
     "Layered gradient accumulation and modular pipeline parallelism: fast and efficient training of large language "

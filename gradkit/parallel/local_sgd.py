@@ -17,9 +17,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import increment, scalar, transformation
 from gradkit.optimizers.momentum import sgd
 from gradkit.parallel.local_updates import anchor, local_updates
-from gradkit.transforms.core import increment, scalar, transformation
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")
 

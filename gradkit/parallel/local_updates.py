@@ -25,9 +25,9 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.codecs import nearest
+from gradkit.engine.core import as_arrays, check_leaves, check_match, increment, wide_dtype, widen
 from gradkit.parallel.replicas import alike, wide_mean
-from gradkit.transforms.codecs import nearest
-from gradkit.transforms.core import as_arrays, check_leaves, check_match, increment, wide_dtype, widen
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")
 NEVER = np.iinfo(np.int32).max

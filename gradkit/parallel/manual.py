@@ -16,8 +16,8 @@ import optax
 from jax.sharding import PartitionSpec
 
 from gradkit import checks
+from gradkit.engine.sums import declared
 from gradkit.leaves import names
-from gradkit.transforms.sums import declared
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gradkit import checks
+from gradkit.engine.core import wide_dtype
 from gradkit.leaves import names
 from gradkit.parallel.shardings import state_shardings
-from gradkit.transforms.core import wide_dtype
 
 
 def wide_mean(method: str, tree: Any, axis_name: Any) -> Any:

@@ -22,10 +22,10 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from optax import GradientTransformation
 
+from gradkit.engine.owned import owners_of
 from gradkit.leaves import names
 from gradkit.leaves.boxes import axes_of_box
 from gradkit.leaves.derived import Placed, flatten, unboxed
-from gradkit.transforms.owned import owners_of
 
 
 def state_shardings(

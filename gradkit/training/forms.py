@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gradkit.transforms.core import widen
+from gradkit.engine.core import widen
 
 
 def _pair(out: Any, second: str) -> Any:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import gradkit as gk
 from gradkit.catalogue import Card
-from gradkit.extras import Minibatch, offered, samples
+from gradkit.engine.extras import Minibatch, offered, samples
 from gradkit.parallel import batch_sharding, collective_bytes, init_sharded, param_shardings, state_shardings
 from gradkit.training import methods
 from gradkit.training.one_step import needs_of, updated

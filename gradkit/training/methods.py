@@ -19,10 +19,10 @@ import optax
 
 from gradkit import catalogue, checks, leaves, schedules
 from gradkit.catalogue import Card, Paper, Race
+from gradkit.engine.by_role import by_role
 from gradkit.optimizers.momentum import sgd
 from gradkit.training import chains
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.by_role import by_role
 
 DEFAULT_CENTRE = Race().rate
 OPTAX = Paper("The DeepMind JAX Ecosystem", "Babuschkin et al.", 2020)

@@ -1,7 +1,7 @@
 """One training step, as every loop makes it: loss, gradient, measurements, extra arguments, update.
 
     value, grads           source(loss)(params, batch)
-    extra                  gradkit.extras.offered, as the links of tx need it
+    extra                  gradkit.engine.extras.offered, as the links of tx need it
     updates, opt_state     tx.update(grads, opt_state, params, **extra)
     params                 params + updates
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import catalogue
-from gradkit.extras import GradientMoments, Minibatch, missing, offered
+from gradkit.engine.extras import GradientMoments, Minibatch, missing, offered
 from gradkit.gradients import gradient_moments, microbatch
 from gradkit.leaves.recording import Link, links_of
 

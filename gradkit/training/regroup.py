@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkit.engine.owned import Owned
 from gradkit.training import storage
 from gradkit.training.links import Leaf, Listing, listing
-from gradkit.transforms.owned import Owned
 
 Rows = dict[str, list[Any]]  # name of a leaf -> [name of its stack, what its rows belong to]
 Sources = dict[str, list[tuple[str, int] | None]]  # name of a leaf -> per row, where it is read from

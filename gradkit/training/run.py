@@ -44,9 +44,9 @@ def step_function(
 ) -> Callable[[Run], tuple[Run, jax.Array]]:
     """One training step, Run -> (Run, loss of its minibatch).
 
-    The method is offered every cheap extra argument (`gradkit.extras`), `model_fn` and `targets` where the workload
-    says what it predicts; measurements of parts of the minibatch where the card of a link, in any wrapper, says that it
-    needs them.
+    The method is offered every cheap extra argument (`gradkit.engine.extras`), `model_fn` and `targets` where
+    the workload says what it predicts; measurements of parts of the minibatch where the card of a link, in any wrapper,
+    says that it needs them.
 
     Args:
       workload: the problem.

@@ -1,5 +1,8 @@
 """Primitives and wrappers that more than one method uses, one idea per file."""
 
+from gradkit.engine.matrices import (
+    MatrixSharding,
+)
 from gradkit.transforms.accumulate_weighted import (
     AccumulateWeightedState,
     accumulate_weighted,
@@ -61,7 +64,7 @@ from gradkit.transforms.kron import (
     ScaleByKronState,
     scale_by_kron,
 )
-from gradkit.transforms.kronecker import KroneckerStatisticsState, kronecker_statistics
+from gradkit.transforms.kronecker_statistics import KroneckerStatisticsState, kronecker_statistics
 from gradkit.transforms.learning_rate import (
     ScaleByLearningRateState,
     scale_by_learning_rate,
@@ -77,9 +80,6 @@ from gradkit.transforms.lookahead_in_chain import (
 from gradkit.transforms.mars import (
     MarsCorrectionState,
     mars_correction,
-)
-from gradkit.transforms.matrices import (
-    MatrixSharding,
 )
 from gradkit.transforms.momenta import (
     RootMeanSquareState,

@@ -12,7 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import divide, need, transformation, zeros
+from gradkit.engine.core import divide, need, transformation, zeros
 
 
 class AccumulateWeightedState(NamedTuple):

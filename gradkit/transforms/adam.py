@@ -16,8 +16,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.accumulators import ema, ema_of_square, over_root
-from gradkit.transforms.core import (
+from gradkit.engine.accumulators import ema, ema_of_square, over_root
+from gradkit.engine.core import (
     bias_correction,
     cast,
     increment,

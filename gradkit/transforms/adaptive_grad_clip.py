@@ -12,9 +12,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import abs_sq, scalar, transformation, wide_dtype
+from gradkit.engine.norms import BLOCKS, block_axes, packed_norms
 from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
-from gradkit.transforms.core import abs_sq, scalar, transformation, wide_dtype
-from gradkit.transforms.norms import BLOCKS, block_axes, packed_norms
 
 
 def block_norm(

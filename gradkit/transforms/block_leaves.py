@@ -12,14 +12,14 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.blocks import merged_axes
+from gradkit.engine.core import transformation
+from gradkit.engine.kronecker import merge_backwards
+from gradkit.engine.owned import Owned
+from gradkit.engine.per_parameter import settled
+from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.leaves import Layout, axes_of, map_named, names, tensor_axes
 from gradkit.leaves.derived import derived, flatten, node_names
-from gradkit.transforms.blocks import merged_axes
-from gradkit.transforms.core import transformation
-from gradkit.transforms.kronecker import merge_backwards
-from gradkit.transforms.owned import Owned
-from gradkit.transforms.per_parameter import settled
-from gradkit.transforms.placement import as_it_lay, everywhere
 
 PAPER = Paper(
     "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "

@@ -14,10 +14,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import divide, scalar, stateless, transformation
+from gradkit.engine.norms import entries, packed_sums
+from gradkit.engine.sums import block_sums, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
-from gradkit.transforms.core import divide, scalar, stateless, transformation
-from gradkit.transforms.norms import entries, packed_sums
-from gradkit.transforms.sums import block_sums, own_parts, whole_shape
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
 

@@ -11,8 +11,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.transforms.core import settle, transformation
-from gradkit.transforms.norms import global_norm
+from gradkit.engine.core import settle, transformation
+from gradkit.engine.norms import global_norm
 
 
 class ClipByGlobalNormState(NamedTuple):

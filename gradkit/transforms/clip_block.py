@@ -11,10 +11,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import scalar, stateless, transformation
+from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Layout, names
 from gradkit.transforms.clip import clip_by_global_norm
-from gradkit.transforms.core import scalar, stateless, transformation
-from gradkit.transforms.norms import packed_norms
 
 PAPER = Paper(
     "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"

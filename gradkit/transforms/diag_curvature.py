@@ -17,8 +17,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import register
-from gradkit.transforms.core import bias_correction as correction
-from gradkit.transforms.core import divide, increment, scalar, settle, transformation, zeros
+from gradkit.engine.core import bias_correction as correction
+from gradkit.engine.core import divide, increment, scalar, settle, transformation, zeros
 from gradkit.transforms.with_curvature import PAPER, curvature_of
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import transformation
+from gradkit.engine.core import transformation
 
 
 def direction_from_gradient(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -11,9 +11,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import transformation
+from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Axes, Layout, axes_of, names
-from gradkit.transforms.core import transformation
-from gradkit.transforms.norms import packed_norms
 
 PAPER = Paper("Learning Rate Grafting: Transferability of Optimizer Tuning", "Agarwal et al.", 2021)
 TINY = 1e-16

@@ -19,9 +19,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.extras import GradientMoments
-from gradkit.leaves import Layout, names, resolve_layout
-from gradkit.transforms.core import (
+from gradkit.engine.core import (
     bias_correction,
     check_match,
     divide,
@@ -33,7 +31,9 @@ from gradkit.transforms.core import (
     widen,
     zeros,
 )
-from gradkit.transforms.norms import entries, packed_sums
+from gradkit.engine.extras import GradientMoments
+from gradkit.engine.norms import entries, packed_sums
+from gradkit.leaves import Layout, names, resolve_layout
 
 PAPER = Paper(
     "Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR)", "Jiang et al.", 2023, "2309.13681"

@@ -18,8 +18,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import abs_sq, increment, transformation
-from gradkit.transforms.norms import global_sums
+from gradkit.engine.core import abs_sq, increment, transformation
+from gradkit.engine.norms import global_sums
 
 TRIGGERS = ("nonfinite", "spike")
 

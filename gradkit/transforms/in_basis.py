@@ -16,15 +16,15 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.blocks import factor_sources
+from gradkit.engine.core import increment, scalar, transformation, wide_dtype, widen
+from gradkit.engine.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
+from gradkit.engine.per_parameter import settled
+from gradkit.engine.placement import as_it_lay, everywhere
+from gradkit.engine.refreshes import refreshed, renewed
+from gradkit.engine.works import get, keys_of, placeholder, put
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
 from gradkit.leaves.derived import derived, flatten, node_names
-from gradkit.transforms.blocks import factor_sources
-from gradkit.transforms.core import increment, scalar, transformation, wide_dtype, widen
-from gradkit.transforms.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
-from gradkit.transforms.per_parameter import settled
-from gradkit.transforms.placement import as_it_lay, everywhere
-from gradkit.transforms.refreshes import refreshed, renewed
-from gradkit.transforms.works import get, keys_of, placeholder, put
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 LINEAR, SQUARE = ("mu", "trace"), ("nu",)

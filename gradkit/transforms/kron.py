@@ -22,19 +22,19 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.blocks import factor_sources
+from gradkit.engine.core import at_count, bias_correction, increment, scalar, transformation
+from gradkit.engine.keys import check_key, first_key, next_key
+from gradkit.engine.kronecker import BY_LAYOUT
+from gradkit.engine.matrices import MatrixSharding
+from gradkit.engine.owned import failures, numbers
+from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.refreshes import refreshed
+from gradkit.engine.tensors import plan_tensors
+from gradkit.engine.works import Work, beside, counted, like
 from gradkit.leaves import Layout
 from gradkit.linalg.psgd import Factors, balanced, whiten, whiten_back
 from gradkit.linalg.psgd import refreshed as learned
-from gradkit.transforms.blocks import factor_sources
-from gradkit.transforms.core import at_count, bias_correction, increment, scalar, transformation
-from gradkit.transforms.keys import check_key, first_key, next_key
-from gradkit.transforms.kronecker import BY_LAYOUT
-from gradkit.transforms.matrices import MatrixSharding
-from gradkit.transforms.owned import failures, numbers
-from gradkit.transforms.per_parameter import init_fields, map_fields
-from gradkit.transforms.refreshes import refreshed
-from gradkit.transforms.tensors import plan_tensors
-from gradkit.transforms.works import Work, beside, counted, like
 
 PAPER = Paper(
     "Curvature-Informed SGD via General Purpose Lie-Group Preconditioners", "Pooladzandi, Li", 2024, "2402.04553"

@@ -11,8 +11,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import at_count, increment, once_per_dtype, scalar, times, transformation
 from gradkit.leaves import Method
-from gradkit.transforms.core import at_count, increment, once_per_dtype, scalar, times, transformation
 
 RATE = "scale_by_learning_rate: learning_rate"
 

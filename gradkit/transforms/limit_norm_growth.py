@@ -13,9 +13,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import scalar, transformation, wide_dtype
+from gradkit.engine.norms import block_axes, global_norm, packed_norms
 from gradkit.leaves import Layout, map_named, names, resolve_layout
-from gradkit.transforms.core import scalar, transformation, wide_dtype
-from gradkit.transforms.norms import block_axes, global_norm, packed_norms
 
 PAPER = Paper(
     "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?", "Chen et al.", 2024, "2410.01623"

@@ -12,7 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import increment, scalar, transformation, wide_dtype
+from gradkit.engine.core import increment, scalar, transformation, wide_dtype
 
 
 class LookaheadInChainState(NamedTuple):

@@ -14,9 +14,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import increment, scalar, transformation, widen, zeros
+from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Layout, names, resolve_layout
-from gradkit.transforms.core import increment, scalar, transformation, widen, zeros
-from gradkit.transforms.norms import packed_norms
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"

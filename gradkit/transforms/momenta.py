@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import checks
-from gradkit.transforms import core
-from gradkit.transforms.accumulators import ema, ema_of_square, over
-from gradkit.transforms.core import (
+from gradkit.engine import core
+from gradkit.engine.accumulators import ema, ema_of_square, over
+from gradkit.engine.core import (
     abs_sq,
     at_count,
     cast,

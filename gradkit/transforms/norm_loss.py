@@ -16,9 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.leaves import Layout, axes_of, check_mask, map_named, names, resolve_layout, resolve_mask, tensor_axes
-from gradkit.leaves.scopes import decay_here
-from gradkit.transforms.core import (
+from gradkit.engine.core import (
     abs_sq,
     at_count,
     bias_correction,
@@ -29,8 +27,10 @@ from gradkit.transforms.core import (
     transformation,
     wide_dtype,
 )
-from gradkit.transforms.norms import entries, global_square, packed_norms, packed_sums
-from gradkit.transforms.sums import whole_shape
+from gradkit.engine.norms import entries, global_square, packed_norms, packed_sums
+from gradkit.engine.sums import whole_shape
+from gradkit.leaves import Layout, axes_of, check_mask, map_named, names, resolve_layout, resolve_mask, tensor_axes
+from gradkit.leaves.scopes import decay_here
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
 

@@ -20,10 +20,10 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
+from gradkit.engine.norms import BLOCKS, block_axes, entries
+from gradkit.engine.sums import block_sums, own_parts
 from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_layout, resolve_mask
-from gradkit.transforms.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
-from gradkit.transforms.norms import BLOCKS, block_axes, entries
-from gradkit.transforms.sums import block_sums, own_parts
 
 PAPER = Paper("Normalization and effective learning rates in reinforcement learning", "Lyle et al.", 2024, "2407.01800")
 

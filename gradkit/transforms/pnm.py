@@ -15,8 +15,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms import core
-from gradkit.transforms.core import divide, increment, scalar, settle, transformation, zeros
+from gradkit.engine import core
+from gradkit.engine.core import divide, increment, scalar, settle, transformation, zeros
 
 PAPER = Paper(
     "Positive-Negative Momentum: Manipulating Stochastic Gradient Noise to Improve Generalization",

@@ -20,11 +20,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.codecs import between, decode, encode_bfloat16, encode_int8, nearest
+from gradkit.engine.core import as_arrays, boxless, check_leaves, check_match, wide_dtype, widen
+from gradkit.engine.keys import check_key, first_key
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
-from gradkit.transforms.codecs import between, decode, encode_bfloat16, encode_int8, nearest
-from gradkit.transforms.core import as_arrays, boxless, check_leaves, check_match, wide_dtype, widen
-from gradkit.transforms.keys import check_key, first_key
 
 
 class PrecisionState(NamedTuple):

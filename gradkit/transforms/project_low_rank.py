@@ -22,19 +22,19 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.by_role import ROLES
+from gradkit.engine.core import increment, scalar, transformation
+from gradkit.engine.matrices import MatrixSharding, check_matrix
+from gradkit.engine.owned import failures, phases, product
+from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.refreshes import due, refreshed
+from gradkit.engine.works import Work, beside, counted, plan_kept
 from gradkit.leaves import Layout, axes_of, names
 from gradkit.leaves.derived import flatten, node_names
 from gradkit.linalg import singular_basis
 from gradkit.linalg.singular_basis import SIGNS
 from gradkit.transforms.adam import scale_by_adam
-from gradkit.transforms.by_role import ROLES
-from gradkit.transforms.core import increment, scalar, transformation
 from gradkit.transforms.limit_norm_growth import growth
-from gradkit.transforms.matrices import MatrixSharding, check_matrix
-from gradkit.transforms.owned import failures, phases, product
-from gradkit.transforms.per_parameter import init_fields, map_fields
-from gradkit.transforms.refreshes import due, refreshed
-from gradkit.transforms.works import Work, beside, counted, plan_kept
 
 PAPER = Paper(
     "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", "Zhao et al.", 2024, "2403.03507"

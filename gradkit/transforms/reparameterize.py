@@ -16,9 +16,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.extras import EXTRAS
-from gradkit.transforms.core import scalar, transformation, wide_dtype, widen
-from gradkit.transforms.norms import global_sums
+from gradkit.engine.core import scalar, transformation, wide_dtype, widen
+from gradkit.engine.extras import EXTRAS
+from gradkit.engine.norms import global_sums
 
 PAPER = Paper(
     "Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks",

@@ -16,8 +16,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.accumulators import inside_or_outside, over_root
-from gradkit.transforms.core import (
+from gradkit.engine.accumulators import inside_or_outside, over_root
+from gradkit.engine.core import (
     abs_sq,
     cast,
     scalar,
@@ -25,7 +25,7 @@ from gradkit.transforms.core import (
     wide_dtype,
     zeros,
 )
-from gradkit.transforms.norms import global_norm
+from gradkit.engine.norms import global_norm
 
 
 @functools.partial(jax.jit, inline=True)

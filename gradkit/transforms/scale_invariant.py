@@ -21,10 +21,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import abs_sq, check_decay_mask, divide, scalar, transformation
+from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Layout, axes_of, names, resolve_layout, resolve_mask, tensor_axes
 from gradkit.leaves.scopes import decay_here
-from gradkit.transforms.core import abs_sq, check_decay_mask, divide, scalar, transformation
-from gradkit.transforms.norms import entries, packed_sums
 
 
 class _Sums(NamedTuple):

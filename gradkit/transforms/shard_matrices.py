@@ -2,7 +2,7 @@
 
     updates --layout--> stacks of equal matrices (B, n, m) --function, a share of B per device--> updates
 
-The path is that of every matrix method, see `gradkit/transforms/matrices.py`.
+The path is that of every matrix method, see `gradkit/engine/matrices.py`.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import stateless, transformation
+from gradkit.engine.matrices import MatrixSharding, map_matrices, plan_matrices
 from gradkit.leaves import Layout, axes_of, map_named
 from gradkit.linalg.orthogonalize import orthogonalize
-from gradkit.transforms.core import stateless, transformation
-from gradkit.transforms.matrices import MatrixSharding, map_matrices, plan_matrices
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
 ROLES = ("matrix", "conv", "expert")

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import transformation, zeros
+from gradkit.engine.core import transformation, zeros
 
 
 class ShiftedParametersState(NamedTuple):

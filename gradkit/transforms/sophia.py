@@ -18,9 +18,9 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import bias_correction as correction
-from gradkit.transforms.core import increment, scalar, settle, transformation, zeros
-from gradkit.transforms.norms import global_sums
+from gradkit.engine.core import bias_correction as correction
+from gradkit.engine.core import increment, scalar, settle, transformation, zeros
+from gradkit.engine.norms import global_sums
 from gradkit.transforms.with_curvature import curvature_of, fitting
 
 PAPER = Paper(

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import cast, increment, once_per_dtype, scalar, settle, transformation, zeros
+from gradkit.engine.core import cast, increment, once_per_dtype, scalar, settle, transformation, zeros
 
 
 @functools.partial(jax.jit, inline=True)

@@ -21,10 +21,10 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import at_count, check_decay_mask, increment, scalar, transformation
+from gradkit.engine.norms import BLOCKS, concatenated, packed_norms
 from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
 from gradkit.leaves.scopes import decay_here
-from gradkit.transforms.core import at_count, check_decay_mask, increment, scalar, transformation
-from gradkit.transforms.norms import BLOCKS, concatenated, packed_norms
 
 NAME = "scale_by_trust_ratio"
 

@@ -15,9 +15,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import at_count, check_decay_mask, increment, once_per_dtype, scalar, transformation
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
-from gradkit.transforms.core import at_count, check_decay_mask, increment, once_per_dtype, scalar, transformation
 
 
 @functools.partial(jax.jit, inline=True)

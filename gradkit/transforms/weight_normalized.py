@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import divide
+from gradkit.engine.norms import entries, packed_norms, packed_sums
 from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_mask
-from gradkit.transforms.core import divide
-from gradkit.transforms.norms import entries, packed_norms, packed_sums
 from gradkit.transforms.reparameterize import reparameterize
 
 PAPER = Paper(

@@ -14,10 +14,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import increment, transformation, widen, zeros
+from gradkit.engine.hutchinson import check_hutchinson, hutchinson
+from gradkit.engine.keys import check_key, first_key, next_key
 from gradkit.leaves import Layout, names
-from gradkit.transforms.core import increment, transformation, widen, zeros
-from gradkit.transforms.hutchinson import check_hutchinson, hutchinson
-from gradkit.transforms.keys import check_key, first_key, next_key
 
 PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719")
 Estimator = Callable[..., Any]

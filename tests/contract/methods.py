@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from gradkit.catalogue import Card, cards
-from gradkit.extras import samples
+from gradkit.engine.extras import samples
 from gradkit.training.methods import build
 from tests.by_numpy import Traced, by_numpy
 from tests.contract.table import point

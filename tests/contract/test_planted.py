@@ -14,9 +14,9 @@ import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card, Paper
+from gradkit.engine.core import bias_correction, increment, optimizer, transformation, zeros
+from gradkit.engine.norms import global_norm
 from gradkit.leaves import Method
-from gradkit.transforms.core import bias_correction, increment, optimizer, transformation, zeros
-from gradkit.transforms.norms import global_norm
 from tests.contract import test_composition, test_numbers, test_program
 from tests.golden import build, test_golden
 from tests.parallel import test_shardings

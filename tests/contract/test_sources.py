@@ -17,7 +17,7 @@ import pytest
 import gradkit as gk
 from gradkit import catalogue
 from gradkit.catalogue import Card
-from gradkit.transforms.core import wide_dtype
+from gradkit.engine.core import wide_dtype
 from tests.contract.forms import of, ranged, refuses
 from tests.contract.methods import close, draw, other_trees, same
 from tests.traces import counted

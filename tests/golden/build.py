@@ -96,8 +96,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "perpgrad": in_front(gk.perpgrad, "rescale", "eps"),
     "rmsprop": direct(gk.rmsprop),
     "proximal_ewma": proximal_ewma,
-    "scaled_standardize_weight": through(gk.gradients.scaled_standardize_weight),
-    "standardize_weight": through(gk.gradients.standardize_weight),
+    "scaled_standardize_weight": through(gk.layers.scaled_standardize_weight),
+    "standardize_weight": through(gk.layers.standardize_weight),
     "qhadam": direct(gk.qhadam),
     "qhm": penalised(gk.qhm),
     "ranger21": direct(gk.ranger21),
@@ -155,8 +155,8 @@ def _direction_and_length(golden: fixture.Golden, state: Any, x: Any, before: An
 
 # method -> (file, state, parameters after and before the step) -> name of an array -> what it should be
 MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] = {
-    "scaled_standardize_weight": _effective(gk.gradients.scaled_standardize_weight),
-    "standardize_weight": _effective(gk.gradients.standardize_weight),
+    "scaled_standardize_weight": _effective(gk.layers.scaled_standardize_weight),
+    "standardize_weight": _effective(gk.layers.standardize_weight),
     "weight_normalized(sgd)": _direction_and_length,
 }
 
@@ -324,8 +324,8 @@ ANSWERS: dict[str, Callable[[fixture.Golden], dict[str, Any]]] = {
 
 
 def _tract(hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    linear = partial(gk.gradients.tract_linear, damping=hyper["damping"])
-    conv = partial(gk.gradients.tract_conv, strides=hyper["stride"], padding=hyper["padding"], damping=hyper["damping"])
+    linear = partial(gk.layers.tract_linear, damping=hyper["damping"])
+    conv = partial(gk.layers.tract_conv, strides=hyper["stride"], padding=hyper["padding"], damping=hyper["damping"])
     out = {}
     for form in ("wide", "tall"):
         x, w, b = (jnp.asarray(extra[f"{form}/{name}"]) for name in ("x", "grad_kernel", "grad_bias"))

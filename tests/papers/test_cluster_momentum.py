@@ -23,7 +23,7 @@ def mean_of(labels: list[int], gradients: np.ndarray, K: int) -> dict:
 def test_it_is_unbiased_for_any_momenta(x64: None) -> None:
     """Over all batches of two drawn from four examples, with what an earlier state holds."""
     examples, labels = np.asarray(normal(0, 4, 3)), np.array([0, 0, 0, 1])
-    tx = gk.gradients.cluster_momentum(2, cluster_probs=[0.75, 0.25])
+    tx = gk.cluster_momentum(2, cluster_probs=[0.75, 0.25])
     state = tx.init(jnp.zeros(3))._replace(momenta=normal(1, 2, 3))
     out = [
         tx.update(jnp.zeros(3), state, **mean_of(labels[[i, j]], examples[[i, j]], 2))[0]
@@ -33,7 +33,7 @@ def test_it_is_unbiased_for_any_momenta(x64: None) -> None:
 
 
 def test_one_cluster_changes_nothing(x64: None) -> None:
-    tx = gk.gradients.cluster_momentum(1)
+    tx = gk.cluster_momentum(1)
     state = tx.init(jnp.zeros(3))
     for t in range(4):
         g = normal(t, 3)
@@ -44,7 +44,7 @@ def test_one_cluster_changes_nothing(x64: None) -> None:
 def test_equations_with_absent_clusters(x64: None) -> None:
     rng, m = np.random.default_rng(0), np.zeros((3, 4))
     p = np.array([0.5, 0.3, 0.2])
-    tx = gk.gradients.cluster_momentum(3, beta=0.6, cluster_probs=p)
+    tx = gk.cluster_momentum(3, beta=0.6, cluster_probs=p)
     state = tx.init(jnp.zeros(4))
     for counts in ([2, 1, 1], [0, 3, 1], [4, 0, 0]):
         n, g = np.array(counts), rng.standard_normal((3, 4))
@@ -59,7 +59,7 @@ def test_equations_with_absent_clusters(x64: None) -> None:
 def test_without_noise_inside_clusters_the_variance_vanishes(x64: None) -> None:
     """Every example is its cluster's mean: batches differ in their counts alone, and soon not at all in v."""
     centres, rng = np.asarray(normal(0, 3, 5)), np.random.default_rng(0)
-    tx = gk.gradients.cluster_momentum(3, beta=0.5)
+    tx = gk.cluster_momentum(3, beta=0.5)
     state, noise = tx.init(jnp.zeros(5)), []
     for _ in range(60):
         labels = rng.integers(0, 3, 8)
@@ -72,7 +72,7 @@ def test_without_noise_inside_clusters_the_variance_vanishes(x64: None) -> None:
 
 def test_beta_zero_is_saga_with_a_slot_per_cluster(x64: None) -> None:
     """Batches of one example, each a cluster."""
-    ours, saga = gk.gradients.cluster_momentum(4, beta=0.0), gk.gradients.saga_estimator(4)
+    ours, saga = gk.cluster_momentum(4, beta=0.0), gk.saga_estimator(4)
     a, b = ours.init(jnp.zeros(3)), saga.init(jnp.zeros(3))
     for t, j in enumerate([2, 0, 2, 3, 1, 1, 0]):
         g = normal(t, 3)
@@ -84,8 +84,8 @@ def test_beta_zero_is_saga_with_a_slot_per_cluster(x64: None) -> None:
 def test_bad_input() -> None:
     for p in ([0.5, 0.6], [1.5, -0.5], [1.0]):
         with pytest.raises(ValueError, match="cluster_probs must be"):
-            gk.gradients.cluster_momentum(2, cluster_probs=p)
-    tx, x = gk.gradients.cluster_momentum(2), jnp.ones(3)
+            gk.cluster_momentum(2, cluster_probs=p)
+    tx, x = gk.cluster_momentum(2), jnp.ones(3)
     with pytest.raises(ValueError, match="needs the extra argument cluster_grads"):
         tx.update(x, tx.init(x))
     with pytest.raises(ValueError, match="must have a leading axis of 2"):

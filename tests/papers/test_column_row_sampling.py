@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import crs_linear, wta_crs_linear
-from gradkit.gradients.layers.column_row_sampling import _picked, _probabilities
+from gradkit.layers import crs_linear, wta_crs_linear
+from gradkit.layers.column_row_sampling import _picked, _probabilities
 from tests.papers.replay import assert_equal, normal
 
 # A few rows carry nearly everything, as in fine-tuning.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gradkit as gk
-from gradkit.gradients import condition_weight
+from gradkit.layers import condition_weight
 from tests.papers.replay import assert_equal, normal
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gradkit.gradients import RunningStatistics, ghost_batch_norm
+from gradkit.layers import RunningStatistics, ghost_batch_norm
 from tests.papers.replay import assert_equal, normal
 
 START = RunningStatistics(jnp.full(3, 0.5), jnp.full(3, 2.0))

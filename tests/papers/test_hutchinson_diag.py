@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.engine.hutchinson import probe
 from gradkit.parallel import declare_specs
-from gradkit.transforms.hutchinson import probe
 from tests.golden import fixture
 from tests.golden.fixture import Golden
 from tests.papers.replay import assert_equal, normal

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import mip_combine, mip_encode
+from gradkit.layers import mip_combine, mip_encode
 from tests.papers.replay import assert_equal
 
 

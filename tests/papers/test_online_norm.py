@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import OnlineNormControl, RunningStatistics, online_norm
+from gradkit.layers import OnlineNormControl, RunningStatistics, online_norm
 from tests.papers.replay import assert_equal, normal
 
 ZERO = OnlineNormControl(jnp.zeros(3), jnp.zeros(3))

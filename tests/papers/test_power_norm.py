@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import PowerNormState, power_norm
+from gradkit.layers import PowerNormState, power_norm
 from tests.papers.replay import assert_equal, normal
 
 COUNT = jnp.zeros((), jnp.int32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import ppo_decoupled_kl_loss, ppo_decoupled_loss
+from gradkit.losses import ppo_decoupled_kl_loss, ppo_decoupled_loss
 from tests.papers.replay import assert_equal, normal
 
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.transforms.codecs import Blocks, Narrow, between, decode, encode_bfloat16, encode_int8
+from gradkit.engine.codecs import Blocks, Narrow, between, decode, encode_bfloat16, encode_int8
 
 pytestmark = pytest.mark.slow
 

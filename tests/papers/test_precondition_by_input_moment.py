@@ -18,7 +18,7 @@ def test_it_does_what_the_layer_does(x64: None) -> None:
         h = jnp.tanh(layer(x, w["first"]["kernel"]))  # pyright: ignore
         return jnp.mean((h @ w["head"]["kernel"]) ** 2)
 
-    want = jax.grad(loss)(w, gk.gradients.tract_linear)
+    want = jax.grad(loss)(w, gk.layers.tract_linear)
     tx = gk.precondition_by_input_moment()
     g = jax.grad(loss)(w, jnp.matmul)
     moment = {"first": {"kernel": x.T @ x / 8}}

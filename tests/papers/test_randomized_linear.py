@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import randomized_linear
+from gradkit.layers import randomized_linear
 from tests.papers.replay import assert_equal, normal
 
 

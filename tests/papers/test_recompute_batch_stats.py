@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gradkit.gradients import recompute_batch_stats
+from gradkit.layers import recompute_batch_stats
 from tests.papers.replay import assert_equal, normal
 
 

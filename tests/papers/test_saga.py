@@ -12,7 +12,7 @@ import gradkit as gk
 from tests.papers.replay import assert_equal, normal
 
 N, D = 50, 5
-ESTIMATORS = {"saga": gk.gradients.saga_estimator, "sag": gk.gradients.sag_estimator}
+ESTIMATORS = {"saga": gk.saga_estimator, "sag": gk.sag_estimator}
 
 
 def filled(tx: optax.GradientTransformationExtraArgs, gradients: jax.Array) -> Any:
@@ -50,7 +50,7 @@ def test_against_a_table_in_numpy(name: str, x64: None) -> None:
 
 
 def test_indices_outside_are_the_ends_and_bad_ones_are_refused(x64: None) -> None:
-    tx, g = gk.gradients.saga_estimator(3), jnp.ones(2)
+    tx, g = gk.saga_estimator(3), jnp.ones(2)
     for index, slot in ((-1, 0), (7, 2)):
         _, state = tx.update(g, tx.init(g), index=index)
         assert np.flatnonzero(state.table.any(1)).tolist() == [slot]

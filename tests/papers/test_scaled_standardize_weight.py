@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import nf_gain, scaled_standardize_weight
-from gradkit.gradients.layers.scaled_standardize_weight import GAINS
+from gradkit.layers import nf_gain, scaled_standardize_weight
+from gradkit.layers.scaled_standardize_weight import GAINS
 from tests.golden import fixture
 from tests.papers.replay import assert_equal, normal
 

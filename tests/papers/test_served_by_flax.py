@@ -5,7 +5,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from gradkit.gradients import batch_norm, layer_norm
+from gradkit.layers import batch_norm, layer_norm
 from tests.papers.replay import assert_equal, normal
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.gradients import log_stablemax, stablemax_cross_entropy
+from gradkit.losses import log_stablemax, stablemax_cross_entropy
 from tests.papers.replay import assert_equal, normal
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 import gradkit as gk
-from gradkit.gradients import RunningStatistics, batch_channel_norm, standardize_weight
+from gradkit.layers import RunningStatistics, batch_channel_norm, standardize_weight
 from tests.golden import build, fixture
 from tests.papers.replay import assert_equal, descend, normal
 

@@ -25,7 +25,7 @@ def ridge() -> tuple:
 
 def test_at_the_snapshot_it_is_the_full_gradient(x64: None) -> None:
     one, full, _ = ridge()
-    tx, w = gk.gradients.svrg_estimator(3), normal(2, D)
+    tx, w = gk.svrg_estimator(3), normal(2, D)
     state, snapshot = tx.init(w), w
     for t in range(7):
         extra = {"grad_fn": lambda w, t=t: one(w, t), "full_grad_fn": full}
@@ -41,7 +41,7 @@ def test_at_the_snapshot_it_is_the_full_gradient(x64: None) -> None:
 def test_it_is_unbiased(x64: None) -> None:
     """The mean over all examples is the full gradient, anywhere."""
     one, full, _ = ridge()
-    tx, w, away = gk.gradients.svrg_estimator(9), normal(2, D), normal(3, D)
+    tx, w, away = gk.svrg_estimator(9), normal(2, D), normal(3, D)
     _, state = tx.update(one(w, 0), tx.init(w), w, grad_fn=lambda w: one(w, 0), full_grad_fn=full)
     each = [
         tx.update(one(away, j), state, away, grad_fn=lambda w, j=j: one(w, j), full_grad_fn=full)[0] for j in range(N)
@@ -53,7 +53,7 @@ def test_it_is_unbiased(x64: None) -> None:
 def test_arrays_take_the_place_of_functions(mode: str, x64: None) -> None:
     """With the gradients at `state.point(params)`; and the average is that of the iterates since the last snapshot."""
     one, full, _ = ridge()
-    tx = gk.gradients.svrg_estimator(3, mode=mode)
+    tx = gk.svrg_estimator(3, mode=mode)
     paths = []
     for arrays in (False, True):
         w = normal(2, D)
@@ -81,7 +81,7 @@ def test_converges_linearly_where_sgd_stalls(mode: str, x64: None) -> None:
     indices = jnp.asarray(np.random.default_rng(0).integers(0, N, 4000))
 
     def distances(svrg: bool) -> np.ndarray:
-        head = gk.gradients.svrg_estimator(2 * N, mode=mode) if svrg else optax.identity()
+        head = gk.svrg_estimator(2 * N, mode=mode) if svrg else optax.identity()
         tx = optax.with_extra_args_support(optax.chain(head, gk.sgd(0.05)))
 
         def step(carry: tuple, j: jax.Array) -> tuple:
@@ -100,7 +100,7 @@ def test_converges_linearly_where_sgd_stalls(mode: str, x64: None) -> None:
 
 
 def test_missing_arguments() -> None:
-    tx, x = gk.gradients.svrg_estimator(2), jnp.ones(2)
+    tx, x = gk.svrg_estimator(2), jnp.ones(2)
     with pytest.raises(ValueError, match="svrg_estimator needs the extra argument grad_fn or snapshot_grads"):
         tx.update(x, tx.init(x), x, full_grads=x)
     with pytest.raises(ValueError, match="svrg_estimator needs the extra argument full_grad_fn or full_grads"):

@@ -13,10 +13,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.engine.matrices import map_matrices, plan_matrices
+from gradkit.engine.placement import flops
 from gradkit.leaves import default_layout, layout
 from gradkit.parallel import collective_bytes
-from gradkit.transforms.matrices import map_matrices, plan_matrices
-from gradkit.transforms.placement import flops
 from tests.by_numpy import by_numpy
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.engine.norms import global_norm
 from gradkit.parallel import collective_bytes, declare_specs, init_sharded, inside_shard_map
-from gradkit.transforms.norms import global_norm
 from tests.by_numpy import by_numpy
 from tests.contract.methods import METHODS, draw, grads_like, make
 from tests.parallel.test_shardings import EXCHANGES, KINDS, NO_SUMS, assert_close, mesh_of

@@ -12,9 +12,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.engine.owned import Owned
 from gradkit.parallel import collective_bytes, init_sharded
 from gradkit.training import Checkpoints
-from gradkit.transforms.owned import Owned
 from tests.by_numpy import by_numpy
 
 pytestmark = pytest.mark.usefixtures("x64")

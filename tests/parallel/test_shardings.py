@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.catalogue import Card
+from gradkit.engine.owned import Owned, owners_of
 from gradkit.parallel import collective_bytes, init_sharded, state_shardings
-from gradkit.transforms.owned import Owned, owners_of
 from tests.by_numpy import op_by_op
 from tests.contract.methods import draw, grads_like, make, methods, same
 

@@ -13,10 +13,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.engine.per_parameter import init_fields
+from gradkit.engine.tensors import plan_tensors
+from gradkit.engine.works import beside
 from gradkit.parallel import collective_bytes, init_sharded
-from gradkit.transforms.per_parameter import init_fields
-from gradkit.transforms.tensors import plan_tensors
-from gradkit.transforms.works import beside
 from tests.by_numpy import by_numpy
 from tests.parallel.test_matrices import assert_near, mesh_of, put
 from tests.parallel.test_owned import is_owned

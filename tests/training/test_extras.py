@@ -11,7 +11,7 @@ import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card, cards
-from gradkit.extras import EXTRAS, Minibatch, offered, samples
+from gradkit.engine.extras import EXTRAS, Minibatch, offered, samples
 from gradkit.training import TrainConfig, make_train_step, sweep, train
 from gradkit.training.methods import build
 from gradkit.training.one_step import needs_of, updated

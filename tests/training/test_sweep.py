@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.extras import samples
+from gradkit.engine.extras import samples
 from gradkit.training import methods, run, sweep
 from gradkit.workloads import load
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradkit import leaves, workloads
-from gradkit.transforms.predictions import linearized
+from gradkit.optimizers.gauss_newton.predictions import linearized
 from gradkit.workloads import networks
 
 pytestmark = pytest.mark.slow

@@ -15,10 +15,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema_of_square, may_be_zero
+from gradkit.engine.core import cast, divide, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema_of_square, may_be_zero
-from gradkit.transforms.core import cast, divide, optimizer, scalar, transformation, zeros
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 

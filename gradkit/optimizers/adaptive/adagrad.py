@@ -12,9 +12,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import at_count, optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, scale_by_rss
-from gradkit.transforms.core import at_count, optimizer
 
 
 def _decayed(learning_rate: Any, lr_decay: Any) -> Any:

@@ -13,10 +13,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method
-from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, may_be_zero
-from gradkit.transforms.core import (
+from gradkit.engine.accumulators import ema, may_be_zero
+from gradkit.engine.core import (
     bias_corrections,
     cast,
     divide,
@@ -27,6 +25,8 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_learning_rate
 
 PAPER = Paper("Adam: A Method for Stochastic Optimization", "Kingma, Ba", 2014, "1412.6980")
 

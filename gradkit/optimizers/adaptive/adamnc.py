@@ -13,10 +13,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema, over, root
+from gradkit.engine.core import abs_sq, increment, optimizer, settle, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over, root
-from gradkit.transforms.core import abs_sq, increment, optimizer, settle, transformation, zeros
 
 PAPER = Paper("On the Convergence of Adam and Beyond", "Reddi, Kale, Kumar", 2018, "1904.09237")
 

@@ -15,6 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     project_scale_invariant,
@@ -22,7 +23,6 @@ from gradkit.transforms import (
     scale_by_learning_rate,
     trace,
 )
-from gradkit.transforms.core import optimizer
 
 PAPER = Paper(
     "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights",

@@ -9,13 +9,13 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import (
     add_decayed_weights,
     scale_by_adam,
     scale_by_learning_rate,
 )
-from gradkit.transforms.core import optimizer
 
 
 def adamw(

@@ -15,10 +15,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.schedules import ademamix_alpha_schedule, ademamix_b3_schedule
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import optimizer
 from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
 
 PAPER = Paper("The AdEMAMix Optimizer: Better, Faster, Older", "Pagliardini, Ablin, Grangier", 2024, "2409.03137")

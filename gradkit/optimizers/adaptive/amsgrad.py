@@ -19,11 +19,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema, ema_of_square, over_root
+from gradkit.engine.core import bias_correction as corrected
+from gradkit.engine.core import cast, increment, once_per_dtype, optimizer, settle, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, ema_of_square, over_root
-from gradkit.transforms.core import bias_correction as corrected
-from gradkit.transforms.core import cast, increment, once_per_dtype, optimizer, settle, transformation, zeros
 
 PAPER = Paper("On the Convergence of Adam and Beyond", "Reddi, Kale, Kumar", 2018, "1904.09237")
 BIAS_CORRECTIONS = ("none", "after_max", "before_max")

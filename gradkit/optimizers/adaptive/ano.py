@@ -16,10 +16,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine import core
+from gradkit.engine.core import at_count, divide, increment, optimizer, scalar, settle, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.schedules.phases import real_array
-from gradkit.transforms import add_decayed_weights, core, scale_by_learning_rate
-from gradkit.transforms.core import at_count, divide, increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 
 PAPER = Paper("ANO : Faster is Better in Noisy Landscape", "Kegreisz", 2025, "2508.18258")
 

@@ -14,10 +14,10 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import scale_by_delayed_rss, scale_by_learning_rate, scale_by_rss
 from gradkit.transforms.clip_block import clip_by
-from gradkit.transforms.core import optimizer
 
 PAPER = Paper(
     "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"

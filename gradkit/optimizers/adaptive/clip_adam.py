@@ -16,11 +16,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Layout, Method
-from gradkit.transforms import scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over, root
-from gradkit.transforms.clip_block import clip_by
-from gradkit.transforms.core import (
+from gradkit.engine.accumulators import ema, over, root
+from gradkit.engine.core import (
     abs_sq,
     increment,
     optimizer,
@@ -29,7 +26,10 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
-from gradkit.transforms.core import bias_correction as corrected
+from gradkit.engine.core import bias_correction as corrected
+from gradkit.leaves import Layout, Method
+from gradkit.transforms import scale_by_adam, scale_by_learning_rate
+from gradkit.transforms.clip_block import clip_by
 
 PAPER = Paper(
     "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"

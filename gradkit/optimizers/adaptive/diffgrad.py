@@ -15,9 +15,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.core import optimizer, transformation, zeros
 
 PAPER = Paper("diffGrad: An Optimization Method for Convolutional Neural Networks", "Dubey et al.", 2019, "1909.11015")
 

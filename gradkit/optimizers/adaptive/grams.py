@@ -9,6 +9,7 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -16,7 +17,6 @@ from gradkit.transforms import (
     scale_by_adam,
     scale_by_learning_rate,
 )
-from gradkit.transforms.core import optimizer
 
 
 def grams(

@@ -16,10 +16,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method
-from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over, root
-from gradkit.transforms.core import (
+from gradkit.engine.accumulators import ema, over, root
+from gradkit.engine.core import (
     abs_sq,
     bias_correction,
     increment,
@@ -30,7 +28,9 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
-from gradkit.transforms.norms import global_sums
+from gradkit.engine.norms import global_sums
+from gradkit.leaves import Method
+from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 
 PAPER = Paper(
     "The Optimiser Hidden in Plain Sight: Training with the Loss Landscape's Induced Metric",

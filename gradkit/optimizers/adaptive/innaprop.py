@@ -20,10 +20,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method, resolve_mask
-from gradkit.leaves.scopes import decay_here
-from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.core import (
+from gradkit.engine.core import (
     at_count,
     check_decay_mask,
     increment,
@@ -33,6 +30,9 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
+from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves.scopes import decay_here
+from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.momenta import root_mean_square, weighted_momenta
 
 PAPER = Paper(

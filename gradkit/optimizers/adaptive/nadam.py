@@ -18,10 +18,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method
-from gradkit.transforms import scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, ema_of_square, over_root
-from gradkit.transforms.core import (
+from gradkit.engine.accumulators import ema, ema_of_square, over_root
+from gradkit.engine.core import (
     bias_correction,
     cast,
     increment,
@@ -32,6 +30,8 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 

@@ -24,11 +24,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method
-from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.accumulators import ema, over, root
-from gradkit.transforms.core import bias_correction as corrected
-from gradkit.transforms.core import (
+from gradkit.engine.accumulators import ema, over, root
+from gradkit.engine.core import bias_correction as corrected
+from gradkit.engine.core import (
     check_match,
     increment,
     optimizer,
@@ -37,7 +35,9 @@ from gradkit.transforms.core import (
     widen,
     zeros,
 )
-from gradkit.transforms.norms import global_sums
+from gradkit.engine.norms import global_sums
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_learning_rate
 
 PAPER = Paper(
     "An Optimistic Acceleration of AMSGrad for Nonconvex Optimization", "Wang, Li, Karimi, Li", 2019, "1903.01435"

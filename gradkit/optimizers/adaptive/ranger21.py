@@ -18,6 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import at_count, bias_correction, increment, optimizer, scalar, zeros
 from gradkit.leaves import Layout, Method
 from gradkit.schedules import ranger21_schedule
 from gradkit.transforms import (
@@ -30,7 +31,6 @@ from gradkit.transforms import (
     stable_weight_decay,
 )
 from gradkit.transforms import norm_loss as toward_unit_norm
-from gradkit.transforms.core import at_count, bias_correction, increment, optimizer, scalar, zeros
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
 

@@ -15,10 +15,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema, ema_of_square, inside_or_outside, over_root
+from gradkit.engine.core import abs_sq, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
-from gradkit.transforms.accumulators import ema, ema_of_square, inside_or_outside, over_root
-from gradkit.transforms.core import abs_sq, optimizer, transformation, zeros
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 

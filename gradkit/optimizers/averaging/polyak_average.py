@@ -18,7 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import bias_correction, increment, scalar, transformation, zeros
+from gradkit.engine.core import bias_correction, increment, scalar, transformation, zeros
 
 PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838")
 

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import scalar, transformation, zeros
+from gradkit.engine.core import scalar, transformation, zeros
 
 
 class ProximalEwmaState(NamedTuple):
@@ -32,7 +32,7 @@ def proximal_ewma(decay: Any) -> optax.GradientTransformationExtraArgs:
     """A running mean of the parameters that steps of a policy are kept near to, as the last link of a chain.
 
     Equations: at the head of this file. The mean is `state[-1].proximal_params(params)`: the parameters of the
-    proximal policy of `gk.gradients.ppo_decoupled_loss`, not those to act or to evaluate with, which are the user's: so
+    proximal policy of `gk.losses.ppo_decoupled_loss`, not those to act or to evaluate with, which are the user's: so
     `gk.eval_params` does not read it. With batches c times smaller its centre of mass, decay / (1 - decay) steps back,
     is c times as many steps.
 

@@ -12,10 +12,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import increment, once_per_dtype, optimizer, transformation
+from gradkit.engine.keys import check_key, first_key
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
-from gradkit.transforms.core import increment, once_per_dtype, optimizer, transformation
-from gradkit.transforms.keys import check_key, first_key
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}

@@ -14,10 +14,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import stateless, transformation
+from gradkit.engine.norms import block_axes
 from gradkit.leaves import Layout, map_named
 from gradkit.transforms.clip_block import clip_coordinates
-from gradkit.transforms.core import stateless, transformation
-from gradkit.transforms.norms import block_axes
 
 DEFAULT = 0.1
 

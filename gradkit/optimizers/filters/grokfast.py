@@ -13,7 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import increment, rows_of, scalar, settle, transformation, zeros
+from gradkit.engine.core import increment, rows_of, scalar, settle, transformation, zeros
 
 
 class GrokfastEmaState(NamedTuple):

@@ -14,9 +14,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import scalar, stateless, transformation
+from gradkit.engine.norms import packed_norms, packed_sums
 from gradkit.leaves import Layout, names
-from gradkit.transforms.core import scalar, stateless, transformation
-from gradkit.transforms.norms import packed_norms, packed_sums
 
 PAPER = Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 2025, "2501.04697")
 

@@ -24,6 +24,8 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import increment, transformation, zeros
+from gradkit.engine.norms import packed_sums
 from gradkit.leaves import (
     Layout,
     axes_of,
@@ -34,8 +36,6 @@ from gradkit.leaves import (
     resolve_mask,
     tensor_axes,
 )
-from gradkit.transforms.core import increment, transformation, zeros
-from gradkit.transforms.norms import packed_sums
 
 PAPER = Paper(
     "GradES: Significantly Faster Training in Transformers with Gradient-Based Early Stopping",

@@ -17,9 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method
-from gradkit.linalg.egn import check_rows, check_solver, damped_gauss_newton_solve, times_loss_hessian
-from gradkit.transforms.core import (
+from gradkit.engine.core import (
     at_count,
     bias_correction,
     divide,
@@ -30,7 +28,9 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
-from gradkit.transforms.predictions import LOSSES, Linearized, linearized
+from gradkit.leaves import Method
+from gradkit.linalg.egn import check_rows, check_solver, damped_gauss_newton_solve, times_loss_hessian
+from gradkit.optimizers.gauss_newton.predictions import LOSSES, Linearized, linearized
 
 # Metrics that have the names of hyperparameters.
 NAMES = ("last_damping", "last_learning_rate")

@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.transforms.core import need, transformation
+from gradkit.engine.core import need, transformation
 
 PAPER = Paper(
     "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", "Martens, Grosse", 2015, "1503.05671"

@@ -27,13 +27,13 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import divide, optimizer, transformation, zeros
+from gradkit.engine.keys import check_key, first_key
+from gradkit.engine.norms import global_norm
 from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_inverse, gram, times_loss_hessian
+from gradkit.optimizers.gauss_newton.predictions import LOSSES, Linearized, linearized
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.core import divide, optimizer, transformation, zeros
-from gradkit.transforms.keys import check_key, first_key
-from gradkit.transforms.norms import global_norm
-from gradkit.transforms.predictions import LOSSES, Linearized, linearized
 
 PAPER = Paper("Thermodynamic Natural Gradient Descent", "Donatella et al.", 2024, "2405.13817")
 CURVATURES = ("ggn", "fisher", "empirical_fisher")

@@ -18,9 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method, by_rank, names
-from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate, trace
-from gradkit.transforms.core import (
+from gradkit.engine.core import (
     abs_sq,
     check_match,
     divide,
@@ -31,7 +29,9 @@ from gradkit.transforms.core import (
     transformation,
     widen,
 )
-from gradkit.transforms.sums import block_sums
+from gradkit.engine.sums import block_sums
+from gradkit.leaves import Method, by_rank, names
+from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate, trace
 
 PAPER = Paper("Large-batch Optimization for Dense Visual Predictions", "Xue et al.", 2022, "2210.11078")
 

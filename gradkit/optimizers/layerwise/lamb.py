@@ -17,6 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -25,7 +26,6 @@ from gradkit.transforms import (
     scale_by_learning_rate,
     scale_by_trust_ratio,
 )
-from gradkit.transforms.core import optimizer
 
 PAPER = Paper(
     "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", "You et al.", 2019, "1904.00962"

@@ -15,6 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
@@ -22,7 +23,6 @@ from gradkit.transforms import (
     scale_by_trust_ratio,
     trace,
 )
-from gradkit.transforms.core import optimizer
 
 PAPER = Paper("Large Batch Training of Convolutional Networks", "You, Gitman, Ginsburg", 2017, "1708.03888")
 

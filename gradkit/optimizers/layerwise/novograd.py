@@ -15,19 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import (
-    Layout,
-    Method,
-    axes_of,
-    map_named,
-    names,
-    resolve_layout,
-    resolve_mask,
-    tensor_axes,
-)
-from gradkit.leaves.scopes import decay_here
-from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.core import (
+from gradkit.engine.core import (
     abs_sq,
     cast,
     check_decay_mask,
@@ -43,7 +31,19 @@ from gradkit.transforms.core import (
     wide_dtype,
     zeros,
 )
-from gradkit.transforms.norms import packed_sums
+from gradkit.engine.norms import packed_sums
+from gradkit.leaves import (
+    Layout,
+    Method,
+    axes_of,
+    map_named,
+    names,
+    resolve_layout,
+    resolve_mask,
+    tensor_axes,
+)
+from gradkit.leaves.scopes import decay_here
+from gradkit.transforms import scale_by_learning_rate
 
 PAPER = Paper(
     "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks",

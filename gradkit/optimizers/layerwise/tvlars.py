@@ -15,6 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer, scalar
 from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.schedules import tvlars_schedule
 from gradkit.transforms import (
@@ -23,7 +24,6 @@ from gradkit.transforms import (
     scale_by_trust_ratio,
     trace,
 )
-from gradkit.transforms.core import optimizer, scalar
 
 
 def tvlars(

@@ -22,14 +22,14 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import divide, optimizer, scalar, stateless, transformation
+from gradkit.engine.matrices import MatrixSharding, map_matrices, plan_matrices
+from gradkit.engine.norms import entries, packed_norms, packed_sums
+from gradkit.engine.shape_factor import shape_factor
 from gradkit.leaves import Layout, Method, axes_of, map_named, names
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import divide, optimizer, scalar, stateless, transformation
-from gradkit.transforms.matrices import MatrixSharding, map_matrices, plan_matrices
 from gradkit.transforms.momenta import Mean, weighted_momenta
-from gradkit.transforms.norms import entries, packed_norms, packed_sums
-from gradkit.transforms.shape_factor import shape_factor
 
 PAPER = Paper("AuON: A Linear-time Alternative to Semi-Orthogonal Momentum Updates", "Maity", 2025, "2509.24320")
 # cosh(80)^2 is no float32; times 2^-110 it is one, and so is 1, and a power of two rounds nothing.

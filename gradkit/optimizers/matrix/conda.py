@@ -17,16 +17,16 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.by_role import by_role
+from gradkit.engine.core import bias_correction as correction
+from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
+from gradkit.engine.owned import failures, phases, product
+from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.refreshes import due, refreshed
+from gradkit.engine.works import Work, beside, counted, like, plan_kept
 from gradkit.leaves import Layout, Method
 from gradkit.linalg import singular_basis
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.by_role import by_role
-from gradkit.transforms.core import bias_correction as correction
-from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
-from gradkit.transforms.owned import failures, phases, product
-from gradkit.transforms.per_parameter import init_fields, map_fields
-from gradkit.transforms.refreshes import due, refreshed
-from gradkit.transforms.works import Work, beside, counted, like, plan_kept
 
 PAPER = Paper(
     "Conda: Column-Normalized Adam for Training Large Language Models Faster", "Wang et al.", 2025, "2509.24218"

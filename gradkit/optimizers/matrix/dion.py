@@ -26,16 +26,16 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.by_role import by_role
+from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
+from gradkit.engine.keys import check_key, first_key
+from gradkit.engine.owned import product
+from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.shape_factor import shape_factor
+from gradkit.engine.works import Work, beside, like, plan_kept
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.by_role import by_role
-from gradkit.transforms.core import divide, increment, optimizer, scalar, transformation
-from gradkit.transforms.keys import check_key, first_key
-from gradkit.transforms.owned import product
-from gradkit.transforms.per_parameter import init_fields, map_fields
-from gradkit.transforms.shape_factor import shape_factor
-from gradkit.transforms.works import Work, beside, like, plan_kept
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
 QRS = ("qr", "cholesky_qr", "randomized_cholesky_qr")

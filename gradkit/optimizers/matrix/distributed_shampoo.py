@@ -23,12 +23,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Layout, Method
-from gradkit.linalg.inverse_root import METHODS as SOLVERS
-from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.blocks import blocks_of, cut_blocks, join_blocks, kept_of_blocks, sorted_axes
-from gradkit.transforms.core import bias_correction, increment, optimizer, scalar, transformation
-from gradkit.transforms.kronecker import (
+from gradkit.engine.blocks import blocks_of, cut_blocks, join_blocks, kept_of_blocks, sorted_axes
+from gradkit.engine.core import bias_correction, increment, optimizer, scalar, transformation
+from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
     accumulate,
@@ -39,11 +36,14 @@ from gradkit.transforms.kronecker import (
     roots,
     statistic,
 )
-from gradkit.transforms.owned import phases
-from gradkit.transforms.per_parameter import init_fields, map_fields
-from gradkit.transforms.refreshes import due, renewed
-from gradkit.transforms.tensors import plan_tensors, total
-from gradkit.transforms.works import Work, counted, like
+from gradkit.engine.owned import phases
+from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.refreshes import due, renewed
+from gradkit.engine.tensors import plan_tensors, total
+from gradkit.engine.works import Work, counted, like
+from gradkit.leaves import Layout, Method
+from gradkit.linalg.inverse_root import METHODS as SOLVERS
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 
 PAPER = Paper(
     "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "

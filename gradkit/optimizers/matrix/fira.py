@@ -21,6 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Race, register
+from gradkit.engine.core import bias_correction, increment, optimizer, transformation
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     MatrixSharding,
@@ -29,7 +30,6 @@ from gradkit.transforms import (
     scale_by_adam,
     scale_by_learning_rate,
 )
-from gradkit.transforms.core import bias_correction, increment, optimizer, transformation
 from gradkit.transforms.limit_norm_growth import PAPER
 from gradkit.transforms.project_low_rank import Numbered
 

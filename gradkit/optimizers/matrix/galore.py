@@ -16,6 +16,7 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     MatrixSharding,
@@ -24,7 +25,6 @@ from gradkit.transforms import (
     scale_by_adam,
     scale_by_learning_rate,
 )
-from gradkit.transforms.core import optimizer
 from gradkit.transforms.project_low_rank import PAPER, Numbered
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_kron, scale_by_learning_rate
-from gradkit.transforms.core import optimizer
 from gradkit.transforms.kron import SHARED
 
 

@@ -26,12 +26,12 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import divide, optimizer, transformation, wide_dtype
+from gradkit.engine.explicit import by_compiler
 from gradkit.leaves import Method, names
 from gradkit.linalg.one_by_one import one_by_one
+from gradkit.optimizers.matrix.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.core import divide, optimizer, transformation, wide_dtype
-from gradkit.transforms.explicit import by_compiler
-from gradkit.transforms.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 
 PAPER = Paper("LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", "Wang et al.", 2024, "2407.18242")
 CHOICES = ("sylvester", "zero", "symmetric")

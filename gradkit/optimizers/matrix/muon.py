@@ -19,14 +19,14 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import bias_correction as correction
+from gradkit.engine.core import increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.engine.matrices import MatrixSharding, check_matrix, map_matrices, plan_matrices
+from gradkit.engine.shape_factor import SCALES, shape_factor
 from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.leaves.derived import label_nodes
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.core import bias_correction as correction
-from gradkit.transforms.core import increment, optimizer, scalar, settle, transformation, zeros
-from gradkit.transforms.matrices import MatrixSharding, check_matrix, map_matrices, plan_matrices
-from gradkit.transforms.shape_factor import SCALES, shape_factor
 
 PAPER = Paper("Muon: An optimizer for hidden layers in neural networks", "Jordan et al.", 2024)
 ROLES = ("matrix", "conv", "expert")

@@ -11,9 +11,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import need, stateless, transformation
 from gradkit.leaves import Layout, axes_of, from_matrices, map_named, names, to_matrices
 from gradkit.linalg import damped_solve
-from gradkit.transforms.core import need, stateless, transformation
 
 PAPER = Paper("TrAct: Making First-layer Pre-Activations Trainable", "Petersen, Borgelt, Ermon", 2024, "2410.23970")
 
@@ -24,7 +24,7 @@ def precondition_by_input_moment(
     """Whitens the gradient of the first layer by the second moment of its inputs.
 
     Equations: at the head of this file. Put it first in the chain; the optimizer behind it is as always. Where the
-    model may be changed, `gk.gradients.tract_linear` does the same inside the layer and needs no extra argument.
+    model may be changed, `gk.layers.tract_linear` does the same inside the layer and needs no extra argument.
 
     Args:
       damping: added to M, in its units, > 0. Default 0.1 (paper, for inputs of variance 1).
@@ -88,5 +88,5 @@ register(
     needs=("input_moment",),
     collectives="matrices",
     opt_outs={"layout": "the moments it is given must fit the layout; its paper's test has layouts"},
-    notes="gk.gradients.tract_linear and tract_conv do the same inside the layer",
+    notes="gk.layers.tract_linear and tract_conv do the same inside the layer",
 )

@@ -17,9 +17,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import transformation, wide_dtype
+from gradkit.engine.explicit import by_compiler
 from gradkit.leaves import Layout, axes_of, from_matrices, names, to_matrices
-from gradkit.transforms.core import transformation, wide_dtype
-from gradkit.transforms.explicit import by_compiler
 
 PAPER = Paper(
     "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",

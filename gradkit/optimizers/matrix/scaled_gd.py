@@ -17,12 +17,12 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer, transformation
+from gradkit.engine.explicit import by_compiler
 from gradkit.leaves import Layout, Method, axes_of, from_matrices, names, to_matrices
 from gradkit.linalg.one_by_one import one_by_one
+from gradkit.optimizers.matrix.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.core import optimizer, transformation
-from gradkit.transforms.explicit import by_compiler
-from gradkit.transforms.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 
 PAPER = Paper(
     "The Power of Preconditioning in Overparameterized Low-Rank Matrix Sensing", "Xu et al.", 2023, "2302.01186"

@@ -20,12 +20,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Layout, Method
-from gradkit.linalg.inverse_root import METHODS as SOLVERS
-from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.blocks import factor_sources
-from gradkit.transforms.core import bias_correction, increment, need, optimizer, scalar, transformation
-from gradkit.transforms.kronecker import (
+from gradkit.engine.blocks import factor_sources
+from gradkit.engine.core import bias_correction, increment, need, optimizer, scalar, transformation
+from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
     accumulate,
@@ -35,11 +32,14 @@ from gradkit.transforms.kronecker import (
     roots,
     statistic,
 )
-from gradkit.transforms.owned import phases
-from gradkit.transforms.per_parameter import init_fields, map_fields
-from gradkit.transforms.refreshes import due, renewed
-from gradkit.transforms.tensors import plan_tensors, total
-from gradkit.transforms.works import Work, beside, counted, like
+from gradkit.engine.owned import phases
+from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.refreshes import due, renewed
+from gradkit.engine.tensors import plan_tensors, total
+from gradkit.engine.works import Work, beside, counted, like
+from gradkit.leaves import Layout, Method
+from gradkit.linalg.inverse_root import METHODS as SOLVERS
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 
 PAPER = Paper("A New Perspective on Shampoo's Preconditioner", "Morwani et al.", 2024, "2406.17748")
 SOURCES = ("batch", "per_example")

@@ -24,11 +24,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Layout, Method
-from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.blocks import factor_sources, merged_axes
-from gradkit.transforms.core import bias_correction, divide, increment, optimizer, scalar, transformation
-from gradkit.transforms.kronecker import (
+from gradkit.engine.blocks import factor_sources, merged_axes
+from gradkit.engine.core import bias_correction, divide, increment, optimizer, scalar, transformation
+from gradkit.engine.kronecker import (
     BY_LAYOUT,
     along_all,
     first_bases,
@@ -38,11 +36,13 @@ from gradkit.transforms.kronecker import (
     statistic,
     transposes,
 )
-from gradkit.transforms.owned import failures, phases
-from gradkit.transforms.per_parameter import init_fields, map_fields
-from gradkit.transforms.refreshes import due, refreshed
-from gradkit.transforms.tensors import plan_tensors
-from gradkit.transforms.works import Work, beside, counted, like
+from gradkit.engine.owned import failures, phases
+from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.refreshes import due, refreshed
+from gradkit.engine.tensors import plan_tensors
+from gradkit.engine.works import Work, beside, counted, like
+from gradkit.leaves import Layout, Method
+from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 

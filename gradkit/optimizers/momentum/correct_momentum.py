@@ -13,9 +13,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
-from gradkit.transforms.core import optimizer
 
 
 def correct_momentum(

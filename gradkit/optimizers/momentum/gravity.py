@@ -16,11 +16,11 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import at_count, increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.engine.keys import check_key, first_key
 from gradkit.leaves import Layout, Method, axes_of, map_named, tensor_axes
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.core import at_count, increment, optimizer, scalar, settle, transformation, zeros
-from gradkit.transforms.keys import check_key, first_key
 
 PAPER = Paper(
     "Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning",

@@ -16,10 +16,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import at_count, optimizer
 from gradkit.leaves import Method
 from gradkit.schedules import warmup_polynomial_schedule
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
-from gradkit.transforms.core import at_count, optimizer
 
 
 def nesterov_large_batch(

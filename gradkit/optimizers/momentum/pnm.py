@@ -9,9 +9,9 @@ from typing import Any
 import optax
 
 from gradkit.catalogue import Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_pnm
-from gradkit.transforms.core import optimizer
 from gradkit.transforms.pnm import PAPER
 
 

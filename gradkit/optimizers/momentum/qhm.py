@@ -13,9 +13,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import optimizer
 from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
 
 PAPER = Paper("Quasi-hyperbolic momentum and Adam for deep learning", "Ma, Yarats", 2018, "1810.06801")

@@ -12,6 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import at_count, optimizer, scalar, transformation
 from gradkit.leaves import Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -20,7 +21,6 @@ from gradkit.transforms import (
     shifted_parameters,
     trace,
 )
-from gradkit.transforms.core import at_count, optimizer, scalar, transformation
 
 PAPER = Paper("XGrad: Boosting Gradient-Based Optimizers With Weight Prediction", "Guan, Li et al.", 2023, "2305.18240")
 

@@ -21,10 +21,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import increment, scalar, transformation, zeros
+from gradkit.engine.norms import global_norm
 from gradkit.leaves import check_mask, resolve_mask
 from gradkit.linalg import mcp_concave_grad, prox_l1, scad_concave_grad
-from gradkit.transforms.core import increment, scalar, transformation, zeros
-from gradkit.transforms.norms import global_norm
 
 PAPER = Paper(
     "Accelerated Gradient Methods for Sparse Statistical Learning with Nonconvex Penalties",

@@ -13,9 +13,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.core import optimizer
 from gradkit.transforms.diag_curvature import diag_curvature
 from gradkit.transforms.with_curvature import PAPER, hutchinson_estimator, supply_curvature
 

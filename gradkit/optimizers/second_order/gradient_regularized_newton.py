@@ -21,11 +21,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import check_match, need, optimizer, transformation, widen
+from gradkit.engine.norms import global_square, global_sums
+from gradkit.engine.sums import own_parts, whole
 from gradkit.leaves import Method, names
 from gradkit.transforms import scale_by_learning_rate
-from gradkit.transforms.core import check_match, need, optimizer, transformation, widen
-from gradkit.transforms.norms import global_square, global_sums
-from gradkit.transforms.sums import own_parts, whole
 from gradkit.transforms.with_curvature import curvature_of
 
 PAPER = Paper(

@@ -20,11 +20,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import check_match, increment, optimizer, transformation, widen, zeros
+from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
-from gradkit.transforms.core import check_match, increment, optimizer, transformation, widen, zeros
 from gradkit.transforms.diag_curvature import ScaleByDiagCurvatureState, diag_curvature
-from gradkit.transforms.norms import global_sums
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
 
 PAPER = Paper(

@@ -21,9 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.leaves import Method
-from gradkit.transforms import scale_by_diag_curvature, scale_by_learning_rate
-from gradkit.transforms.core import (
+from gradkit.engine.core import (
     bias_correction,
     divide,
     increment,
@@ -34,7 +32,9 @@ from gradkit.transforms.core import (
     transformation,
     zeros,
 )
-from gradkit.transforms.norms import global_sums
+from gradkit.engine.norms import global_sums
+from gradkit.leaves import Method
+from gradkit.transforms import scale_by_diag_curvature, scale_by_learning_rate
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
 
 PAPER = Paper(

@@ -16,9 +16,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Race, register
+from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_sophia
-from gradkit.transforms.core import optimizer
 from gradkit.transforms.sophia import SHARED
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
 

@@ -15,10 +15,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
+from gradkit.engine.core import cast, once_per_dtype, optimizer, scalar, settle, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
-from gradkit.transforms.accumulators import ema
-from gradkit.transforms.core import cast, once_per_dtype, optimizer, scalar, settle, transformation, zeros
 
 PAPER = Paper("Symbolic Discovery of Optimization Algorithms", "Chen et al.", 2023, "2302.06675")
 

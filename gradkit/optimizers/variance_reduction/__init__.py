@@ -1,5 +1,6 @@
 """Methods that reduce the variance of the gradient with what earlier steps have seen."""
 
+from gradkit.optimizers.variance_reduction.cluster_momentum import ClusterMomentumState, cluster_momentum
 from gradkit.optimizers.variance_reduction.gsnr import vr_adam, vr_lamb, vr_lars, vr_momentum, vr_sgd
 from gradkit.optimizers.variance_reduction.implicit_gradient_transport import (
     ImplicitGradientTransportState,
@@ -7,14 +8,23 @@ from gradkit.optimizers.variance_reduction.implicit_gradient_transport import (
 )
 from gradkit.optimizers.variance_reduction.mars import mars_adamw, mars_exact, mars_lion
 from gradkit.optimizers.variance_reduction.mars_shampoo import mars_shampoo
+from gradkit.optimizers.variance_reduction.saga import TableState, sag_estimator, saga_estimator
+from gradkit.optimizers.variance_reduction.svrg import SvrgState, svrg_estimator
 
 __all__ = [
+    "ClusterMomentumState",
     "ImplicitGradientTransportState",
+    "SvrgState",
+    "TableState",
+    "cluster_momentum",
     "implicit_gradient_transport",
     "mars_adamw",
     "mars_exact",
     "mars_lion",
     "mars_shampoo",
+    "sag_estimator",
+    "saga_estimator",
+    "svrg_estimator",
     "vr_adam",
     "vr_lamb",
     "vr_lars",

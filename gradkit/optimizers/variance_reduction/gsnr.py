@@ -15,6 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import divide, optimizer, transformation
 from gradkit.leaves import Layout, Method, matrices_by_default
 from gradkit.transforms import (
     add_decayed_weights,
@@ -24,7 +25,6 @@ from gradkit.transforms import (
     scale_by_trust_ratio,
     trace,
 )
-from gradkit.transforms.core import divide, optimizer, transformation
 from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
 
 PAPER = Paper(

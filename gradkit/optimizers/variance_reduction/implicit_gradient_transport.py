@@ -22,8 +22,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.core import increment, scalar, transformation, zeros
 from gradkit.transforms import shifted_parameters
-from gradkit.transforms.core import increment, scalar, transformation, zeros
 
 PAPER = Paper(
     "Reducing the variance in online optimization by transporting past gradients", "Arnold et al.", 2019, "1906.03532"

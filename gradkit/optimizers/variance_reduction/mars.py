@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer, transformation
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_adam, scale_by_learning_rate, trace
-from gradkit.transforms.core import optimizer, transformation
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"

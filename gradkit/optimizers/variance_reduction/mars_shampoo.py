@@ -14,10 +14,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer, scalar, stateless, transformation
 from gradkit.leaves import Layout, Method, axes_of, from_matrices, map_named, to_matrices
 from gradkit.linalg import orthogonalize
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
-from gradkit.transforms.core import optimizer, scalar, stateless, transformation
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"

@@ -1,0 +1,95 @@
+"""The pieces Adam-like rules are put together from: an accumulator, and what is divided by its root.
+
+A method of this family replaces one of them: the running mean by a maximum, a sum, a mean of all steps, or the place
+where eps stands.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit.engine.core import abs_sq, cast, divide, pair, scalar, weights
+
+
+def ema(m: jax.Array, x: jax.Array, decay: Any) -> jax.Array:
+    """decay m + (1 - decay) x: computed as x is, kept as m is.
+
+    >>> ema(jnp.array(1.0), jnp.array(3.0), 0.5).item()
+    2.0
+    """
+    return _ema(m, x, pair(decay))
+
+
+@functools.partial(jax.jit, inline=True)
+def _ema(m: jax.Array, x: jax.Array, decay: tuple[Any, Any]) -> jax.Array:
+    b, rest = weights(decay, x)
+    return cast(b * cast(m, x.dtype) + rest * x, m.dtype)
+
+
+def ema_of_square(v: jax.Array, x: jax.Array, decay: Any) -> jax.Array:
+    """decay v + (1 - decay) |x|^2.
+
+    >>> ema_of_square(jnp.array(1.0), jnp.array(-3.0), 0.5).item()
+    5.0
+    """
+    return _ema_of_square(v, x, pair(decay))
+
+
+@functools.partial(jax.jit, inline=True)
+def _ema_of_square(v: jax.Array, x: jax.Array, decay: tuple[Any, Any]) -> jax.Array:
+    return _ema(v, abs_sq(x), decay)
+
+
+@functools.partial(jax.jit, inline=True)
+def root(v: jax.Array, eps: Any, eps_root: Any = 0.0) -> jax.Array:
+    """sqrt(v + eps_root) + eps.
+
+    >>> root(jnp.array(9.0), 1.0).item()
+    4.0
+    """
+    return jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v)
+
+
+@functools.partial(jax.jit, inline=True)
+def over(x: jax.Array, denominator: jax.Array) -> jax.Array:
+    """x / denominator in the dtype of x, complex or not; 0 where the denominator is 0.
+
+    >>> over(jnp.array([1.0, 0.0]), jnp.array([4.0, 0.0])).tolist()
+    [0.25, 0.0]
+    """
+    return divide(x, cast(denominator, x.dtype))
+
+
+def over_root(
+    x: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0, *, of_x: Any = 1.0, of_v: Any = 1.0, of_eps: Any = 1.0
+) -> jax.Array:
+    """of_x x / (sqrt(of_v v + eps_root) + of_eps eps), and 0 where the denominator is 0.
+
+    >>> over_root(jnp.array([6.0, 0.0]), jnp.array([4.0, 0.0]), 1.0).tolist()
+    [2.0, 0.0]
+    """
+    return _over_root(x, v, (of_x, of_v, of_eps), eps, eps_root, guarded=may_be_zero(eps, eps_root))
+
+
+@functools.partial(jax.jit, static_argnames="guarded")
+def _over_root(x: jax.Array, v: jax.Array, factors: tuple, eps: Any, eps_root: Any, *, guarded: bool) -> jax.Array:
+    of_x, of_v, of_eps = (scalar(f, like) for f, like in zip(factors, (x, v, v), strict=True))
+    root = cast(jnp.sqrt(v * of_v + scalar(eps_root, v)) + scalar(eps, v) * of_eps, x.dtype)
+    return divide(x * of_x, root) if guarded else x * of_x / root
+
+
+def may_be_zero(*added: Any) -> bool:
+    """Whether a denominator can be 0 to which these are added, or their roots: unless one is a number that float32 does
+    not round to 0.
+
+    >>> may_be_zero(1e-8), may_be_zero(0.0, 1e-30), may_be_zero(1e-50)
+    (False, False, True)
+    """
+    return not any(isinstance(value, int | float) and value >= 1e-37 for value in added)
+
+
+def inside_or_outside(eps: Any, eps_in_sqrt: bool) -> tuple[Any, Any]:
+    """(eps, eps_root) for `root`: a method with one eps says on which side of the root it stands."""
+    return (0.0, eps) if eps_in_sqrt else (eps, 0.0)

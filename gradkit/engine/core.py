@@ -1,0 +1,369 @@
+"""What every transformation of this library shares, in one place.
+
+`transformation` turns a pair (init, update) of mathematics into an optax transformation that
+
+* computes in float32 or wider whatever the dtype of parameters and gradients, and gives updates back in
+  the dtype they came in; `optimizer` does it once for a whole chain, so nothing is rounded in between;
+* raises before any arithmetic where gradients do not match the parameters, where `params` is needed
+  and missing, where a leaf is not floating point, or complex for a method that has no complex form;
+* takes leaves that are NumPy arrays or Python floats for the arrays they stand for;
+* passes extra arguments on;
+* decides what the axes of all leaves mean once, for itself and all links inside it (`gradkit.leaves.scopes`).
+
+A tree has hundreds of leaves and few shapes. So a rule for one leaf is a function of arrays under `jax.jit`, which is
+traced once per shape instead of once per leaf and is one program where an update runs eagerly; what is the same for all
+leaves of a dtype is computed `once_per_dtype`; and checks of leaves look at shapes and dtypes, at names only to report.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from gradkit import checks
+from gradkit.engine.extras import missing
+from gradkit.leaves import Layout, Method, check_mask, names, resolve_layout
+from gradkit.leaves.derived import has_boxes, rename, unboxed
+from gradkit.leaves.recording import announce
+from gradkit.leaves.scopes import Kept, deciding, scoped_init, scoped_update
+
+InitFn = Callable[[Any], Any]
+UpdateFn = Callable[..., tuple[Any, Any]]
+
+# What stands for an array in a tree, and is none.
+NUMBERS = (np.ndarray, np.generic, int, float, complex)
+
+
+@functools.lru_cache(maxsize=64)
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype a leaf is computed in: float32, or its own where that is wider."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def real_dtype(dtype: Any) -> Any:
+    """The dtype of the real and the imaginary part."""
+    return jnp.finfo(dtype).dtype
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """The array in another dtype; the same array where that is its own."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def widen(tree: Any) -> Any:
+    """The tree in the dtypes it is computed in."""
+    tree = as_arrays(tree)
+    if all(wide_dtype(dtype) == dtype for dtype in {x.dtype for x in jax.tree.leaves(tree)}):
+        return tree
+    return jax.tree.map(lambda x: cast(x, wide_dtype(x.dtype)), tree)
+
+
+def as_arrays(tree: Any) -> Any:
+    """The tree with NumPy arrays and Python numbers as JAX arrays of strong dtypes; other leaves stay as they are."""
+    if not any(issubclass(kind, NUMBERS) for kind in set(map(type, jax.tree.leaves(tree)))):
+        return tree
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)) if isinstance(x, NUMBERS) else x, tree)
+
+
+def zeros(params: Any, dtype: Any = None, *, real: bool = False) -> Any:
+    """Accumulators: zeros of the shape and sharding of the parameters.
+
+    Args:
+      params: arrays or `jax.ShapeDtypeStruct`s.
+      dtype: of the accumulators; by default the one the leaf is computed in.
+      real: real accumulators for complex parameters as well.
+    """
+
+    def zero(x: Any) -> jax.Array:
+        own = dtype or wide_dtype(x.dtype)
+        return jnp.zeros_like(x, dtype=real_dtype(own) if real else own)
+
+    return jax.tree.map(zero, params)
+
+
+def rows_of(x: jax.Array, count: int) -> jax.Array:
+    """The array `count` times, along a new leading axis; sharded as it is, also over Explicit axes."""
+    return jax.lax.broadcast(x, (count,))
+
+
+def scalar(value: Any, like: jax.Array) -> Any:
+    """A hyperparameter ready to be combined with a leaf: arrays in the leaf's dtype, Python numbers as
+    they are, so that 1 - b is taken before anything is rounded."""
+    return value if type(value) in (int, float) else cast(jnp.asarray(value), like.dtype)
+
+
+def pair(decay: Any) -> tuple[Any, Any]:
+    """A decay b and 1 - b, for a function under `jax.jit`, where a Python number has become an array: of a number the
+    difference is taken here, before anything is rounded; of an array (None) there, in the dtype of the leaf."""
+    return decay, (1 - decay if type(decay) in (int, float) else None)
+
+
+def weights(pair: tuple[Any, Any], like: jax.Array) -> tuple[Any, Any]:
+    """b and 1 - b, ready to be combined with a leaf."""
+    b = scalar(pair[0], like)
+    return b, (1 - b if pair[1] is None else scalar(pair[1], like))
+
+
+def once_per_dtype(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of a leaf that looks at its dtype alone, called once for every dtype.
+
+    To be made anew in every update, as the results of one trace mean nothing in another.
+    """
+    known: dict[Any, Any] = {}
+
+    def of(like: Any) -> Any:
+        if like.dtype not in known:
+            known[like.dtype] = function(like)
+        return known[like.dtype]
+
+    return of
+
+
+def times(factor: Any, x: jax.Array) -> jax.Array:
+    """factor * x for what `scalar` makes of a number: traced, it is spared the operator's search for a common dtype."""
+    if not isinstance(x, Tracer):
+        return factor * x
+    return jax.lax.mul(np.asarray(factor, x.dtype) if isinstance(factor, int | float) else factor, x)
+
+
+def at_count(value: Any, count: jax.Array, name: str = "the value of a schedule") -> Any:
+    """The value of a hyperparameter at this step: a schedule is called with the number of earlier steps.
+
+    Raises:
+      ValueError: the value is no scalar; `name` is the argument, for the message.
+    """
+    return checks.scalar(name, value(count) if callable(value) else value)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """The counter after one more step; it stays at its largest value instead of overflowing."""
+    count = jnp.asarray(count)
+    last, one = (np.asarray(k, count.dtype) for k in (np.iinfo(count.dtype).max - 1, 1))
+    return jax.lax.add(jax.lax.min(count, last), one)
+
+
+def bias_correction(decay: Any, count: jax.Array, like: jax.Array) -> jax.Array:
+    """1 - decay^count, without the cancellation that float32 shows for decays near 1."""
+    dtype = real_dtype(like.dtype)
+    if type(decay) in (int, float):
+        log = math.log(decay) if decay > 0 else -math.inf
+    else:
+        log = jnp.log(jnp.asarray(decay)).astype(dtype)
+    return -jnp.expm1(count.astype(dtype) * log)
+
+
+def bias_corrections(decay: Any, count: jax.Array) -> Callable[[Any], jax.Array]:
+    """1 - decay^count as a function of a leaf, computed once per dtype."""
+    return once_per_dtype(lambda like: bias_correction(decay, count, like))
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """|x|^2, real for complex x."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y, and 0 where y is 0."""
+    return jnp.where(y == 0, jnp.zeros((), x.dtype), x / jnp.where(y == 0, jnp.ones((), y.dtype), y))
+
+
+def need(method: str, extra: Mapping[str, Any], name: str) -> Any:
+    """An extra argument of `update` that a method cannot do without."""
+    if extra.get(name) is None:
+        raise ValueError(missing(method, name))
+    return extra[name]
+
+
+def check_leaves(method: str, params: Any, *, complex_leaves: bool) -> None:
+    """Raises where a leaf has a dtype the method has no meaning for."""
+    leaves = jax.tree.leaves(params)
+    if all(_has_meaning(dtype, complex_leaves) for dtype in set(map(_dtype, leaves))):
+        return
+    for name, x in zip(names(params), leaves, strict=True):
+        dtype = _dtype(x)
+        if not _has_meaning(dtype, True):
+            what = f"is a {type(x).__name__}" if dtype is None else f"has dtype {dtype}"
+            raise ValueError(f"{method}: the leaf {name!r} {what}; only floating point leaves can be trained")
+        if not _has_meaning(dtype, complex_leaves):
+            raise ValueError(f"{method}: the leaf {name!r} is complex, and {method} has no complex form")
+
+
+def _dtype(x: Any) -> Any:
+    """The dtype of a leaf, or of the array it stands for; None of what is no number."""
+    return jnp.result_type(x) if isinstance(x, NUMBERS) else getattr(x, "dtype", None)
+
+
+@functools.lru_cache(maxsize=256)
+def _has_meaning(dtype: Any, complex_leaves: bool) -> bool:
+    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact if complex_leaves else jnp.floating))
+
+
+def check_match(method: str, updates: Any, params: Any) -> None:
+    """Raises where a gradient tree has other leaves or shapes than the parameters, or a complex leaf for a real one."""
+    got, structure = jax.tree.flatten(updates)
+    want, expected = jax.tree.flatten(params)
+    if structure == expected and [*map(jnp.shape, got)] == [*map(jnp.shape, want)]:
+        kinds = {(_dtype(g), _dtype(x)) for g, x in zip(got, want, strict=True)}
+        if all(_real_where_needed(*kind) for kind in kinds):
+            return
+    got = dict(zip(names(updates), got, strict=True))
+    want = dict(zip(names(params), want, strict=True))
+    if got.keys() != want.keys():
+        missing, surplus = sorted(want.keys() - got.keys()), sorted(got.keys() - want.keys())
+        raise ValueError(f"{method}: gradients do not match the parameters: missing {missing}, unknown {surplus}")
+    for name, x in got.items():
+        if jnp.shape(x) != jnp.shape(want[name]):
+            shapes = f"{jnp.shape(x)}, the parameter {jnp.shape(want[name])}"
+            raise ValueError(f"{method}: the gradient of {name!r} has shape {shapes}")
+        if not _real_where_needed(_dtype(x), _dtype(want[name])):
+            raise ValueError(
+                f"{method}: the gradient of {name!r} has dtype {_dtype(x)}, the parameter {_dtype(want[name])}; the "
+                f"gradient of a real parameter must be real: give its real part"
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def _real_where_needed(gradient: Any, parameter: Any) -> bool:
+    """Whether a gradient of this dtype can be that of a parameter."""
+    return not (_has_meaning(parameter, False) and _has_meaning(gradient, True) and not _has_meaning(gradient, False))
+
+
+def check_decay_mask(method: str, mask: Any, params: Any) -> None:
+    """Raises where a mask of weight decay selects no leaf."""
+    instead = "weight_decay=0 and no mask"
+    check_mask(mask, params, method=method, argument="weight_decay_mask", instead=instead)
+
+
+def transformation(
+    method: str,
+    init: InitFn,
+    update: UpdateFn,
+    *,
+    needs_params: bool = False,
+    complex_leaves: bool = False,
+    as_params: bool = False,
+    described: Method | None = None,
+    complete: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation from the mathematics of `init` and `update`.
+
+    Args:
+      method: the public name, for messages.
+      init: params -> state; gets the parameters in their own dtype, also as `jax.ShapeDtypeStruct`s.
+      update: (updates, state, params or None, **extra) -> (updates, state), on leaves of float32 or wider.
+      needs_params: whether `update` reads the parameters.
+      complex_leaves: whether the method means something on complex leaves.
+      as_params: whether updates leave in the parameters' dtype (where params are given) rather than in
+        the dtype they came in.
+      described: what `describe` prints of it. Default None: its name.
+      complete: whether it is a ready optimizer, whose links `describe` does not print.
+    """
+
+    def checked_init(params: Any) -> Any:
+        check_leaves(method, params, complex_leaves=complex_leaves)
+
+        def announced(params: optax.Params) -> Any:
+            return announce(described or Method(method), init, params, complete=complete)
+
+        return scoped_init(announced, as_arrays(params), method)
+
+    def checked_update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is None and needs_params:
+            raise ValueError(f"{method} needs params: call update(grads, state, params)")
+        updates, params = as_arrays(updates), as_arrays(params)
+        if params is not None:
+            check_match(method, updates, params)
+        check_leaves(method, updates, complex_leaves=complex_leaves)
+
+        def run(state: Any) -> tuple[Any, Any]:
+            return update(widen(updates), state, widen(params), **extra)
+
+        new, state = scoped_update(run, updates if params is None else params, state)
+        like = params if as_params and params is not None else updates
+        return jax.tree.map(lambda u, x: cast(u, x.dtype), new, like), state
+
+    return boxless(checked_init, checked_update)
+
+
+def boxless(init: InitFn, update: UpdateFn) -> optax.GradientTransformationExtraArgs:
+    """A transformation whose `update` never sees a box, and whose state has a box of its own where `init` left that of
+    a parameter around an array of another shape."""
+
+    def renamed(params: optax.Params) -> Any:
+        return rename(init(params), params)
+
+    def bare(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if not has_boxes((updates, state, params, extra)):
+            return update(updates, state, params, **extra)
+        structure, kept = jax.tree.structure(updates), jax.tree.structure(state)
+        told = {k: through(v, structure) if callable(v) else unboxed(v) for k, v in extra.items()}
+        # What named arrays say of their axes is read off the boxes; what other boxes said, `init` has kept.
+        scope = contextlib.nullcontext() if isinstance(state, Kept) else deciding(updates if params is None else params)
+        with scope:
+            new, state = update(unboxed(updates), unboxed(state), unboxed(params), **told)
+        return structure.unflatten(jax.tree.leaves(new)), kept.unflatten(jax.tree.leaves(state))
+
+    return optax.GradientTransformationExtraArgs(renamed, bare)
+
+
+def through(function: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    """A function of trees with boxes, such as a Hessian-vector product, as one of trees without."""
+
+    def boxed(tree: Any) -> Any:
+        bare = jax.tree.structure(tree) == jax.tree.structure(unboxed(structure.unflatten([0] * structure.num_leaves)))
+        return structure.unflatten(jax.tree.leaves(tree)) if bare else tree
+
+    return lambda *args, **rest: unboxed(function(*map(boxed, args), **rest))
+
+
+def stateless(method: str, layout: Layout | None) -> InitFn:
+    """The `init` of a link that keeps nothing and whose update depends on the meaning of axes."""
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        resolve_layout(layout, params, method=method, matters=True)
+        return optax.EmptyState()
+
+    return init
+
+
+def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A ready optimizer: a chain whose intermediate updates are never rounded to the parameters' dtype.
+
+    Args:
+      described: what `describe` prints of it.
+      *links: the chain.
+    """
+    chain = optax.chain(*links)
+
+    def init(params: optax.Params) -> Any:
+        check_decay_mask(described.name, described.weight_decay_mask, params)
+        return chain.init(params)
+
+    # Each link refuses complex leaves by itself where it has no complex form.
+    return transformation(
+        described.name,
+        init,
+        chain.update,
+        complex_leaves=True,
+        as_params=True,
+        described=described,
+        complete=True,
+    )
+
+
+def settle(tree: Any) -> Any:
+    """Keeps XLA from computing these arrays a second time where they are used, one barrier per leaf.
+
+    An accumulator that is updated and then applied would otherwise be recomputed from its predecessor, which
+    must then be copied before it is overwritten. One barrier around the whole tree would let no leaf be
+    applied before the last is accumulated, when the first has left the cache.
+    """
+    return jax.tree.map(lambda x: jax.lax.optimization_barrier(x) if isinstance(x, Tracer) else x, tree)

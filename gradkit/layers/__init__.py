@@ -1,0 +1,81 @@
+"""Layers as pure functions: what they compute, or how their gradient is computed, is the method."""
+
+from gradkit.layers.column_row_sampling import (
+    crs_linear,
+    wta_crs_linear,
+)
+from gradkit.layers.condition_weight import (
+    condition_weight,
+)
+from gradkit.layers.ghost_batch_norm import (
+    ghost_batch_norm,
+)
+from gradkit.layers.mip_encode import (
+    mip_combine,
+    mip_encode,
+)
+from gradkit.layers.online_norm import (
+    OnlineNormControl,
+    online_norm,
+)
+from gradkit.layers.power_norm import (
+    PowerNormState,
+    power_norm,
+)
+from gradkit.layers.randomized_linear import (
+    randomized_linear,
+)
+from gradkit.layers.recompute_batch_stats import (
+    recompute_batch_stats,
+)
+from gradkit.layers.scaled_standardize_weight import (
+    nf_gain,
+    scaled_standardize_weight,
+)
+from gradkit.layers.served_by_flax import (
+    batch_norm,
+    layer_norm,
+)
+from gradkit.layers.standardize_weight import (
+    batch_channel_norm,
+    standardize_weight,
+)
+from gradkit.layers.statistics import (
+    RunningStatistics,
+)
+from gradkit.layers.tract import (
+    tract,
+    tract_conv,
+    tract_linear,
+)
+from gradkit.layers.unified_norm import (
+    UnifiedNormState,
+    unified_norm,
+)
+
+__all__ = [
+    "OnlineNormControl",
+    "PowerNormState",
+    "RunningStatistics",
+    "UnifiedNormState",
+    "batch_channel_norm",
+    "batch_norm",
+    "condition_weight",
+    "crs_linear",
+    "ghost_batch_norm",
+    "layer_norm",
+    "mip_combine",
+    "mip_encode",
+    "nf_gain",
+    "online_norm",
+    "power_norm",
+    "randomized_linear",
+    "recompute_batch_stats",
+    "scaled_standardize_weight",
+    "standardize_weight",
+    "tract",
+    "tract_conv",
+    "tract_linear",
+    "unified_norm",
+    "wta_crs_linear",
+]
