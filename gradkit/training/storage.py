@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,8 @@ def hush() -> Callable[[], None]:
         files = [record.pathname, *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))]
         return not any("orbax" in pathlib.PurePath(file).parts for file in files)
 
+    if not isinstance(sys.unraisablehook, _PassOverClosedLoops):
+        sys.unraisablehook = _PassOverClosedLoops(sys.unraisablehook)
     # asyncio tells of futures that failed and nobody asked.
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for logger in loggers:
@@ -106,3 +109,17 @@ def hush() -> Callable[[], None]:
             logger.removeFilter(foreign)
 
     return speak
+
+
+class _PassOverClosedLoops:
+    """Keeps one message off the terminal: a write that TensorStore gives up after the first error of a checkpoint may
+    end when Orbax' event loop is closed, at any later time, in a thread of TensorStore's own."""
+
+    def __init__(self, others: Callable[[Any], Any]) -> None:
+        self.others = others
+
+    def __call__(self, unraisable: Any) -> None:
+        late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(unraisable.exc_traceback))
+        if not (late and all("asyncio" in pathlib.PurePath(file).parts for file in files)):
+            self.others(unraisable)
