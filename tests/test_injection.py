@@ -29,6 +29,7 @@ MUST: dict[str, str] = {
     **dict.fromkeys(("oasis", "scale_by_local_lipschitz"), "deterministic"),
     **dict.fromkeys(("dion", "scale_by_dion"), "key"),
     "gravity": "alpha",
+    "muon": "adam_learning_rate",
     "thermodynamic_ngd": "time",
     "with_curvature": "estimator",
 }
@@ -131,7 +132,7 @@ def test_lengths_dtypes_and_fractions_that_are_given() -> None:
 
 def test_a_length_that_is_traced_all_the_same() -> None:
     with pytest.raises(ValueError, match=r"ns_steps must be an integer >= 1 .* static_args='ns_steps'"):
-        jax.eval_shape(lambda n: gk.muon(0.1, ns_steps=n).init({"w": jnp.ones((2, 2))}), 3)
+        jax.eval_shape(lambda n: gk.muon(0.1, adam_learning_rate=0.1, ns_steps=n).init({"w": jnp.ones((2, 2))}), 3)
 
 
 def test_no_default_is_a_function() -> None:

@@ -97,7 +97,7 @@ def test_in_groups_a_mask_is_one_for_all_groups() -> None:
     with pytest.raises(ValueError, match="selects no leaf"):
         optax.masked(gk.adamw(0.1, weight_decay_mask=by_path(".*kernal")), biases).init(params)
     for mask in (by_path(".*kernel"), by_path(".*bias")):
-        gk.muon(0.1, weight_decay_mask=mask).init(params)
+        gk.muon(0.1, adam_learning_rate=0.1, weight_decay_mask=mask).init(params)
 
 
 def test_names_of_masked_leaves() -> None:

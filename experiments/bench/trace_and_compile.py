@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: gk.noisy_sgd(0.1, eta=0.1, key=jax.random.key(0)),
     ),
     "ademamix": (lambda: optax.contrib.ademamix(0.1), lambda: gk.ademamix(0.1)),
-    "muon": (lambda: optax.contrib.muon(0.1), lambda: gk.muon(0.1)),
+    "muon": (lambda: optax.contrib.muon(0.1), lambda: gk.muon(0.1, adam_learning_rate=0.1)),
 }
 
 

@@ -65,14 +65,14 @@ def test_wrappers_of_this_library_are_named_around_what_they_wrap() -> None:
 def test_every_leaf_is_told_the_member_it_is_given_to() -> None:
     tx = groups(
         [(by_path(".*bias"), gk.sgd(1.0)), (by_path("embed/.*"), optax.set_to_zero())],
-        default=optax.chain(gk.clip_by_global_norm(1.0), gk.muon(0.02)),
+        default=optax.chain(gk.clip_by_global_norm(1.0), gk.muon(0.02, adam_learning_rate=0.02)),
     )
     got = said(tx)
     assert got[KERNEL] == ("clip_by_global_norm + muon", "0.02", "0")
     assert got[BIAS] == ("sgd", "1", "0")
     assert "muon" not in got[EMBEDDING][0]
     # No matrix at all: the name of the whole is not printed for what is given to the other member.
-    assert said(gk.muon(0.02), {"bias": PARAMS["dense"]["bias"]})["bias"][0] == "adamw"
+    assert said(gk.muon(0.02, adam_learning_rate=0.02), {"bias": PARAMS["dense"]["bias"]})["bias"][0] == "adamw"
 
 
 def test_links_of_optax_are_named_after_their_states() -> None:

@@ -122,7 +122,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "dictionary along axis 1": lambda: stack(1),
 }
 METHODS: dict[str, Callable[[], Any]] = {
-    "muon": lambda: gk.muon(0.1, weight_decay=0.1, weight_decay_mask=gk.leaves.no_decay()),
+    "muon": lambda: gk.muon(0.1, adam_learning_rate=0.1, weight_decay=0.1, weight_decay_mask=gk.leaves.no_decay()),
     "soap": lambda: gk.soap(0.1, precondition_frequency=1),
     "lamb": lambda: gk.lamb(0.1, weight_decay=0.1),
     "lars": lambda: gk.lars(0.1),
@@ -222,7 +222,7 @@ def test_the_same_updates_in_every_form(method: str, form: str, x64: None) -> No
 @pytest.mark.parametrize("form", FORMS)
 def test_describe_shows_a_new_user_the_right_thing(form: str) -> None:
     """With no layout: kernels of layers for Muon, all in stacks; tables, norms, biases and the head for AdamW."""
-    rows = gk.leaves.describe(gk.muon(0.02), FORMS[form]()).rows
+    rows = gk.leaves.describe(gk.muon(0.02, adam_learning_rate=0.02), FORMS[form]()).rows
     assert len(rows) == len({own_name(name)[0] for name in separate()})
     for row in rows:
         name, inside = own_name(row.name)

@@ -37,7 +37,7 @@ NAMES = {
 METHODS = {
     "lamb": lambda: gk.lamb(0.1),
     "lars": lambda: gk.lars(0.1),
-    "muon": lambda: gk.muon(0.1),
+    "muon": lambda: gk.muon(0.1, adam_learning_rate=0.1),
     "shampoo": lambda: gk.shampoo(0.1),
     "soap": lambda: gk.soap(0.1, precondition_frequency=1),
     "clip": lambda: gk.clip_by_block_norm(0.1),
@@ -154,7 +154,7 @@ def test_names_seen_at_init_alone_are_kept_where_they_say_something_else(x64: No
 def test_a_link_that_sees_a_part_reads_the_decision_for_all(x64: None) -> None:
     """The scale shows that the leading axis is a stack; the matrix method does not get it."""
     x = {"mix": {"scale": normal(0, 3, 8), "proj": {"kernel": normal(1, 3, 8, 8)}}}
-    tx = gk.muon(0.1)
+    tx = gk.muon(0.1, adam_learning_rate=0.1)
     (row,) = [row for row in gk.leaves.describe(tx, x).rows if row.name == "mix/proj/kernel"]
     assert (row.role, row.stack) == ("matrix", (0,))
     u: Any = tx.update(x, tx.init(x), x)[0]
@@ -173,7 +173,7 @@ def test_every_layout_is_none_by_default_and_can_be_injected() -> None:
 
 def test_an_uncertain_leaf_is_warned_about_once() -> None:
     x = {"mix": jnp.ones((3, 4, 4)), "dense": {"kernel": jnp.ones((4, 4))}}
-    for tx in (gk.muon(0.1), gk.lamb(0.1), gk.shampoo(0.1)):
+    for tx in (gk.muon(0.1, adam_learning_rate=0.1), gk.lamb(0.1), gk.shampoo(0.1)):
         with pytest.warns(gk.leaves.LayoutWarning, match=r"'mix'.*by_path|mix as matrix.*by_path\('mix'\)") as found:
             state = tx.init(x)
         assert len(found) == 1
@@ -183,9 +183,9 @@ def test_an_uncertain_leaf_is_warned_about_once() -> None:
     declared = gk.leaves.layout((gk.leaves.by_path("mix"), {"stack": 1}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gk.muon(0.1, layout=declared).init(x)
+        gk.muon(0.1, adam_learning_rate=0.1, layout=declared).init(x)
         gk.adam(0.1).init(x)
-        gk.muon(0.1).init(FORMS["axis 1"](values(0)))
+        gk.muon(0.1, adam_learning_rate=0.1).init(FORMS["axis 1"](values(0)))
 
 
 def test_a_layout_that_is_no_function_is_refused() -> None:

@@ -119,7 +119,7 @@ def test_heads_are_matrices_of_their_own(x64: None) -> None:
 def test_weight_decay_is_decoupled(x64: None) -> None:
     x = {"kernel": normal(0, 3, 4), "bias": normal(1, 4)}
     zero = jax.tree.map(jnp.zeros_like, x)
-    got = updates(gk.muon(0.1, weight_decay=0.5, adam_weight_decay=0.25), x, [zero])[0]
+    got = updates(gk.muon(0.1, adam_learning_rate=0.1, weight_decay=0.5, adam_weight_decay=0.25), x, [zero])[0]
     assert_equal(got, {"kernel": -0.05 * x["kernel"], "bias": -0.025 * x["bias"]})
 
 
@@ -136,9 +136,9 @@ def test_what_is_no_matrix_is_named() -> None:
     with pytest.raises(ValueError, match=r"scale_by_muon: the leaf 'bias' of shape \(4,\) is no matrix"):
         gk.scale_by_muon().init({"bias": jnp.ones(4), "kernel": jnp.ones((4, 4))})
     with pytest.raises(ValueError, match="need precondition='aol'"):
-        gk.muon(0.1, coefficients="aol")
+        gk.muon(0.1, adam_learning_rate=0.1, coefficients="aol")
     with pytest.raises(ValueError, match="did you mean 'spectral'"):
-        gk.muon(0.1, scale="spectrl")
+        gk.muon(0.1, adam_learning_rate=0.1, scale="spectrl")
 
 
 def test_who_gets_what() -> None:
@@ -150,7 +150,7 @@ def test_who_gets_what() -> None:
         "VmapExpert_0": {"kernel": jnp.ones((2, 4, 4))},
         "temperature": jnp.ones(()),
     }
-    got = {row.name: row.method for row in gk.leaves.describe(gk.muon(0.1), params).rows}
+    got = {row.name: row.method for row in gk.leaves.describe(gk.muon(0.1, adam_learning_rate=0.1), params).rows}
     adamw = {"Dense_0/bias", "embed/embedding", "lm_head/kernel", "temperature"}
     assert {name for name, method in got.items() if method == "adamw"} == adamw
     assert {name for name, method in got.items() if method == "muon"} == got.keys() - adamw
@@ -168,11 +168,11 @@ def test_optax_a_bias_correction(x64: None) -> None:
     """Its two corrections turn the direction; ours does on request, and to the same."""
     gradients = [normal(i, 4, 6) for i in range(5)]
     theirs = optax_updates(optax_muon(1.0, eps=1e-8), gradients[0], gradients)
-    same = updates(gk.muon(1.0, eps=1e-8, bias_correction="optax"), gradients[0], gradients)
+    same = updates(gk.muon(1.0, adam_learning_rate=1.0, eps=1e-8, bias_correction="optax"), gradients[0], gradients)
     # optax's coefficients are float32.
     assert_equal(same, theirs, rtol=1e-4, atol=1e-5)
-    plain = updates(gk.muon(1.0), gradients[0], gradients)
-    true = updates(gk.muon(1.0, bias_correction=True), gradients[0], gradients)
+    plain = updates(gk.muon(1.0, adam_learning_rate=1.0), gradients[0], gradients)
+    true = updates(gk.muon(1.0, adam_learning_rate=1.0, bias_correction=True), gradients[0], gradients)
     assert_equal(plain, true, rtol=1e-3, atol=1e-3)  # up to eps
     assert max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in zip(theirs, plain, strict=True)) > 0.05
 
@@ -181,9 +181,9 @@ def test_optax_b_other_leaves(x64: None) -> None:
     """AdamW with an eps of its own, not Nesterov's Adam with Muon's."""
     x = normal(0, 4)
     gradients = [normal(i, 4) for i in range(1, 4)]
-    ours = updates(gk.muon(0.1), x, gradients)
+    ours = updates(gk.muon(0.1, adam_learning_rate=0.1), x, gradients)
     assert_equal(ours, updates(gk.adamw(0.1, b2=0.95, eps=1e-10, weight_decay=0.0), x, gradients))
-    other = updates(gk.muon(0.1, eps=0.5, nesterov=False), x, gradients)
+    other = updates(gk.muon(0.1, adam_learning_rate=0.1, eps=0.5, nesterov=False), x, gradients)
     assert_equal(ours, other)
     theirs = optax_updates(optax_muon(0.1, adam_b2=0.95), x, gradients)
     assert float(jnp.abs(theirs[0] - ours[0]).max()) > 1e-2
@@ -213,9 +213,14 @@ def test_optax_d_the_preset(x64: None) -> None:
 def test_optax_e_stacks(x64: None) -> None:
     """Three axes are a stack of matrices, not a case for Adam."""
     g = {"ScanBlock_0": {"kernel": normal(0, 3, 4, 6)}}
-    got = updates(gk.muon(0.1), g, [g])[0]["ScanBlock_0"]["kernel"]
+    got = updates(gk.muon(0.1, adam_learning_rate=0.1), g, [g])[0]["ScanBlock_0"]["kernel"]
     for i in range(3):
-        assert_equal(got[i], updates(gk.muon(0.1), g["ScanBlock_0"]["kernel"][i], [g["ScanBlock_0"]["kernel"][i]])[0])
+        assert_equal(
+            got[i],
+            updates(
+                gk.muon(0.1, adam_learning_rate=0.1), g["ScanBlock_0"]["kernel"][i], [g["ScanBlock_0"]["kernel"][i]]
+            )[0],
+        )
     theirs = optax_updates(optax_muon(0.1), g, [g])[0]["ScanBlock_0"]["kernel"]
     # Adam with Nesterov's look-ahead: the sign of the gradient, times b / (1 + b) + 1 with b = 0.9.
     assert_equal(jnp.abs(theirs), (0.9 / 1.9 + 1) * 0.1 * jnp.ones_like(theirs), rtol=1e-4)
@@ -226,7 +231,7 @@ def test_optax_f_one_program_per_shape() -> None:
 
     def products(layers: int) -> int:
         tree = {f"{i}/{name}": jnp.ones(s) for i in range(layers) for name, s in (("up", (4, 8)), ("down", (8, 4)))}
-        tx = gk.muon(0.1)
+        tx = gk.muon(0.1, adam_learning_rate=0.1)
         return jax.jit(tx.update).lower(tree, tx.init(tree), tree).as_text().count("dot_general")
 
     assert products(2) == products(10) == 15

@@ -204,10 +204,10 @@ def test_whole_optimizer_on_a_mesh() -> None:
     specs = {"kernel": P("x"), "bias": P()}
     rng = np.random.default_rng(1)
     g = {k: jnp.asarray(rng.standard_normal(s)) for k, s in shapes.items()}
-    tx = gk.muon(0.1, shard=gk.MatrixSharding(mesh, "x", specs=specs))
+    tx = gk.muon(0.1, adam_learning_rate=0.1, shard=gk.MatrixSharding(mesh, "x", specs=specs))
     there = put(mesh, g, specs)
     got = jax.jit(lambda g: tx.update(g, tx.init(g), g)[0])(there)
-    plain = gk.muon(0.1)
+    plain = gk.muon(0.1, adam_learning_rate=0.1)
     assert_near(got, plain.update(g, plain.init(g), g)[0])
 
 

@@ -48,7 +48,7 @@ OWN: dict[str, Callable[[], Any]] = {
     "in_basis": lambda: gk.in_basis(gk.scale_by_adam()),
     "block_leaves": lambda: gk.block_leaves(gk.scale_by_adam(), max_dim=32),
     "novograd": lambda: gk.novograd(0.1),
-    "muon": lambda: gk.muon(0.1),
+    "muon": lambda: gk.muon(0.1, adam_learning_rate=0.1),
 }
 METHOD = pytest.mark.parametrize("name", OWN)
 
@@ -220,7 +220,7 @@ def test_states_are_the_same_in_boxes_and_bare() -> None:
     """Names of leaves, shapes and numbers; the boxes of the state stay what they are."""
     params = jax.tree.map(lambda x: x[..., :8], draw(0, {"kernel": (16, 16), "bias": (16,)}))
     box = {"kernel": meta.Partitioned(params["kernel"], ("x", "y")), "bias": meta.Partitioned(params["bias"], ("y",))}
-    for tx in (gk.soap(0.1), gk.lamb(0.1), gk.muon(0.1), gk.novograd(0.1)):
+    for tx in (gk.soap(0.1), gk.lamb(0.1), gk.muon(0.1, adam_learning_rate=0.1), gk.novograd(0.1)):
         state, plain = tx.init(box), tx.init(params)
         for _ in range(2):
             structure = jax.tree.structure(state)

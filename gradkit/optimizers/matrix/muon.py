@@ -183,8 +183,9 @@ def muon(
       bias_correction: False, True or "optax", as in `scale_by_muon`. Default False (official code).
       weight_decay: decoupled decay of the matrices >= 0, or a schedule. Default 0 (torch has 0.1 with a rate of 1e-3).
       weight_decay_mask: which leaves decay, of all. Default all.
-      adam_learning_rate: step size of the other leaves >= 0, or a schedule. Default None: `learning_rate`; the official
-        code has 3e-4.
+      adam_learning_rate: step size of the other leaves >= 0, or a schedule. The official code has 3e-4 beside 0.02 for
+        matrices. Default None: `learning_rate` with scale="match_rms_adamw", under which both are AdamW's; with
+        another scale it must be given where there are such leaves.
       adam_b1: decay of AdamW's first moment, in [0, 1). Default 0.9 (official code).
       adam_b2: decay of AdamW's second moment, in [0, 1). Default 0.95 (official code).
       adam_eps: AdamW's own eps, >= 0. Default 1e-10 (official code).
@@ -199,7 +200,7 @@ def muon(
       counters. Collectives: those of `scale_by_muon`.
 
     Raises:
-      ValueError: a hyperparameter outside its range.
+      ValueError: a hyperparameter outside its range; at `init`, leaves for AdamW without a rate for them.
 
     Example:
       >>> tx = muon(0.1, adam_learning_rate=0.01)
@@ -252,12 +253,20 @@ def muon(
         ),
     }
 
-    def labels(tree: Any) -> Any:
-        return label_nodes(
-            lambda name, x: "muon" if axes_of(layout, name, jnp.shape(x)).role in ROLES else "adamw", tree
-        )
+    undecided = adam_learning_rate is None and scale != "match_rms_adamw"
 
-    return optimizer(described, optax.partition(members, labels))
+    def label(name: str, x: Any) -> str:
+        if axes_of(layout, name, jnp.shape(x)).role in ROLES:
+            return "muon"
+        if undecided:
+            raise ValueError(
+                f"muon: {name!r} is no matrix and takes AdamW, for which Muon's rate is far too large: give "
+                'adam_learning_rate (the official code has 3e-4), or scale="match_rms_adamw", under which one rate of '
+                "AdamW's serves all leaves"
+            )
+        return "adamw"
+
+    return optimizer(described, optax.partition(members, lambda tree: label_nodes(label, tree)))
 
 
 register(
@@ -277,5 +286,6 @@ register(
     collectives="matrices",
     golden=("matrix/muon",),
     notes="matrices only; embeddings, heads, vectors and scalars take AdamW",
-    race=Race(2e-2),
+    example={"adam_learning_rate": 0.01},
+    race=Race(1e-2, {"scale": "match_rms_adamw"}),
 )
