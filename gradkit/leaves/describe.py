@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from gradkit.leaves.infer import infer_layout
 from gradkit.leaves.paths import names
@@ -62,7 +63,8 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
       tx: any transformation, in any wrapper: `optax.chain`, `named_chain`, `partition`, `masked`, `MultiSteps`,
         `inject_hyperparams`, `gk.precision`, `groups`. Of links and optimizers of this library the method, rate and
         decay are known; links of optax are named after their state.
-      params: parameters, or `jax.ShapeDtypeStruct`s of them.
+      params: parameters, or `jax.ShapeDtypeStruct`s of them; of an `nnx.Module`, its `nnx.Param`s, as
+        `nnx.Optimizer(model, tx, wrt=nnx.Param)` takes them.
       layout: how roles and stack axes are decided. Default None: by the tree, as every method does.
 
     Returns:
@@ -77,6 +79,7 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
       Dense_0/kernel  8x4    matrix  -      adam    0.001  -              256
       total                                                               268
     """
+    params = nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
     abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params
     layout = infer_layout(abstract) if layout is None else layout
     foreign: list[tuple[str, frozenset[str]]] = []
@@ -84,7 +87,9 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
     def run(params: Any) -> Any:
         with recorded() as links:
             state = tx.init(params)
-        ours = frozenset(id(each.state) for link in links for each in link.walk())
+        # Arrays, not nodes: containers of state are made anew where parameters are in boxes or Variables.
+        made = {id(x) for link in links for each in link.walk() for x in jax.tree.leaves(each.state)}
+        ours = frozenset(made - {id(x) for x in jax.tree.leaves(params)})
         foreign.extend(_foreign(state, ours, names(params))[0])
         found.extend(links)
         return state
@@ -153,8 +158,15 @@ def _has_values(params: Any) -> bool:
 
 def _foreign(node: Any, ours: frozenset[int], params: list[str]) -> tuple[list[tuple[str, frozenset[str]]], bool]:
     """The links of other libraries below a node of the state, by the names of their states, with the leaves that they
-    keep arrays for; and whether the node holds the state of a link of this library."""
-    if id(node) in ours:
+    keep arrays for; and whether the node holds the state of a link of this library.
+
+    Args:
+      node: of the state.
+      ours: the arrays that links of this library made.
+      params: the names of the parameters.
+    """
+    arrays = jax.tree.leaves(node)
+    if arrays and all(id(x) in ours for x in arrays):
         return [], True
     level = jax.tree_util.default_registry.flatten_one_level(node)
     below = [_foreign(child, ours, params) for child in (level[0] if level else ())]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import gradkit as gk
 from gradkit.catalogue import Card
@@ -87,6 +88,23 @@ def test_links_of_optax_are_named_after_their_states() -> None:
         BIAS: "scale_by_adam",
         EMBEDDING: "scale_by_adam",
     }
+
+
+class Network(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(32, 8, rngs=rngs)
+        self.dense, self.dropout = nnx.Linear(8, 8, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
+
+
+@pytest.mark.parametrize("name", ["muon", "soap", "novograd", "lamb"])
+def test_a_module_of_nnx_is_described_as_its_parameters(name: str) -> None:
+    """What boxes the state in Variables hides no link, and makes none of another library's out of it."""
+    model, tx = Network(), getattr(gk, name)(0.1)
+    want = describe(tx, PARAMS)
+    assert want.rows == describe(tx, nnx.state(model, nnx.Param)).rows == describe(tx, model).rows
+    behind = describe(optax.chain(tx, optax.trace(0.9)), model).rows
+    assert [row.method for row in behind] == [f"{row.method} + trace" for row in want.rows]
 
 
 def test_values_that_are_not_numbers() -> None:
