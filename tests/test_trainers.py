@@ -1,6 +1,7 @@
 """`experiments/trainers/`: what plugs a method into each trainer, called as the trainer calls it."""
 
 import dataclasses
+import functools
 import types
 from typing import Any
 
@@ -50,12 +51,20 @@ def assert_layers_are_matrices(tx: Any, got: Any, params: Any, grads: Any) -> No
         np.testing.assert_allclose(got[1][i], want["norm"]["scale"], rtol=1e-5, atol=1e-7)
 
 
+def maxtext_config(**given: Any) -> Any:
+    """What the plug-in reads of MaxText's configuration, with the defaults of `base.yml` or near them."""
+    adam = {"adam_b1": 0.9, "adam_b2": 0.95, "adam_eps": 1e-8, "adam_eps_root": 0.0, "adam_weight_decay": 0.1}
+    muon = {"muon_beta": 0.95, "muon_weight_decay": 0.1, "muon_consistent_rms": 0.2, "decoder_block": "llama2"}
+    masks = {"adamw_mask": [], "trainable_parameters_mask": []}
+    spikes = {"skip_step_on_spikes": False, "skip_step_interval": 128, "skip_step_scaling_factor": 6.0}
+    rest = {"learning_rate": 0.1, "opt_type": "adamw", "mu_dtype": jnp.dtype("float32")}
+    return types.SimpleNamespace(**{**adam, **muon, **masks, **spikes, **rest, **given})
+
+
 def test_maxtext(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers along axis 1, boxes where the state is made and none later."""
-    load(monkeypatch, "maxtext", {"maxtext.optimizers.optimizers": {"get_optimizer": stand_ins.MaxText.get_optimizer}})
-    adam = {"adam_b1": 0.9, "adam_b2": 0.95, "adam_eps": 1e-8, "adam_eps_root": 0.0, "adam_weight_decay": 0.1}
-    muon = {"muon_beta": 0.95, "muon_weight_decay": 0.1, "muon_consistent_rms": 0.2}
-    config = types.SimpleNamespace(learning_rate=0.1, opt_type="muon", mu_dtype=jnp.float32, **adam, **muon)
+    load(monkeypatch, "maxtext", {"maxtext.optimizers.optimizers": stand_ins.MaxText.module()})
+    config = maxtext_config(opt_type="muon")
     _, tx = stand_ins.MaxText.create_training_optimizer(config, None)
 
     kernel, scale, table = draw(0, E, L, F), draw(1, E, L), draw(2, V, E)
@@ -89,6 +98,38 @@ def test_maxtext(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(jax.tree.leaves(state)) == 1  # MaxText's own
 
 
+def test_maxtext_ignores_nothing_of_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    load(monkeypatch, "maxtext", {"maxtext.optimizers.optimizers": stand_ins.MaxText.module()})
+    params = {"up": {"kernel": draw(0, E, F)}, "norm": {"scale": draw(1, E)}, "head": {"kernel": draw(2, E, F)}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def moved(grads: Any, **given: Any) -> dict[str, bool]:
+        tx = stand_ins.MaxText.create_training_optimizer(maxtext_config(**given), None)[1]
+        return jax.tree.map(lambda x: bool(np.any(x)), one_update(tx, params, grads))
+
+    decayed = {"up": {"kernel": True}, "norm": {"scale": False}, "head": {"kernel": True}}
+    assert moved(zeros) == moved(zeros, opt_type="muon", adam_weight_decay=0.1) == decayed
+    listed = {"up": {"kernel": False}, "norm": {"scale": True}, "head": {"kernel": True}}
+    for opt_type in ("adamw", "muon"):
+        assert moved(zeros, opt_type=opt_type, adamw_mask=["^up"]) == listed
+        trained = moved(params, opt_type=opt_type, trainable_parameters_mask=["norm", "head/kernel$"])
+        assert trained == {"up": {"kernel": False}, "norm": {"scale": True}, "head": {"kernel": True}}
+    with pytest.raises(ValueError, match="norm"):
+        moved(params, trainable_parameters_mask=["nrom"])
+    for key, value in {"adam_eps_root": 1e-8, "muon_consistent_rms": 0.3}.items():
+        with pytest.raises(ValueError, match=f"{key}={value}"):
+            moved(params, opt_type="muon", **{key: value})
+    ten = gk.muon(
+        0.1, scale="match_rms_adamw", ns_steps=10, coefficients=[(3.4445, -4.775, 2.0315)] * 8 + [(2.0, -1.5, 0.5)] * 2
+    )
+    tx = stand_ins.MaxText.create_training_optimizer(
+        maxtext_config(opt_type="muon", decoder_block="deepseek4", muon_weight_decay=0.0), None
+    )[1]
+    kernels = {"up": params["up"]}
+    want = one_update(ten, kernels, kernels)["up"]["kernel"]
+    np.testing.assert_allclose(one_update(tx, kernels, kernels)["up"]["kernel"], want, rtol=1e-6)
+
+
 def test_levanter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Named arrays with the layers in front; the rate is in the state."""
     choices: dict[str, type] = {}
@@ -120,14 +161,46 @@ def test_levanter(monkeypatch: pytest.MonkeyPatch) -> None:
     jax.eval_shape(lambda p: lamb.update(p, lamb.init(p), p), params)
 
 
+def test_levanter_masks_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks of the configuration take precedence; `loss` and `obj_fn` become what methods ask for."""
+    choices: dict[str, type] = {}
+    monkeypatch.setattr(stand_ins.OptimizerConfig, "choices", choices)
+    load(monkeypatch, "levanter", {"levanter.optim.config": {"OptimizerConfig": stand_ins.OptimizerConfig}})
+    params = {"up": {"weight": named(draw(0, E, F), "embed", "mlp")}, "norm": {"weight": named(draw(1, E), "embed")}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def decayed(**given: Any) -> list[bool]:
+        tx = choices["gradkit"](learning_rate=0.1, method="adamw", **given).build(10)
+        return [bool(np.any(x)) for x in jax.tree.leaves(one_update(tx, params, zeros))]  # norm, up
+
+    assert decayed() == [False, True]
+    assert decayed(weight_decay_modules=".*norm") == [True, False]
+    assert decayed(default_weight_decay_mask=True) == [True, True]
+
+    def loss(params: Any) -> jax.Array:
+        return sum((jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(params)), jnp.zeros(()))
+
+    grads = jax.grad(loss)(params)
+    for method in ("sania_adagrad_sqr", "gradient_regularized_newton"):
+        config = choices["gradkit"](method=method, weight_decay=0.0, max_grad_norm=None)
+        step = functools.partial(stand_ins.take_train_step, config.build(10), obj_fun=loss, loss=loss(params))
+        new, _, _ = by_numpy(step)(params, config.build(10).init(params), grads)
+        with_names = {"value": loss(params), "value_fn": loss, "grad_fn": jax.grad(loss)}
+        tx = getattr(gk, method)(6e-4)
+        want, _ = by_numpy(functools.partial(tx.update, **with_names))(grads, tx.init(params), params)
+        for got, old, update in zip(*map(jax.tree.leaves, (new, params, want)), strict=True):
+            np.testing.assert_allclose(got, old + update, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"sania has no weight decay.*0.1.*write weight_decay: 0"):
+        choices["gradkit"](method="sania").build(10)
+
+
 def test_easydel(monkeypatch: pytest.MonkeyPatch) -> None:
     """The factory sets fields of the configuration, and puts decay and accumulation around."""
     eformer = stand_ins.EasyDeL()
     names = {"OptimizerBuilder": eformer.OptimizerBuilder, "register_optimizer": eformer.register_optimizer}
     load(monkeypatch, "easydel", {"eformer.optimizers": names})
-    schedule = optax.constant_schedule(0.1)
-    given = {"momentum": 0.9, "mu_dtype": jnp.bfloat16, "unknown": 3}
-    tx = eformer.create("gradkit_muon", schedule, weight_decay=0.1, clip_grad=None, **given)
+    given = {"momentum": 0.9, "mu_dtype": "bfloat16", "scale": "match_rms_adamw", "unknown": 3}
+    tx, _ = eformer.create("gradkit_muon", 0.1, weight_decay=0.1, clip_grad=None, **given)
     params = {"layers": {"0": {"mlp": {"kernel": draw(0, E, F)}, "norm": {"kernel": draw(1, E)}}}}
     grads = jax.tree.map(lambda x: x[::-1] + 1, params)
     got = one_update(tx, params, grads)
@@ -137,7 +210,7 @@ def test_easydel(monkeypatch: pytest.MonkeyPatch) -> None:
     state = jax.eval_shape(tx.init, params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state)]
     assert any(path.endswith("layers/0/mlp/kernel") for path in paths)
-    multi = eformer.create("gradkit_muon", schedule, gradient_accumulation_steps=2)
+    multi, _ = eformer.create("gradkit_muon", 0.1, gradient_accumulation_steps=2)
     with jax.numpy_dtype_promotion("standard"):  # optax's MultiSteps divides by an integer
         jax.eval_shape(lambda p: multi.update(p, multi.init(p), p), params)
 
@@ -164,7 +237,7 @@ def test_tunix(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = stand_ins.PeftTrainer(model, plug.optimizer("muon", learning_rate=0.1, ns_steps=5), None)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     grads = jax.tree.map(lambda x: x[::-1] + 1, nnx.state(model, nnx.Param))
-    trainer.step(grads)
+    trainer.optimizer.update(model, grads)
     after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     moved = jax.tree.map(lambda a, b: a - b, after, params)
 
@@ -234,6 +307,7 @@ def test_big_vision(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     grads = jax.tree.map(lambda x: x[::-1] + 1, params)
     config = types.SimpleNamespace(optax_name="gradkit.muon", optax={"momentum": 0.9}, lr=0.1, wd=0.01)
+    config.schedule, config.wd_mults = [(".*", {"end": 0.0})], [(".*/kernel$", 1.0)]
     tx, _ = stand_ins.big_vision_make(config, params, sched_kw={"total_steps": 10})
     got = one_update(tx, params, grads)
 

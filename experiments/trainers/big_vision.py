@@ -2,11 +2,12 @@
 
 Plugs into `make(config, params, sched_kw=...)` of `big_vision/optax.py`, which looks up
 `operator.attrgetter(config.optax_name)(optax)` and calls it with `config.optax`. What it gets must be a direction:
-rate, schedule, decay (`config.wd`) and the sign come behind it. So every optimizer of gradkit is put there at the rate
--1 and with no decay of its own, as `optax.gradkit.NAME`; a primitive, such as `optax.gradkit.scale_by_lion`, is a
-direction already. Import this file before `make` is called.
+rate (`config.lr`), schedule, decay (`config.wd`) and the sign come behind it. So every optimizer of gradkit is put
+there at the rate 1, its sign taken back and with no decay of its own, as `optax.gradkit.NAME`; a primitive, such as
+`optax.gradkit.scale_by_lion`, is a direction already. Import this file before `make` is called.
 """
 
+import inspect
 import types
 
 import optax
@@ -15,8 +16,10 @@ import gradkit as gk
 
 
 def direction(optimizer):
+    still = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(optimizer).parameters else {}
+
     def make(**arguments):
-        return optax.chain(optimizer(learning_rate=1.0, **arguments), optax.scale(-1.0))
+        return optax.chain(optimizer(**{"learning_rate": 1.0} | still | arguments), optax.scale(-1.0))
 
     return make
 

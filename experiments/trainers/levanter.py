@@ -2,35 +2,60 @@
 
 Plugs into `OptimizerConfig.register_subclass(name)` of `levanter/optim/config.py`; the trainer then calls
 `build(num_train_steps)`, and reads the rate it logs from `state.hyperparams` of `optax.inject_hyperparams`. Schedule,
-warm-up and decay are the trainer's: `lr_scheduler` and `weight_decay` of the base class. Import this file before the
-configuration is read.
+warm-up and decay are the trainer's: `lr_scheduler`, `weight_decay`, `weight_decay_modules` of the base class. Import
+this file before the configuration is read.
 
-Leaves are haliax's named arrays, whose axis names (`layers`, `heads`, `embed`) say what every axis is.
+Leaves are haliax's named arrays, whose axis names (`layers`, `heads`, `embed`) say what every axis is. Every update is
+given `loss` and `obj_fn`, parameters -> loss (`take_train_step` of `levanter/trainer_state.py`): `with_arguments` makes
+of them what line searches, Polyak steps and methods with curvature ask for.
 """
 
 import dataclasses
-from dataclasses import dataclass
+import inspect
 
+import jax
+import jax.numpy as jnp
 import optax
 from levanter.optim.config import OptimizerConfig
 
 import gradkit as gk
 
 
+def with_arguments(tx):
+    def update(updates, state, params=None, *, loss=None, obj_fn=None, **extra):
+        if obj_fn is not None:
+            gradient = jax.grad(obj_fn)
+            extra |= {"value_fn": obj_fn, "grad_fn": gradient}
+            extra["hvp_fn"] = lambda vector: jax.jvp(gradient, (params,), (vector,))[1]
+        return tx.update(updates, state, params, **extra, **({} if loss is None else {"value": loss}))
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
 @OptimizerConfig.register_subclass("gradkit")
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class GradkitConfig(OptimizerConfig):
-    """Any optimizer of gradkit that takes `learning_rate`, `weight_decay` and `weight_decay_mask`."""
+    """Any optimizer of gradkit, with `arguments` of its own."""
 
     method: str = "muon"
     arguments: dict = dataclasses.field(default_factory=dict)
     max_grad_norm: float | None = 1.0
 
     def build(self, num_train_steps):
-        decay = {"weight_decay": self.weight_decay, "weight_decay_mask": gk.leaves.no_decay()}
+        method = getattr(gk, self.method)
+        decays = "weight_decay" in inspect.signature(method).parameters
+        if self.weight_decay and not decays:
+            given = f"weight_decay={self.weight_decay}"
+            raise ValueError(
+                f"gk.{self.method} has no weight decay, and the configuration {given}: write weight_decay: 0"
+            )
+        declared = self.weight_decay_modules is not None or self.default_weight_decay_mask is not None
+        mask = self.build_weight_decay_mask() if declared else gk.leaves.no_decay()
+        decay = {"weight_decay": self.weight_decay, "weight_decay_mask": mask} if decays else {}
 
         def optimizer(learning_rate):
             clip = [gk.clip_by_global_norm(self.max_grad_norm)] if self.max_grad_norm else []
-            return optax.chain(*clip, getattr(gk, self.method)(learning_rate, **decay, **self.arguments))
+            return optax.chain(*clip, method(learning_rate, **decay, **self.arguments))
 
-        return optax.inject_hyperparams(optimizer)(learning_rate=self.lr_scheduler(num_train_steps))
+        injected = optax.inject_hyperparams(optimizer, hyperparam_dtype=jnp.float32)
+        return with_arguments(injected(learning_rate=self.lr_scheduler(num_train_steps)))

@@ -7,21 +7,21 @@ of `optax.inject_hyperparams`:
     PeftTrainer(model, optimizer("muon", learning_rate=schedule, ns_steps=5), training_config)
 
 In a configuration, plugs into `create_optimizer` of `tunix/cli/config.py`, which looks up `opt_type` in optax, hands it
-the keys of the configuration that its signature has, and wraps it as `optimizer` does here. After `add_to_optax()`:
+the keys of the configuration that its signature has, and puts `optax.inject_hyperparams` around it. After
+`add_to_optax()`:
 
     optimizer_config: {opt_type: "gradkit_muon", learning_rate: 0.001, ns_steps: 5}
 
 Numbers that decide the program (`ns_steps`) stay what they are under `optax.inject_hyperparams`.
 """
 
-import jax.numpy as jnp
 import optax
 
 import gradkit as gk
 
 
 def optimizer(method, **arguments):
-    return optax.inject_hyperparams(getattr(gk, method), hyperparam_dtype=jnp.float32)(**arguments)
+    return gk.inject_hyperparams(getattr(gk, method))(**arguments)
 
 
 def add_to_optax():
