@@ -2,7 +2,6 @@
 missing."""
 
 import inspect
-import re
 from collections.abc import Mapping
 from typing import Any
 

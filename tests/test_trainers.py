@@ -22,6 +22,8 @@ from tests.by_numpy import by_numpy
 from tests.stand_ins import OptParam, TensorSpec, load, named
 
 L, E, F, V = 3, 8, 12, 16
+# What Muon has to be told for leaves that are no matrices.
+RATE = {"adam_learning_rate": 0.1}
 
 
 def draw(seed: int, *shape: int) -> Any:
@@ -135,7 +137,9 @@ def test_levanter(monkeypatch: pytest.MonkeyPatch) -> None:
     choices: dict[str, type] = {}
     monkeypatch.setattr(stand_ins.OptimizerConfig, "choices", choices)
     load(monkeypatch, "levanter", {"levanter.optim.config": {"OptimizerConfig": stand_ins.OptimizerConfig}})
-    config = choices["gradkit"](learning_rate=0.1, max_grad_norm=None, arguments={"momentum": 0.9, "ns_steps": 5})
+    config = choices["gradkit"](
+        learning_rate=0.1, max_grad_norm=None, arguments={"momentum": 0.9, "ns_steps": 5, **RATE}
+    )
     assert dataclasses.is_dataclass(config) and isinstance(config, stand_ins.OptimizerConfig)
     tx = config.build(10)
     params = {
@@ -155,7 +159,7 @@ def test_levanter(monkeypatch: pytest.MonkeyPatch) -> None:
     def layers(tree: Any) -> Any:
         return tree["blocks"]["up"]["weight"].array, tree["blocks"]["norm"]["weight"].array
 
-    alone = gk.muon(0.1, momentum=0.9, weight_decay=0.1, weight_decay_mask=gk.leaves.no_decay())
+    alone = gk.muon(0.1, **RATE, momentum=0.9, weight_decay=0.1, weight_decay_mask=gk.leaves.no_decay())
     assert_layers_are_matrices(alone, layers(got), layers(params), layers(grads))
     lamb = choices["gradkit"](learning_rate=0.1, method="lamb").build(10)
     jax.eval_shape(lambda p: lamb.update(p, lamb.init(p), p), params)
@@ -210,7 +214,7 @@ def test_easydel(monkeypatch: pytest.MonkeyPatch) -> None:
     state = jax.eval_shape(tx.init, params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state)]
     assert any(path.endswith("layers/0/mlp/kernel") for path in paths)
-    multi, _ = eformer.create("gradkit_muon", 0.1, gradient_accumulation_steps=2)
+    multi, _ = eformer.create("gradkit_muon", 0.1, gradient_accumulation_steps=2, **RATE)
     with jax.numpy_dtype_promotion("standard"):  # optax's MultiSteps divides by an integer
         jax.eval_shape(lambda p: multi.update(p, multi.init(p), p), params)
 
@@ -234,7 +238,7 @@ def test_tunix(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(optax, f"gradkit_{name}", None, raising=False)  # taken away after the test
     plug.add_to_optax()
     model = Model()
-    trainer = stand_ins.PeftTrainer(model, plug.optimizer("muon", learning_rate=0.1, ns_steps=5), None)
+    trainer = stand_ins.PeftTrainer(model, plug.optimizer("muon", learning_rate=0.1, ns_steps=5, **RATE), None)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     grads = jax.tree.map(lambda x: x[::-1] + 1, nnx.state(model, nnx.Param))
     trainer.optimizer.update(model, grads)
@@ -244,8 +248,8 @@ def test_tunix(monkeypatch: pytest.MonkeyPatch) -> None:
     def layers(tree: Any) -> Any:
         return tree["blocks"]["up"]["kernel"], tree["blocks"]["norm"]["scale"]
 
-    assert_layers_are_matrices(gk.muon(0.1), layers(moved), layers(params), layers(nnx.to_pure_dict(grads)))
-    config = {"opt_type": "GRADKIT_MUON", "learning_rate": 0.1, "ns_steps": 5, "schedule_type": None}
+    assert_layers_are_matrices(gk.muon(0.1, **RATE), layers(moved), layers(params), layers(nnx.to_pure_dict(grads)))
+    config = {"opt_type": "GRADKIT_MUON", "learning_rate": 0.1, "ns_steps": 5, "schedule_type": None, **RATE}
     tx = stand_ins.create_optimizer(config)
     state: Any = jax.eval_shape(tx.init, params)
     assert state.hyperparams["learning_rate"].dtype == jnp.float32 and "ns_steps" not in state.hyperparams
@@ -267,7 +271,8 @@ def test_axlearn(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
         rates.append(step)
         return 0.1 / jnp.asarray(step, jnp.float32)
 
-    tx = plug.gradkit_optimizer(schedule, method=method)
+    given = {"scale": "match_rms_adamw"} if method == "muon" else {}
+    tx = plug.gradkit_optimizer(schedule, method=method, arguments=given)
     values = {"decoder": {"layer": {"up": {"weight": draw(0, L, E, F), "bias": draw(1, L, F)}}}}
     params = jax.tree.map(OptParam, values)
     axes = {"weight": (None, "fsdp", "model"), "bias": (None, "model")}
@@ -291,7 +296,7 @@ def test_axlearn(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     jax.eval_shape(jax.jit(lambda v: tx.init(jax.tree.map(OptParam, v)), out_shardings=out), values)
 
     updates, _ = tx.update(values, by_numpy(lambda v: tx.init(jax.tree.map(OptParam, v)))(values), params)
-    want = one_update(getattr(gk, method)(0.1), values, values)
+    want = one_update(getattr(gk, method)(0.1, **given), values, values)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), updates, want)
     assert {float(step) for step in rates if not isinstance(step, jax.core.Tracer)} == {1.0}
 
@@ -306,7 +311,9 @@ def test_big_vision(monkeypatch: pytest.MonkeyPatch) -> None:
         }
     }
     grads = jax.tree.map(lambda x: x[::-1] + 1, params)
-    config = types.SimpleNamespace(optax_name="gradkit.muon", optax={"momentum": 0.9}, lr=0.1, wd=0.01)
+    config = types.SimpleNamespace(
+        optax_name="gradkit.muon", optax={"momentum": 0.9, "adam_learning_rate": 1.0}, lr=0.1, wd=0.01
+    )
     config.schedule, config.wd_mults = [(".*", {"end": 0.0})], [(".*/kernel$", 1.0)]
     tx, _ = stand_ins.big_vision_make(config, params, sched_kw={"total_steps": 10})
     got = one_update(tx, params, grads)
@@ -316,7 +323,7 @@ def test_big_vision(monkeypatch: pytest.MonkeyPatch) -> None:
         return own["Dense_0"]["kernel"], own["LayerNorm_0"]["scale"]
 
     mask = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
-    want = optax.chain(gk.muon(0.1, momentum=0.9), optax.add_decayed_weights(-0.01, mask))
+    want = optax.chain(gk.muon(0.1, momentum=0.9, **RATE), optax.add_decayed_weights(-0.01, mask))
     assert_layers_are_matrices(want, layers(got), layers(params), layers(grads))
     config.optax_name, config.optax = "gradkit.scale_by_lion", {"b1": 0.5}
     lion = one_update(stand_ins.big_vision_make(config, params, sched_kw={"total_steps": 10})[0], params, grads)

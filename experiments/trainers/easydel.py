@@ -1,4 +1,4 @@
-"""EasyDeL: `TrainingArguments(optimizer="gradkit_muon", extra_optimizer_kwargs={"momentum": 0.9})`.
+"""EasyDeL: `TrainingArguments(optimizer="gradkit_muon", extra_optimizer_kwargs={"scale": "match_rms_adamw"})`.
 
 Plugs into `register_optimizer(name)` of eformer (`eformer/optimizers/_base.py`), from which EasyDeL makes its
 optimizers: `OptimizerFactory.create` (`eformer/optimizers/_factory.py`) finds the builder by its name, makes its

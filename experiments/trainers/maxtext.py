@@ -35,6 +35,7 @@ def muon(config, learning_rate):
     deepseek4 = config.decoder_block == "deepseek4"
     return gk.muon(
         learning_rate,
+        adam_learning_rate=learning_rate,
         momentum=config.muon_beta,
         scale="match_rms_adamw" if config.muon_consistent_rms else "spectral",
         coefficients=DEEPSEEK4 if deepseek4 else "muon",
