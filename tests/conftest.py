@@ -14,9 +14,11 @@ from tests import pipeline
 
 # One thread per worker: two workers then fill two cores, and sums are taken in the same order in every run.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+# Eight devices are threads of one process: on a busy machine the last may come late, and XLA ends the process after 40 s.
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Flags must stand before the bare token of ONE_THREAD, behind which XLA reads none.
-os.environ["XLA_FLAGS"] = f"{pipeline.FLAGS} {os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
+os.environ["XLA_FLAGS"] = f"{pipeline.FLAGS} {PATIENCE} {os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # Outside the clone, so that a fresh one finds what another has compiled.
@@ -53,9 +55,10 @@ hypothesis.settings.load_profile("house")
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 
-# Every compiled program is mapped into memory in pieces, of which Linux allows a process 65530.
-MAPS = Path("/proc/self/maps")
-MOST_MAPS = 40_000
+# Every compiled program is mapped into memory in pieces, of which Linux allows a process 65530; and all of them stay
+# in memory, of which a small machine has little for each worker.
+MAPS, PAGES = Path("/proc/self/maps"), Path("/proc/self/statm")
+MOST_MAPS, MOST_BYTES = 40_000, 2 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,11 +77,22 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Forgets all programs before there are more than a process may have."""
     done = item.config.stash[FINISHED] = item.config.stash.get(FINISHED, 0) + 1
-    if done % 50 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+    if done % 50 or not MAPS.exists():
+        return
+    allowed = item.config.stash.get(ALLOWED, MOST_BYTES)
+    if MAPS.read_bytes().count(b"\n") > MOST_MAPS or resident() > allowed:
         jax.clear_caches()
+        gc.collect()
+        # What stays is no program: to forget the same again and again would free nothing.
+        item.config.stash[ALLOWED] = max(MOST_BYTES, resident() + MOST_BYTES // 4)
 
 
-FINISHED = pytest.StashKey[int]()
+def resident() -> int:
+    """Bytes of memory that this process takes."""
+    return int(PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+FINISHED, ALLOWED = pytest.StashKey[int](), pytest.StashKey[int]()
 
 
 @pytest.fixture
