@@ -14,7 +14,7 @@ from tests import pipeline
 
 # One thread per worker: two workers then fill two cores, and sums are taken in the same order in every run.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-# Eight devices are threads of one process: on a busy machine the last may come late, and XLA ends the process after 40 s.
+# Eight devices are threads of one process: on a busy machine the last comes late, and XLA ends the process after 40 s.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Flags must stand before the bare token of ONE_THREAD, behind which XLA reads none.
