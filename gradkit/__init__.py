@@ -99,9 +99,9 @@ from gradkit.transforms import (
 
 # Wrappers: around any transformation
 from gradkit.transforms import (
-    accumulate_weighted, direction_from_gradient, eval_params, guard, inject_hyperparams, precision, project_low_rank,
-    project_scale_invariant, reparameterize, shifted_parameters, stable_weight_decay, weight_normalized,
-    with_curvature,
+    accumulate_weighted, direction_from_gradient, eval_params, find, guard, inject_hyperparams, precision,
+    project_low_rank, project_scale_invariant, reparameterize, shifted_parameters, stable_weight_decay,
+    weight_normalized, with_curvature,
 )
 
 # Rooms
@@ -156,6 +156,7 @@ __all__ = [
     "distributed_shampoo",
     "egn",
     "eval_params",
+    "find",
     "fira",
     "freeze_on_convergence",
     "from_kfac",

@@ -33,6 +33,9 @@ from gradkit.diagnostics.project_out_subspace import (
     layer_importance,
     retained_rank,
 )
+from gradkit.diagnostics.state_table import (
+    state_table,
+)
 from gradkit.diagnostics.steps_to_target import (
     BatchScaling,
     batch_scaling,
@@ -72,6 +75,7 @@ __all__ = [
     "optimal_rate",
     "retained_rank",
     "ritz",
+    "state_table",
     "steps_to_target",
     "sublayer_gain",
     "welore_factorize",

@@ -7,48 +7,55 @@ A metric with the name of a hyperparameter is kept as `last_NAME`, so that `opta
 `optax.tree.set(state, learning_rate=...)` find the hyperparameter that `optax.inject_hyperparams` keeps, and it alone.
 """
 
+from collections import Counter
 from typing import Any
 
-import jax
+from gradkit.engine.norms import global_norm
+from gradkit.engine.states import walk
 
 
-def metrics(state: Any) -> dict[str, Any]:
+def metrics(state: Any, *, updates: Any = None, params: Any = None) -> dict[str, Any]:
     """All published scalars of a state, however deep the links that publish them are.
 
     Args:
       state: the state of any transformation.
+      updates: the updates of the step, where their norm is wanted. Default None.
+      params: the parameters, where their norm is wanted. Default None.
 
     Returns:
-      Name -> scalar array: `learning_rate`, `gradient_norm`, `clipped`, `trust_ratio`, … Where several links
-      publish one name, the second is `name_1`, the third `name_2`, in the order of the chain.
+      Name -> scalar array: `learning_rate`, `gradient_norm`, `clipped`, `trust_ratio`, … What the links of a group of
+      leaves publish has the name of the group in front (`adamw/learning_rate`, `muon/learning_rate`), also the names in
+      `optax.named_chain`. Where several links of one chain publish one name, each has the name of the link in front
+      (`clip_by_global_norm/gradient_norm`), and a number where these are the same as well. `update_norm` and
+      `param_norm`: of all leaves together, where their trees are given.
 
     Example:
       >>> import gradkit as gk
       >>> import jax.numpy as jnp
       >>> tx = gk.adam(gk.schedules.wsd(0.5, warmup_steps=0))
-      >>> x = jnp.ones(3)
-      >>> _, state = tx.update(x, tx.init(x), x)
-      >>> {name: round(float(value), 4) for name, value in metrics(state).items()}
-      {'learning_rate': 0.5}
+      >>> x = jnp.ones(4)
+      >>> updates, state = tx.update(x, tx.init(x), x)
+      >>> {name: round(float(value), 4) for name, value in metrics(state, updates=updates).items()}
+      {'learning_rate': 0.5, 'update_norm': 1.0}
 
     Reference: the most asked question about optax is how to read the current learning rate.
     """
-
-    def publishes(node: Any) -> bool:
-        return isinstance(getattr(node, "metrics", None), dict)
-
+    rows = [
+        ("/".join(node.groups), node.link, kept.removeprefix("last_"), value)
+        for node in walk(state)
+        if isinstance(getattr(node.value, "metrics", None), dict)
+        for kept, value in node.value.metrics.items()
+    ]
+    plain = Counter((group, name) for group, _, name, _ in rows)
+    seen: Counter[tuple[str, ...]] = Counter()
     found: dict[str, Any] = {}
-
-    def collect(tree: Any) -> None:
-        for node in jax.tree.leaves(tree, is_leaf=publishes):
-            if not publishes(node):
-                continue
-            for kept, value in node.metrics.items():
-                name = kept.removeprefix("last_")
-                same = sum(key == name or key.removeprefix(name + "_").isdigit() for key in found)
-                found[f"{name}_{same}" if same else name] = value
-            if hasattr(node, "_fields"):
-                collect([getattr(node, field) for field in node._fields if field != "metrics"])
-
-    collect(state)
+    for group, link, name, value in rows:
+        if plain[group, name] > 1:
+            place = seen[group, link, name]
+            seen[group, link, name] += 1
+            name = f"{link}_{place}/{name}" if place else f"{link}/{name}"
+        found[f"{group}/{name}" if group else name] = value
+    for name, tree in (("update_norm", updates), ("param_norm", params)):
+        if tree is not None:
+            found[name] = global_norm(tree)
     return found

@@ -30,6 +30,7 @@ class Stepped(NamedTuple):
     Attributes:
       params: the new parameters.
       opt_state: the new state of the transformation.
+      updates: what was added to the parameters.
       value: the loss at the parameters before.
       aux: what the loss returned besides, None without.
       stacked: whether the aux has a leading axis of microbatches.
@@ -37,6 +38,7 @@ class Stepped(NamedTuple):
 
     params: Any
     opt_state: Any
+    updates: Any
     value: jax.Array
     aux: Any
     stacked: bool
@@ -144,7 +146,7 @@ def one_step(
     step = Minibatch(params, batch, value_alone, value, grads, value_fn, grad_fn, key, moments, predictions, examples)
     updates, opt_state = updated(tx, grads, opt_state, params, offered(step, needs))
     params = optax.apply_updates(params, updates)
-    return Stepped(params, opt_state, value, aux, microbatches > 1 or moments is not None)
+    return Stepped(params, opt_state, updates, value, aux, microbatches > 1 or moments is not None)
 
 
 def updated(

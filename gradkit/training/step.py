@@ -126,6 +126,7 @@ def make_train_step(
     microbatches: int = 1,
     weight: Callable[[Any], Any] | None = None,
     has_aux: bool = False,
+    norms: bool = False,
     donate: bool = True,
     wrt: Any = None,
 ) -> TrainStep:
@@ -151,6 +152,8 @@ def make_train_step(
       weight: microbatch -> number of tokens or examples that its loss is a mean over. Default: all equal.
       has_aux: whether the loss returns (loss, aux), or (loss, (model_state, aux)). The aux is in the metrics, of
         microbatches stacked along a leading axis. Default False.
+      norms: whether the metrics have `update_norm` and `param_norm` too: the norms over all leaves of what was added to
+        the parameters, and of the parameters after it. Default False.
       donate: whether a step may reuse the memory of the state it is given, which is then no longer valid. What
         the user gave to `init` is copied, and stays valid. Default True.
       wrt: of an NNX module, the filter that says what is trained. Default `nnx.Param`.
@@ -158,7 +161,7 @@ def make_train_step(
     Returns:
       A `TrainStep`. Parameters that `init` finds on a mesh stay where they lie, with their state beside them, and a
       batch that is sharded along its examples is a batch of all devices. Metrics are a dictionary: `loss`; what the
-      links of `tx` publish, see `gk.diagnostics.metrics`; `aux`. The step can be used in `jax.lax.scan`.
+      links of `tx` publish, see `gk.diagnostics.metrics`; the norms; `aux`. The step can be used in `jax.lax.scan`.
       The transformation is handed, all at the parameters and on the same minibatch with the same random key:
       `value`; `grad` (the name that optax's line searches know); `value_fn`, `grad_fn`, `hvp_fn`, which take trees
       in any floating dtype and are those of the loss itself, whatever `gradient` is; `key`, where there is one; and
@@ -181,7 +184,7 @@ def make_train_step(
       >>> float(state.params), float(metrics["loss"]), float(metrics["learning_rate"])
       (0.75, 0.25, 0.25)
     """
-    checks.switch(has_aux=has_aux, donate=donate)
+    checks.switch(has_aux=has_aux, norms=norms, donate=donate)
     checks.function("loss_fn", loss_fn)
     checks.integer("microbatches", microbatches, 1)
     for name, function in (("gradient", gradient), ("weight", weight)):
@@ -247,7 +250,9 @@ def make_train_step(
             state.graph,
             state.lies,
         )
-        return _stay(new), {**metrics(made.opt_state), "loss": made.value, **({"aux": aux} if has_aux else {})}
+        measured = {"updates": made.updates, "params": made.params} if norms else {}
+        rest = {"aux": aux} if has_aux else {}
+        return _stay(new), {**metrics(made.opt_state, **measured), "loss": made.value, **rest}
 
     def model(state: TrainState) -> Any:
         if state.graph is None:

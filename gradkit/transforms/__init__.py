@@ -39,6 +39,9 @@ from gradkit.transforms.direction import (
 from gradkit.transforms.evaluation import (
     eval_params,
 )
+from gradkit.transforms.find import (
+    find,
+)
 from gradkit.transforms.graft import (
     GraftState,
     graft,
@@ -195,6 +198,7 @@ __all__ = [
     "clip_by_global_norm",
     "direction_from_gradient",
     "eval_params",
+    "find",
     "graft",
     "guard",
     "in_basis",
