@@ -304,7 +304,7 @@ class PartitionedGradientTransformation(NamedTuple):
     """axlearn's."""
 
     init: Callable[[Any], Any]
-    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    update: Callable[..., tuple[Any, Any]]
     partition: Callable[[Any], Any]
 
 

@@ -162,8 +162,8 @@ def test_levanter(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"layers": layers, "embeddings": {"token_embeddings": Linear(table)}}
 
     def parts(model: Any) -> Parts:
-        own = model["layers"], model["embeddings"]["token_embeddings"].weight.array
-        return Parts(*(own[0][key].weight.array for key in ("up", "down", "norm")), own[1])
+        up, down, norm = (model["layers"][key].weight.array for key in ("up", "down", "norm"))
+        return Parts(up, down, norm, model["embeddings"]["token_embeddings"].weight.array)
 
     def initial() -> Any:
         return model(), tx.init(model())

@@ -55,7 +55,9 @@ class GradkitConfig(OptimizerConfig):
 
         def optimizer(learning_rate):
             clip = [gk.clip_by_global_norm(self.max_grad_norm)] if self.max_grad_norm else []
-            return optax.chain(*clip, method(learning_rate, **decay, **self.arguments))
+            tx = method(learning_rate, **decay, **self.arguments)
+            curved = "curvature" in gk.catalogue.find(self.method).needs
+            return optax.chain(*clip, gk.with_curvature(tx, key=0) if curved else tx)
 
         injected = optax.inject_hyperparams(optimizer, hyperparam_dtype=jnp.float32)
         return with_arguments(injected(learning_rate=self.lr_scheduler(num_train_steps)))
