@@ -138,7 +138,7 @@ def test_levanter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand_ins.OptimizerConfig, "choices", choices)
     load(monkeypatch, "levanter", {"levanter.optim.config": {"OptimizerConfig": stand_ins.OptimizerConfig}})
     config = choices["gradkit"](
-        learning_rate=0.1, max_grad_norm=None, arguments={"momentum": 0.9, "ns_steps": 5, **RATE}
+        learning_rate=0.1, method="muon", max_grad_norm=None, arguments={"momentum": 0.9, "ns_steps": 5, **RATE}
     )
     assert dataclasses.is_dataclass(config) and isinstance(config, stand_ins.OptimizerConfig)
     tx = config.build(10)

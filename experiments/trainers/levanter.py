@@ -37,7 +37,7 @@ def with_arguments(tx):
 class GradkitConfig(OptimizerConfig):
     """Any optimizer of gradkit, with `arguments` of its own."""
 
-    method: str = "muon"
+    method: str = "adamw"
     arguments: dict = dataclasses.field(default_factory=dict)
     max_grad_norm: float | None = 1.0
 

@@ -100,7 +100,7 @@ class Network(nnx.Module):
 @pytest.mark.parametrize("name", ["muon", "soap", "novograd", "lamb"])
 def test_a_module_of_nnx_is_described_as_its_parameters(name: str) -> None:
     """What boxes the state in Variables hides no link, and makes none of another library's out of it."""
-    model, tx = Network(), getattr(gk, name)(0.1)
+    model, tx = Network(), getattr(gk, name)(0.1, **({"adam_learning_rate": 0.01} if name == "muon" else {}))
     want = describe(tx, PARAMS)
     assert want.rows == describe(tx, nnx.state(model, nnx.Param)).rows == describe(tx, model).rows
     behind = describe(optax.chain(tx, optax.trace(0.9)), model).rows
