@@ -1,6 +1,7 @@
 """Roles, axes, and the matrix view with its inverse."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import linen
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gradkit as gk
 from gradkit.leaves import (
     Axes,
     by_path,
@@ -21,6 +23,7 @@ from gradkit.leaves import (
     to_matrices,
     unit_axes,
 )
+from tests.by_numpy import by_numpy
 
 
 class Block(linen.Module):
@@ -101,6 +104,66 @@ def test_overrides_that_cannot_be() -> None:
         layout((by_path(".*"), {"inputs": (0,), "outputs": (2,)}))("w", (2, 3))
     with pytest.raises(ValueError, match="must add up to its 24 outputs"):
         layout((by_path(".*"), {"splits": (8, 8)}))("w", (8, 24))
+
+
+def test_a_number_of_stack_axes_and_stack_axes() -> None:
+    """An integer counts leading axes; a tuple names axes, at any position; what is left is a member of the stack."""
+
+    def read(changes: Any, path: str, shape: tuple[int, ...], default: Any = None) -> Axes:
+        return layout((by_path(".*"), changes), default=default)(path, shape)
+
+    for count in (1, np.int32(1), (0,), [0], np.array([0])):
+        assert read({"stack": count}, "up/kernel", (3, 6, 8)) == Axes("matrix", (0,), (1,), (2,))
+    assert read({"stack": 2}, "up/kernel", (3, 2, 6, 8)) == Axes("matrix", (0, 1), (2,), (3,))
+    assert read({"stack": (1,)}, "up/kernel", (6, 3, 8)) == Axes("matrix", (1,), (0,), (2,))
+    assert read({"stack": (0, 3)}, "query/kernel", (3, 6, 2, 5, 4)) == Axes("matrix", (0, 3), (1,), (2, 4))
+    assert read({"stack": (1,)}, "bias", (8, 3)) == Axes("vector", (1,), (), (0,))
+    assert read({"stack": 1}, "gain", (3,)) == Axes("scalar", (0,))
+    # What names say of stacks takes no second axis; a stack in a stack stays one, unless its axis is declared.
+    assert read({"stack": 1}, "ScanBlock_0/up/kernel", (3, 6, 8)) == Axes("matrix", (0,), (1,), (2,))
+    assert read({"stack": (1,)}, "ScanBlock_0/up/kernel", (6, 3, 8)) == Axes("matrix", (1,), (0,), (2,))
+    assert read({"stack": 1}, "ScanOuter_0/ScanInner_0/kernel", (2, 3, 6, 8)) == Axes("matrix", (0, 1), (2,), (3,))
+    assert read({"stack": 1}, "layers/experts/kernel", (5, 3, 6, 8)) == Axes("expert", (0, 1), (2,), (3,))
+    three = {"stack": 1, "inputs": (1, 2), "outputs": (3,), "role": "matrix"}
+    assert read(three, "layers/experts/kernel", (5, 3, 6, 8)) == Axes("matrix", (0,), (1, 2), (3,))
+    for none in (0, ()):
+        assert read({"stack": none}, "ScanBlock_0/gate/kernel", (3, 6, 8)) == Axes("matrix", (), (0,), (1, 2))
+        assert read({"stack": none}, "experts/kernel", (3, 6, 8)).stack == ()
+        assert read({"stack": none}, "w", (3, 6, 8), layout((by_path("w"), {"stack": 1}))).stack == ()
+    transposed = layout((by_path("w"), {"inputs": (1,), "outputs": (0,)}))
+    assert read({"stack": (1,)}, "w", (8, 3, 6), transposed) == Axes("matrix", (1,), (2,), (0,))
+
+
+@pytest.mark.parametrize("wrong", [True, -1, 1.0, "1", (0, -1), (True,), None, {0}])
+def test_a_stack_that_is_neither_a_number_of_axes_nor_axes(wrong: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"stack must be the number of leading stack axes or a tuple .*; write .*\(1,\)"
+    ):
+        layout((by_path(".*"), {"stack": wrong}))
+
+
+def test_more_stack_axes_than_axes() -> None:
+    for stack, shape in ((1, ()), (3, (2, 3)), ((2,), (2, 3))):
+        with pytest.raises(ValueError, match=r"'w' of shape .* has no axis . that can be a stack\..*fewer stack axes"):
+            layout((by_path(".*"), {"stack": stack}))("w", shape)
+    with pytest.raises(ValueError, match=r'inputs must be a tuple of axes, .* got 0; write "inputs": \(0,\)'):
+        layout((by_path(".*"), {"inputs": 0}))
+
+
+def test_layers_at_a_declared_axis_are_layers(x64: None) -> None:
+    """Declared by a number or by an axis, and wherever the axis is: the updates of separate layers, per tensor and per
+    matrix."""
+    x, g = (np.random.default_rng(seed).standard_normal((3, 6, 4)) for seed in (0, 1))
+    for tx in (lambda stack: gk.lamb(0.1, layout=stack), lambda stack: gk.muon(0.1, layout=stack)):
+        each = [
+            by_numpy(tx(None).update)({"w": b}, tx(None).init({"w": a}), {"w": a})[0] for a, b in zip(x, g, strict=True)
+        ]
+        for stack, at in ((1, 0), ((1,), 1), ((2,), 2)):
+            own = tx(layout((by_path("mix"), {"stack": stack})))
+            params, grads = ({"mix": np.moveaxis(z, 0, at)} for z in (x, g))
+            got: Any = by_numpy(own.update)(grads, own.init(params), params)[0]
+            for i, want in enumerate(each):
+                np.testing.assert_allclose(np.moveaxis(np.asarray(got["mix"]), at, 0)[i], want["w"], rtol=1e-9)
 
 
 def test_blocks_of_a_leaf() -> None:
