@@ -32,7 +32,7 @@ from gradkit.engine.extras import missing
 from gradkit.leaves import Layout, Method, check_mask, names, resolve_layout
 from gradkit.leaves.derived import has_boxes, rename, unboxed
 from gradkit.leaves.recording import announce
-from gradkit.leaves.scopes import Kept, deciding, scoped_init, scoped_update
+from gradkit.leaves.scopes import deciding, has_kept, scoped_init, scoped_update
 
 InitFn = Callable[[Any], Any]
 UpdateFn = Callable[..., tuple[Any, Any]]
@@ -306,7 +306,7 @@ def boxless(init: InitFn, update: UpdateFn) -> optax.GradientTransformationExtra
         structure, kept = jax.tree.structure(updates), jax.tree.structure(state)
         told = {k: through(v, structure) if callable(v) else unboxed(v) for k, v in extra.items()}
         # What named arrays say of their axes is read off the boxes; what other boxes said, `init` has kept.
-        scope = contextlib.nullcontext() if isinstance(state, Kept) else deciding(updates if params is None else params)
+        scope = contextlib.nullcontext() if has_kept(state) else deciding(updates if params is None else params)
         with scope:
             new, state = update(unboxed(updates), unboxed(state), unboxed(params), **told)
         return structure.unflatten(jax.tree.leaves(new)), kept.unflatten(jax.tree.leaves(state))

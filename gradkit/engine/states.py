@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from gradkit.leaves.scopes import without_kept
+
 
 class Node(NamedTuple):
     """One node of a state.
@@ -50,8 +52,8 @@ def is_named(node: Any) -> bool:
 
 
 def walk(state: Any) -> Iterator[Node]:
-    """All nodes of a state, outermost first; boxes are opened as JAX opens them."""
-    return _walk(state, (), (), "")
+    """All nodes of a state, outermost first; boxes are opened as JAX opens them, and decisions of layouts left out."""
+    return _walk(without_kept(state), (), (), "")
 
 
 def _walk(node: Any, path: tuple[str, ...], groups: tuple[str, ...], link: str) -> Iterator[Node]:

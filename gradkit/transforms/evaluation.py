@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.leaves.paths import names
+from gradkit.leaves.scopes import without_kept
 
 # What a tree that is one array is built like.
 LEAF = jax.tree.structure(0)
@@ -38,7 +39,7 @@ def eval_params(state: Any, params: Any) -> Any:
       >>> eval_params(optax.adam(0.1).init(1.0), 1.0)
       1.0
     """
-    methods = list(_methods(state))
+    methods = list(_methods(without_kept(state)))
     if not methods:
         return params
     leaves, structure = jax.tree.flatten(params)

@@ -9,10 +9,13 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from flax import nnx
+from flax import nnx, serialization
 
 import gradkit as gk
-from gradkit.leaves.scopes import Kept
+from gradkit.diagnostics import metrics
+from gradkit.leaves import resolve_layout
+from gradkit.leaves.scopes import Kept, has_kept, without_kept
+from gradkit.transforms.core import transformation
 from tests.papers.replay import normal
 
 LAYERS, D, H, K, F = 3, 8, 2, 4, 12
@@ -140,15 +143,80 @@ def test_names_seen_at_init_alone_are_kept_where_they_say_something_else(x64: No
     x, g = normal(0, 4, 3, 5), normal(1, 4, 3, 5)
     named = {"mix": nn.LogicallyPartitioned(x, ("embed", "layers", "mlp"))}
     tx = gk.scale_by_trust_ratio()
-    state = tx.init(named)
-    assert isinstance(state, Kept)
+    state: Any = tx.init(named)
+    assert isinstance(state.count, Kept)
     got: Any = tx.update({"mix": g}, nn.meta.unbox(state), {"mix": x})
     updates, after = got
     assert jax.tree.structure(after) == jax.tree.structure(state)
     want = g * np.linalg.norm(x, axis=(0, 2), keepdims=True) / np.linalg.norm(g, axis=(0, 2), keepdims=True)
     np.testing.assert_allclose(updates["mix"], want, rtol=1e-12)
-    assert not isinstance(gk.adam(0.1).init(named), Kept)
-    assert not isinstance(tx.init({"blocks": {"kernel": nn.Partitioned(x, ("layers", "embed", "mlp"))}}), Kept)
+    assert not has_kept(gk.adam(0.1).init(named))
+    assert not has_kept(tx.init({"blocks": {"kernel": nn.Partitioned(x, ("layers", "embed", "mlp"))}}))
+    outer: Any = gk.centralize_gradients().init(named)
+    assert isinstance(outer, Kept)  # a state that has no number
+
+
+def test_a_decision_that_is_kept_is_in_no_ones_way(x64: None) -> None:
+    """Whoever reads, maps, writes or flattens the state has what is there without it."""
+    x = normal(0, 4, 3, 5)
+    named = {"mix": nn.LogicallyPartitioned(x, ("embed", "layers", "mlp"))}
+    plain = {"mix": jnp.asarray(x)}
+    for tx in (gk.lamb(0.1), gk.muon(0.1), optax.chain(gk.clip_by_global_norm(1.0), optax.masked(gk.lars(0.1), True))):
+        state: Any = nn.meta.unbox(tx.init(named))
+        want = tx.init({"scan": x})
+        assert has_kept(state) and not has_kept(want)
+        specs, bare = (
+            optax.tree.map_params(
+                tx,
+                lambda x, spec: x if isinstance(x, optax.MaskedNode) else spec,
+                own,
+                {key: "spec"},
+                transform_non_params=lambda _: "none",
+                is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+            )
+            for key, own in (("mix", state), ("scan", want))
+        )
+        assert jax.tree.leaves(specs) == jax.tree.leaves(bare)
+        moved = jax.tree.map(lambda x: x + 1, state)
+        read = serialization.from_bytes(state, serialization.to_bytes(moved))
+        jax.tree.map(np.testing.assert_array_equal, read, moved)
+        same = serialization.to_state_dict(without_kept(state))
+        jax.tree.map(np.testing.assert_array_equal, serialization.to_state_dict(state), same)
+        assert metrics(state) == metrics(without_kept(state))
+        jax.tree.map(np.testing.assert_array_equal, tx.update(plain, read, plain), tx.update(plain, moved, plain))
+    average = optax.chain(gk.lamb(0.1), gk.params_ema(0.9))
+    state = average.init(named)
+    _, state = average.update(plain, nn.meta.unbox(state), plain)
+    assert has_kept(state)
+    jax.tree.map(
+        np.testing.assert_array_equal, gk.eval_params(state, plain), gk.eval_params(without_kept(state), plain)
+    )
+
+
+def test_of_two_decisions_each_link_reads_its_own(x64: None) -> None:
+    """A link inside that sees leaves of other names than the link around it."""
+    x, g = normal(0, 4, 3, 5), normal(1, 4, 3, 5)
+    boxed = {"mix": nn.LogicallyPartitioned(x, ("embed", "layers", "mlp"))}
+    inner = gk.scale_by_trust_ratio()
+
+    def renamed(tree: Any) -> Any:
+        return None if tree is None else {"inside": tree["mix"]}
+
+    def update(u: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        u, state = inner.update(renamed(u), state, renamed(params), **extra)
+        return {"mix": u["inside"]}, state
+
+    def init(params: Any) -> Any:
+        resolve_layout(None, params, method="outer")
+        return inner.init(renamed(params))
+
+    outer = transformation("outer", init, update)
+    state: Any = outer.init(boxed)
+    assert isinstance(state.count, Kept) and isinstance(state.count.state, Kept)
+    updates, after = outer.update({"mix": g}, nn.meta.unbox(state), {"mix": x})
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    want, _ = inner.update({"mix": g}, nn.meta.unbox(inner.init(boxed)), {"mix": x})
+    np.testing.assert_array_equal(updates["mix"], want["mix"])
 
 
 def test_a_link_that_sees_a_part_reads_the_decision_for_all(x64: None) -> None:
