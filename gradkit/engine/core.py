@@ -30,7 +30,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.engine.extras import missing
 from gradkit.leaves import Layout, Method, check_mask, names, resolve_layout
-from gradkit.leaves.derived import has_boxes, rename, unboxed
+from gradkit.leaves.derived import has_boxes, rename, unboxed, without_empty
 from gradkit.leaves.recording import announce
 from gradkit.leaves.scopes import deciding, has_kept, scoped_init, scoped_update
 
@@ -298,6 +298,7 @@ def boxless(init: InitFn, update: UpdateFn) -> optax.GradientTransformationExtra
     a parameter around an array of another shape."""
 
     def renamed(params: optax.Params) -> Any:
+        params = without_empty(params)
         return rename(init(params), params)
 
     def bare(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:

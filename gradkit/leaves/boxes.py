@@ -7,6 +7,7 @@ A box counts as one leaf, with the name of the box: a parameter has one name whe
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from flax.core import meta
 
@@ -15,7 +16,7 @@ _FIELDS = ("value", "array", "raw_value")
 
 def is_box(node: Any) -> bool:
     """Whether a node of a tree is a box: a Linen box, an NNX Variable, or a registered node with one array, such as a
-    `NamedArray`.
+    `NamedArray`, or with an `optax.MaskedNode` in place of it.
 
     Example:
       >>> is_box(meta.Partitioned(1.0, names=("embed",))), is_box([1.0])
@@ -26,8 +27,9 @@ def is_box(node: Any) -> bool:
     if node is None or isinstance(node, jax.Array | dict | list | tuple | nnx.State) or _is_leaf(node):
         return False
     children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    # A child that stands for no leaf, as `MaskedNode` does, is none.
-    if len(children) != 1 or len(children[0][0]) != 1 or not _is_leaf(children[0][1]):
+    if len(children) != 1 or len(children[0][0]) != 1:
+        return False
+    if not (_is_leaf(children[0][1]) or isinstance(children[0][1], optax.MaskedNode)):
         return False
     key = children[0][0][0]
     return (

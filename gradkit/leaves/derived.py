@@ -60,6 +60,17 @@ def unboxed(tree: Any) -> Any:
     return jax.tree.map(lambda node: _content(node) if is_box(node) else node, tree, is_leaf=is_box)
 
 
+def without_empty(tree: Any) -> Any:
+    """The tree with what is in a box, such as an `optax.MaskedNode`, in place of every box without an array.
+
+    >>> without_empty({"a": meta.Partitioned((), names=()), "b": 2.0})
+    {'a': (), 'b': 2.0}
+    """
+    if not has_boxes(tree):
+        return tree
+    return jax.tree.map(lambda x: x if jax.tree.leaves(x) else _content(x), tree, is_leaf=is_box)
+
+
 def _content(box: Any) -> Any:
     return jax.tree.leaves(box, is_leaf=lambda x: x is not box)[0]
 
@@ -219,12 +230,13 @@ def rename(state: Any, params: Any) -> Any:
 
 
 def label_nodes(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """A tree of what a function says of every node's name and array, in place of the node; a box is one node.
+    """A tree of what a function says of every node's name and array, in place of the node; a box is one node. A box
+    around nothing stays as it is.
 
     >>> label_nodes(lambda name, x: f"{name}={x}", {"a": meta.Partitioned(1.0, names=("embed",)), "b": None})
     {'a': 'a=1.0', 'b': None}
     """
     nodes, structure = flatten(tree)
-    return structure.unflatten(
-        [function(name, jax.tree.leaves(node)[0]) for name, node in zip(node_names(tree), nodes, strict=True)]
-    )
+    inside = [*map(jax.tree.leaves, nodes)]
+    rows = zip(node_names(tree), nodes, inside, strict=True)
+    return structure.unflatten([function(name, own[0]) if own else node for name, node, own in rows])

@@ -6,6 +6,7 @@ injected, found and set is in `tests/test_injection.py`.
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,12 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import gradkit as gk
 from gradkit.catalogue import Card
-from tests.contract.methods import draw, in_float64, methods
+from gradkit.leaves.scopes import Kept, without_kept
+from tests.contract.methods import SMALL, draw, in_float64, methods
 from tests.contract.shared import shared
+from tests.stand_ins import NamedArray, named
 
 DTYPES = {"bias": jnp.float16, "kernel": jnp.bfloat16, "conv": np.float32, "scale": np.float64}
 SHAPES = {"bias": (4,), "kernel": (6, 4), "conv": (2, 2, 3, 4), "scale": ()}
@@ -90,3 +94,48 @@ def test_shardings_are_part_of_the_type(card: Card) -> None:
             return updates
 
         traced(program, params)
+
+
+@methods("as optax")
+def test_what_init_keeps_of_names_of_axes(card: Card) -> None:
+    """Where names on boxes say what shapes do not, the state is for all who map it that of bare stacked layers."""
+    tx, shape = shared(card).tx, jax.ShapeDtypeStruct((4, 3, 6), jnp.float32)
+    boxed = {"mix": {"kernel": nn.LogicallyPartitioned(shape, ("embed", "layers", "mlp"))}}
+    bare = {"mix": {"kernel": shape}}
+    state: Any = nn.meta.unbox(jax.eval_shape(tx.init, boxed))
+    # A state without a number holds the decision around it; a state by names of leaves is opted out of being mapped.
+    kept = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Kept)) if isinstance(x, Kept)]
+    if "map_params" not in card.opt_outs and all(map(is_number, kept)):
+        layers = jax.eval_shape(tx.init, {"ScanBlock_0": {"kernel": jax.ShapeDtypeStruct((3, 4, 6), jnp.float32)}})
+        marked, want = (
+            optax.tree.map_params(tx, lambda _: "parameter", own, transform_non_params=lambda _: "none")
+            for own in (state, layers)
+        )
+        assert jax.tree.leaves(marked) == jax.tree.leaves(want)
+    if "input_moment" in card.needs:
+        return  # the sample is that of the layout without names
+    updates, after = jax.eval_shape(tx.update, bare, state, bare)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert jax.tree.structure(updates) == jax.tree.structure(bare)
+
+
+def is_number(kept: Kept) -> bool:
+    return jax.tree.structure(without_kept(kept)) == jax.tree.structure(0)
+
+
+@methods("as optax")
+def test_a_node_with_one_array_is_a_leaf(card: Card) -> None:
+    """A leaf in a registered node, such as a named array, gets the name, the state and the program of a bare one; one
+    that is masked in such a node is masked."""
+    tx, leaves = shared(card).tx, draw(0, SMALL)
+    axes = {"bias": ("mlp",), "kernel": ("embed", "mlp")}
+    bare = {"block": leaves, "other": optax.MaskedNode()}
+    nodes = {"block": {n: named(x, *axes[n]) for n, x in leaves.items()}, "other": NamedArray(optax.MaskedNode(), ())}
+    state, want = jax.eval_shape(tx.init, nodes), jax.eval_shape(tx.init, bare)
+    for own, same in ((nodes, bare), (state, want)):
+        assert gk.leaves.names(own) == gk.leaves.names(same)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [(x.shape, x.dtype) for x in jax.tree.leaves(want)]
+    program, (updates, after) = jax.make_jaxpr(tx.update, return_shape=True)(nodes, state, nodes)
+    assert str(program) == str(jax.make_jaxpr(tx.update)(bare, want, bare))
+    assert jax.tree.structure(updates) == jax.tree.structure(nodes)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
