@@ -1,7 +1,7 @@
 """Inner products between stacked gradients, and their combinations.
 
 A stacked gradient is a gradient tree with one leading axis of length m on every leaf: one gradient per task,
-example or replica. With <a, b> summed over all leaves:
+example or replica; `LazyGradients` stand for one that is never in memory. With <a, b> summed over all leaves:
 
     G_ij = <g_i, g_j>                 gramian
     w_1 g_1 + ... + w_m g_m           combine
@@ -10,31 +10,14 @@ An aggregator whose weights follow from G alone asks sharded gradients for one s
 is local.
 """
 
-import functools
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from gradkit.engine.core import check_leaves, check_match, wide_dtype
+from gradkit.engine.core import check_match, wide_dtype
+from gradkit.engine.lazy_gradients import LazyGradients, inner_products
 from gradkit.leaves import names
-
-HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def _real(dtype: Any) -> Any:
-    return jnp.finfo(wide_dtype(dtype)).dtype
-
-
-def _everywhere(x: jax.Array) -> NamedSharding | None:
-    """On a mesh of explicit axes, where the program has to say it: a small matrix lies on every device."""
-    mesh = jax.typeof(x).sharding.mesh
-    return NamedSharding(mesh, P(None, None)) if AxisType.Explicit in mesh.axis_types else None
 
 
 def check_stacked(method: str, stacked: Any, params: Any = None) -> int:
@@ -64,7 +47,7 @@ def gramian(stacked: Any) -> jax.Array:
     Equations: at the head of this file; the real part for complex leaves.
 
     Args:
-      stacked: tree of arrays with a common leading axis of length m >= 1.
+      stacked: tree of arrays with a common leading axis of length m >= 1; or `gk.gradients.LazyGradients`.
 
     Returns:
       (m, m), symmetric, float32 or as wide as the widest leaf, in the highest precision of matrix products.
@@ -79,19 +62,10 @@ def gramian(stacked: Any) -> jax.Array:
 
     Reference: none.
     """
+    if isinstance(stacked, LazyGradients):
+        return stacked.gramian()
     check_stacked("gramian", stacked)
-    leaves = jax.tree.leaves(stacked)
-    wide = max((_real(x.dtype) for x in leaves), key=lambda dtype: dtype.itemsize)
-
-    def leaf(x: jax.Array) -> jax.Array:
-        # All axes are contracted as they are: flattening a sharded leaf would gather it.
-        rest = tuple(range(1, x.ndim))
-        x = x.astype(wide_dtype(x.dtype))
-        where = _everywhere(x)
-        product = jax.lax.dot_general(x, jnp.conj(x), ((rest, rest), ((), ())), precision=HIGHEST, out_sharding=where)
-        return jnp.real(product).astype(wide)
-
-    return functools.reduce(operator.add, map(leaf, leaves))
+    return inner_products(stacked, stacked)
 
 
 def combine(stacked: Any, weights: jax.Array) -> Any:
@@ -100,7 +74,7 @@ def combine(stacked: Any, weights: jax.Array) -> Any:
     Equations: at the head of this file.
 
     Args:
-      stacked: tree of arrays with a common leading axis of length m >= 1.
+      stacked: tree of arrays with a common leading axis of length m >= 1; or `gk.gradients.LazyGradients`.
       weights: (m,), real.
 
     Returns:
@@ -115,9 +89,12 @@ def combine(stacked: Any, weights: jax.Array) -> Any:
 
     Reference: none.
     """
-    m = check_stacked("combine", stacked)
+    lazy = isinstance(stacked, LazyGradients)
+    m = stacked.count if lazy else check_stacked("combine", stacked)
     if jnp.shape(weights) != (m,):
         raise ValueError(f"combine: weights must have shape ({m},), got {jnp.shape(weights)}")
+    if lazy:
+        return stacked.combine(weights)
 
     def leaf(x: jax.Array) -> jax.Array:
         wide = x.astype(wide_dtype(x.dtype))
@@ -125,32 +102,3 @@ def combine(stacked: Any, weights: jax.Array) -> Any:
         return jnp.sum(w * wide, axis=0).astype(x.dtype)
 
     return jax.tree.map(leaf, stacked)
-
-
-def aggregator(
-    method: str, init: Callable[[], Any], weigh: Callable[..., tuple[jax.Array, Any]]
-) -> optax.GradientTransformationExtraArgs:
-    """An aggregator whose weights follow from the Gramian.
-
-    Args:
-      method: the public name, for messages.
-      init: () -> state.
-      weigh: (G, state, **extra) -> (weights, state).
-
-    Returns:
-      A transformation: `init` gets parameters WITHOUT the leading axis, updates come in with it and leave without.
-    """
-
-    def init_fn(params: Any) -> Any:
-        check_leaves(method, params, complex_leaves=True)
-        return init()
-
-    def update_fn(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if not jax.tree.leaves(updates) and not jax.tree.leaves(params):
-            return updates, state
-        check_stacked(method, updates, params)
-        check_leaves(method, updates, complex_leaves=True)
-        weights, state = weigh(gramian(updates), state, **extra)
-        return combine(updates, weights), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

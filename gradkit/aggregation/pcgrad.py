@@ -15,9 +15,10 @@ import numpy as np
 import optax
 
 from gradkit import checks
-from gradkit.aggregation.gramian import HIGHEST, aggregator
+from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.catalogue import Paper, register
-from gradkit.engine.keys import serializable
+from gradkit.engine.keys import check_key, first_key, next_key
+from gradkit.engine.lazy_gradients import HIGHEST
 
 PAPER = Paper("Gradient Surgery for Multi-Task Learning", "Yu et al.", 2020, "2001.06782")
 
@@ -68,8 +69,8 @@ def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> opt
 
     Args:
       reduction: "sum" (default, paper) or "mean" over the tasks.
-      key: a `jax.random` key from which the orders of all steps follow. Default None: `update` needs `key=`,
-        which also goes first where both are given. The same on all replicas.
+      key: a random key (typed key or integer) from which the orders of all steps follow. Default None: `update` needs
+        `key=`, which takes precedence where both are given. The same on all replicas.
       order: instead of random orders, these at every step: integers of shape (m, m - 1), row i the tasks that task i
         visits, or (m, m), where i itself is passed over. Default None.
 
@@ -94,13 +95,14 @@ def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> opt
     is dropped, visits task i itself as well, and divides by the norm of a zero gradient; this is the paper.
     """
     checks.choice("reduction", reduction, ["sum", "mean"])
+    check_key(key)
     if key is not None and order is not None:
         raise ValueError("pcgrad takes a key or an order, not both: an order leaves nothing to be drawn")
     rows = None if order is None else _check_order(order)
 
-    def init() -> PCGradState:
-        # Of its own, so that a donated state does not take the user's key along.
-        return PCGradState(None if key is None else serializable(jax.random.split(key, 1)[0]))
+    def init(params: Any) -> PCGradState:
+        del params
+        return PCGradState(first_key(key))
 
     def weigh(G: jax.Array, state: PCGradState, **extra: Any) -> tuple[jax.Array, PCGradState]:
         m = G.shape[0]
@@ -109,17 +111,15 @@ def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> opt
                 raise ValueError(f"pcgrad: order is for {len(rows)} gradients, and {m} came")
             visits = jnp.asarray(rows)
         else:
-            now = extra.get("key")
+            kept, now = next_key("pcgrad", state.key, extra.get("key"))
             if now is None:
-                if state.key is None:
-                    raise ValueError("pcgrad needs a random key: pcgrad(key=...) or update(..., key=...)")
-                after, now = jax.random.split(state.key)
-                state = PCGradState(after)
+                raise ValueError("pcgrad needs a random key: pcgrad(key=...) or update(..., key=...)")
+            state = PCGradState(kept)
             visits = jax.vmap(lambda k: jax.random.permutation(k, m))(jax.random.split(now, m))
         weights = pcgrad_weights(G, visits)
         return (weights / m if reduction == "mean" else weights), state
 
-    return aggregator("pcgrad", init, weigh)
+    return weights_of_gramian("pcgrad", weigh, init=init)
 
 
 register(

@@ -17,7 +17,7 @@ import optax
 from jax.core import Tracer
 
 from gradkit import checks
-from gradkit.aggregation.gramian import aggregator
+from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.catalogue import Paper, register
 from gradkit.linalg import solve_lcp
 
@@ -86,7 +86,7 @@ def upgrad(
             raise ValueError(f"upgrad: pref_vector has shape {p.shape}, and {m} gradients came")
         return upgrad_weights(G, p, norm_eps, reg_eps, max_iters), state
 
-    return aggregator("upgrad", optax.EmptyState, weigh)
+    return weights_of_gramian("upgrad", weigh)
 
 
 def _check_preferences(pref_vector: Any) -> None:

@@ -214,6 +214,8 @@ def check_match(method: str, updates: Any, params: Any) -> None:
         kinds = {(_dtype(g), _dtype(x)) for g, x in zip(got, want, strict=True)}
         if all(_real_where_needed(*kind) for kind in kinds):
             return
+    for x in got:
+        _dtype(x)  # Gradients that an aggregator should have taken say so when they are asked.
     got = dict(zip(names(updates), got, strict=True))
     want = dict(zip(names(params), want, strict=True))
     if got.keys() != want.keys():

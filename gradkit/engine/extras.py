@@ -43,13 +43,14 @@ class Minibatch(NamedTuple):
       batch: the minibatch.
       loss: (parameters, any part of the minibatch) -> scalar.
       value: the loss of the minibatch at the parameters.
-      grads: the gradient that is handed to `update`.
+      grads: the gradient that is handed to `update`; None where `update` gets several.
       value_fn: parameters -> the loss of the minibatch.
       grad_fn: parameters -> its gradient.
       key: a random key of this step; None where the run has none.
       moments: `GradientMoments`, where the gradient was computed in parts.
       predictions: (parameters -> predictions, targets), where the loss is known to be of these.
       examples: whether every leaf of the batch has a leading axis of examples.
+      losses: where `update` gets several gradients, the loss of each.
     """
 
     params: Any
@@ -63,6 +64,7 @@ class Minibatch(NamedTuple):
     moments: GradientMoments | None = None
     predictions: tuple[Callable[[Any], jax.Array], Any] | None = None
     examples: bool = True
+    losses: Any = None
 
 
 class Extra(NamedTuple):
@@ -134,7 +136,7 @@ def _moments_sample(grads: Any) -> GradientMoments:
 
 def _moments(step: Minibatch) -> GradientMoments | None:
     """A batch without examples has parts that are all the same."""
-    if step.moments is not None or step.examples:
+    if step.moments is not None or step.examples or step.grads is None:
         return step.moments
     squares = jax.tree.map(_square, _wide(step.grads))
     norm = sum((jnp.sum(x).astype(float) for x in jax.tree.leaves(squares)), jnp.zeros((), float))
@@ -199,6 +201,8 @@ _TABLE = (
     Extra("targets", "what the predictions of this minibatch should be, or the numbers of its classes",
           lambda g: jnp.full((1,), -1.0, jnp.float32),
           lambda step: None if step.predictions is None else step.predictions[1], always=True),
+    Extra("losses", "the losses whose gradients are handed to update, one per task or example",
+          lambda g: jnp.linspace(1, 2, len(jax.tree.leaves(g)[0])), lambda step: step.losses, always=True),
     Extra("grad_moments", "gk.gradients.GradientMoments over 2 or more parts of the minibatch", _moments_sample,
           _moments, local=True),
     # Halves that agree more on some leaves than on others.

@@ -1,5 +1,8 @@
 """Where the gradient comes from: drop-in replacements of `jax.value_and_grad`."""
 
+from gradkit.engine.lazy_gradients import (
+    LazyGradients,
+)
 from gradkit.gradients.aggregate_inner_gradients import (
     Sga,
     SgaState,
@@ -13,6 +16,9 @@ from gradkit.gradients.concurrent_adversarial import (
 )
 from gradkit.gradients.displaced import (
     displaced_gradient,
+)
+from gradkit.gradients.example_gradients import (
+    example_gradients,
 )
 from gradkit.gradients.gauss_newton_bartlett_diag import (
     gauss_newton_bartlett_diag,
@@ -48,6 +54,9 @@ from gradkit.gradients.sam import (
 from gradkit.gradients.svag import (
     svag,
 )
+from gradkit.gradients.task_gradients import (
+    task_gradients,
+)
 from gradkit.gradients.vanishing_gradient_penalty import (
     vanishing_gradient_penalty,
 )
@@ -56,6 +65,7 @@ __all__ = [
     "ConcurrentAdversarial",
     "ConcurrentAdversarialState",
     "GradientMoments",
+    "LazyGradients",
     "Sga",
     "SgaState",
     "aggregate_inner_gradients",
@@ -64,6 +74,7 @@ __all__ = [
     "clip_pixelwise",
     "concurrent_adversarial",
     "displaced_gradient",
+    "example_gradients",
     "gauss_newton_bartlett_diag",
     "grad_cache",
     "gradient_moments",
@@ -75,5 +86,11 @@ __all__ = [
     "sam",
     "sga",
     "svag",
+    "svrg_estimator",
+    "task_gradients",
+    "tract",
+    "tract_conv",
+    "tract_linear",
+    "unified_norm",
     "vanishing_gradient_penalty",
 ]

@@ -19,12 +19,16 @@ from gradkit.leaves.scopes import decay_here
 
 
 class Method(NamedTuple):
-    """What an optimizer or link says of itself for `describe`."""
+    """What an optimizer or link says of itself for `describe`, and to a loop.
+
+    `gradients_of` is of an aggregator: "tasks" or "examples", of which one gradient each comes in.
+    """
 
     name: str
     learning_rate: Any = None
     weight_decay: Any = None
     weight_decay_mask: Any = None
+    gradients_of: str = ""
 
 
 @dataclasses.dataclass

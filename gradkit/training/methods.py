@@ -73,6 +73,43 @@ def warmup_cosine(peak: Any, steps: int) -> schedules.Schedule:
     return schedules.warmup(warm, peak, start=peak / warm) + schedules.decay("cosine", steps - warm)
 
 
+def find_aggregator(name: str) -> Card:
+    """The card of an aggregator of the gradients of tasks that is built without arguments, for `--aggregator`.
+
+    Raises:
+      ValueError: a name that no such aggregator has, with the nearest.
+
+    >>> find_aggregator("upgrad").public_name
+    'gk.aggregation.upgrad'
+    """
+    ready = {
+        name: card
+        for name, card in catalogue.cards("aggregator").items()
+        if all(p.default is not p.empty for p in inspect.signature(card.function).parameters.values())
+    }
+    if name not in ready:
+        offer = checks.nearest(name, ready) or f"; there are {', '.join(ready)}"
+        raise ValueError(
+            f"aggregator must be the name of an aggregator of tasks that needs no arguments, got {name!r}{offer}; one "
+            "with arguments goes into the file of a --chain"
+        )
+    return ready[name]
+
+
+def aggregated(aggregator: str, method: Method) -> Method:
+    """A method behind an aggregator of the gradients of tasks.
+
+    >>> aggregated("upgrad", find("lion")).name
+    'upgrad+lion'
+    """
+    card = find_aggregator(aggregator)
+
+    def make(learning_rate: Any) -> optax.GradientTransformation:
+        return optax.chain(card.function(), method.make(learning_rate))
+
+    return method._replace(name=f"{aggregator}+{method.name}", make=make)
+
+
 def first_argument(function: Callable[..., Any]) -> str:
     """The name of a factory's first argument, "" where it has none."""
     return next(iter(inspect.signature(function).parameters), "")

@@ -20,7 +20,7 @@ import optax
 
 from gradkit import catalogue
 from gradkit.engine.extras import GradientMoments, Minibatch, missing, offered
-from gradkit.gradients import gradient_moments, microbatch
+from gradkit.gradients import LazyGradients, example_gradients, gradient_moments, microbatch, task_gradients
 from gradkit.leaves.recording import Link, links_of
 
 
@@ -33,7 +33,8 @@ class Stepped(NamedTuple):
       updates: what was added to the parameters.
       value: the loss at the parameters before.
       aux: what the loss returned besides, None without.
-      stacked: whether the aux has a leading axis of microbatches.
+      stacked: whether the aux has a leading axis of microbatches or examples.
+      losses: where there are several tasks, the loss of each.
     """
 
     params: Any
@@ -42,10 +43,12 @@ class Stepped(NamedTuple):
     value: jax.Array
     aux: Any
     stacked: bool
+    losses: Any = None
 
 
 def needs_of(tx: optax.GradientTransformation, params: Any) -> tuple[str, ...]:
-    """The extra arguments that the links of a transformation cannot do without, as their cards say.
+    """The extra arguments that the links of a transformation cannot do without, as their cards say; with
+    "task_gradients" or "example_gradients" where a link is an aggregator of those.
 
     An optimizer answers for the links that it is made of: it may hand one of them what that link needs.
     """
@@ -54,6 +57,8 @@ def needs_of(tx: optax.GradientTransformation, params: Any) -> tuple[str, ...]:
     def needs(link: Link) -> Iterator[str]:
         card = cards.get(link.method.name)
         yield from card.needs if card else ()
+        if link.method.gradients_of:
+            yield "task_gradients" if link.method.gradients_of == "tasks" else "example_gradients"
         if not (card and link.complete):
             for inner in link.links:
                 yield from needs(inner)
@@ -70,6 +75,34 @@ def numbered(loss: Callable[..., Any], microbatches: int, weight: Any, has_aux: 
     def fn(params: Any, batch: Any) -> Any:
         lengths = [(jnp.shape(x) or (1,))[0] for x in jax.tree.leaves(batch)]
         return source(params, (batch, jnp.arange(max(lengths, default=0))))
+
+    return fn
+
+
+def summed(loss: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """A loss whose value is the sum over tasks, where it has several; any other as it is."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, list):
+            return sum(value[1:], value[0])
+        return jnp.sum(value) if jnp.ndim(value) == 1 else value
+
+    def total(*args: Any) -> Any:
+        out = loss(*args)
+        return (of(out[0]), out[1]) if has_aux else of(out)
+
+    return total
+
+
+def each_example(loss: Callable[..., Any], microbatches: int, has_aux: bool) -> Callable[..., Any]:
+    """(params, batch) -> (value, gradients of the examples); the loss is told the number of each, so that random
+    numbers differ between them. Chunks are microbatches, where there are some."""
+
+    def fn(params: Any, batch: Any) -> Any:
+        size = jnp.shape(jax.tree.leaves(batch)[0])[0]
+        chunk = {} if microbatches == 1 else {"chunk": max(1, size // microbatches)}
+        source = example_gradients(lambda p, x: loss(p, x[0], x[1][0]), has_aux=has_aux, **chunk)
+        return source(params, (batch, jnp.arange(size)))
 
     return fn
 
@@ -94,7 +127,7 @@ def one_step(
 
     Args:
       loss: (params, batch, index=None) -> scalar, or (scalar, aux); `index` is the number of a microbatch's first
-        example.
+        example. For a chain that begins with an aggregator of tasks a vector of losses, or a list.
       tx: the transformation.
       params: the parameters.
       opt_state: its state.
@@ -103,22 +136,33 @@ def one_step(
         asks for.
       key: the random key of the transformation for this step.
       has_aux: whether the loss returns an aux.
-      gradient: a source of gradients, loss -> function like `jax.value_and_grad(loss)`. Default: of `needs`.
+      gradient: a source of gradients, loss -> function like `jax.value_and_grad(loss)`. Default: as `needs` says.
       microbatches: parts in which the batch is computed.
       weight: microbatch -> the number of tokens or examples that its loss is a mean over.
       predictions: (parameters -> predictions, targets) of this minibatch, where the loss is of these.
       examples: whether the leaves of the batch have a leading axis of examples.
 
     Raises:
-      ValueError: a link that misses an extra argument; it is named, with the argument.
+      ValueError: a link that misses an extra argument; it is named, with the argument. Microbatches, and a chain that
+        begins with an aggregator of tasks.
     """
     tx = optax.with_extra_args_support(tx)
-    plain = jax.value_and_grad(loss, has_aux=has_aux)
+    source = jax.value_and_grad(loss, has_aux=has_aux)
+    total = summed(loss, has_aux)
+    plain = jax.value_and_grad(total, has_aux=has_aux)
     if microbatches > 1:
-        plain = numbered(loss, microbatches, weight, has_aux)
-    source = plain
+        source = plain = numbered(loss, microbatches, weight, has_aux)
     if gradient is not None:
         source = gradient(loss, has_aux=True) if has_aux else gradient(loss)
+    elif "task_gradients" in needs:
+        if microbatches > 1:
+            raise ValueError(
+                f"microbatches must be 1 where the gradients of tasks are aggregated, got {microbatches}: compute the "
+                "losses over parts of the batch inside of the loss, as with jax.lax.map and jax.checkpoint"
+            )
+        source = task_gradients(loss, has_aux=has_aux)
+    elif "example_gradients" in needs:
+        source = each_example(loss, microbatches, has_aux)
     elif "grad_moments" in needs and examples:
         source = gradient_moments(loss, max(2, microbatches), has_aux=has_aux)
 
@@ -126,7 +170,7 @@ def one_step(
         return jax.tree.map(lambda x, p: jnp.asarray(x).astype(p.dtype), tree, params)
 
     def value_alone(params: Any, batch: Any) -> jax.Array:
-        return loss(params, batch)[0] if has_aux else loss(params, batch)
+        return total(params, batch)[0] if has_aux else total(params, batch)
 
     def value_fn(point: Any) -> jax.Array:
         point = like_params(point)
@@ -143,10 +187,17 @@ def one_step(
     if moments is not None:
         grads = like_params(moments.mean)
     value, aux = value if has_aux else (value, None)
-    step = Minibatch(params, batch, value_alone, value, grads, value_fn, grad_fn, key, moments, predictions, examples)
+    several = isinstance(grads, LazyGradients)
+    tasks = value if several and jnp.ndim(value) == 1 else None
+    value = value if tasks is None else jnp.sum(tasks)
+    known, losses = (None, grads.losses) if several else (grads, None)
+    step = Minibatch(
+        params, batch, value_alone, value, known, value_fn, grad_fn, key, moments, predictions, examples, losses
+    )
     updates, opt_state = updated(tx, grads, opt_state, params, offered(step, needs))
     params = optax.apply_updates(params, updates)
-    return Stepped(params, opt_state, updates, value, aux, microbatches > 1 or moments is not None)
+    stacked = microbatches > 1 or moments is not None or (several and tasks is None)
+    return Stepped(params, opt_state, updates, value, aux, stacked, tasks)
 
 
 def updated(

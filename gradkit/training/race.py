@@ -166,6 +166,11 @@ def prepare(config: RaceConfig) -> list[Workload]:
     problems = list(config.problems())
     for problem in problems:
         check_steps(config.steps or problem.budget_steps, config.eval_every or problem.eval_every)
+        if problem.losses is None and set(config.aggregator) - {"sum"}:
+            raise ValueError(
+                f"aggregator must be left out on the workload {problem.name}, which has one loss, got "
+                f"{','.join(config.aggregator)}; --workloads=multitask has several"
+            )
     return problems
 
 

@@ -34,6 +34,25 @@ def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array) -> Run
     return Run(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.fold_in(jax.random.key(seed), 1))
 
 
+def check_source(workload: Workload, tx: optax.GradientTransformation) -> None:
+    """Refuses a chain that aggregates the gradients of tasks or examples that a workload does not have.
+
+    Raises:
+      ValueError: a workload of one task, or one whose batch has no examples to count.
+    """
+    needs = needs_of(tx, jax.eval_shape(lambda: first_params(workload, jnp.zeros((), jnp.uint32))))
+    if "task_gradients" in needs and workload.losses is None:
+        raise ValueError(
+            f"the chain aggregates the gradients of several tasks, and the workload {workload.name} has one loss: take "
+            "a workload with `losses`, such as multitask, or leave the aggregator out"
+        )
+    if "example_gradients" in needs and workload.batch_size is None:
+        raise ValueError(
+            f"the chain aggregates the gradients of examples, and a batch of the workload {workload.name} has none to "
+            "count: take a workload with a batch_size, or leave the aggregator out"
+        )
+
+
 def step_function(
     workload: Workload,
     tx: optax.GradientTransformation,
@@ -58,10 +77,12 @@ def step_function(
     """
     params = jax.eval_shape(lambda: first_params(workload, jnp.zeros((), jnp.uint32)))
     needs = tuple(dict.fromkeys((*needs_of(tx, params), *needs)))
+    of_workload: Any = workload.losses if "task_gradients" in needs else workload.loss
+    check_source(workload, tx)
 
     def loss(params: Any, batch: Any, index: Any = None) -> jax.Array:
         del index
-        return workload.loss(params, batch)
+        return of_workload(params, batch)
 
     def step(run: Run) -> tuple[Run, jax.Array]:
         key = jax.random.fold_in(run.key, run.step)

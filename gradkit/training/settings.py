@@ -37,6 +37,9 @@ class RaceConfig:
     )
     chain: tuple[str, ...] = setting((), "chains that race as well: FILE.py that defines `chain`; it is executed")
     problem: tuple[str, ...] = setting((), "instead of workloads: FILE.py that defines `problem`; it is executed")
+    aggregator: tuple[str, ...] = setting(
+        (), "ways to aggregate the gradients of tasks, like sum,upgrad: every method races behind each; sum is none"
+    )
     rates: int = setting(6, "learning rates per method, log-spaced around its centre")
     decades: float | None = setting(None, "decades the rates reach to each side of it; default: the card's, mostly 1")
     seeds: int = setting(5, "seeds per learning rate")
@@ -54,6 +57,9 @@ class RaceConfig:
                 registry.check_name(name)
         # What races is looked up once: the file of a chain is executed once.
         found = tuple(methods.find(method) for method in (*self.methods, *self.chain))
+        if self.aggregator:
+            pairs = [(name, method) for name in self.aggregator for method in found]
+            found = tuple(m if name == "sum" else methods.aggregated(name, m) for name, m in pairs)
         object.__setattr__(self, "contestants", found)
         workloads = [name if isinstance(name, str) else name.name for name in self.workloads]
         for field, values in (("workloads", workloads), ("methods", self.method_names)):
@@ -102,6 +108,7 @@ class TrainConfig:
     workload: str = setting("digits_mlp", "the problem")
     method: str | None = setting(None, "the method, as `gradkit list` names it; default: adamw")
     chain: str | None = setting(None, "instead: FILE.py that defines `chain`, a transformation or a function of a rate")
+    aggregator: str | None = setting(None, "how the gradients of tasks are aggregated, like upgrad; default: their sum")
     learning_rate: float | None = setting(None, "peak learning rate; default: the centre of the method's grid")
     steps: int | None = setting(None, "steps; default: the workload's budget")
     eval_every: int | None = setting(None, "steps between evaluations; default: the workload's")
@@ -128,6 +135,10 @@ class TrainConfig:
         if self.method is not None and self.chain is not None:
             raise ValueError("method and chain exclude each other: give one of them")
         methods.find(self.method or DEFAULT_METHOD)
+        if self.aggregator is not None:
+            methods.find_aggregator(self.aggregator)
+            if self.max_batch is not None or self.microbatch is not None:
+                raise ValueError("aggregator must be left out with microbatch: the gradients of tasks are of a batch")
         for name in ("global_batch", "microbatch", "devices", "checkpoint_every", "num_processes"):
             checks.integer(name, getattr(self, name), 1, optional=True)
         for name in ("keep", "heartbeat"):

@@ -135,7 +135,8 @@ def make_train_step(
     Equations: at the head of this file.
 
     Args:
-      loss_fn: a mean over the batch, in one of three forms. A batch is any tree.
+      loss_fn: a mean over the batch, in one of three forms. A batch is any tree. Where `tx` begins with an aggregator
+        of tasks, the loss is a vector, one entry per task, or a list.
         `(params, batch) -> loss`: plain trees, and linen models without other variables.
         `(params, model_state, batch) -> (loss, model_state)`: where `init` is given a model state (BatchNorm).
         `(model, batch) -> loss`: where `init` is given an NNX module; what the loss changes in the module apart
@@ -145,8 +146,11 @@ def make_train_step(
       gradient: a source, loss -> function like `jax.value_and_grad(loss)`; must take `has_aux=True` where there is
         an aux or a model state. For instance `functools.partial(gk.gradients.sam, rho=0.05)`, or, for a method that
         wants `grad_moments`, `functools.partial(gk.gradients.gradient_moments, microbatches=8)`: the gradient is then
-        their mean, and all parts have the same random key. Default: `jax.value_and_grad`.
-      microbatches: parts in which the batch is computed one after another, >= 1; see `gk.gradients.microbatch`.
+        their mean, and all parts have the same random key. Default: `jax.value_and_grad`; where the first link of `tx`
+        is an aggregator, such as `gk.aggregation.upgrad`, `gk.gradients.task_gradients` or, as it asks,
+        `gk.gradients.example_gradients`.
+      microbatches: parts in which the batch is computed one after another, >= 1; see `gk.gradients.microbatch`. Of a
+        chain that aggregates the gradients of examples, the number of chunks.
         Every part starts from the same model state, has random keys of its own, and the mean of their statistics
         is carried on. Default 1.
       weight: microbatch -> number of tokens or examples that its loss is a mean over. Default: all equal.
@@ -160,8 +164,9 @@ def make_train_step(
 
     Returns:
       A `TrainStep`. Parameters that `init` finds on a mesh stay where they lie, with their state beside them, and a
-      batch that is sharded along its examples is a batch of all devices. Metrics are a dictionary: `loss`; what the
-      links of `tx` publish, see `gk.diagnostics.metrics`; the norms; `aux`. The step can be used in `jax.lax.scan`.
+      batch that is sharded along its examples is a batch of all devices. Metrics are a dictionary: `loss`, of several
+      tasks their sum, with `losses`; what the links of `tx` publish, see `gk.diagnostics.metrics`; the norms; `aux`. The
+      step can be used in `jax.lax.scan`.
       The transformation is handed, all at the parameters and on the same minibatch with the same random key:
       `value`; `grad` (the name that optax's line searches know); `value_fn`, `grad_fn`, `hvp_fn`, which take trees
       in any floating dtype and are those of the loss itself, whatever `gradient` is; `key`, where there is one; and
@@ -251,8 +256,9 @@ def make_train_step(
             state.lies,
         )
         measured = {"updates": made.updates, "params": made.params} if norms else {}
-        rest = {"aux": aux} if has_aux else {}
-        return _stay(new), {**metrics(made.opt_state, **measured), "loss": made.value, **rest}
+        told = {**metrics(made.opt_state, **measured), "loss": made.value}
+        told |= {"losses": made.losses} if made.losses is not None else {}
+        return _stay(new), told | ({"aux": aux} if has_aux else {})
 
     def model(state: TrainState) -> Any:
         if state.graph is None:

@@ -65,6 +65,9 @@ def prepare(config: TrainConfig) -> Plan:
     else:
         rate = None if config.learning_rate is None else methods.warmup_cosine(config.learning_rate, steps)
         tx = chains.build(config.chain, rate)
+    if config.aggregator is not None:
+        tx = optax.chain(methods.find_aggregator(config.aggregator).function(), tx)
+    run.check_source(problem, tx)
     needs: tuple[str, ...] = ()
     sizes = (microbatches,)
     if config.max_batch is not None:

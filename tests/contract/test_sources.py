@@ -1,6 +1,7 @@
 """The contract of sources: they take the place of `jax.value_and_grad`, on any tree and in any program.
 
-Every source is called as fn(params, batch): one that looks at no batch passes it to the loss like any argument.
+Every source is called as fn(params, batch): one that looks at no batch passes it to the loss like any argument. One
+that gives a gradient per task or example is called with the mean of these behind it.
 """
 
 import functools
@@ -48,7 +49,20 @@ def linear(params: Any, batch: jax.Array) -> jax.Array:
 
 
 def make(card: Card, loss_fn: Any = loss, **changes: Any) -> Any:
-    return card.function(loss_fn, **{**card.example, **changes})
+    source = card.function(loss_fn, **{**card.example, **changes})
+
+    def fn(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        value, g = source(*args, **kwargs)
+        if not isinstance(g, gk.gradients.LazyGradients):
+            return value, g
+        value, *aux = value if changes.get("has_aux") else (value,)
+        value = jnp.mean(value)
+        mean = g.combine(jnp.full(g.count, 1 / g.count, g.losses.dtype))
+        # Of replicas with examples of their own, as an aggregator does it.
+        mean = mean if "axis_name" not in changes else jax.lax.pmean(mean, changes["axis_name"])
+        return ((value, *aux) if aux else value), mean
+
+    return fn
 
 
 @functools.cache

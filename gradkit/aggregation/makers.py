@@ -1,0 +1,120 @@
+"""What aggregators are made with: many gradients come in, one update leaves.
+
+The gradients are a tree with a leading axis of length m on every leaf, or `LazyGradients`, which are computed when and
+as far as they are asked for. A maker is chosen by what the method looks at, and that decides what is in memory:
+
+    weights_of_gramian    weights from the inner products <g_i, g_j>    two gradients
+    weights_of_losses     weights from the losses                       one gradient
+    coordinatewise        a function of the m values of a coordinate    m gradients
+    aggregator            anything; `fold` reduces them in turn         what the function keeps
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit.aggregation.gramian import check_stacked, combine, gramian
+from gradkit.engine.core import check_leaves, check_match, need, wide_dtype
+from gradkit.engine.lazy_gradients import LazyGradients, stacked
+from gradkit.leaves import Method
+from gradkit.leaves.recording import announce
+
+Weigh = Callable[..., tuple[jax.Array, Any]]
+
+
+def nothing(params: Any) -> optax.EmptyState:
+    """The state of an aggregator that keeps nothing."""
+    del params
+    return optax.EmptyState()
+
+
+def aggregator(
+    method: str,
+    update: Callable[..., tuple[Any, Any]],
+    *,
+    init: Callable[[Any], Any] = nothing,
+    of: str = "tasks",
+    complex_leaves: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """An aggregator from the mathematics of its update.
+
+    Args:
+      method: the public name, for messages.
+      update: (gradients, state, params or None, **extra) -> (one tree, state); the gradients are a stacked tree or
+        `LazyGradients`.
+      init: parameters, WITHOUT a leading axis -> state.
+      of: "tasks" or "examples": what the gradients are of, by which a training loop knows the source.
+      complex_leaves: whether the method means something for complex parameters.
+
+    Returns:
+      A transformation whose updates come in with a leading axis and leave without it.
+    """
+
+    def init_fn(params: Any) -> Any:
+        check_leaves(method, params, complex_leaves=complex_leaves)
+        return announce(Method(method, gradients_of=of), init, params)
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if isinstance(updates, LazyGradients):
+            if params is not None:
+                check_match(method, updates.like, params)
+            if not jax.tree.leaves(updates.like):
+                return updates.like, state
+        elif not jax.tree.leaves(updates) and not jax.tree.leaves(params):
+            return updates, state
+        else:
+            check_stacked(method, updates, params)
+            check_leaves(method, updates, complex_leaves=complex_leaves)
+        return update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def weights_of_gramian(
+    method: str, weigh: Weigh, *, init: Callable[[Any], Any] = nothing
+) -> optax.GradientTransformationExtraArgs:
+    """An aggregator whose weights follow from the Gramian: `weigh` is (G, state, **extra) -> (weights, state)."""
+
+    def update(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        del params
+        weights, state = weigh(gramian(gradients), state, **extra)
+        return combine(gradients, weights), state
+
+    return aggregator(method, update, init=init)
+
+
+def weights_of_losses(
+    method: str, weigh: Weigh, *, init: Callable[[Any], Any] = nothing
+) -> optax.GradientTransformationExtraArgs:
+    """An aggregator whose weights follow from the losses: `weigh` is (losses, state, **extra) -> (weights, state).
+
+    The losses are those of `LazyGradients`, or the extra argument `losses`.
+    """
+
+    def update(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        del params
+        lazy = isinstance(gradients, LazyGradients)
+        losses = gradients.losses if lazy else jnp.asarray(need(method, extra, "losses"))
+        weights, state = weigh(losses, state, **{name: x for name, x in extra.items() if name != "losses"})
+        return combine(gradients, weights), state
+
+    return aggregator(method, update, init=init)
+
+
+def coordinatewise(
+    method: str, rule: Callable[..., Any], *, init: Callable[[Any], Any] = nothing
+) -> optax.GradientTransformationExtraArgs:
+    """An aggregator that looks at one coordinate at a time: `rule` is (m, ...) -> (...), for every leaf, in float32 or
+    wider."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        return rule(x.astype(wide_dtype(x.dtype))).astype(x.dtype)
+
+    def update(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        del params, extra
+        return jax.tree.map(leaf, stacked(gradients)), state
+
+    return aggregator(method, update, init=init, complex_leaves=False)
