@@ -86,11 +86,6 @@ __all__ = [
     "sam",
     "sga",
     "svag",
-    "svrg_estimator",
     "task_gradients",
-    "tract",
-    "tract_conv",
-    "tract_linear",
-    "unified_norm",
     "vanishing_gradient_penalty",
 ]
