@@ -6,6 +6,7 @@ from gradkit.training.checkpoints import Checkpoints
 from gradkit.training.race import Race, Result, race
 from gradkit.training.scoring import performance_profile, robustness
 from gradkit.training.settings import RaceConfig, TrainConfig
+from gradkit.training.statistics import statistics_at
 from gradkit.training.step import TrainState, TrainStep, make_train_step
 from gradkit.training.sweep import Sweep, sweep
 from gradkit.training.train import train
@@ -23,6 +24,7 @@ __all__ = [
     "performance_profile",
     "race",
     "robustness",
+    "statistics_at",
     "sweep",
     "train",
 ]

@@ -26,6 +26,7 @@ from gradkit.parallel import batch_sharding, collective_bytes, init_sharded, par
 from gradkit.training import methods
 from gradkit.training.one_step import needs_of, updated
 from gradkit.workloads import Workload
+from gradkit.workloads.workload import with_fixed_state
 
 TASKS = 4
 CLASSES = 10
@@ -95,6 +96,7 @@ def examine(card: Card, problem: Workload, mesh: Mesh) -> Inspection:
       >>> found.parameter_bytes, found.state_bytes  # 50 numbers; two moments, three counters and a published rate
       (200, 416)
     """
+    problem = with_fixed_state(problem)
     key = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     params = jax.eval_shape(problem.init, key)
     total = sum(math.prod(x.shape) for x in jax.tree.leaves(params))

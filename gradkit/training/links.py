@@ -104,6 +104,8 @@ def listing(state: Any) -> Listing:
     if fields is None:
         raise TypeError(f"a run is a tree with fields, such as params and opt_state, got {state!r}")
     for piece, child in fields:
+        if child is None:
+            continue
         links.append(piece)
         walk(child, (piece,), ())
     seen = set()

@@ -293,7 +293,7 @@ def _one_run(problem: Workload, method: Method, rate: float, total: int) -> tupl
     @jax.jit
     def begin() -> run.Run:
         seed = jnp.zeros((), jnp.uint32)
-        return run.start(run.first_params(problem, seed), tx, seed)
+        return run.start(run.first_params(problem, seed), tx, seed, run.first_model_state(problem, seed))
 
     @jax.jit
     def steps(state: run.Run, count: jax.Array) -> run.Run:

@@ -11,17 +11,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit.training.forms import joined
 from gradkit.training.one_step import needs_of, one_step
+from gradkit.training.statistics import statistics_over
+from gradkit.transforms import eval_params
 from gradkit.workloads import Workload
+
+# Minibatches over which running moments are computed anew, where the evaluation parameters are others.
+STATISTICS_BATCHES = 8
 
 
 class Run(NamedTuple):
-    """Where a run stands: step to be made next, parameters, state of the method, key of its minibatches."""
+    """Where a run stands: step to be made next, parameters, state of the method, key of its minibatches, and what the
+    model keeps besides parameters."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     key: jax.Array
+    model_state: Any = None
 
 
 def first_params(workload: Workload, seed: jax.Array) -> Any:
@@ -29,9 +37,35 @@ def first_params(workload: Workload, seed: jax.Array) -> Any:
     return workload.init(jax.random.fold_in(jax.random.key(seed), 0))
 
 
-def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array) -> Run:
+def first_model_state(workload: Workload, seed: jax.Array) -> Any:
+    """The model state that a seed starts from; None where the workload has none."""
+    return None if workload.model_state is None else workload.model_state(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array, model_state: Any = None) -> Run:
     """The beginning of a run."""
-    return Run(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.fold_in(jax.random.key(seed), 1))
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return Run(jnp.zeros((), jnp.int32), params, tx.init(params), key, model_state)
+
+
+def measured(workload: Workload, run: Run) -> jax.Array:
+    """The metric of a run: at the parameters that the method evaluates, with statistics of these parameters."""
+    metric: Callable[..., jax.Array] = workload.metric
+    point = eval_params(run.opt_state, run.params)
+    if workload.model_state is None:
+        return metric(point)
+    model_state, key = run.model_state, jax.random.fold_in(jax.random.fold_in(run.key, run.step), 2)
+    if point is not run.params:
+        loss: Callable[..., Any] = workload.loss
+
+        def apply(state: Any, batch: Any) -> Any:
+            return loss(point, state, batch)[1]
+
+        def draw(i: jax.Array) -> Any:
+            return workload.batch(jax.random.fold_in(key, i))
+
+        model_state = statistics_over(apply, model_state, draw, STATISTICS_BATCHES)
+    return metric(point, model_state)
 
 
 def check_source(workload: Workload, tx: optax.GradientTransformation) -> None:
@@ -80,11 +114,13 @@ def step_function(
     of_workload: Any = workload.losses if "task_gradients" in needs else workload.loss
     check_source(workload, tx)
 
-    def loss(params: Any, batch: Any, index: Any = None) -> jax.Array:
-        del index
-        return of_workload(params, batch)
+    has_state = workload.model_state is not None
 
     def step(run: Run) -> tuple[Run, jax.Array]:
+        def loss(params: Any, batch: Any, index: Any = None) -> Any:
+            del index
+            return of_workload(params, run.model_state, batch) if has_state else of_workload(params, batch)
+
         key = jax.random.fold_in(run.key, run.step)
         batch = place(workload.batch(key))
         made = one_step(
@@ -95,10 +131,12 @@ def step_function(
             batch,
             needs=needs,
             key=jax.random.fold_in(key, 1),
+            has_aux=has_state,
             microbatches=microbatches,
             predictions=None if workload.predictions is None else workload.predictions(batch),
             examples=workload.batch_size is not None,
         )
-        return Run(run.step + 1, made.params, made.opt_state, run.key), made.value
+        model_state = joined(made.aux) if has_state and made.stacked else made.aux
+        return Run(run.step + 1, made.params, made.opt_state, run.key, model_state), made.value
 
     return step

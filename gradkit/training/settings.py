@@ -97,6 +97,8 @@ class RaceConfig:
 class TrainConfig:
     """One training run: one workload, one method or chain, one seed, on one device or a mesh.
 
+    The workload may be a name or a `Workload`, as `gk.workloads.problem` makes it, at its own batch size.
+
     Raises:
       ValueError: an unknown workload or method, a number out of range, or settings that exclude each other.
 
@@ -131,7 +133,12 @@ class TrainConfig:
     heartbeat: int = setting(60, "seconds after which a silent process counts as lost")
 
     def __post_init__(self) -> None:
-        registry.check_name(self.workload)
+        if isinstance(self.workload, str):
+            registry.check_name(self.workload)
+        elif self.global_batch is not None or self.max_batch is not None:
+            raise ValueError(
+                "global_batch and max_batch must be left out with a Workload of your own: it has its batches"
+            )
         if self.method is not None and self.chain is not None:
             raise ValueError("method and chain exclude each other: give one of them")
         methods.find(self.method or DEFAULT_METHOD)

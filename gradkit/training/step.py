@@ -23,6 +23,7 @@ from gradkit.diagnostics import metrics
 from gradkit.parallel import init_sharded
 from gradkit.training.forms import joined, one_form, takes_key
 from gradkit.training.one_step import needs_of, one_step
+from gradkit.training.statistics import has_statistics, statistics_at
 from gradkit.transforms import eval_params
 
 
@@ -57,15 +58,21 @@ class TrainStep:
     Attributes:
       init: (params or NNX module, *, model_state=None, key=None) -> TrainState.
       update: (TrainState, batch) -> (TrainState, metrics), under jit; calling the step itself does the same.
-      model: TrainState -> NNX module, with the parameters that the method means for evaluation. It shares its
-        arrays with the state: with donation it must be used before the next step, or cloned.
+      model: (TrainState, batches=None) -> NNX module, with the parameters that the method means for evaluation, and the
+        statistics of `eval_model_state`. It shares its arrays with the state: with donation it must be used before the
+        next step, or cloned.
       eval_params: TrainState -> parameters to evaluate and save, as `gk.eval_params` finds them.
+      eval_model_state: (TrainState, batches=None) -> the model state to evaluate them with. Where a method evaluates at
+        other parameters than it trains (averages, schedule-free), running moments, such as BatchNorm's, are computed
+        anew over `batches`, a list of training batches; `()` keeps those of the trained parameters. Otherwise the
+        model state is that of the steps, and no batches are needed.
     """
 
     init: Callable[..., TrainState]
     update: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
-    model: Callable[[TrainState], Any]
+    model: Callable[..., Any]
     eval_params: Callable[[TrainState], Any]
+    eval_model_state: Callable[..., Any]
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         return self.update(state, batch)
@@ -260,12 +267,29 @@ def make_train_step(
         told |= {"losses": made.losses} if made.losses is not None else {}
         return _stay(new), told | ({"aux": aux} if has_aux else {})
 
-    def model(state: TrainState) -> Any:
+    def model(state: TrainState, batches: Any = None) -> Any:
         if state.graph is None:
             raise ValueError("model is for NNX modules; for trees: model.apply, with step.eval_params(state)")
-        return nnx.merge(state.graph, evaluated(state), state.model_state)
+        return nnx.merge(state.graph, evaluated(state), eval_model_state(state, batches))
 
     def evaluated(state: TrainState) -> Any:
         return eval_params(state.opt_state, state.params)
 
-    return TrainStep(init, jax.jit(train_step, donate_argnums=0 if donate else ()), model, evaluated)
+    def eval_model_state(state: TrainState, batches: Any = None) -> Any:
+        point = evaluated(state)
+        if point is state.params or not has_statistics(state.model_state) or (batches is not None and not len(batches)):
+            return state.model_state
+        if batches is None:
+            raise ValueError(
+                "the model has running statistics, and the method evaluates at other parameters than it trains, got no "
+                "batches: give training batches, as in step.model(state, batches), over which the statistics are "
+                "computed anew, or batches=() to keep those of the trained parameters"
+            )
+        key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+
+        def apply(model_state: Any, batch: Any) -> Any:
+            return compute(state.graph, point, model_state, batch, key, None)[1][0]
+
+        return statistics_at(apply, state.model_state, batches)
+
+    return TrainStep(init, jax.jit(train_step, donate_argnums=0 if donate else ()), model, evaluated, eval_model_state)

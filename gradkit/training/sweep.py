@@ -18,7 +18,6 @@ import optax
 from gradkit import checks
 from gradkit.training import methods, run
 from gradkit.training.scoring import steps_or_infinity
-from gradkit.transforms import eval_params
 from gradkit.workloads import Workload
 
 # Programs that a sweep is cut into, at most; each hands back control, for a progress bar.
@@ -99,14 +98,14 @@ def sweep(
     more = {"steps": steps} if "steps" in inspect.signature(factory).parameters else {}
 
     def one_start(point: dict[str, jax.Array], params: Any, seed: jax.Array) -> run.Run:
-        return run.start(params, factory(**point, **more), seed)
+        return run.start(params, factory(**point, **more), seed, run.first_model_state(workload, seed))
 
     def one_piece(point: dict[str, jax.Array], state: run.Run) -> tuple[run.Run, jax.Array]:
         step = run.step_function(workload, factory(**point, **more))
 
         def evaluation(state: run.Run, _: None) -> tuple[run.Run, jax.Array]:
             state, _ = jax.lax.scan(lambda state, _: (step(state)[0], None), state, None, eval_every)
-            return state, workload.metric(eval_params(state.opt_state, state.params))
+            return state, run.measured(workload, state)
 
         return jax.lax.scan(evaluation, state, None, per_piece)
 

@@ -18,7 +18,6 @@ from gradkit.training.checkpoints import Checkpoints, Report
 from gradkit.training.growth import allowed_sizes, growing_batch
 from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
 from gradkit.training.sweep import check_steps
-from gradkit.transforms import eval_params
 from gradkit.workloads import Workload, load
 
 
@@ -48,7 +47,9 @@ class Plan(NamedTuple):
 
 def prepare(config: TrainConfig) -> Plan:
     """Loads the workload and the chain, and checks everything that can be checked before devices are known."""
-    problem = load(config.workload, batch_size=config.global_batch)
+    problem = config.workload
+    if isinstance(problem, str):
+        problem = load(problem, batch_size=config.global_batch)
     steps, every = config.steps or problem.budget_steps, config.eval_every or problem.eval_every
     check_steps(steps, every)
     checkpoint_every = config.checkpoint_every or every
@@ -112,7 +113,10 @@ def _place(plan: Plan, mesh: Mesh) -> tuple[Any, Any]:
         return batch if size is None else jax.lax.with_sharding_constraint(batch, lies)
 
     state: Any = state_shardings(plan.tx, params, mesh=mesh)
-    return run.Run(replicated, shardings, state, replicated), place  # pyright: ignore[reportArgumentType]
+    kept = jax.tree.map(
+        lambda _: replicated, jax.eval_shape(lambda seed: run.first_model_state(plan.problem, seed), seed)
+    )
+    return run.Run(replicated, shardings, state, replicated, kept), place  # pyright: ignore[reportArgumentType]
 
 
 class Started(NamedTuple):
@@ -145,7 +149,7 @@ def start(config: TrainConfig) -> Started:
         # The workloads take all parameters from one draw, which the compiler cannot cut as it cuts them.
         whole = NamedSharding(mesh, PartitionSpec())
         params = jax.lax.with_sharding_constraint(run.first_params(plan.problem, seed), whole)
-        return run.start(params, plan.tx, seed)
+        return run.start(params, plan.tx, seed, run.first_model_state(plan.problem, seed))
 
     checkpoints = None
     if config.checkpoint_dir is not None:
@@ -186,7 +190,7 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
             read = {
                 "step": state.step,
                 "loss": losses.mean(),
-                "metric": problem.metric(eval_params(state.opt_state, state.params)),
+                "metric": run.measured(problem, state),
             }
             return state, {**metrics(state.opt_state), **read}
 

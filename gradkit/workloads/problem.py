@@ -13,9 +13,9 @@ from gradkit.workloads.workload import Workload
 
 def problem(
     init: Callable[[jax.Array], Any] | Any,
-    loss: Callable[[Any, Any], jax.Array],
+    loss: Callable[..., Any],
     batches: Callable[[jax.Array], Any] | Any,
-    metric: Callable[[Any], jax.Array],
+    metric: Callable[..., jax.Array],
     target: float,
     *,
     batch_size: int | None = None,
@@ -25,6 +25,8 @@ def problem(
     description: str | None = None,
     metric_name: str = "metric",
     predictions: Callable[[Any], tuple[Callable[[Any], jax.Array], jax.Array]] | None = None,
+    model_state: Callable[[jax.Array], Any] | Any = None,
+    losses: Callable[..., Any] | None = None,
 ) -> Workload:
     """A problem for `gk.training.race`, `gk.training.sweep` and the command line (`--problem=FILE.py`).
 
@@ -48,6 +50,12 @@ def problem(
       description: one line for reports. Default: the name.
       metric_name: in tables.
       predictions: minibatch -> (parameters -> predictions, targets), for Gauss-Newton methods, see `Workload`.
+      model_state: key -> what the model keeps besides parameters, such as the running moments of BatchNorm; or a tree
+        of arrays. The loss is then (parameters, model state, minibatch) -> (scalar, new model state), and the metric
+        (parameters, model state) -> scalar. Where a method evaluates at other parameters than it trains, the metric
+        gets running moments that were computed anew, over a few minibatches. Default None.
+      losses: as `loss`, with one loss per task in a vector, for methods that aggregate the gradients of tasks; `loss`
+        is its sum. Default None: one task.
 
     Returns:
       A `Workload`.
@@ -75,7 +83,9 @@ def problem(
     checks.integer("batch_size", batch_size, 1, optional=True)
     checks.integer("steps", steps, 1)
     checks.integer("eval_every", eval_every, 1, optional=True)
-    start, draw = init, batches
+    start, draw, state = init, batches, model_state
+    if model_state is not None and not callable(model_state):
+        state = _fixed(model_state)
     if not callable(init):
         start = _fixed(init)
     if not callable(batches):
@@ -96,6 +106,8 @@ def problem(
         separable=1.5,
         batch_size=batch_size,
         predictions=predictions,
+        model_state=state,
+        losses=losses,
     )
 
 

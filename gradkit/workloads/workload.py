@@ -16,8 +16,10 @@ class Workload:
       description: one line for tables and reports.
       init: key -> parameters, float32, under the names Flax gives.
       batch: key -> one minibatch; a full-batch problem returns the same data for every key.
-      loss: (parameters, minibatch) -> scalar that is trained on.
-      metric: parameters -> scalar that is judged; the target is reached when metric <= target.
+      loss: (parameters, minibatch) -> scalar that is trained on; with a model state (parameters, model state,
+        minibatch) -> (scalar, new model state).
+      metric: parameters -> scalar that is judged; the target is reached when metric <= target. With a model state
+        (parameters, model state) -> scalar.
       metric_name: what the metric is, with its unit.
       target: fixed in advance from the best tuned baseline.
       budget_steps: steps a run may take.
@@ -28,6 +30,8 @@ class Workload:
       predictions: minibatch -> (parameters -> predictions, targets), for methods that read the model and not its loss
         alone; up to a factor, `loss` is half the squared error ("mse") or the cross-entropy ("softmax_ce") of these,
         a mean over examples. None where the loss is of another kind.
+      model_state: key -> what the model keeps besides parameters, such as the running moments of BatchNorm. None:
+        nothing.
     """
 
     name: str
@@ -44,3 +48,21 @@ class Workload:
     losses: Callable[[Any, Any], jax.Array] | None = None
     batch_size: int | None = None
     predictions: Callable[[Any], tuple[Callable[[Any], jax.Array], jax.Array]] | None = None
+    model_state: Callable[[jax.Array], Any] | None = None
+
+
+def with_fixed_state(workload: Workload) -> Workload:
+    """The workload without a model state: loss and metric at the one that it begins with."""
+    make = workload.model_state
+    if make is None:
+        return workload
+    loss: Callable[..., Any] = workload.loss
+    metric: Callable[..., Any] = workload.metric
+    first = lambda: make(jax.random.key(0))  # noqa: E731
+    return dataclasses.replace(
+        workload,
+        loss=lambda params, batch: loss(params, first(), batch)[0],
+        metric=lambda params: metric(params, first()),
+        losses=None,
+        model_state=None,
+    )

@@ -228,7 +228,7 @@ def test_evaluation_is_at_the_parameters_that_the_method_means() -> None:
     step = make_train_step(nnx_loss, gk.shifted_parameters(optax.sgd(0.1), lambda u: u), donate=False)
     state, _ = step(step.init(Module(nnx.Rngs(0))), BATCH)
     want = gk.eval_params(state.opt_state, state.params)["outer"]["kernel"]
-    np.testing.assert_array_equal(step.model(state).outer.kernel[...], want)
+    np.testing.assert_array_equal(step.model(state, [BATCH]).outer.kernel[...], want)
     assert np.any(np.asarray(want) != np.asarray(state.params["outer"]["kernel"]))
     assert list(inspect.signature(step.init).parameters) == ["params", "model_state", "key"]
 
