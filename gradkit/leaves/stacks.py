@@ -203,8 +203,11 @@ def find_experts(leaves: Sequence[Leaf]) -> None:
       leaves: of one tree, with their stacks.
     """
     routers: dict[str, set[int]] = {}
+    shapes = {(_module(x.path), x.shape) for x in leaves if not naming.of_router(x.path)}
+    # A `gate` of the shape of the layer beside it is the gate of a gated MLP.
+    scores = {x.path for x in leaves if naming.of_router(x.path) and (_module(x.path), x.shape) not in shapes}
     for x in leaves:
-        if naming.of_router(x.path) and x.kind in ("dense", "free", "vector") and 1 <= len(x.sizes) <= 2:
+        if x.path in scores and x.kind in ("dense", "free", "vector") and 1 <= len(x.sizes) <= 2:
             parent = x.path.rpartition("/")[0]
             for module in {parent, parent.rpartition("/")[0]}:
                 routers.setdefault(module, set()).add(x.sizes[-1])
@@ -223,7 +226,7 @@ def find_experts(leaves: Sequence[Leaf]) -> None:
         if any(naming.lifted(piece) and piece.startswith("Vmap") for piece in x.path.split("/")) and x.kind != "vector":
             x.experts += x.stack[:1]
             continue
-        inside = naming.of_expert(x.path) and not naming.of_router(x.path)
+        inside = naming.of_expert(x.path) and x.path not in scores
         if x.stack and inside and x.kind != "free vector":
             own = [a for a in x.stack if _own_axis(x, a, leaves, found)]
             x.experts += own
@@ -231,11 +234,16 @@ def find_experts(leaves: Sequence[Leaf]) -> None:
         scored: set[int] = set()
         for i in range(1, len(x.path.split("/"))):
             scored |= routers.get("/".join(x.path.split("/")[:i]), set())
-        if len(x.sizes) == need and ((x.sizes[0] in scored and not naming.of_router(x.path)) or (inside and need == 3)):
+        if len(x.sizes) == need and ((x.sizes[0] in scored and x.path not in scores) or (inside and need == 3)):
             if naming.is_query(x.path) and not inside:
                 continue
             x.experts.append(x.axes[0])
             x.stack.append(x.axes[0])
+
+
+def _module(path: str) -> str:
+    """The module that the layer of a leaf stands in: `mlp` of `mlp/gate/kernel`."""
+    return path.rpartition("/")[0].rpartition("/")[0]
 
 
 def _own_axis(x: Leaf, axis: int, leaves: Sequence[Leaf], found: dict[tuple[str, int, int], bool]) -> bool:

@@ -1,7 +1,9 @@
-"""Small real problems that ship with the package, and problems of one's own: data, network, loss, target."""
+"""Small real problems that ship with the package, problems of one's own (data, network, loss, target), and the
+parameters of real models as trees of shapes."""
 
+from gradkit.workloads.models import model_shapes, models
 from gradkit.workloads.problem import problem
 from gradkit.workloads.registry import available, load
 from gradkit.workloads.workload import Workload
 
-__all__ = ["Workload", "available", "load", "problem"]
+__all__ = ["Workload", "available", "load", "model_shapes", "models", "problem"]
