@@ -21,10 +21,10 @@ from gradkit.leaves.scopes import Layout, axes_of
 
 def _axes(field: str, value: Any) -> tuple[int, ...]:
     """The axes, or sizes, of a field of an override; of a number of stack axes, those."""
-    if isinstance(value, numbers.Integral) and field == "stack" and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, numbers.Integral) and field == "stack" and not isinstance(value, bool) and int(value) >= 0:
         return tuple(range(int(value)))
     whole = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-    if not whole or not all(isinstance(a, numbers.Integral) and not isinstance(a, bool) and a >= 0 for a in value):
+    if not whole or not all(isinstance(a, numbers.Integral) and not isinstance(a, bool) and int(a) >= 0 for a in value):
         either = "the number of leading stack axes or " if field == "stack" else ""
         what = "sizes" if field == "splits" else "axes, numbered from 0"
         instead = '"stack": 2 for the axes 0 and 1, "stack": (1,) for the axis 1' if either else f'"{field}": (0,)'

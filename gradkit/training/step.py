@@ -172,8 +172,8 @@ def make_train_step(
     Returns:
       A `TrainStep`. Parameters that `init` finds on a mesh stay where they lie, with their state beside them, and a
       batch that is sharded along its examples is a batch of all devices. Metrics are a dictionary: `loss`, of several
-      tasks their sum, with `losses`; what the links of `tx` publish, see `gk.diagnostics.metrics`; the norms; `aux`. The
-      step can be used in `jax.lax.scan`.
+      tasks their sum, with `losses`; what the links of `tx` publish, see `gk.diagnostics.metrics`; the norms; `aux`.
+      The step can be used in `jax.lax.scan`.
       The transformation is handed, all at the parameters and on the same minibatch with the same random key:
       `value`; `grad` (the name that optax's line searches know); `value_fn`, `grad_fn`, `hvp_fn`, which take trees
       in any floating dtype and are those of the loss itself, whatever `gradient` is; `key`, where there is one; and

@@ -13,9 +13,9 @@ from flax import nnx, serialization
 
 import gradkit as gk
 from gradkit.diagnostics import metrics
+from gradkit.engine.core import transformation
 from gradkit.leaves import resolve_layout
 from gradkit.leaves.scopes import Kept, has_kept, without_kept
-from gradkit.transforms.core import transformation
 from tests.papers.replay import normal
 
 LAYERS, D, H, K, F = 3, 8, 2, 4, 12
