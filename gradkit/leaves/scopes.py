@@ -177,7 +177,7 @@ def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: An
         at = next((i for i, x in enumerate(nodes) if _is_kept(x) and known <= x.decision.layers_of.keys()), None)
     given = None if at is None else nodes[at].decision
     with deciding(tree, given):
-        if at is None:
+        if at is None or given is None:
             return update(state)
         updates, new = update(structure.unflatten([x.state if i == at else x for i, x in enumerate(nodes)]))
     nodes = structure.flatten_up_to(new)
