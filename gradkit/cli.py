@@ -25,9 +25,8 @@ from jax import eval_shape, random
 import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, leaves
 from gradkit.engine.extras import EXTRAS
-from gradkit.parallel import make_mesh
 from gradkit.parallel.mesh import parse_axes
-from gradkit.training import inspection, logs, methods, processes, report
+from gradkit.training import inspection, logs, methods, processes, programs, report, trees
 from gradkit.training.flags import parse, usage
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.race import race_config
@@ -35,9 +34,13 @@ from gradkit.training.report.charts import number, reading
 from gradkit.training.report.table import aligned
 from gradkit.training.settings import DEFAULT_METHOD, RaceConfig, TrainConfig, setting
 from gradkit.training.train import Started, go_on, start
-from gradkit.workloads import Workload, load, registry
+from gradkit.workloads import Workload, load, model_shapes, models, registry
 
 Task = Callable[[], None]
+
+
+MODEL = f"instead: the parameters of a real model, as shapes: {', '.join(models())}"
+PARAMS = "instead: FILE.json of names and shapes, or FILE.py that defines `params`; it is executed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,29 +56,54 @@ class ListConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DescribeConfig:
-    """Which method is described, on the parameters of which workload."""
+    """Which method is described, on which parameters."""
 
-    workload: str = setting("digits_mlp", "the problem whose parameters are shown")
-    method: str = setting("adamw", "the method")
+    workload: str | None = setting(None, "the problem whose parameters are shown; default: digits_mlp")
+    model: str | None = setting(None, MODEL)
+    params: str | None = setting(None, PARAMS)
+    method: str = setting("adamw", "the method, or FILE.py that defines `chain`; it is executed")
     learning_rate: float | None = setting(None, "learning rate; default: the centre of the method's grid")
 
     def __post_init__(self) -> None:
-        registry.check_name(self.workload)
+        _check_source(self)
         methods.find(self.method)
         checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """On which mesh a method is inspected, and with the parameters of which workload."""
+    """On which mesh a method is inspected, and with which parameters."""
 
     mesh: str = setting("fsdp=8", "axes, like data=4,fsdp=2; their devices are imagined")
-    workload: str = setting("digits_mlp", "the problem whose parameters and loss are taken")
+    workload: str | None = setting(None, "the problem whose parameters and loss are taken; default: digits_mlp")
+    model: str | None = setting(None, MODEL)
+    params: str | None = setting(None, PARAMS)
     json: bool = setting(False, "print one JSON object instead of a table")
 
     def __post_init__(self) -> None:
-        registry.check_name(self.workload)
+        _check_source(self)
         parse_axes(self.mesh)
+
+
+def _check_source(config: DescribeConfig | InspectConfig) -> None:
+    """Refuses several sources of parameters, and names that nothing has."""
+    given = [name for name in ("workload", "model", "params") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
+    if config.workload is not None:
+        registry.check_name(config.workload)
+    if config.model is not None:
+        model_shapes(config.model)
+
+
+def _source(config: DescribeConfig | InspectConfig) -> tuple[Any, str]:
+    """Where parameters come from, a workload or a tree of shapes, and its name."""
+    if config.model is not None:
+        return model_shapes(config.model), config.model
+    if config.params is not None:
+        return trees.find(config.params), pathlib.PurePath(config.params).name
+    problem = load(config.workload or "digits_mlp")
+    return problem, problem.name
 
 
 def command_race(arguments: list[str]) -> Task:
@@ -160,12 +188,14 @@ def _target(problem: Workload) -> str:
 
 
 def command_describe(arguments: list[str]) -> Task:
-    """What a method does to every parameter of a problem: role, rate, decay, bytes of state."""
+    """What a method does to every parameter of a problem, a model or a file: role, rate, decay, bytes of state."""
     config = parse(DescribeConfig, arguments)
-    problem, method = load(config.workload), methods.find(config.method)
+    method = methods.find(config.method)
     tx = method.make(method.centre if config.learning_rate is None else config.learning_rate)
-    params = eval_shape(problem.init, random.key(0))
-    return lambda: print(leaves.describe(tx, params))
+    source, _ = _source(config)
+    params = eval_shape(source.init, random.key(0)) if isinstance(source, Workload) else source
+    layout = leaves.infer_layout(params)
+    return lambda: print(leaves.describe(tx, params, layout=layout))
 
 
 def command_inspect(arguments: list[str]) -> Task:
@@ -174,9 +204,8 @@ def command_inspect(arguments: list[str]) -> Task:
         raise ValueError("inspect takes the name of a method first: gradkit inspect lamb --mesh=fsdp=8")
     name, *rest = arguments
     config = parse(InspectConfig, rest)
-    card = methods.card_of(name)
-    lengths = parse_axes(config.mesh)
-    count = math.prod(lengths.values())
+    programs.subject(name)
+    count = math.prod(parse_axes(config.mesh).values())
     if count < 1:
         raise ValueError(f"mesh must give every length, since its devices are imagined, got {config.mesh!r}")
     try:
@@ -185,8 +214,8 @@ def command_inspect(arguments: list[str]) -> Task:
         # JAX runs already, as in a notebook: its devices must do.
         if jax.device_count() < count:
             raise
-    mesh = make_mesh(config.mesh, devices=jax.devices()[:count])
-    found = dataclasses.replace(inspection.examine(card, load(config.workload), mesh), method=name)
+    source, called = _source(config)
+    found = inspection.inspect(name, source, mesh=config.mesh, name=called)
     return lambda: print(json.dumps(dataclasses.asdict(found)) if config.json else inspection.table(found))
 
 

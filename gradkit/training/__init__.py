@@ -3,6 +3,7 @@
 from gradkit.training import methods as methods
 from gradkit.training import report as report
 from gradkit.training.checkpoints import Checkpoints
+from gradkit.training.inspection import Inspection, inspect
 from gradkit.training.race import Race, Result, race
 from gradkit.training.scoring import performance_profile, robustness
 from gradkit.training.settings import RaceConfig, TrainConfig
@@ -13,6 +14,7 @@ from gradkit.training.train import train
 
 __all__ = [
     "Checkpoints",
+    "Inspection",
     "Race",
     "RaceConfig",
     "Result",
@@ -20,6 +22,7 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "TrainStep",
+    "inspect",
     "make_train_step",
     "performance_profile",
     "race",

@@ -10,10 +10,13 @@ def chain(learning_rate):
 race = gk.catalogue.Race(2e-3)  # optional: where a race centres its rates, how far they reach, under which schedule
 """
 
+import contextlib
+import functools
 import inspect
 import pathlib
 import runpy
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optax
@@ -21,6 +24,46 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Race
 from gradkit.workloads import Workload
+
+
+def _file_and_name(where: str, default: str) -> tuple[str, str]:
+    path, _, name = where.rpartition(":") if ":" in where and not where.endswith(".py") else (where, "", default)
+    return str(pathlib.Path(path)), name
+
+
+def blame(error: BaseException, where: str) -> str | None:
+    """What is wrong with a file that was executed, in one line with its line number; None where the error did not come
+    through the file.
+
+    Args:
+      error: what was raised.
+      where: the file; with or without the name of what it defines.
+    """
+    file, _ = _file_and_name(where, "")
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return f"{file}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    if not lines:
+        return None
+    text = " ".join(str(error).split())
+    return f"{file}, line {lines[-1]}: {type(error).__name__}{': ' if text else ''}{text}"
+
+
+@contextlib.contextmanager
+def blamed(where: str, flag: str) -> Iterator[None]:
+    """Within, whatever the code of a file raises becomes a `ValueError` of one line, which names the file and the line.
+
+    Args:
+      where: the file.
+      flag: what the file was given to.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = blame(error, where)
+        if said is None:
+            raise
+        raise ValueError(f"--{flag}={where}: {said}") from error
 
 
 def executed(where: str, default: str, flag: str) -> tuple[Any, dict[str, Any]]:
@@ -35,14 +78,11 @@ def executed(where: str, default: str, flag: str) -> tuple[Any, dict[str, Any]]:
       FileNotFoundError: no such file.
       ValueError: the file fails, or lacks the name (the nearest are offered).
     """
-    path, _, name = where.rpartition(":") if ":" in where and not where.endswith(".py") else (where, "", default)
-    file = pathlib.Path(path)
-    if not file.is_file():
+    file, name = _file_and_name(where, default)
+    if not pathlib.Path(file).is_file():
         raise FileNotFoundError(f"--{flag}={where}: there is no file {file}")
-    try:
-        defined = runpy.run_path(str(file), run_name=default)
-    except Exception as error:
-        raise ValueError(f"--{flag}={where}: {type(error).__name__} while {file} was executed: {error}") from error
+    with blamed(where, flag):
+        defined = runpy.run_path(file, run_name=default)
     if name not in defined:
         public = [key for key in defined if not key.startswith("_")]
         raise ValueError(f"--{flag}={where}: {file} defines no {name!r}{checks.nearest(name, public)}")
@@ -63,7 +103,15 @@ def from_file(where: str) -> tuple[optax.GradientTransformation | Callable[..., 
     if not isinstance(found, optax.GradientTransformation) and not inspect.isroutine(found):
         name = where.rpartition(":")[2] if not where.endswith(".py") else "chain"
         raise ValueError(f"--chain={where}: {name} must be a transformation or a function, got {found!r}")
-    return found, race
+    if isinstance(found, optax.GradientTransformation):
+        return found, race
+
+    @functools.wraps(found)
+    def chain(*args: Any) -> Any:
+        with blamed(where, "chain"):
+            return found(*args)
+
+    return chain, race
 
 
 def problem_from_file(where: str) -> Workload:

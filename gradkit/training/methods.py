@@ -163,6 +163,11 @@ def _entries() -> dict[str, tuple[Card, Race | None]]:
     return found
 
 
+def variants() -> tuple[str, ...]:
+    """The names on cards under which a method races with other arguments."""
+    return tuple(variant for card in catalogue.cards().values() for variant in card.variants)
+
+
 def names() -> tuple[str, ...]:
     """The optimizers of the catalogue that can race, and the variants on cards; not those that ask for predictions of
     the model, unless their card says of which loss."""

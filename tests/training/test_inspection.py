@@ -10,7 +10,8 @@ from gradkit import catalogue
 from gradkit.catalogue import Card
 from gradkit.cli import main
 from gradkit.parallel import make_mesh
-from gradkit.training.inspection import CHAINED, examine
+from gradkit.training import inspect
+from gradkit.training.programs import CHAINED
 from gradkit.workloads import load
 from gradkit.workloads.workload import Workload
 from tests.contract.methods import make
@@ -38,7 +39,7 @@ KINDS = {"none": set(), "norms": {"all-reduce"}, "gramian": {"all-reduce"}}
 @pytest.mark.parametrize("card", catalogue.cards().values(), ids=catalogue.cards())
 def test_every_method_can_be_inspected(card: Card) -> None:
     mesh = make_mesh("replica=2,fsdp=4" if card.form == "strategy" else "fsdp=8")
-    found = examine(card, TINY, mesh)
+    found = inspect(card, TINY, mesh=mesh)
     assert found.parameters == 144
     if card.form not in ("schedule", "rule", "diagnostic"):
         assert found.parameter_bytes == 4 * 144 / mesh.shape["fsdp"]
