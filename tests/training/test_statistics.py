@@ -12,7 +12,7 @@ from flax import nnx
 
 import gradkit as gk
 from gradkit.training import TrainConfig, make_train_step, statistics_at, sweep, train
-from gradkit.training.inspection import examine
+from gradkit.training.inspection import inspect
 
 pytestmark = pytest.mark.slow
 
@@ -212,5 +212,4 @@ def test_a_plain_method_is_evaluated_with_its_running_statistics_and_can_be_insp
     (_, last) = train(TrainConfig(problem(), method="sgd", learning_rate=0.1))  # pyright: ignore[reportArgumentType]
     _, running = by_hand(gk.training.methods.find("sgd").scheduled(0.1, 6), 6)
     np.testing.assert_allclose(last["metric"], running, rtol=1e-4)
-    mesh = gk.parallel.make_mesh("data=1", devices=jax.devices()[:1])
-    assert examine(gk.catalogue.find("adamw"), problem(), mesh).state_bytes > 0
+    assert inspect("adamw", problem(), mesh="data=1").state_bytes > 0
