@@ -31,6 +31,8 @@ FORMS = (
 )
 # The forms that give an optax transformation.
 TRANSFORMATIONS = ("primitive", "optimizer", "wrapper", "aggregator", "strategy", "controller")
+# Those that take one gradient and are links of a chain, whatever the room.
+LINKS = ("primitive", "optimizer", "wrapper")
 MATURITIES = ("stable", "faithful", "experimental")
 SCHEDULES = ("warmup_cosine", None)
 COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
@@ -117,6 +119,11 @@ class Card:
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it goes into a chain as it is. A controller of `gk.batches` decides about batches, and is no link."""
+        return self.form in LINKS or (self.form == "controller" and self.room != "batches")
 
     @property
     def room(self) -> str:

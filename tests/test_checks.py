@@ -14,10 +14,10 @@ import pytest
 import gradkit as gk
 from gradkit import checks
 from gradkit.catalogue import Card, cards
-from tests.contract.methods import CHAINABLE, make
+from tests.contract.methods import make
 
 ROOMS = (gk.aggregation, gk.batches, gk.diagnostics, gk.gradients, gk.linalg, gk.parallel, gk.schedules, gk.transforms)
-CHAINS = {name: card for name, card in cards().items() if card.form in CHAINABLE}
+CHAINS = {name: card for name, card in cards().items() if card.is_link}
 # What `dtype` of a selector says is a family of dtypes, integers too.
 NOT_A_COMPUTATION = {"by_dtype"}
 

@@ -12,9 +12,9 @@ import gradkit as gk
 from gradkit.catalogue import Card, cards
 from gradkit.engine.core import check_leaves, check_match
 from gradkit.leaves import names
-from tests.contract.methods import CHAINABLE, make
+from tests.contract.methods import make
 
-CHAINS = {name: card for name, card in cards().items() if card.form in CHAINABLE}
+CHAINS = {name: card for name, card in cards().items() if card.is_link}
 
 
 def step(card: Card, t: Any, grad: Any) -> Any:

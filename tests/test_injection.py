@@ -18,9 +18,7 @@ from tests.by_numpy import by_numpy
 from tests.contract.methods import close, draw, grads_like, supplied
 
 FACTORIES = {
-    name: card
-    for name, card in cards().items()
-    if card.form in ("primitive", "optimizer", "wrapper") and card.function is not gk.scale_by_learning_rate
+    name: card for name, card in cards().items() if card.is_link and card.function is not gk.scale_by_learning_rate
 }
 TREE = {"bias": (4,), "kernel": (6, 4)}
 # What these cannot do without, though it has a default.

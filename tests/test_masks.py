@@ -12,7 +12,7 @@ import pytest
 import gradkit as gk
 from gradkit.catalogue import Card, cards
 from tests.contract.forms import of
-from tests.contract.methods import CHAINABLE, draw
+from tests.contract.methods import draw
 
 TREE = {"dense": {"bias": (4,), "kernel": (6, 4)}}
 by_path, by_rank = gk.leaves.by_path, gk.leaves.by_rank
@@ -25,7 +25,7 @@ def masked_arguments(card: Card) -> list[str]:
 MASKED = [
     pytest.param(card, argument, id=f"{name}-{argument}")
     for name, card in cards().items()
-    if card.form in CHAINABLE
+    if card.is_link
     for argument in masked_arguments(card)
 ]
 

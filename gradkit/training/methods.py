@@ -116,8 +116,9 @@ def first_argument(function: Callable[..., Any]) -> str:
 
 
 def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTransformation:
-    """A method as it stands in a chain: an optimizer with its rate, a primitive or the direction in a wrapper with a
-    rate behind it, a wrapper around SGD with momentum. Leaves that a primitive is not for are given to Adam.
+    """A method as it stands in a chain: an optimizer with its rate, a primitive, a controller or the direction in a
+    wrapper with a rate behind it, a wrapper around SGD with momentum. Leaves that a primitive is not for are given to
+    Adam.
 
     >>> import jax.numpy as jnp
     >>> build(catalogue.find("scale_by_lion"), 0.1).init({"w": jnp.ones(3)})[0].mu["w"].shape
@@ -128,7 +129,7 @@ def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTrans
         kwargs.pop(first_argument(card.function), None)
         return card.function(learning_rate, **kwargs)
     rate = scale_by_learning_rate(learning_rate)
-    if card.form == "primitive":
+    if card.form in ("primitive", "controller"):
         link = card.function(**kwargs)
         if card.only == "matrices":
             link = by_role(leaves.Method(card.name), link, scale_by_adam(), kwargs.get("layout", leaves.default_layout))
@@ -158,7 +159,7 @@ def _entries() -> dict[str, tuple[Card, Race | None]]:
     found = {}
     for name, card in catalogue.cards().items():
         found |= {variant: (card, race) for variant, race in card.variants.items()}
-        if card.form in ("optimizer", "primitive", "wrapper"):
+        if card.is_link:
             found[name] = card, card.race
     return found
 

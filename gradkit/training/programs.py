@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradkit.catalogue import Card
 from gradkit.engine.extras import EXTRAS, Minibatch, offered, samples
-from gradkit.gradients import gradient_moments
+from gradkit.gradients import LazyGradients, gradient_moments
 from gradkit.optimizers.momentum import sgd
 from gradkit.parallel import batch_sharding, init_sharded, state_shardings
 from gradkit.training import methods
@@ -28,7 +28,6 @@ from gradkit.workloads import Workload
 
 TASKS = 4
 CLASSES = 10
-CHAINED = ("optimizer", "primitive", "wrapper")
 
 
 class Program(NamedTuple):
@@ -79,7 +78,7 @@ def program(given: Subject, problem: Workload | None, mesh: Mesh, params: Any) -
       ValueError: the form of the method asks for a loss, and there is no problem; a strategy and no axis "replica".
     """
     card = given.card
-    if card is None or given.make is not None or card.form in CHAINED:
+    if card is None or given.make is not None or card.is_link:
         return _update(given, problem, mesh, params)
     loss = card.form == "diagnostic" and "loss_fn" in inspect.signature(card.function).parameters
     if problem is None and (loss or card.form in ("source", "controller")):
@@ -130,8 +129,14 @@ def _update(given: Subject, problem: Workload | None, mesh: Mesh, params: Any) -
     tx = optax.with_extra_args_support(tx)
     state = init_sharded(tx, params)
     needs = needs_of(tx, params)
+    # A chain that begins with an aggregator: one gradient per task or example comes in.
+    aggregates = bool({"task_gradients", "example_gradients"}.intersection(needs))
+    needs = tuple(name for name in needs if name in EXTRAS)
+    if aggregates:
+        what += f", from {TASKS} gradients"
 
     def update(params: Any, state: Any, grads: Any, batch: Any, value: Any, key: Any) -> Any:
+        came, grads = grads, jax.tree.map(lambda g: g[0], grads) if aggregates else grads
         extra: dict[str, Any] = {}
         if problem is not None:
 
@@ -145,32 +150,41 @@ def _update(given: Subject, problem: Workload | None, mesh: Mesh, params: Any) -
             needed = [name for name, each in EXTRAS.items() if each.always and name not in extra]
             extra |= samples(grads, needed)
         extra |= samples(grads, [name for name in needs if name not in extra])
-        return updated(tx, grads, state, params, extra)
+        extra |= {"losses": jnp.broadcast_to(value, TASKS)} if aggregates else {}
+        return updated(tx, came, state, params, extra)
 
     value = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     batch = () if problem is None else _minibatch(problem, mesh)
-    arguments = (params, state, params, batch, value, _key(mesh))
+    grads = jax.tree.map(lambda x: _several(x, mesh), params) if aggregates else params
+    arguments = (params, state, grads, batch, value, _key(mesh))
     return what, Program(update, arguments, (shardings_of(params), shardings_of(state)), state)
 
 
 def _source(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
-    fn = card.function(problem.loss, **card.example)
+    source = card.function(problem.loss, **card.example)
+
+    def fn(params: Any, batch: Any) -> Any:
+        value, grads = source(params, batch)
+        return value, grads.stacked() if isinstance(grads, LazyGradients) else grads
+
     return "value and gradient of a minibatch", Program(fn, (params, _minibatch(problem, mesh)), None, ())
+
+
+def _several(x: Any, mesh: Mesh) -> Any:
+    """The shape of several gradients along a leading axis, each sharded as its parameter."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, *x.sharding.spec))
+    return jax.ShapeDtypeStruct((TASKS, *x.shape), x.dtype, sharding=sharding)
 
 
 def _aggregator(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
     tx = card.function(**card.example)
-
-    def stacked(x: Any) -> Any:
-        sharding = NamedSharding(mesh, PartitionSpec(None, *x.sharding.spec))
-        return jax.ShapeDtypeStruct((TASKS, *x.shape), x.dtype, sharding=sharding)
 
     state = init_sharded(tx, params)
 
     def update(params: Any, state: Any, grads: Any, key: Any) -> Any:
         return tx.update(grads, state, params, **({"key": key} if "key" in card.needs else {}))
 
-    arguments = (params, state, jax.tree.map(stacked, params), _key(mesh))
+    arguments = (params, state, jax.tree.map(lambda x: _several(x, mesh), params), _key(mesh))
     return f"one update from the gradients of {TASKS} tasks", Program(
         update, arguments, (shardings_of(params), shardings_of(state)), state
     )

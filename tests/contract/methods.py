@@ -17,13 +17,12 @@ from gradkit.training.methods import build
 from tests.by_numpy import Traced, by_numpy
 from tests.contract.table import point
 
-CHAINABLE = ("primitive", "optimizer", "wrapper")
 OPTIMIZER_MODULES = {card.function.__module__ for card in cards("optimizer").values()}
 # A primitive beside an optimizer is that optimizer without its rate: the program that the optimizer is checked as.
 METHODS = {
     name: card
     for name, card in cards().items()
-    if card.form in CHAINABLE
+    if card.is_link
     and not card.same_as
     and not (card.form == "primitive" and card.function.__module__ in OPTIMIZER_MODULES)
 }
@@ -41,7 +40,7 @@ def methods(check: str, to: Callable[[Card], bool] = lambda card: True, otherwis
       otherwise: why it says nothing of the others; the table at the end of the run prints it.
     """
     everywhere = check in ("bad input", "mismatch", "words")
-    known = {name: c for name, c in (cards() if everywhere else METHODS).items() if c.form in CHAINABLE}
+    known = {name: c for name, c in (cards() if everywhere else METHODS).items() if c.is_link}
     return point("chain", check, known, {n: otherwise for n, card in known.items() if not to(card)})
 
 

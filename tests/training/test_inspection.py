@@ -4,14 +4,15 @@ import json
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
+import gradkit as gk
 from gradkit import catalogue
 from gradkit.catalogue import Card
 from gradkit.cli import main
 from gradkit.parallel import make_mesh
 from gradkit.training import inspect
-from gradkit.training.programs import CHAINED
 from gradkit.workloads import load
 from gradkit.workloads.workload import Workload
 from tests.contract.methods import make
@@ -43,7 +44,7 @@ def test_every_method_can_be_inspected(card: Card) -> None:
     assert found.parameters == 144
     if card.form not in ("schedule", "rule", "diagnostic"):
         assert found.parameter_bytes == 4 * 144 / mesh.shape["fsdp"]
-    if card.form in CHAINED:
+    if card.is_link:
         state = jax.tree.leaves(jax.eval_shape(make(card).init, {"kernel": jnp.ones((8, 16)), "bias": jnp.zeros(16)}))
         # Matrices of one axis, or of a low rank, are counted by their sides and not by the words of a parameter.
         by_sides = any(x.size > 24 and x.shape[-2:] != (8, 16) and x.shape[-1:] != (16,) for x in state) or any(
@@ -89,3 +90,13 @@ def test_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gradkit", "inspect", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_chain_that_begins_with_an_aggregator_is_inspected_with_several_gradients() -> None:
+    """With Adam behind it: the inner products of four gradients are summed over devices, and nothing is gathered."""
+    tx = optax.chain(gk.aggregation.upgrad(), gk.adam(0.1))
+    found = inspect(tx, TINY, make_mesh("fsdp=8"))
+    assert found.program == "the update of all parameters, from 4 gradients"
+    assert set(found.collectives) == {"all-reduce"}
+    # 16 numbers, and whatever is packed with them; not a gradient, of which a device holds 72 bytes or more.
+    assert found.collectives["all-reduce"]["result_bytes"] <= 4 * 16 * 2
