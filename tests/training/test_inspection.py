@@ -95,7 +95,7 @@ def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 def test_a_chain_that_begins_with_an_aggregator_is_inspected_with_several_gradients() -> None:
     """With Adam behind it: the inner products of four gradients are summed over devices, and nothing is gathered."""
     tx = optax.chain(gk.aggregation.upgrad(), gk.adam(0.1))
-    found = inspect(tx, TINY, make_mesh("fsdp=8"))
+    found = inspect(tx, TINY, mesh=make_mesh("fsdp=8"))
     assert found.program == "the update of all parameters, from 4 gradients"
     assert set(found.collectives) == {"all-reduce"}
     # 16 numbers, and whatever is packed with them; not a gradient, of which a device holds 72 bytes or more.
