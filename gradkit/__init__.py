@@ -77,7 +77,7 @@ from gradkit import (
 )
 
 # What the groups of optimizers list, but for types of states; and the names that stand above.
-__all__ = [
+__all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     *(
         name
         for group in vars(_optimizers).values()

@@ -69,7 +69,7 @@ def outcomes(reports: Iterable[Any]) -> dict[tuple[str, str, str], set[str]]:
     """What became of every point of every method that ran."""
     found = collections.defaultdict(set)
     for report in reports:
-        if not hasattr(report, "user_properties"):  # a test that was deselected, or a file that could not be read
+        if not isinstance(report, pytest.TestReport):  # a test that was deselected, or a file that could not be read
             continue
         for name, key in report.user_properties:
             if name != "point":
