@@ -83,7 +83,7 @@ def sgdr(
       period: length T_0 of the first cycle in steps, >= 1.
       period_mult: growth of the cycles, 1 or >= 1.01; cycles of fractional length bend between two steps.
         Default 1; the paper's best runs have 2.
-      end_value: value the cosine falls to, >= 0. Default 0 (paper).
+      end_value: value the cosine falls to, >= 0. Default 0 (torch).
       peak_mult: factor of the peak at every restart, > 0. Default 1 (paper); less is a common addition.
 
     Returns:

@@ -39,7 +39,7 @@ def warmup_polynomial_schedule(
       total_steps: T >= W. The last value is reached one step after it.
       init_value: value of step 0, >= 0. Default 0, with which the first update moves nothing.
       end_value: last value, >= 0. Default 0.
-      power: of the fall, > 0. Default 2 (paper).
+      power: of the fall, > 0. Default 2, as in the recipe of LARS.
       warmup_power: of the rise, > 0. Default 1: a line.
       decay_end: step from which the value stays as it is, > 0. Default -1: none (so is 0).
 
