@@ -85,7 +85,7 @@ def scale_by_gsnr(
     Equations: at the head of this file. Put it first, before any momentum.
 
     Args:
-      gamma: smallest ratio, in (0, 1]. Default 0.1 (paper, from memory: no code is public). With 1 nothing is rescaled.
+      gamma: smallest ratio, in (0, 1]. Default 0.1 (unverified: no code is public). With 1 nothing is rescaled.
       b3: decay of the running mean of the ratio, in [0, 1), or None: no memory. Default 0.9.
       eps: variances of at most this share of the mean square count as 0, >= 0. Default None: 8 units of rounding,
         what the difference of two equal means is made of.

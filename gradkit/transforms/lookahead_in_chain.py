@@ -29,7 +29,7 @@ def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> op
     parameters will move by: `optax.chain(gk.adam(1e-3), gk.lookahead_in_chain())`. Momenta go on as they were.
 
     Args:
-      sync_period: k >= 1, steps between two pulls. Default 5 (paper of Lookahead, Ranger21).
+      sync_period: k >= 1, steps between two pulls. Default 5 (official codes of Lookahead and Ranger21).
       slow_step_size: a in [0, 1], the share of the way that is kept. Default 0.5. 1 changes nothing.
 
     Returns:

@@ -51,8 +51,8 @@ def scale_by_pnm(
     Args:
       b0: how much of the other mean is subtracted, > -1. Default 0.9 (Ranger21; the paper's code has 1). 0 is the
         running mean of every second gradient, -1/2 the mean of both.
-      b1: decay per step, in [0, 1); each mean decays by its square at every second step. Default 0.9 (paper).
-      bias_correction: whether to divide by 1 - b1^t. Default True (the paper's Adam form, Ranger21).
+      b1: decay per step, in [0, 1); each mean decays by its square at every second step. Default 0.9 (official code).
+      bias_correction: whether to divide by 1 - b1^t. Default True (the authors' AdaPNM, Ranger21).
       denominator: a transformation that makes of the gradient what the difference is divided by, such as
         `root_mean_square`; where it is 0 the update is 0. Default None: 1.
       mu_dtype: dtype in which both means are kept. Default float32.
@@ -75,7 +75,7 @@ def scale_by_pnm(
 
     Reference: Xie et al. Positive-Negative Momentum: Manipulating Stochastic Gradient Noise to Improve Generalization.
     2021, arXiv 2103.17042; as a part of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer.
-    2021, arXiv 2106.13731. The correction is 1 - b1^t, although the means have decay b1^2 (paper and all codes); the
+    2021, arXiv 2106.13731. The correction is 1 - b1^t, although the means have decay b1^2 (all codes); the
     authors' form for SGD has none: `bias_correction=False`.
     """
     checks.switch(bias_correction=bias_correction)

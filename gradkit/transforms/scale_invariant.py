@@ -84,9 +84,9 @@ def project_scale_invariant(
 
     Args:
       inner: gives the direction p from the gradient; without learning rate and decay.
-      delta: threshold of the cosine test, >= 0. Default 0.1 (paper). 0 never projects; infinity always
+      delta: threshold of the cosine test, >= 0. Default 0.1 (official code). 0 never projects; infinity always
         projects channels.
-      wd_ratio: factor of the decay where a tensor was projected, in [0, 1]. Default 0.1 (paper).
+      wd_ratio: factor of the decay where a tensor was projected, in [0, 1]. Default 0.1 (official code).
       weight_decay: decay coefficient, >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       eps: added to |w|, >= 0. Default 1e-8 (official code).
