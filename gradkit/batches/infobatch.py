@@ -62,8 +62,9 @@ def infobatch(
 
     Args:
       epochs: of the whole run, >= 1.
-      prune_ratio: share of the examples doing well that an epoch leaves out, in [0, 1). Default 0.5 (paper).
-      delta: share of the epochs that leave anything out, in [0, 1]. Default 0.875 (paper): the last eighth sees all.
+      prune_ratio: share of the examples doing well that an epoch leaves out, in [0, 1). Default 0.5 (official code).
+      delta: share of the epochs that leave anything out, in [0, 1]. Default 0.875 (official code): the last
+        eighth sees all.
       initial_score: of examples that were not seen yet, any number. Default 3 (official package; its research code has
         1). All are equal at first, so the first epoch leaves out nothing.
       axis_name: axis of `shard_map` (or `vmap`) over which a batch is cut; `record` then gathers its indices, losses

@@ -77,12 +77,13 @@ def multigrid_schedule(
       epoch_factor: epochs of this run / those of the ordinary one, > 0. Default 1.5 (paper).
       short_cycle: whether crops also change from step to step. Default True.
       long_factors: pairs (share of the frames, share of the crop), each in (0, 1]; the last is fine-tuned on. Default
-        (1/4, sqrt(1/2)), (1/2, sqrt(1/2)), (1/2, 1), (1, 1) (paper).
-      short_factors: shares of S of the first two crops of a short cycle, in (0, 1]. Default 1/2, sqrt(1/2) (paper).
+        (1/4, sqrt(1/2)), (1/2, sqrt(1/2)), (1/2, 1), (1, 1) (official code).
+      short_factors: shares of S of the first two crops of a short cycle, in (0, 1]. Default 1/2, sqrt(1/2) (official
+        code).
 
     Returns:
       A plan, of Python numbers: every shape is one compiled program. Statistics of batch normalisation should be over
-      8 clips, whatever the batch (paper).
+      8 clips, whatever the batch (official code).
 
     Raises:
       ValueError: an argument outside its range.

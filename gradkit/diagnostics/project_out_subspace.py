@@ -37,7 +37,7 @@ def layer_importance(inputs: Any, outputs: Any, *, normalize: bool = True) -> An
     Args:
       inputs: a tree with the inputs of one layer per leaf, (tokens, d); or of stacked layers (layers, tokens, d).
       outputs: the outputs, alike: layers must be square.
-      normalize: whether the mean over all layers is 1. Default True (paper).
+      normalize: whether the mean over all layers is 1. Default True (official code).
 
     Returns:
       A tree of scalars, of stacked layers (layers,). A token of zeros counts as 0.
@@ -76,8 +76,8 @@ def retained_rank(importance: Any, d: int, *, min_ratio: Any = 0.1, target_ratio
     Args:
       importance: what `layer_importance` returns: numbers of mean 1.
       d: the short side of the layers, >= 1.
-      min_ratio: share of a layer of no importance, in [0, 1]. Default 0.1 (paper, from memory).
-      target_ratio: share of a layer of mean importance, in [0, 1]. Default 0.8 (paper, from memory). The released
+      min_ratio: share of a layer of no importance, in [0, 1]. Default 0.1 (unverified).
+      target_ratio: share of a layer of mean importance, in [0, 1]. Default 0.8 (unverified). The released
         scripts have fixed shares of 0.25, 0.5 and 0.75 instead.
 
     Returns:

@@ -74,7 +74,7 @@ def concurrent_adversarial(
       radius: how far an example is moved at most, >= 0, in units of x. May be traced.
       step: length of the step uphill per unit of the gradient of the MEAN loss, >= 0. May be traced. In "linf", a step
         so large that all entries are clipped moves by radius times the sign (FGSM).
-      tau: age of the parameters, in steps, >= 0. Default 1 (paper). 0 keeps no copy, and waits.
+      tau: age of the parameters, in steps, >= 0. Default 1. 0 keeps no copy, and waits.
       weight: of the adversarial loss, >= 0. Default 1. May be traced.
       norm: "linf" or "l2". Default "linf".
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.

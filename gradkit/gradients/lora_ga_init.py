@@ -74,7 +74,7 @@ def lora_ga_init(
       scale: "stable" (paper), "gd", "unit" or "weightS". Default "stable" (official code).
       gamma: of "stable", > 0. Default 16 (official code).
       direction: which singular vectors go where: "ArB2r" (paper), "A2rBr" or "ArBr". Default "ArB2r".
-      use_rslora: whether s is alpha / sqrt(r) rather than alpha / r. Default True (paper).
+      use_rslora: whether s is alpha / sqrt(r) rather than alpha / r. Default True (official runs).
       norm_clip: whether the adapter is shrunk where its largest entry exceeds the weight's. Default False.
       svd: "exact", or "randomized": of a sketch of 4r columns after 4 power iterations. Default "exact".
       key: a typed random key for "randomized".

@@ -70,7 +70,7 @@ def clip_pixels(c: Any, threshold: Any = 0.1, *, channel_axis: int = -1, norm: s
       threshold: largest norm of a pixel, > 0. Default 0.1 (official code). With a loss that is multiplied by a scale,
         multiply it too.
       channel_axis: the axis of channels. Default the last.
-      norm: "l2" (paper) or "linf" (official code). Default "l2".
+      norm: "l2" or "linf" (official code). Default "l2".
 
     Returns:
       An array like `c`; the direction of every pixel is kept.
@@ -115,7 +115,7 @@ def clip_pixelwise(x: Any, threshold: Any = 0.1, *, channel_axis: int = -1, norm
       threshold: largest norm of the gradient of a pixel, > 0; may be traced. Default 0.1 (official code). With a loss
         that is multiplied by a scale, multiply it too.
       channel_axis: the axis of channels. Default the last.
-      norm: "l2" (paper) or "linf" (official code). Default "l2".
+      norm: "l2" or "linf" (official code). Default "l2".
 
     Returns:
       `x` itself. Reverse mode only.

@@ -67,7 +67,7 @@ def scad_penalty(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
     Args:
       z: array.
       l1: weight lam at zero, >= 0.
-      a: where it flattens, in units of lam, > 2. Default 3.7 (paper).
+      a: where it flattens, in units of lam, > 2. Default 3.7 (Fan, Li 2001).
 
     Returns:
       An array like `z`.
@@ -97,7 +97,7 @@ def scad_concave_grad(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
     Args:
       z: array.
       l1: weight lam at zero, >= 0.
-      a: where it flattens, in units of lam, > 2. Default 3.7 (paper).
+      a: where it flattens, in units of lam, > 2. Default 3.7 (Fan, Li 2001).
 
     Returns:
       An array like `z`.
@@ -127,7 +127,7 @@ def prox_scad(z: jax.Array, l1: Any, step: Any = 1.0, a: Any = 3.7) -> jax.Array
       z: array.
       l1: weight lam at zero, >= 0.
       step: in (0, a - 1), where the problem is convex. Default 1.
-      a: where the penalty flattens, in units of lam, > 2. Default 3.7 (paper).
+      a: where the penalty flattens, in units of lam, > 2. Default 3.7 (Fan, Li 2001).
 
     Returns:
       An array like `z`.
