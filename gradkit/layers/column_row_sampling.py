@@ -135,9 +135,10 @@ def wta_crs_linear(
       grad_norms: norms of the gradients that came back for these examples at their last visit, shape (examples,), or
         one per row. THE DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the norms of this visit, to be stored for
         the next. Default None, or all 0: probabilities by |x_i| alone.
-      budget: k / n, in (0, 1]; k is rounded, and at least 1. Default 0.3 (paper). With 1 the gradient is exact.
+      budget: k / n, in (0, 1]; k is rounded, and at least 1. Default 0.3 (official scripts). With 1 the gradient
+        is exact.
       deterministic: how many rows are winners, in [0, k), or "adaptive", as many as leave the least variance. Default
-        "adaptive" (paper).
+        "adaptive" (official code).
 
     Returns:
       Outputs, shape (examples, ..., out). The kernel's gradient is unbiased, whatever the norms are. Kept for the

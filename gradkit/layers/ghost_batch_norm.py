@@ -46,8 +46,8 @@ def ghost_batch_norm(
       scale: one number per channel.
       bias: one number per channel.
       state: `RunningStatistics(mean, var)`; start at 0 and 1.
-      ghost_size: b, examples per ghost, >= 1; must divide the examples. Default 128 (paper). Ghosts are consecutive
-        examples.
+      ghost_size: b, examples per ghost, >= 1; must divide the examples. Default 128 (official code). Ghosts are
+        consecutive examples.
       decay: 1 - eta, the share of the running statistics that stays at every GHOST, in [0, 1]. Default 0.99, Flax's.
       eps: added to the variance, > 0. Default 1e-5.
       use_running_average: True at inference: the running statistics normalise and are left as they are. Default False.

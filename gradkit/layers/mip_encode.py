@@ -27,7 +27,7 @@ def mip_encode(z: Any, *, kind: str = "cosine") -> jax.Array:
 
     Args:
       z: hyperparameters in [0, 1], shape (..., d).
-      kind: "cosine" (paper) or "linear", the alternative (z, 1 - z). Default "cosine".
+      kind: "cosine" or "linear", the alternative (z, 1 - z). Default "cosine" (official code).
 
     Returns:
       Shape (..., 2 d): first all of one kind, then all of the other, in the dtype of z.

@@ -55,9 +55,10 @@ def power_norm(
       state: `PowerNormState(count, mean_square)`; start at 0 and 1.
       control: e, one number per channel, 0 at the start. THE DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the
         control of the next step, to be stored as it is.
-      decay: of the running quadratic mean, in [0, 1]. Default 0.9 (paper).
-      backward_decay: of the control, in [0, 1]. Default 0.9 (paper).
-      warmup: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000 (paper; up to 10000).
+      decay: of the running quadratic mean, in [0, 1]. Default 0.9 (official code).
+      backward_decay: of the control, in [0, 1]. Default 0.9 (official code).
+      warmup: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000; the official code
+        has 10000.
       eps: added to the quadratic mean, > 0. Default 1e-5.
       use_running_average: True at inference: the running mean normalises and is left as it is. Default False.
 

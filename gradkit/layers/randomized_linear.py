@@ -75,7 +75,7 @@ def randomized_linear(
       proj_dim: p >= 1. Give this or `ratio`.
       ratio: p / b > 0; p is rounded, and at least 1. From p = b on the gradient is the exact one.
       kind: "gaussian", "rademacher" (less variance at the same cost) or "dct" (fast for long batches). Default
-        "gaussian" (paper).
+        "gaussian" (official code).
 
     Returns:
       Outputs, shape (..., out). The kernel's gradient is unbiased, with a variance in proportion to 1 / p.

@@ -43,7 +43,7 @@ def scaled_standardize_weight(w: Any, gain: Any = 1.0, *, eps: Any = 1e-4, axis:
     Args:
       w: the weights, dense (inputs, outputs) or a convolution (HWIO).
       gain: what a unit is multiplied by: a number, or one per unit, trained from 1. Default 1.
-      eps: smallest n var(w), >= 0: a floor, not a summand. Default 1e-4 (paper). With 0, equal weights give 0.
+      eps: smallest n var(w), >= 0: a floor, not a summand. Default 1e-4 (official code). With 0, equal weights give 0.
       axis: axes that make up a unit. Default None: all but the last. Of stacked layers, leave the stack out.
 
     Returns:

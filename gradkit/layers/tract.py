@@ -34,8 +34,8 @@ def tract(x: Any, g: Any, *, damping: Any = 0.1) -> jax.Array:
       x: inputs, shape (..., in); all axes but the last are rows.
       g: gradient with respect to x @ kernel, shape (..., out). Of a mean loss it has the factor 1 / b in it, as JAX
         gives it.
-      damping: added to the second moment of the inputs, in the units of its square, > 0. Default 0.1 (paper, for inputs
-        of variance 1). For a large one damping * dW is the ordinary gradient.
+      damping: added to the second moment of the inputs, in the units of its square, > 0. Default 0.1 (official code,
+        for inputs of variance 1). For a large one damping * dW is the ordinary gradient.
 
     Returns:
       The gradient (in, out), in the dtype of x, computed in float32 or wider. Over a batch that is cut over devices
@@ -100,7 +100,7 @@ def tract_linear(x: Any, kernel: Any, bias: Any = None, *, damping: Any = 0.1) -
       x: inputs, shape (..., in).
       kernel: shape (in, out).
       bias: shape (out,). Default None: none. Its gradient is the ordinary one.
-      damping: as in `tract`, > 0. Default 0.1 (paper).
+      damping: as in `tract`, > 0. Default 0.1 (official code).
 
     Returns:
       Outputs, shape (..., out).
@@ -140,7 +140,7 @@ def tract_conv(
       bias: shape (out,). Default None: none.
       strides: of the window, one number or one per space axis. Default 1.
       padding: "SAME", "VALID", one number for both ends of every space axis, or pairs. Default "SAME", as in Flax.
-      damping: as in `tract`, > 0. Default 0.1 (paper).
+      damping: as in `tract`, > 0. Default 0.1 (official code).
 
     Returns:
       Outputs, shape (examples, *space, out). Memory: in training the patches, window-size times the input, are made

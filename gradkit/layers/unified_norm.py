@@ -67,8 +67,9 @@ def unified_norm(
         window is 4.
       control: the last means of g z, newest first, (window, channels), 0 at the start. THE DERIVATIVE WITH RESPECT TO
         IT IS NO DERIVATIVE: it is the control of the next step, to be stored as it is.
-      warmup: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000 (paper).
-      clamp: largest ratio of the window's mean to that of the batch, and of its reciprocal, >= 1. Default 5 (paper).
+      warmup: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000 (official code).
+      clamp: largest ratio of the window's mean to that of the batch, and of its reciprocal, >= 1. Default 5 (official
+        code).
       eps: added to the quadratic mean, > 0. Default 1e-5.
       use_running_average: True at inference: the window normalises and is left as it is. Default False.
 
