@@ -43,8 +43,8 @@ def scale_by_adadelta(*, rho: Any = 0.9, eps: Any = 1e-6) -> optax.GradientTrans
 
     Args:
       rho: decay of both means, in [0, 1). Default 0.9 (torch, optax; the paper's best run has 0.95).
-      eps: added under both roots, in the square of either's units, >= 0. Default 1e-6 (paper). It starts the method:
-        with 0 no step is ever made.
+      eps: added under both roots, in the square of either's units, >= 0. Default 1e-6 (torch, optax; the paper's best
+        run). It starts the method: with 0 no step is ever made.
 
     Returns:
       A transformation. State: 2 words per parameter. Elementwise: no collective.
@@ -88,7 +88,8 @@ def adadelta(learning_rate: Any = 1.0, *, rho: Any = 0.9, eps: Any = 1e-6) -> op
     Args:
       learning_rate: factor of the step >= 0, or a schedule. Default 1 (paper).
       rho: decay of both means, in [0, 1). Default 0.9 (torch, optax; the paper's best run has 0.95).
-      eps: added under both roots, >= 0. Default 1e-6 (paper). It starts the method: the first step is about its root.
+      eps: added under both roots, >= 0. Default 1e-6 (torch, optax; the paper's best run). It starts the
+        method: the first step is about its root.
 
     Returns:
       A transformation. State: 2 words per parameter. Elementwise: no collective.

@@ -37,7 +37,7 @@ def scale_by_adamnc(
     Equations: at the head of this file; there is no bias correction.
 
     Args:
-      b1: decay of the first moment at the first step, in [0, 1). Default 0.9 (paper).
+      b1: decay of the first moment at the first step, in [0, 1). Default 0.9 (usual practice).
       eps: added to the root, >= 0. Default 1e-8. With 0, coordinates that never had a gradient get the update 0.
       b1_decay: factor of b1 per step, in [0, 1]. Default 1; the paper's theorem has less than 1.
       mu_dtype: dtype in which the first moment is kept between steps. Default float32.
@@ -95,7 +95,7 @@ def adamnc(
     Args:
       learning_rate: step size >= 0, or a schedule; the paper's is alpha / sqrt(t), which is
         `lambda step: alpha / jnp.sqrt(1 + step.astype(float))`.
-      b1: decay of the first moment at the first step, in [0, 1). Default 0.9 (paper).
+      b1: decay of the first moment at the first step, in [0, 1). Default 0.9 (usual practice).
       eps: added to the root, >= 0. Default 1e-8.
       b1_decay: factor of b1 per step, in [0, 1]. Default 1; the paper's theorem has less than 1.
       mu_dtype: dtype in which the first moment is kept between steps. Default float32.

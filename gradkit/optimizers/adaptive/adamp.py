@@ -51,14 +51,14 @@ def adamp(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: step size >= 0, or a schedule. The paper uses 1e-3.
-      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      eps: added to the root, and to the weights' norm in the projection, >= 0. Default 1e-8 (paper).
+      learning_rate: step size >= 0, or a schedule. The official code has 1e-3.
+      b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      eps: added to the root, and to the weights' norm in the projection, >= 0. Default 1e-8 (official code).
       weight_decay: decoupled decay >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      delta: threshold of the cosine test, >= 0. Default 0.1 (paper).
-      wd_ratio: factor of the decay where weights were projected, in [0, 1]. Default 0.1 (paper).
+      delta: threshold of the cosine test, >= 0. Default 0.1 (official code).
+      wd_ratio: factor of the decay where weights were projected, in [0, 1]. Default 0.1 (official code).
       nesterov: whether the first moment looks ahead. Default False.
       mu_dtype: dtype in which the first moment is kept. Default float32.
       layout: which axes are stacks and output channels.
@@ -122,8 +122,8 @@ def sgdp(
       weight_decay: decay coefficient >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       eps: added to the weights' norm in the projection, >= 0. Default 1e-8.
-      delta: threshold of the cosine test, >= 0. Default 0.1 (paper).
-      wd_ratio: factor of the decay where weights were projected, in [0, 1]. Default 0.1 (paper).
+      delta: threshold of the cosine test, >= 0. Default 0.1 (official code).
+      wd_ratio: factor of the decay where weights were projected, in [0, 1]. Default 0.1 (official code).
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks and output channels.
 

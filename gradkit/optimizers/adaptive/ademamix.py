@@ -49,7 +49,7 @@ def scale_by_ademamix(
         steps of the training; so for b3.
       b3_warmup: steps over which the decay of the slow momentum grows from b1 to b3, >= 1; asks for 0 < b1 <= b3.
         Default None: b3 from the start.
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       eps_root: added under the root, >= 0. Default 0.
       mu_dtype: dtype in which both momenta are kept. Default float32. The second moment is never narrowed.
 
@@ -117,7 +117,7 @@ def ademamix(
       alpha: weight of the slow momentum, >= 0, or a schedule. Default 5 (paper: 4 to 10; its torch code has 2).
       alpha_warmup: steps over which alpha grows from 0, >= 1. Default None; the paper takes the steps of the training.
       b3_warmup: steps over which the slow decay grows from b1 to b3, >= 1. Default None; as for alpha.
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       eps_root: added under the root, >= 0. Default 0.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.

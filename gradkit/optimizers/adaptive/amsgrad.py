@@ -58,7 +58,7 @@ def scale_by_amsgrad(
     are corrected and noisy after, so a maximum of corrected ones remembers the noise of the first steps.
 
     Args:
-      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b1: decay of the first moment, in [0, 1). Default 0.9 (the paper's experiments).
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8. With 0, coordinates that never had a gradient get the update 0.
       eps_root: added under the root, >= 0. Default 0.
@@ -126,7 +126,7 @@ def amsgrad(
 
     Args:
       learning_rate: step size >= 0, or a schedule; the paper's theorem has alpha / sqrt(t).
-      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
+      b1: decay of the first moment, in [0, 1). Default 0.9 (the paper's experiments).
       b2: decay of the second moment, in [0, 1). Default 0.999; the paper uses 0.99 and 0.999.
       eps: added to the root, >= 0. Default 1e-8.
       eps_root: added under the root, >= 0. Default 0.

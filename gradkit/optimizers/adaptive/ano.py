@@ -47,9 +47,9 @@ def scale_by_ano(
     Equations: the first three at the head of this file.
 
     Args:
-      b1: decay of the momentum, in [0, 1), or a schedule. Default 0.92 (paper).
-      b2: decay of the second moment, in [0.5, 1): below, v may become negative. Default 0.99 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper). With 0, coordinates whose second moment is 0 get 0.
+      b1: decay of the momentum, in [0, 1), or a schedule. Default 0.92 (official code).
+      b2: decay of the second moment, in [0.5, 1): below, v may become negative. Default 0.99 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code). With 0, coordinates whose second moment is 0 get 0.
       eps_in_sqrt: whether eps is added under the root instead (official code). Default False (paper).
       bias_correction: whether v is divided by 1 - b2^t. Default True (paper).
       mu_dtype: dtype in which the momentum is kept. Default float32.
@@ -123,9 +123,9 @@ def ano(
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper has 1e-4.
-      b1: decay of the momentum, in [0, 1), or a schedule. Default 0.92 (paper).
-      b2: decay of the second moment, in [0.5, 1). Default 0.99 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      b1: decay of the momentum, in [0, 1), or a schedule. Default 0.92 (official code).
+      b2: decay of the second moment, in [0.5, 1). Default 0.99 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       eps_in_sqrt: whether eps is added under the root instead (official code). Default False (paper).
       bias_correction: whether v is divided by 1 - b2^t. Default True (paper).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
@@ -186,8 +186,8 @@ def anolog(
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper has 1e-4.
-      b2: decay of the second moment, in [0.5, 1). Default 0.999 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      b2: decay of the second moment, in [0.5, 1). Default 0.999 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       eps_in_sqrt: whether eps is added under the root instead (official code). Default False (paper).
       bias_correction: whether v is divided by 1 - b2^t. Default True (paper); the official code has False.
       schedule: of b1, "paper" or "official". Default "paper".

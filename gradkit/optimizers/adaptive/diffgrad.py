@@ -93,10 +93,10 @@ def diffgrad(
     to 1/2 everywhere, and this is Adam with half the rate.
 
     Args:
-      learning_rate: step size >= 0, or a schedule. The paper has 1e-3.
-      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      learning_rate: step size >= 0, or a schedule. The official code has 1e-3.
+      b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       l2: coefficient of the L2 penalty, >= 0: part of the gradient, also of the one that is compared. Default 0.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay, in either way. Default all.
@@ -116,7 +116,7 @@ def diffgrad(
       [-0.5     0.3655]
 
     Reference: Dubey et al. diffGrad: An Optimization Method for Convolutional Neural Networks. 2019, arXiv
-    1909.11015. eps is added after bias correction (paper); the official code adds it before.
+    1909.11015. eps is added after bias correction; the official code adds it before.
     """
     checks.real("l2", l2, "[0, inf)")
     return optimizer(

@@ -35,8 +35,8 @@ def grams(
 
     Args:
       learning_rate: step size >= 0, or a schedule. The official code has 1e-3.
-      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-6 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
@@ -56,7 +56,7 @@ def grams(
       [-0.5  0.5]
 
     Reference: Cao, Li, Song. Grams: Gradient Descent with Adaptive Momentum Scaling. 2024, arXiv 2412.17107.
-    eps is added after bias correction (paper); the official code adds it before.
+    eps is added after bias correction; the official code adds it before.
     """
     return optimizer(
         Method("grams", learning_rate, weight_decay, weight_decay_mask),

@@ -190,8 +190,8 @@ def scale_by_innaprop(
       alpha: viscous damping, >= 0. Default 0.1.
       beta: Newtonian damping, > 0. Default 0.9. The paper advises (alpha, beta) = (0.1, 0.9) for a fast start and
         (2, 2) for the best end.
-      sigma: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      sigma: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       weight_decay: decoupled decay >= 0, or a schedule; the inertia sees decayed parameters. Default 0.
       weight_decay_mask: which leaves decay. Default all.
 
@@ -239,8 +239,8 @@ def innaprop(
       alpha: viscous damping, >= 0. Default 0.1.
       beta: Newtonian damping, > 0. Default 0.9. The paper advises (alpha, beta) = (0.1, 0.9) for a fast start and
         (2, 2) for the best end.
-      sigma: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      sigma: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.01 (official code).
       weight_decay_mask: which leaves decay. Default all.
 

@@ -42,7 +42,7 @@ def scale_by_multi_momentum(
       b1s: decays of the running means, each in [0, 1). Default one, 0.999; the paper tunes them (0.99 to 0.999).
       weights: of the running means, one per decay, each in [0, 1] or a schedule, with a sum of at most 1; the gradient
         has the rest. Default 0.95.
-      bias_correction: whether running means are divided by 1 - b^t. Default False (paper).
+      bias_correction: whether running means are divided by 1 - b^t. Default False, as the paper is quoted.
       denominator: makes of the gradient what the sum is divided by, such as `gk.transforms.root_mean_square()`.
         Default none: the sum itself.
       mu_dtype: dtype in which the running means are kept. Default float32.
@@ -107,9 +107,9 @@ def multi_timescale_adam(
         (1 - b2) |g|^2, which makes the gradient 1 / sqrt(1 - b2) times its size; warm up.
       b1s: decays of the momenta, each in [0, 1). Default one, 0.999; the paper tunes them (0.99 to 0.999).
       weights: of the momenta, one per decay, each in [0, 1], with a sum of at most 1. Default 0.95; tuned in the paper.
-      b2: decay of the second moment, in [0, 1). Default 0.9999 (paper).
+      b2: decay of the second moment, in [0, 1). Default 0.9999, as the paper is quoted.
       eps: added to the root, >= 0. Default 1e-8.
-      bias_correction: whether momenta and second moment are divided by 1 - b^t. Default False (paper).
+      bias_correction: whether momenta and second moment are divided by 1 - b^t. Default False, as the paper is quoted.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which the momenta are kept. Default float32.

@@ -108,16 +108,15 @@ def optimistic_amsgrad(
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 1e-3.
-      b1: decay of theta, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      b1: decay of theta, in [0, 1). Default 0.9 (usual practice).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (usual practice).
       eps: added to the root, >= 0. Default 1e-8. With 0, coordinates that never had a gradient do not move.
       predictor: "last" (the next gradient is this one) or "rmpe" (extrapolation of the last `span`; the paper's).
         Default "last". The extra argument `predicted_grads` of `update`, a tree like the gradients, goes before both.
       span: r, how many gradients "rmpe" keeps, >= 2. Default 5.
       ridge: its regularisation, in the square of the gradient's units, > 0: without it one constant gradient makes the
         system singular. Default 1e-3.
-      bias_correction: "none" (paper), "after_max" or "before_max", as `gk.amsgrad` has them, of theta, h and V. Default
-        "none".
+      bias_correction: "none", "after_max" or "before_max", as `gk.amsgrad` has them, of theta, h and V. Default "none".
       mu_dtype: dtype in which theta is kept. Default float32.
 
     Returns:
