@@ -73,7 +73,7 @@ def clip_by_quantile(
     coordinates become equally large: descent by the sign.
 
     Args:
-      fraction: share of the coordinates that are cut, in (0, 1). Default 0.1 (paper; it goes up to 0.5).
+      fraction: share of the coordinates that are cut, in (0, 1). Default 0.1.
       per_leaf: whether every tensor has a threshold of its own. Default False: one for all leaves together.
       tau: a fixed threshold > 0 in place of `fraction` and `per_leaf`; nothing is ranked then. Default None.
       layout: which axes are stacks, for `per_leaf`: every layer of a scan is a tensor.

@@ -30,8 +30,8 @@ def grokfast_ema(alpha: Any = 0.98, *, lamb: Any = 2.0, mu_dtype: Any = None) ->
     A constant gradient comes out 1 + lamb times as long, so the learning rate is commonly divided by that.
 
     Args:
-      alpha: decay of the mean, in [0, 1]. Default 0.98 (paper).
-      lamb: weight of the mean, >= 0. Default 2 (paper). 0 changes nothing.
+      alpha: decay of the mean, in [0, 1]. Default 0.98 (official code).
+      lamb: weight of the mean, >= 0. Default 2 (official code). 0 changes nothing.
       mu_dtype: dtype in which the mean is kept. Default float32.
 
     Returns:
@@ -90,11 +90,11 @@ def grokfast_ma(
     It keeps every one of them: 100 words per parameter with the default window, where `grokfast_ema` keeps one.
 
     Args:
-      window_size: how many gradients, >= 1. Default 100 (paper).
-      lamb: weight of the mean, >= 0. Default 5 (paper). 0 changes nothing.
-      filter_type: "mean" or "sum" of the gradients in the window. Default "mean" (paper).
-      warmup: whether gradients pass unchanged until the window is full. Default True (paper); without, the mean is of
-        what there is.
+      window_size: how many gradients, >= 1. Default 100 (official code).
+      lamb: weight of the mean, >= 0. Default 5 (official code). 0 changes nothing.
+      filter_type: "mean" or "sum" of the gradients in the window. Default "mean" (official code).
+      warmup: whether gradients pass unchanged until the window is full. Default True (official code); without, the
+        mean is of what there is.
       mu_dtype: dtype in which gradients are kept; bfloat16 halves the memory. Default float32.
 
     Returns:

@@ -30,7 +30,8 @@ def perpgrad(
 
     Args:
       eps: guards both divisions, >= 0. Default 1e-30 (official code).
-      rescale: whether the result gets the length of the gradient. Default True (paper).
+      rescale: whether the result gets the length of the gradient. Default True (official code); the paper's equation
+        has no such factor.
       layout: which axes are stacks: every layer of a scan is projected by itself.
 
     Returns:
