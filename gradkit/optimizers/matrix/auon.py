@@ -267,7 +267,7 @@ def scale_by_hybrid_auon(
       eps: added to R, >= 0. Default 1e-8 (released code).
       normalize: whether the numerator has norm 1. Default False (released code).
       scale_by_shape: whether matrices are multiplied by sqrt(max(1, outputs / inputs)). Default False (released code).
-      ns_steps: Newton-Schulz iterations, >= 1. Default 1 (paper; the released code has 5).
+      ns_steps: Newton-Schulz iterations, >= 1. Default 1 (the paper's abstract; the released code has 5).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon" (released code).
       mu_dtype: dtype in which the momentum is kept between steps. Default float32.
       ns_dtype: dtype of the iterations. Default float32.
@@ -334,7 +334,7 @@ def hybrid_auon(
       eps: added to R, >= 0. Default 1e-8 (released code).
       normalize: whether the numerator has norm 1. Default False (released code).
       scale_by_shape: whether matrices are multiplied by sqrt(max(1, outputs / inputs)). Default False (released code).
-      ns_steps: Newton-Schulz iterations, >= 1. Default 1 (paper; the released code has 5).
+      ns_steps: Newton-Schulz iterations, >= 1. Default 1 (the paper's abstract; the released code has 5).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon" (released code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0 (released code).
       weight_decay_mask: which leaves decay. Default all.

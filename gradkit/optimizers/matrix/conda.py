@@ -88,8 +88,8 @@ def scale_by_conda(
     Equations: the first four at the head of this file. The basis of the first step is that of the first gradient.
 
     Args:
-      b1: decay of the momentum, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
+      b1: decay of the momentum, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root before the bias is corrected, >= 0. Default 1e-8 (official code). With 0, entries whose
         second moment is 0 get 0.
       update_interval: steps from one basis to the next, >= 1. Default 2000 (official code); published runs of GPT-2
@@ -215,8 +215,8 @@ def conda(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the first moments, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moments, in [0, 1). Default 0.999 (paper).
+      b1: decay of the first moments, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moments, in [0, 1). Default 0.999 (official code).
       eps: added to the roots before the bias is corrected, >= 0. Default 1e-8 (official code).
       update_interval: steps from one basis to the next, >= 1. Default 2000 (official code).
       stagger: whether every matrix has a step of its own for it, as in `scale_by_conda`. Default False.

@@ -119,7 +119,7 @@ def scale_by_dion(
       rank_fraction: r is this share of the shorter side, in (0, 1], rounded up. Default 1 (official code). Not used
         with `rank`.
       rank_multiple_of: r is rounded up to a multiple of it, >= 1, and cut down to the shorter side. Default 1.
-      momentum: what error feedback leaves in M of the part that was used, in [0, 1). Default 0.95 (paper).
+      momentum: what error feedback leaves in M of the part that was used, in [0, 1). Default 0.95 (official code).
       eps: added to the norms of columns, >= 0. Default 1e-8 (official code).
       qr: "qr" (Householder), "cholesky_qr" (fast, for well conditioned M Q), "randomized_cholesky_qr" (fast and stable;
         paper). The last two are Householder's where a Cholesky factor does not exist. Default "qr".
@@ -246,7 +246,7 @@ def dion(
       rank: r >= 1. Default None: by `rank_fraction`.
       rank_fraction: r is this share of the shorter side, in (0, 1]. Default 1 (official code).
       rank_multiple_of: r is rounded up to a multiple of it, >= 1. Default 1.
-      momentum: what error feedback leaves, in [0, 1). Default 0.95 (paper).
+      momentum: what error feedback leaves, in [0, 1). Default 0.95 (official code).
       eps: added to the norms of columns, >= 0. Default 1e-8 (official code).
       qr: "qr", "cholesky_qr" or "randomized_cholesky_qr", as in `scale_by_dion`. Default "qr".
       side: "short", "inputs" or "outputs", as in `scale_by_dion`. Default "short".

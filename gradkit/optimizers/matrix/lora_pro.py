@@ -102,8 +102,8 @@ def adjust_lora_gradients(
       scaling: s of the product s a b, > 0: alpha / r or alpha / sqrt(r), as the model has it; 1 for `nnx.LoRA`.
       damping: delta, added to the r x r Gram matrices, in the units of squared parameters, >= 0. Default 1e-8 (official
         code). A Gram matrix that is singular, as that of b = 0, needs it.
-      choose_x: "sylvester" (paper), "zero" or "symmetric": how the factors share the update, which moves their product
-        alike. Default "sylvester".
+      choose_x: "sylvester", "zero" or "symmetric": how the factors share the update, which moves their product alike.
+        Default "sylvester" (official code).
       pairs: which leaves are a and b: the last pieces of their names, or a function of the names of all leaves that
         returns pairs of them, and may return none. Default ("lora_a", "lora_b").
 
@@ -167,7 +167,7 @@ def lora_pro(
       learning_rate: step size >= 0, or a schedule; of the product, as in full training.
       scaling: s of the product s a b, > 0: alpha / r or alpha / sqrt(r), as the model has it; 1 for `nnx.LoRA`.
       damping: delta, added to the r x r Gram matrices, >= 0. Default 1e-8 (official code).
-      choose_x: "sylvester" (paper), "zero" or "symmetric". Default "sylvester".
+      choose_x: "sylvester", "zero" or "symmetric". Default "sylvester" (official code).
       weight_decay: decoupled decay of the factors >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       pairs: which leaves are a and b, as in `adjust_lora_gradients`. Default ("lora_a", "lora_b").
@@ -232,7 +232,7 @@ def lora_pro_adam(
       b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-8 (official code).
       damping: delta, added to the r x r Gram matrices, >= 0. Default 1e-8 (official code).
-      choose_x: "sylvester" (paper), "zero" or "symmetric". Default "sylvester".
+      choose_x: "sylvester", "zero" or "symmetric". Default "sylvester" (official code).
       weight_decay: decoupled decay of the factors >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       pairs: which leaves are a and b, as in `adjust_lora_gradients`. Default ("lora_a", "lora_b").

@@ -27,7 +27,7 @@ def precondition_by_input_moment(
     model may be changed, `gk.layers.tract_linear` does the same inside the layer and needs no extra argument.
 
     Args:
-      damping: added to M, in its units, > 0. Default 0.1 (paper, for inputs of variance 1).
+      damping: added to M, in its units, > 0. Default 0.1 (official code, for inputs of variance 1).
       layout: which axes of a kernel are inputs: they are flattened in their order, as the patches of a convolution
         must be, (window, in).
 

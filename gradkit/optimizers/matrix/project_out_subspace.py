@@ -78,7 +78,7 @@ def project_out_subspace(
       bases: a tree with a pair (U_h, V_h), as `gk.linalg.svd_subspace` makes it, where a matrix stands among the
         parameters; one of the two may be None, and leaves without a pair pass. Of (batch, inputs, outputs) matrices, as
         the layout has them: (n, k) and (k, m) for all of a batch, or with the batch in front.
-      side: "both" (paper), "left", "right"; or "factored", where a pair belongs to a module whose leaves `U_low` and
+      side: "both", "left", "right"; or "factored", where a pair belongs to a module whose leaves `U_low` and
         `V_low` are factors of its matrix. Default "both".
       layout: which axes of a leaf are inputs, the rows, and outputs, the columns.
 

@@ -57,13 +57,13 @@ def scale_by_factor_gram(
     Equations: the first two lines at the head of this file. Leaves that are no factor keep their gradient.
 
     Args:
-      damping: lambda, in the units of the Gram matrix, >= 0. The paper takes it of the order of the smallest singular
-        value of the target that counts, or below. With 0 a Gram matrix that is singular gives NaN.
+      damping: lambda, in the units of the Gram matrix, >= 0. Take it of the order of the smallest singular value
+        of the target that counts, or below. With 0 a Gram matrix that is singular gives NaN.
       pairs: which leaves are L and R: the last pieces of their names, such as ("u", "v"), or a function of the names of
         all leaves that returns pairs of them. Default None: every leaf with inputs and outputs is a factor X of its own
         X X^T, its inputs the rows.
       product: how the factors of a pair make the matrix: "L R^T", both (..., n, r), or "L R", where the second is
-        (..., r, m), as adapters `lora_a` and `lora_b` are. Default "L R^T" (paper).
+        (..., r, m), as adapters `lora_a` and `lora_b` are. Default "L R^T".
       layout: without pairs, which axes are inputs, outputs and stacks.
 
     Returns:
@@ -150,7 +150,7 @@ def scaled_gd(
 
     Args:
       learning_rate: step size >= 0, or a schedule; a number below 1 suits every target. Default 0.5.
-      damping: lambda, >= 0, of the order of the smallest singular value of the target that counts, or below (paper).
+      damping: lambda, >= 0, of the order of the smallest singular value of the target that counts, or below.
       pairs: which leaves are L and R, as in `scale_by_factor_gram`. Default None: every matrix is an X of its own.
       product: "L R^T" or "L R", as in `scale_by_factor_gram`. Default "L R^T".
       layout: without pairs, which axes are inputs, outputs and stacks.
