@@ -78,9 +78,9 @@ def lamb(
 
     Args:
       learning_rate: relative size of a step, >= 0, or a schedule.
-      b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      eps: added to the root, >= 0. Default 1e-6 (paper).
+      b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      eps: added to the root, >= 0. Default 1e-6 (official code).
       eps_root: added under the root, >= 0. Default 0.
       weight_decay: part of the direction, before its norm is taken, >= 0, or a schedule. Default 0; the
         paper uses 0.01.

@@ -61,7 +61,7 @@ def lars(
 
     Args:
       learning_rate: global rate >= 0, or a schedule; the paper warms up, then decays with the square.
-      momentum: decay of the momentum, in [0, 1]. Default 0.9 (paper).
+      momentum: decay of the momentum, in [0, 1]. Default 0.9 (the paper's runs).
       weight_decay: decay inside the ratio, >= 0, or a schedule. Default 0; the paper uses 5e-4.
       trust_coefficient: relative size of a step, > 0. Default 0.001 (paper).
       eps: added to the denominator, >= 0. Default 0.

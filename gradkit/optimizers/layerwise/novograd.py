@@ -96,9 +96,9 @@ def scale_by_novograd(
     Equations: the first three at the head of this file; there is no bias correction.
 
     Args:
-      b1: decay of the momentum, in [0, 1). Default 0.95 (paper; an older draft, and optax, have 0.9).
-      b2: decay of the squared norm, in [0, 1). Default 0.98 (paper; optax has 0.25).
-      eps: added to the norm, >= 0. Default 1e-8 (paper). A zero gradient gives the direction 0.
+      b1: decay of the momentum, in [0, 1). Default 0.95 (official code; an older draft, and optax, have 0.9).
+      b2: decay of the squared norm, in [0, 1). Default 0.98 (official code; optax has 0.25).
+      eps: added to the norm, >= 0. Default 1e-8 (official code). A zero gradient gives the direction 0.
       eps_root: added under the root, >= 0. Default 0.
       weight_decay: inside the momentum, after the normalisation, >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
@@ -193,9 +193,9 @@ def novograd(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the momentum, in [0, 1). Default 0.95 (paper).
-      b2: decay of the squared norm, in [0, 1). Default 0.98 (paper).
-      eps: added to the norm, >= 0. Default 1e-8 (paper).
+      b1: decay of the momentum, in [0, 1). Default 0.95 (official code).
+      b2: decay of the squared norm, in [0, 1). Default 0.98 (official code).
+      eps: added to the norm, >= 0. Default 1e-8 (official code).
       eps_root: added under the root, >= 0. Default 0.
       weight_decay: inside the momentum, after the normalisation, >= 0. Default 0; the paper uses 1e-3.
       weight_decay_mask: which leaves decay. Default all.

@@ -56,7 +56,7 @@ def scale_by_gravity(
 
     Args:
       beta: decay of the velocity after many steps, in [0, 1]; at the first step it is (beta + 1) / 3. Default 0.9
-        (paper).
+        (official code).
       init_std: standard deviation of V_0, >= 0. Default 0: it starts at rest.
       key: a typed random key or an integer that V_0 is drawn with; needed where `init_std` is not 0. Default none.
       layout: which axes are stacks: every layer of a scan has its own M.
@@ -130,11 +130,11 @@ def gravity(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: step size >= 0, or a schedule. The paper has 0.1. With alpha > 0 its first value must be > 0: the
-        first velocity is divided by it.
-      alpha: standard deviation of the step that the first velocity alone would make, >= 0. Default 0.01 (paper; the
-        authors later advise 0.05). 0 starts at rest.
-      beta: decay of the velocity after many steps, in [0, 1]. Default 0.9 (paper).
+      learning_rate: step size >= 0, or a schedule. The official code has 0.1. With alpha > 0 its first value must be
+        > 0: the first velocity is divided by it.
+      alpha: standard deviation of the step that the first velocity alone would make, >= 0. Default 0.01 (official
+        code; the authors' notes advise 0.05). 0 starts at rest.
+      beta: decay of the velocity after many steps, in [0, 1]. Default 0.9 (official code).
       key: a typed key or integer, for the first velocity; needed where alpha is not 0. Default none.
       layout: which axes are stacks.
 

@@ -47,10 +47,10 @@ def nesterov_large_batch(
       warmup_steps: steps of the warm-up, >= 0. Default 0: none.
       momentum: decay of the momentum, in (0, 1]. Default 0.9; the paper tunes 1 - momentum on a logarithmic scale.
       weight_decay: coefficient of the L2 penalty, >= 0: added to the gradient, before the momentum. Default 0.
-      weight_decay_mask: which leaves are penalised. Default all, also those of normalisation (paper).
+      weight_decay_mask: which leaves are penalised. Default all, also those of normalisation.
       init_factor: rate of the first step / peak, >= 0. Default 0.
       end_factor: last rate / peak, >= 0. Default 0.
-      power: of the fall, > 0. Default 2 (paper).
+      power: of the fall, > 0. Default 2, as in the recipe of LARS.
       warmup_power: of the warm-up, > 0. Default 1.
       decay_end: step from which the rate stays as it is, > 0. Default -1: none.
       mu_dtype: dtype in which the momentum is kept. Default float32.

@@ -32,7 +32,7 @@ def positive_negative_momentum(
     Args:
       learning_rate: step size >= 0, or a schedule.
       b0: how much of the other mean is subtracted, > -1. Default 0.9 (Ranger21; the paper's code has 1).
-      b1: decay per step, in [0, 1). Default 0.9 (paper).
+      b1: decay per step, in [0, 1). Default 0.9 (official code).
       bias_correction: whether to divide by 1 - b1^t. Default True; the authors' code for SGD has False.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.

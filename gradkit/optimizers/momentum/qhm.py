@@ -119,11 +119,11 @@ def scale_by_qhadam(
     Equations: `qhadam` at the head of this file.
 
     Args:
-      b1: decay of the first moment, in [0, 1). Default 0.995 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      nu1: weight of the first moment against the gradient, in [0, 1]. Default 0.7 (paper).
-      nu2: weight of the second moment against the squared gradient, in [0, 1]. Default 1 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper). With 0, coordinates whose denominator is 0 get 0.
+      b1: decay of the first moment, in [0, 1). Default 0.995 (the authors' documentation).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (the authors' documentation).
+      nu1: weight of the first moment against the gradient, in [0, 1]. Default 0.7 (the authors' documentation).
+      nu2: weight of the second moment against the squared gradient, in [0, 1]. Default 1 (the authors' documentation).
+      eps: added to the root, >= 0. Default 1e-8 (official code). With 0, coordinates whose denominator is 0 get 0.
       mu_dtype: dtype in which the first moment is kept. Default float32.
 
     Returns:
@@ -170,11 +170,11 @@ def qhadam(
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper has 1e-3.
-      b1: decay of the first moment, in [0, 1). Default 0.995 (paper).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
-      nu1: weight of the first moment against the gradient, in [0, 1]. Default 0.7 (paper).
-      nu2: weight of the second moment against the squared gradient, in [0, 1]. Default 1 (paper).
-      eps: added to the root, >= 0. Default 1e-8 (paper).
+      b1: decay of the first moment, in [0, 1). Default 0.995 (the authors' documentation).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (the authors' documentation).
+      nu1: weight of the first moment against the gradient, in [0, 1]. Default 0.7 (the authors' documentation).
+      nu2: weight of the second moment against the squared gradient, in [0, 1]. Default 1 (the authors' documentation).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which the first moment is kept. Default float32.

@@ -37,7 +37,7 @@ def xgrad(
 
     Args:
       inner: a complete optimizer without decoupled decay; its last update is the prediction.
-      prediction_steps: how many steps ahead, >= 0. Default 1 (paper).
+      prediction_steps: how many steps ahead, >= 0. Default 1.
       after: what moves the true parameters without being predicted, such as decoupled decay. Default none.
 
     Returns:
@@ -88,11 +88,11 @@ def xgrad_sgd(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      momentum: in [0, 1]. Default 0.9 (paper).
+      momentum: in [0, 1]. Default 0.9 (official code).
       dampening: share of every gradient, the first included, that is left out, in [0, 1). Default 0.
       weight_decay: coefficient of the penalty, >= 0. Default 0.
       weight_decay_mask: which leaves are penalised. Default all.
-      prediction_steps: how many steps ahead, >= 0. Default 1 (paper).
+      prediction_steps: how many steps ahead, >= 0. Default 1.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:
@@ -135,7 +135,7 @@ def xgrad_adam(
       b1: decay of the first moment, in [0, 1). Default 0.9.
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      prediction_steps: how many steps ahead, >= 0. Default 1 (paper).
+      prediction_steps: how many steps ahead, >= 0. Default 1.
       mu_dtype: dtype in which the first moment is kept. Default float32.
 
     Returns:
@@ -177,7 +177,7 @@ def xgrad_adamw(
       eps: added to the root, >= 0. Default 1e-8.
       weight_decay: decoupled decay >= 0, at the true parameters. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      prediction_steps: how many steps ahead, >= 0. Default 1 (paper).
+      prediction_steps: how many steps ahead, >= 0. Default 1.
       mu_dtype: dtype in which the first moment is kept. Default float32.
 
     Returns:
