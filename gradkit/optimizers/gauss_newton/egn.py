@@ -85,15 +85,16 @@ def egn(
     come in are not read: what else the loss has, a penalty, is not seen.
 
     Args:
-      learning_rate: step size >= 0, or a schedule; with `line_search` the largest one. Default 1 (paper).
-      damping: lambda, in the units of the curvature, > 0. Default 1 (paper).
-      momentum: decay of the mean of directions, in [0, 1). Default None, as 0: none (paper).
+      learning_rate: step size >= 0, or a schedule; with `line_search` the largest one. Default 1 (official code).
+      damping: lambda, in the units of the curvature, > 0. Default 1 (official code).
+      momentum: decay of the mean of directions, in [0, 1). Default None, as 0: none (official code).
       line_search: whether the step size is searched for, from min(1.5 times the last one, `learning_rate`) down by 0.8,
         at most 15 times. Default False.
       adaptive_damping: whether lambda follows the ratio of the true to the predicted decrease, within [1e-12, 1e6].
         Default False (first release).
-      damping_increase: factor of lambda after a poor prediction, >= 1. Default 1.01 (paper; second release 1.5).
-      damping_decrease: factor after a good one, in (0, 1]. Default 0.99 (paper; second release 0.5).
+      damping_increase: factor of lambda after a poor prediction, >= 1. Default 1.01 (first release; second
+        release 1.5).
+      damping_decrease: factor after a good one, in (0, 1]. Default 0.99 (first release; second release 0.5).
       loss: "mse", "softmax_ce" (targets integer (b,), or probabilities (b, c)) or "sigmoid_bce". Default "mse".
       solver: "woodbury" (at most 4096 examples times outputs), "cg" or "dense", as in
         `gk.linalg.damped_gauss_newton_solve`. Default "woodbury" (paper).

@@ -73,7 +73,7 @@ def nonconvex_accelerated_gradient(
         of X^T X / n.
       l1: weight lam of the penalty, >= 0. Default 0: none.
       penalty: "scad", "mcp", or None for lam |z| alone. Default "scad".
-      a: of SCAD, > 2. Default 3.7 (paper).
+      a: of SCAD, > 2. Default 3.7 (Fan, Li 2001).
       gamma: of MCP, > 1. Default 2.
       step_fraction: omega L, in (0, 1). Default 0.99 (official code).
       restart: whether the momentum is dropped where the speed falls. Default True (official code).

@@ -28,10 +28,10 @@ def scale_by_adahessian(
     Equations: m, v and u at the head of this file.
 
     Args:
-      b1: decay of the mean of the gradients, in [0, 1). Default 0.9 (paper).
-      b2: decay of the mean of squared curvature, in [0, 1). Default 0.999 (paper).
+      b1: decay of the mean of the gradients, in [0, 1). Default 0.9 (official code).
+      b2: decay of the mean of squared curvature, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-4 (official code).
-      hessian_power: k, in [0, 1]. Default 1 (paper); 0 leaves momentum alone.
+      hessian_power: k, in [0, 1]. Default 1 (official code); 0 leaves momentum alone.
       mu_dtype: dtype in which the mean of the gradients is kept. Default float32.
 
     Returns:
@@ -92,14 +92,14 @@ def adahessian(
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.15 (official code).
-      b1: decay of the mean of the gradients, in [0, 1). Default 0.9 (paper).
-      b2: decay of the mean of squared curvature, in [0, 1). Default 0.999 (paper).
+      b1: decay of the mean of the gradients, in [0, 1). Default 0.9 (official code).
+      b2: decay of the mean of squared curvature, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-4 (official code).
-      hessian_power: k, in [0, 1]. Default 1 (paper).
+      hessian_power: k, in [0, 1]. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       every: steps that one estimate serves, >= 1. Default 1; the paper finds up to 5 as good.
-      num_samples: random vectors per estimate, >= 1. Default 1 (paper).
+      num_samples: random vectors per estimate, >= 1. Default 1 (official code).
       spatial_average: of the estimate: None, "conv" or "all", as in `gk.gradients.hutchinson_diag`. Default "conv"
         (its code for images). A curvature that is given is taken as it is.
       key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, unless the

@@ -224,7 +224,7 @@ def gradient_regularized_newton(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (paper). The search is for the whole step.
+      learning_rate: factor >= 0 of the step, or a schedule. Default 1: the search is for the whole step.
       gamma_init: the first radius, > 0. Default 1 (official code).
       adaptive: whether gamma is searched for. Default True; False: it stays gamma_init, and nothing is tested.
       gamma_min: the least that an accepted step leaves of gamma, >= 0. Default 1e-9 (official code).

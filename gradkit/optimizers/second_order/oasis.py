@@ -217,7 +217,7 @@ def oasis(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (paper); without `adaptive` the step itself.
+      learning_rate: factor >= 0 of the step, or a schedule. Default 1; without `adaptive` the step itself.
       b2: decay of the mean of the curvature, in [0, 1). Default 0.999.
       alpha: smallest entry of the metric, > 0. Default 1e-5.
       init_learning_rate: eta of the first step, > 0. Default 0.01.
@@ -228,7 +228,7 @@ def oasis(
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       first_samples: random vectors of the first estimate, >= 1. Default 10.
-      num_samples: random vectors of the others, >= 1. Default 1 (paper).
+      num_samples: random vectors of the others, >= 1. Default 1.
       key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, unless the
         curvature is given.
 

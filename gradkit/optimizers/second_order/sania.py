@@ -175,7 +175,7 @@ def sania(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (paper).
+      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
       preconditioner: any transformation gradient -> direction, not negated. Default None: over max(eps, |h|), h the
         running mean of the curvature.
       b2: decay of the mean of the curvature, in [0, 1). Default 0: the curvature of this step alone.
@@ -218,10 +218,10 @@ def sania_adagrad_sqr(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (paper).
+      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
       eps: smallest entry of the sum, >= 0. Default 1e-8.
-      is_sqrt: whether its root preconditions, as in AdaGrad. Default False (paper): invariant to the scale of
-        coordinates.
+      is_sqrt: whether its root preconditions, as in AdaGrad. Default False (official code): invariant to the
+        scale of coordinates.
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
 
@@ -259,10 +259,10 @@ def sania_adam_sqr(
     Equations: at the head of this file.
 
     Args:
-      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (paper).
+      learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
       b2: decay of the mean, in [0, 1). Default 0.999.
       eps: smallest entry of the mean, >= 0. Default 1e-8.
-      is_sqrt: whether its root preconditions, as in Adam. Default False (paper).
+      is_sqrt: whether its root preconditions, as in Adam. Default False (official code).
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
 

@@ -41,7 +41,7 @@ def vr_sgd(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      gamma: smallest ratio, in (0, 1]. Default 0.1 (paper, from memory: no code is public).
+      gamma: smallest ratio, in (0, 1]. Default 0.1 (unverified: no code is public).
       layout: which axes are stacks.
 
     Returns:
@@ -81,7 +81,7 @@ def vr_momentum(
       learning_rate: step size >= 0, or a schedule.
       momentum: decay of the momentum, in [0, 1]. Default 0.9.
       nesterov: whether to look ahead. Default False.
-      gamma: smallest ratio, in (0, 1]. Default 0.1 (paper, from memory: no code is public).
+      gamma: smallest ratio, in (0, 1]. Default 0.1 (unverified: no code is public).
       b3: decay of the ratio, in [0, 1), or None: no memory. Default 0.9.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks.
@@ -149,7 +149,7 @@ def vr_adam(
       b1: decay of the first moment, in [0, 1). Default 0.9.
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      gamma: smallest ratio, in (0, 1]. Default 0.1 (paper, from memory: no code is public).
+      gamma: smallest ratio, in (0, 1]. Default 0.1 (unverified: no code is public).
       b3: decay of the ratio, in [0, 1), or None: no memory. Default 0.9.
       second_moment: "scaled", of g^, or "raw", of g, where a constant ratio shortens the step. Default "scaled": a
         plain chain.
@@ -197,7 +197,7 @@ def vr_lars(
       momentum: decay of the momentum, in [0, 1]. Default 0.9.
       weight_decay: decay inside the trust ratio, >= 0, or a schedule. Default 0.
       trust_coefficient: relative size of a step, > 0. Default 0.001.
-      gamma: smallest signal-to-noise ratio, in (0, 1]. Default 0.1 (paper, from memory: no code is public).
+      gamma: smallest signal-to-noise ratio, in (0, 1]. Default 0.1 (unverified: no code is public).
       weight_decay_mask: which leaves decay. Default "matrices": rank 2 and more, not counting stack axes.
       trust_ratio_mask: which leaves are rescaled. Default as the decay.
       mu_dtype: dtype in which the momentum is kept. Default float32.
@@ -262,7 +262,7 @@ def vr_lamb(
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-6.
       weight_decay: part of the direction, before its norm is taken, >= 0, or a schedule. Default 0.
-      gamma: smallest signal-to-noise ratio, in (0, 1]. Default 0.1 (paper, from memory: no code is public).
+      gamma: smallest signal-to-noise ratio, in (0, 1]. Default 0.1 (unverified: no code is public).
       b3: decay of the ratio, in [0, 1), or None: no memory. Default 0.9.
       second_moment: "scaled", of g^, or "raw", of g. Default "scaled".
       weight_decay_mask: which leaves decay. Default all.
