@@ -16,10 +16,9 @@ from gradkit.catalogue import TRANSFORMATIONS, Card, cards
 from gradkit.training.methods import first_argument
 from tests.by_numpy import by_numpy
 from tests.contract.methods import close, draw, grads_like, supplied
+from tests.contract.test_as_optax import types
 
-FACTORIES = {
-    name: card for name, card in cards().items() if card.is_link and card.function is not gk.scale_by_learning_rate
-}
+FACTORIES = {name: card for name, card in cards().items() if card.is_link}
 TREE = {"bias": (4,), "kernel": (6, 4)}
 # What these cannot do without, though it has a default.
 MUST: dict[str, str] = {
@@ -42,15 +41,16 @@ def arguments(card: Card, learning_rate: Any) -> dict[str, Any]:
     if "learning_rate" in known:
         given["learning_rate"] = learning_rate
     if card.form == "wrapper" and first_argument(card.function) not in given:
-        inner = gk.scale_by_adam() if card.wraps == "direction" else optax.sgd(0.1, momentum=0.9)
+        inner = optax.trace(0.9) if card.wraps == "direction" else optax.sgd(0.1, momentum=0.9)
         given[first_argument(card.function)] = inner
     return given
 
 
-def injected(card: Card, given: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
+def injected(card: Card, given: dict[str, Any], dtype: Any = None) -> optax.GradientTransformationExtraArgs:
     """Functions that are no schedules are named, as optax asks for masks; nothing else is."""
     functions = {name for name, value in given.items() if callable(value)}
-    return supplied(card, optax.inject_hyperparams(card.function, static_args=functions)(**given))
+    made = optax.inject_hyperparams(card.function, static_args=functions, hyperparam_dtype=dtype)
+    return supplied(card, made(**given))
 
 
 def params_of(card: Card) -> Any:
@@ -78,18 +78,57 @@ def test_every_factory_as_with_python_numbers(name: str, x64: None) -> None:
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_defaults_alone(name: str) -> None:
-    """With no more than a factory must be given, its state is that of the Python numbers, and it can make an update."""
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_defaults_alone(name: str, dtype: Any) -> None:
+    """With no more than a factory must be given, in bfloat16 and as trainers call it, the state is that of the Python
+    numbers, and an update keeps its types, also those of a transformation of optax inside."""
     card = FACTORIES[name]
-    known, x = inspect.signature(card.function).parameters, params_of(card)
+    known = inspect.signature(card.function).parameters
+    x = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params_of(card))
     given = {n: value for n, value in arguments(card, 0.01).items() if known[n].default is inspect.Parameter.empty}
     if name in MUST:
         given[MUST[name]] = card.example[MUST[name]]
-    tx = injected(card, given)
-    state: Any = jax.eval_shape(tx.init, x)
-    plain = jax.eval_shape(supplied(card, card.function(**given)).init, x)
-    assert jax.tree.structure(state.inner_state) == jax.tree.structure(plain)
-    jax.eval_shape(tx.update, x, state, x)
+    tx, plain = injected(card, given, dtype), supplied(card, card.function(**given))
+
+    def program(x: Any) -> Any:
+        state: Any = tx.init(x)
+        if dtype is not None:
+            floats = [v.dtype for v in state.hyperparams.values() if jnp.issubdtype(v.dtype, jnp.floating)]
+            assert set(floats) <= {jnp.dtype(dtype)}
+        updates, after = tx.update(x, state, x)
+        assert jax.tree.structure(state.inner_state) == jax.tree.structure(jax.eval_shape(plain.init, x))
+        assert types(after) == types(state)
+        assert types(updates) == types(x)
+        return updates
+
+    jax.make_jaxpr(program)(x)
+
+
+OTHERS = {name: card for name, card in cards().items() if card.form in ("aggregator", "strategy")}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_aggregators_and_strategies_as_with_python_numbers(name: str) -> None:
+    """Over two tasks or replicas: under the same program, the bits are those of the Python numbers."""
+    card = OTHERS[name]
+    known = inspect.signature(card.function).parameters
+    given = dict(card.example)
+    if "inner" in known:
+        given["inner"] = optax.sgd(0.1, momentum=0.9)
+    if "learning_rate" in known:
+        given["learning_rate"] = 0.1
+    x = draw(0, TREE)
+    g = jax.tree.map(lambda *rows: np.stack(rows), grads_like(x, 0), grads_like(x, 1))
+    each = jax.tree.map(lambda w: np.stack([w, w]), x)
+    results = []
+    for tx in (card.function(**given), optax.inject_hyperparams(card.function)(**given)):
+
+        def step(g: Any, x: Any, tx: Any = tx) -> Any:
+            return tx.update(g, tx.init(x), x, **({"key": jax.random.key(0)} if "key" in card.needs else {}))[0]
+
+        of_all = step if card.form == "aggregator" else jax.vmap(step, axis_name="replica")
+        results.append(by_numpy(of_all)(g, x if card.form == "aggregator" else each))
+    close(*results, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name, card in FACTORIES.items() if card.form == "optimizer"])
@@ -131,6 +170,12 @@ def test_lengths_dtypes_and_fractions_that_are_given() -> None:
 def test_a_length_that_is_traced_all_the_same() -> None:
     with pytest.raises(ValueError, match=r"ns_steps must be an integer >= 1 .* static_args='ns_steps'"):
         jax.eval_shape(lambda n: gk.muon(0.1, adam_learning_rate=0.1, ns_steps=n).init({"w": jnp.ones((2, 2))}), 3)
+
+
+def test_every_form_that_gives_a_transformation_is_here() -> None:
+    """A controller gives one and the rule beside it, which a loop asks for the size of the next batch."""
+    forms = {card.form for card in (*FACTORIES.values(), *OTHERS.values())}
+    assert forms == set(TRANSFORMATIONS) - {"controller"}
 
 
 def test_no_default_is_a_function() -> None:

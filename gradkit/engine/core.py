@@ -66,6 +66,28 @@ def widen(tree: Any) -> Any:
     return jax.tree.map(lambda x: cast(x, wide_dtype(x.dtype)), tree)
 
 
+def _wide_or_abstract(x: Any) -> Any:
+    dtype = wide_dtype(x.dtype)
+    if isinstance(x, jax.ShapeDtypeStruct) and x.dtype != dtype:
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+    return cast(x, dtype)
+
+
+def inside(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A transformation as one around it calls it that computes in float32: `init` has the dtypes of `update`.
+
+    The state of one of optax has the dtype of the parameters until its first update.
+
+    >>> tx = inside(optax.sgd(0.1, momentum=0.9))
+    >>> jax.tree.leaves(tx.init(jnp.zeros(2, jnp.bfloat16)))[0].dtype
+    dtype('float32')
+    """
+    extra = optax.with_extra_args_support(inner)
+    return optax.GradientTransformationExtraArgs(
+        lambda params: extra.init(jax.tree.map(_wide_or_abstract, as_arrays(params))), extra.update
+    )
+
+
 def as_arrays(tree: Any) -> Any:
     """The tree with NumPy arrays and Python numbers as JAX arrays of strong dtypes; other leaves stay as they are."""
     if not any(issubclass(kind, NUMBERS) for kind in set(map(type, jax.tree.leaves(tree)))):

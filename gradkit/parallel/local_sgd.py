@@ -17,7 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import increment, scalar, transformation
+from gradkit.engine.core import increment, inside, scalar, transformation
 from gradkit.optimizers.momentum import sgd
 from gradkit.parallel.local_updates import anchor, local_updates
 
@@ -116,7 +116,7 @@ def quadratic_weighted_average(
     those where gradients were taken, from the start on and without the last.
     """
     checks.real("offset", offset, "(0, inf)")
-    inner = optax.with_extra_args_support(inner)
+    inner = inside(inner)
 
     def init(params: Any) -> QuadraticWeightedAverageState:
         return QuadraticWeightedAverageState(jnp.zeros((), jnp.int32), anchor(params), inner.init(params))

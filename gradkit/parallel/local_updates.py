@@ -245,6 +245,8 @@ def _period(sync_every: Any) -> Callable[[jax.Array], Any]:
             for t in reversed(range(len(ends))):
                 left[t] = 1 if ends[t] else min(int(left[t + 1]), NEVER - 1) + 1
             return lambda count: jnp.asarray(left)[jnp.minimum(count, len(ends))]
+    if isinstance(sync_every, Tracer) and sync_every.shape == () and jnp.issubdtype(sync_every.dtype, jnp.integer):
+        return lambda count: sync_every
     if not isinstance(sync_every, numbers.Integral) or isinstance(sync_every, bool) or sync_every < 1:
         raise ValueError(f"sync_every must be an integer >= 1, a callable or an array of booleans, got {sync_every!r}")
     return lambda count: int(sync_every)

@@ -12,7 +12,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import divide, need, transformation, zeros
+from gradkit.engine.core import divide, inside, need, transformation, zeros
 
 
 class AccumulateWeightedState(NamedTuple):
@@ -61,7 +61,7 @@ def accumulate_weighted(
     b2 = 0.98, a warm-up over 4000 steps and then the inverse root of the step, twice the rate for large batches.
     """
     every_k = checks.integer("every_k", every_k, 1)
-    below = optax.with_extra_args_support(inner)
+    below = inside(inner)
 
     def init(params: optax.Params) -> AccumulateWeightedState:
         return AccumulateWeightedState(

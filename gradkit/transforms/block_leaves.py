@@ -13,7 +13,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.blocks import merged_axes
-from gradkit.engine.core import transformation
+from gradkit.engine.core import inside, transformation
 from gradkit.engine.kronecker import merge_backwards
 from gradkit.engine.owned import Owned
 from gradkit.engine.per_parameter import settled
@@ -69,7 +69,7 @@ def block_leaves(
     """
     checks.switch(merge=merge)
     max_dim = checks.integer("max_dim", max_dim, 1)
-    below = optax.with_extra_args_support(inner)
+    below = inside(inner)
 
     def stacks(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
         """The order of axes, stacks first; how many of them are stacks; the joined lengths of the others."""

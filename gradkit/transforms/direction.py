@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import transformation
+from gradkit.engine.core import inside, transformation
 
 
 def direction_from_gradient(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -35,7 +35,7 @@ def direction_from_gradient(inner: optax.GradientTransformation) -> optax.Gradie
 
     Reference: Cao, Li, Song. Grams: Gradient Descent with Adaptive Momentum Scaling. 2024, arXiv 2412.17107.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = inside(inner)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         p, state = inner.update(updates, state, params, **extra)

@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import transformation
+from gradkit.engine.core import inside, transformation
 from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Axes, Layout, axes_of, names
 
@@ -65,7 +65,7 @@ def graft(
     for name, tx in (("magnitude", magnitude), ("direction", direction)):
         if not isinstance(tx, optax.GradientTransformation):
             raise ValueError(f"{name} must be a gradient transformation, got {tx!r}")
-    one, other = (optax.with_extra_args_support(tx) for tx in (magnitude, direction))
+    one, other = (inside(tx) for tx in (magnitude, direction))
 
     def whole(name: str, shape: tuple[int, ...]) -> Axes:
         return axes_of(layout, name, shape)._replace(stack=())

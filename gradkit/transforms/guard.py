@@ -18,7 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import abs_sq, increment, transformation
+from gradkit.engine.core import abs_sq, increment, inside, transformation
 from gradkit.engine.norms import global_sums
 
 TRIGGERS = ("nonfinite", "spike")
@@ -105,7 +105,7 @@ def guard(
     max_skips = checks.integer("max_skips", max_skips, 1)
     checks.real("sigma", sigma, "(0, inf)")
     window = checks.integer("window", window, 4)
-    below = optax.with_extra_args_support(inner)
+    below = inside(inner)
     watches = on == "spike"
 
     def published(skip: jax.Array, total: jax.Array, row: jax.Array) -> dict[str, jax.Array]:

@@ -17,7 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.blocks import factor_sources
-from gradkit.engine.core import increment, scalar, transformation, wide_dtype, widen
+from gradkit.engine.core import increment, inside, scalar, transformation, wide_dtype, widen
 from gradkit.engine.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
 from gradkit.engine.per_parameter import settled
 from gradkit.engine.placement import as_it_lay, everywhere
@@ -147,7 +147,7 @@ def in_basis(
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321.
     """
     made = kronecker_bases() if bases is None else bases
-    below = optax.with_extra_args_support(inner)
+    below = inside(inner)
 
     def batched(name: str, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
         """The tensors of a leaf along one leading axis, and the way back."""

@@ -28,6 +28,7 @@ from gradkit.engine.core import (
     at_count,
     cast,
     increment,
+    inside,
     once_per_dtype,
     pair,
     scalar,
@@ -92,7 +93,7 @@ def weighted_momenta(
       denominator: gradient -> positive numbers of its shape. None: 1.
       mu_dtype: dtype in which the means are kept. Default float32, or float64 for float64 parameters.
     """
-    below = None if denominator is None else optax.with_extra_args_support(denominator)
+    below = None if denominator is None else inside(denominator)
 
     def init(params: optax.Params) -> WeightedMomentaState:
         momenta = tuple(zeros(params, mu_dtype) for _ in means)

@@ -23,6 +23,7 @@ from gradkit.engine.core import (
     check_decay_mask,
     divide,
     increment,
+    inside,
     scalar,
     transformation,
     wide_dtype,
@@ -154,7 +155,7 @@ def stable_weight_decay(
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
-    below = optax.with_extra_args_support(inner)
+    below = inside(inner)
 
     def real_dtype(x: Any) -> Any:
         return jnp.finfo(wide_dtype(x.dtype)).dtype

@@ -16,7 +16,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine import core
-from gradkit.engine.core import divide, increment, scalar, settle, transformation, zeros
+from gradkit.engine.core import divide, increment, inside, scalar, settle, transformation, zeros
 
 PAPER = Paper(
     "Positive-Negative Momentum: Manipulating Stochastic Gradient Noise to Improve Generalization",
@@ -82,7 +82,7 @@ def scale_by_pnm(
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b0", b0, "(-1, inf)")
     checks.real("b1", b1, "[0, 1)")
-    below = None if denominator is None else optax.with_extra_args_support(denominator)
+    below = None if denominator is None else inside(denominator)
 
     def init(params: optax.Params) -> ScaleByPnmState:
         started = below.init(params) if below else None

@@ -21,7 +21,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.codecs import between, decode, encode_bfloat16, encode_int8, nearest
-from gradkit.engine.core import as_arrays, boxless, check_leaves, check_match, wide_dtype, widen
+from gradkit.engine.core import as_arrays, boxless, check_leaves, check_match, inside, wide_dtype, widen
 from gradkit.engine.keys import check_key, first_key
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
@@ -44,12 +44,6 @@ class PrecisionState(NamedTuple):
 def is_narrow(x: Any) -> bool:
     """Whether a leaf has fewer bits than it is computed in."""
     return wide_dtype(x.dtype) != x.dtype
-
-
-def wide_or_abstract(x: Any) -> Any:
-    """A leaf, or its shape, in the dtype it is computed in."""
-    dtype = wide_dtype(x.dtype)
-    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
 
 
 def step_to(p: jax.Array, x: jax.Array, u: jax.Array, bits: jax.Array | None) -> jax.Array:
@@ -137,7 +131,7 @@ def precision(
         if not stochastic:
             raise ValueError('precision: key is used by rounding="stochastic" only')
         check_key(key)
-    tx = optax.with_extra_args_support(inner)
+    tx = inside(inner)
 
     def encode(inner_state: Any, params: Any, count: jax.Array) -> Any:
         shapes = {jnp.shape(x) for x in jax.tree.leaves(params)}
@@ -160,7 +154,7 @@ def precision(
         kept = first_key(key)
 
         def begin(params: Any) -> PrecisionState:
-            inner_state = tx.init(jax.tree.map(wide_or_abstract, params))
+            inner_state = tx.init(params)
             return PrecisionState(count, kept, residuals(params), encode(inner_state, params, count))
 
         return announce(Method("precision"), begin, params)

@@ -23,7 +23,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.by_role import ROLES
-from gradkit.engine.core import increment, scalar, transformation
+from gradkit.engine.core import increment, inside, scalar, transformation
 from gradkit.engine.matrices import MatrixSharding, check_matrix
 from gradkit.engine.owned import failures, phases, product
 from gradkit.engine.per_parameter import init_fields, map_fields
@@ -189,7 +189,7 @@ def project_low_rank(
     if shard is not None and not isinstance(shard, MatrixSharding):
         raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
     made = inner if isinstance(inner, Numbered) else Numbered(lambda _: scale_by_adam() if inner is None else inner, {})
-    method = optax.with_extra_args_support(made.make(made.numbers))
+    method = inside(made.make(made.numbers))
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, most: int) -> Own:
         (n, m), r = dims, min(most, *dims)

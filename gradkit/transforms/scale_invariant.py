@@ -21,7 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import abs_sq, check_decay_mask, divide, scalar, transformation
+from gradkit.engine.core import abs_sq, check_decay_mask, divide, inside, scalar, transformation
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Layout, axes_of, names, resolve_layout, resolve_mask, tensor_axes
 from gradkit.leaves.scopes import decay_here
@@ -114,7 +114,7 @@ def project_scale_invariant(
     checks.real("weight_decay", weight_decay, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
-    inner = optax.with_extra_args_support(inner)
+    inner = inside(inner)
 
     def init(params: optax.Params) -> Any:
         resolve_layout(layout, params, method="project_scale_invariant", matters=True)

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import transformation, zeros
+from gradkit.engine.core import inside, transformation, zeros
 
 
 class ShiftedParametersState(NamedTuple):
@@ -67,8 +67,8 @@ def shifted_parameters(
     Nesterov. A method for solving the convex programming problem with convergence rate O(1/k^2). 1983.
     """
     checks.function("shift", shift)
-    inner = optax.with_extra_args_support(inner)
-    tail = optax.with_extra_args_support(after if after is not None else optax.identity())
+    inner = inside(inner)
+    tail = inside(after if after is not None else optax.identity())
 
     def init(params: optax.Params) -> ShiftedParametersState:
         return ShiftedParametersState(zeros(params), (inner.init(params), tail.init(params)))

@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import increment, transformation, widen, zeros
+from gradkit.engine.core import increment, inside, transformation, widen, zeros
 from gradkit.engine.hutchinson import check_hutchinson, hutchinson
 from gradkit.engine.keys import check_key, first_key, next_key
 from gradkit.leaves import Layout, names
@@ -102,7 +102,7 @@ def supply_curvature(
     every = checks.integer("every", every, 1)
     checks.function("estimator", estimator)
     check_key(key)
-    inner = optax.with_extra_args_support(inner)
+    inner = inside(inner)
 
     def init(params: optax.Params) -> WithCurvatureState:
         held = zeros(params) if every > 1 else None

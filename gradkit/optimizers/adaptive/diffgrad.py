@@ -15,7 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import optimizer, transformation, zeros
+from gradkit.engine.core import inside, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
@@ -57,7 +57,7 @@ def scale_by_gradient_change(
     1909.11015. The authors' first code, with which the paper's figures were made, compares every gradient with itself:
     there xi is always 1/2. Here, as in the paper and in their second code, the gradient before is kept.
     """
-    direction = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    direction = inside(optax.identity() if inner is None else inner)
 
     def init(params: optax.Params) -> ScaleByGradientChangeState:
         return ScaleByGradientChangeState(zeros(params), direction.init(params))

@@ -24,7 +24,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import increment, transformation, zeros
+from gradkit.engine.core import increment, inside, transformation, zeros
 from gradkit.engine.norms import packed_sums
 from gradkit.leaves import (
     Layout,
@@ -142,7 +142,7 @@ def freeze_on_convergence(
     checks.real("max_frozen_ratio", max_frozen_ratio, "[0, 1]")
     if groups is not None:
         checks.function("groups", groups)
-    inner = optax.with_extra_args_support(inner)
+    inner = inside(inner)
 
     def flag(name: str, x: Any) -> jax.Array:
         summed = tensor_axes(axes_of(layout, name, x.shape), x.shape)

@@ -20,7 +20,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.engine.core import check_match, increment, optimizer, transformation, widen, zeros
+from gradkit.engine.core import check_match, increment, inside, optimizer, transformation, widen, zeros
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
@@ -142,7 +142,7 @@ def scale_by_local_lipschitz(
     checks.choice("deterministic", deterministic, (True, False))
     if metric is not None:
         checks.function("metric", metric)
-    within = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    within = inside(optax.identity() if inner is None else inner)
 
     def init(params: optax.Params) -> ScaleByLocalLipschitzState:
         eta = jnp.array(init_learning_rate, jnp.result_type(float), copy=True)
