@@ -169,19 +169,24 @@ def scoped_init(init: Callable[[Any], Any], params: Any, method: str) -> Any:
 
 def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: Any) -> tuple[Any, Any]:
     """Calls an `update`, state -> (updates, state), likewise; with the decision of the `init` where it is kept."""
-    nodes, structure, at = [state], jax.tree.structure(0), None
-    if has_kept(state):
-        nodes, structure = jax.tree.flatten(state, is_leaf=_is_kept)
-        known = set(names(tree))
-        # What a link inside has kept for leaves of its own names is for that link.
-        at = next((i for i, x in enumerate(nodes) if _is_kept(x) and known <= x.decision.layers_of.keys()), None)
-    given = None if at is None else nodes[at].decision
-    with deciding(tree, given):
-        if at is None or given is None:
+    kept, structure, at = _own_kept(tree, state) if has_kept(state) else ([], None, None)
+    if at is None or structure is None:
+        with deciding(tree):
             return update(state)
-        updates, new = update(structure.unflatten([x.state if i == at else x for i, x in enumerate(nodes)]))
+    given: Decision = kept[at].decision
+    with deciding(tree, given):
+        updates, new = update(structure.unflatten([*kept[:at], kept[at].state, *kept[at + 1 :]]))
     nodes = structure.flatten_up_to(new)
-    return updates, structure.unflatten([Kept(x, given) if i == at else x for i, x in enumerate(nodes)])
+    return updates, structure.unflatten([*nodes[:at], Kept(nodes[at], given), *nodes[at + 1 :]])
+
+
+def _own_kept(tree: Any, state: Any) -> tuple[list[Any], Any, int | None]:
+    """The nodes of a state, its structure above them, and which of them is the decision for this tree. What a link
+    inside has kept for leaves of its own names is for that link."""
+    nodes, structure = jax.tree.flatten(state, is_leaf=_is_kept)
+    own = set(names(tree))
+    at = next((i for i, x in enumerate(nodes) if _is_kept(x) and own <= x.decision.layers_of.keys()), None)
+    return nodes, structure, at
 
 
 _DECAY: ContextVar[Any] = ContextVar("decay", default=1.0)

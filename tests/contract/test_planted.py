@@ -17,7 +17,7 @@ from gradkit.catalogue import Card, Paper
 from gradkit.engine.core import bias_correction, increment, optimizer, transformation, zeros
 from gradkit.engine.norms import global_norm
 from gradkit.leaves import Method
-from tests.contract import test_composition, test_numbers, test_program
+from tests.contract import test_as_optax, test_composition, test_numbers, test_program
 from tests.golden import build, test_golden
 from tests.parallel import test_shardings
 
@@ -194,6 +194,33 @@ def swallows_extra_arguments() -> Card:
 
 
 Point = Callable[[Card], None]
+
+
+def keeps_names_of_nodes() -> Card:
+    """A leaf in a registered node has another name than a bare one."""
+
+    def wrong(params: Any) -> PlantedState:
+        paths = jax.tree_util.tree_flatten_with_path(params)[0]
+        return init(params)._replace(more={jax.tree_util.keystr(path): jnp.zeros(()) for path, _ in paths})
+
+    return card(wrong)
+
+
+def counts_what_is_masked() -> Card:
+    """A leaf that belongs to another group has state."""
+
+    def wrong(params: Any) -> PlantedState:
+        nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        return init(params)._replace(more=jnp.zeros(len(nodes)))
+
+    return card(wrong)
+
+
+def starts_replicated() -> Card:
+    """The momentum of a sharded parameter is sharded after the first update alone."""
+    return card(lambda params: init(params)._replace(mu=jax.tree.map(lambda x: jnp.zeros(x.shape), params)))
+
+
 FAULTS: list[tuple[Callable[[], Card], Point, Any]] = [
     (uphill, test_numbers.test_descends_on_a_quadratic_and_on_digits, "quadratic"),
     (kept_in_half, test_numbers.test_bfloat16_parameters_are_computed_in_float32, "float32"),
@@ -207,6 +234,9 @@ FAULTS: list[tuple[Callable[[], Card], Point, Any]] = [
     (anchor_is_no_copy, test_shardings.test_a_method_on_a_mesh, "donate"),
     (divides_by_zero, test_numbers.test_zero_gradients_and_zero_parameters_stay_finite, "isfinite"),
     (keeps_a_word_more, test_program.test_state_words_are_those_of_the_card, "0.01"),
+    (keeps_names_of_nodes, test_as_optax.test_a_node_with_one_array_is_a_leaf, "flat index"),
+    (counts_what_is_masked, test_as_optax.test_leaves_that_are_none_or_masked, "At index 3 diff"),
+    (starts_replicated, test_as_optax.test_shardings_are_part_of_the_type, "PyTreeDef"),
     (swallows_extra_arguments, test_composition.test_extra_arguments_pass_through, "value"),
 ]
 
