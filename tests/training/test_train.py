@@ -247,7 +247,7 @@ def test_what_a_file_of_a_chain_does_wrong_is_said(tmp_path: pathlib.Path, capsy
     """)
     )
     assert run("--workload=heavytail", f"--chain={file}", "--learning_rate=1") == 2
-    assert "ModuleNotFoundError while" in capsys.readouterr().err
+    assert "chain.py, line 4: ModuleNotFoundError" in capsys.readouterr().err
     file.write_text("def chain(rate):\n    return 3\n")
     assert run("--workload=heavytail", f"--chain={file}", "--learning_rate=1") == 2
     assert "must return a transformation, got 3" in capsys.readouterr().err
