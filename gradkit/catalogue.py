@@ -27,7 +27,7 @@ FORMS = (
     "rule",
     "function",
     "layer",
-    "engine",
+    "program",
 )
 # The forms that give an optax transformation.
 TRANSFORMATIONS = ("primitive", "optimizer", "wrapper", "aggregator", "strategy", "controller")
@@ -78,7 +78,7 @@ class Card:
 
     Attributes:
       function: the public function; its name is the name of the card.
-      form: one of `FORMS`. A function (of numbers, arrays or recorded runs, without a state) and an engine (a program
+      form: one of `FORMS`. A function (of numbers, arrays or recorded runs, without a state) and a program (one
         around functions of the user's own) have arguments of their own: what they owe is in the test of their paper.
       paper: its source.
       needs: extra arguments of `update` without which it raises.

@@ -159,7 +159,7 @@ def infobatch_loss(losses: Any, weights: Any) -> jax.Array:
 
 register(
     infobatch,
-    form="engine",
+    form="program",
     paper=PAPER,
     example={"epochs": 8},
     notes="the state is 1 word per example, none per parameter",

@@ -200,5 +200,5 @@ def sga(
     return Sga(init, update)
 
 
-register(aggregate_inner_gradients, form="engine", paper=PAPER)
-register(sga, form="engine", paper=PAPER, notes="an attack; with momentum its state is 1 word per number of delta")
+register(aggregate_inner_gradients, form="program", paper=PAPER)
+register(sga, form="program", paper=PAPER, notes="an attack; with momentum its state is 1 word per number of delta")

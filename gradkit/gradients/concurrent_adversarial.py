@@ -150,4 +150,4 @@ def concurrent_adversarial(
     return ConcurrentAdversarial(init, value_and_grad)
 
 
-register(concurrent_adversarial, form="engine", paper=PAPER, words=1, notes="a source with a state of its own")
+register(concurrent_adversarial, form="program", paper=PAPER, words=1, notes="a source with a state of its own")

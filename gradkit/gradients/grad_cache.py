@@ -148,4 +148,4 @@ def _zero_filled(d: Any, size: int) -> Any:
     return jax.tree.map(lambda x: jnp.pad(x, [(0, size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)), d)
 
 
-register(grad_cache, form="engine", paper=PAPER, words=1)
+register(grad_cache, form="program", paper=PAPER, words=1)

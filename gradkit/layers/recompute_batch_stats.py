@@ -74,7 +74,7 @@ def recompute_batch_stats(apply: Callable[[Any, Any], Any], batches: Iterable[An
 
 register(
     recompute_batch_stats,
-    form="engine",
+    form="program",
     paper=Paper(
         "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
         "Ioffe, Szegedy",

@@ -195,7 +195,7 @@ def damped_gauss_newton_solve(
 
 register(
     damped_gauss_newton_solve,
-    form="engine",
+    form="program",
     paper=Paper(
         "Exact Gauss-Newton Optimization for Training Deep Neural Networks", "Korbit et al.", 2024, "2405.14402"
     ),

@@ -226,7 +226,7 @@ def modular_stage(layer: Any, stages: int) -> Any:
     return layer % stages
 
 
-register(layered_gradient_accumulation, form="engine", paper=PAPER, collectives="replicas")
+register(layered_gradient_accumulation, form="program", paper=PAPER, collectives="replicas")
 register(
     modular_stage,
     form="function",

@@ -101,7 +101,7 @@ def inspect(method: Any, params: Any, *, mesh: Mesh | str, name: str = "these pa
         learning rate, a transformation, or a file that defines `chain`. What is compiled: of an optimizer, primitive
         or wrapper the update; of a source, value and gradient; of an aggregator, the update from the gradients of four
         tasks; of a strategy, the step that ends a round; of a layer, its value; of a schedule, rule, diagnostic or
-        function, its value at one step; of an engine, nothing. A method with an argument `shard`, given by name, gets
+        function, its value at one step; of a program, nothing. A method with an argument `shard`, given by name, gets
         a `gk.MatrixSharding` over all axes of the mesh.
       params: arrays or `jax.ShapeDtypeStruct`s, bare or in boxes with the names of their axes, as
         `gk.workloads.model_shapes` makes them; or a `Workload`, whose loss serves methods that ask for one. Without a

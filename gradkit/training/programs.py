@@ -254,7 +254,7 @@ def _called(card: Card, mesh: Mesh) -> Program:
     return Program(call, tuple(arguments), None, ())
 
 
-def _engine(*_: Any) -> tuple[str, Program]:
+def _program(*_: Any) -> tuple[str, Program]:
     return "nothing: it is a program around functions of your own", Program(lambda: (), (), None, ())
 
 
@@ -293,5 +293,5 @@ _PROGRAMS: dict[str, Callable[..., tuple[str, Program]]] = {
     "aggregator": _aggregator,
     "strategy": _strategy,
     "layer": _layer,
-    "engine": _engine,
+    "program": _program,
 }

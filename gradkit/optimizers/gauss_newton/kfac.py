@@ -151,5 +151,5 @@ def kfac_preconditioner(
 
 
 NOTES = "kfac-jax, taken apart; install with gradkit[kfac]"
-register(from_kfac, form="engine", paper=PAPER, notes=NOTES)
-register(kfac_preconditioner, form="engine", paper=PAPER, notes=NOTES)
+register(from_kfac, form="program", paper=PAPER, notes=NOTES)
+register(kfac_preconditioner, form="program", paper=PAPER, notes=NOTES)
