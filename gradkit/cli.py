@@ -323,8 +323,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has seen enough; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        # A disk that is full, a checkpoint that cannot be read, a process that is lost.
+    except (OSError, FloatingPointError) as error:
+        # A disk that is full, a checkpoint that cannot be read, a process that is lost; a run that diverged.
         print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

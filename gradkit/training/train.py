@@ -216,6 +216,12 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
                 "seconds": round(time.perf_counter() - began, 4),
                 **{name: value for name, value in record.items() if name not in order},
             }
+            if any(name.rpartition("/")[2] == "guard_exhausted" and value for name, value in record.items()):
+                raise FloatingPointError(
+                    f"step {done}: gk.guard has skipped as many steps in a row as its max_skips allows, and the last one "
+                    "was not finite; parameters and state are those before: lower the learning rate, clip, or go on from "
+                    "an earlier checkpoint (--restore_step) on other minibatches (--seed)"
+                )
 
 
 def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
@@ -238,6 +244,7 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
       ValueError: steps that are no multiple of `eval_every`; a batch that the mesh or `microbatch` does not divide; a
         mesh that is not of all devices; a checkpoint of another chain, workload, seed or batch size.
       OSError: a checkpoint that cannot be written or read.
+      FloatingPointError: a `gk.guard` in the chain has used up its budget of skips.
       ImportError: the workload needs the extra `gradkit[race]`.
 
     Example:

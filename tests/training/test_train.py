@@ -237,6 +237,24 @@ def test_metrics_of_a_run_that_went_on(tmp_path: pathlib.Path, capsys: pytest.Ca
     assert file.read_text() == "not a record\nat all\n"
 
 
+def test_a_guard_without_budget_ends_the_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every direction is infinite: after three skips the run says so, in one line behind its record."""
+    file = tmp_path / "chain.py"
+    file.write_text(
+        textwrap.dedent("""
+        import gradkit as gk
+        import optax
+
+        def chain(rate):
+            return optax.chain(gk.guard(optax.chain(optax.scale(float("inf")), gk.sgd(rate)), max_skips=3))
+    """)
+    )
+    assert run("--workload=heavytail", f"--chain={file}", "--learning_rate=0.1", "--steps=8", "--eval_every=4") == 1
+    out, err = capsys.readouterr()
+    assert "step 4" in out and err.count("\n") == 1
+    assert err.startswith("gradkit: step 4: gk.guard has skipped as many steps in a row as its max_skips allows")
+
+
 def test_what_a_file_of_a_chain_does_wrong_is_said(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "chain.py"
     file.write_text(
