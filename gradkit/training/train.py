@@ -218,9 +218,9 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
             }
             if any(name.rpartition("/")[2] == "guard_exhausted" and value for name, value in record.items()):
                 raise FloatingPointError(
-                    f"step {done}: gk.guard has skipped as many steps in a row as its max_skips allows, and the last one "
-                    "was not finite; parameters and state are those before: lower the learning rate, clip, or go on from "
-                    "an earlier checkpoint (--restore_step) on other minibatches (--seed)"
+                    f"step {done}: gk.guard has skipped as many steps in a row as its max_skips allows, and what it "
+                    "skipped was not finite; parameters and state are those before: lower the learning rate, clip, or "
+                    "go on from an earlier checkpoint"
                 )
 
 
