@@ -1,4 +1,4 @@
-"""The `gradkit` command: race, train, describe, inspect, list, show.
+"""The `gradkit` command: race, train, describe, inspect, list, workloads, show.
 
 Every subcommand is a function of its arguments that reads and checks them, and returns what is to be done. So
 whatever is wrong with a command line is said in one line before anything is computed or written, and
@@ -8,12 +8,14 @@ whatever fails after that is a defect and shows its traceback.
 import collections
 import contextlib
 import dataclasses
+import importlib.metadata
 import inspect
 import json
 import math
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,84 +28,17 @@ import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, leaves
 from gradkit.engine.extras import EXTRAS
 from gradkit.parallel.mesh import parse_axes
-from gradkit.training import inspection, logs, methods, processes, programs, report, trees
+from gradkit.training import chains, inspection, logs, methods, processes, programs, report, trees
 from gradkit.training.flags import parse, usage
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.race import race_config
+from gradkit.training.report import listing
 from gradkit.training.report.charts import number, reading
-from gradkit.training.report.table import aligned
-from gradkit.training.settings import DEFAULT_METHOD, RaceConfig, TrainConfig, setting
+from gradkit.training.settings import DEFAULT_METHOD, DescribeConfig, InspectConfig, ListConfig, RaceConfig, TrainConfig
 from gradkit.training.train import Started, go_on, start
-from gradkit.workloads import Workload, load, model_shapes, models, registry
+from gradkit.workloads import Workload, available, load, model_shapes, models
 
 Task = Callable[[], None]
-
-
-MODEL = f"instead: the parameters of a real model, as shapes: {', '.join(models())}"
-PARAMS = "instead: FILE.json of names and shapes, or FILE.py that defines `params`; it is executed"
-
-
-@dataclasses.dataclass(frozen=True)
-class ListConfig:
-    """Which cards of the catalogue are listed."""
-
-    form: str | None = setting(None, f"only methods of one form: {', '.join(catalogue.FORMS)}")
-
-    def __post_init__(self) -> None:
-        if self.form is not None:
-            checks.choice("form", self.form, catalogue.FORMS)
-
-
-@dataclasses.dataclass(frozen=True)
-class DescribeConfig:
-    """Which method is described, on which parameters."""
-
-    workload: str | None = setting(None, "the problem whose parameters are shown; default: digits_mlp")
-    model: str | None = setting(None, MODEL)
-    params: str | None = setting(None, PARAMS)
-    method: str = setting("adamw", "the method, or FILE.py that defines `chain`; it is executed")
-    learning_rate: float | None = setting(None, "learning rate; default: the centre of the method's grid")
-
-    def __post_init__(self) -> None:
-        _check_source(self)
-        methods.find(self.method)
-        checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class InspectConfig:
-    """On which mesh a method is inspected, and with which parameters."""
-
-    mesh: str = setting("fsdp=8", "axes, like data=4,fsdp=2; their devices are imagined")
-    workload: str | None = setting(None, "the problem whose parameters and loss are taken; default: digits_mlp")
-    model: str | None = setting(None, MODEL)
-    params: str | None = setting(None, PARAMS)
-    json: bool = setting(False, "print one JSON object instead of a table")
-
-    def __post_init__(self) -> None:
-        _check_source(self)
-        parse_axes(self.mesh)
-
-
-def _check_source(config: DescribeConfig | InspectConfig) -> None:
-    """Refuses several sources of parameters, and names that nothing has."""
-    given = [name for name in ("workload", "model", "params") if getattr(config, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
-    if config.workload is not None:
-        registry.check_name(config.workload)
-    if config.model is not None:
-        model_shapes(config.model)
-
-
-def _source(config: DescribeConfig | InspectConfig) -> tuple[Any, str]:
-    """Where parameters come from, a workload or a tree of shapes, and its name."""
-    if config.model is not None:
-        return model_shapes(config.model), config.model
-    if config.params is not None:
-        return trees.find(config.params), pathlib.PurePath(config.params).name
-    problem = load(config.workload or "digits_mlp")
-    return problem, problem.name
 
 
 def command_race(arguments: list[str]) -> Task:
@@ -117,7 +52,7 @@ def command_race(arguments: list[str]) -> Task:
     def task() -> None:
         for problem in problems:
             print(f"{problem.description}; {_target(problem)}", flush=True)
-        with report.watcher(config) as watch:
+        with report.watcher(config, problems=problems) as watch:
             result = race_config(config, watch)
         print()
         report.show(result)
@@ -170,7 +105,10 @@ def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) ->
         if config.transplant:
             print(started.report, flush=True)
     record, reached = None, None
-    with report.ticker(started.plan.steps) as tick, logs.writer(file, config.tensorboard, began) as write:
+    with (
+        report.ticker(started.plan.steps, problem.metric_name) as tick,
+        logs.writer(file, config.tensorboard, began) as write,
+    ):
         for record in go_on(config, started):
             write(record)
             if reached is None and record["metric"] <= problem.target:
@@ -192,7 +130,7 @@ def command_describe(arguments: list[str]) -> Task:
     config = parse(DescribeConfig, arguments)
     method = methods.find(config.method)
     tx = method.make(method.centre if config.learning_rate is None else config.learning_rate)
-    source, _ = _source(config)
+    source, _ = trees.parameters(config.workload, config.model, config.params)
     params = eval_shape(source.init, random.key(0)) if isinstance(source, Workload) else source
     layout = leaves.infer_layout(params)
     return lambda: print(leaves.describe(tx, params, layout=layout))
@@ -214,19 +152,37 @@ def command_inspect(arguments: list[str]) -> Task:
         # JAX runs already, as in a notebook: its devices must do.
         if jax.device_count() < count:
             raise
-    source, called = _source(config)
+    source, called = trees.parameters(config.workload, config.model, config.params)
     found = inspection.inspect(name, source, mesh=config.mesh, name=called)
     return lambda: print(json.dumps(dataclasses.asdict(found)) if config.json else inspection.table(found))
 
 
 def command_list(arguments: list[str]) -> Task:
-    """The catalogue as a table: name, form, state, paper."""
-    cards = catalogue.cards(parse(ListConfig, arguments).form)
-    rows = [
-        (c.public_name, c.form, f"{c.words:g}", c.collectives, c.maturity, f"{c.paper.authors} {c.paper.year}")
-        for c in sorted(cards.values(), key=lambda card: (catalogue.FORMS.index(card.form), card.name))
-    ]
-    return lambda: print(aligned(("name", "form", "words", "collectives", "maturity", "paper"), rows))
+    """The catalogue: every method with a description; --search, --form."""
+    config = parse(ListConfig, arguments)
+    cards = list(catalogue.cards(config.form).values())
+    if config.search is not None:
+        cards = listing.search(cards, config.search)
+    return lambda: print(listing.facts(cards) if config.long else listing.methods(cards, _columns()))
+
+
+def _columns() -> int:
+    """How wide a line may be: of a terminal its width, elsewhere 80."""
+    return max(40, shutil.get_terminal_size((listing.WIDTH, 24)).columns) if sys.stdout.isatty() else listing.WIDTH
+
+
+def command_workloads(arguments: list[str]) -> Task:
+    """The problems that ship with the package, with their targets; and the models whose shapes it knows."""
+    if arguments:
+        raise ValueError(f"workloads takes no arguments, got {arguments[0]!r}")
+    problems: list[tuple[str, Workload | str]] = []
+    for name in available():
+        try:
+            problems.append((name, load(name)))
+        except ImportError as error:
+            problems.append((name, str(error)))
+    sizes = [(name, sum(math.prod(x.shape) for x in jax.tree.leaves(model_shapes(name)))) for name in models()]
+    return lambda: print(listing.workloads(problems, sizes, _columns()))
 
 
 def _races(card: catalogue.Card) -> list[tuple[str, str]]:
@@ -273,6 +229,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
     "describe": (command_describe, DescribeConfig),
     "inspect": (command_inspect, InspectConfig),
     "list": (command_list, ListConfig),
+    "workloads": (command_workloads, None),
     "show": (command_show, None),
 }
 
@@ -291,13 +248,17 @@ def main(argv: list[str] | None = None) -> int:
       process), each with one line on standard error; 130 where it is interrupted.
 
     Example:
-      >>> main(["gradkit", "list", "--form=wrapper"])  # doctest: +ELLIPSIS
-      name ...
+      >>> main(["gradkit", "list", "--form=optimizer", "--search=lion"])  # doctest: +ELLIPSIS
+      optimizer (1)
+        gk.lion ...
       0
     """
     name, *arguments = (sys.argv if argv is None else argv)[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print(_help())
+        return 0
+    if name in ("--version", "-V"):
+        print(_version())
         return 0
     try:
         if name not in COMMANDS:
@@ -314,6 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     except (flags.Error, ValueError, OSError, ImportError) as error:
         print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Exception as error:
+        return _blamed(error, arguments, 2)
     try:
         task()
         sys.stdout.flush()
@@ -327,14 +290,33 @@ def main(argv: list[str] | None = None) -> int:
         # A disk that is full, a checkpoint that cannot be read, a process that is lost; a run that diverged.
         print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except Exception as error:
+        return _blamed(error, arguments, 1)
     return 0
+
+
+def _blamed(error: Exception, arguments: list[str], status: int) -> int:
+    """Says in one line which line of a file among the arguments an error came through; other errors are defects."""
+    files = [part for argument in arguments for part in argument.rpartition("=")[2].split(",")]
+    said = [chains.blame(error, file) for file in files if file.partition(":")[0].endswith(".py")]
+    text = str(error) if isinstance(error, chains.FileError) else next(filter(None, said), None)
+    if text is None:
+        raise error
+    print(f"gradkit: {text}", file=sys.stderr)
+    return status
 
 
 def _first_line(function: Any) -> str:
     return (inspect.getdoc(function) or "").split("\n", 1)[0]
 
 
+def _version() -> str:
+    """The versions of gradkit and of what it stands on."""
+    beneath = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax"))
+    return f"gradkit {importlib.metadata.version('gradkit')} ({beneath})"
+
+
 def _help() -> str:
     commands = [f"  {name:<10} {_first_line(command)}" for name, (command, _) in COMMANDS.items()]
-    more = "`gradkit COMMAND --help` shows the flags of a command."
+    more = "`gradkit COMMAND --help` shows the flags of a command, `gradkit --version` what is installed."
     return "\n".join(["usage: gradkit COMMAND [--flag=value …]", "", *commands, "", more])

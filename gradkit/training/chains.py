@@ -26,6 +26,10 @@ from gradkit.catalogue import Race
 from gradkit.workloads import Workload
 
 
+class FileError(ValueError):
+    """The code of a file that was given on the command line failed; the message names the file and the line."""
+
+
 def _file_and_name(where: str, default: str) -> tuple[str, str]:
     path, _, name = where.rpartition(":") if ":" in where and not where.endswith(".py") else (where, "", default)
     return str(pathlib.Path(path)), name
@@ -51,7 +55,7 @@ def blame(error: BaseException, where: str) -> str | None:
 
 @contextlib.contextmanager
 def blamed(where: str, flag: str) -> Iterator[None]:
-    """Within, whatever the code of a file raises becomes a `ValueError` of one line, which names the file and the line.
+    """Within, whatever the code of a file raises becomes a `FileError` of one line, which names the file and the line.
 
     Args:
       where: the file.
@@ -63,7 +67,7 @@ def blamed(where: str, flag: str) -> Iterator[None]:
         said = blame(error, where)
         if said is None:
             raise
-        raise ValueError(f"--{flag}={where}: {said}") from error
+        raise FileError(f"--{flag}={where}: {said}") from error
 
 
 def executed(where: str, default: str, flag: str) -> tuple[Any, dict[str, Any]]:

@@ -162,10 +162,14 @@ def race_config(config: RaceConfig, watch: Callable[[Progress], None] = lambda _
 
 
 def prepare(config: RaceConfig) -> list[Workload]:
-    """Loads the workloads and checks that evaluations divide their steps, before anything is computed."""
+    """Loads the workloads, and checks that evaluations divide their steps and that every method can be made, before
+    anything is computed."""
     problems = list(config.problems())
     for problem in problems:
-        check_steps(config.steps or problem.budget_steps, config.eval_every or problem.eval_every)
+        steps = config.steps or problem.budget_steps
+        check_steps(steps, config.eval_every or problem.eval_every)
+        for method in config.contestants:
+            method.scheduled(1.0 if method.centre is None else method.centre, steps)
         if problem.losses is None and set(config.aggregator) - {"sum"}:
             raise ValueError(
                 f"aggregator must be left out on the workload {problem.name}, which has one loss, got "

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from gradkit import checks
+from gradkit import catalogue, checks
 from gradkit.parallel import mesh
 from gradkit.training import chains, methods
 from gradkit.training.methods import Method
-from gradkit.workloads import Workload, load, registry
+from gradkit.workloads import Workload, load, model_shapes, models, registry
 
 DEFAULT_METHOD = "adamw"
 
@@ -172,3 +172,62 @@ class TrainConfig:
         checks.integer("steps", self.steps, 1, optional=True)
         checks.integer("eval_every", self.eval_every, 1, optional=True)
         checks.integer("seed", self.seed, 0)
+
+
+MODEL = f"instead: the parameters of a real model, as shapes: {', '.join(models())}"
+PARAMS = "instead: FILE.json of names and shapes, or FILE.py that defines `params`; it is executed"
+
+
+@dataclasses.dataclass(frozen=True)
+class ListConfig:
+    """Which cards of the catalogue are listed."""
+
+    form: str | None = setting(None, f"only methods of one form: {', '.join(catalogue.FORMS)}")
+    search: str | None = setting(None, "only methods with these words in their name, description or paper")
+    long: bool = setting(False, "state, collectives, maturity and paper instead of a description, as wide as it is")
+
+    def __post_init__(self) -> None:
+        if self.form is not None:
+            checks.choice("form", self.form, catalogue.FORMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribeConfig:
+    """Which method is described, on which parameters."""
+
+    workload: str | None = setting(None, "the problem whose parameters are shown; default: digits_mlp")
+    model: str | None = setting(None, MODEL)
+    params: str | None = setting(None, PARAMS)
+    method: str = setting("adamw", "the method, or FILE.py that defines `chain`; it is executed")
+    learning_rate: float | None = setting(None, "learning rate; default: the centre of the method's grid")
+
+    def __post_init__(self) -> None:
+        _check_parameters(self)
+        methods.find(self.method)
+        checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """On which mesh a method is inspected, and with which parameters."""
+
+    mesh: str = setting("fsdp=8", "axes, like data=4,fsdp=2; their devices are imagined")
+    workload: str | None = setting(None, "the problem whose parameters and loss are taken; default: digits_mlp")
+    model: str | None = setting(None, MODEL)
+    params: str | None = setting(None, PARAMS)
+    json: bool = setting(False, "print one JSON object instead of a table")
+
+    def __post_init__(self) -> None:
+        _check_parameters(self)
+        mesh.parse_axes(self.mesh)
+
+
+def _check_parameters(config: DescribeConfig | InspectConfig) -> None:
+    """Refuses several sources of parameters, and names that nothing has."""
+    given = [name for name in ("workload", "model", "params") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
+    if config.workload is not None:
+        registry.check_name(config.workload)
+    if config.model is not None:
+        model_shapes(config.model)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradkit.diagnostics import metrics
 from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
+from gradkit.parallel.mesh import parse_axes
 from gradkit.training import chains, methods, run
 from gradkit.training.checkpoints import Checkpoints, Report
 from gradkit.training.growth import allowed_sizes, growing_batch
@@ -83,6 +85,14 @@ def prepare(config: TrainConfig) -> Plan:
 def mesh_of(config: TrainConfig) -> Mesh:
     """The mesh that a run is asked for; of one device where it is asked for none."""
     if config.mesh is not None:
+        lengths, here = parse_axes(config.mesh).values(), jax.device_count()
+        asked = math.prod(lengths)
+        if asked > 0 and asked != here:
+            add = f"devices={asked}" if config.devices is None else f"devices={asked} instead of {config.devices}"
+            raise ValueError(
+                f"mesh={config.mesh} is of {asked} devices, and there {'is' if here == 1 else 'are'} {here}: add "
+                f"--{add} to try it on virtual CPU devices, or give axes whose lengths multiply to {here}"
+            )
         return make_mesh(config.mesh)
     several = config.devices is not None or jax.process_count() > 1
     return make_mesh("data=-1") if several else make_mesh("data=1", devices=jax.devices()[:1])

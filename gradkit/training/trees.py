@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.training import chains
-from gradkit.workloads import model_shapes
+from gradkit.workloads import load, model_shapes
 
 FIELDS = ("shape", "dtype", "axes")
 
@@ -44,6 +44,22 @@ def find(where: str) -> Any:
     if where.partition(":")[0].endswith(".py"):
         return from_python(where)
     return model_shapes(where)
+
+
+def parameters(workload: str | None, model: str | None, params: str | None) -> tuple[Any, str]:
+    """Where parameters come from, a workload or a tree of shapes, and its name.
+
+    Args:
+      workload: its name; None with the other two: digits_mlp.
+      model: instead, the name of a preset.
+      params: instead, a file, as in `find`.
+    """
+    if model is not None:
+        return model_shapes(model), model
+    if params is not None:
+        return find(params), pathlib.PurePath(params).name
+    problem = load(workload or "digits_mlp")
+    return problem, problem.name
 
 
 def from_json(where: str) -> Any:

@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from gradkit import catalogue
 from gradkit.cli import main
 
 pytestmark = pytest.mark.slow
@@ -23,15 +22,6 @@ def test_without_arguments_help_is_printed(capsys):
     assert all(command in out for command in ("race", "train", "describe", "list", "show"))
     assert run("race", "--help") == 0
     assert "--timing_rounds" in capsys.readouterr().out
-
-
-def test_list_shows_every_card_once_and_filters_by_form(capsys):
-    assert run("list") == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert sorted(names) == sorted(card.public_name for card in catalogue.cards().values())
-    assert run("list", "--form=optimizer") == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert sorted(names) == sorted(card.public_name for card in catalogue.cards("optimizer").values())
 
 
 def test_show_gives_paper_equations_and_evidence(capsys):

@@ -1,0 +1,113 @@
+"""What there is, as text that fits a terminal: methods with a description each, workloads with their targets."""
+
+import inspect
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from gradkit import catalogue, checks
+from gradkit.catalogue import Card
+from gradkit.training.report.charts import number
+from gradkit.training.report.table import aligned
+from gradkit.workloads import Workload
+
+WIDTH = 80
+NAMES = 26
+
+
+def summary(card: Card) -> str:
+    """The first paragraph of a method's docstring, in one line."""
+    return " ".join((inspect.getdoc(card.function) or "").split("\n\n", 1)[0].split())
+
+
+def shortened(text: str, width: int) -> str:
+    """A text of one line that fits, between words.
+
+    >>> shortened("Adam whose decay is decoupled", 20)
+    'Adam whose decay is…'
+    """
+    if len(text) <= width:
+        return text
+    cut = text[: max(width - 1, 1)]
+    if " " in cut and not text[len(cut)].isspace():
+        cut = cut.rpartition(" ")[0]
+    return cut.rstrip(" ,;:.") + "…"
+
+
+def search(cards: Iterable[Card], words: str) -> list[Card]:
+    """The cards that have all words in their name, form, description, paper or note, whatever the case.
+
+    Args:
+      cards: cards of the catalogue.
+      words: one word or several, with spaces between them.
+
+    Raises:
+      ValueError: no card has all of them; the nearest names are offered.
+
+    >>> [card.name for card in search([catalogue.find("lion"), catalogue.find("lamb")], "symbolic DISCOVERY")]
+    ['lion']
+    """
+    cards = list(cards)
+
+    def text(card: Card) -> str:
+        return " ".join((card.public_name, card.form, summary(card), str(card.paper), card.notes)).lower()
+
+    found = [card for card in cards if all(word in text(card) for word in words.lower().split())]
+    if not found:
+        offer = checks.nearest(words, [card.name for card in cards])
+        raise ValueError(f"search={words!r} is in the name, description and paper of no method{offer}")
+    return found
+
+
+def methods(cards: Iterable[Card], width: int = WIDTH) -> str:
+    """A line per method under the name of its form: how it is written, and what it is.
+
+    Args:
+      cards: cards of the catalogue.
+      width: that no line exceeds.
+    """
+    groups: dict[str, list[Card]] = {}
+    for card in sorted(cards, key=lambda card: (catalogue.FORMS.index(card.form), card.name)):
+        groups.setdefault(card.form, []).append(card)
+    lines: list[str] = []
+    for form, group in groups.items():
+        lines += [*([""] if lines else []), f"{form} ({len(group)})"]
+        room = min(max(len(card.public_name) for card in group), NAMES)
+        for card in group:
+            name = f"  {card.public_name:<{room}}  "
+            lines.append(name + shortened(summary(card), width - len(name)))
+    return "\n".join(lines)
+
+
+def facts(cards: Iterable[Card]) -> str:
+    """A line per method with what its card says: form, words of state, collectives, maturity, paper."""
+    rows = [
+        (c.public_name, c.form, f"{c.words:g}", c.collectives, c.maturity, f"{c.paper.authors} {c.paper.year}")
+        for c in sorted(cards, key=lambda card: (catalogue.FORMS.index(card.form), card.name))
+    ]
+    return aligned(("name", "form", "words", "collectives", "maturity", "paper"), rows)
+
+
+def workloads(
+    problems: Sequence[tuple[str, Workload | str]], models: Sequence[tuple[str, int]], width: int = WIDTH
+) -> str:
+    """Every workload with its description, target and budget, and every model with the number of its parameters.
+
+    Args:
+      problems: pairs of a name and the workload, or what it needs to be loaded.
+      models: pairs of a name and the number of its parameters.
+      width: that no line exceeds.
+    """
+    room = max(len(name) for name, _ in (*problems, *models)) + 2
+    lines = ["workloads, for race, train, describe and inspect (--workload=NAME)"]
+    for name, problem in problems:
+        texts = [problem] if isinstance(problem, str) else _about(problem)
+        wrapped = [line for text in texts for line in textwrap.wrap(text, width - room - 2)]
+        lines += [f"  {name if not i else '':<{room}}{line}" for i, line in enumerate(wrapped)]
+    lines += ["", "models, as shapes, for describe and inspect (--model=NAME)"]
+    lines += [f"  {name:<{room}}{count:,} parameters" for name, count in models]
+    return "\n".join(lines)
+
+
+def _about(problem: Workload) -> list[str]:
+    target = f"{problem.metric_name} <= {number(problem.target)} within {problem.budget_steps} steps"
+    return [problem.description, f"target: {target}"]

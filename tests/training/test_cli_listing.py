@@ -1,0 +1,174 @@
+"""The command line: lists that fit 80 columns, what a typo in a file says, and what a run prints by name."""
+
+import io
+import re
+import time
+from typing import Any
+
+import jax
+import pytest
+
+from gradkit import catalogue
+from gradkit.cli import main
+from gradkit.training import RaceConfig, methods
+from gradkit.training.race import Progress
+from gradkit.training.report import listing, ticker, watcher
+from gradkit.workloads import available, load, models
+
+
+def run(*arguments: str) -> int:
+    return main(["gradkit", *arguments])
+
+
+def names_in(out: str) -> list[str]:
+    return [line.split()[0] for line in out.splitlines() if line.startswith("  gk.")]
+
+
+def test_list_shows_every_card_once_with_a_description_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    cards = catalogue.cards()
+    assert sorted(names_in(out)) == sorted(card.public_name for card in cards.values())
+    for line in out.splitlines():
+        if line.startswith("  gk."):
+            name, text = line.split(maxsplit=1)
+            card = cards[name.rpartition(".")[2]]
+            assert len(text) > 20 or text == listing.summary(card)
+            assert listing.summary(card).startswith(text.removesuffix("…"))
+    assert run("list", "--form=optimizer") == 0
+    expected = [card.public_name for card in catalogue.cards("optimizer").values()]
+    assert sorted(names_in(capsys.readouterr().out)) == sorted(expected)
+
+
+def test_list_searches_names_descriptions_and_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    def found(*arguments: str) -> list[str]:
+        assert run("list", *arguments) == 0
+        return names_in(capsys.readouterr().out)
+
+    assert "gk.soap" in found("--search=Shampoo ADAM")  # in the title of its paper, whatever the case
+    assert found("--search=2302.06675") == ["gk.scale_by_lion", "gk.lion"]
+    assert found("--search=mars lion", "--form=optimizer") == ["gk.mars_lion"]
+    assert run("list", "--search=nadamm") == 2
+    error = capsys.readouterr().err
+    assert "search='nadamm' is in the name, description and paper of no method; did you mean 'nadam'" in error
+    assert run("list", "--long", "--search=2302.06675") == 0
+    assert re.search(r"gk\.lion +optimizer +1 +none", capsys.readouterr().out)
+
+
+def test_a_description_is_shortened_between_words() -> None:
+    assert listing.shortened("one two three", 13) == "one two three"
+    assert listing.shortened("one two three", 12) == "one two…"
+    assert listing.shortened("one two, three", 10) == "one two…"
+    assert all(len(listing.shortened("abcdefghij klm", n)) <= n for n in range(2, 14))
+
+
+def test_workloads_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("workloads") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    first = [line.split()[0] for line in out.splitlines() if re.match(r"  \w", line)]
+    assert first == [*available(), *models()]
+    assert load("heavytail").metric_name in out and "8,030,261,248 parameters" in out
+    assert run("workloads", "digits_mlp") == 2
+
+
+def test_version_names_what_the_package_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert re.fullmatch(
+        rf"gradkit \S+ \(jax {re.escape(jax.__version__)}, optax \S+, flax \S+\)\n", capsys.readouterr().out
+    )
+
+
+def test_public_names_are_accepted_wherever_a_method_is() -> None:
+    assert methods.find("gk.lion").make(0.1).init({"w": jax.numpy.ones(2)})
+    assert RaceConfig(methods=("gk.lion", "adamw")).method_names == ("lion", "adamw")
+
+
+TYPOS = {
+    "syntax": ("import gradkit as gk\n\ndef chain(rate)\n    return gk.lion(rate)\n", "SyntaxError: expected ':'"),
+    "module": ("import gradkit as gk\nrate = 1\nx = gk.lionn\n", "AttributeError: module 'gradkit' has no"),
+    "call": ("import gradkit as gk\ndef chain(rate):\n    return gk.lion(rat)\n", "NameError: name 'rat' is not"),
+    "value": ("import gradkit as gk\ndef chain(rate):\n    return gk.lion(rate, b1=2)\n", "ValueError: b1 must be in"),
+    "update": (
+        "import optax\ndef chain(rate):\n    update = lambda g, s, p: (h, s)\n"
+        "    return optax.GradientTransformation(lambda p: (), update)\n",
+        "NameError: name 'h' is not defined",
+    ),
+}
+# A description calls no update; a race would run other methods first.
+CASES = [
+    (command, kind)
+    for command in ("train", "race", "inspect", "describe")
+    for kind in TYPOS
+    if kind != "update" or command in ("train", "inspect")
+]
+
+
+@pytest.mark.parametrize(("command", "kind"), CASES)
+def test_a_typo_in_a_chain_file_is_one_line_with_file_and_line_number(
+    command: str, kind: str, tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.py"
+    text, message = TYPOS[kind]
+    file.write_text(text)
+    arguments = {
+        "train": ("--workload=heavytail", "--steps=20", f"--chain={file}", "--learning_rate=0.1"),
+        "race": ("--workloads=heavytail", "--steps=20", "--methods=sgd", f"--chain={file}", "--rates=2", "--seeds=1"),
+        "inspect": (str(file), "--workload=heavytail"),
+        "describe": (f"--method={file}", "--workload=heavytail"),
+    }[command]
+    assert run(command, *arguments) in (1, 2)
+    captured = capsys.readouterr()
+    assert captured.err.startswith("gradkit: ") and captured.err.count("\n") == 1
+    assert f"{file}, line 3: {message}" in captured.err
+
+
+def test_an_error_of_our_own_is_not_blamed_on_a_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import gradkit as gk\nchain = gk.sgd(0.1)\n")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("gradkit.training.inspection.table", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run("inspect", str(file), "--workload=heavytail")
+
+
+def test_a_mesh_without_its_devices_says_what_to_add(capsys: pytest.CaptureFixture[str]) -> None:
+    # The tests have eight devices.
+    assert run("train", "--workload=heavytail", "--steps=20", "--mesh=data=4,fsdp=4") == 2
+    error = capsys.readouterr().err
+    assert "mesh=data=4,fsdp=4 is of 16 devices, and there are 8: add --devices=16" in error
+
+
+def test_losses_and_metrics_are_printed_with_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with ticker(10, "held-out loss (nats)") as tick:
+        tick({"step": 5, "loss": 0.5, "metric": 0.25})
+    assert capsys.readouterr().out == "step 5  minibatch loss 0.5  held-out loss (nats) 0.25\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_live_race_shows_how_long_a_method_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RaceConfig(methods=("lion", "sgd"))
+    clock = [100.0]
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("gradkit.training.report.live.time.perf_counter", lambda: clock[0])
+    out = Terminal()
+    with watcher(config, out) as watch:
+        watch(Progress("digits_mlp", "lion", "sweep", 0, 100))
+        clock[0] += 41.0
+        # No further event: the table is drawn by a thread of its own while the main one waits for the compiler.
+        for _ in range(200):
+            if "compiling, 41 s" in out.getvalue():
+                break
+            time.sleep(0.02)
+        watch(Progress("digits_mlp", "lion", "sweep", 50, 100))
+    assert "compiling, 41 s" in out.getvalue()
+    assert "━━━━━━────── tuning, 41 s" in out.getvalue()
