@@ -7,7 +7,7 @@
 
     state:  s_t = decode(c_t)  ->  s_{t+1} = inner(s_t)  ->  c_{t+1} = encode(s_{t+1}, dither_{t+1})
 
-The formats are in `codecs`.
+The formats are in `gradkit.engine.codecs`. A state says of itself what must not be rounded: `exact_fields` of its class.
 """
 
 import zlib
@@ -20,9 +20,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.codecs import between, decode, encode_bfloat16, encode_int8, nearest
+from gradkit.engine.coded_states import encode_state
+from gradkit.engine.codecs import FORMATS, between, decode, nearest
 from gradkit.engine.core import as_arrays, boxless, check_leaves, check_match, inside, wide_dtype, widen
 from gradkit.engine.keys import check_key, first_key
+from gradkit.engine.memory import KINDS, check_memory, to_device, to_host
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
 
@@ -38,7 +40,7 @@ class PrecisionState(NamedTuple):
 
     def decoded(self) -> Any:
         """The inner state in the dtypes that the inner method computes in."""
-        return decode(self.inner)
+        return decode(to_device(self.inner))
 
 
 def is_narrow(x: Any) -> bool:
@@ -71,6 +73,7 @@ def precision(
     rounding: str = "nearest",
     state: str | None = None,
     block: int = 256,
+    memory_kind: str | None = None,
     key: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps parameters and state of any method in few bits, and computes in float32.
@@ -124,7 +127,8 @@ def precision(
     """
     checks.choice("master", master, (False, True))
     checks.choice("rounding", rounding, ("nearest", "stochastic"))
-    checks.choice("state", state, (None, "bfloat16", "int8-block"))
+    checks.choice("state", state, (None, *FORMATS))
+    checks.choice("memory_kind", memory_kind, KINDS)
     block = checks.integer("block", block, 1)
     stochastic = rounding == "stochastic"
     if key is not None:
@@ -133,19 +137,18 @@ def precision(
         check_key(key)
     tx = inside(inner)
 
-    def encode(inner_state: Any, params: Any, count: jax.Array) -> Any:
-        shapes = {jnp.shape(x) for x in jax.tree.leaves(params)}
+    def encoded(inner_state: Any, count: jax.Array) -> Any:
+        return inner_state if state is None else encode_state("precision", inner_state, state, count, block)
 
-        def pack(s: Any) -> Any:
-            shape = jnp.shape(s)
-            if shape not in shapes or not shape or 0 in shape or jnp.result_type(s) != jnp.float32:
-                return s
-            return encode_bfloat16(s, count) if state == "bfloat16" else encode_int8(s, count, block)
+    def stored(tree: Any) -> Any:
+        return tree if memory_kind is None else to_host(tree)
 
-        return inner_state if state is None else jax.tree.map(pack, inner_state)
+    def fetched(tree: Any) -> Any:
+        return tree if memory_kind is None else to_device(tree)
 
     def init(params: optax.Params) -> PrecisionState:
         check_leaves("precision", params, complex_leaves=True)
+        check_memory("precision", memory_kind)
         params = as_arrays(params)
         for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
             if stochastic and is_narrow(x) and x.dtype != jnp.bfloat16:
@@ -154,8 +157,8 @@ def precision(
         kept = first_key(key)
 
         def begin(params: Any) -> PrecisionState:
-            inner_state = tx.init(params)
-            return PrecisionState(count, kept, residuals(params), encode(inner_state, params, count))
+            inner_state = encoded(tx.init(params), count)
+            return PrecisionState(count, kept, stored(residuals(params)), stored(inner_state))
 
         return announce(Method("precision"), begin, params)
 
@@ -193,10 +196,11 @@ def precision(
 
         x = None if params is None else widen(params)
         if master:
-            x = jax.tree.map(lambda x, r: x if isinstance(r, optax.MaskedNode) else x + r, x, state.residual)
-        moves, inner_state = tx.update(widen(updates), decode(state.inner), x, **extra)
+            residual = fetched(state.residual)
+            x = jax.tree.map(lambda x, r: x if isinstance(r, optax.MaskedNode) else x + r, x, residual)
+        moves, inner_state = tx.update(widen(updates), decode(fetched(state.inner)), x, **extra)
         count = jnp.asarray(optax.safe_increment(state.count))
-        inner_state = encode(inner_state, updates, count)
+        inner_state = stored(encoded(inner_state, count))
 
         if not (master or stochastic):
             like = updates if params is None else params
@@ -208,7 +212,7 @@ def precision(
             bits, kept = draw(state, extra.get("key"), params)
         steps = jax.tree.map(step_to, params, x, moves, bits)
         residual = jax.tree.map(what_rounding_took, params, x, moves, steps) if master else None
-        return steps, PrecisionState(count, kept, residual, inner_state)
+        return steps, PrecisionState(count, kept, stored(residual), inner_state)
 
     return boxless(init, update)
 
