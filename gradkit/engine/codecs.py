@@ -13,7 +13,8 @@ no key is needed, and layers that are stacked in one leaf are rounded as they ar
 what did not change since the last step, stays what it is.
 
 Of square matrices the diagonal is kept as it is, and the codes are those of the other entries: statistics, their roots
-and triangular factors have their largest entries there, and what is 0 there has no inverse.
+and triangular factors have their largest entries there, and what is 0 there has no inverse. In 8 bits a number that is
+not finite makes its block not finite.
 """
 
 from typing import Any, NamedTuple

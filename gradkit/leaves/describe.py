@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from gradkit.leaves.derived import unboxed
 from gradkit.leaves.infer import infer_layout
 from gradkit.leaves.paths import names
 from gradkit.leaves.recording import Link, recorded
@@ -17,8 +18,8 @@ from gradkit.leaves.selectors import resolve_mask
 
 
 class Row(NamedTuple):
-    """One parameter: its name, shape, role and stack axes; the method, rate and decay it gets; the
-    bytes of its state."""
+    """One parameter: its name, shape, role and stack axes; the method, rate and decay it gets; the bytes of its state.
+    With `gk.precision(state=...)` also the bytes that codes save, and those that are kept exactly."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,6 +29,8 @@ class Row(NamedTuple):
     rate: str
     decay: str
     state_bytes: int
+    saved_bytes: int = 0
+    exact_bytes: int = 0
 
 
 class Description(NamedTuple):
@@ -37,15 +40,23 @@ class Description(NamedTuple):
     shared_bytes: int
 
     def __str__(self) -> str:
-        head = ("name", "shape", "role", "stack", "method", "rate", "decay", "state bytes")
-        cells = [
-            (r.name, _list("x", r.shape), r.role, _list(",", r.stack), r.method, r.rate, r.decay, f"{r.state_bytes:,}")
-            for r in self.rows
+        state = [r.state_bytes for r in self.rows]
+        columns = {"state bytes": [*state, sum(state) + self.shared_bytes]}
+        for title, sizes in (
+            ("saved bytes", [r.saved_bytes for r in self.rows]),
+            ("kept exactly", [r.exact_bytes for r in self.rows]),
+        ):
+            columns |= {title: [*sizes, sum(sizes)]} if any(sizes) else {}
+        head = ("name", "shape", "role", "stack", "method", "rate", "decay", *columns)
+        texts = [
+            (r.name, _list("x", r.shape), r.role, _list(",", r.stack), r.method, r.rate, r.decay) for r in self.rows
         ]
-        total = sum(r.state_bytes for r in self.rows) + self.shared_bytes
-        cells.append(("total", "", "", "", "", "", "", f"{total:,}"))
+        texts.append(("total", "", "", "", "", "", ""))
+        cells = [
+            (*text, *(f"{size:,}" for size in sizes)) for text, *sizes in zip(texts, *columns.values(), strict=True)
+        ]
         widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-        pad = [str.ljust] * 7 + [str.rjust]
+        pad = [str.ljust] * 7 + [str.rjust] * len(columns)
         return "\n".join(
             "  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)).rstrip()
             for row in [head, *cells]
@@ -70,7 +81,8 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
     Returns:
       A description; `print` it. The method of a leaf reads `first + second` where links follow one another, and
       `wrapper(inner)` where one wraps another. A rate or decay that follows the step is a "schedule", one that is known
-      only while a program runs is "traced".
+      only while a program runs is "traced". Where `gk.precision(state=...)` codes the state, two columns say how many
+      bytes that saves, and how many of the rest are kept exactly, since codes would break the method.
 
     Example:
       >>> import gradkit as gk, numpy as np
@@ -106,8 +118,8 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
         parts = [text for link in found for text in _texts(link, name)]
         parts += [_Text(text, "-", "-") for text, leaves in foreign if name in leaves]
         text = _joined(parts) if parts else _Text(unknown, "-", "-")
-        rows.append(Row(name, tuple(x.shape), axes.role, axes.stack, *text, owned[name]))
-    return Description(tuple(rows), shared)
+        rows.append(Row(name, tuple(x.shape), axes.role, axes.stack, *text, *owned[name]))
+    return Description(tuple(rows), shared.state)
 
 
 class _Text(NamedTuple):
@@ -178,19 +190,48 @@ def _foreign(node: Any, ours: frozenset[int], params: list[str]) -> tuple[list[t
     return found, known
 
 
-def _bytes(state: Any, params: list[str]) -> tuple[dict[str, int], int]:
+class _Bytes(NamedTuple):
+    """Bytes of state: all of them, those that codes save, those that are kept exactly among codes."""
+
+    state: int = 0
+    saved: int = 0
+    exact: int = 0
+
+    def plus(self, other: "_Bytes", share: int = 1) -> "_Bytes":
+        """The sum with an equal share of others."""
+        return _Bytes(*(x + y // share for x, y in zip(self, other, strict=True)))
+
+
+def _bytes(state: Any, params: list[str]) -> tuple[dict[str, _Bytes], _Bytes]:
     """The bytes of state of every parameter, and those that belong to none or to several."""
-    owned: dict[str | None, int] = dict.fromkeys([*params, None], 0)
+    owned: dict[str | None, _Bytes] = dict.fromkeys([*params, None], _Bytes())
     known = iter(names(state))
-    for node in jax.tree.leaves(state, is_leaf=_is_stack):
-        for x in jax.tree.leaves(node):
-            path, size = next(known), _size(x)
+    for node in jax.tree.leaves(state, is_leaf=lambda node: _is_stack(node) or _is_code(node)):
+        for part in jax.tree.leaves(node, is_leaf=_is_code):
+            path, *_ = [next(known) for _ in jax.tree.leaves(part)]
+            size = _bytes_of(part)
             # Of a stack of matrices, every row belongs to the parameter that its name begins with.
             rows = [row.rpartition("[")[0] or None for row in node.rows] if _is_stack(node) else [_owner(path, params)]
             for owner in rows:
-                owned[owner if owner in owned else None] += size // len(rows)
+                owner = owner if owner in owned else None
+                owned[owner] = owned[owner].plus(size, len(rows))
     shared = owned.pop(None)
     return {name: size for name, size in owned.items() if name is not None}, shared
+
+
+def _bytes_of(part: Any) -> _Bytes:
+    """The bytes of an array, or of a code and of the array that it stands for."""
+    state = sum(map(_size, jax.tree.leaves(part)))
+    if not _is_code(part):
+        return _Bytes(state)
+    (decoded,) = jax.tree.leaves(jax.eval_shape(lambda code: unboxed(code).decode(), part))
+    saved = _size(decoded) - state
+    return _Bytes(state, saved, state if not saved else 0)
+
+
+def _is_code(node: Any) -> bool:
+    """Whether a node is an array in a narrow format, or one that `gk.precision` keeps as it is."""
+    return isinstance(node, tuple) and callable(getattr(node, "decode", None))
 
 
 def _is_stack(node: Any) -> bool:

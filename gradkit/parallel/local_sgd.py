@@ -77,6 +77,8 @@ class QuadraticWeightedAverageState(NamedTuple):
     average: Any
     inner: Any
 
+    exact_fields = ("average",)  # parameters, which gk.precision(state=...) must not round
+
     def eval_params(self, params: Any) -> Any:
         """The average; before the first step it is the start."""
         return jax.tree.map(lambda a, x: a.astype(x.dtype), self.average, params)

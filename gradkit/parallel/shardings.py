@@ -8,6 +8,8 @@
     what lies stacked with its owner     cut along the axes that the method shares its work over (`Owned`)
     every other leaf                     replicated over the parameters' mesh
 
+What `init` puts into the memory of the host, as `gk.precision(memory_kind=...)` does, is there in the sharding too.
+
 A leaf belongs to the parameter whose name is found in the leaf's own, the nearest to its end: `0/mu/dense/kernel`
 belongs to `dense/kernel`.
 """
@@ -79,7 +81,9 @@ def state_shardings(
         raise ValueError(f"zero_axis must be one of the mesh axes {home.axis_names}, got {zero_axis!r}")
 
     parameters = {name: (np.shape(x), s) for name, x, s in zip(known, leaves, placed, strict=True)}
-    state = jax.eval_shape(tx.init, params)
+    # A shape does not say in which memory an array is; its type in the traced program does.
+    program, state = jax.make_jaxpr(tx.init, return_shape=True)(params)
+    on_host = [aval.memory_space == jax.memory.Space.Host for aval in program.out_avals]
 
     def one(path: str, x: Any, owners: Any, own: NamedSharding | None) -> NamedSharding:
         if owners is not None:
@@ -90,7 +94,9 @@ def state_shardings(
         return own
 
     rows = zip(names(state), jax.tree.leaves(state), owners_of(state), _told(tx, params, placed), strict=True)
-    return jax.tree.structure(state).unflatten([one(*row) for row in rows])
+    found = [one(*row) for row in rows]
+    found = [s.with_memory_kind("pinned_host") if host else s for s, host in zip(found, on_host, strict=True)]
+    return jax.tree.structure(state).unflatten(found)
 
 
 def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) -> list[NamedSharding | None]:

@@ -81,6 +81,7 @@ from gradkit.transforms.lookahead_in_chain import (
     lookahead_in_chain,
 )
 from gradkit.transforms.mars import (
+    ExactMarsCorrectionState,
     MarsCorrectionState,
     mars_correction,
 )
@@ -161,6 +162,7 @@ __all__ = [
     "Bases",
     "ClipByGlobalNormState",
     "DirectionAndLength",
+    "ExactMarsCorrectionState",
     "GraftState",
     "GuardState",
     "InBasisState",

@@ -21,6 +21,8 @@ class LookaheadInChainState(NamedTuple):
     count: jax.Array
     slow: Any
 
+    exact_fields = ("slow",)  # parameters, which gk.precision(state=...) must not round
+
 
 def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> optax.GradientTransformationExtraArgs:
     """Pulls the parameters back towards slow weights at every k-th step; all other steps pass.

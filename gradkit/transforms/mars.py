@@ -24,10 +24,22 @@ PAPER = Paper(
 
 
 class MarsCorrectionState(NamedTuple):
-    """Number of updates made, and the previous gradient (approximate) or the previous parameters (exact)."""
+    """Number of updates made, and the previous gradient."""
 
     count: jax.Array
     previous: Any
+
+
+class ExactMarsCorrectionState(NamedTuple):
+    """Number of updates made, and the previous parameters, at which the gradient of this step's loss is taken."""
+
+    count: jax.Array
+    previous: Any
+
+    exact_fields = ("previous",)  # parameters, which gk.precision(state=...) must not round
+
+
+AnyState = MarsCorrectionState | ExactMarsCorrectionState
 
 
 def mars_correction(
@@ -79,7 +91,9 @@ def mars_correction(
     checks.real("max_norm", max_norm, "(0, inf]")
     checks.choice("first_step", first_step, ("zero", "skip"))
 
-    def previous_gradient(updates: Any, state: MarsCorrectionState, params: Any, extra: Any) -> Any:
+    kept = ExactMarsCorrectionState if exact else MarsCorrectionState
+
+    def previous_gradient(updates: Any, state: AnyState, params: Any, extra: Any) -> Any:
         if not exact:
             return state.previous
         given, grad_fn = extra.get("previous_grads"), extra.get("grad_fn")
@@ -93,7 +107,7 @@ def mars_correction(
             given = grad_fn(jax.tree.map(lambda p, x: jnp.where(state.count == 0, x, p), state.previous, params))
         return widen(given)
 
-    def update(updates: Any, state: MarsCorrectionState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: AnyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         before = previous_gradient(updates, state, params, extra)
 
         def corrected(g: jax.Array, p: jax.Array) -> jax.Array:
@@ -111,11 +125,11 @@ def mars_correction(
             return jnp.where(long, limit / jnp.where(long, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
 
         c = structure.unflatten([c * f.astype(c.dtype) for c, f in zip(leaves, norms.each(factor), strict=True)])
-        return c, MarsCorrectionState(increment(state.count), params if exact else updates)
+        return c, kept(increment(state.count), params if exact else updates)
 
-    def init(params: optax.Params) -> MarsCorrectionState:
+    def init(params: optax.Params) -> AnyState:
         resolve_layout(layout, params, method="mars_correction", matters=True)
-        return MarsCorrectionState(jnp.zeros((), jnp.int32), zeros(params))
+        return kept(jnp.zeros((), jnp.int32), zeros(params))
 
     return transformation("mars_correction", init, update, needs_params=exact, complex_leaves=True)
 

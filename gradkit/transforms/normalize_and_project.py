@@ -71,6 +71,8 @@ class NormalizeAndProjectState(NamedTuple):
     count: jax.Array
     rho: Any
 
+    exact_fields = ("rho",)  # norms of parameters, which gk.precision(state=...) must not round
+
 
 def _layers(known: list[str], gains: str | None) -> dict[int, str]:
     """Index of a leaf -> its layer, of the gains and offsets of normalisations, which Flax calls scale and bias."""

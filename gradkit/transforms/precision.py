@@ -7,7 +7,8 @@
 
     state:  s_t = decode(c_t)  ->  s_{t+1} = inner(s_t)  ->  c_{t+1} = encode(s_{t+1}, dither_{t+1})
 
-The formats are in `gradkit.engine.codecs`. A state says of itself what must not be rounded: `exact_fields` of its class.
+The formats are in `gradkit.engine.codecs`. The class of a state says which of its fields must not be rounded, by
+`exact_fields`.
 """
 
 import zlib
@@ -20,8 +21,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.coded_states import encode_state
 from gradkit.engine.codecs import FORMATS, between, decode, nearest
+from gradkit.engine.coded_states import encode_state
 from gradkit.engine.core import as_arrays, boxless, check_leaves, check_match, inside, wide_dtype, widen
 from gradkit.engine.keys import check_key, first_key
 from gradkit.engine.memory import KINDS, check_memory, to_device, to_host
@@ -88,13 +89,21 @@ def precision(
         from them, so a change that the user makes to the parameters is followed, not undone. Default False.
       rounding: of narrow parameters. "nearest" (default), or "stochastic": to one of the two neighbours with
         chances that make the mean exact; bfloat16 only.
-      state: what float32 leaves of the state that are shaped like a parameter of rank 1 or more are kept in
-        between steps. None (default): as they are. "bfloat16": 2 bytes. "int8-block": 1 byte, and 4 bytes per
-        block; a block without negative numbers, as of second moments, is coded by its square root, never down
-        to 0. Do not narrow the state of a method that keeps parameters there (averages, anchors, slow weights).
+      state: what floating arrays of the state are kept in between steps, wherever that makes them smaller: moments,
+        windows, statistics, preconditioners and bases, with owners (`shard=`) or without. None (default): as they are.
+        "bfloat16": 2 bytes. "int8-block": 1 byte, and 4 bytes per block; a block without negative numbers, as of
+        second moments, is coded by its square root, never down to 0; the diagonals of square matrices are kept in
+        float32 (Wang et al.), 4 bytes per row, so that factors stay invertible. Kept exactly, whatever `state` is: the
+        parameters that a method holds in its state (averages, anchors, slow weights, latent weights) and what a method
+        reads only as a small difference (L-BFGS); `gk.leaves.describe` shows their bytes and those that are saved.
+        Rounded statistics may have negative eigenvalues of the size of their rounding: Shampoo's "eigh" raises all
+        until the smallest is eps; its iterations may fail, which `failed_roots` counts, and keep the last good root.
       block: entries of the last axis that share a scale, >= 1; a row shorter than that is one block. Default 256
         (Dettmers et al. recommend 2048 for rows that are joined; rows are not joined here). Read by "int8-block"
         only.
+      memory_kind: where arrays of the state of at least 1 KiB, coded or not, are between steps. None (default): on the
+        device. "pinned_host": in the memory of the host, where the backend has it; every step fetches them and puts
+        them back, 2 words over the bus per word of state.
       key: a typed key or integer, for stochastic rounding, kept in the state. Without it every `update` needs the
         extra argument `key`, which goes before this one.
 
@@ -107,7 +116,8 @@ def precision(
 
     Raises:
       ValueError: an argument outside its range; a key that would not be used; at `init`, a float16 leaf that is
-        to be rounded stochastically; at `update`, no params or no key where they are needed.
+        to be rounded stochastically, a state in float64 or complex numbers, of which there is no code, or a memory that
+        the devices lack; at `update`, no params or no key where they are needed.
 
     Example:
       >>> tx = precision(optax.sgd(1e-3), master=True)
@@ -121,7 +131,8 @@ def precision(
 
     Reference: Gupta et al. Deep Learning with Limited Numerical Precision. 2015, arXiv 1502.02551 (stochastic
     rounding); Micikevicius et al. Mixed Precision Training. 2017, arXiv 1710.03740 (master copy); Dettmers et al.
-    8-bit Optimizers via Block-wise Quantization. 2021, arXiv 2110.02861. Departures: codes are even, or even in
+    8-bit Optimizers via Block-wise Quantization. 2021, arXiv 2110.02861; Wang et al. 4-bit Shampoo for Memory-Efficient
+    Network Training. 2024, arXiv 2405.18144 (exact diagonals). Departures: codes are even, or even in
     the root, instead of a table of 256 numbers, and are dithered instead of rounded to nearest; blocks run along
     the last axis instead of the flattened leaf, so that a leaf may be sharded or stacked.
     """

@@ -37,6 +37,8 @@ class ReparameterizeState(NamedTuple):
     latent: Any
     inner: Any
 
+    exact_fields = ("latent",)  # parameters, which gk.precision(state=...) must not round
+
 
 def reparameterize(
     inner: optax.GradientTransformation,

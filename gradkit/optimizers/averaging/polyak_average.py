@@ -30,6 +30,8 @@ class IterateAverageState(NamedTuple):
     averaged: jax.Array
     mean: Any
 
+    exact_fields = ("mean",)  # parameters, which gk.precision(state=...) must not round
+
     def eval_params(self, params: Any) -> Any:
         """The mean, in the parameters' dtypes; the parameters while nothing is averaged."""
         return jax.tree.map(lambda x, m: jnp.where(self.averaged == 0, x, m.astype(x.dtype)), params, self.mean)

@@ -23,6 +23,8 @@ class ProximalEwmaState(NamedTuple):
     weight: jax.Array
     mean: Any
 
+    exact_fields = ("mean",)  # parameters, which gk.precision(state=...) must not round
+
     def proximal_params(self, params: Any) -> Any:
         """The mean, in the parameters' dtypes; the parameters before the first update."""
         return jax.tree.map(lambda x, e: jnp.where(self.weight == 0, x, e.astype(x.dtype)), params, self.mean)

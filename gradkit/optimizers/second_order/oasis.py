@@ -98,6 +98,9 @@ class ScaleByLocalLipschitzState(NamedTuple):
     inner: Any
     metrics: dict[str, jax.Array]
 
+    # Parameters, and what is only read as a difference: gk.precision(state=...) must not round them.
+    exact_fields = ("previous", "gradient")
+
 
 def scale_by_local_lipschitz(
     inner: optax.GradientTransformation | None = None,

@@ -29,6 +29,8 @@ class SvrgState(NamedTuple):
     full: Any
     mean: Any
 
+    exact_fields = ("snapshot", "mean")  # parameters, which gk.precision(state=...) must not round
+
     def point(self, params: Any) -> Any:
         """Where the next update wants the gradient of its batch, and the full gradient if `due`: the snapshot."""
         fresh = params if self.mean is None else self.mean
