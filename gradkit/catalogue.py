@@ -2,7 +2,7 @@
 
 A card says what a method is (paper, form), what it asks for (extra arguments, words of state per
 parameter, collectives per step) and what stands behind it (golden trajectories, the test of its
-paper's claim, maturity). One call beside a method registers it, and with that the method is listed
+paper's claim). One call beside a method registers it, and with that the method is listed
 by `gradkit list`, shown by `gradkit show`, and tested on the whole contract.
 """
 
@@ -33,7 +33,6 @@ FORMS = (
 TRANSFORMATIONS = ("primitive", "optimizer", "wrapper", "aggregator", "strategy", "controller")
 # Those that take one gradient and are links of a chain, whatever the room.
 LINKS = ("primitive", "optimizer", "wrapper")
-MATURITIES = ("stable", "faithful", "experimental")
 SCHEDULES = ("warmup_cosine", None)
 COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
 
@@ -87,7 +86,6 @@ class Card:
         (elementwise), "norms" (a few scalars per tensor, packed), "gramian" (one number per pair of
         tasks), "matrices", "replicas".
       golden: the independent trajectories that pin it, as "group/file".
-      maturity: "stable", "faithful" (to its paper, lightly used) or "experimental".
       example: keyword arguments with which the contract builds it.
       wraps: of a wrapper, what it goes around: "optimizer", or "direction", which a learning rate follows.
       only: of a primitive, the leaves it is for: "matrices", or "" for all; others are refused.
@@ -106,7 +104,6 @@ class Card:
     words: float = 0
     collectives: str = "none"
     golden: tuple[str, ...] = ()
-    maturity: str = "stable"
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wraps: str = "optimizer"
     only: str = ""
@@ -119,6 +116,11 @@ class Card:
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def evidence(self) -> str:
+        """What stands behind it: the test of its paper, and trajectories of independent implementations."""
+        return "trajectories" if self.golden else "paper"
 
     @property
     def is_link(self) -> bool:
@@ -166,12 +168,11 @@ def register(function: Callable[..., Any], *, form: str, paper: Paper, **fields:
       The card.
 
     Raises:
-      ValueError: an unknown form, maturity or kind of collective, or a name that is taken.
+      ValueError: an unknown form or kind of collective, or a name that is taken.
     """
     card = Card(function, form, paper, **fields)
     for field, value, allowed in (
         ("form", form, FORMS),
-        ("maturity", card.maturity, MATURITIES),
         ("collectives", card.collectives, COLLECTIVES),
         *(("race.schedule", race.schedule, SCHEDULES) for race in (card.race, *card.variants.values()) if race),
     ):

@@ -213,7 +213,6 @@ def command_show(arguments: list[str]) -> Task:
         ("collectives", card.collectives),
         ("golden", ", ".join(card.golden) or "none"),
         ("paper check", card.paper_check),
-        ("maturity", card.maturity),
         *_races(card),
         *[("opts out of", f"{check}: {reason}") for check, reason in card.opt_outs.items()],
         *([("note", card.notes)] if card.notes else []),

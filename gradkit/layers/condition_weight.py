@@ -65,6 +65,5 @@ register(
         2024,
         "2409.03424",
     ),
-    maturity="experimental",
     example={"w": jax.ShapeDtypeStruct((16, 8), "float32")},
 )

@@ -155,7 +155,6 @@ register(
     online_norm,
     form="layer",
     paper=Paper("Online Normalization for Training Neural Networks", "Chiley et al.", 2019, "1905.05894"),
-    maturity="experimental",
     example={
         "x": jax.ShapeDtypeStruct((16, 8), "float32"),
         "scale": _C,

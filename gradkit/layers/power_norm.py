@@ -108,7 +108,6 @@ register(
     power_norm,
     form="layer",
     paper=Paper("PowerNorm: Rethinking Batch Normalization in Transformers", "Shen et al.", 2020, "2003.07845"),
-    maturity="experimental",
     example={
         "x": jax.ShapeDtypeStruct((16, 8), "float32"),
         "scale": _C,

@@ -166,6 +166,5 @@ register(
     batch_channel_norm,
     form="layer",
     paper=PAPER,
-    maturity="experimental",
     example={"x": _X, "scale": _C, "bias": _C, "state": RunningStatistics(_C, _C), "groups": 2},
 )

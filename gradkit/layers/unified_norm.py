@@ -125,7 +125,6 @@ register(
     unified_norm,
     form="layer",
     paper=PAPER,
-    maturity="experimental",
     example={
         "x": jax.ShapeDtypeStruct((16, 8), "float32"),
         "scale": _C,

@@ -184,7 +184,7 @@ class ListConfig:
 
     form: str | None = setting(None, f"only methods of one form: {', '.join(catalogue.FORMS)}")
     search: str | None = setting(None, "only methods with these words in their name, description or paper")
-    long: bool = setting(False, "state, collectives, maturity and paper instead of a description, as wide as it is")
+    long: bool = setting(False, "state, collectives, evidence and paper instead of a description, as wide as it is")
 
     def __post_init__(self) -> None:
         if self.form is not None:

@@ -150,13 +150,12 @@ def multi_timescale_adam(
 
 
 EXAMPLE = {"b1s": (0.9, 0.999), "weights": (0.3, 0.5)}
-register(scale_by_multi_momentum, form="primitive", paper=PAPER, words=2, example=EXAMPLE, maturity="faithful")
+register(scale_by_multi_momentum, form="primitive", paper=PAPER, words=2, example=EXAMPLE)
 register(
     multi_timescale_adam,
     form="optimizer",
     paper=PAPER,
     words=3,
     example=EXAMPLE,
-    maturity="faithful",
     race=Race(1e-3),
 )

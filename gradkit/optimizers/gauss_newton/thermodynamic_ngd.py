@@ -347,7 +347,6 @@ register(
     paper=PAPER,
     needs=(*NEEDS, "key"),
     collectives="gramian",
-    maturity="experimental",
     example={"damping": 0.1, "time": 1.0},
     notes=f"{NOTES}, and for a key where there is noise",
 )

@@ -79,12 +79,12 @@ def methods(cards: Iterable[Card], width: int = WIDTH) -> str:
 
 
 def facts(cards: Iterable[Card]) -> str:
-    """A line per method with what its card says: form, words of state, collectives, maturity, paper."""
+    """A line per method with what its card says: form, words of state, collectives, evidence, paper."""
     rows = [
-        (c.public_name, c.form, f"{c.words:g}", c.collectives, c.maturity, f"{c.paper.authors} {c.paper.year}")
+        (c.public_name, c.form, f"{c.words:g}", c.collectives, c.evidence, f"{c.paper.authors} {c.paper.year}")
         for c in sorted(cards, key=lambda card: (catalogue.FORMS.index(card.form), card.name))
     ]
-    return aligned(("name", "form", "words", "collectives", "maturity", "paper"), rows)
+    return aligned(("name", "form", "words", "collectives", "evidence", "paper"), rows)
 
 
 def workloads(
