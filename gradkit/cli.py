@@ -102,6 +102,8 @@ def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) ->
     if started.report is not None:
         began = started.report.step
         print(f"going on from the checkpoint of step {began} in {config.checkpoint_dir}", flush=True)
+        if started.set_aside:
+            print(f"later checkpoints are kept as {', '.join(path.name for path in started.set_aside)}", flush=True)
         if config.transplant:
             print(started.report, flush=True)
     record, reached = None, None

@@ -1,11 +1,13 @@
 """Checkpoints of training runs: written by Orbax beside the run, whole or not at all, read back onto any mesh.
 
     FOLDER/STEP/state/...             the arrays, under the names of `links`
-    FOLDER/STEP/about/about.json      those names with shapes and dtypes, and what the run says of itself
+    FOLDER/STEP/about/about.json      those names with shapes, dtypes and digests, the step, what the run says of
+                                      itself, and a digest of all this
 
 A checkpoint is written into a temporary folder that is renamed when all of it is there, and a checkpoint that is
 no longer kept is renamed before it is deleted. So whenever the process is killed, each folder that is called after
-a step is a whole checkpoint.
+a step is a whole checkpoint. What is read is compared to its digests, on any mesh: a file that was changed, or that is
+of another step, is refused.
 """
 
 import contextlib
@@ -21,10 +23,10 @@ import jax
 import numpy as np
 
 from gradkit import checks
-from gradkit.training import regroup, storage
+from gradkit.training import digests, regroup, storage
 from gradkit.training.links import Leaf, Listing, carried, differences, listing
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Report(NamedTuple):
@@ -126,8 +128,8 @@ class Checkpoints:
         checks.integer("step", step, 0)
         self.wait()
         names = listing(state)
-        note = {"format": FORMAT, "about": _as_json(about), "links": names.links, "leaves": names.leaves}
-        note["rows"] = regroup.rows_of(state)
+        note: dict[str, Any] = {"format": FORMAT, "step": int(step), "about": _as_json(about)}
+        note |= {"links": names.links, "leaves": names.leaves, "rows": regroup.rows_of(state)}
         last = self.latest()
         if last is not None and step <= last:
             raise ValueError(f"{self.folder} has a checkpoint of step {last} already: step must be above, got {step}")
@@ -141,6 +143,7 @@ class Checkpoints:
             arrays = {name: np.asarray(x) if x.is_fully_addressable else x for name, x in arrays.items()}
         with self._errors(step, "written"):
             ocp, writer = self._open()
+            note = digests.sealed({**note, "digests": digests.digests(arrays)[0]})
             saved = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(note))
             writer.save(self.folder / str(step), args=saved)
             self._writing = int(step)
@@ -171,7 +174,8 @@ class Checkpoints:
         Raises:
           FileNotFoundError: there is no checkpoint, or none of this step.
           ValueError: the checkpoint is of another chain or run; the message names every link that differs.
-          OSError: the checkpoint cannot be read.
+          OSError: the checkpoint cannot be read, or its files were changed after it was written; the message names
+            the array and the steps that may be read instead. Nothing is deleted.
         """
         self.wait()
         step = self._choose(step)
@@ -192,10 +196,12 @@ class Checkpoints:
                 places.setdefault(sources[leaf.name], x)
         with self._errors(step, "read"):
             folder = self.folder / str(step)
-            arrays = storage.read(folder, {name: x for name, x in places.items() if name not in pieces})
+            arrays = storage.read(
+                folder, {name: x for name, x in places.items() if name not in pieces}, note["digests"]
+            )
             if pieces:
                 own = {name: x for name, x in places.items() if name in pieces}
-                arrays |= regroup.read(folder, pieces, stacks, own)
+                arrays |= regroup.read(folder, pieces, stacks, own, note["digests"])
         # A counter that two links took is one array still, and donation may consume an array once.
         owners = {old: next(new for new in sources if sources[new] == old) for old in places}
         restored = [
@@ -207,6 +213,34 @@ class Checkpoints:
         dropped = tuple(leaf.name for leaf in saved.leaves if leaf.name not in places)
         fresh = tuple(leaf.name for leaf in wanted.leaves if leaf.name not in sources)
         return structure.unflatten(restored), Report(step, note["about"], sources, dropped, fresh)
+
+    def set_aside(self, after: int) -> tuple[pathlib.Path, ...]:
+        """Renames the checkpoints of later steps, so that a run can go on from this one; deletes nothing.
+
+        Args:
+          after: the step that the run goes on from.
+
+        Returns:
+          Where the later checkpoints are now: `STEP.set-aside`, in the same folder.
+        """
+        self.wait()
+        moved = []
+        for step in [step for step in self.steps() if step > after]:
+            free = (self.folder / f"{step}.set-aside{n}" for n in ["", *(f"-{k}" for k in range(2, 1000))])
+            moved.append(next(path for path in free if not path.exists()))
+
+        def together(moment: str) -> None:
+            if jax.process_count() > 1:
+                from jax.experimental import multihost_utils
+
+                multihost_utils.sync_global_devices(f"gradkit: later checkpoints {moment}")
+
+        together("are known")
+        if jax.process_index() == 0:
+            for path in moved:
+                (self.folder / path.name.split(".")[0]).rename(path)
+        together("are set aside")
+        return tuple(moved)
 
     def wait(self) -> None:
         """Waits until what is being written is written, and deletes what is no longer kept.
@@ -277,10 +311,17 @@ class Checkpoints:
             return
         self._writing = None
         self._shut(failed=True)
+        speak = storage.hush()
+        gc.collect()  # what failed beside the first error is logged when it is collected: while hushed
+        speak()
         if done == "written" and jax.process_index() == 0:
             shutil.rmtree(self.folder / f"{step}{storage.TEMPORARY}", ignore_errors=True)
         valid = [other for other in self.steps() if other != step]
         rest = f"; valid: {', '.join(map(str, valid))}" if valid else ""
+        if done == "read":
+            before = max((other for other in valid if other < step), default=max(valid, default=None))
+            way = "" if before is None else f": restore one with step={before} (--restore_step={before})"
+            rest = f"{rest}{way}; nothing was deleted"
         raise kind(f"the checkpoint of step {step} in {self.folder} could not be {done}: {said}{rest}") from cause
 
     def _about_file(self, step: int) -> pathlib.Path:
@@ -298,9 +339,17 @@ class Checkpoints:
 
     def _read(self, step: int) -> dict[str, Any]:
         with self._errors(step, "read"):
-            note = json.loads(self._about_file(step).read_text(encoding="utf-8"))
-        if note["format"] != FORMAT:
-            text = f"the checkpoint of step {step} in {self.folder} has format {note['format']}"
+            try:
+                note = json.loads(self._about_file(step).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise OSError(f"about.json is no JSON any more ({error})") from None
+            kind = note.get("format") if isinstance(note, dict) else None
+            if not isinstance(kind, int) or (kind == FORMAT and not digests.is_sealed(note)):
+                raise OSError("about.json was changed after it was written")
+            if kind == FORMAT and note["step"] != step:
+                raise OSError(f"it is the checkpoint of step {note['step']}, in a folder of another name")
+        if kind != FORMAT:
+            text = f"the checkpoint of step {step} in {self.folder} has format {kind}"
             raise ValueError(f"{text}, and this version of gradkit reads {FORMAT}")
         return note
 

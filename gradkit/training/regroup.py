@@ -79,12 +79,14 @@ def _by_family(rows: Rows) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def read(folder: pathlib.Path, sources: Sources, saved: Listing, places: dict[str, Any]) -> dict[str, Any]:
+def read(
+    folder: pathlib.Path, sources: Sources, saved: Listing, places: dict[str, Any], digests: dict[str, str]
+) -> dict[str, Any]:
     """The leaves of `sources`, each bound to where the leaf beside it is. The stacks are read whole, on the host."""
     leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in saved.leaves}
     needed = {entry[0] for name in places for entry in sources[name] if entry}
     shapes = {name: jax.ShapeDtypeStruct(leaves[name].shape, jnp.dtype(leaves[name].dtype)) for name in needed}
-    stacks = storage.read(folder, shapes)
+    stacks = storage.read(folder, shapes, digests)
     out = {}
     for name, x in places.items():
         k = x.shape[0] // len(sources[name])  # the blocks of a matrix, which stay together

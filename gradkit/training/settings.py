@@ -123,6 +123,7 @@ class TrainConfig:
     devices: int | None = setting(None, "virtual CPU devices of this process, to try out a mesh")
     checkpoint_dir: str | None = setting(None, "folder of checkpoints; a run that finds some goes on from the last")
     checkpoint_every: int | None = setting(None, "steps between checkpoints, evaluations divide it; default: every one")
+    restore_step: int | None = setting(None, "go on from this checkpoint; later ones are set aside; default: the last")
     keep: int = setting(3, "how many checkpoints are kept")
     transplant: bool = setting(False, "take over from the checkpoint of another chain what matches")
     metrics_file: str | None = setting(None, "a new file for metrics, one JSON object per evaluation")
@@ -157,8 +158,9 @@ class TrainConfig:
             raise ValueError("max_batch needs microbatch: the norm test compares microbatches")
         if self.mesh is not None:
             mesh.parse_axes(self.mesh)
-        for name in ("checkpoint_every", "transplant"):
-            if getattr(self, name) and self.checkpoint_dir is None:
+        checks.integer("restore_step", self.restore_step, 0, optional=True)
+        for name in ("checkpoint_every", "restore_step", "transplant"):
+            if getattr(self, name) not in (None, False) and self.checkpoint_dir is None:
                 raise ValueError(f"{name} says what to do with checkpoints: give checkpoint_dir as well")
         for name in ("num_processes", "process_id"):
             given, wanted = getattr(self, name) is not None, self.coordinator not in (None, "auto")

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkit.training import digests
+
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's own suffix of what is not whole
 
 
@@ -35,8 +37,12 @@ def sharding(x: Any) -> Any:
     return getattr(x, "sharding", None) if getattr(x, "committed", True) else None
 
 
-def read(folder: pathlib.Path, places: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of a checkpoint that have these names, each bound to where the leaf beside it is, shard by shard."""
+def read(folder: pathlib.Path, places: dict[str, Any], wanted_digests: dict[str, str]) -> dict[str, Any]:
+    """The arrays of a checkpoint that have these names, each bound to where the leaf beside it is, shard by shard.
+
+    Raises:
+      OSError: an array does not have the digest of what was saved.
+    """
     import orbax.checkpoint as ocp
 
     shapes = {name: jax.eval_shape(jax.random.key_data, x) if is_key(x) else x for name, x in places.items()}
@@ -54,7 +60,9 @@ def read(folder: pathlib.Path, places: dict[str, Any]) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         stack.callback(hush())
         reader = stack.enter_context(ocp.Checkpointer(handler()))
-        return arrays | reader.restore(folder, args=ocp.args.Composite(state=wanted))["state"]
+        found = reader.restore(folder, args=ocp.args.Composite(state=wanted))["state"]
+    digests.check(found, wanted_digests)
+    return arrays | found
 
 
 def _nothing(x: Any, place: Any) -> Any:
@@ -86,6 +94,13 @@ def reason(error: BaseException) -> tuple[str, bool]:
         number = int(found[1])
     if number is not None:
         return os.strerror(number), True
+    if "[tensorstore_spec" in text:
+        # TensorStore names the array, and last what it found; between them are the places on disk.
+        array = re.search(r'"([^"]*?)/?(?:\.zarray|zarr\.json|[\d.]+)" in OCDBT', text)
+        found = re.sub(r"^.*: (?=[^:]+(: expected|$))", "", text[: text.index(" [tensorstore_spec")])
+        return f"its files are damaged: {f'array {array[1]!r}, ' if array else ''}{found[:200]}", True
+    if not isinstance(error, OSError):
+        text = f"{type(error).__name__}: {text}"
     return (text if len(text) <= 300 else f"{text[:297]}..."), False
 
 
@@ -94,6 +109,8 @@ def hush() -> Callable[[], None]:
 
     def foreign(record: logging.LogRecord) -> bool:
         trace = record.exc_info[2] if record.exc_info else None
+        if record.exc_info and "[tensorstore_spec" in str(record.exc_info[1]):
+            return False
         files = [record.pathname, *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))]
         return not any("orbax" in pathlib.PurePath(file).parts for file in files)
 

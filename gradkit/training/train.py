@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -139,6 +140,7 @@ class Started(NamedTuple):
       place: minibatch -> the same, where it should lie.
       checkpoints: where the run is saved, if it is.
       report: what the last checkpoint gave; None at the beginning of a run.
+      set_aside: where later checkpoints are now.
     """
 
     plan: Plan
@@ -147,6 +149,7 @@ class Started(NamedTuple):
     place: Any
     checkpoints: Checkpoints | None
     report: Report | None
+    set_aside: tuple[pathlib.Path, ...] = ()
 
 
 def start(config: TrainConfig) -> Started:
@@ -166,6 +169,8 @@ def start(config: TrainConfig) -> Started:
         checkpoints = Checkpoints(config.checkpoint_dir, keep=config.keep)
     state = jax.jit(begin, out_shardings=shardings)()
     last = None if checkpoints is None else checkpoints.latest()
+    if config.restore_step is not None:
+        last = config.restore_step
     if checkpoints is None or last is None:
         return Started(plan, mesh, state, place, checkpoints, None)
     if last > plan.steps or last % plan.eval_every:
@@ -174,8 +179,8 @@ def start(config: TrainConfig) -> Started:
             f"{config.checkpoint_dir}: it must be one of the evaluations"
         )
     about = _same_numbers(config, plan)
-    state, report = checkpoints.restore(state, about=about, transplant=config.transplant)
-    return Started(plan, mesh, state, place, checkpoints, report)
+    state, report = checkpoints.restore(state, step=last, about=about, transplant=config.transplant)
+    return Started(plan, mesh, state, place, checkpoints, report, checkpoints.set_aside(after=last))
 
 
 def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
