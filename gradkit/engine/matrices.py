@@ -3,7 +3,8 @@
     leaf --layout--> matrices (batch, inputs, outputs) --transpose--> (batch, n, m), n <= m
     matrices of one (n, m, dtype, placement) -> one stack (B, n, m)
 
-On a mesh of which N devices share a stack, it is padded to a multiple of N and every device gets B / N whole matrices:
+On a mesh of which N devices share a stack, it is padded to a multiple of N and every device gets B / N whole matrices;
+mesh axes along which there is nothing left to share out repeat the work:
 
     leaf replicated                       its own slice                    no exchange
     leaf cut along inputs or outputs      one all-to-all per stack         B n m / N words received
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from gradkit import checks
-from gradkit.engine.placement import Cut, cut_of, merged, specs_of, spread_over
+from gradkit.engine.placement import Cut, cut_of, merged, needed, specs_of, spread_over
 from gradkit.leaves import Axes, Layout, axes_of, from_matrices, names, to_matrices
 
 # XLA's CPU compiler makes one function per place that a result is cut from a stack, and reuses it for other stacks.
@@ -201,6 +202,7 @@ def plan_matrices(
     here = mesh is None and not inside and divide and jax.default_backend() == "cpu"
     stacks = []
     for (n, m, dtype, cut, splits, _), slots in groups.items():
+        cut = needed(cut, sum(slot.count for slot in slots), sizes)
         shared, most = _shared(cut, sizes), LEAVES_PER_STACK if here else len(slots)
         for some in (slots[i : i + most] for i in range(0, len(slots), most)):
             padded = -(-sum(slot.count for slot in some) // shared) * shared

@@ -121,6 +121,26 @@ def spread_over(cut: Cut, wanted: tuple[str, ...], *, small: bool, sizes: dict[s
     return () if small else tuple(a for a in wanted if a not in taken and sizes[a] > 1)
 
 
+def needed(cut: Cut, count: int, sizes: dict[str, int]) -> Cut:
+    """The same with only as many devices as a stack has work for.
+
+    A stack of `count` matrices over N devices takes ceil(count / N) rounds. Of the mesh axes along which matrices are
+    shared out, those are taken that reach the fewest rounds with the fewest devices: more would hold padding, which
+    costs as much memory and traffic as matrices. The devices along the other axes do the same work.
+
+    >>> needed(Cut(rows=("fsdp",), spread=("data",)), 64, {"fsdp": 64, "data": 8}).spread
+    ()
+    """
+    own = math.prod(sizes[a] for a in (*cut.columns, *cut.rows))
+
+    def cost(some: tuple[str, ...]) -> tuple[int, int]:
+        devices = own * math.prod(sizes[a] for a in some)
+        return -(-count // devices), devices
+
+    some = (c for k in range(len(cut.spread) + 1) for c in itertools.combinations(cut.spread, k))
+    return cut._replace(spread=min(some, key=cost))
+
+
 def flops(n: int, m: int) -> int:
     """Operations of five Newton-Schulz steps on an n x m matrix; up to a factor those of any matrix method."""
     n, m = min(n, m), max(n, m)

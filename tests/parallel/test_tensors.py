@@ -1,6 +1,7 @@
 """State that lies with the owner of a tensor: one device's numbers, one eighth of the memory, the counted exchanges."""
 
 import functools
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -94,10 +95,16 @@ def test_equals_one_device(method: str, place: str, kind: AxisType) -> None:
     assert_near(got, want, rtol=1e-11)
     for before, x in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert x.sharding.is_equivalent_to(before.sharding, x.ndim)
-    # All of it but counters lies with the owners: one device has an eighth.
+    # All of it but counters is with the owners: of B tensors one device of eight has ceil(B / 8), each of so many rows;
+    # and no more devices have room for a tensor than that takes.
     owned = [node for node in jax.tree.leaves(after[0], is_leaf=is_owned) if is_owned(node)]
-    for x in jax.tree.leaves(owned):
-        assert x.addressable_data(0).shape[0] * 8 == x.shape[0]
+    assert owned
+    for node in owned:
+        count, ways = sum(map(bool, node.rows)), math.prod(mesh.shape[a] for a in node.owners)
+        for x in jax.tree.leaves(node.arrays):
+            rows = x.shape[0] // len(node.rows)
+            assert x.addressable_data(0).shape[0] == rows * -(-count // 8)
+            assert x.shape[0] == ways * x.addressable_data(0).shape[0]
 
 
 @pytest.mark.full_pipeline
@@ -174,7 +181,14 @@ def test_plan_of_tensors() -> None:
     assert work.dims == ((2, 4, 4, 8),) and work.places == ((1, 0, 2, 3),)
     assert (work.plan.stacks[0].n, work.plan.stacks[0].m) == (32, 8)
     own = init_fields(work, struct)["S"]["2x4x4x8"]
-    assert own.arrays.shape == (8, 2) and own.arrays.dtype == jnp.float32 and own.owners == ("y", "z", "x")
+    # One tensor, which four devices hold shards of: along x there is nothing left to share out.
+    assert own.arrays.shape == (4, 2) and own.arrays.dtype == jnp.float32 and own.owners == ("y", "z")
+    five = {"conv": {"kernel": jax.ShapeDtypeStruct((5, 2, 4, 4, 8), jnp.bfloat16)}}
+    shard = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, None, "z", None, "y")}}, min_dim=0)
+    work = plan_tensors(
+        five, make, method="m", layout=gk.leaves.layout((gk.leaves.by_path(".*"), {"stack": 1})), shard=shard
+    )
+    assert init_fields(work, five)["S"]["2x4x4x8"].owners == ("y", "z", "x")
     three = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", "x", "y")}})
     with pytest.raises(ValueError, match=r"of 'conv/kernel' \[1, 2, 3\] are"):
         plan_tensors(struct, make, method="m", layout=gk.leaves.default_layout, shard=three)

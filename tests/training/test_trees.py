@@ -114,3 +114,14 @@ def test_a_preset_is_inspected_on_the_devices_there_are(capsys: pytest.CaptureFi
     # Float32 parameters over four devices; two moments of each, and 16 bytes.
     assert "parameters   8,030,261,248 bytes" in out and f"{2 * 8_030_261_248 + 16:,} bytes" in out
     assert "collectives  none" in out
+
+
+def test_devices_that_a_stack_has_no_work_for_get_no_padding() -> None:
+    """Four matrices that four devices hold shards of: along the other axis nothing is shared out or gathered."""
+    four = {name: jax.ShapeDtypeStruct((256, 128), F32) for name in "abcd"}
+    found = inspect("muon", four, mesh="data=2,fsdp=4")
+    assert set(found.collectives) == {"all-to-all"}
+    # There and back, each device sends three quarters of one matrix.
+    assert found.collectives["all-to-all"]["wire_bytes"] == 2 * 3 / 4 * 256 * 128 * 4
+    eight = {name: jax.ShapeDtypeStruct((256, 128), F32) for name in "abcdefgh"}
+    assert "all-gather" in inspect("muon", eight, mesh="data=2,fsdp=4").collectives
