@@ -17,6 +17,7 @@ and triangular factors have their largest entries there, and what is 0 there has
 not finite makes its block not finite.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkit.engine.core import divide
+from gradkit.engine.explicit import by_compiler
 from gradkit.leaves.derived import derived, unboxed
 
 FORMATS = ("bfloat16", "int8-block")
@@ -86,12 +88,7 @@ class Blocks(NamedTuple):
 
     def decode(self) -> jax.Array:
         """The array that is kept."""
-        columns = self.codes.shape[-1]
-        scales = self.scales.astype(jnp.float32)
-        scale = jnp.repeat(scales, -(-columns // scales.shape[-1]), axis=-1)[..., :columns]
-        q = self.codes.astype(jnp.float32)
-        x = jnp.where(scale < 0, -scale * jnp.square((q + 128) / 255), scale * (q / 127))
-        return x.astype(self.scales.dtype)
+        return by_compiler(_decoded, self.codes, self.scales, like=self.codes)
 
 
 class SquareBlocks(NamedTuple):
@@ -103,7 +100,7 @@ class SquareBlocks(NamedTuple):
 
     def decode(self) -> jax.Array:
         """The array that is kept."""
-        return with_diagonal(Blocks(self.codes, self.scales).decode(), self.diagonal)
+        return by_compiler(_with_diagonal, Blocks(self.codes, self.scales).decode(), self.diagonal, like=self.codes)
 
 
 Code = Narrow | Exact | Blocks | SquareBlocks
@@ -115,9 +112,18 @@ def on_diagonal(x: jax.Array) -> jax.Array:
     return (rows == columns).reshape((1,) * (x.ndim - 2) + x.shape[-2:])
 
 
-def with_diagonal(x: jax.Array, diagonal: jax.Array) -> jax.Array:
+def _with_diagonal(x: jax.Array, diagonal: jax.Array) -> jax.Array:
     """Square matrices with other diagonals."""
     return jnp.where(on_diagonal(x), diagonal[..., None], x)
+
+
+def _decoded(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    """What is kept in blocks."""
+    columns, dtype, scales = codes.shape[-1], scales.dtype, scales.astype(jnp.float32)
+    scale = jnp.repeat(scales, -(-columns // scales.shape[-1]), axis=-1)[..., :columns]
+    q = codes.astype(jnp.float32)
+    x = jnp.where(scale < 0, -scale * jnp.square((q + 128) / 255), scale * (q / 127))
+    return x.astype(dtype)
 
 
 def encode_bfloat16(s: jax.Array, count: jax.Array) -> Narrow:
@@ -127,6 +133,12 @@ def encode_bfloat16(s: jax.Array, count: jax.Array) -> Narrow:
 
 def encode_int8(s: jax.Array, count: jax.Array, block: int) -> Blocks:
     """The array in 8-bit codes, dithered; the largest of a block is kept exactly."""
+    code = partial(_blocks_of, block=block)
+    return by_compiler(code, s, count, like=Blocks(s, jnp.max(s, axis=-1, keepdims=True)))
+
+
+def _blocks_of(s: jax.Array, count: jax.Array, block: int) -> Blocks:
+    """The codes of an array whose last axis is not sharded, or whose exchanges the compiler finds."""
     columns, dtype = s.shape[-1], s.dtype
     blocks = -(-columns // block)
     width = -(-columns // blocks)
@@ -161,8 +173,13 @@ def _kept(x: jax.Array, level: jax.Array) -> jax.Array:
 
 def encode_square(s: jax.Array, count: jax.Array, block: int) -> SquareBlocks:
     """Square matrices in 8-bit codes, but for their diagonals."""
-    zero = jnp.zeros(s.shape[:-1], s.dtype)
-    return SquareBlocks(*encode_int8(with_diagonal(s, zero), count, block), jnp.diagonal(s, axis1=-2, axis2=-1))
+
+    def code(s: jax.Array, count: jax.Array) -> SquareBlocks:
+        beside = _with_diagonal(s, jnp.zeros(s.shape[:-1], s.dtype))
+        return SquareBlocks(*_blocks_of(beside, count, block), jnp.diagonal(s, axis1=-2, axis2=-1))
+
+    like = SquareBlocks(s, jnp.max(s, axis=-1, keepdims=True), jnp.max(s, axis=-1))
+    return by_compiler(code, s, count, like=like)
 
 
 def gains(s: Any, form: str, block: int) -> bool:

@@ -96,8 +96,9 @@ def precision(
         float32 (Wang et al.), 4 bytes per row, so that factors stay invertible. Kept exactly, whatever `state` is: the
         parameters that a method holds in its state (averages, anchors, slow weights, latent weights) and what a method
         reads only as a small difference (L-BFGS); `gk.leaves.describe` shows their bytes and those that are saved.
-        Rounded statistics may have negative eigenvalues of the size of their rounding: Shampoo's "eigh" raises all
-        until the smallest is eps; its iterations may fail, which `failed_roots` counts, and keep the last good root.
+        Inverse roots of rounded statistics are those of an eps of the size of the rounding, about 2^-9 or 1/250 of the
+        largest of a row: on minibatches Shampoo ends within a few percent of its loss, without noise it gains less by
+        preconditioning. Its iterative solvers may fail, which `failed_roots` counts, and keep the last good root.
       block: entries of the last axis that share a scale, >= 1; a row shorter than that is one block. Default 256
         (Dettmers et al. recommend 2048 for rows that are joined; rows are not joined here). Read by "int8-block"
         only.
