@@ -208,17 +208,8 @@ def plan_matrices(
             padded = -(-sum(slot.count for slot in some) // shared) * shared
             stacks.append(Stack(n, m, dtype, cut, splits, tuple(some), padded))
     comm_dtype = None if shard is None else shard.comm_dtype
-    return Plan(
-        tuple(stacks),
-        tuple(known),
-        tuple(meanings),
-        tuple(shapes),
-        tuple(specs),
-        mesh,
-        sizes,
-        bool(transpose),
-        comm_dtype,
-    )
+    of_leaves = (tuple(stacks), tuple(known), tuple(meanings), tuple(shapes), tuple(specs))
+    return Plan(*of_leaves, mesh, sizes, bool(transpose), comm_dtype)
 
 
 def entries(spec: Any, rank: int) -> list[tuple[str, ...]]:
