@@ -146,3 +146,56 @@ def test_only_what_is_due_is_computed_also_for_many_seeds(monkeypatch: pytest.Mo
 def test_stagger_is_a_boolean(name: str) -> None:
     with pytest.raises(ValueError, match="stagger must be one of"):
         METHODS[name](2, stagger=3)
+
+
+LOW_RANK = {
+    "galore": lambda: gk.galore(0.01, rank=2),
+    "galore, staggered": lambda: gk.galore(0.01, rank=2, stagger=True),
+    "fira": lambda: gk.fira(0.01, rank=1),
+    "dion": lambda: gk.dion(0.01, rank_fraction=0.5, key=0),
+    **{
+        f"project_low_rank, {side}": lambda side=side: optax.chain(
+            gk.project_low_rank(rank=1, side=side), optax.scale(-0.01)
+        )
+        for side in ("short", "long", "inputs", "outputs")
+    },
+    **{
+        f"conda, {side}": lambda side=side: gk.conda(0.01, projection=side)
+        for side in ("std", "reverse_std", "left", "right", "full")
+    },
+}
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_a_gradient_of_zeros_fixes_no_basis(name: str) -> None:
+    """As of an expert that is not routed, or behind a layer that starts from zero: nineteen steps of one gradient G of
+    rank 1 move the parameters along G whether or not zeros came before; with an arbitrary basis they do not move."""
+    params, zero = {"w": np.full((6, 4), 0.5, np.float32)}, {"w": np.zeros((6, 4), np.float32)}
+    G = {"w": np.outer([0, 0, 0, 0, 1, 1], [0, 0, 1, -1]).astype(np.float32)}
+    moved = []
+    for first in (zero, G):
+        tx = LOW_RANK[name]()
+        update, state, w = by_numpy(tx.update), tx.init(params), params
+        for step in range(20):
+            u, state = update(G if step else first, state, w)
+            w = {"w": w["w"] + np.asarray(u["w"])}
+        moved.append(-float(np.sum((w["w"] - params["w"]) * G["w"])))
+    # Moments that began with zeros and are corrected for twenty steps make shorter steps at first, never half as long.
+    assert moved[0] > moved[1] / 2 > 0
+
+
+def test_zeros_leave_the_basis_that_there_is() -> None:
+    """A new basis is due at a step whose gradient is zero: the old one stays, and the next gradient is seen."""
+    tx = gk.project_low_rank(optax.identity(), rank=1, update_interval=2)
+    G = {"w": np.outer([0.0, 1.0, 1.0], [1.0, 0.0, 2.0]).astype(np.float32)}
+    zero = {"w": np.zeros((3, 3), np.float32)}
+    update, state = by_numpy(tx.update), tx.init(zero)
+    for g in (G, G, zero):
+        _, state = update(g, state, zero)
+    basis = np.asarray(jax.tree.leaves(state.basis)[0]).reshape(3, 1)
+    # The leading left singular vector of G, on the side that is compressed: a unit vector.
+    np.testing.assert_allclose(
+        np.abs(basis[:, 0]), np.abs([1, 0, 2]) / 5**0.5 if basis[1] == 0 else [0, 0.5**0.5, 0.5**0.5], atol=1e-6
+    )
+    u, _ = update(G, state, zero)
+    np.testing.assert_allclose(u["w"], G["w"], atol=1e-6)

@@ -8,6 +8,8 @@ Together the work stands under one `lax.cond`; staggered it is a loop over those
 `vmap` over seeds both stay what they are, also where every member counts its own steps.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -82,8 +84,36 @@ def renewed(due: jax.Array, fresh: Callable[[Any, Any], Any], given: Any, old: A
     return jax.lax.fori_loop(0, jnp.sum(some, dtype=jnp.int32), one, old)
 
 
+def renewable(due: jax.Array, x: jax.Array, bases: Any) -> jax.Array:
+    """Which bases may be made of x, (B,): a matrix of zeros has no directions of its own, so that it makes no basis, and
+    one that has none yet makes it as soon as it is not zero.
+
+    Args:
+      due: a boolean scalar, or (B,), whether a new basis is due.
+      x: (B, n, m), what bases are made of.
+      bases: a tree of arrays (B, ...), which are zero as long as there is none.
+
+    >>> x, bases = jnp.array([0.0, 1.0, 1.0, 1.0]), jnp.array([1.0, 1.0, 0.0, 1.0])
+    >>> due = jnp.array([True, False, False, True])
+    >>> renewable(due, x.reshape(4, 1, 1), bases.reshape(4, 1, 1)).tolist()
+    [False, False, True, True]
+    """
+
+    def empty(x: jax.Array) -> jax.Array:
+        return (x == 0).all(axis=tuple(range(1, x.ndim)))
+
+    missing = functools.reduce(operator.and_, map(empty, jax.tree.leaves(bases)))
+    return ~empty(x) & (due | missing)
+
+
 def refreshed(
-    due: jax.Array, fresh: Callable[[Any, Any], Any], given: Any, old: Any, failed: jax.Array
+    due: jax.Array,
+    fresh: Callable[[Any, Any], Any],
+    given: Any,
+    old: Any,
+    failed: jax.Array,
+    *,
+    rows: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     """`renewed`, but a matrix for which the new tree is not finite keeps its old one; and how often that was so.
 
@@ -93,6 +123,8 @@ def refreshed(
       given: a tree of arrays (B, ...), what it is made of.
       old: a tree of arrays (B, ...).
       failed: (B,) int32, how often each matrix kept its old one.
+      rows: (B,), the matrices that are renewed instead of those that are due: all of them at once where `due` is a
+        scalar, one after another where it is not. Default None.
 
     >>> old, failed = jnp.zeros((2, 1, 1)), jnp.zeros(2, jnp.int32)
     >>> new = jnp.array([jnp.nan, 3.0]).reshape(2, 1, 1)
@@ -101,12 +133,16 @@ def refreshed(
     ([0.0, 3.0], [1, 0])
     """
 
+    if rows is not None:
+        due, rows = (rows, None) if due.ndim else (jnp.any(rows), rows)
+
     def checked(given: Any, both: Any) -> Any:
-        old, failed = both
+        (given, rows), (old, failed) = given, both
         new = fresh(given, old)
         good = jnp.ones(failed.shape, bool)
         for x in jax.tree.leaves(new):
             good &= jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
-        return _chosen(good, new, old), failed + (~good).astype(failed.dtype)
+        bad = ~good if rows is None else ~good & rows
+        return _chosen(good if rows is None else good & rows, new, old), failed + bad.astype(failed.dtype)
 
-    return renewed(due, checked, given, (old, failed))
+    return renewed(due, checked, (given, rows), (old, failed))

@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.linalg.damped import resolved
 
 Product = Callable[[Any], Any]
 SOLVERS = ("woodbury", "cg", "dense")
@@ -46,8 +47,9 @@ def times_loss_hessian(Q: jax.Array | None, rows: jax.Array) -> jax.Array:
 
 
 def _small_solve(K: jax.Array, Q: jax.Array | None, shift: Any, rhs: jax.Array) -> jax.Array:
-    """(shift I + Q K)^{-1} rhs of one column."""
-    shifted = times_loss_hessian(Q, K) + shift * jnp.eye(K.shape[0], dtype=K.dtype)
+    """(shift I + Q K)^{-1} rhs of one column; the shift is raised where it is below the rounding of Q K."""
+    shifted = times_loss_hessian(Q, K)
+    shifted = shifted + resolved(shift, shifted) * jnp.eye(K.shape[0], dtype=K.dtype)
     if Q is not None:  # not symmetric
         return jnp.linalg.solve(shifted, rhs[:, None])[:, 0]
     lower, column = jnp.linalg.cholesky(shifted), rhs[:, None]
@@ -75,7 +77,9 @@ def _conjugate_gradients(matvec: Product, g: Any, iterations: int, tolerance: An
     def step(carry: Any) -> Any:
         i, x, r, p, square = carry
         Ap = matvec(p)
-        alpha = square / _dot(p, Ap)
+        # Where p has no curvature that can be resolved, the search has ended.
+        curvature = _dot(p, Ap)
+        alpha = jnp.where(curvature > 0, square / jnp.where(curvature > 0, curvature, 1), 0)
         x, r = _plus(x, alpha, p), _plus(r, -alpha, Ap)
         new = _dot(r, r)
         return i + 1, x, r, _plus(r, new / square, p), new
@@ -108,7 +112,11 @@ def damped_inverse(
     if solver == "dense":
         flat, back = ravel_pytree(g)
         columns = jax.vmap(lambda e: ravel_pytree(matvec(back(e)))[0])
-        return back(jnp.linalg.solve(columns(jnp.eye(flat.size, dtype=flat.dtype)).T, flat[:, None])[:, 0])
+        eye = jnp.eye(flat.size, dtype=flat.dtype)
+        A = columns(eye).T
+        # The damping is in A: what is missing to where it can be resolved is added.
+        A = A + jnp.maximum(resolved(0, A) - shift.astype(A.dtype), 0) * eye
+        return back(jnp.linalg.solve(A, flat[:, None])[:, 0])
     right = times_loss_hessian(loss_hessian, jvp(g).reshape(-1))
     w = _small_solve(gram(jvp, vjp, like), loss_hessian, b * shift, right)
     return jax.tree.map(lambda x, y: (x - y) / shift.astype(x.dtype), g, vjp(w.reshape(like.shape)))

@@ -164,7 +164,8 @@ def make_train_step(
       has_aux: whether the loss returns (loss, aux), or (loss, (model_state, aux)). The aux is in the metrics, of
         microbatches stacked along a leading axis. Default False.
       norms: whether the metrics have `update_norm` and `param_norm` too: the norms over all leaves of what was added to
-        the parameters, and of the parameters after it. Default False.
+        the parameters, and of the parameters after it; and `nonfinite_state`, how many entries of the state of `tx` are
+        NaN or infinite. Default False.
       donate: whether a step may reuse the memory of the state it is given, which is then no longer valid. What
         the user gave to `init` is copied, and stays valid. Default True.
       wrt: of an NNX module, the filter that says what is trained. Default `nnx.Param`.
@@ -263,7 +264,7 @@ def make_train_step(
             state.lies,
         )
         measured = {"updates": made.updates, "params": made.params} if norms else {}
-        told = {**metrics(made.opt_state, **measured), "loss": made.value}
+        told = {**metrics(made.opt_state, nonfinite=norms, **measured), "loss": made.value}
         told |= {"losses": made.losses} if made.losses is not None else {}
         return _stay(new), told | ({"aux": aux} if has_aux else {})
 

@@ -207,7 +207,7 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
                 "loss": losses.mean(),
                 "metric": run.measured(problem, state),
             }
-            return state, {**metrics(state.opt_state), **read}
+            return state, {**metrics(state.opt_state, nonfinite=True), **read}
 
         return jax.jit(evaluation, donate_argnums=0, out_shardings=(lies, replicated)).lower(state).compile()
 
@@ -252,7 +252,7 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
 
     Yields:
       A dictionary of plain numbers: `step`, `loss` (mean over the minibatches since the last record),
-      `metric`, `seconds` since the first step, what the method publishes of itself (`learning_rate`, …), and
+      `metric`, `seconds` since the first step, what the method publishes of itself (`learning_rate`, …), `nonfinite_state` (entries of its state), and
       `batch_size` where the batch grows.
 
     Raises:

@@ -34,6 +34,8 @@ class GuardState(NamedTuple):
     metrics: dict[str, jax.Array]
     inner: Any
 
+    may_be_nan = ("window",)
+
 
 def spikes(window: jax.Array, now: jax.Array, sigma: Any) -> jax.Array:
     """Whether a number is more than sigma standard deviations above the mean of those before, NaN where there are none.

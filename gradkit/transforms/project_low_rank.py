@@ -27,7 +27,7 @@ from gradkit.engine.core import increment, inside, scalar, transformation
 from gradkit.engine.matrices import MatrixSharding, check_matrix
 from gradkit.engine.owned import failures, phases, product
 from gradkit.engine.per_parameter import init_fields, map_fields
-from gradkit.engine.refreshes import due, refreshed
+from gradkit.engine.refreshes import due, refreshed, renewable
 from gradkit.engine.works import Work, beside, counted, plan_kept
 from gradkit.leaves import Layout, axes_of, names
 from gradkit.leaves.derived import flatten, node_names
@@ -172,7 +172,9 @@ def project_low_rank(
 
     Reference: Zhao et al. GaLore. 2024, arXiv 2403.03507; Chen et al. Fira. 2024, arXiv 2410.01623. The official codes
     leave the sign of singular vectors to the decomposition, on which a run with a first moment depends from the second
-    basis on. A basis that is not finite is not taken, and counted in the metric `failed_refreshes`.
+    basis on. A basis that is not finite is not taken, and counted in the metric `failed_refreshes`. A gradient of zeros
+    makes no basis (in the official code an arbitrary one, kept for `update_interval` steps): the first that is not zero
+    does, and later the basis before it stays.
     """
     checks.switch(rotate_moments=rotate_moments)
     update_interval = checks.integer("update_interval", update_interval, 1)
@@ -244,7 +246,8 @@ def project_low_rank(
 
             old = {k: own[k] for k in (("basis", "inner") if rotate_moments else ("basis",))}
             now = due(shared["count"], 0, update_interval, phase)
-            new, failed = refreshed(now, anew, x, old, own["failed"])
+            rows = renewable(now, x, own["basis"])
+            new, failed = refreshed(now, anew, x, old, own["failed"], rows=rows)
             own = own | new | {"failed": failed}
             B = own["basis"]
             R = product(jnp.swapaxes(B, 1, 2), x)

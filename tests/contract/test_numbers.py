@@ -79,6 +79,32 @@ def test_zero_gradients_and_zero_parameters_stay_finite(card: Card) -> None:
                 assert np.isfinite(np.asarray(x)).all(), name
 
 
+@methods("nonfinite")
+@pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
+def test_after_a_gradient_that_is_not_finite_a_method_recovers_or_says_so(card: Card, bad: float) -> None:
+    """Three good steps, one bad, ten good: updates are finite and move what they moved, or a metric says why not."""
+    params, tx = draw(0, SMALL), shared(card)
+    state = tx.init(params)
+
+    def told(state: Any) -> dict[str, float]:
+        return {k: float(v) for k, v in gk.diagnostics.metrics(state, nonfinite=True).items()}
+
+    for step in range(3):
+        before, state = tx.update(grads_like(params, step), state, params)
+    assert told(state)["nonfinite_state"] == 0
+    broken = {k: np.array(x) for k, x in grads_like(params, 3).items()}
+    broken["kernel"][1, 1] = bad
+    after, state = tx.update(broken, state, params)
+    for step in range(4, 14):
+        after, state = tx.update(grads_like(params, step), state, params)
+
+    def alive(x: Any, y: Any) -> bool:
+        return bool(np.isfinite(y).all() and (np.any(y) or not np.any(x)))
+
+    if not all(map(alive, jax.tree.leaves(before), jax.tree.leaves(after))):
+        assert told(state)["nonfinite_state"] > 0
+
+
 @methods("complex")
 def test_complex_is_right_or_refused(card: Card) -> None:
     """A method either says that it has no complex form, or turns with the phase of gradients and parameters."""

@@ -174,3 +174,53 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="value_fn"):
         products = {"residuals": x, "jvp": lambda v: v, "vjp": lambda w: w}
         step(gk.egn(line_search=True), x, **products)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"solver": "dense"}, {"solver": "cg"}, {"line_search": True}, {"momentum": 0.9}], ids=str
+)
+def test_a_damping_that_rounding_hides_ends_in_no_nan(how: dict[str, Any]) -> None:
+    """1-16-1 tanh fitted to exp on 8 points in float32: the damping falls below what can be told from a singular
+    matrix, and the fit stays at what float32 resolves: half squares of 1e-3 are far above its rounding."""
+    x = np.linspace(-1, 1, 8, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    w = {"a": rng.standard_normal(16), "b": np.zeros(16), "c": rng.standard_normal(16) / 4, "d": np.zeros(())}
+    w = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
+
+    def net(p: Any) -> jax.Array:
+        return jnp.tanh(x[:, None] * p["a"][None] + p["b"][None]) @ p["c"] + p["d"]
+
+    def value(p: Any) -> jax.Array:
+        return jnp.mean((net(p) - np.exp(x)) ** 2) / 2
+
+    tx = gk.egn(1.0, adaptive_damping=True, damping_decrease=0.5, damping_increase=1.5, **how)
+
+    def one(carry: Any, _: None) -> Any:
+        w, state = carry
+        u, state = tx.update(w, state, w, model_fn=net, targets=jnp.exp(x), value_fn=value)
+        return (optax.apply_updates(w, u), state), value(w)
+
+    (w, state), values = jax.jit(lambda w: jax.lax.scan(one, (w, tx.init(w)), None, 100))(w)
+    assert np.isfinite(values).all() and float(values[50:].min()) < 1e-5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((w, state)))
+    assert float(gk.diagnostics.metrics(state)["damping"]) < 1e-5 or how
+
+
+def test_a_step_that_is_not_finite_is_not_made_and_counted() -> None:
+    """The damping is doubled at least, mean and step size stay, and the next good step is made."""
+    tx = gk.egn(0.5, adaptive_damping=True, momentum=0.9, damping=0.25)
+    x = {"w": jnp.ones(3)}
+    A = np.asarray(X[:, :3], np.float32)
+
+    def step_at(scale: float, state: Any) -> Any:
+        told = {"model_fn": lambda p: scale * (A @ p["w"]), "targets": jnp.ones(B)}
+        u, (state,) = tx.update(x, state, x, **told, value_fn=lambda p: jnp.mean((told["model_fn"](p) - 1) ** 2) / 2)
+        return u, state
+
+    _, state = step_at(1.0, tx.init(x))
+    u, broken = step_at(float("nan"), (state,))
+    assert not np.any(u["w"]) and float(broken.metrics["failed_solves"]) == 1
+    assert float(broken.lam) == 2 * float(state.lam)
+    assert np.array_equal(broken.mean["w"], state.mean["w"]) and float(broken.step) == 0.5
+    u, later = step_at(1.0, (broken,))
+    assert np.isfinite(u["w"]).all() and np.any(u["w"]) and float(later.metrics["failed_solves"]) == 1

@@ -28,12 +28,14 @@ from gradkit.engine.core import (
     transformation,
     zeros,
 )
+from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_gauss_newton_solve, times_loss_hessian
 from gradkit.optimizers.gauss_newton.predictions import LOSSES, Linearized, linearized
 
 # Metrics that have the names of hyperparameters.
 NAMES = ("last_damping", "last_learning_rate")
+RAISE = 2.0  # factor of the damping after a step that was not finite, at least
 PAPER = Paper("Exact Gauss-Newton Optimization for Training Deep Neural Networks", "Korbit et al.", 2024, "2405.14402")
 ARMIJO, SHRINK, GROW, TRIALS = 0.1, 0.8, 1.5, 15
 SMALLEST, LARGEST = 1e-12, 1e6
@@ -106,7 +108,8 @@ def egn(
       minibatch, (b,) or (b, c)) and `targets`; or `residuals` (r), `jvp` and `vjp` (products with J and its transpose),
       `loss_hessian` (Q, (b, c, c)) where it is not the identity, and `value_fn` for line search or adaptive damping.
       State: 1 word per parameter with momentum, otherwise scalars; lambda and the step size are published as the
-      metrics `damping` and `learning_rate`. Collectives: (b c)^2 numbers are added up, and those of the model's
+      metrics `damping` and `learning_rate`, and how many steps were not finite as `failed_solves`: such a step is zero,
+      the state stays, and with adaptive damping lambda is at least doubled. Collectives: (b c)^2 numbers are added up, and those of the model's
       products.
 
     Raises:
@@ -134,16 +137,16 @@ def egn(
     check_solver(solver, cg_iterations, cg_tolerance)
     averaged = not checks.absent(momentum)
 
-    def state_of(count: jax.Array, mean: Any, lam: Any, alpha: Any) -> EgnState:
+    def state_of(count: jax.Array, mean: Any, lam: Any, alpha: Any, failed: Any) -> EgnState:
         # Every number has a buffer of its own: donation consumes each once, and takes none of the caller's along.
         lam, alpha, *published = (jnp.array(value, jnp.float32, copy=True) for value in 2 * (lam, alpha))
-        return EgnState(count, mean, lam, alpha, dict(zip(NAMES, published, strict=True)))
+        metrics = dict(zip(NAMES, published, strict=True)) | {"failed_solves": jnp.asarray(failed, jnp.float32)}
+        return EgnState(count, mean, lam, alpha, metrics)
 
     def init(params: optax.Params) -> EgnState:
         count = jnp.zeros((), jnp.int32)
-        return state_of(
-            count, zeros(params) if averaged else None, damping, at_count(learning_rate, count, "egn: learning_rate")
-        )
+        rate = at_count(learning_rate, count, "egn: learning_rate")
+        return state_of(count, zeros(params) if averaged else None, damping, rate, 0)
 
     def measured(lin: Linearized, p: Any, params: Any, state: EgnState) -> tuple[Any, Any]:
         """alpha and the next lambda."""
@@ -191,7 +194,17 @@ def egn(
             p = jax.tree.map(lambda m: m / bias_correction(momentum, count, m), mean)
         alpha, lam = measured(lin, p, params, state)
         u = jax.tree.map(lambda p, g: alpha.astype(g.dtype) * p.astype(g.dtype), p, updates)
-        return u, state_of(count, mean, lam, alpha)
+        (bad,) = global_sums(jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), 0, 1).astype(x.dtype), u))
+        good = (bad == 0) & jnp.isfinite(lam)
+
+        def kept(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda x, y: jnp.where(good, x, y.astype(x.dtype)), new, old)
+
+        u = kept(u, jax.tree.map(jnp.zeros_like, u))
+        raised = jnp.minimum(jnp.maximum(scalar(damping_increase, state.lam), RAISE) * state.lam, LARGEST)
+        lam = kept(lam, raised if adaptive_damping else state.lam)
+        failed = state.metrics["failed_solves"] + (~good).astype(jnp.float32)
+        return u, state_of(count, kept(mean, state.mean), lam, kept(alpha, state.step), failed)
 
     return optimizer(Method("egn", learning_rate), transformation("egn", init, update, needs_params=True))
 

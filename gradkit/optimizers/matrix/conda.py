@@ -22,7 +22,7 @@ from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
 from gradkit.engine.owned import failures, phases, product
 from gradkit.engine.per_parameter import init_fields, map_fields
-from gradkit.engine.refreshes import due, refreshed
+from gradkit.engine.refreshes import due, refreshed, renewable
 from gradkit.engine.works import Work, beside, counted, like, plan_kept
 from gradkit.leaves import Layout, Method
 from gradkit.linalg import singular_basis
@@ -123,7 +123,7 @@ def scale_by_conda(
 
     Reference: Wang et al. Conda: Column-Normalized Adam for Training Large Language Models Faster. 2025, arXiv
     2509.24218. The official code's "left" is torch's first axis, the outputs. A basis that is not finite is not taken,
-    and counted in the metric `failed_refreshes`.
+    and counted in the metric `failed_refreshes`; a momentum of zeros makes none.
     """
     checks.switch(bias_correction=bias_correction)
     checks.floating_dtype(mu_dtype=mu_dtype)
@@ -166,7 +166,8 @@ def scale_by_conda(
             return left, singular_basis(jnp.swapaxes(mean, 1, 2), k) if on_right else None
 
         now = due(given["t"] - 1, 0, update_interval, phase)
-        (U, V), failed = refreshed(now, anew, mean, (own.left, own.right), own.failed)
+        bases = own.left, own.right
+        (U, V), failed = refreshed(now, anew, mean, bases, own.failed, rows=renewable(now, mean, bases))
 
         def into(a: jax.Array) -> jax.Array:
             a = a if U is None else product(jnp.swapaxes(U, 1, 2), a)

@@ -57,13 +57,23 @@ def _sylvester(P: jax.Array, Q: jax.Array, C: jax.Array) -> jax.Array:
     return _mul(U, divide(_mul(_t(U), C, V), total), _t(V))
 
 
+def _inverse(P: jax.Array, damping: jax.Array) -> jax.Array:
+    """(P + damping I)^{-1} of a Gram matrix. Of directions that it does not have to rounding, as where two rows are
+    equal, the gradients of the factors have none either: what rounding made of them is not divided by the damping."""
+    lam, U = one_by_one(jnp.linalg.eigh, P)
+    largest = jnp.max(lam, axis=-1, keepdims=True)
+    below = jnp.maximum(lam, 0) + damping
+    real = ((lam > P.shape[-1] * jnp.finfo(P.dtype).eps * largest) | (largest <= 0)) & (below > 0)
+    inverse = jnp.where(real, 1 / jnp.where(real, below, 1), 0)
+    return _mul(U * inverse[..., None, :], _t(U))
+
+
 def adjusted(
     a: jax.Array, b: jax.Array, g_a: jax.Array, g_b: jax.Array, s: jax.Array, damping: jax.Array, choose_x: str
 ) -> tuple[jax.Array, jax.Array]:
     """d_a and d_b."""
-    eye = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), (*a.shape[:-2], a.shape[-1], a.shape[-1]))
     P, Q = _mul(_t(a), a), _mul(b, _t(b))
-    A, B = (one_by_one(jnp.linalg.solve, gram + damping * eye, eye) for gram in (P, Q))
+    A, B = _inverse(P, damping), _inverse(Q, damping)
     # Divided by s one after the other: the square of a small scaling may be 0.
     x, y = _mul(g_a, B) / s / s, _mul(A, g_b) / s / s
     y = y - _mul(_mul(y, _t(b)), B, b)
@@ -101,7 +111,8 @@ def adjust_lora_gradients(
     Args:
       scaling: s of the product s a b, > 0: alpha / r or alpha / sqrt(r), as the model has it; 1 for `nnx.LoRA`.
       damping: delta, added to the r x r Gram matrices, in the units of squared parameters, >= 0. Default 1e-8 (official
-        code). A Gram matrix that is singular, as that of b = 0, needs it.
+        code). A Gram matrix of zeros, as that of b = 0, needs it; where rows of b are equal, the directions that are missing
+        are left out.
       choose_x: "sylvester", "zero" or "symmetric": how the factors share the update, which moves their product alike.
         Default "sylvester" (official code).
       pairs: which leaves are a and b: the last pieces of their names, or a function of the names of all leaves that

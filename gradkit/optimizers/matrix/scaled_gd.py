@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer, transformation
 from gradkit.engine.explicit import by_compiler
 from gradkit.leaves import Layout, Method, axes_of, from_matrices, names, to_matrices
+from gradkit.linalg.damped import resolved
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.optimizers.matrix.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 from gradkit.transforms import scale_by_learning_rate
@@ -34,9 +35,8 @@ def _over_gram(G: jax.Array, F: jax.Array, damping: Any) -> jax.Array:
     """G (F^T F + damping I)^{-1} of matrices (..., n, r)."""
     product = partial(jnp.einsum, precision="highest")
     eye = jnp.broadcast_to(jnp.eye(F.shape[-1], dtype=F.dtype), (*F.shape[:-2], F.shape[-1], F.shape[-1]))
-    lower = one_by_one(
-        jnp.linalg.cholesky, product("...ni,...nj->...ij", F, F) + jnp.asarray(damping).astype(F.dtype) * eye
-    )
+    gram = product("...ni,...nj->...ij", F, F)
+    lower = one_by_one(jnp.linalg.cholesky, gram + resolved(damping, gram) * eye)
     # A solve with G on the right would gather its rows on every device; products leave them where they are.
     inverse = one_by_one(partial(jax.lax.linalg.triangular_solve, left_side=True, lower=True), lower, eye)
     return product("...nj,...ji->...ni", product("...nj,...ij->...ni", G, inverse), inverse)
