@@ -1,5 +1,6 @@
 """States in few bits and in host memory: factors, owners, boxes, shardings, descriptions."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import gradkit as gk
 from gradkit.engine import memory
 from gradkit.engine.codecs import Blocks, Exact, Narrow, SquareBlocks, decode, encode_int8, encode_square, is_encoded
+from gradkit.engine.owned import Owned
 
 FORMS = ["bfloat16", "int8-block"]
 
@@ -129,6 +131,46 @@ def test_stacks_with_owners_are_coded_where_they_are(kind: Any, form: str) -> No
         for x in code:
             assert x.sharding.spec[0] in ("fsdp", ("fsdp",)) and x.addressable_shards[0].data.shape[0] * 8 == x.shape[0]
     assert sum(x.nbytes for x in jax.tree.leaves(codes)) == sum(x.nbytes for x in jax.tree.leaves(others))
+
+
+def test_codes_with_owners_find_their_rows_on_another_mesh(tmp_path: Path) -> None:
+    """Written on 8 devices, where three matrices are padded to eight rows, and read on 2 and on 4: what every matrix
+    had is with it again, and padding is no matrix."""
+    rng = np.random.default_rng(5)
+    tree = {name: {"kernel": rng.standard_normal((8, 16)).astype(np.float32)} for name in "abc"}
+
+    def on(devices: int) -> Any:
+        mesh = jax.make_mesh((devices,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+        shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=PartitionSpec())
+        tx = gk.precision(gk.scale_by_soap(shard=shard), state="int8-block")
+        params = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+        with jax.set_mesh(mesh):
+            return tx, params, gk.parallel.init_sharded(tx, params)
+
+    def rows(state: Any) -> dict[str, list[np.ndarray]]:
+        owned = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Owned)) if isinstance(x, Owned)]
+        found: dict[str, list[np.ndarray]] = {}
+        for stack in owned:
+            for i, row in enumerate(stack.rows):
+                found.setdefault(row, []).extend(np.asarray(x)[i] for x in jax.tree.leaves(stack.arrays) if row)
+        return {row: arrays for row, arrays in found.items() if row}
+
+    tx, params, state = on(8)
+    for _ in range(2):
+        _, state = jax.jit(tx.update)(params, state, params)
+    with gk.training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, {"opt_state": state})
+    want = rows(state)
+    assert sorted(want) == ["a/kernel[0,0]", "b/kernel[0,0]", "c/kernel[0,0]"]
+    for devices in (2, 4):
+        back, report = gk.training.Checkpoints(tmp_path).restore({"opt_state": on(devices)[2]})
+        assert not report.fresh and not report.dropped
+        got = rows(back["opt_state"])
+        assert sorted(got) == sorted(want)
+        for row, arrays in want.items():
+            assert len(arrays) == len(got[row])
+            for x, y in zip(arrays, got[row], strict=True):
+                np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("form", FORMS)
