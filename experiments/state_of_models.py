@@ -11,14 +11,14 @@ devices one should hold 1 / N of the state. What it holds beyond that has three 
 - With `shard`, a matrix and its state belong to one device. 224 matrices of 32 layers give 512 devices no more than one
   each, and a device holds one of each shape: the floor is the sum, over distinct shapes, of the state of one matrix.
   The embedding and the head of a language model are one matrix each, far larger than all others: on every device they
-  take room, and on two devices it is used. With AdamW for those two ("soap, adamw") the floor of SOAP on llama3-8b falls
-  from 10.6 to 1.9 GB, and what remains is one matrix of each shape.
+  take room, and on two devices it is used. With AdamW for those two ("soap, adamw") the floor of SOAP on llama3-8b
+  falls from 10.6 to 1.9 GB, and what remains is one matrix of each shape.
 - Full statistics: distributed_shampoo keeps a statistic and a root for both sides of every block, in all 5.5 words per
   parameter (the even share on 8 devices, times 8) where AdamW keeps 2; all of it stays with the owner of the matrix, not
   of the block.
 
-The time of compilation is that of all-to-alls over many devices, which XLA's compiler for CPU takes apart into one piece
-per device: fsdp=512 takes longest.
+The time of compilation is that of all-to-alls over many devices, which XLA's compiler for CPU takes apart into one
+piece per device: fsdp=512 takes longest.
 """
 
 import math
