@@ -14,8 +14,8 @@ devices one should hold 1 / N of the state. What it holds beyond that has three 
   take room, and on two devices it is used. With AdamW for those two ("soap, adamw") the floor of SOAP on llama3-8b
   falls from 10.6 to 1.9 GB, and what remains is one matrix of each shape.
 - Full statistics: distributed_shampoo keeps a statistic and a root for both sides of every block, in all 5.5 words per
-  parameter (the even share on 8 devices, times 8) where AdamW keeps 2; all of it stays with the owner of the matrix, not
-  of the block.
+  parameter (the even share on 8 devices, times 8) where AdamW keeps 2; all of it stays with the owner of the matrix,
+  not of the block.
 
 The time of compilation is that of all-to-alls over many devices, which XLA's compiler for CPU takes apart into one
 piece per device: fsdp=512 takes longest.
