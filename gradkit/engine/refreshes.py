@@ -85,8 +85,8 @@ def renewed(due: jax.Array, fresh: Callable[[Any, Any], Any], given: Any, old: A
 
 
 def renewable(due: jax.Array, x: jax.Array, bases: Any) -> jax.Array:
-    """Which bases may be made of x, (B,): a matrix of zeros has no directions of its own, so that it makes no basis, and
-    one that has none yet makes it as soon as it is not zero.
+    """Which bases may be made of x, (B,): a matrix of zeros has no directions of its own and makes no basis, and one
+    that has none yet makes it as soon as it is not zero.
 
     Args:
       due: a boolean scalar, or (B,), whether a new basis is due.
@@ -124,7 +124,7 @@ def refreshed(
       old: a tree of arrays (B, ...).
       failed: (B,) int32, how often each matrix kept its old one.
       rows: (B,), the matrices that are renewed instead of those that are due: all of them at once where `due` is a
-        scalar, one after another where it is not. Default None.
+        scalar, one after another where it is not. Default None: those that are due.
 
     >>> old, failed = jnp.zeros((2, 1, 1)), jnp.zeros(2, jnp.int32)
     >>> new = jnp.array([jnp.nan, 3.0]).reshape(2, 1, 1)
@@ -132,7 +132,6 @@ def refreshed(
     >>> got.ravel().tolist(), failed.tolist()
     ([0.0, 3.0], [1, 0])
     """
-
     if rows is not None:
         due, rows = (rows, None) if due.ndim else (jnp.any(rows), rows)
 

@@ -252,8 +252,8 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
 
     Yields:
       A dictionary of plain numbers: `step`, `loss` (mean over the minibatches since the last record),
-      `metric`, `seconds` since the first step, what the method publishes of itself (`learning_rate`, …), `nonfinite_state` (entries of its state), and
-      `batch_size` where the batch grows.
+      `metric`, `seconds` since the first step, what the method publishes of itself (`learning_rate`, …),
+      `nonfinite_state` (how many entries of its state are NaN or infinite), and `batch_size` where the batch grows.
 
     Raises:
       ValueError: steps that are no multiple of `eval_every`; a batch that the mesh or `microbatch` does not divide; a

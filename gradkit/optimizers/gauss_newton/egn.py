@@ -109,8 +109,8 @@ def egn(
       `loss_hessian` (Q, (b, c, c)) where it is not the identity, and `value_fn` for line search or adaptive damping.
       State: 1 word per parameter with momentum, otherwise scalars; lambda and the step size are published as the
       metrics `damping` and `learning_rate`, and how many steps were not finite as `failed_solves`: such a step is zero,
-      the state stays, and with adaptive damping lambda is at least doubled. Collectives: (b c)^2 numbers are added up, and those of the model's
-      products.
+      the state stays, and with adaptive damping lambda is at least doubled. Collectives: (b c)^2 numbers are
+      added up, and those of the model's products.
 
     Raises:
       ValueError: a hyperparameter outside its range; extra arguments that are missing; targets of another shape than

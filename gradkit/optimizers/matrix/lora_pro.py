@@ -111,8 +111,8 @@ def adjust_lora_gradients(
     Args:
       scaling: s of the product s a b, > 0: alpha / r or alpha / sqrt(r), as the model has it; 1 for `nnx.LoRA`.
       damping: delta, added to the r x r Gram matrices, in the units of squared parameters, >= 0. Default 1e-8 (official
-        code). A Gram matrix of zeros, as that of b = 0, needs it; where rows of b are equal, the directions that are missing
-        are left out.
+        code). A Gram matrix of zeros, as that of b = 0, needs it; where rows of b are equal, the missing directions are
+        left out.
       choose_x: "sylvester", "zero" or "symmetric": how the factors share the update, which moves their product alike.
         Default "sylvester" (official code).
       pairs: which leaves are a and b: the last pieces of their names, or a function of the names of all leaves that
