@@ -17,8 +17,8 @@ from tests.papers.replay import normal
 METHODS = {
     "muon": lambda **o: gk.scale_by_muon(**o),
     "shampoo": lambda **o: gk.scale_by_shampoo(b2=0.9, eps=0.01, **o),
-    "distributed_shampoo": lambda **o: gk.distributed_shampoo(0.1, b2=0.9, eps=0.01, max_preconditioner_dim=4, **o),
-    "soap": lambda **o: gk.scale_by_soap(precondition_frequency=2, max_precond_dim=4, **o),
+    "distributed_shampoo": lambda **o: gk.distributed_shampoo(0.1, b2=0.9, eps=0.01, max_dim=4, **o),
+    "soap": lambda **o: gk.scale_by_soap(update_interval=2, max_dim=4, **o),
     "conda": lambda **o: gk.scale_by_conda(update_interval=2, **o),
     "galore": lambda **o: gk.project_low_rank(rank=2, update_interval=2, **o),
     "fira": lambda **o: gk.fira(0.1, rank=2, update_interval=2, **o),

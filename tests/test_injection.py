@@ -156,7 +156,7 @@ def test_lengths_dtypes_and_fractions_that_are_given() -> None:
         (functools.partial(gk.muon, nesterov=False), {"ns_steps": 3}),
         (gk.galore, {"rank": 2, "update_interval": 5}),
         (gk.dion, {"rank_fraction": 0.5, "key": 0}),
-        (gk.shampoo, {"max_dim": 2, "precondition_frequency": 2, "start_preconditioning_step": 2}),
+        (gk.shampoo, {"max_dim": 2, "update_interval": 2, "start_preconditioning_step": 2}),
     )
     for factory, given in calls:
         tx = optax.inject_hyperparams(factory)(learning_rate=0.1, **given)

@@ -48,23 +48,21 @@ def test_state_bytes(name: str) -> None:
     assert memory.alias_size_in_bytes >= own + tree - 4 * 16
 
 
-BASES = gk.kronecker_bases(precondition_frequency=3)
+BASES = gk.kronecker_bases(update_interval=3)
 REFRESHED: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "conda": ("optimizers.matrix.conda", "singular_basis", lambda **o: gk.scale_by_conda(update_interval=3, **o)),
-    "soap": ("optimizers.matrix.soap", "next_bases", lambda **o: gk.scale_by_soap(precondition_frequency=3, **o)),
+    "soap": ("optimizers.matrix.soap", "next_bases", lambda **o: gk.scale_by_soap(update_interval=3, **o)),
     "soap's first": (
         "optimizers.matrix.soap",
         "first_bases",
-        lambda **o: gk.scale_by_soap(precondition_frequency=3, **o),
+        lambda **o: gk.scale_by_soap(update_interval=3, **o),
     ),
     "a basis": ("transforms.in_basis", "next_bases", lambda: gk.in_basis(gk.scale_by_adam(), bases=BASES)),
     "the first": ("transforms.in_basis", "first_bases", lambda: gk.in_basis(gk.scale_by_adam(), bases=BASES)),
     "shampoo": (
         "optimizers.matrix.shampoo",
         "roots",
-        lambda **o: gk.scale_by_shampoo(
-            eps=0.01, precondition_frequency=3, start_preconditioning_step=1, solver="eigh", **o
-        ),
+        lambda **o: gk.scale_by_shampoo(eps=0.01, update_interval=3, start_preconditioning_step=1, solver="eigh", **o),
     ),
 }
 # Of steps 0 to 6, and how often with the counters 0, 1 and 2 of three seeds together.

@@ -16,7 +16,7 @@ from gradkit.linalg.one_by_one import one_by_one
 from tests.papers.replay import normal
 
 METHODS = {
-    "soap": lambda: gk.scale_by_soap(precondition_frequency=2),
+    "soap": lambda: gk.scale_by_soap(update_interval=2),
     "shampoo": lambda: gk.scale_by_shampoo(eps=0.01),
     "conda": lambda: gk.scale_by_conda(update_interval=2),
     "galore": lambda: gk.project_low_rank(rank=2, update_interval=2),

@@ -16,14 +16,12 @@ from tests.by_numpy import by_numpy
 from tests.papers.replay import assert_equal, normal
 
 METHODS = {
-    "soap": lambda every, **o: gk.scale_by_soap(precondition_frequency=every, **o),
+    "soap": lambda every, **o: gk.scale_by_soap(update_interval=every, **o),
     "shampoo": lambda every, **o: gk.scale_by_shampoo(
-        b1=0.9, b2=0.9, eps=0.01, precondition_frequency=every, start_preconditioning_step=1, **o
+        b1=0.9, b2=0.9, eps=0.01, update_interval=every, start_preconditioning_step=1, **o
     ),
     # Of every matrix four blocks, which have phases of their own.
-    "blocks": lambda every, **o: gk.distributed_shampoo(
-        0.1, b2=0.9, eps=0.01, max_preconditioner_dim=3, precondition_frequency=every, **o
-    ),
+    "blocks": lambda every, **o: gk.distributed_shampoo(0.1, b2=0.9, eps=0.01, max_dim=3, update_interval=every, **o),
     "conda": lambda every, **o: gk.scale_by_conda(update_interval=every, **o),
     "galore": lambda every, **o: gk.project_low_rank(rank=2, update_interval=every, rotate_moments=True, **o),
     "fira": lambda every, **o: gk.fira(0.1, rank=2, update_interval=every, **o),

@@ -121,9 +121,9 @@ def contestants(method: str, shapes: Shapes) -> dict[str, tuple[Callable[[], Non
         found["gradkit, gram"] = of_jax(gk.muon(0.02, method="gram"), shapes)
         found["optax"] = of_jax(optax.contrib.muon(0.02), shapes)
     elif method == "soap":
-        found["gradkit"] = of_jax(gk.soap(3e-3, precondition_frequency=REFRESH), shapes)
+        found["gradkit"] = of_jax(gk.soap(3e-3, update_interval=REFRESH), shapes)
     else:
-        found["gradkit"] = of_jax(gk.shampoo(0.1, precondition_frequency=REFRESH), shapes)
+        found["gradkit"] = of_jax(gk.shampoo(0.1, update_interval=REFRESH), shapes)
     there = {name for name in ("torch", "pytorch_optimizer", "heavyball") if importlib.util.find_spec(name)}
     if "torch" in there and method == "muon":
         import torch
@@ -134,7 +134,7 @@ def contestants(method: str, shapes: Shapes) -> dict[str, tuple[Callable[[], Non
 
         makers = {
             "muon": lambda p: peer.Muon([{"params": p, "use_muon": True}], lr=0.02),
-            "soap": lambda p: peer.SOAP(p, lr=3e-3, precondition_frequency=REFRESH),
+            "soap": lambda p: peer.SOAP(p, lr=3e-3, update_interval=REFRESH),
             "shampoo": lambda p: peer.Shampoo(p, lr=0.1, preconditioning_compute_steps=REFRESH),
         }
         name = "pytorch_optimizer" + (" (bf16)" if method == "muon" else "")
@@ -146,7 +146,7 @@ def contestants(method: str, shapes: Shapes) -> dict[str, tuple[Callable[[], Non
         heavyball.utils.set_torch()
         options: dict[str, Any] = {"compile_step": False}
         if method == "soap":
-            options |= {"precondition_frequency": REFRESH, "use_precond_schedule": False}
+            options |= {"update_interval": REFRESH, "use_precond_schedule": False}
         kind = heavyball.Muon if method == "muon" else heavyball.SOAP
         name = "heavyball" + (" (bf16)" if method == "muon" else "")
         found[name] = of_torch(lambda p: kind(p, lr=3e-3, **options), shapes)

@@ -17,7 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.catalogue import Paper, register
-from gradkit.engine.keys import check_key, first_key, next_key
+from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.engine.lazy_gradients import HIGHEST
 
 PAPER = Paper("Gradient Surgery for Multi-Task Learning", "Yu et al.", 2020, "2001.06782")
@@ -111,9 +111,7 @@ def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> opt
                 raise ValueError(f"pcgrad: order is for {len(rows)} gradients, and {m} came")
             visits = jnp.asarray(rows)
         else:
-            kept, now = next_key("pcgrad", state.key, extra.get("key"))
-            if now is None:
-                raise ValueError("pcgrad needs a random key: pcgrad(key=...) or update(..., key=...)")
+            kept, now = needed_key("pcgrad", state.key, extra.get("key"))
             state = PCGradState(kept)
             visits = jax.vmap(lambda k: jax.random.permutation(k, m))(jax.random.split(now, m))
         weights = pcgrad_weights(G, visits)

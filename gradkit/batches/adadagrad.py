@@ -140,7 +140,7 @@ def adadagrad(
     eta: Any = 0.1,
     test_interval: int = 1,
     norm: bool = False,
-    initial_accumulator: Any = 1e-2,
+    initial_accumulator_value: Any = 1e-2,
 ) -> AdaptiveBatches:
     """AdaGrad, or AdaGrad-Norm, on batches that grow as the norm test asks.
 
@@ -154,7 +154,7 @@ def adadagrad(
       eta: relative error of the gradient that is allowed, > 0. Default 0.1 (official scripts).
       test_interval: steps from test to test, >= 1. Default 1.
       norm: whether one sum of squares is kept for all coordinates (AdAdaGrad-Norm). Default False.
-      initial_accumulator: sum of squares at the start, >= 0. Default 1e-2.
+      initial_accumulator_value: sum of squares at the start, >= 0. Default 1e-2.
 
     Returns:
       `optimizer`, and `init` and `update` of the controller of `norm_test_controller`. State of the optimizer: 1 word
@@ -183,8 +183,8 @@ def adadagrad(
     2402.11215.
     """
     checks.choice("norm", norm, [True, False])
-    checks.real("initial_accumulator", initial_accumulator, "[0, inf)")
-    scaled = scale_by_rss(initial_accumulator_value=initial_accumulator, norm=norm, eps=0.0)
+    checks.real("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
+    scaled = scale_by_rss(initial_accumulator_value=initial_accumulator_value, norm=norm, eps=0.0)
     controller = norm_test_controller(
         allowed, examples=examples, replicas=replicas, eta=eta, test_interval=test_interval
     )

@@ -25,6 +25,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import check_leaves, check_match, widen
+from gradkit.engine.keys import as_key
 from gradkit.engine.norms import global_norm, global_sums
 
 PAPER = Paper(
@@ -70,7 +71,7 @@ def lanczos(
 
     Args:
       hvp: vector tree -> product with the Hessian (or any symmetric operator).
-      key: a `jax.random` key, for the first vector.
+      key: a typed key or an integer, for the first vector.
       like: a tree of the shapes and shardings of the vectors: the parameters.
       steps: products that are made, >= 1; fewer than there are parameters.
       reorthogonalize: whether every vector is made orthogonal, twice, to all before it, without which rounding finds
@@ -99,7 +100,7 @@ def lanczos(
     checks.choice("reorthogonalize", reorthogonalize, (True, False))
     checks.choice("probe", probe, ("gaussian", "rademacher"))
     check_leaves("lanczos", like, complex_leaves=False)
-    v = _start(key, widen(like), probe)
+    v = _start(as_key(key), widen(like), probe)
     dtype = global_norm(v).dtype
     basis = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), v) if reorthogonalize else None
 

@@ -19,6 +19,36 @@ def check_key(key: Any) -> None:
     raise ValueError(f"key must be a typed random key, as jax.random.key makes it, or an integer, got {key!r}")
 
 
+def as_key(key: Any) -> Any:
+    """The key that a function is called with: an integer as `jax.random.key` makes one of it, any other as it is.
+
+    >>> as_key(3) == jax.random.key(3)
+    Array(True, dtype=bool)
+    """
+    if isinstance(key, bool | float | str):
+        check_key(key)
+    return jax.random.key(int(key)) if isinstance(key, numbers.Integral) else key
+
+
+def needed_key(method: str, kept: Any, given: Any, purpose: str = "") -> tuple[Any, Any]:
+    """`next_key` of a method that cannot do without one.
+
+    Args:
+      method: the public name, for the numbers and for the message.
+      kept: the key in the state, or None.
+      given: the key that came with the step, or None.
+      purpose: what it is for, for the message.
+
+    Raises:
+      ValueError: there is neither.
+    """
+    kept, now = next_key(method, kept, given)
+    if now is None:
+        what = f"{method} needs a random key" + (f" {purpose}" if purpose else "")
+        raise ValueError(f"{what}: {method}(..., key=0) or update(..., key=...)")
+    return kept, now
+
+
 def serializable(key: Any) -> Any:
     """The key, of a type that `flax.serialization` can write from then on: as its numbers.
 
@@ -44,7 +74,7 @@ def first_key(key: Any) -> Any:
     one here, and not where a method is built, as that would start the devices."""
     if key is None:
         return None
-    return serializable(jax.random.key(int(key)) if isinstance(key, numbers.Integral) else jnp.array(key, copy=True))
+    return serializable(as_key(key) if isinstance(key, numbers.Integral) else jnp.array(key, copy=True))
 
 
 def next_key(method: str, kept: Any, given: Any) -> tuple[Any, Any]:
@@ -53,7 +83,7 @@ def next_key(method: str, kept: Any, given: Any) -> tuple[Any, Any]:
     A key that comes with the step goes before the one that is kept. Every method makes another number of it.
     """
     if given is not None:
-        return kept, jax.random.fold_in(given, zlib.crc32(method.encode()))
+        return kept, jax.random.fold_in(as_key(given), zlib.crc32(method.encode()))
     if kept is None:
         return None, None
     kept, now = jax.random.split(kept)

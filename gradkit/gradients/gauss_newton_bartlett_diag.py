@@ -15,6 +15,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import check_leaves, widen
+from gradkit.engine.keys import as_key
 from gradkit.gradients.hutchinson_diag import FUNCTION, scalar_loss
 from gradkit.gradients.replicas import mean_over, own_copy
 
@@ -45,7 +46,7 @@ def gauss_newton_bartlett_diag(
       loss_fn: (logits, labels) -> scalar: the MEAN of the cross entropies of all labels.
       params: where the matrix is taken.
       batch: what `logits_fn` is given.
-      key: a `jax.random` key, that the labels are drawn with.
+      key: a typed key or an integer, that the labels are drawn with.
       count: B, how many labels the loss is a mean over, where it leaves some out (padding). Default None: as many as
         there are logits, that is tokens for a language model, on all devices.
       axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch: labels of their own, one mean
@@ -74,6 +75,7 @@ def gauss_newton_bartlett_diag(
     checks.real("count", count, "(0, inf)", optional=True)
     if params is None:
         raise ValueError("gauss_newton_bartlett_diag needs params: the matrix is taken there")
+    key = as_key(key)
     check_leaves("gauss_newton_bartlett_diag", params, complex_leaves=False)
     params = own_copy(params, axis_name)
     if axis_name is not None:

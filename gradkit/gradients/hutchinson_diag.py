@@ -14,6 +14,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import check_leaves
 from gradkit.engine.hutchinson import check_hutchinson, hutchinson
+from gradkit.engine.keys import as_key
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.leaves import Layout, resolve_layout
 
@@ -52,7 +53,7 @@ def hutchinson_diag(
     Args:
       loss_fn: params -> scalar, a mean over the examples of a minibatch.
       params: where the Hessian is taken.
-      key: a `jax.random` key.
+      key: a typed key or an integer.
       num_samples: vectors, one after another, >= 1. Default 1 (AdaHessian).
       distribution: "rademacher" (signs; exact where the Hessian is diagonal) or "normal". Default "rademacher".
       absolute: whether |h| is returned, before any average over space. Default False.
@@ -82,6 +83,7 @@ def hutchinson_diag(
     check_hutchinson(num_samples, distribution, absolute, spatial_average)
     if params is None:
         raise ValueError("hutchinson_diag needs params: the Hessian is taken there")
+    key = as_key(key)
     check_leaves("hutchinson_diag", params, complex_leaves=False)
     params = own_copy(params, axis_name)
     layout = resolve_layout(layout, params, method="hutchinson_diag")

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
+from gradkit.engine.keys import as_key
 from gradkit.linalg.svd import signed_svd, turned
 
 PAPER = Paper("LoRA-GA: Low-Rank Adaptation with Gradient Approximation", "Wang et al.", 2024, "2407.05000")
@@ -77,7 +78,7 @@ def lora_ga_init(
       use_rslora: whether s is alpha / sqrt(r) rather than alpha / r. Default True (official runs).
       norm_clip: whether the adapter is shrunk where its largest entry exceeds the weight's. Default False.
       svd: "exact", or "randomized": of a sketch of 4r columns after 4 power iterations. Default "exact".
-      key: a typed random key for "randomized".
+      key: a typed key or an integer for "randomized".
 
     Returns:
       (lora_a (in, r), lora_b (r, out), w'), in the dtype of the weight; the decomposition is made in float32 or wider.
@@ -121,7 +122,7 @@ def lora_ga_init(
         raise ValueError("gradient must not be zero: it has no directions")
     w, G = (x.astype(wide_dtype(weight.dtype)) for x in (weight, gradient))
     s = jnp.asarray(alpha).astype(w.dtype) / (rank**0.5 if use_rslora else rank)
-    U, V = _leading(G, rank, svd, key)
+    U, V = _leading(G, rank, svd, as_key(key))
     first, second, even, odd = slice(rank), slice(rank, 2 * rank), slice(0, 2 * rank, 2), slice(1, 2 * rank, 2)
     of_a, of_b = {"ArB2r": (first, second), "A2rBr": (second, first), "ArBr": (odd, even)}[direction]
     if scale == "stable":

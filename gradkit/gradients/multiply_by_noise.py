@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
+from gradkit.engine.keys import as_key
 
 PAPER = Paper(
     "Train longer, generalize better: closing the generalization gap in large batch training of neural networks",
@@ -26,7 +27,7 @@ def multiply_by_noise(key: Any, per_example_grads: Any, std: Any) -> Any:
     Equations: at the head of this file.
 
     Args:
-      key: a random key, another one every step.
+      key: a typed key or an integer, another one every step.
       per_example_grads: tree of gradients with a leading axis of one entry per example, as
         `jax.vmap(jax.grad(loss), in_axes=(None, 0))` gives.
       std: standard deviation of the factors, >= 0. A variance in proportion to the batch gives a step the covariance
@@ -53,7 +54,7 @@ def multiply_by_noise(key: Any, per_example_grads: Any, std: Any) -> Any:
     if leaves and (len(sizes) > 1 or sizes <= {(), (0,)}):
         raise ValueError(f"per_example_grads must have one leading axis of examples, got lengths {sorted(sizes)}")
     (B,) = sizes.pop() if leaves else (1,)
-    noise = jax.random.normal(key, (B,), jnp.float32)
+    noise = jax.random.normal(as_key(key), (B,), jnp.float32)
 
     def mean(g: jax.Array) -> jax.Array:
         wide = wide_dtype(g.dtype)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide
+from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
 from gradkit.layers.linear import check_linear, with_bias
 
@@ -109,7 +110,7 @@ def _sampled(x: Any, kernel: Any, bias: Any, key: Any, grad_norms: Any, budget: 
         raise ValueError(f"grad_norms must have shape {x.shape[:1]} or {x.shape[:-1]}, got {norms.shape}")
     if j is not None and not 0 <= j < k:
         raise ValueError(f"deterministic must be 'adaptive' or an integer in [0, {k}), got {j}")
-    y: Any = _linear(k, j, rows, kernel, key, _per_row(norms, like))
+    y: Any = _linear(k, j, rows, kernel, as_key(key), _per_row(norms, like))
     return with_bias(y.reshape(*x.shape[:-1], kernel.shape[1]), bias)
 
 
@@ -131,7 +132,7 @@ def wta_crs_linear(
       x: inputs, shape (examples, ..., in); all axes but the last are rows, n of them.
       kernel: shape (in, out).
       bias: shape (out,). Default None: none. Its gradient is exact.
-      key: a random key, another one in every layer and step.
+      key: a typed key or an integer, another one in every layer and step.
       grad_norms: norms of the gradients that came back for these examples at their last visit, shape (examples,), or
         one per row. THE DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the norms of this visit, to be stored for
         the next. Default None, or all 0: probabilities by |x_i| alone.
@@ -175,7 +176,7 @@ def crs_linear(
       x: inputs, shape (examples, ..., in).
       kernel: shape (in, out).
       bias: shape (out,). Default None: none.
-      key: a random key, another one in every layer and step.
+      key: a typed key or an integer, another one in every layer and step.
       grad_norms: as in `wta_crs_linear`: its derivative is the norms to store.
       budget: k / n, in (0, 1]. Default 0.3. With 1 all rows are kept, and the gradient is exact.
 

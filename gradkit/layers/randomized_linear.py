@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
 from gradkit.layers.linear import check_linear, with_bias
 
@@ -71,7 +72,7 @@ def randomized_linear(
       x: inputs, shape (..., in); all axes but the last are rows, b of them.
       kernel: shape (in, out).
       bias: shape (out,). Default None: none. Its gradient is exact.
-      key: a random key, another one in every layer and step.
+      key: a typed key or an integer, another one in every layer and step.
       proj_dim: p >= 1. Give this or `ratio`.
       ratio: p / b > 0; p is rounded, and at least 1. From p = b on the gradient is the exact one.
       kind: "gaussian", "rademacher" (less variance at the same cost) or "dct" (fast for long batches). Default
@@ -102,7 +103,7 @@ def randomized_linear(
         raise ValueError(f"give one of proj_dim and ratio, got proj_dim={proj_dim!r}, ratio={ratio!r}")
     rows = floating("x", x).reshape(-1, x.shape[-1])
     p = max(1, round(ratio * rows.shape[0])) if proj_dim is None else proj_dim
-    y: Any = rows @ kernel if p >= rows.shape[0] else _linear(kind, p, rows, kernel, key)
+    y: Any = rows @ kernel if p >= rows.shape[0] else _linear(kind, p, rows, kernel, as_key(key))
     return with_bias(y.reshape(*x.shape[:-1], kernel.shape[1]), bias)
 
 

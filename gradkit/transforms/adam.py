@@ -18,7 +18,9 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema, ema_of_square, over_root
 from gradkit.engine.core import (
-    bias_correction,
+    bias_correction as correction,
+)
+from gradkit.engine.core import (
     cast,
     increment,
     once_per_dtype,
@@ -50,7 +52,7 @@ def scale_by_adam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    debias: bool = True,
+    bias_correction: bool = True,
     eps_in_hat: bool = True,
     nesterov: bool = False,
     nesterov_correction: str = "next",
@@ -68,7 +70,7 @@ def scale_by_adam(
       eps: added to the root, in the gradient's units, >= 0. Default 1e-8 (paper). With 0, coordinates
         whose second moment is 0 get the update 0.
       eps_root: added under the root, >= 0. Default 0; positive values make the update differentiable at 0.
-      debias: whether moments are divided by 1 - b^t. Default True (paper).
+      bias_correction: whether moments are divided by 1 - b^t. Default True (paper).
       eps_in_hat: whether eps is added to the root of the corrected moment, or (False) to that of v_t, and corrected
         with it: then eps counts 1 / sqrt(1 - b2^t) as much. Default True (paper); False in the first Adam of
         HuggingFace's transformers, on which the codes of GaLore, Fira, Conda and SOAP are built.
@@ -93,7 +95,7 @@ def scale_by_adam(
 
     Reference: Kingma, Ba. Adam: A Method for Stochastic Optimization. 2014, arXiv 1412.6980.
     """
-    checks.switch(debias=debias, eps_in_hat=eps_in_hat, nesterov=nesterov)
+    checks.switch(bias_correction=bias_correction, eps_in_hat=eps_in_hat, nesterov=nesterov)
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
@@ -115,11 +117,11 @@ def scale_by_adam(
             mu = settle(mu)
 
         def factors(g: jax.Array) -> tuple[Any, Any, Any, Any]:
-            if not debias:
+            if not bias_correction:
                 return 1.0, 1.0, 1.0, 1.0
-            c1, c2 = bias_correction(b1, count, g), bias_correction(b2, count, g)
+            c1, c2 = correction(b1, count, g), correction(b2, count, g)
             next_one = nesterov and nesterov_correction == "next"
-            ahead = bias_correction(b1, count + 1, g) if next_one else c1
+            ahead = correction(b1, count + 1, g) if next_one else c1
             return 1 / cast(c1, g.dtype), 1 / cast(ahead, g.dtype), 1 / c2, 1.0 if eps_in_hat else jax.lax.rsqrt(c2)
 
         of_dtype = once_per_dtype(factors)

@@ -38,7 +38,7 @@ def block_leaves(
     inner: optax.GradientTransformation,
     *,
     max_dim: int = 1024,
-    merge: bool = True,
+    merge_dims: bool = True,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lets a transformation work on blocks of bounded size, each as a leaf of its own.
@@ -49,7 +49,7 @@ def block_leaves(
     Args:
       inner: any transformation; its `layout`, if it has one, sees the names of blocks, `dense/kernel/0_1`.
       max_dim: largest length of a block along an axis, >= 1. Default 1024 (official code).
-      merge: whether short axes are joined first. Default True (official code).
+      merge_dims: whether short axes are joined first. Default True (official code).
       layout: which axes are stacks.
 
     Returns:
@@ -67,7 +67,7 @@ def block_leaves(
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
     Training Neural Networks At-Scale. 2023, arXiv 2309.06497.
     """
-    checks.switch(merge=merge)
+    checks.switch(merge_dims=merge_dims)
     max_dim = checks.integer("max_dim", max_dim, 1)
     below = inside(inner)
 
@@ -76,7 +76,7 @@ def block_leaves(
         axes = axes_of(layout, name, shape)
         own = tensor_axes(axes, shape)
         dims = tuple(shape[a] for a in own)
-        return (*axes.stack, *own), len(axes.stack), merge_backwards(dims, max_dim) if merge else dims
+        return (*axes.stack, *own), len(axes.stack), merge_backwards(dims, max_dim) if merge_dims else dims
 
     def cut(name: str, x: Any) -> Any:
         order, lead, dims = stacks(name, jnp.shape(x))

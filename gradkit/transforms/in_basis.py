@@ -48,19 +48,19 @@ class Bases(NamedTuple):
 def kronecker_bases(
     *,
     shampoo_beta: Any = 0.95,
-    precondition_frequency: int = 10,
-    max_precond_dim: int = 10000,
+    update_interval: int = 10,
+    max_dim: int = 10000,
     precondition_1d: bool = False,
 ) -> Bases:
     """The eigenvectors of Shampoo's statistics, turned by one step of the power method now and then.
 
-    S_i = shampoo_beta S_i + (1 - shampoo_beta) S_i(G); every precondition_frequency calls Q_i = qr(S_i Q_i).Q, its
+    S_i = shampoo_beta S_i + (1 - shampoo_beta) S_i(G); every update_interval calls Q_i = qr(S_i Q_i).Q, its
     columns ordered by diag(Q_i^T S_i Q_i), descending.
 
     Args:
       shampoo_beta: decay of the statistics, in [0, 1). Default 0.95 (SOAP's code).
-      precondition_frequency: calls between two turns, >= 1. Default 10 (SOAP's code).
-      max_precond_dim: longer axes have no basis. Default 10000 (SOAP's code).
+      update_interval: calls between two turns, >= 1. Default 10 (SOAP's code).
+      max_dim: longer axes have no basis. Default 10000 (SOAP's code).
       precondition_1d: whether vectors have one. Default False (SOAP's code).
 
     Returns:
@@ -80,12 +80,12 @@ def kronecker_bases(
     """
     checks.switch(precondition_1d=precondition_1d)
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)")
-    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
-    max_precond_dim = checks.integer("max_precond_dim", max_precond_dim, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
+    max_dim = checks.integer("max_dim", max_dim, 1)
 
     def init(rows: int, dims: tuple[int, ...], dtype: Any) -> Any:
         plain = (len(dims) == 1 and not precondition_1d) or 0 in dims
-        return tuple(None if plain or d > max_precond_dim else jnp.zeros((rows, d, d), dtype) for d in dims)
+        return tuple(None if plain or d > max_dim else jnp.zeros((rows, d, d), dtype) for d in dims)
 
     def moments(G: jax.Array, S: Any) -> Any:
         b = scalar(shampoo_beta, G)
@@ -99,7 +99,7 @@ def kronecker_bases(
         S = moments(G, S)
 
         same = tuple(None if q is None else jnp.tile(jnp.arange(q.shape[1], dtype=jnp.int32), (len(q), 1)) for q in Q)
-        turn, none = (calls > 0) & (calls % precondition_frequency == 0), jnp.zeros(G.shape[:1], jnp.int32)
+        turn, none = (calls > 0) & (calls % update_interval == 0), jnp.zeros(G.shape[:1], jnp.int32)
         (Q, orders), _ = refreshed(turn, lambda S, old: next_bases(S, old[0]), S, (Q, same), none)
         return Q, orders, S
 

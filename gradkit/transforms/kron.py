@@ -30,6 +30,7 @@ from gradkit.engine.matrices import MatrixSharding
 from gradkit.engine.owned import failures, numbers
 from gradkit.engine.per_parameter import init_fields, map_fields
 from gradkit.engine.refreshes import refreshed
+from gradkit.engine.shards import check_shard
 from gradkit.engine.tensors import plan_tensors
 from gradkit.engine.works import Work, beside, counted, like
 from gradkit.leaves import Layout
@@ -83,7 +84,7 @@ def scale_by_kron(
     precond_lr: Any = 0.1,
     precond_init_scale: Any = 1.0,
     update_probability: Any = None,
-    max_size_triangular: int = 8192,
+    max_dim: int = 8192,
     min_ndim_triangular: int = 2,
     memory_save_mode: str | None = None,
     momentum_into_precond_update: bool = True,
@@ -103,7 +104,7 @@ def scale_by_kron(
       precond_lr: step size of the factors, > 0. Default 0.1 (official code).
       precond_init_scale: of the product of the first factors, > 0. Default 1 (official code).
       update_probability: share of steps that refresh, in (0, 1], or a schedule. Default None: p(t).
-      max_size_triangular: axes longer than this have a diagonal factor, >= 0. Default 8192 (official code).
+      max_dim: axes longer than this have a diagonal factor, >= 0. Default 8192 (official code).
       min_ndim_triangular: tensors of fewer axes have diagonal factors, >= 0. Default 2 (official code).
       memory_save_mode: None; "one_diag": the longest axis is diagonal; "all_diag". Default None.
       momentum_into_precond_update: whether the factors are learned from the momentum or from the gradient. Default
@@ -143,14 +144,13 @@ def scale_by_kron(
     checks.real("precond_lr", precond_lr, "(0, inf)")
     checks.real("precond_init_scale", precond_init_scale, "(0, inf)")
     checks.real("update_probability", update_probability, "(0, 1]", optional=True, schedule=True)
-    max_size_triangular = checks.integer("max_size_triangular", max_size_triangular)
+    max_dim = checks.integer("max_dim", max_dim)
     min_ndim_triangular = checks.integer("min_ndim_triangular", min_ndim_triangular)
     checks.choice("memory_save_mode", memory_save_mode, MODES)
     checks.choice("momentum_into_precond_update", momentum_into_precond_update, (True, False))
     checks.real("balance_probability", balance_probability, "[0, 1]")
     check_key(key)
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
     schedule: Any = fading if update_probability is None else update_probability
 
     def planned(tree: Any) -> Work:
@@ -172,7 +172,7 @@ def scale_by_kron(
         """Which factors are."""
         few, longest = len(dims) < min_ndim_triangular or memory_save_mode == "all_diag", int(np.argsort(dims)[-1])
         one = longest if memory_save_mode == "one_diag" else None
-        return [few or d == 1 or d > max_size_triangular or axis == one for axis, d in enumerate(dims)]
+        return [few or d == 1 or d > max_dim or axis == one for axis, d in enumerate(dims)]
 
     def kernel(g: jax.Array, own: Own, at: Any, number: jax.Array, *probes: jax.Array) -> tuple[jax.Array, Own]:
         b = scalar(at["b1"], g)

@@ -24,14 +24,14 @@ class LookaheadInChainState(NamedTuple):
     exact_fields = ("slow",)  # parameters, which gk.precision(state=...) must not round
 
 
-def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> optax.GradientTransformationExtraArgs:
+def lookahead_in_chain(*, sync_every: int = 5, slow_step_size: Any = 0.5) -> optax.GradientTransformationExtraArgs:
     """Pulls the parameters back towards slow weights at every k-th step; all other steps pass.
 
     Equations: at the head of this file. It must stand last, behind the learning rate, where the update is what the
     parameters will move by: `optax.chain(gk.adam(1e-3), gk.lookahead_in_chain())`. Momenta go on as they were.
 
     Args:
-      sync_period: k >= 1, steps between two pulls. Default 5 (official codes of Lookahead and Ranger21).
+      sync_every: k >= 1, steps between two pulls. Default 5 (official codes of Lookahead and Ranger21).
       slow_step_size: a in [0, 1], the share of the way that is kept. Default 0.5. 1 changes nothing.
 
     Returns:
@@ -42,7 +42,7 @@ def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> op
       ValueError: a hyperparameter outside its range.
 
     Example:
-      >>> tx = lookahead_in_chain(sync_period=2)
+      >>> tx = lookahead_in_chain(sync_every=2)
       >>> x = jnp.array(0.0)
       >>> state, path = tx.init(x), []
       >>> for _ in range(4):
@@ -56,7 +56,7 @@ def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> op
     2106.13731; from Zhang et al. Lookahead Optimizer: k steps forward, 1 step back. 2019, arXiv 1907.08610.
     `optax.lookahead` asks the user to hold both sets of parameters.
     """
-    sync_period = checks.integer("sync_period", sync_period, 1)
+    sync_every = checks.integer("sync_every", sync_every, 1)
     checks.real("slow_step_size", slow_step_size, "[0, 1]")
 
     def init(params: optax.Params) -> LookaheadInChainState:
@@ -70,7 +70,7 @@ def lookahead_in_chain(*, sync_period: int = 5, slow_step_size: Any = 0.5) -> op
     def update(updates: Any, state: LookaheadInChainState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
         count = increment(state.count)
-        pull = count % sync_period == 0
+        pull = count % sync_every == 0
 
         def slow(s: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
             fast = x.astype(s.dtype) + u.astype(s.dtype)
@@ -92,5 +92,5 @@ register(
     paper=Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731"),
     words=1,
     golden=("adaptive/ranger21",),
-    example={"sync_period": 2},
+    example={"sync_every": 2},
 )

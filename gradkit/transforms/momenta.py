@@ -45,7 +45,7 @@ class Mean(NamedTuple):
 
     decay: Any
     weight: Any = 1.0
-    debias: bool = False
+    bias_correction: bool = False
     called: tuple[str, str] = ("a decay", "a weight")
 
 
@@ -113,7 +113,7 @@ def weighted_momenta(
 
         def corrected(g: jax.Array) -> list[Any]:
             """What the running means are multiplied by besides their weights."""
-            return [1 / core.bias_correction(mean.decay, count, g) if mean.debias else 1.0 for mean in means]
+            return [1 / core.bias_correction(mean.decay, count, g) if mean.bias_correction else 1.0 for mean in means]
 
         factors = once_per_dtype(corrected)
 

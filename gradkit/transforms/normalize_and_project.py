@@ -93,7 +93,7 @@ def normalize_and_project(
     *,
     mask: Any = None,
     target: Any = "init",
-    every: int = 1,
+    update_interval: int = 1,
     block: str = "tensor",
     gains: str | None = None,
     gains_decay: Any = None,
@@ -108,7 +108,7 @@ def normalize_and_project(
     Args:
       mask: which leaves are kept at their norm. Default None: those of rank 2 and more, not counting stack axes.
       target: the norm: "init", what the block has at the first update; "unit", 1; or a number > 0. Default "init".
-      every: steps between projections, >= 1. Default 1.
+      update_interval: steps between projections, >= 1. Default 1.
       block: "tensor", the norm of a whole layer, or "unit", of every output unit. Default "tensor".
       gains: what becomes of gains and offsets of normalisation layers (leaves `scale`, and `bias` beside a `scale`):
         "project", both together are kept at the norm they are born with, right for positively homogeneous
@@ -137,7 +137,7 @@ def normalize_and_project(
         checks.choice("target", target, ("init", "unit"))
     else:
         checks.real("target", target, "(0, inf)")
-    every = checks.integer("every", every, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("block", block, BLOCKS)
     checks.choice("gains", gains, ("project", "decay", None))
     checks.real("gains_decay", gains_decay, "(0, 1]", optional=True)
@@ -196,7 +196,7 @@ def normalize_and_project(
             return divide(wanted * jnp.ones_like(total), jnp.sqrt(total))
 
         count = increment(state.count)
-        now = count % every == 0
+        now = count % update_interval == 0
         for i in moved:
             c = factor(i)
             leaves[i] = jnp.where(now & (c > 0), c * y[i] - w[i], leaves[i])

@@ -11,7 +11,6 @@ The formats are in `gradkit.engine.codecs`. The class of a state says which of i
 `exact_fields`.
 """
 
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.codecs import FORMATS, between, decode, nearest
 from gradkit.engine.coded_states import encode_state
 from gradkit.engine.core import as_arrays, boxless, check_leaves, check_match, inside, wide_dtype, widen
-from gradkit.engine.keys import check_key, first_key
+from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.engine.memory import KINDS, check_memory, to_device, to_host
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
@@ -182,15 +181,7 @@ def precision(
 
     def draw(state: PrecisionState, given: Any, params: Any) -> tuple[Any, Any]:
         """32 random bits per narrow parameter, and the key that stays in the state."""
-        if given is None and state.key is None:
-            raise ValueError(
-                "precision needs a key to round stochastically: precision(..., key=...) or update(..., key=...)"
-            )
-        if given is None:
-            kept, now = jax.random.split(state.key)
-        else:
-            # Another number than the inner method would make of the same key.
-            kept, now = state.key, jax.random.fold_in(given, zlib.crc32(b"precision"))
+        kept, now = needed_key("precision", state.key, given, "to round stochastically")
         leaves, structure = jax.tree.flatten(params)
         bits = [
             jax.random.bits(jax.random.fold_in(now, i), p.shape, jnp.uint32) if is_narrow(p) else None

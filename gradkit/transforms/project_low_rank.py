@@ -28,6 +28,7 @@ from gradkit.engine.matrices import MatrixSharding, check_matrix
 from gradkit.engine.owned import failures, phases, product
 from gradkit.engine.per_parameter import init_fields, map_fields
 from gradkit.engine.refreshes import due, refreshed, renewable
+from gradkit.engine.shards import check_shard
 from gradkit.engine.works import Work, beside, counted, plan_kept
 from gradkit.leaves import Layout, axes_of, names
 from gradkit.leaves.derived import flatten, node_names
@@ -188,8 +189,7 @@ def project_low_rank(
         rank = checks.integer("rank", rank, 1)
     if growth_limit is not None and residual is None:
         raise ValueError(f"growth_limit limits the residual and must be None without one, got {growth_limit!r}")
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
     made = inner if isinstance(inner, Numbered) else Numbered(lambda _: scale_by_adam() if inner is None else inner, {})
     method = inside(made.make(made.numbers))
 

@@ -16,6 +16,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import stateless, transformation
 from gradkit.engine.matrices import MatrixSharding, map_matrices, plan_matrices
+from gradkit.engine.shards import check_shard
 from gradkit.leaves import Layout, axes_of, map_named
 from gradkit.linalg.orthogonalize import orthogonalize
 
@@ -70,8 +71,7 @@ def shard_matrices(
     checks.function("function", function)
     checks.choice("transpose", transpose, (True, False))
     checks.choice("pad", pad, (True, False))
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
 
     def kernel(x: jax.Array) -> jax.Array:
         y = function(x)

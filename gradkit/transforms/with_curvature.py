@@ -94,18 +94,18 @@ def supply_curvature(
     inner: optax.GradientTransformation,
     estimator: Estimator,
     *,
-    every: int = 1,
+    update_interval: int = 1,
     key: Any = None,
     lazy: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`with_curvature` under the name of a method; `lazy` hands out a function, which it calls when it likes."""
-    every = checks.integer("every", every, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.function("estimator", estimator)
     check_key(key)
     inner = inside(inner)
 
     def init(params: optax.Params) -> WithCurvatureState:
-        held = zeros(params) if every > 1 else None
+        held = zeros(params) if update_interval > 1 else None
         return WithCurvatureState(jnp.zeros((), jnp.int32), first_key(key), held, inner.init(params))
 
     def update(updates: Any, state: WithCurvatureState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -123,10 +123,10 @@ def supply_curvature(
             h = None if lazy else curvature_of(method, extra, updates)
         elif lazy:
             h = estimate
-        elif every == 1:
+        elif update_interval == 1:
             h = estimate()
         else:
-            h = jax.lax.cond(state.count % every == 0, estimate, lambda: state.curvature)
+            h = jax.lax.cond(state.count % update_interval == 0, estimate, lambda: state.curvature)
         updates, below = inner.update(updates, state.inner, params, **extra, curvature=h)
         held = None if state.curvature is None else h
         return updates, WithCurvatureState(increment(state.count), kept, held, below)
@@ -135,7 +135,11 @@ def supply_curvature(
 
 
 def with_curvature(
-    inner: optax.GradientTransformation, estimator: Estimator | None = None, *, every: int = 1, key: Any = None
+    inner: optax.GradientTransformation,
+    estimator: Estimator | None = None,
+    *,
+    update_interval: int = 1,
+    key: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Hands a method the diagonal of the Hessian as `curvature=`, where the caller does not.
 
@@ -146,16 +150,16 @@ def with_curvature(
       estimator: (params, key, **extra) -> tree like the parameters; `extra` is what `update` was given, and `count`,
         the number of earlier steps. Default None: Hutchinson's with one vector of signs, from the extra argument
         `hvp_fn`; for another, `lambda params, key, **extra: gk.gradients.hutchinson_diag(...)`.
-      every: steps that one estimate serves, >= 1; it costs nothing in between. Default 1.
+      update_interval: steps that one estimate serves, >= 1; it costs nothing in between. Default 1.
       key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, which goes
         before this one where both are given.
 
     Returns:
-      A transformation. State: a counter, a key, the inner state; with `every` > 1 one word per parameter more.
-      Collectives: those of the estimate, that is of one gradient or two.
+      A transformation. State: a counter, a key, the inner state; with `update_interval` > 1 one word per parameter
+      more. Collectives: those of the estimate, that is of one gradient or two.
 
     Raises:
-      ValueError: `every` < 1; at `update`, neither `curvature` nor what the estimator needs, or no key.
+      ValueError: `update_interval` < 1; at `update`, neither `curvature` nor what the estimator needs, or no key.
 
     Example:
       >>> from gradkit.transforms import scale_by_diag_curvature
@@ -168,7 +172,7 @@ def with_curvature(
     optax's estimator is a link in front that replaces the gradient, and makes its products on every step.
     """
     estimator = hutchinson_estimator() if estimator is None else estimator
-    return supply_curvature("with_curvature", inner, estimator, every=every, key=key)
+    return supply_curvature("with_curvature", inner, estimator, update_interval=update_interval, key=key)
 
 
 def _of_parameters(params: Any, key: Any, **extra: Any) -> Any:

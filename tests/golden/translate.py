@@ -17,7 +17,20 @@ MASKS = {
     "all": True,
     "none": False,
 }
-NAMES = {"l2": "weight_decay", "norm_max": "param_norm_max", "mask": "weight_decay_mask"}
+NAMES = {
+    "l2": "weight_decay",
+    "norm_max": "param_norm_max",
+    "mask": "weight_decay_mask",
+    "debias": "bias_correction",
+    "correct_bias": "bias_correction",
+    "use_bias_correction": "bias_correction",
+    "precondition_frequency": "update_interval",
+    "max_precond_dim": "max_dim",
+    "max_preconditioner_dim": "max_dim",
+    "max_size_triangular": "max_dim",
+    "sync_period": "sync_every",
+    "total": "total_steps",
+}
 # What may have a value per step.
 SCHEDULED = ("learning_rate", "weight_decay")
 

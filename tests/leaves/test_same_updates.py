@@ -123,7 +123,7 @@ FORMS: dict[str, Callable[[], Any]] = {
 }
 METHODS: dict[str, Callable[[], Any]] = {
     "muon": lambda: gk.muon(0.1, adam_learning_rate=0.1, weight_decay=0.1, weight_decay_mask=gk.leaves.no_decay()),
-    "soap": lambda: gk.soap(0.1, precondition_frequency=1),
+    "soap": lambda: gk.soap(0.1, update_interval=1),
     "lamb": lambda: gk.lamb(0.1, weight_decay=0.1),
     "lars": lambda: gk.lars(0.1),
     "shampoo": lambda: gk.shampoo(0.1),

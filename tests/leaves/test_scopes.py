@@ -42,7 +42,7 @@ METHODS = {
     "lars": lambda: gk.lars(0.1),
     "muon": lambda: gk.muon(0.1, adam_learning_rate=0.1),
     "shampoo": lambda: gk.shampoo(0.1),
-    "soap": lambda: gk.soap(0.1, precondition_frequency=1),
+    "soap": lambda: gk.soap(0.1, update_interval=1),
     "clip": lambda: gk.clip_by_block_norm(0.1),
 }
 

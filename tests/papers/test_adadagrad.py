@@ -77,7 +77,7 @@ def test_is_the_norm_test_of_the_examples(x64: None) -> None:
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_optimizer_is_adagrad(norm: bool, x64: None) -> None:
     gradients = [{"a": normal(i, 3), "b": normal(i + 9, 2, 2)} for i in range(5)]
-    recipe = adadagrad(0.3, norm=norm, initial_accumulator=0.04)
+    recipe = adadagrad(0.3, norm=norm, initial_accumulator_value=0.04)
     got = updates(recipe.optimizer, gradients[0], gradients)
     sums = {k: np.full(g.shape, 0.04) for k, g in gradients[0].items()}
     for g, u in zip(gradients, got, strict=True):
@@ -139,7 +139,7 @@ def test_on_a_mesh() -> None:
         ({"replicas": 0}, "replicas must be"),
         ({"eta": 0.0}, "eta must be in"),
         ({"test_interval": 0}, "test_interval must be"),
-        ({"initial_accumulator": -1.0}, "initial_accumulator must be"),
+        ({"initial_accumulator_value": -1.0}, "initial_accumulator_value must be"),
         ({"learning_rate": float("nan")}, "learning_rate must be"),
         ({"norm": 1}, "norm must be"),
     ],

@@ -28,5 +28,5 @@ def test_the_first_step_has_norm_one_without_an_accumulator(x64: None) -> None:
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), "high"])
 def test_bad_input(bad: object) -> None:
-    with pytest.raises(ValueError, match="initial_accumulator must be"):
+    with pytest.raises(ValueError, match="initial_accumulator_value must be"):
         gk.scale_by_adagrad_norm(bad)

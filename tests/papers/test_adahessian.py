@@ -58,7 +58,7 @@ def test_the_window_of_a_convolution_is_averaged(key: jax.Array, x64: None) -> N
 
 def test_a_lazy_curvature_serves_several_steps(key: jax.Array, x64: None) -> None:
     """With b2 = 0 the direction of every step in between is over the last estimate."""
-    tx, x = gk.adahessian(1.0, b1=0.0, b2=0.0, eps=0.0, every=2, key=key), jnp.ones(2)
+    tx, x = gk.adahessian(1.0, b1=0.0, b2=0.0, eps=0.0, update_interval=2, key=key), jnp.ones(2)
     state, out = tx.init(x), []
     for t in range(3):
         u, state = tx.update(x, state, x, hvp_fn=lambda z, t=t: (t + 1.0) * z)

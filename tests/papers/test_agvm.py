@@ -21,7 +21,7 @@ def tree(seed: int) -> dict:
 
 
 def factors(halves: list[tuple[dict, dict]], **hyper: Any) -> list[dict[str, float]]:
-    tx = gk.scale_by_agvm(LABELS, "backbone", **{"interval": 1, "start": 0, **hyper})
+    tx = gk.scale_by_agvm(LABELS, "backbone", **{"update_interval": 1, "start": 0, **hyper})
     x, out = tree(0), []
     state, update = tx.init(x), jax.jit(tx.update)
     for a, b in halves:
@@ -70,9 +70,9 @@ def test_four_times_the_variance_meets_the_clip_before_the_root(x64: None) -> No
 
 
 def test_when_it_measures(x64: None) -> None:
-    """At multiples of the interval from start to stop; in between, and afterwards, the factors stay."""
+    """At multiples of the update_interval from start to stop; in between, and afterwards, the factors stay."""
     halves = [(tree(10 * t), tree(10 * t + 5)) for t in range(10)]
-    got = [f["head"] for f in factors(halves, interval=2, start=3, stop=7)]
+    got = [f["head"] for f in factors(halves, update_interval=2, start=3, stop=7)]
     assert [i for i in range(1, 10) if got[i] != got[i - 1]] == [4, 6] and got[3] == 1.0
 
 
@@ -113,7 +113,7 @@ def test_it_is_the_rate_that_is_modulated(x64: None) -> None:
 
 def test_adam_compares_what_adam_makes_of_the_halves(x64: None) -> None:
     """With the second moment before the step, and without bias correction."""
-    kwargs = {"labels": LABELS, "reference": "backbone", "start": 1, "interval": 1, "decay": 0.0, "eps": 1e-3}
+    kwargs = {"labels": LABELS, "reference": "backbone", "start": 1, "update_interval": 1, "decay": 0.0, "eps": 1e-3}
     got, _ = run(gk.agvm_adamw(0.1, weight_decay=0.2, b2=0.9, **kwargs), 2)
     base, _ = run(gk.adamw(0.1, weight_decay=0.2, b2=0.9, eps=1e-3), 2)
     assert_equal(got[0], base[0])

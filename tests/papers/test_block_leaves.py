@@ -22,7 +22,7 @@ def draw(seed: int) -> Any:
 def test_what_is_elementwise_does_not_see_blocks(x64: None) -> None:
     rows = [draw(t) for t in range(2)]
     for merge in (False, True):
-        got, _ = replay(gk.block_leaves(gk.adamw(0.1), max_dim=3, merge=merge), rows)
+        got, _ = replay(gk.block_leaves(gk.adamw(0.1), max_dim=3, merge_dims=merge), rows)
         assert_equal(got, replay(gk.adamw(0.1), rows)[0])
 
 
@@ -45,9 +45,7 @@ def test_blocks_norms_and_shampoo_make_distributed_shampoo(x64: None) -> None:
     rows = [{"w": normal(t, 5, 3), "b": normal(9 + t, 3)} for t in range(3)]
     shampoo = gk.scale_by_shampoo(b1=0.8, b2=0.9, eps=0.1)
     parts = gk.block_leaves(gk.graft(gk.scale_by_adam(b1=0.8, b2=0.99), shampoo), max_dim=3)
-    whole = gk.distributed_shampoo(
-        1.0, b1=0.8, b2=0.9, eps=0.1, max_preconditioner_dim=3, grafting="adam", graft_b2=0.99
-    )
+    whole = gk.distributed_shampoo(1.0, b1=0.8, b2=0.9, eps=0.1, max_dim=3, grafting="adam", graft_b2=0.99)
     got, want = replay(optax.chain(parts, optax.scale(-1.0)), rows)[0], replay(whole, rows)[0]
     assert_equal(got, want, rtol=1e-11, atol=1e-12)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))

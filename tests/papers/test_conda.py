@@ -50,7 +50,7 @@ def test_in_the_basis_of_the_axes_it_is_adam(x64: None) -> None:
     assert_equal(got, updates(gk.scale_by_adam(eps_in_hat=False), first, g), 1e-10)
     # The corrections of both moments off.
     got = updates(gk.scale_by_conda(bias_correction=False), first, g)
-    assert_equal(got, updates(gk.scale_by_adam(debias=False), first, g), 1e-10)
+    assert_equal(got, updates(gk.scale_by_adam(bias_correction=False), first, g), 1e-10)
 
 
 def test_without_memory_it_is_the_sign_in_the_basis(x64: None) -> None:

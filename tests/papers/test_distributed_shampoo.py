@@ -77,21 +77,21 @@ ROWS = [{k: np.random.default_rng([t, 4]).standard_normal(s) for k, s in SHAPES.
 SETTINGS = [
     {"grafting": "sgd", "b3": 0.3},
     {"grafting": "adagrad", "b1": 0.0, "b2": 1.0, "b3": 0.5},
-    {"grafting": "rmsprop", "use_bias_correction": False, "precondition_frequency": 2},
-    {"grafting": None, "max_preconditioner_dim": 4},
+    {"grafting": "rmsprop", "bias_correction": False, "update_interval": 2},
+    {"grafting": None, "max_dim": 4},
 ]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: str(s["grafting"]))
 def test_the_algorithm(settings: dict[str, Any], x64: None) -> None:
     """Blocks of every size, tensors of order 1 to 3 after joining, and what the trajectories of the tests leave out."""
-    every = {"b1": 0.8, "b2": 0.9, "max_preconditioner_dim": 3, "start_preconditioning_step": 2, **settings}
+    every = {"b1": 0.8, "b2": 0.9, "max_dim": 3, "start_preconditioning_step": 2, **settings}
     tx = gk.distributed_shampoo(1.0, eps=0.1, graft_b2=0.7, graft_eps=1e-3, **every)
     got, _ = replay(tx, [{k: jnp.asarray(g) for k, g in row.items()} for row in ROWS])
     for name in SHAPES:
         want = reference(
             [row[name] for row in ROWS],
-            limit=every["max_preconditioner_dim"],
+            limit=every["max_dim"],
             b1=every["b1"],
             b2=every["b2"],
             b3=every.get("b3", every["b1"]),
@@ -100,8 +100,8 @@ def test_the_algorithm(settings: dict[str, Any], x64: None) -> None:
             graft_b2=0.7,
             graft_eps=1e-3,
             start=2,
-            frequency=every.get("precondition_frequency", 1),
-            debias=every.get("use_bias_correction", True),
+            frequency=every.get("update_interval", 1),
+            debias=every.get("bias_correction", True),
         )
         assert_equal([-u[name] for u in got], want, rtol=RTOL, atol=RTOL)
 
@@ -114,7 +114,7 @@ def test_before_it_starts_it_is_adam(x64: None) -> None:
 
 def test_every_block_has_the_length_of_the_grafted_step(x64: None) -> None:
     rows = [normal(i, 4, 6) for i in range(3)]
-    options = {"eps": 1e-3, "graft_b2": 0.9, "b2": 0.9, "max_preconditioner_dim": 3}
+    options = {"eps": 1e-3, "graft_b2": 0.9, "b2": 0.9, "max_dim": 3}
     got, _ = replay(gk.distributed_shampoo(1.0, grafting="adam", **options), rows)
     adam, _ = replay(gk.adam(1.0, b2=0.9), rows)
     for u, a in zip(got, adam, strict=True):
@@ -126,7 +126,7 @@ def test_every_block_has_the_length_of_the_grafted_step(x64: None) -> None:
 def test_blocks_of_one_entry_are_rmsprop(x64: None) -> None:
     """L is the mean of g^2, and e = 1/2: g / sqrt(v / (1 - b2^t) + eps), Adam's with eps under the root."""
     rows = [normal(i, 3) for i in range(4)]
-    tx = gk.distributed_shampoo(1.0, b1=0.0, b2=0.9, eps=0.1, max_preconditioner_dim=1)
+    tx = gk.distributed_shampoo(1.0, b1=0.0, b2=0.9, eps=0.1, max_dim=1)
     want, _ = replay(optax.chain(gk.scale_by_adam(b1=0.0, b2=0.9, eps=0.0, eps_root=0.1), optax.scale(-1.0)), rows)
     assert_equal(replay(tx, rows)[0], want, rtol=1e-12)
 
@@ -149,8 +149,8 @@ def test_bad_input() -> None:
     for kwargs, message in [
         ({"grafting": "lion"}, "grafting must be one of"),
         ({"b3": 1.0}, "b3 must be in"),
-        ({"max_preconditioner_dim": 0}, "max_preconditioner_dim must be"),
-        ({"precondition_frequency": 5, "start_preconditioning_step": 4}, "start_preconditioning_step must be .* >= 5"),
+        ({"max_dim": 0}, "max_dim must be"),
+        ({"update_interval": 5, "start_preconditioning_step": 4}, "start_preconditioning_step must be .* >= 5"),
         ({"weight_decay_type": "L2"}, "weight_decay_type must be one of"),
         ({"shard": "data"}, "shard must be a MatrixSharding"),
     ]:
@@ -167,7 +167,7 @@ def test_an_axis_beyond_the_limit_may_keep_its_diagonal_alone(
     monkeypatch.setattr(importlib.import_module(gk.distributed_shampoo.__module__), "MOST_WORDS", 4)
     limit, eps = 5, 0.1
     rows = [np.random.default_rng([t, 9]).standard_normal(shape) for t in range(3)]
-    tx = gk.distributed_shampoo(1.0, b1=0.0, b2=1.0, eps=eps, max_preconditioner_dim=limit)
+    tx = gk.distributed_shampoo(1.0, b1=0.0, b2=1.0, eps=eps, max_dim=limit)
     got, state = replay(tx, [jnp.asarray(g) for g in rows])
     dims = tuple(d for d in shape if d != 1)
     whole = [g.reshape(dims) for g in rows]

@@ -83,7 +83,7 @@ def test_a_matrix_that_is_not_definite_counts_as_a_reject(x64: None) -> None:
     g, h = jax.grad(loss)(x), jax.hessian(loss)(x)
     found = []
     for solver in ("cholesky", "cg", "diag"):
-        tx = newton(gamma_init=100.0, solver=solver, cg_tol=1e-14)
+        tx = newton(gamma_init=100.0, solver=solver, cg_tolerance=1e-14)
         xs, states = descend(tx, loss, x, 1, **({"curvature": jnp.diag(h)} if solver == "diag" else {}))
         assert int(states[0].metrics["search_steps"]) > 1 and loss(xs[1]) < loss(x)
         found.append((xs[1], states[0].gamma))
@@ -103,7 +103,7 @@ def test_solvers_agree_on_a_tree(x64: None) -> None:
         return flat @ H @ flat / 2 + jnp.sum(flat**4) / 4
 
     dense = descend(newton(), loss, x, 3)[0][-1]
-    products = descend(newton(solver="cg", cg_tol=1e-14), loss, x, 3)[0][-1]
+    products = descend(newton(solver="cg", cg_tolerance=1e-14), loss, x, 3)[0][-1]
     assert_equal(products, dense, rtol=1e-9)
 
 
@@ -120,7 +120,7 @@ def test_other_matrices(x64: None) -> None:
     lam = jnp.linalg.norm(g) / (1 + 1e-8)
     want = -jnp.linalg.solve(G.T @ G / 5 + lam * jnp.eye(3), g)
     assert_equal(step(curvature="fisher"), want, rtol=1e-10)
-    assert_equal(step(curvature="fisher", solver="cg", cg_tol=1e-14), want, rtol=1e-9)
+    assert_equal(step(curvature="fisher", solver="cg", cg_tolerance=1e-14), want, rtol=1e-9)
     assert_equal(step(curvature=lambda params, v, **extra: G.T @ (G @ v) / 5), want, rtol=1e-10)
 
 

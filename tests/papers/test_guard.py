@@ -40,7 +40,7 @@ def run(tx: optax.GradientTransformation, given: list, **extra: object) -> tuple
     "inner",
     [
         gk.adamw(gk.schedules.wsd(0.1, warmup_steps=2), weight_decay=0.1),
-        gk.soap(0.1, precondition_frequency=1),
+        gk.soap(0.1, update_interval=1),
         optax.chain(gk.add_noise(0.1, key=jax.random.key(0)), gk.sgd(0.1, momentum=0.9), gk.polyak_average()),
     ],
     ids=["schedule", "soap", "key and average"],

@@ -17,9 +17,9 @@ def test_adam_inside_is_soap(x64: None) -> None:
     rows = [
         {"w": normal(i, 3, 3), "b": normal(9 + i, 3), "ScanBlock_0": {"k": normal(20 + i, 2, 3, 3)}} for i in range(6)
     ]
-    bases = gk.kronecker_bases(precondition_frequency=2)
+    bases = gk.kronecker_bases(update_interval=2)
     got, _ = replay(gk.in_basis(gk.scale_by_adam(b1=0.95, b2=0.95, eps=0.0), bases=bases), rows)
-    want, _ = replay(gk.scale_by_soap(precondition_frequency=2, eps=0.0), rows)
+    want, _ = replay(gk.scale_by_soap(update_interval=2, eps=0.0), rows)
     # The first moments go through one product more per turn.
     assert_equal(got, want, rtol=1e-9, atol=1e-10)
 
@@ -27,7 +27,7 @@ def test_adam_inside_is_soap(x64: None) -> None:
 def test_linear_methods_do_not_feel_a_basis(x64: None) -> None:
     """Momentum in turning coordinates is momentum, from the second step on."""
     rows = [normal(i, 3, 4) for i in range(5)]
-    got, _ = replay(gk.in_basis(optax.trace(0.9), bases=gk.kronecker_bases(precondition_frequency=1)), rows)
+    got, _ = replay(gk.in_basis(optax.trace(0.9), bases=gk.kronecker_bases(update_interval=1)), rows)
     assert_equal(got[0], np.zeros((3, 4)))
     assert_equal(got[1:], replay(optax.trace(0.9), rows[1:])[0], rtol=1e-12, atol=1e-13)
 

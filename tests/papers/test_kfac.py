@@ -110,7 +110,7 @@ def test_a_linear_layer_takes_the_natural_gradient(package: Any) -> None:
         return jnp.mean(jnp.sum((prediction - batch[1]) ** 2, axis=1)) / 2
 
     kfac = gk.kfac_preconditioner(
-        loss, damping=1e-6, curvature_ema=0.0, inverse_update_period=1, estimation_mode="fisher_exact"
+        loss, damping=1e-6, curvature_ema=0.0, update_interval=1, estimation_mode="fisher_exact"
     )
     tx = optax.chain(kfac.transform, optax.scale(-1.0))
     params, batch = {"w": w}, (X, y)

@@ -93,7 +93,7 @@ def test_which_factors_are_diagonal() -> None:
     assert shapes((3, 1)) == [(3, 3), (1, 1)]
     assert shapes((5,)) == [(5, 1)]
     assert shapes((5,), min_ndim_triangular=1) == [(5, 5)]
-    assert shapes((3, 4), max_size_triangular=3) == [(3, 3), (4, 1)]
+    assert shapes((3, 4), max_dim=3) == [(3, 3), (4, 1)]
     assert shapes((3, 4, 2), memory_save_mode="one_diag") == [(3, 3), (4, 1), (2, 2)]
     assert shapes((3, 4), memory_save_mode="all_diag") == [(3, 1), (4, 1)]
     assert shapes(()) == [(1, 1)]

@@ -15,7 +15,7 @@ def test_equals_optax_with_two_sets_of_parameters(x64: None) -> None:
     x, a = normal(0, 5), normal(1, 5)
     gradient = jax.grad(lambda x: jnp.sum((x - a) ** 4))
     inner = lambda: gk.sgd(0.02, momentum=0.9)  # noqa: E731
-    ours = descend(optax.chain(inner(), gk.lookahead_in_chain(sync_period=3, slow_step_size=0.3)), x, gradient, 10)
+    ours = descend(optax.chain(inner(), gk.lookahead_in_chain(sync_every=3, slow_step_size=0.3)), x, gradient, 10)
     theirs = optax.lookahead(inner(), sync_period=3, slow_step_size=0.3)
     both = optax.LookaheadParams.init_synced(x)
     state = theirs.init(both)
@@ -28,12 +28,12 @@ def test_equals_optax_with_two_sets_of_parameters(x64: None) -> None:
 
 def test_a_straight_run_makes_a_share_of_its_way(x64: None) -> None:
     """Steps of 1: after n whole periods of k steps the parameters have gone n k a; in between they run on."""
-    tx = optax.chain(gk.lookahead_in_chain(sync_period=4, slow_step_size=0.25))
+    tx = optax.chain(gk.lookahead_in_chain(sync_every=4, slow_step_size=0.25))
     path = np.array(descend(tx, jnp.zeros(()), lambda _: jnp.ones(()), 8))
     assert_equal(path, np.array([0, 1, 2, 3, 1, 2, 3, 4, 2]))
 
 
-@pytest.mark.parametrize("settings", [{"slow_step_size": 1.0}, {"sync_period": 99}])
+@pytest.mark.parametrize("settings", [{"slow_step_size": 1.0}, {"sync_every": 99}])
 def test_nothing_is_pulled(settings: dict, x64: None) -> None:
     x, a = normal(0, 5), normal(1, 5)
     gradient = jax.grad(lambda x: jnp.sum((x - a) ** 2))
@@ -44,7 +44,7 @@ def test_nothing_is_pulled(settings: dict, x64: None) -> None:
 def test_bfloat16_parameters_never_run_backwards() -> None:
     """Steps too small for bfloat16 move nothing, and there is nothing to pull back."""
     x = jnp.ones(3, jnp.bfloat16)
-    path = descend(gk.lookahead_in_chain(sync_period=2), x, lambda x: jnp.full_like(x, 1e-4), 8)
+    path = descend(gk.lookahead_in_chain(sync_every=2), x, lambda x: jnp.full_like(x, 1e-4), 8)
     assert all((p == x).all() for p in path)
 
 

@@ -49,7 +49,7 @@ def test_norms_of_kernels_stay(block: str, axis: Any, target: Any, x64: None) ->
 
 def test_every_third_step(x64: None) -> None:
     start = tree(0)
-    ends, plain = after(gk.normalize_and_project(every=3), start), after(optax.identity(), start)
+    ends, plain = after(gk.normalize_and_project(update_interval=3), start), after(optax.identity(), start)
     assert_equal(ends[2], plain[2])
     assert_equal(*(np.linalg.norm(w["dense"]["kernel"]) for w in (ends[3], start)))
 

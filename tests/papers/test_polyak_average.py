@@ -32,7 +32,7 @@ def test_it_is_the_arithmetic_mean(start: int, x64: None) -> None:
 
 @pytest.mark.parametrize("debias", [True, False])
 def test_running_mean(debias: bool, x64: None) -> None:
-    path, means = averages(gk.params_ema(0.8, debias=debias))
+    path, means = averages(gk.params_ema(0.8, bias_correction=debias))
     e = 0 * path[0] if debias else path[0]
     for t, (x, mean) in enumerate(zip(path[1:], means, strict=True), 1):
         e = 0.8 * e + 0.2 * x
@@ -41,7 +41,12 @@ def test_running_mean(debias: bool, x64: None) -> None:
 
 def test_a_constant_iterate_is_its_own_mean(x64: None) -> None:
     x = normal(0, 3)
-    for link in (gk.polyak_average(), gk.params_ema(0.9), gk.params_ema(0.9, debias=False), gk.params_ema(0.0)):
+    for link in (
+        gk.polyak_average(),
+        gk.params_ema(0.9),
+        gk.params_ema(0.9, bias_correction=False),
+        gk.params_ema(0.0),
+    ):
         state = link.init(x)
         for _ in range(4):
             _, state = link.update(0 * x, state, x)

@@ -76,7 +76,7 @@ def test_key_of_the_state_and_key_of_the_step() -> None:
     a, b, c = (given.update(g, given.init(p), p, key=jax.random.key(seed))[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.any(np.asarray(a) != np.asarray(c))
-    with pytest.raises(ValueError, match="precision needs a key"):
+    with pytest.raises(ValueError, match="precision needs a random key to round stochastically"):
         given.update(g, given.init(p), p)
 
 

@@ -48,7 +48,7 @@ def reference(x: dict, gradients: list, h: dict) -> dict:
             u = ((1 + h["b0"]) * positive[k] - h["b0"] * negative[k]) / np.hypot(1 + h["b0"], h["b0"])
             d = np.log1p(np.exp(h["softplus_beta"] * (np.sqrt(v_max[k] / c2) + 1e-8))) / h["softplus_beta"]
             x[k] = x[k] - lr / c1 * u / d
-            if t % h["sync_period"] == 0:
+            if t % h["sync_every"] == 0:
                 x[k] = slow[k] = h["slow_step_size"] * x[k] + (1 - h["slow_step_size"]) * slow[k]
     return x
 
@@ -65,7 +65,7 @@ def test_the_chain_is_the_algorithm(x64: None) -> None:
         "softplus_beta": 5.0,
         "norm_loss": 0.3,
         "weight_decay": 0.4,
-        "sync_period": 3,
+        "sync_every": 3,
         "slow_step_size": 0.4,
         "warmup_steps": 4,
         "warmdown_steps": 6,
@@ -84,7 +84,7 @@ def test_the_chain_is_the_algorithm(x64: None) -> None:
 
 def test_without_its_parts_it_is_amsgrad_under_every_second_gradient(x64: None) -> None:
     """b0 = b1 = 0: the gradient over the largest second moment so far. With growing gradients, that is RMSProp."""
-    parts = {"norm_loss": 0.0, "weight_decay": 0.0, "sync_period": 99, "clipping": jnp.inf, "use_softplus": False}
+    parts = {"norm_loss": 0.0, "weight_decay": 0.0, "sync_every": 99, "clipping": jnp.inf, "use_softplus": False}
     tx = gk.ranger21(
         0.1, num_iterations=100, warmup_steps=1, b0=0.0, b1=0.0, centralize=False, normalize=False, eps=0.0, **parts
     )
@@ -112,7 +112,7 @@ def test_what_a_run_ends_with(x64: None) -> None:
     for _ in range(12):
         _, state = tx.update(x, state, x)
         rates.append(float(gk.diagnostics.metrics(state)["learning_rate"]))
-    schedule = gk.schedules.ranger21_schedule(0.1, total=10, warmup_steps=2, warmdown_steps=4, min_value=1e-3)
+    schedule = gk.schedules.ranger21_schedule(0.1, total_steps=10, warmup_steps=2, warmdown_steps=4, min_value=1e-3)
     np.testing.assert_allclose(rates, schedule(jnp.arange(12)), rtol=1e-6)
     np.testing.assert_allclose(rates[9:], 1e-3, rtol=1e-6)
 

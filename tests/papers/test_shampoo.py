@@ -93,9 +93,9 @@ def gradients() -> list[Any]:
     ("options", "wanted"),
     [
         ({}, {}),
-        ({"b1": 0.8, "b2": 0.9, "precondition_frequency": 2}, {"b1": 0.8, "b2": 0.9, "frequency": 2}),
+        ({"b1": 0.8, "b2": 0.9, "update_interval": 2}, {"b1": 0.8, "b2": 0.9, "frequency": 2}),
         (
-            {"precondition_frequency": 2, "start_preconditioning_step": 3, "max_dim": 3},
+            {"update_interval": 2, "start_preconditioning_step": 3, "max_dim": 3},
             {"frequency": 2, "start": 3, "max_dim": 3},
         ),
     ],

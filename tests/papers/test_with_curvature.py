@@ -32,7 +32,7 @@ def test_an_estimate_serves_several_steps(key: jax.Array) -> None:
         jax.debug.callback(lambda: made.append(1))
         return jnp.full_like(params, value)
 
-    tx = gk.with_curvature(recorder(), estimator, every=3)
+    tx = gk.with_curvature(recorder(), estimator, update_interval=3)
     x = jnp.zeros(2)
     state, update, found = tx.init(x), jax.jit(tx.update), []
     for t in range(7):
@@ -44,7 +44,7 @@ def test_an_estimate_serves_several_steps(key: jax.Array) -> None:
 
 
 def test_what_is_given_goes_before_what_is_made(key: jax.Array) -> None:
-    tx = gk.with_curvature(recorder(), every=2, key=key)
+    tx = gk.with_curvature(recorder(), update_interval=2, key=key)
     x = jnp.zeros(2)
     h, state = tx.update(x, tx.init(x), x, hvp_fn=lambda v: 2 * v, curvature=jnp.array([5.0, 6.0]))
     assert h.tolist() == [5.0, 6.0]
@@ -98,7 +98,7 @@ def test_a_partition_takes_its_own_leaves(x64: None) -> None:
 def test_bad_input(key: jax.Array) -> None:
     x = jnp.zeros(2)
     with pytest.raises(ValueError, match="every must be"):
-        gk.with_curvature(recorder(), every=0)
+        gk.with_curvature(recorder(), update_interval=0)
     with pytest.raises(ValueError, match="estimator must be callable"):
         gk.with_curvature(recorder(), 3)
     with pytest.raises(ValueError, match="typed random key"):

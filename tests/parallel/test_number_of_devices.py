@@ -21,7 +21,7 @@ METHODS = {
     "muon": lambda shard: gk.scale_by_muon(shard=shard),
     "shampoo": lambda shard: gk.scale_by_shampoo(b1=0.9, b2=0.9, eps=0.01, shard=shard),
     # Of the long side one gradient says too little: there eigenvectors would be anything.
-    "soap": lambda shard: gk.scale_by_soap(precondition_frequency=2, max_precond_dim=ROWS, shard=shard),
+    "soap": lambda shard: gk.scale_by_soap(update_interval=2, max_dim=ROWS, shard=shard),
     "conda": lambda shard: gk.scale_by_conda(update_interval=2, shard=shard),
     "galore": lambda shard: gk.project_low_rank(rank=8, update_interval=2, shard=shard),
     "dion": lambda shard: gk.scale_by_dion(rank=8, key=0, shard=shard),

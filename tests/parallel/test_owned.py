@@ -96,11 +96,11 @@ def test_owners(name: str, cut: bool, kind: AxisType) -> None:
 
 FITTED = {
     **METHODS,
-    "shampoo": lambda shard: gk.scale_by_shampoo(shard=shard, precondition_frequency=2),
-    "blocks": lambda shard: gk.distributed_shampoo(1.0, max_preconditioner_dim=5, shard=shard),
-    "soap": lambda shard: gk.scale_by_soap(shard=shard, precondition_frequency=2),
+    "shampoo": lambda shard: gk.scale_by_shampoo(shard=shard, update_interval=2),
+    "blocks": lambda shard: gk.distributed_shampoo(1.0, max_dim=5, shard=shard),
+    "soap": lambda shard: gk.scale_by_soap(shard=shard, update_interval=2),
     "kron": lambda shard: gk.scale_by_kron(update_probability=0.5, key=jax.random.key(0), shard=shard),
-    "soap staggered": lambda shard: gk.scale_by_soap(shard=shard, precondition_frequency=3, stagger=True),
+    "soap staggered": lambda shard: gk.scale_by_soap(shard=shard, update_interval=3, stagger=True),
 }
 PLACES = {
     "one device": (1, {}),

@@ -44,10 +44,8 @@ CUT = {
 }
 METHODS = {
     "shampoo": lambda shard: gk.shampoo(0.1, b1=0.8, eps=0.1, shard=shard),
-    "distributed_shampoo": lambda shard: gk.distributed_shampoo(
-        0.1, eps=0.1, max_preconditioner_dim=4, grafting="adam", shard=shard
-    ),
-    "soap": lambda shard: gk.soap(0.1, max_precond_dim=4, precondition_frequency=2, shard=shard),
+    "distributed_shampoo": lambda shard: gk.distributed_shampoo(0.1, eps=0.1, max_dim=4, grafting="adam", shard=shard),
+    "soap": lambda shard: gk.soap(0.1, max_dim=4, update_interval=2, shard=shard),
 }
 
 
@@ -121,7 +119,7 @@ def test_exchanges_are_those_of_the_matrices() -> None:
     for spec, opcodes in ((P(), ["all-gather"]), (P("x"), ["all-to-all"] * 2), (P(None, "x"), ["all-to-all"] * 2)):
         shard = gk.MatrixSharding(mesh, "x", specs=spec, min_dim=0)
         assert rows_of(spec, gk.scale_by_soap(shard=shard)) == opcodes
-        assert rows_of(spec, gk.scale_by_shampoo(precondition_frequency=5, shard=shard)) == opcodes
+        assert rows_of(spec, gk.scale_by_shampoo(update_interval=5, shard=shard)) == opcodes
 
 
 def test_inside_shard_map() -> None:

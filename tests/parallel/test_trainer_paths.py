@@ -38,7 +38,7 @@ RULES = (("embed", "fsdp"), ("mlp", "tensor"), ("heads", "tensor"), ("layers", N
 OWN: dict[str, Callable[[], Any]] = {
     "soap": lambda: gk.soap(0.1),
     "shampoo": lambda: gk.shampoo(0.1, b1=0.9, eps=0.1),
-    "distributed_shampoo": lambda: gk.distributed_shampoo(0.1, eps=0.1, grafting="adam", max_preconditioner_dim=64),
+    "distributed_shampoo": lambda: gk.distributed_shampoo(0.1, eps=0.1, grafting="adam", max_dim=64),
     "kron": lambda: gk.kron(0.1, key=jax.random.key(0)),
     "kronecker_statistics": lambda: gk.kronecker_statistics(),
     "conda": lambda: gk.conda(0.1),

@@ -1,6 +1,6 @@
 """AdaGrad-Norm: one learning rate for all coordinates, divided by the root of the sum of squared gradient norms.
 
-b_t^2 = b_{t-1}^2 + |g_t|^2,    b_0^2 = initial_accumulator         |g| over all leaves together
+b_t^2 = b_{t-1}^2 + |g_t|^2,    b_0^2 = initial_accumulator_value         |g| over all leaves together
 u_t = g_t / b_t
 """
 
@@ -13,13 +13,13 @@ from gradkit.catalogue import Paper, register
 from gradkit.transforms import scale_by_rss
 
 
-def scale_by_adagrad_norm(initial_accumulator: Any = 1e-2) -> optax.GradientTransformationExtraArgs:
+def scale_by_adagrad_norm(initial_accumulator_value: Any = 1e-2) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the sum of all squared norms, their own included.
 
     Equations: at the head of this file.
 
     Args:
-      initial_accumulator: b_0^2 >= 0, a square. Default 1e-2. With 0 the first update has norm 1, and is 0 where
+      initial_accumulator_value: b_0^2 >= 0, a square. Default 1e-2. With 0 the first update has norm 1, and is 0 where
         there is no gradient.
 
     Returns:
@@ -40,8 +40,8 @@ def scale_by_adagrad_norm(initial_accumulator: Any = 1e-2) -> optax.GradientTran
     2402.11215; the method is of Ward, Wu, Bottou 2019. The official repository's class of this name keeps one sum per
     output row, which is another method. `gk.scale_by_rss(norm=True)` is this with more options.
     """
-    checks.real("initial_accumulator", initial_accumulator, "[0, inf)")
-    return scale_by_rss(initial_accumulator_value=initial_accumulator, norm=True, eps=0.0)
+    checks.real("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
+    return scale_by_rss(initial_accumulator_value=initial_accumulator_value, norm=True, eps=0.0)
 
 
 register(

@@ -83,7 +83,7 @@ def scale_by_ademamix(
         b3 = ademamix_b3_schedule(b3, b1=b1, T=b3_warmup)
     no_fast = isinstance(b1, int | float) and b1 == 0
     slow = Mean(b3, alpha, called=("b3", "alpha"))
-    means = [slow] if no_fast else [Mean(b1, 1.0, debias=True), slow]
+    means = [slow] if no_fast else [Mean(b1, 1.0, bias_correction=True), slow]
     denominator = root_mean_square(b2=b2, eps=eps, eps_root=eps_root)
     return weighted_momenta(
         "scale_by_ademamix", means, 1.0 if no_fast else 0.0, denominator=denominator, mu_dtype=mu_dtype

@@ -7,7 +7,7 @@ u = scale_by_pnm(g) / d
 x <- x (1 - rate_t weight_decay / sqrt(mean(v) / (1 - b2^t)))                  stable_weight_decay
 x_j <- x_j (1 - 2 rate_t norm_loss (1 - 1 / (|x_j| + eps)))                    norm_loss, for every output unit j
 x <- x - rate_t u                                                           rate_t: ranger21_schedule
-every sync_period steps   x <- x~ + slow_step_size (x - x~),  x~ <- x           lookahead_in_chain
+every sync_every steps   x <- x~ + slow_step_size (x - x~),  x~ <- x           lookahead_in_chain
 """
 
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ def ranger21(
     norm_loss: Any = 1e-4,
     weight_decay: Any = 1e-4,
     weight_decay_mask: Any = None,
-    sync_period: int = 5,
+    sync_every: int = 5,
     slow_step_size: Any = 0.5,
     warmup_steps: int | None = None,
     warmdown_steps: int | None = None,
@@ -118,7 +118,7 @@ def ranger21(
       norm_loss: pull of units towards norm 1, >= 0. Default 1e-4 (code).
       weight_decay: stable decay >= 0. Default 1e-4 (code).
       weight_decay_mask: which leaves have the stable decay. Default all.
-      sync_period: steps between two pulls of lookahead, >= 1. Default 5 (official code).
+      sync_every: steps between two pulls of lookahead, >= 1. Default 5 (official code).
       slow_step_size: share of the way that lookahead keeps, in [0, 1]. Default 0.5 (official code).
       warmup_steps: >= 0. Default None: 2 / (1 - b2), at most about a fifth of the run.
       warmdown_steps: >= 0. Default None: the last 28 percent of the run.
@@ -159,7 +159,7 @@ def ranger21(
     def planned(peak: Any) -> Any:
         return ranger21_schedule(
             peak,
-            total=num_iterations,
+            total_steps=num_iterations,
             b2=b2,
             warmup_steps=warmup_steps,
             warmdown_steps=warmdown_steps,
@@ -189,7 +189,7 @@ def ranger21(
         stable_weight_decay(direction, weight_decay=decay, b2=b2, weight_decay_mask=weight_decay_mask),
         toward_unit_norm(norm_loss, eps=eps, layout=layout),
         scale_by_learning_rate(rate),
-        lookahead_in_chain(sync_period=sync_period, slow_step_size=slow_step_size),
+        lookahead_in_chain(sync_every=sync_every, slow_step_size=slow_step_size),
     )
 
 

@@ -18,7 +18,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import bias_correction, increment, scalar, transformation, zeros
+from gradkit.engine.core import bias_correction as correction
+from gradkit.engine.core import increment, scalar, transformation, zeros
 
 PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838")
 
@@ -96,15 +97,15 @@ def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def params_ema(decay: Any = 0.999, *, debias: bool = True) -> optax.GradientTransformationExtraArgs:
+def params_ema(decay: Any = 0.999, *, bias_correction: bool = True) -> optax.GradientTransformationExtraArgs:
     """The running mean of the iterates, as the last link of a chain.
 
     Equations: at the head of this file. The mean is `gk.eval_params(state, params)`.
 
     Args:
       decay: d, in [0, 1); the mean is over about the last 1 / (1 - d) iterates. Default 0.999.
-      debias: whether the first iterates count as much as they would in a plain mean; otherwise the mean starts at the
-        initial parameters, and stays near them for 1 / (1 - d) steps. Default True.
+      bias_correction: whether the first iterates count as much as they would in a plain mean; otherwise the mean
+        starts at the initial parameters, and stays near them for 1 / (1 - d) steps. Default True.
 
     Returns:
       A transformation that needs `params` and lets updates through. It must be LAST: what it averages is parameters
@@ -125,14 +126,14 @@ def params_ema(decay: Any = 0.999, *, debias: bool = True) -> optax.GradientTran
 
     Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838.
     """
-    checks.switch(debias=debias)
+    checks.switch(bias_correction=bias_correction)
     checks.real("decay", decay, "[0, 1)")
 
     def share(n: jax.Array, x: jax.Array) -> Any:
         fresh = 1 - scalar(decay, x.real)
-        return (fresh / bias_correction(decay, n, x)).astype(x.dtype) if debias else scalar(fresh, x)
+        return (fresh / correction(decay, n, x)).astype(x.dtype) if bias_correction else scalar(fresh, x)
 
-    return _average("params_ema", 0, share, from_first=not debias)
+    return _average("params_ema", 0, share, from_first=not bias_correction)
 
 
 register(polyak_average, form="primitive", paper=PAPER, words=1, notes="the last link; read with gk.eval_params")

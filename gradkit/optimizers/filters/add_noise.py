@@ -3,7 +3,6 @@
 g_t <- g_t + sigma_t n_t,    sigma_t^2 = eta / (1 + t)^gamma,    n_t standard normal,    t = 0, 1, ...
 """
 
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import increment, once_per_dtype, optimizer, transformation
-from gradkit.engine.keys import check_key, first_key
+from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 
@@ -73,14 +72,7 @@ def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.G
 
     def update(updates: Any, state: AddNoiseState, params: Any = None, **extra: Any) -> tuple[Any, AddNoiseState]:
         del params
-        kept, given = state.key, extra.get("key")
-        if given is not None:
-            # Another number than the next link would make of the same key.
-            now = jax.random.fold_in(given, zlib.crc32(b"add_noise"))
-        elif kept is not None:
-            kept, now = jax.random.split(kept)
-        else:
-            raise ValueError("add_noise needs a random key: add_noise(key=...) or update(..., key=...)")
+        kept, now = needed_key("add_noise", state.key, extra.get("key"))
         count = increment(state.count)
         leaves, structure = jax.tree.flatten(updates)
 

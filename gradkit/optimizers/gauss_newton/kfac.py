@@ -91,7 +91,7 @@ def kfac_preconditioner(
     *,
     damping: Any,
     curvature_ema: Any = 0.95,
-    inverse_update_period: int = 5,
+    update_interval: int = 5,
     norm_constraint: Any = None,
     estimation_mode: str = "fisher_gradients",
     **options: Any,
@@ -103,7 +103,7 @@ def kfac_preconditioner(
         `kfac_jax.register_softmax_cross_entropy_loss(logits, labels)`, and be made of layers that the package knows.
       damping: added to the curvature, in its units, >= 0.
       curvature_ema: decay of the running mean of the factors, in [0, 1). Default 0.95 (kfac-jax).
-      inverse_update_period: steps between inverses, >= 1. Default 5 (kfac-jax).
+      update_interval: steps between inverses, >= 1. Default 5 (kfac-jax).
       norm_constraint: largest squared length of an update in the metric of the curvature, > 0. Default None (kfac-jax).
       estimation_mode: "fisher_gradients" (sampled targets), "fisher_exact", "ggn_curvature_prop", ... Default
         "fisher_gradients" (kfac-jax).
@@ -130,7 +130,7 @@ def kfac_preconditioner(
     checks.function("value_func", value_func)
     checks.real("damping", damping, "[0, inf)")
     checks.real("curvature_ema", curvature_ema, "[0, 1)")
-    inverse_update_period = checks.integer("inverse_update_period", inverse_update_period, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.real("norm_constraint", norm_constraint, "(0, inf)", optional=True)
     try:
         package = importlib.import_module("kfac_jax")
@@ -142,7 +142,7 @@ def kfac_preconditioner(
             value_func,
             damping=damping,
             curvature_ema=curvature_ema,
-            inverse_update_period=inverse_update_period,
+            inverse_update_period=update_interval,
             norm_constraint=norm_constraint,
             estimation_mode=estimation_mode,
             **{**whole, **options},

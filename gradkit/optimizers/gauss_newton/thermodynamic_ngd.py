@@ -16,7 +16,6 @@ f(A) v = f(damping) v + J^^T U diag((f(damping + sigma) - f(damping)) / sigma) U
 import functools
 import operator
 import warnings
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, optimizer, transformation, zeros
-from gradkit.engine.keys import check_key, first_key
+from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.engine.norms import global_norm
 from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_inverse, gram, times_loss_hessian
@@ -264,18 +263,6 @@ def thermodynamic_ngd(
         kept = first_key(key) if noisy else None
         return ThermodynamicNgdState(kept, zeros(params) if init == "previous" else None, metrics)
 
-    def keys(state: ThermodynamicNgdState, extra: Any) -> tuple[Any, Any]:
-        """The key of this step and that of the next."""
-        if not noisy:
-            return None, None
-        if extra.get("key") is not None:
-            # Another number than the next link would make of the same key.
-            return jax.random.fold_in(extra["key"], zlib.crc32(b"thermodynamic_ngd")), state.key
-        if state.key is None:
-            raise ValueError("thermodynamic_ngd needs a random key: thermodynamic_ngd(key=...) or update(..., key=...)")
-        now, then = jax.random.split(state.key)
-        return now, then
-
     def euler(A: Callable[[Any], Any], v: Any, g: Any, steps: int, now: Any) -> Any:
         def step(i: Any, v: Any) -> Any:
             terms = [v, _times(-h, A(v)), _times(h, g)]
@@ -288,7 +275,7 @@ def thermodynamic_ngd(
 
     def update(g: Any, state: ThermodynamicNgdState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         lin = _curved("thermodynamic_ngd", curvature, loss, params, extra)
-        now, then = keys(state, extra)
+        then, now = needed_key("thermodynamic_ngd", state.key, extra.get("key")) if noisy else (None, None)
         later = None if now is None else jax.random.fold_in(now, 2**31 - 1)
         v = {"gradient": g, "previous": state.v, "zero": jax.tree.map(jnp.zeros_like, g)}[init]
         metrics, held = {}, None

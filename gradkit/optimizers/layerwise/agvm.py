@@ -4,7 +4,7 @@ From the mean gradients G_a, G_b of two disjoint halves of the batch, each modul
 
     Phi_i = 1 - cos(G_a^i, G_b^i)                                    the share of noise in the module's gradient
     n_i   = sqrt(clip((Phi_ref + eps) / (Phi_i + eps), low, high))   ref: the reference module, such as the backbone
-    mu_i  = decay mu_i + (1 - decay) n_i                             every `interval` steps from `start` to `stop`
+    mu_i  = decay mu_i + (1 - decay) n_i                             every `update_interval` steps, `start` to `stop`
     u_i  <- mu_i u_i                                                 all of the module's step: its rate
 
 Adam's kind takes the cosine of what Adam would make of the halves, g / (sqrt(b2 v + (1 - b2) g^2) + eps).
@@ -63,7 +63,7 @@ def scale_by_agvm(
     labels: Any,
     reference: str,
     *,
-    interval: int = 10,
+    update_interval: int = 10,
     start: int = 560,
     stop: int | None = None,
     decay: Any = 0.97,
@@ -78,9 +78,9 @@ def scale_by_agvm(
       labels: leaf -> module: a tree of names of which the parameters may be a refinement, or a function params ->
         such a tree, as `optax.partition` takes.
       reference: the module whose factor stays 1.
-      interval: steps between measurements, >= 1. Default 10 (official configurations); the paper names 5.
+      update_interval: steps between measurements, >= 1. Default 10 (official configurations); the paper names 5.
       start: the first step, counted from 0, that may measure, >= 0. Default 560, 100 steps after the warm-up of the
-        official configurations. Steps that are multiples of `interval` do.
+        official configurations. Steps that are multiples of `update_interval` do.
       stop: the last one, >= start. Default None: never. The factors stay as they are after it.
       decay: of the running mean of the factors, in [0, 1). Default 0.97.
       clip: smallest and largest ratio of variances, 0 < low <= 1 <= high, BEFORE the root. Default (0.5, 10).
@@ -110,7 +110,7 @@ def scale_by_agvm(
         raise ValueError(f"reference must be the name of a module, got {reference!r}")
     if isinstance(labels, str | int | float):
         raise ValueError(f"labels must be a tree of names or a function of the parameters, got {labels!r}")
-    interval = checks.integer("interval", interval, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     start = checks.integer("start", start)
     stop = checks.integer("stop", stop, start, optional=True)
     checks.real("decay", decay, "[0, 1)")
@@ -148,7 +148,7 @@ def scale_by_agvm(
         a, b = (_half(extra, name, updates) for name in ("grads_a", "grads_b"))
         of = _spread(labels, updates)
         t = state.count
-        on = (t % interval == 0) & (t >= start) & (True if stop is None else t <= stop)
+        on = (t % update_interval == 0) & (t >= start) & (True if stop is None else t <= stop)
         found, factors = measured(a, b, of), dict(state.factors)
         for module, (phi, there) in found.items():
             phi_ref, there_ref = found[reference]
@@ -171,7 +171,7 @@ def agvm(
     momentum: Any = 0.9,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
-    interval: int = 10,
+    update_interval: int = 10,
     start: int = 560,
     stop: int | None = None,
     decay: Any = 0.97,
@@ -190,7 +190,7 @@ def agvm(
       momentum: decay of the momentum, in [0, 1]. Default 0.9.
       weight_decay: L2 penalty >= 0, or a schedule. Default 0; detectors have 1e-4.
       weight_decay_mask: which leaves decay. Default all.
-      interval: steps between measurements, >= 1. Default 10.
+      update_interval: steps between measurements, >= 1. Default 10.
       start: the first step that may measure, >= 0. Default 560.
       stop: the last one. Default None: never.
       decay: of the running mean of the factors, in [0, 1). Default 0.97.
@@ -214,7 +214,9 @@ def agvm(
 
     Reference: Xue et al. 2022, arXiv 2210.11078.
     """
-    link = scale_by_agvm(labels, reference, interval=interval, start=start, stop=stop, decay=decay, clip=clip, eps=eps)
+    link = scale_by_agvm(
+        labels, reference, update_interval=update_interval, start=start, stop=stop, decay=decay, clip=clip, eps=eps
+    )
     return optimizer(
         Method("agvm", learning_rate, weight_decay, weight_decay_mask),
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
@@ -234,7 +236,7 @@ def agvm_adamw(
     eps: Any = 1e-8,
     weight_decay: Any = 1e-2,
     weight_decay_mask: Any = None,
-    interval: int = 10,
+    update_interval: int = 10,
     start: int = 560,
     stop: int | None = None,
     decay: Any = 0.97,
@@ -256,7 +258,7 @@ def agvm_adamw(
       weight_decay: decoupled decay >= 0, or a schedule; the module's factor is part of its rate, and scales it too.
         Default 1e-2.
       weight_decay_mask: which leaves decay. Default all.
-      interval: steps between measurements, >= 1. Default 10.
+      update_interval: steps between measurements, >= 1. Default 10.
       start: the first step that may measure, >= 0. Default 560.
       stop: the last one. Default None: never.
       decay: of the running mean of the factors, in [0, 1). Default 0.97.
@@ -285,7 +287,14 @@ def agvm_adamw(
     rest = optax.chain(
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
         scale_by_agvm(
-            labels, reference, interval=interval, start=start, stop=stop, decay=decay, clip=clip, eps=variance_eps
+            labels,
+            reference,
+            update_interval=update_interval,
+            start=start,
+            stop=stop,
+            decay=decay,
+            clip=clip,
+            eps=variance_eps,
         ),
     )
 
@@ -314,7 +323,7 @@ COMMON: Any = {
     "paper": PAPER,
     "needs": ("grads_a", "grads_b"),
     "collectives": "norms",
-    "example": {"labels": _by_rank, "reference": "matrices", "interval": 1, "start": 0},
+    "example": {"labels": _by_rank, "reference": "matrices", "update_interval": 1, "start": 0},
     "opt_outs": {"map_params": "a function of the parameters, as the labels of the contract are, needs real ones"},
 }
 register(scale_by_agvm, form="primitive", **COMMON)

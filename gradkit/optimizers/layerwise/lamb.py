@@ -18,6 +18,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer
+from gradkit.engine.presets import called, preset
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -32,27 +33,6 @@ PAPER = Paper(
 )
 
 
-def _lamb(
-    name: str,
-    learning_rate: Any,
-    weight_decay: Any,
-    weight_decay_mask: Any,
-    max_grad_norm: Any,
-    adam: dict[str, Any],
-    ratio: dict[str, Any],
-) -> optax.GradientTransformationExtraArgs:
-    checks.real("max_grad_norm", max_grad_norm, "(0, inf]", optional=True)
-    first = [] if max_grad_norm is None else [clip_by_global_norm(max_grad_norm)]
-    return optimizer(
-        Method(name, learning_rate, weight_decay, weight_decay_mask),
-        *first,
-        scale_by_adam(**adam),
-        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
-        scale_by_trust_ratio(**ratio),
-        scale_by_learning_rate(learning_rate),
-    )
-
-
 def lamb(
     learning_rate: Any,
     *,
@@ -63,7 +43,7 @@ def lamb(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     trust_ratio_mask: Any = None,
-    debias: bool = True,
+    bias_correction: bool = True,
     nesterov: bool = False,
     param_norm_min: Any = 0.0,
     param_norm_max: Any = math.inf,
@@ -86,7 +66,7 @@ def lamb(
         paper uses 0.01.
       weight_decay_mask: which leaves decay. Default all; the authors' code spares biases and norms.
       trust_ratio_mask: which leaves are rescaled. Default all; the authors' code takes the decay's.
-      debias: whether moments are bias-corrected. Default True (published version and authors' code; the
+      bias_correction: whether moments are bias-corrected. Default True (published version and authors' code; the
         arXiv version 3 does not).
       nesterov: whether the first moment looks ahead (N-LAMB). Default False.
       param_norm_min: lower clamp of the weights' norm, >= 0. Default 0.
@@ -115,138 +95,33 @@ def lamb(
     Reference: You et al. Large Batch Optimization for Deep Learning: Training BERT in 76 minutes. 2019, arXiv
     1904.00962.
     """
-    adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "debias": debias, "nesterov": nesterov}
-    ratio = {"param_norm_min": param_norm_min, "param_norm_max": param_norm_max, "ratio_max": ratio_max}
-    adam |= {"mu_dtype": mu_dtype}
-    ratio |= {"trust_ratio_mask": trust_ratio_mask, "layout": layout}
-    return _lamb("lamb", learning_rate, weight_decay, weight_decay_mask, max_grad_norm, adam, ratio)
+    checks.real("max_grad_norm", max_grad_norm, "(0, inf]", optional=True)
+    return optimizer(
+        Method(called("lamb"), learning_rate, weight_decay, weight_decay_mask),
+        *([] if max_grad_norm is None else [clip_by_global_norm(max_grad_norm)]),
+        scale_by_adam(
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            bias_correction=bias_correction,
+            nesterov=nesterov,
+            mu_dtype=mu_dtype,
+        ),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_trust_ratio(
+            param_norm_min=param_norm_min,
+            param_norm_max=param_norm_max,
+            ratio_max=ratio_max,
+            trust_ratio_mask=trust_ratio_mask,
+            layout=layout,
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
-def nlamb(
-    learning_rate: Any,
-    *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    trust_ratio_mask: Any = None,
-    param_norm_min: Any = 0.0,
-    param_norm_max: Any = math.inf,
-    max_grad_norm: Any = None,
-    mu_dtype: Any = None,
-    layout: Layout | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """LAMB whose first moment looks one step ahead, as in Nesterov's Adam.
-
-    Equations: at the head of this file. The same as `lamb` with `nesterov`.
-
-    Args:
-      learning_rate: relative size of a step, >= 0, or a schedule.
-      b1: decay of the first moment, in [0, 1). Default 0.9.
-      b2: decay of the second moment, in [0, 1). Default 0.999.
-      eps: added to the root, >= 0. Default 1e-6.
-      eps_root: added under the root, >= 0. Default 0.
-      weight_decay: part of the direction, before its norm is taken, >= 0, or a schedule. Default 0.
-      weight_decay_mask: which leaves decay. Default all.
-      trust_ratio_mask: which leaves are rescaled. Default all.
-      param_norm_min: lower clamp of the weights' norm, >= 0. Default 0.
-      param_norm_max: upper clamp of the weights' norm. Default inf.
-      max_grad_norm: global norm that gradients are clipped to first. Default None.
-      mu_dtype: dtype in which the first moment is kept. Default float32.
-      layout: which axes are stacks: every layer of a scan has its own ratio.
-
-    Returns:
-      A transformation that needs `params`. State, metrics and collectives: as `lamb`.
-
-    Raises:
-      ValueError: a hyperparameter outside its range.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> tx, w = nlamb(0.1), jnp.array([3.0, 4.0])
-      >>> u = tx.update(jnp.array([1.0, 100.0]), tx.init(w), w)[0]
-      >>> round(float(jnp.linalg.norm(u)), 4)  # 0.1 |w|, as LAMB
-      0.5
-
-    Reference: You et al. Large Batch Optimization for Deep Learning: Training BERT in 76 minutes. 2019, arXiv
-    1904.00962, appendix. The correction for the start at 0 is that of `optax.scale_by_adam` with `nesterov`.
-    """
-    adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "mu_dtype": mu_dtype, "nesterov": True}
-    ratio = {"param_norm_min": param_norm_min, "param_norm_max": param_norm_max}
-    ratio |= {"trust_ratio_mask": trust_ratio_mask, "layout": layout}
-    return _lamb("nlamb", learning_rate, weight_decay, weight_decay_mask, max_grad_norm, adam, ratio)
-
-
-def lambc(
-    learning_rate: Any,
-    *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    trust_ratio_mask: Any = None,
-    debias: bool = True,
-    nesterov: bool = False,
-    ratio_max: Any = 1.0,
-    param_norm_min: Any = 0.0,
-    param_norm_max: Any = math.inf,
-    max_grad_norm: Any = None,
-    mu_dtype: Any = None,
-    layout: Layout | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """LAMB whose ratio is at most 1: no leaf steps further than Adam would.
-
-    Equations: at the head of this file. The same as `lamb` with `ratio_max`.
-
-    Args:
-      learning_rate: relative size of a step, >= 0, or a schedule.
-      b1: decay of the first moment, in [0, 1). Default 0.9.
-      b2: decay of the second moment, in [0, 1). Default 0.999.
-      eps: added to the root, >= 0. Default 1e-6.
-      eps_root: added under the root, >= 0. Default 0.
-      weight_decay: part of the direction, before its norm is taken, >= 0, or a schedule. Default 0.
-      weight_decay_mask: which leaves decay. Default all.
-      trust_ratio_mask: which leaves are rescaled. Default all.
-      debias: whether moments are bias-corrected. Default True.
-      nesterov: whether the first moment looks ahead. Default False.
-      ratio_max: upper clamp of the ratio, > 0. Default 1.
-      param_norm_min: lower clamp of the weights' norm, >= 0. Default 0.
-      param_norm_max: upper clamp of the weights' norm. Default inf.
-      max_grad_norm: global norm that gradients are clipped to first. Default None.
-      mu_dtype: dtype in which the first moment is kept. Default float32.
-      layout: which axes are stacks: every layer of a scan has its own ratio.
-
-    Returns:
-      A transformation that needs `params`. State, metrics and collectives: as `lamb`.
-
-    Raises:
-      ValueError: a hyperparameter outside its range.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> tx, w = lambc(0.25), 100 * jnp.ones(2)
-      >>> print(tx.update(jnp.array([1.0, -7.0]), tx.init(w), w)[0].round(4))
-      [-0.25  0.25]
-
-    Reference: You et al. Large Batch Optimization for Deep Learning: Training BERT in 76 minutes. 2019, arXiv
-    1904.00962; the clamp is that of later public codes.
-    """
-    adam = {
-        "b1": b1,
-        "b2": b2,
-        "eps": eps,
-        "eps_root": eps_root,
-        "mu_dtype": mu_dtype,
-        "debias": debias,
-        "nesterov": nesterov,
-    }
-    ratio = {"param_norm_min": param_norm_min, "param_norm_max": param_norm_max, "ratio_max": ratio_max}
-    ratio |= {"trust_ratio_mask": trust_ratio_mask, "layout": layout}
-    return _lamb("lambc", learning_rate, weight_decay, weight_decay_mask, max_grad_norm, adam, ratio)
+nlamb = preset(lamb, "nlamb", "LAMB whose first moment looks one step ahead, as in Nesterov's Adam.", nesterov=True)
+lambc = preset(lamb, "lambc", "LAMB whose ratio is at most 1: no leaf steps further than Adam would.", ratio_max=1.0)
 
 
 register(

@@ -26,6 +26,7 @@ from gradkit.engine.core import divide, optimizer, scalar, stateless, transforma
 from gradkit.engine.matrices import MatrixSharding, map_matrices, plan_matrices
 from gradkit.engine.norms import entries, packed_norms, packed_sums
 from gradkit.engine.shape_factor import shape_factor
+from gradkit.engine.shards import check_shard
 from gradkit.leaves import Layout, Method, axes_of, map_named, names
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
@@ -295,8 +296,7 @@ def scale_by_hybrid_auon(
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     ns_steps = checks.integer("ns_steps", ns_steps, 1)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=0.0)
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
     rms = scale_by_cosh_rms(
         gamma=gamma, eps_norm=eps_norm, eps=eps, normalize=normalize, scale_by_shape=scale_by_shape, layout=layout
     )

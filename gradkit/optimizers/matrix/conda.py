@@ -23,6 +23,7 @@ from gradkit.engine.core import divide, increment, optimizer, scalar, transforma
 from gradkit.engine.owned import failures, phases, product
 from gradkit.engine.per_parameter import init_fields, map_fields
 from gradkit.engine.refreshes import due, refreshed, renewable
+from gradkit.engine.shards import check_shard
 from gradkit.engine.works import Work, beside, counted, like, plan_kept
 from gradkit.leaves import Layout, Method
 from gradkit.linalg import singular_basis
@@ -135,8 +136,7 @@ def scale_by_conda(
     update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
     checks.choice("projection", projection, PROJECTIONS)
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
     turn, on_left, on_right = PROJECTIONS[projection]
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
@@ -270,7 +270,7 @@ def conda(
         layout=layout,
         shard=shard,
     )
-    adam = scale_by_adam(b1=b1, b2=b2, eps=eps, eps_in_hat=False, debias=bias_correction, mu_dtype=mu_dtype)
+    adam = scale_by_adam(b1=b1, b2=b2, eps=eps, eps_in_hat=False, bias_correction=bias_correction, mu_dtype=mu_dtype)
     described = Method("conda", learning_rate, weight_decay, weight_decay_mask)
     return by_role(described, ready("conda", direction), ready("adam", adam), layout)
 

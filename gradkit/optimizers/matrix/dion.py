@@ -28,10 +28,11 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.by_role import by_role
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
-from gradkit.engine.keys import check_key, first_key
+from gradkit.engine.keys import as_key, check_key, first_key
 from gradkit.engine.owned import product
 from gradkit.engine.per_parameter import init_fields, map_fields
 from gradkit.engine.shape_factor import shape_factor
+from gradkit.engine.shards import check_shard
 from gradkit.engine.works import Work, beside, like, plan_kept
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.one_by_one import one_by_one
@@ -160,8 +161,7 @@ def scale_by_dion(
     if key is None:
         raise ValueError("scale_by_dion draws Q: key must be a typed random key or an integer, got None; write key=0")
     check_key(key)
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
     sketched = qr == "randomized_cholesky_qr"
 
     def width(dims: tuple[int, ...]) -> int:
@@ -200,7 +200,7 @@ def scale_by_dion(
         count, now = state.count, None
         if count is not None:
             own = extra.get("key")
-            now = jax.random.fold_in(state.key if own is None else own, zlib.crc32(b"scale_by_dion"))
+            now = jax.random.fold_in(state.key if own is None else as_key(own), zlib.crc32(b"scale_by_dion"))
             now, count = jax.random.fold_in(now, count), increment(count)
         work = planned(updates)
         given = {"momentum": momentum, "eps": eps, "key": now}

@@ -2,9 +2,9 @@
 
 G_t     the gradient; with weight_decay_type="l2", G_t + weight_decay x_{t-1}
         axes of length 1 dropped; from the last to the first, axes joined while the product is within
-        max_preconditioner_dim; then every axis cut into pieces of at most that length. Of every block G by itself:
+        max_dim; then every axis cut into pieces of at most that length. Of every block G by itself:
 L_i     statistics of every axis i of the block, and P_i = (L_i / c_t + eps I)^(-1 / (2 k)), as in Shampoo; of a vector
-        that is longer than max_preconditioner_dim, and of such an axis of a thin matrix, the diagonal of L_i alone,
+        that is longer than max_dim, and of such an axis of a thin matrix, the diagonal of L_i alone,
         where full ones would take more than 64 words per parameter
 v_t     = graft_b2 v_{t-1} + (1 - graft_b2) G^2;  of "adagrad" the sum of G^2
 Gbar_t  = (b3 m_{t-1} + (1 - b3) G) / (1 - b3 b1^(t-1)),  then  m_t = b1 m_{t-1} + (1 - b1) G
@@ -24,7 +24,8 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.blocks import blocks_of, cut_blocks, join_blocks, kept_of_blocks, sorted_axes
-from gradkit.engine.core import bias_correction, increment, optimizer, scalar, transformation
+from gradkit.engine.core import bias_correction as corrected
+from gradkit.engine.core import increment, optimizer, scalar, transformation
 from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
@@ -39,6 +40,7 @@ from gradkit.engine.kronecker import (
 from gradkit.engine.owned import phases
 from gradkit.engine.per_parameter import init_fields, map_fields
 from gradkit.engine.refreshes import due, renewed
+from gradkit.engine.shards import check_shard
 from gradkit.engine.tensors import plan_tensors, total
 from gradkit.engine.works import Work, counted, like
 from gradkit.leaves import Layout, Method
@@ -100,7 +102,7 @@ def _filtered(G: jax.Array, mu: jax.Array, at: Any, unbiased: bool) -> tuple[jax
     mean = b3 * mu + (1 - b3) * G
     if unbiased:
         # 1 - b3 b1^(t-1) without cancellation; 0^0 is 1.
-        rest = bias_correction(at["b1"], at["t"] - 1, G)
+        rest = corrected(at["b1"], at["t"] - 1, G)
         mean = mean / ((1 - b3) + b3 * jnp.where(at["t"] == 1, jnp.zeros((), rest.dtype), rest))
     return mean, b1 * mu + (1 - b1) * G
 
@@ -109,7 +111,7 @@ def _grafted(mean: jax.Array, nu: jax.Array | None, at: Any, grafting: str | Non
     """a_t."""
     if nu is None:
         return mean
-    hat = nu / bias_correction(at["graft_b2"], at["t"], nu) if grafting == "adam" else nu
+    hat = nu / corrected(at["graft_b2"], at["t"], nu) if grafting == "adam" else nu
     below = jnp.sqrt(hat) + scalar(at["graft_eps"], nu)
     return jnp.where(below == 0, jnp.zeros((), mean.dtype), mean / jnp.where(below == 0, jnp.ones_like(below), below))
 
@@ -251,15 +253,15 @@ def distributed_shampoo(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     weight_decay_type: str = "decoupled",
-    max_preconditioner_dim: int = 1024,
+    max_dim: int = 1024,
     merge_dims: bool = True,
-    precondition_frequency: int = 1,
+    update_interval: int = 1,
     stagger: bool = False,
     start_preconditioning_step: int | None = None,
     grafting: str | None = None,
     graft_b2: Any = 0.999,
     graft_eps: Any = 1e-8,
-    use_bias_correction: bool = True,
+    bias_correction: bool = True,
     solver: str = "eigh",
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
@@ -267,7 +269,7 @@ def distributed_shampoo(
     """Shampoo on blocks, each with the length of the step of SGD, AdaGrad, RMSProp or Adam.
 
     Equations: at the head of this file. From AdamW one comes here with its rate and weight decay, grafting="adam",
-    b2 = graft_b2 = its b2, graft_eps = its eps, eps=1e-12, max_preconditioner_dim=8192, precondition_frequency=100.
+    b2 = graft_b2 = its b2, graft_eps = its eps, eps=1e-12, max_dim=8192, update_interval=100.
 
     Args:
       learning_rate: step size >= 0, or a schedule; with grafting the grafted method's. Default 0.01 (official code).
@@ -280,19 +282,19 @@ def distributed_shampoo(
       weight_decay: decay >= 0, or a schedule. Default 0 (official code).
       weight_decay_mask: which leaves decay. Default all.
       weight_decay_type: "decoupled" or "l2" (added to the gradient). Default "decoupled" (official code).
-      max_preconditioner_dim: largest length of a block along an axis, >= 1. Default 1024 (official code). An axis
+      max_dim: largest length of a block along an axis, >= 1. Default 1024 (official code). An axis
         that is longer keeps the diagonal of its statistic alone, as in AdaGrad, where the statistics of its blocks
         would take more than 64 words per parameter: a vector with more than 32, m x n with more than 32 n.
       merge_dims: whether short axes are joined first. Default True (official code).
-      precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      update_interval: steps between two computations of the roots, >= 1. Default 1 (official code).
       stagger: whether every block has a step of its own for its roots, so that the work is spread over the steps; those
         that are due are taken one after another. Default False (official code): all at once.
-      start_preconditioning_step: the first step with roots, >= precondition_frequency; before it the grafted method
-        runs alone. Default None: precondition_frequency.
+      start_preconditioning_step: the first step with roots, >= update_interval; before it the grafted method
+        runs alone. Default None: update_interval.
       grafting: None, "sgd", "adagrad", "rmsprop" or "adam". Default None (official code).
       graft_b2: decay of the second moment of "rmsprop" and "adam", in [0, 1). Default 0.999 (Adam's).
       graft_eps: added to its root, >= 0. Default 1e-8 (Adam's).
-      use_bias_correction: whether statistics and the mean of the gradient are divided by their weights. Default True
+      bias_correction: whether statistics and the mean of the gradient are divided by their weights. Default True
         (official code).
       solver: "eigh", "coupled_newton" or "higher_order", as in `gk.linalg.inverse_root`. Default "eigh".
       layout: which axes are stacks: layers stacked for a scan are tensors of their own, and so are fused weights.
@@ -318,28 +320,27 @@ def distributed_shampoo(
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
     Training Neural Networks At-Scale. 2023, arXiv 2309.06497. Departures: the official code gives blocks to devices one
     by one, largest first; one program for all devices has stacks of equal tensors instead, and all blocks of a tensor
-    have one owner. It keeps full statistics of blocks of long vectors too, 2 max_preconditioner_dim words per
+    have one owner. It keeps full statistics of blocks of long vectors too, 2 max_dim words per
     parameter: 8 GB for 1e6 entries. It tries a failed root again in float64 and stops after three failures. Its
     momentum on the direction is `gk.trace` in a chain.
     """
-    checks.switch(merge_dims=merge_dims, use_bias_correction=use_bias_correction)
+    checks.switch(merge_dims=merge_dims, bias_correction=bias_correction)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1]")
     checks.real("b3", b3, "[0, 1)", optional=True)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("weight_decay_type", weight_decay_type, ("decoupled", "l2"))
-    max_preconditioner_dim = checks.integer("max_preconditioner_dim", max_preconditioner_dim, 1)
-    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
+    max_dim = checks.integer("max_dim", max_dim, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
     start_preconditioning_step = checks.integer(
-        "start_preconditioning_step", start_preconditioning_step, precondition_frequency, optional=True
+        "start_preconditioning_step", start_preconditioning_step, update_interval, optional=True
     )
     checks.choice("grafting", grafting, GRAFTINGS)
     checks.real("graft_b2", graft_b2, "[0, 1)")
     checks.real("graft_eps", graft_eps, "[0, inf)")
     checks.choice("solver", solver, SOLVERS)
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
     decay = add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask)
     first = weight_decay_type == "l2"
     direction = _precondition(
@@ -347,15 +348,15 @@ def distributed_shampoo(
         b2=b2,
         b3=b1 if b3 is None else b3,
         eps=eps,
-        limit=max_preconditioner_dim,
+        limit=max_dim,
         merge_dims=merge_dims,
-        frequency=precondition_frequency,
+        frequency=update_interval,
         stagger=stagger,
-        start=precondition_frequency if start_preconditioning_step is None else start_preconditioning_step,
+        start=update_interval if start_preconditioning_step is None else start_preconditioning_step,
         grafting=grafting,
         graft_b2=graft_b2,
         graft_eps=graft_eps,
-        unbiased=use_bias_correction,
+        unbiased=bias_correction,
         solver=solver,
         layout=layout,
         shard=shard,
@@ -377,7 +378,7 @@ register(
     # Statistics of three gradients are singular: with an eps near rounding two programs differ by what it amplifies.
     example={"eps": 0.01, "grafting": "adam"},
     opt_outs=BY_LAYOUT,
-    notes="blocks of at most max_preconditioner_dim; with grafting the learning rate is the grafted method's",
+    notes="blocks of at most max_dim; with grafting the learning rate is the grafted method's",
     # As those who come from AdamW use it.
     race=Race(5e-3, {"b2": 0.999, "grafting": "adam"}),
 )

@@ -56,7 +56,7 @@ def _correct_bias(b1: Any, b2: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformation:
-    return scale_by_adam(**numbers, debias=False, **options)
+    return scale_by_adam(**numbers, bias_correction=False, **options)
 
 
 def fira(

@@ -12,20 +12,10 @@ import optax
 
 from gradkit.catalogue import Race, register
 from gradkit.engine.core import optimizer
+from gradkit.engine.presets import called, preset
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_kron, scale_by_learning_rate
 from gradkit.transforms.kron import SHARED
-
-
-def _kron(
-    method: str, learning_rate: Any, weight_decay: Any, weight_decay_mask: Any, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    return optimizer(
-        Method(method, learning_rate, weight_decay, weight_decay_mask),
-        scale_by_kron(**options),
-        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
-    )
 
 
 def kron(
@@ -35,7 +25,7 @@ def kron(
     precond_lr: Any = 0.1,
     precond_init_scale: Any = 1.0,
     update_probability: Any = None,
-    max_size_triangular: int = 8192,
+    max_dim: int = 8192,
     min_ndim_triangular: int = 2,
     memory_save_mode: str | None = None,
     momentum_into_precond_update: bool = True,
@@ -58,7 +48,7 @@ def kron(
       precond_lr: step size of the factors, > 0. Default 0.1 (official code).
       precond_init_scale: of the product of the first factors, > 0. Default 1 (official code).
       update_probability: share of steps that refresh, in (0, 1], or a schedule. Default None: p(t).
-      max_size_triangular: axes longer than this have a diagonal factor, >= 0. Default 8192 (official code).
+      max_dim: axes longer than this have a diagonal factor, >= 0. Default 8192 (official code).
       min_ndim_triangular: tensors of fewer axes have diagonal factors, >= 0. Default 2 (official code).
       memory_save_mode: None; "one_diag": the longest axis is diagonal; "all_diag". Default None.
       momentum_into_precond_update: whether the factors are learned from the momentum or from the gradient. Default
@@ -90,110 +80,30 @@ def kron(
     Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv
     2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202.
     """
-    return _kron(
-        "kron",
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        b1=b1,
-        precond_lr=precond_lr,
-        precond_init_scale=precond_init_scale,
-        update_probability=update_probability,
-        max_size_triangular=max_size_triangular,
-        min_ndim_triangular=min_ndim_triangular,
-        memory_save_mode=memory_save_mode,
-        momentum_into_precond_update=momentum_into_precond_update,
-        balance_probability=balance_probability,
-        key=key,
-        probe=probe,
-        mu_dtype=mu_dtype,
-        layout=layout,
-        shard=shard,
+    return optimizer(
+        Method(called("kron"), learning_rate, weight_decay, weight_decay_mask),
+        scale_by_kron(
+            b1=b1,
+            precond_lr=precond_lr,
+            precond_init_scale=precond_init_scale,
+            update_probability=update_probability,
+            max_dim=max_dim,
+            min_ndim_triangular=min_ndim_triangular,
+            memory_save_mode=memory_save_mode,
+            momentum_into_precond_update=momentum_into_precond_update,
+            balance_probability=balance_probability,
+            key=key,
+            probe=probe,
+            mu_dtype=mu_dtype,
+            layout=layout,
+            shard=shard,
+        ),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
     )
 
 
-def psgd_kron(
-    learning_rate: Any = 1e-3,
-    *,
-    b1: Any = 0.9,
-    precond_lr: Any = 0.1,
-    precond_init_scale: Any = 1.0,
-    update_probability: Any = None,
-    max_size_triangular: int = 8192,
-    min_ndim_triangular: int = 2,
-    memory_save_mode: str | None = None,
-    momentum_into_precond_update: bool = True,
-    balance_probability: Any = 0.01,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    key: Any = None,
-    probe: Any = None,
-    mu_dtype: Any = None,
-    layout: Layout | None = None,
-    shard: MatrixSharding | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """PSGD Kron under the name of its family: the same as `kron`.
-
-    Equations: at the head of this file.
-
-    Args:
-      learning_rate: step size >= 0, or a schedule. Default 1e-3 (official code): a third of Adam's.
-      b1: decay of the momentum, in [0, 1). Default 0.9 (official code).
-      precond_lr: step size of the factors, > 0. Default 0.1 (official code).
-      precond_init_scale: of the product of the first factors, > 0. Default 1 (official code).
-      update_probability: share of steps that refresh, in (0, 1], or a schedule. Default None: p(t).
-      max_size_triangular: axes longer than this have a diagonal factor, >= 0. Default 8192 (official code).
-      min_ndim_triangular: tensors of fewer axes have diagonal factors, >= 0. Default 2 (official code).
-      memory_save_mode: None; "one_diag": the longest axis is diagonal; "all_diag". Default None.
-      momentum_into_precond_update: whether the factors are learned from the momentum or from the gradient. Default
-        True (official code).
-      balance_probability: share of refreshes that balance the factors, in [0, 1]. Default 0.01 (official code).
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
-      weight_decay_mask: which leaves decay. Default all.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`.
-      probe: V instead of draws, as in `scale_by_kron`. Default None.
-      mu_dtype: dtype in which the momentum is kept. Default float32.
-      layout: which axes are stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
-
-    Returns:
-      A transformation that needs `params` where weights decay. State: 1 word per parameter, and per axis of a tensor
-      d^2 words, or d. Collectives: those of `scale_by_kron`.
-
-    Raises:
-      ValueError: a hyperparameter outside its range; no key.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> tx = psgd_kron(0.5, key=jax.random.key(0))
-      >>> x = jnp.ones((2, 2))
-      >>> tx.update(x, tx.init(x), x)[0].shape
-      (2, 2)
-
-    Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv
-    2402.04553.
-    """
-    return _kron(
-        "psgd_kron",
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        b1=b1,
-        precond_lr=precond_lr,
-        precond_init_scale=precond_init_scale,
-        update_probability=update_probability,
-        max_size_triangular=max_size_triangular,
-        min_ndim_triangular=min_ndim_triangular,
-        memory_save_mode=memory_save_mode,
-        momentum_into_precond_update=momentum_into_precond_update,
-        balance_probability=balance_probability,
-        key=key,
-        probe=probe,
-        mu_dtype=mu_dtype,
-        layout=layout,
-        shard=shard,
-    )
+psgd_kron = preset(kron, "psgd_kron", "PSGD Kron under the name of its family.")
 
 
 register(

@@ -23,6 +23,7 @@ from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import increment, optimizer, scalar, settle, transformation, zeros
 from gradkit.engine.matrices import MatrixSharding, check_matrix, map_matrices, plan_matrices
 from gradkit.engine.shape_factor import SCALES, shape_factor
+from gradkit.engine.shards import check_shard
 from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.leaves.derived import label_nodes
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
@@ -104,8 +105,7 @@ def scale_by_muon(
     check_options(steps=ns_steps, coefficients=coefficients, method=method, eps=eps)
     checks.choice("scale", scale, SCALES)
     checks.choice("bias_correction", bias_correction, (False, True, "optax"))
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    check_shard(shard)
     kernel = partial(orthogonalize, steps=ns_steps, coefficients=coefficients, method=method, eps=eps, dtype=ns_dtype)
 
     def init(params: optax.Params) -> ScaleByMuonState:

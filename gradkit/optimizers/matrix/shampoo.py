@@ -4,7 +4,7 @@ For a tensor G_t of order k (a matrix: k = 2), for every axis i:
 
 S_i      contraction of G_t with itself over all other axes                    G G^T and G^T G of a matrix
 L_i  <-  L_i + S_i   (b2 = 1)   or   b2 L_i + (1 - b2) S_i
-P_i   =  (L_i / c_t + eps I)^(-e_i)     every precondition_frequency steps;    c_t = 1 - b2^t, or 1 where b2 = 1;
+P_i   =  (L_i / c_t + eps I)^(-e_i)     every update_interval steps;    c_t = 1 - b2^t, or 1 where b2 = 1;
                                         I until the first time                 e_i = 1 / (2 k)
 m_t   =  b1 m_{t-1} + (1 - b1) G_t
 d_t   =  m_t / (1 - b1^t) times P_i along every axis                           L^(-1/4) G R^(-1/4) of a matrix
@@ -35,6 +35,7 @@ from gradkit.engine.kronecker import (
 from gradkit.engine.owned import phases
 from gradkit.engine.per_parameter import init_fields, map_fields
 from gradkit.engine.refreshes import due, renewed
+from gradkit.engine.shards import check_shard
 from gradkit.engine.tensors import plan_tensors, total
 from gradkit.engine.works import Work, beside, counted, like
 from gradkit.leaves import Layout, Method
@@ -85,7 +86,7 @@ def scale_by_shampoo(
     eps: Any = 1e-12,
     exponent: Any = "shampoo",
     trace_correction: bool = False,
-    precondition_frequency: int = 1,
+    update_interval: int = 1,
     stagger: bool = False,
     start_preconditioning_step: int | None = None,
     factor_source: str = "batch",
@@ -113,10 +114,10 @@ def scale_by_shampoo(
       trace_correction: whether the direction of a matrix is multiplied by Tr(L)^e, so that with "shampoo2" it is that
         of the best Kronecker approximation of H^(-1/2), Tr(L)^(1/2) L^(-1/2) G R^(-1/2). Default False: the scale is
         left to the learning rate.
-      precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      update_interval: steps between two computations of the roots, >= 1. Default 1 (official code).
       stagger: whether every tensor has a step of its own for its roots, so that the work is spread over the steps;
         those that are due are taken one after another. Default False (official code): all at once.
-      start_preconditioning_step: the first step with roots, >= 1. Default None: `precondition_frequency`.
+      start_preconditioning_step: the first step with roots, >= 1. Default None: `update_interval`.
       factor_source: "batch", or "per_example": the statistics are means over those of the gradients of single examples
         (the empirical Fisher), which come as the extra argument `factor_grads`, with a leading axis. Default "batch".
       solver: "eigh", "coupled_newton" or "higher_order", as in `gk.linalg.inverse_root`. Default "eigh".
@@ -161,7 +162,7 @@ def scale_by_shampoo(
             checks.real("exponent", e, "(0, inf)")
     if trace_correction and isinstance(exponent, Mapping):
         raise ValueError("trace_correction: exponent must be one number, as the trace has one power")
-    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
     start_preconditioning_step = checks.integer(
         "start_preconditioning_step", start_preconditioning_step, 1, optional=True
@@ -169,9 +170,8 @@ def scale_by_shampoo(
     checks.choice("factor_source", factor_source, SOURCES)
     checks.choice("solver", solver, SOLVERS)
     max_dim = checks.integer("max_dim", max_dim, 1)
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
-    start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
+    check_shard(shard)
+    start = update_interval if start_preconditioning_step is None else start_preconditioning_step
     averaged = not checks.absent(b1)
     b1 = 0.0 if b1 is None else b1
 
@@ -213,7 +213,7 @@ def scale_by_shampoo(
                 new = roots(Factors(L, *old), e, c, at["eps"], solver, power_of_trace=power)
                 return new.P, new.failed
 
-            now = due(at["t"], start, precondition_frequency, phase)
+            now = due(at["t"], start, update_interval, phase)
             P, failed = renewed(now, rooted, L, (own.P, own.failed))
             mean = G
             if mu is not None:
@@ -224,7 +224,7 @@ def scale_by_shampoo(
 
         work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
         examples = _examples(updates, extra) if factor_source == "per_example" else []
-        marks = phases(work.plan, precondition_frequency if stagger else None)
+        marks = phases(work.plan, update_interval if stagger else None)
         d, fields = map_fields(work, kernel, updates, fields, numbers, more=examples, marks=marks)
         return d, ScaleByShampooState(t, **fields, metrics={"failed_roots": total(work, fields["failed"])})
 
@@ -256,7 +256,7 @@ def shampoo(
     weight_decay_mask: Any = None,
     exponent: Any = "shampoo",
     trace_correction: bool = False,
-    precondition_frequency: int = 1,
+    update_interval: int = 1,
     stagger: bool = False,
     start_preconditioning_step: int | None = None,
     factor_source: str = "batch",
@@ -279,9 +279,9 @@ def shampoo(
       weight_decay_mask: which leaves decay. Default all.
       exponent: "shampoo", "shampoo2", a number or a dict, as in `scale_by_shampoo`. Default "shampoo" (paper).
       trace_correction: whether the direction has the scale of the best Kronecker approximation. Default False.
-      precondition_frequency: steps between two computations of the roots, >= 1. Default 1 (official code).
+      update_interval: steps between two computations of the roots, >= 1. Default 1 (official code).
       stagger: whether every tensor has a step of its own for its roots, as in `scale_by_shampoo`. Default False.
-      start_preconditioning_step: the first step with roots, >= 1. Default None: `precondition_frequency`.
+      start_preconditioning_step: the first step with roots, >= 1. Default None: `update_interval`.
       factor_source: "batch" or "per_example", as in `scale_by_shampoo`. Default "batch".
       solver: "eigh", "coupled_newton" or "higher_order". Default "eigh".
       max_dim: along a longer axis the statistic is diagonal. Default 1024.
@@ -313,7 +313,7 @@ def shampoo(
             eps=eps,
             exponent=exponent,
             trace_correction=trace_correction,
-            precondition_frequency=precondition_frequency,
+            update_interval=update_interval,
             stagger=stagger,
             start_preconditioning_step=start_preconditioning_step,
             factor_source=factor_source,

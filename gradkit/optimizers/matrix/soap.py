@@ -7,10 +7,10 @@ G'  = G turned into the bases: Q_i^T along every such axis
 m   = b1 m + (1 - b1) G'                                      in the bases, as all of Adam
 v   = b2 v + (1 - b2) G'^2
 u   = m / (sqrt(v) + eps) turned back;  divided by its root mean square where normalize_grads
-d   = sqrt(1 - b2^c) / (1 - b1^c)  u                          where correct_bias, also after the division; else d = u
+d   = sqrt(1 - b2^c) / (1 - b1^c)  u                          where bias_correction, also after the division; else d = u
 x   = x - learning_rate (d + weight_decay x)
 S_i = beta S_i + (1 - beta) S_i(G)                            S_i(G) = G contracted with itself over all other axes
-where precondition_frequency divides c:  order = diag(Q_i^T S_i Q_i) descending,  Q_i = qr(S_i Q_i[:, order]).Q,
+where update_interval divides c:  order = diag(Q_i^T S_i Q_i) descending,  Q_i = qr(S_i Q_i[:, order]).Q,
                                          v ordered the same way along axis i, m turned from the old bases into the
                                          new;  with stagger where it divides c + a phase of the tensor's own
 """
@@ -25,7 +25,8 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.blocks import factor_sources, merged_axes
-from gradkit.engine.core import bias_correction, divide, increment, optimizer, scalar, transformation
+from gradkit.engine.core import bias_correction as correction
+from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
 from gradkit.engine.kronecker import (
     BY_LAYOUT,
     along_all,
@@ -39,6 +40,7 @@ from gradkit.engine.kronecker import (
 from gradkit.engine.owned import failures, phases
 from gradkit.engine.per_parameter import init_fields, map_fields
 from gradkit.engine.refreshes import due, refreshed
+from gradkit.engine.shards import check_shard
 from gradkit.engine.tensors import plan_tensors
 from gradkit.engine.works import Work, beside, counted, like
 from gradkit.leaves import Layout, Method
@@ -87,13 +89,13 @@ def scale_by_soap(
     b2: Any = 0.95,
     shampoo_beta: Any = None,
     eps: Any = 1e-8,
-    precondition_frequency: int = 10,
+    update_interval: int = 10,
     stagger: bool = False,
-    max_precond_dim: int = 10000,
+    max_dim: int = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
     normalize_grads: bool = False,
-    correct_bias: bool = True,
+    bias_correction: bool = True,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -109,16 +111,16 @@ def scale_by_soap(
       shampoo_beta: decay of the statistics, in [0, 1). Default None: b2 (official code).
       eps: added to the root before bias correction, >= 0. Default 1e-8 (official code). With 0, coordinates whose
         second moment is 0 get 0.
-      precondition_frequency: steps between two turns of the bases, >= 1. Default 10 (official code).
+      update_interval: steps between two turns of the bases, >= 1. Default 10 (official code).
       stagger: whether every tensor has a step of its own to turn its bases, so that the work of a turn is spread over
         the steps; those that are due are taken one after another. Default False (official code): all at once.
-      max_precond_dim: longer axes are not rotated. Default 10000 (official code).
-      merge_dims: whether axes are joined, from the first to the last, while the product is within `max_precond_dim`.
+      max_dim: longer axes are not rotated. Default 10000 (official code).
+      merge_dims: whether axes are joined, from the first to the last, while the product is within `max_dim`.
         Default False (official code).
       precondition_1d: whether vectors are rotated too. Default False (official code).
       normalize_grads: whether the direction of a tensor is divided by its root mean square, before bias correction.
         Default False (official code).
-      correct_bias: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
+      bias_correction: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
         With `normalize_grads` the root mean square of the direction is this factor: 4.47 at c = 1 with the default
         decays, and 1 in the end.
       layout: which axes are stacks.
@@ -146,27 +148,26 @@ def scale_by_soap(
         merge_dims=merge_dims,
         precondition_1d=precondition_1d,
         normalize_grads=normalize_grads,
-        correct_bias=correct_bias,
+        bias_correction=bias_correction,
     )
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)", optional=True)
     checks.real("eps", eps, "[0, inf)")
-    precondition_frequency = checks.integer("precondition_frequency", precondition_frequency, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
-    max_precond_dim = checks.integer("max_precond_dim", max_precond_dim, 1)
-    if shard is not None and not isinstance(shard, MatrixSharding):
-        raise ValueError(f"shard must be a MatrixSharding or None, got {shard!r}")
+    max_dim = checks.integer("max_dim", max_dim, 1)
+    check_shard(shard)
     beta = b2 if shampoo_beta is None else shampoo_beta
-    interval = precondition_frequency if stagger else None
+    interval = update_interval if stagger else None
 
     def merged(dims: tuple[int, ...]) -> tuple[int, ...]:
-        return merge_forwards(dims, max_precond_dim) if merge_dims and len(dims) > 1 else dims
+        return merge_forwards(dims, max_dim) if merge_dims and len(dims) > 1 else dims
 
     def rotated(dims: tuple[int, ...]) -> list[bool]:
         """Which axes of a merged tensor are."""
         plain = len(dims) == 1 and not precondition_1d
-        return [d <= max_precond_dim and not plain for d in merged(dims)]
+        return [d <= max_dim and not plain for d in merged(dims)]
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
         whole, groups = merged(dims), merged_axes(dims, merged(dims))
@@ -191,8 +192,8 @@ def scale_by_soap(
         u = along_all(own.Q, u)
         if normalize_grads:
             u = u / (1e-30 + jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)), keepdims=True)))
-        if correct_bias:  # After the division, which would cancel it.
-            u = u * (jnp.sqrt(bias_correction(at["b2"], c, G)) / bias_correction(at["b1"], c, G))
+        if bias_correction:  # After the division, which would cancel it.
+            u = u * (jnp.sqrt(correction(at["b2"], c, G)) / correction(at["b1"], c, G))
         u, mu, nu = (jnp.where(first, jnp.zeros_like(y), y) for y in (u, mu, nu))
         S = _moments(own.S, G, at["beta"])
 
@@ -202,7 +203,7 @@ def scale_by_soap(
             return Q, along_all(transposes(Q), along_all(before, mu)), reorder(nu, orders)
 
         Q, failed = refreshed(first, lambda S, _: first_bases(S), S, own.Q, own.failed)
-        now = ~first & due(at["c"], 0, precondition_frequency, phase)
+        now = ~first & due(at["c"], 0, update_interval, phase)
         (Q, mu, nu), failed = refreshed(now, turned, S, (Q, mu, nu), failed)
         return u.reshape(x.shape), Own(S, Q, mu, nu, failed)
 
@@ -233,13 +234,13 @@ def soap(
     eps: Any = 1e-8,
     weight_decay: Any = 0.01,
     weight_decay_mask: Any = None,
-    precondition_frequency: int = 10,
+    update_interval: int = 10,
     stagger: bool = False,
-    max_precond_dim: int = 10000,
+    max_dim: int = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
     normalize_grads: bool = False,
-    correct_bias: bool = True,
+    bias_correction: bool = True,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -255,15 +256,15 @@ def soap(
       eps: added to the root before bias correction, >= 0. Default 1e-8 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.01 (official code).
       weight_decay_mask: which leaves decay. Default all.
-      precondition_frequency: steps between two turns of the bases, >= 1. Default 10 (official code).
+      update_interval: steps between two turns of the bases, >= 1. Default 10 (official code).
       stagger: whether every tensor has a step of its own to turn its bases, so that the work of a turn is spread over
         the steps; those that are due are taken one after another. Default False (official code): all at once.
-      max_precond_dim: longer axes are not rotated. Default 10000 (official code).
+      max_dim: longer axes are not rotated. Default 10000 (official code).
       merge_dims: whether axes are joined first. Default False (official code).
       precondition_1d: whether vectors are rotated too. Default False (official code).
       normalize_grads: whether the direction of a tensor is divided by its root mean square, before bias correction.
         Default False (official code).
-      correct_bias: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
+      bias_correction: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
       layout: which axes are stacks.
       shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
 
@@ -291,13 +292,13 @@ def soap(
             b2=b2,
             shampoo_beta=shampoo_beta,
             eps=eps,
-            precondition_frequency=precondition_frequency,
+            update_interval=update_interval,
             stagger=stagger,
-            max_precond_dim=max_precond_dim,
+            max_dim=max_dim,
             merge_dims=merge_dims,
             precondition_1d=precondition_1d,
             normalize_grads=normalize_grads,
-            correct_bias=correct_bias,
+            bias_correction=bias_correction,
             layout=layout,
             shard=shard,
         ),

@@ -148,7 +148,7 @@ def scale_by_qhadam(
     for name, value in (("nu1", nu1), ("nu2", nu2)):
         checks.real(name, value, "[0, 1]")
     denominator = root_mean_square(b2=b2, eps=eps, nu=nu2)
-    means = [Mean(b1, nu1, debias=True)]
+    means = [Mean(b1, nu1, bias_correction=True)]
     return weighted_momenta("scale_by_qhadam", means, 1 - nu1, denominator=denominator, mu_dtype=mu_dtype)
 
 

@@ -79,7 +79,7 @@ def adahessian(
     hessian_power: Any = 1.0,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
-    every: int = 1,
+    update_interval: int = 1,
     num_samples: int = 1,
     spatial_average: str | None = "conv",
     key: Any = None,
@@ -98,7 +98,7 @@ def adahessian(
       hessian_power: k, in [0, 1]. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      every: steps that one estimate serves, >= 1. Default 1; the paper finds up to 5 as good.
+      update_interval: steps that one estimate serves, >= 1. Default 1; the paper finds up to 5 as good.
       num_samples: random vectors per estimate, >= 1. Default 1 (official code).
       spatial_average: of the estimate: None, "conv" or "all", as in `gk.gradients.hutchinson_diag`. Default "conv"
         (its code for images). A curvature that is given is taken as it is.
@@ -108,8 +108,8 @@ def adahessian(
       layout: what the axes of a leaf mean, to the average over space.
 
     Returns:
-      A transformation that needs `curvature`, or `hvp_fn` and a key. State: 2 words per parameter, 3 with `every` > 1.
-      Elementwise but for the estimate, which moves what a gradient does.
+      A transformation that needs `curvature`, or `hvp_fn` and a key. State: 2 words per parameter, 3 with
+      `update_interval` > 1. Elementwise but for the estimate, which moves what a gradient does.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, neither `curvature` nor `hvp_fn`.
@@ -133,7 +133,9 @@ def adahessian(
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )
-    return optimizer(described, supply_curvature("adahessian", chain, estimator, every=every, key=key))
+    return optimizer(
+        described, supply_curvature("adahessian", chain, estimator, update_interval=update_interval, key=key)
+    )
 
 
 SHARED: dict[str, Any] = {"paper": PAPER, "needs": ("curvature",), "words": 2, "golden": ("matrix/adahessian",)}

@@ -161,7 +161,7 @@ def _search(options: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
 
         if solver == "cholesky":
             return dense(checked, g)
-        return conjugate_gradients(checked, g, options["cg_steps"], options["cg_tol"])
+        return conjugate_gradients(checked, g, options["cg_iterations"], options["cg_tolerance"])
 
     def update(g: Any, state: GradientRegularizedNewtonState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         value_fn, grad_fn = need(NAME, extra, "value_fn"), need(NAME, extra, "grad_fn")
@@ -216,8 +216,8 @@ def gradient_regularized_newton(
     max_search_steps: int = 40,
     solver: str = "cholesky",
     curvature: Any = "hessian",
-    cg_steps: int = 100,
-    cg_tol: Any = 1e-6,
+    cg_iterations: int = 100,
+    cg_tolerance: Any = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method with a regularisation that fades as the gradient does, and a search for its scale.
 
@@ -235,8 +235,8 @@ def gradient_regularized_newton(
       curvature: what H is: "hessian", of `hvp_fn` or else `grad_fn`; "fisher", the mean of g g^T over the extra
         argument `example_grads`; or a function (params, vector, **extra) -> product, such as a Gauss-Newton matrix's.
         Default "hessian". Not read with "diag".
-      cg_steps: products per attempt with "cg", >= 1. Default 100.
-      cg_tol: of "cg", the residual relative to the gradient, >= 0. Default 1e-6.
+      cg_iterations: products per attempt with "cg", >= 1. Default 100.
+      cg_tolerance: of "cg", the residual relative to the gradient, >= 0. Default 1e-6.
 
     Returns:
       A transformation that needs `params`, `value_fn` and `grad_fn`; `value` saves one evaluation. State: a number, and
@@ -265,8 +265,8 @@ def gradient_regularized_newton(
     checks.choice("solver", solver, ("cholesky", "cg", "diag"))
     if not callable(curvature):
         checks.choice("curvature", curvature, ("hessian", "fisher"))
-    cg_steps = checks.integer("cg_steps", cg_steps, 1)
-    checks.real("cg_tol", cg_tol, "[0, inf)")
+    cg_iterations = checks.integer("cg_iterations", cg_iterations, 1)
+    checks.real("cg_tolerance", cg_tolerance, "[0, inf)")
     options = {
         "gamma_init": gamma_init,
         "adaptive": adaptive,
@@ -275,8 +275,8 @@ def gradient_regularized_newton(
         "max_search_steps": max_search_steps,
         "solver": solver,
         "curvature": curvature,
-        "cg_steps": cg_steps,
-        "cg_tol": cg_tol,
+        "cg_iterations": cg_iterations,
+        "cg_tolerance": cg_tolerance,
     }
     return optimizer(Method(NAME, learning_rate), _search(options), scale_by_learning_rate(learning_rate))
 
@@ -292,5 +292,5 @@ register(
     opt_outs={"descends": "what it is handed there says that the loss is linear, and its steps grow without end"},
     notes='"cholesky" is for some thousand parameters at most; solver="cg" makes products alone',
     # By products alone: the matrix of a network is too large.
-    race=Race(1.0, {"solver": "cg", "cg_steps": 10, "max_search_steps": 10}, schedule=None),
+    race=Race(1.0, {"solver": "cg", "cg_iterations": 10, "max_search_steps": 10}, schedule=None),
 )

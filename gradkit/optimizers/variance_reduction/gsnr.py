@@ -117,7 +117,7 @@ def _adam(
     scaled = optax.chain(gsnr, scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype))
     if second_moment == "scaled":
         return scaled
-    first = optax.chain(gsnr, weighted_momenta("scale_by_gsnr", [Mean(b1, debias=True)], mu_dtype=mu_dtype))
+    first = optax.chain(gsnr, weighted_momenta("scale_by_gsnr", [Mean(b1, bias_correction=True)], mu_dtype=mu_dtype))
     root = root_mean_square(b2=b2, eps=eps)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:

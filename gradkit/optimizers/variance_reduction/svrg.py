@@ -43,14 +43,14 @@ class SvrgState(NamedTuple):
         return jax.tree.map(choose, self.snapshot, fresh, params)
 
 
-def svrg_estimator(snapshot_every: int, *, mode: str = "last") -> optax.GradientTransformationExtraArgs:
+def svrg_estimator(update_interval: int, *, mode: str = "last") -> optax.GradientTransformationExtraArgs:
     """A link ahead of any optimizer that takes the noise of the batch out of the gradient.
 
     Equations: at the head of this file. `optax.chain(gk.svrg_estimator(2 * n), gk.sgd(0.1))`; then
     `tx.update(grads, state, params, grad_fn=..., full_grad_fn=...)`.
 
     Args:
-      snapshot_every: m, steps between snapshots, >= 1; the first step takes one. The textbook advises one to a few
+      update_interval: m, steps between snapshots, >= 1; the first step takes one. The textbook advises one to a few
         passes over the data.
       mode: the snapshot is the "last" iterate or the "average" of those since the last snapshot. Default "last".
 
@@ -78,7 +78,7 @@ def svrg_estimator(snapshot_every: int, *, mode: str = "last") -> optax.Gradient
     outer loop with the average also restarts the iterates there; a link of a chain cannot move parameters, so they
     stay where they are.
     """
-    snapshot_every = checks.integer("snapshot_every", snapshot_every, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("mode", mode, ("last", "average"))
 
     def gradient(extra: Any, array: str, function: str) -> Any:
@@ -114,7 +114,7 @@ def svrg_estimator(snapshot_every: int, *, mode: str = "last") -> optax.Gradient
 
         mean = None if state.mean is None else jax.tree.map(include, state.mean, params)
         v = jax.tree.map(lambda g, s, mu: g - s + mu, updates, there, full)
-        again = (since >= snapshot_every).astype(jnp.int32)
+        again = (since >= update_interval).astype(jnp.int32)
         return v, SvrgState(since, again, snapshot, full, mean)
 
     return transformation("svrg_estimator", init, update, needs_params=True, complex_leaves=True)
@@ -126,6 +126,6 @@ register(
     paper=PAPER,
     needs=("snapshot_grads", "full_grads"),
     words=2,
-    example={"snapshot_every": 2},
+    example={"update_interval": 2},
     notes="a link ahead of an optimizer; grad_fn and full_grad_fn may stand for the two gradients",
 )
