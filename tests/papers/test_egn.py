@@ -213,8 +213,9 @@ def test_a_step_that_is_not_finite_is_not_made_and_counted() -> None:
     A = np.asarray(X[:, :3], np.float32)
 
     def step_at(scale: float, state: Any) -> Any:
-        told = {"model_fn": lambda p: scale * (A @ p["w"]), "targets": jnp.ones(B)}
-        u, (state,) = tx.update(x, state, x, **told, value_fn=lambda p: jnp.mean((told["model_fn"](p) - 1) ** 2) / 2)
+        told: dict[str, Any] = {"model_fn": lambda p: scale * (A @ p["w"]), "targets": jnp.ones(B)}
+        told["value_fn"] = lambda p: jnp.mean((scale * (A @ p["w"]) - 1) ** 2) / 2
+        u, (state,) = tx.update(x, state, x, **told)
         return u, state
 
     _, state = step_at(1.0, tx.init(x))
