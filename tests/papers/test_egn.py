@@ -215,8 +215,9 @@ def test_a_step_that_is_not_finite_is_not_made_and_counted() -> None:
     def step_at(scale: float, state: Any) -> Any:
         told: dict[str, Any] = {"model_fn": lambda p: scale * (A @ p["w"]), "targets": jnp.ones(B)}
         told["value_fn"] = lambda p: jnp.mean((scale * (A @ p["w"]) - 1) ** 2) / 2
-        u, (state,) = tx.update(x, state, x, **told)
-        return u, state
+        states: Any
+        u, states = tx.update(x, state, x, **told)
+        return u, states[0]
 
     _, state = step_at(1.0, tx.init(x))
     u, broken = step_at(float("nan"), (state,))
