@@ -19,11 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkit.engine.core import wide_dtype
+from gradkit.engine.joining import after, in_order, joined, leaf_of, leaves_of, separated, tensors, views, weights
 from gradkit.engine.matrices import Slot
 from gradkit.engine.owned import Owned, kept, map_owned, placed
 from gradkit.engine.placement import as_it_lay, everywhere
-from gradkit.engine.works import COUNTED, LIKE, Part, Work, bare, get, is_part, kind_of, parts_of, placeholder, put
-from gradkit.leaves import from_matrices, to_matrices
+from gradkit.engine.works import (
+    COUNTED,
+    LIKE,
+    Work,
+    bare,
+    get,
+    is_part,
+    kind_of,
+    merged,
+    parts_of,
+    placeholder,
+    put,
+)
 from gradkit.leaves.derived import derived, flatten
 
 
@@ -122,56 +134,83 @@ def map_fields(
     leaves, structure = jax.tree.flatten(tree)
     told = {f: value if value is None else kind_of(value) for f, value in work.fields().items()}
     given = {f: structure.flatten_up_to(fields[f]) for f, kind in told.items() if kind not in (None, COUNTED)}
-    seen = [[to_matrices(x, a) for x, a in zip(t, work.plan.axes, strict=True)] for t in _columns(leaves, more)]
-    moments = {
-        f: [to_matrices(x, a) for x, a in zip(given[f], work.plan.axes, strict=True)]
-        for f, kind in told.items()
-        if kind == LIKE
-    }
-    new: dict[str, Any] = {f: [{} for _ in leaves] for f, kind in told.items() if kind not in (None, COUNTED)}
-    sums = {f: fields[f] for f, kind in told.items() if kind == COUNTED}
-    done: list[dict[int, jax.Array]] = [{} for _ in leaves]
+    seen = [views(work, t) for t in (leaves, *(jax.tree.leaves(t) for t in more))]
+    moments = {f: views(work, given[f]) for f, kind in told.items() if kind == LIKE}
 
-    for s, stack in enumerate(work.plan.stacks):
-        one = kernel if callable(kernel) else kernel[s]
-        rows = sum(slot.count for slot in stack.slots)
-        shape, own = work.of_stack(s, rows), {}
+    counts = [sum(slot.count for slot in stack.slots) for stack in work.plan.stacks]
+    shapes = [work.of_stack(s, rows) for s, rows in enumerate(counts)]
+
+    def own_of(s: int) -> Any:
+        """What is kept of the tensors of a stack."""
+        stack, shape, own = work.plan.stacks[s], shapes[s], {}
         for f, value in shape._asdict().items():
             if told[f] is None:
                 own[f] = None
             elif told[f] == COUNTED:
                 own[f] = jnp.zeros(value.value.shape, value.value.dtype)
             elif told[f] == LIKE:
-                own[f] = _enter(work, s, moments[f]).reshape(value.value.shape)
+                own[f] = tensors(work, s, moments[f]).reshape(value.value.shape)
             else:
                 parts = [
-                    _join([get(given[f][slot.leaf], work.piece(slot, path, part)) for slot in stack.slots], part, stack)
+                    joined([get(given[f][slot.leaf], work.piece(slot, path, part)) for slot in stack.slots], part)
                     for path, part in parts_of(value)
                 ]
                 own[f] = jax.tree.structure(value, is_leaf=is_part).unflatten(parts)
-        own = type(shape)(**own)
-        x, *rest = (_enter(work, s, views) for views in seen)
-        y, own = one(x, own, dict(numbers), marks[s], *rest)
-        _leave(work, s, y, done)
+        return type(shape)(**own)
+
+    def made(s: int) -> tuple[dict[int, Any], dict[str, Any]]:
+        """What the kernel makes of a stack: the weights of its leaves, and the fields."""
+        x, *rest = (tensors(work, s, own) for own in seen)
+        one = kernel if callable(kernel) else kernel[s]
+        y, own = one(x, own_of(s), dict(numbers), marks[s], *rest)
+        new: dict[str, Any] = {}
         for f, value in own._asdict().items():
             if told[f] == COUNTED:
-                sums[f] = sums[f] + jnp.sum(value, dtype=jnp.int32)
+                new[f] = jnp.sum(value, dtype=jnp.int32)
             elif told[f] == LIKE:
-                _leave(work, s, value, new[f])
+                new[f] = leaves_of(work, s, value)
             elif told[f] is not None:
-                for (path, part), x in zip(parts_of(getattr(shape, f)), jax.tree.leaves(value), strict=True):
-                    _apart(work, s, x, new[f], path, part)
+                pairs = zip(parts_of(getattr(shapes[s], f)), jax.tree.leaves(value), strict=True)
+                new[f] = merged(*(separated(work, s, x, path, part) for (path, part), x in pairs))
+        return leaves_of(work, s, y), new
 
-    out = dict.fromkeys(told) | sums
+    def unchanged(s: int) -> tuple[dict[int, Any], dict[str, Any]]:
+        """The tree and its fields as they are, in the form of `made`."""
+        stack, new = work.plan.stacks[s], {}
+        for f, value in shapes[s]._asdict().items():
+            if told[f] == COUNTED:
+                new[f] = jnp.zeros((), jnp.int32)
+            elif told[f] == LIKE:
+                new[f] = weights(stack, moments[f])
+            elif told[f] is not None:
+                new[f] = {slot.leaf: {} for slot in stack.slots}
+                for slot in stack.slots:
+                    for path, part in parts_of(value):
+                        keys = work.piece(slot, path, part)
+                        put(new[f][slot.leaf], keys, get(given[f][slot.leaf], keys))
+        return weights(stack, seen[0]), new
+
+    done: dict[int, Any] = {}
+    new: dict[str, Any] = {f: fields[f] if kind == COUNTED else {} for f, kind in told.items() if kind is not None}
+    ordered, before = in_order((leaves, given)), None
+    for s in range(len(work.plan.stacks)):
+        if ordered and before is not None:
+            d, own = after(before, lambda s=s: made(s), lambda s=s: unchanged(s))
+        else:
+            d, own = made(s)
+        before = jax.tree.leaves(d)[0]
+        done = merged(done, d)
+        new = {f: new[f] + x if told[f] == COUNTED else merged(new[f], x) for f, x in own.items()}
+
+    out = dict.fromkeys(told) | new
     for f, kind in told.items():
         if kind == LIKE:
-            kept = [_whole(work, i, new[f][i], x) for i, x in enumerate(given[f])]
-            out[f] = structure.unflatten(kept)
-        elif f in new:
-            out[f] = structure.unflatten(new[f])
+            out[f] = structure.unflatten([leaf_of(work, i, new[f].get(i), x) for i, x in enumerate(given[f])])
+        elif kind not in (None, COUNTED):
+            out[f] = structure.unflatten([new[f].get(i, {}) for i in range(len(leaves))])
     out = settled(out, dict(fields))
     d = [
-        as_it_lay(_whole(work, i, done[i], x), y)
+        as_it_lay(leaf_of(work, i, done.get(i), x), y)
         for i, (x, y) in enumerate(zip(leaves, jax.tree.leaves(lay), strict=True))
     ]
     return structure.unflatten(d), out
@@ -180,56 +219,10 @@ def map_fields(
 def settled(new: Any, old: Any) -> Any:
     """State that is sharded as it was. Left to itself the compiler may shard it otherwise, and the next step would be
     another program: so it sees a choice between the two, of which it cannot know that it is always the new one."""
+    if jax.device_count() == 1 and jax.sharding.get_abstract_mesh().size <= 1:
+        return new
     never = jax.lax.optimization_barrier(jnp.zeros((), bool))
     return jax.tree.map(lambda x, y: jnp.where(never, y, as_it_lay(x, y)), new, old)
-
-
-def _columns(leaves: Sequence[Any], more: Sequence[Any]) -> list[Sequence[Any]]:
-    return [leaves, *(jax.tree.leaves(t) for t in more)]
-
-
-def _enter(work: Work, s: int, views: list[tuple[jax.Array, ...]]) -> jax.Array:
-    """The tensors of a stack, of a tree whose leaves are seen as matrices."""
-    pieces = []
-    for slot in work.plan.stacks[s].slots:
-        x = views[slot.leaf][slot.part]
-        pieces.append(jnp.swapaxes(x, 1, 2) if slot.turned else x)
-    x = jnp.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-    dims, places = work.dims[s], work.places[s]
-    return x.reshape(-1, *(dims[places.index(i)] for i in range(len(dims)))).transpose(0, *(p + 1 for p in places))
-
-
-def _leave(work: Work, s: int, y: jax.Array, into: list[dict[int, jax.Array]]) -> None:
-    """Separates a stack into the weights of its leaves."""
-    stack, dims, places = work.plan.stacks[s], work.dims[s], work.places[s]
-    back = tuple(int(i) for i in np.argsort((0, *(p + 1 for p in places))))
-    y, start = y.reshape(-1, *dims).transpose(back).reshape(-1, stack.n, stack.m), 0
-    for slot in stack.slots:
-        z = jax.lax.slice_in_dim(y, start, start + slot.count)
-        into[slot.leaf][slot.part] = jnp.swapaxes(z, 1, 2) if slot.turned else z
-        start += slot.count
-
-
-def _whole(work: Work, leaf: int, parts: dict[int, jax.Array], old: jax.Array) -> jax.Array:
-    """A leaf of its weights; the old one where it has no entries."""
-    if not parts:
-        return old
-    return from_matrices([parts[j] for j in sorted(parts)], old.shape, work.plan.axes[leaf])
-
-
-def _join(pieces: list[jax.Array], part: Part, stack: Any) -> jax.Array:
-    """What the leaves keep of the tensors of a stack, (B, ...)."""
-    flat = [x.reshape(slot.count, *part.value.shape[1:]) for x, slot in zip(pieces, stack.slots, strict=True)]
-    return jnp.concatenate(flat) if len(flat) > 1 else flat[0]
-
-
-def _apart(work: Work, s: int, x: jax.Array, into: list[dict[str, Any]], path: Any, part: Part) -> None:
-    start = 0
-    for slot in work.plan.stacks[s].slots:
-        stack = tuple(work.plan.shapes[slot.leaf][a] for a in work.batch(slot.leaf))
-        piece = jax.lax.slice_in_dim(x, start, start + slot.count).reshape(*stack, *x.shape[1:])
-        put(into[slot.leaf], work.piece(slot, path, part), piece)
-        start += slot.count
 
 
 def _map_owned(

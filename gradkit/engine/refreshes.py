@@ -33,14 +33,15 @@ def due(t: jax.Array, start: int, interval: int, phase: jax.Array | None = None)
 
 
 @custom_vmap
-def _anywhere(due: jax.Array) -> jax.Array:
+def anywhere(due: jax.Array) -> jax.Array:
+    """A condition that under `vmap` is met where it is met for any member, and stays one condition."""
     return due
 
 
-@_anywhere.def_vmap
+@anywhere.def_vmap
 def _anywhere_of_many(size: int, batched: list[bool], due: jax.Array) -> tuple[jax.Array, bool]:
     del size, batched
-    return _anywhere(jnp.any(due, axis=0)), False
+    return anywhere(jnp.any(due, axis=0)), False
 
 
 def _chosen(take: jax.Array, new: Any, old: Any) -> Any:
@@ -70,9 +71,9 @@ def renewed(due: jax.Array, fresh: Callable[[Any, Any], Any], given: Any, old: A
         def anew() -> Any:
             return _chosen(due, fresh(given, old), old)
 
-        return jax.lax.cond(_anywhere(due), anew, lambda: old)
+        return jax.lax.cond(anywhere(due), anew, lambda: old)
 
-    some = _anywhere(due)
+    some = anywhere(due)
     order = jnp.argsort(~some)
 
     def one(k: jax.Array, tree: Any) -> Any:

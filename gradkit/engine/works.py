@@ -6,7 +6,7 @@ A method's `make` returns a NamedTuple of fields, each a tree of `like`, `beside
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -196,6 +196,19 @@ def put(tree: dict[str, Any], keys: tuple[str, ...], x: Any) -> None:
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
     tree[keys[-1]] = x
+
+
+def merged(*trees: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Nested dictionaries as one.
+
+    >>> merged({1: {"0": "a"}}, {1: {"1": "b"}, 2: {}})
+    {1: {'0': 'a', '1': 'b'}, 2: {}}
+    """
+    out: dict[Any, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            out[key] = merged(out.get(key, {}), value) if isinstance(value, dict) else value
+    return out
 
 
 def get(tree: Any, keys: tuple[str, ...]) -> Any:
