@@ -63,21 +63,26 @@ def over(x: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def over_root(
-    x: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0, *, of_x: Any = 1.0, of_v: Any = 1.0, of_eps: Any = 1.0
+    x: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0, *, x_by: Any = None, v_by: Any = None, of_eps: Any = 1.0
 ) -> jax.Array:
-    """of_x x / (sqrt(of_v v + eps_root) + of_eps eps), and 0 where the denominator is 0.
+    """x / x_by / (sqrt(v / v_by + eps_root) + of_eps eps), and 0 where the denominator is 0.
+
+    What all leaves share is divided by, not multiplied with: XLA then makes the same program of every leaf of a shape,
+    and compiles it once. Factors it would order differently for the first leaf.
 
     >>> over_root(jnp.array([6.0, 0.0]), jnp.array([4.0, 0.0]), 1.0).tolist()
     [2.0, 0.0]
     """
-    return _over_root(x, v, (of_x, of_v, of_eps), eps, eps_root, guarded=may_be_zero(eps, eps_root))
+    return _over_root(x, v, (x_by, v_by), of_eps, eps, eps_root, guarded=may_be_zero(eps, eps_root))
 
 
 @functools.partial(jax.jit, static_argnames="guarded")
-def _over_root(x: jax.Array, v: jax.Array, factors: tuple, eps: Any, eps_root: Any, *, guarded: bool) -> jax.Array:
-    of_x, of_v, of_eps = (scalar(f, like) for f, like in zip(factors, (x, v, v), strict=True))
-    root = cast(jnp.sqrt(v * of_v + scalar(eps_root, v)) + scalar(eps, v) * of_eps, x.dtype)
-    return divide(x * of_x, root) if guarded else x * of_x / root
+def _over_root(
+    x: jax.Array, v: jax.Array, by: tuple[Any, Any], of_eps: Any, eps: Any, eps_root: Any, *, guarded: bool
+) -> jax.Array:
+    x, v = (a if b is None else a / scalar(b, a) for a, b in zip((x, v), by, strict=True))
+    root = cast(jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v) * scalar(of_eps, v), x.dtype)
+    return divide(x, root) if guarded else x / root
 
 
 def may_be_zero(*added: Any) -> bool:

@@ -18,6 +18,8 @@ from gradkit.engine.sums import block_sums, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, tensor_axes, unit_axes
 
 BLOCKS = ("tensor", "unit")
+# As many numbers are added up at a time.
+WIDTH = 32
 
 
 def block_axes(name: str, shape: tuple[int, ...], block: str, layout: Layout | None) -> tuple[int, ...]:
@@ -82,6 +84,31 @@ def concatenated(row: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate([cast(x.reshape(-1), dtype) for x in row]) if row else jnp.zeros((0,), dtype)
 
 
+def added_up(row: Sequence[jax.Array]) -> jax.Array:
+    """The sum of the numbers of all leaves, in the widest of their dtypes; 0 where there are none.
+
+    Of a sum of one vector, or of one `+` per leaf, XLA makes one program, with all that the numbers are made of; its
+    compilation takes four times as long for twice as many leaves. The sum of the rows of a matrix it leaves alone.
+
+    >>> added_up([jnp.ones((2, 1)), jnp.array([4.0])] * 50).item()
+    300.0
+    """
+    vector = concatenated(row)
+    if len(row) > WIDTH:
+        rows = -(-vector.size // WIDTH)
+        vector = jnp.sum(jnp.pad(vector, (0, rows * WIDTH - vector.size)).reshape(rows, WIDTH), axis=1)
+    return jnp.sum(vector)
+
+
+def mean_of_all(row: Sequence[jax.Array]) -> jax.Array:
+    """The mean of the numbers of all leaves, in float32; 1 where there are none.
+
+    >>> mean_of_all([jnp.ones((2, 1)), jnp.array([4.0])]).item()
+    2.0
+    """
+    return cast(added_up(row) / sum(x.size for x in row), jnp.float32) if row else jnp.ones((), jnp.float32)
+
+
 def packed_sums(
     known: Sequence[str], block: str, layout: Layout | None, *quantities: Sequence[jax.Array], like: Sequence[jax.Array]
 ) -> Packed:
@@ -138,10 +165,8 @@ def global_sums(*trees: Any) -> list[jax.Array]:
         return [jnp.zeros((), jnp.float32) for _ in trees]
     flat = [x for row in rows for x in row]
     sums = block_sums(names(trees[0]) * len(rows), flat, [tuple(range(x.ndim)) for x in flat])
-    dtype = max((x.dtype for x in sums), key=lambda d: d.itemsize)
-    scalars = [cast(x.reshape(()), dtype) for x in sums]
     n = len(rows[0])
-    return [sum(scalars[i + 1 : i + n], scalars[i]) for i in range(0, n * len(rows), n)]
+    return [added_up(sums[i : i + n]) for i in range(0, n * len(rows), n)]
 
 
 def global_square(tree: Any) -> jax.Array:

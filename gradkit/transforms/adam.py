@@ -33,9 +33,10 @@ from gradkit.engine.core import (
 
 
 @functools.partial(jax.jit, inline=True)
-def _ahead(m: jax.Array, g: jax.Array, b1: tuple[Any, Any], of_m: Any, of_g: Any) -> jax.Array:
+def _ahead(m: jax.Array, g: jax.Array, b1: tuple[Any, Any], m_by: Any, g_by: Any) -> jax.Array:
     b, rest = weights(b1, g)
-    return b * cast(m, g.dtype) * of_m + rest * g * of_g
+    m, g = b * cast(m, g.dtype), rest * g
+    return m + g if m_by is None else m / m_by + g / g_by
 
 
 class ScaleByAdamState(NamedTuple):
@@ -116,20 +117,20 @@ def scale_by_adam(
             # Without the barrier XLA would write the moment twice, once in each dtype.
             mu = settle(mu)
 
-        def factors(g: jax.Array) -> tuple[Any, Any, Any, Any]:
+        def corrections(g: jax.Array) -> tuple[Any, Any, Any, Any]:
             if not bias_correction:
-                return 1.0, 1.0, 1.0, 1.0
+                return None, None, None, 1.0
             c1, c2 = correction(b1, count, g), correction(b2, count, g)
             next_one = nesterov and nesterov_correction == "next"
             ahead = correction(b1, count + 1, g) if next_one else c1
-            return 1 / cast(c1, g.dtype), 1 / cast(ahead, g.dtype), 1 / c2, 1.0 if eps_in_hat else jax.lax.rsqrt(c2)
+            return cast(ahead, g.dtype), cast(c1, g.dtype), c2, 1.0 if eps_in_hat else jax.lax.rsqrt(c2)
 
-        of_dtype = once_per_dtype(factors)
+        of_dtype = once_per_dtype(corrections)
 
         def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            of_g, of_m, of_v, of_eps = of_dtype(g)
-            m = _ahead(m, g, pair(b1), of_m, of_g) if nesterov else cast(m, g.dtype)
-            return over_root(m, v, eps, eps_root, of_x=1.0 if nesterov else of_m, of_v=of_v, of_eps=of_eps)
+            m_by, g_by, v_by, of_eps = of_dtype(g)
+            m = _ahead(m, g, pair(b1), m_by, g_by) if nesterov else cast(m, g.dtype)
+            return over_root(m, v, eps, eps_root, x_by=None if nesterov else m_by, v_by=v_by, of_eps=of_eps)
 
         return jax.tree.map(direction, mu, nu, updates), ScaleByAdamState(count, mu, nu)
 

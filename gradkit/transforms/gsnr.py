@@ -20,7 +20,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import (
-    bias_correction,
+    bias_corrections,
     check_match,
     divide,
     increment,
@@ -139,7 +139,8 @@ def scale_by_gsnr(
             return b * p + (1 - b) * r
 
         p = settle(jax.tree.map(follow, state.ratio, ratio))
-        scaled = jax.tree.map(lambda p, u: p * (1 / bias_correction(b3, count, p)) * u, p, updates)
+        c3 = bias_corrections(b3, count)
+        scaled = jax.tree.map(lambda p, u: p / c3(p) * u, p, updates)
         return scaled, ScaleByGsnrState(count, p)
 
     return transformation("scale_by_gsnr", init, update)

@@ -17,6 +17,13 @@ from gradkit.leaves import Method
 RATE = "scale_by_learning_rate: learning_rate"
 
 
+def _moved(rate: Any, u: jax.Array, flip_sign: bool) -> jax.Array:
+    """rate * u, or its opposite. The sign of a traced rate, which is published too, would be a program of its own."""
+    if not flip_sign:
+        return times(rate, u)
+    return times(-rate, u) if isinstance(rate, int | float) else -times(rate, u)
+
+
 class ScaleByLearningRateState(NamedTuple):
     """Number of updates made, and the rate of the last one as a metric."""
 
@@ -64,8 +71,8 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
     def update(updates: Any, state: ScaleByLearningRateState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         rate = at_count(learning_rate, state.count, RATE)
-        factor = once_per_dtype(lambda u: (-1 if flip_sign else 1) * scalar(rate, u))
-        updates = jax.tree.map(lambda u: times(factor(u), u), updates)
+        factor = once_per_dtype(lambda u: scalar(rate, u))
+        updates = jax.tree.map(lambda u: _moved(factor(u), u, flip_sign), updates)
         return updates, ScaleByLearningRateState(increment(state.count), published(rate))
 
     described = Method("scale_by_learning_rate", learning_rate)

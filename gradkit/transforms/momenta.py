@@ -50,18 +50,19 @@ class Mean(NamedTuple):
 
 
 @jax.jit
-def _weighted_sum(g: jax.Array, momenta: Sequence[jax.Array], w_0: Any, shares: Any, factors: Any) -> jax.Array:
+def _weighted_sum(g: jax.Array, momenta: Sequence[jax.Array], w_0: Any, shares: Any, by: Any) -> jax.Array:
     """w_0 g, where it is given, and the running means, each with its weight and its correction."""
     terms = [] if w_0 is None else [scalar(w_0, g) * g]
-    for weight, factor, u in zip(shares, factors, momenta, strict=True):
-        terms.append(scalar(weight, g) * cast(u, g.dtype) * scalar(factor, g))
+    for weight, c, u in zip(shares, by, momenta, strict=True):
+        u = scalar(weight, g) * cast(u, g.dtype)
+        terms.append(u if c is None else u / scalar(c, g))
     return functools.reduce(operator.add, terms)
 
 
 @jax.jit
-def _root(v: jax.Array, g: jax.Array, factor: Any, nu: Any, eps: Any, eps_root: Any) -> jax.Array:
-    """sqrt((1 - nu) |g|^2 + nu factor v + eps_root) + eps; nu and 1 - nu as a pair, None for 1 and 0."""
-    square = v * factor
+def _root(v: jax.Array, g: jax.Array, c: Any, nu: Any, eps: Any, eps_root: Any) -> jax.Array:
+    """sqrt((1 - nu) |g|^2 + nu v / c + eps_root) + eps; nu and 1 - nu as a pair, None for 1 and 0."""
+    square = v if c is None else v / c
     if nu is not None:
         share, rest = weights(nu, v)
         square = rest * abs_sq(g) + share * square
@@ -112,13 +113,13 @@ def weighted_momenta(
         with_gradient = not (isinstance(w_0, int | float) and w_0 == 0)
 
         def corrected(g: jax.Array) -> list[Any]:
-            """What the running means are multiplied by besides their weights."""
-            return [1 / core.bias_correction(mean.decay, count, g) if mean.bias_correction else 1.0 for mean in means]
+            """What the running means are divided by."""
+            return [core.bias_correction(mean.decay, count, g) if mean.bias_correction else None for mean in means]
 
-        factors = once_per_dtype(corrected)
+        corrections = once_per_dtype(corrected)
 
         def numerator(g: jax.Array, *momenta: jax.Array) -> jax.Array:
-            return _weighted_sum(g, momenta, w_0 if with_gradient or not momenta else None, shares, factors(g))
+            return _weighted_sum(g, momenta, w_0 if with_gradient or not momenta else None, shares, corrections(g))
 
         direction = jax.tree.map(numerator, updates, *momenta)
         if below is None:
@@ -174,11 +175,10 @@ def root_mean_square(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RootMeanSquareState]:
         del params
         count = increment(state.count)
-
-        factor = once_per_dtype(lambda v: 1 / core.bias_correction(b2, count, v) if bias_correction else 1.0)
+        c2 = once_per_dtype(lambda v: core.bias_correction(b2, count, v) if bias_correction else None)
         share = None if mean_alone else pair(nu)
         v = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.v, updates)
-        d = jax.tree.map(lambda v, g: _root(v, g, factor(v), share, eps, eps_root), v, updates)
+        d = jax.tree.map(lambda v, g: _root(v, g, c2(v), share, eps, eps_root), v, updates)
         return d, RootMeanSquareState(count, v)
 
     return optax.GradientTransformation(init, update)

@@ -19,7 +19,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import (
     abs_sq,
     at_count,
-    bias_correction,
+    bias_corrections,
     check_decay_mask,
     divide,
     increment,
@@ -184,12 +184,13 @@ def stable_weight_decay(
 
     def update(updates: Any, state: StableWeightDecayState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         count = increment(state.count)
+        c2 = bias_corrections(b2, count)
 
         def mean(v: jax.Array, new: jax.Array) -> jax.Array:
             return scalar(b2, v) * v + (1 - scalar(b2, v)) * new.astype(v.dtype)
 
         def strength(v: jax.Array) -> jax.Array:
-            root = jnp.sqrt(v / bias_correction(b2, count, v))
+            root = jnp.sqrt(v / c2(v))
             decay = decay_here(at_count(weight_decay, state.count, "stable_weight_decay: weight_decay"))
             return scalar(decay, v) * divide(jnp.ones_like(root), root)
 

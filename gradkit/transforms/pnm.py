@@ -103,11 +103,13 @@ def scale_by_pnm(
         # Means that stay where they are: two that change places would each be copied at every step.
         mu_odd, mu_even = follow(odd, state.mu_odd), follow(~odd, state.mu_even)
 
+        c1 = core.bias_corrections(b1, count)
+
         def difference(m_odd: jax.Array, m_even: jax.Array, g: jax.Array) -> jax.Array:
             b, m_odd, m_even = scalar(b0, g), m_odd.astype(g.dtype), m_even.astype(g.dtype)
             u = (1 + b) * jnp.where(odd, m_odd, m_even) - b * jnp.where(odd, m_even, m_odd)
             u = u * (1 / ((1 + b) ** 2 + b**2) ** 0.5)
-            return u * (1 / core.bias_correction(b1, count, g)).astype(g.dtype) if bias_correction else u
+            return u / c1(g).astype(g.dtype) if bias_correction else u
 
         direction = jax.tree.map(difference, mu_odd, mu_even, updates)
         if below is None:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, check_decay_mask, increment, scalar, transformation
-from gradkit.engine.norms import BLOCKS, concatenated, packed_norms
+from gradkit.engine.norms import BLOCKS, mean_of_all, packed_norms
 from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
 from gradkit.leaves.scopes import decay_here
 
@@ -166,8 +166,8 @@ def scale_by_trust_ratio(
         ratios = norms.whole(ratio, [decay if decayed[i] and not joint else 0.0 for i in chosen])
         for i, own in zip(chosen, norms.own(ratios), strict=True):
             results[i] = own * results[i]
-        mean = jnp.mean(concatenated(ratios)).astype(jnp.float32) if ratios else jnp.ones((), jnp.float32)
-        state = ScaleByTrustRatioState(increment(state.count), {"trust_ratio": mean})
+        own = {"trust_ratio": mean_of_all(ratios)}
+        state = ScaleByTrustRatioState(increment(state.count), own)
         return structure.unflatten(results), state
 
     return transformation("scale_by_trust_ratio", init, update, needs_params=True)

@@ -38,7 +38,7 @@ def _largest(w: jax.Array, g: jax.Array, b2: Any, eps: Any) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="guarded", inline=True)
 def _direction(m: jax.Array, w: jax.Array, c: jax.Array, *, guarded: bool) -> jax.Array:
-    m = cast(m, w.dtype) * (1 / c)
+    m = cast(m, w.dtype) / c
     return divide(m, w) if guarded else m / w
 
 

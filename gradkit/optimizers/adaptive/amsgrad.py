@@ -30,8 +30,8 @@ BIAS_CORRECTIONS = ("none", "after_max", "before_max")
 
 
 @functools.partial(jax.jit, inline=True)
-def _largest(w: jax.Array, v: jax.Array, of_v: Any) -> jax.Array:
-    return jnp.maximum(w, v * of_v)
+def _largest(w: jax.Array, v: jax.Array, v_by: Any) -> jax.Array:
+    return jnp.maximum(w, v if v_by is None else v / v_by)
 
 
 class ScaleByAmsgradState(NamedTuple):
@@ -97,13 +97,13 @@ def scale_by_amsgrad(
         count = increment(state.count)
         mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
         nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
-        of_m, of_v = (once_per_dtype(lambda x, b=b: 1 / corrected(b, count, x)) for b in (b1, b2))
+        c1, c2 = (once_per_dtype(lambda x, b=b: corrected(b, count, x)) for b in (b1, b2))
         before, after = bias_correction == "before_max", bias_correction == "after_max"
-        nu_max = jax.tree.map(lambda w, v: _largest(w, v, of_v(v) if before else 1.0), state.nu_max, nu)
+        nu_max = jax.tree.map(lambda w, v: _largest(w, v, c2(v) if before else None), state.nu_max, nu)
 
         def direction(m: jax.Array, w: jax.Array) -> jax.Array:
-            first = 1.0 if bias_correction == "none" else of_m(w)
-            return over_root(cast(m, w.dtype), w, eps, eps_root, of_x=first, of_v=of_v(w) if after else 1.0)
+            first = None if bias_correction == "none" else c1(w)
+            return over_root(cast(m, w.dtype), w, eps, eps_root, x_by=first, v_by=c2(w) if after else None)
 
         return jax.tree.map(direction, mu, nu_max), ScaleByAmsgradState(count, mu, nu, nu_max)
 

@@ -94,8 +94,10 @@ def scale_by_ano(
         mu = settle(jax.tree.map(first, state.mu, updates))
         nu = settle(jax.tree.map(second, state.nu, updates))
 
+        c2 = core.bias_corrections(b2, count)
+
         def direction(g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
-            v = v * (1 / core.bias_correction(b2, count, v)) if bias_correction else v
+            v = v / c2(v) if bias_correction else v
             e = scalar(eps, v)
             d = jnp.sqrt(v + e) if eps_in_sqrt else jnp.sqrt(v) + e
             return divide(jnp.abs(g) * jnp.sign(m.astype(g.dtype)), d)

@@ -20,8 +20,10 @@ from gradkit.engine.accumulators import ema, over, root
 from gradkit.engine.core import (
     abs_sq,
     bias_correction,
+    bias_corrections,
     increment,
     need,
+    once_per_dtype,
     optimizer,
     scalar,
     settle,
@@ -108,7 +110,8 @@ def scale_by_induced_metric(
         squares, denominators = jax.tree.map(abs_sq, updates), None
         if kind == "rms":
             nu = jax.tree.map(lambda v, s: ema(v, s, b2), state.nu, squares)
-            denominators = jax.tree.map(lambda v: root(v / bias_correction(b2, count, v), eps), nu)
+            c2 = bias_corrections(b2, count)
+            denominators = jax.tree.map(lambda v: root(v / c2(v), eps), nu)
             squares = jax.tree.map(over, squares, denominators)
         k = ema(state.k, scalar(xi, state.k) * global_sums(squares)[0].astype(state.k.dtype), beta)
         mean = k / bias_correction(beta, count, k)
@@ -121,8 +124,10 @@ def scale_by_induced_metric(
             s = 1 / (1 + mean)
         mu = settle(jax.tree.map(lambda m, g: ema(m, g, momentum), state.mu, updates))
 
+        share = once_per_dtype(lambda g: s.astype(g.dtype) / bias_correction(momentum, count, g).astype(g.dtype))
+
         def direction(m: jax.Array, g: jax.Array) -> jax.Array:
-            return m.astype(g.dtype) * (s.astype(g.dtype) / bias_correction(momentum, count, g).astype(g.dtype))
+            return m.astype(g.dtype) * share(g)
 
         u = jax.tree.map(direction, mu, updates)
         if denominators is not None:

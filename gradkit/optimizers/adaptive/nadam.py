@@ -20,10 +20,9 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema, ema_of_square, over_root
 from gradkit.engine.core import (
-    bias_correction,
+    bias_corrections,
     cast,
     increment,
-    once_per_dtype,
     optimizer,
     scalar,
     settle,
@@ -37,8 +36,8 @@ PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder"
 
 
 @functools.partial(jax.jit, inline=True)
-def _ahead(m: jax.Array, g: jax.Array, of_m: jax.Array, of_g: jax.Array) -> jax.Array:
-    return scalar(of_m, g) * cast(m, g.dtype) + scalar(of_g, g) * g
+def _ahead(m: jax.Array, g: jax.Array, m_by: jax.Array, g_by: jax.Array) -> jax.Array:
+    return cast(m, g.dtype) / scalar(m_by, g) + g / scalar(g_by, g)
 
 
 class ScaleByNadamState(NamedTuple):
@@ -104,13 +103,13 @@ def scale_by_nadam(
         count, dtype = increment(state.count), state.product.dtype
         now, following = momentum(count, dtype), momentum(count + 1, dtype)
         product = state.product * now
-        of_m, of_g = following / (1 - product * following), (1 - now) / (1 - product)
+        m_by, g_by = (1 - product * following) / following, (1 - product) / (1 - now)
         mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
         nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
-        of_v = once_per_dtype(lambda v: 1 / bias_correction(b2, count, v))
+        c2 = bias_corrections(b2, count)
 
         def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            return over_root(_ahead(m, g, of_m, of_g), v, eps, of_v=of_v(v))
+            return over_root(_ahead(m, g, m_by, g_by), v, eps, v_by=c2(v))
 
         return jax.tree.map(direction, mu, nu, updates), ScaleByNadamState(count, product, mu, nu)
 

@@ -18,7 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.engine.core import at_count, bias_correction, increment, optimizer, scalar, zeros
+from gradkit.engine.core import at_count, bias_corrections, increment, optimizer, scalar, zeros
 from gradkit.leaves import Layout, Method
 from gradkit.schedules import ranger21_schedule
 from gradkit.transforms import (
@@ -52,12 +52,13 @@ def _denominator(b2: Any, eps: Any, beta: Any) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         count = increment(state.count)
+        c2 = bias_corrections(b2, count)
 
         def second(v: jax.Array, g: jax.Array) -> jax.Array:
             return scalar(b2, v) * v + (1 - scalar(b2, v)) * jnp.square(g)
 
         def root(v: jax.Array) -> jax.Array:
-            d = jnp.sqrt(v * (1 / bias_correction(b2, count, v))) + scalar(eps, v)
+            d = jnp.sqrt(v / c2(v)) + scalar(eps, v)
             return d if beta is None else jax.nn.softplus(scalar(beta, d) * d) / scalar(beta, d)
 
         nu = jax.tree.map(second, state.nu, updates)

@@ -19,7 +19,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import (
     at_count,
-    bias_correction,
+    bias_corrections,
     divide,
     increment,
     optimizer,
@@ -191,7 +191,8 @@ def egn(
             # At the dtype of the updates, where it is another than the model's.
             blend = lambda m, p: scalar(momentum, m) * m + (1 - scalar(momentum, m)) * p.astype(m.dtype)  # noqa: E731
             mean = settle(jax.tree.map(blend, state.mean, p))
-            p = jax.tree.map(lambda m: m / bias_correction(momentum, count, m), mean)
+            c = bias_corrections(momentum, count)
+            p = jax.tree.map(lambda m: m / c(m), mean)
         alpha, lam = measured(lin, p, params, state)
         u = jax.tree.map(lambda p, g: alpha.astype(g.dtype) * p.astype(g.dtype), p, updates)
         (bad,) = global_sums(jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), 0, 1).astype(x.dtype), u))

@@ -22,7 +22,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import (
-    bias_correction,
+    bias_corrections,
     divide,
     increment,
     inside,
@@ -139,12 +139,13 @@ def _squares(method: str, b2: Any, eps: Any, is_sqrt: bool) -> optax.GradientTra
     def update(updates: Any, state: SquaresState, params: Any = None, **extra: Any) -> tuple[Any, SquaresState]:
         del params, extra
         count = increment(state.count)
+        c2 = bias_corrections(b2, count)
 
         def follow(s: jax.Array, g: jax.Array) -> jax.Array:
             return s + g * g if b2 is None else scalar(b2, g) * s + (1 - scalar(b2, g)) * (g * g)
 
         def direction(s: jax.Array, g: jax.Array) -> jax.Array:
-            B = jnp.maximum(s if b2 is None else s / bias_correction(b2, count, s), scalar(eps, s))
+            B = jnp.maximum(s if b2 is None else s / c2(s), scalar(eps, s))
             return divide(g, jnp.sqrt(B) if is_sqrt else B)
 
         s = settle(jax.tree.map(follow, state.s, updates))
