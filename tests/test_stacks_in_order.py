@@ -11,9 +11,9 @@ import gradkit as gk
 from gradkit.engine import joining, matrices
 
 METHODS = {
-    "soap": lambda: gk.scale_by_soap(precondition_frequency=2),
+    "soap": lambda: gk.scale_by_soap(update_interval=2),
     "shampoo": lambda: gk.scale_by_shampoo(b1=0.9, b2=0.9, eps=0.1),
-    "distributed_shampoo": lambda: gk.distributed_shampoo(1.0, eps=0.1, max_preconditioner_dim=5),
+    "distributed_shampoo": lambda: gk.distributed_shampoo(1.0, eps=0.1, max_dim=5),
     "kron": lambda: gk.scale_by_kron(update_probability=1.0, key=jax.random.key(0)),
     "conda": lambda: gk.scale_by_conda(update_interval=2),
     "dion": lambda: gk.scale_by_dion(rank=2, key=0),
@@ -62,7 +62,7 @@ def test_one_stack_at_a_time_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     for least in (1 << 40, 0):
         monkeypatch.setattr(joining, "IN_ORDER", least)
-        tx = gk.scale_by_shampoo(precondition_frequency=10)  # JAX remembers what it has traced of another
+        tx = gk.scale_by_shampoo(update_interval=10)  # JAX remembers what it has traced of another
         state = jax.eval_shape(tx.init, grads)
         program = jax.jit(tx.update, donate_argnums=(0, 1)).lower(grads, state).compile()
         held.append(program.memory_analysis().temp_size_in_bytes)
