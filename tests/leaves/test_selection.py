@@ -117,10 +117,10 @@ def test_description() -> None:
     )
     table = gk.leaves.describe(tx, PARAMS)
     rows = {row.name: row for row in table.rows}
-    assert rows["embed/embedding"][4:] == ("sgd", "0.1", "0", 0)
+    assert rows["embed/embedding"][4:8] == ("sgd", "0.1", "0", 0)
     assert rows["lm_head/kernel"].state_bytes == 2 * 4 * 400
     assert rows["ScanBlock_0/norm/scale"][2:7] == ("vector", (0,), "lion", "schedule", "-")
-    assert rows["Conv_0/kernel"][4:] == ("lion", "schedule", "0.1", 4 * 288)  # float32 momentum for bfloat16
+    assert rows["Conv_0/kernel"][4:8] == ("lion", "schedule", "0.1", 4 * 288)  # float32 momentum for bfloat16
     state = jax.eval_shape(tx.init, PARAMS)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert sum(row.state_bytes for row in table.rows) + table.shared_bytes == total

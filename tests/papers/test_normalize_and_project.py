@@ -138,7 +138,7 @@ def test_zero_gradients_and_zero_blocks(x64: None) -> None:
     [
         ({"target": 0.0}, r"target must be in \(0, inf\)"),
         ({"target": "first"}, "target must be one of"),
-        ({"every": 0}, "every must be an integer >= 1"),
+        ({"update_interval": 0}, "update_interval must be an integer >= 1"),
         ({"block": "leaf"}, "block must be one of"),
         ({"gains": "drop"}, "gains must be one of"),
         ({"gains_decay": 0.1}, "gains_decay must be None with gains=None"),

@@ -120,7 +120,7 @@ def test_what_a_run_ends_with(x64: None) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_iterations": 10, "warmup_steps": 6, "warmdown_steps": 5}, "total must be at least"),
+        ({"num_iterations": 10, "warmup_steps": 6, "warmdown_steps": 5}, "total_steps must be at least"),
         ({"num_iterations": 10, "warmup_steps": -1}, "warmup_steps must be"),
         ({"num_iterations": 10, "softplus_beta": 0.0}, "softplus_beta must be"),
     ],
