@@ -26,7 +26,7 @@ from gradkit.leaves.structures import of_structure
 
 Sources = Sequence[tuple[int, ...]]
 # No mesh is known where names are given. An axis is taken to be sharded over at most this many devices, a power of two.
-WAYS = 16
+ASSUMED_DEVICES = 16
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["sharding", "axes"])
@@ -87,7 +87,7 @@ def _atoms(entry: Any) -> tuple[Any, ...]:
 
 def _may(length: int, of: int) -> bool:
     """Whether what divides a length of a parameter's axis is taken to divide another length."""
-    return length % of == 0 or (of % 2 == 0 and length & -length >= min(WAYS, of & -of))
+    return length % of == 0 or (of % 2 == 0 and length & -length >= min(ASSUMED_DEVICES, of & -of))
 
 
 def assign(
