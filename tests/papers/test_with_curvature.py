@@ -97,7 +97,7 @@ def test_a_partition_takes_its_own_leaves(x64: None) -> None:
 
 def test_bad_input(key: jax.Array) -> None:
     x = jnp.zeros(2)
-    with pytest.raises(ValueError, match="every must be"):
+    with pytest.raises(ValueError, match="update_interval must be"):
         gk.with_curvature(recorder(), update_interval=0)
     with pytest.raises(ValueError, match="estimator must be callable"):
         gk.with_curvature(recorder(), 3)
