@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction, scalar, wide_dtype
 from gradkit.linalg import eigenbasis, inverse_root
 
@@ -60,7 +61,7 @@ def along_all(P: Sequence[jax.Array | None], G: jax.Array) -> jax.Array:
 def accumulate(old: jax.Array, new: jax.Array, b2: Any) -> jax.Array:
     """The sum where b2 = 1, else the running mean."""
     if type(b2) in (int, float):
-        return old + new if b2 == 1 else b2 * old + (1 - b2) * new
+        return old + new if b2 == 1 else ema(old, new, b2)
     b = scalar(b2, old)
     return b * old + jnp.where(b == 1, jnp.ones((), b.dtype), 1 - b) * new
 

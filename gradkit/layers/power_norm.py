@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import increment, scalar
 from gradkit.layers.axes import channels, floating, wide
 from gradkit.layers.control import controlled
@@ -93,8 +94,7 @@ def power_norm(
     if not use_running_average:
         batch = jax.lax.stop_gradient(jnp.mean(jnp.square(rows), axis=0))
         used = jnp.where(state.count < warmup, batch, q)
-        d = scalar(decay, q)
-        new = PowerNormState(increment(state.count), (d * q + (1 - d) * batch).astype(state.mean_square.dtype))
+        new = PowerNormState(increment(state.count), ema(q, batch, decay).astype(state.mean_square.dtype))
     r = jax.lax.rsqrt(jax.lax.stop_gradient(used) + scalar(eps, q))
     z: Any = controlled(rows, r, e, 1 - jnp.asarray(backward_decay).astype(rows.dtype), False)
     z = z.reshape(x.shape)

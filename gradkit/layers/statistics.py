@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradkit.engine.core import scalar
+from gradkit.engine.accumulators import ema
 from gradkit.layers.axes import floating
 
 
@@ -47,9 +47,4 @@ def blend(old: RunningStatistics, new: RunningStatistics, decay: Any) -> Running
     >>> blend(old, new, 0.75).mean.item()
     0.25
     """
-
-    def mix(m: jax.Array, x: jax.Array) -> jax.Array:
-        d = scalar(decay, x)
-        return (d * m.astype(x.dtype) + (1 - d) * x).astype(m.dtype)
-
-    return RunningStatistics(mix(old.mean, new.mean), mix(old.var, new.var))
+    return RunningStatistics(ema(old.mean, new.mean, decay), ema(old.var, new.var, decay))

@@ -17,6 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import divide, increment, scalar, settle, transformation, zeros
 from gradkit.transforms.with_curvature import PAPER, curvature_of
@@ -57,12 +58,11 @@ def diag_curvature(
         count = increment(state.count)
 
         def first(m: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b1, g)
-            return (b * m.astype(g.dtype) + (1 - b) * g).astype(m.dtype)
+            return ema(m, g, b1)
 
         def follow(v: jax.Array, h: jax.Array) -> jax.Array:
-            b, new = scalar(b2, v), jnp.square(h) if second == "rms" else h
-            mean = b * v + (1 - b) * new
+            new = jnp.square(h) if second == "rms" else h
+            mean = ema(v, new, b2)
             return jnp.where(state.count == 0, new, mean) if start == "first" else mean
 
         def corrected(x: jax.Array, decay: Any) -> jax.Array:

@@ -19,6 +19,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import (
     bias_corrections,
     check_match,
@@ -134,11 +135,7 @@ def scale_by_gsnr(
         if b3 is None:
             return jax.tree.map(lambda r, u: r * u, ratio, updates), ScaleByGsnrState(count, None)
 
-        def follow(p: jax.Array, r: jax.Array) -> jax.Array:
-            b = scalar(b3, r)
-            return b * p + (1 - b) * r
-
-        p = settle(jax.tree.map(follow, state.ratio, ratio))
+        p = settle(jax.tree.map(lambda p, r: ema(p, r, b3), state.ratio, ratio))
         c3 = bias_corrections(b3, count)
         scaled = jax.tree.map(lambda p, u: p / c3(p) * u, p, updates)
         return scaled, ScaleByGsnrState(count, p)

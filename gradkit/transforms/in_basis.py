@@ -16,8 +16,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources
-from gradkit.engine.core import increment, inside, scalar, transformation, wide_dtype, widen
+from gradkit.engine.core import increment, inside, transformation, wide_dtype, widen
 from gradkit.engine.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
 from gradkit.engine.per_parameter import settled
 from gradkit.engine.placement import as_it_lay, everywhere
@@ -88,8 +89,7 @@ def kronecker_bases(
         return tuple(None if plain or d > max_dim else jnp.zeros((rows, d, d), dtype) for d in dims)
 
     def moments(G: jax.Array, S: Any) -> Any:
-        b = scalar(shampoo_beta, G)
-        return tuple(None if s is None else b * s + (1 - b) * statistic(G, axis) for axis, s in enumerate(S))
+        return tuple(None if s is None else ema(s, statistic(G, axis), shampoo_beta) for axis, s in enumerate(S))
 
     def first(G: jax.Array, S: Any) -> tuple[Any, Any]:
         S = moments(G, S)

@@ -22,8 +22,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources
-from gradkit.engine.core import at_count, bias_correction, increment, scalar, transformation
+from gradkit.engine.core import at_count, bias_correction, increment, transformation
 from gradkit.engine.keys import check_key, first_key, next_key
 from gradkit.engine.kronecker import BY_LAYOUT
 from gradkit.engine.matrices import MatrixSharding
@@ -175,8 +176,7 @@ def scale_by_kron(
         return [few or d == 1 or d > max_dim or axis == one for axis, d in enumerate(dims)]
 
     def kernel(g: jax.Array, own: Own, at: Any, number: jax.Array, *probes: jax.Array) -> tuple[jax.Array, Own]:
-        b = scalar(at["b1"], g)
-        mu = (b * own.mu.astype(g.dtype) + (1 - b) * g).astype(own.mu.dtype)
+        mu = ema(own.mu, g, at["b1"])
         m = mu.astype(g.dtype) / bias_correction(at["b1"], at["t"], g)
 
         def fresh(given: Any, Q: Factors) -> Factors:

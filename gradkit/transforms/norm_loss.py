@@ -16,6 +16,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import (
     abs_sq,
     at_count,
@@ -187,7 +188,7 @@ def stable_weight_decay(
         c2 = bias_corrections(b2, count)
 
         def mean(v: jax.Array, new: jax.Array) -> jax.Array:
-            return scalar(b2, v) * v + (1 - scalar(b2, v)) * new.astype(v.dtype)
+            return ema(v, new.astype(v.dtype), b2)
 
         def strength(v: jax.Array) -> jax.Array:
             root = jnp.sqrt(v / c2(v))

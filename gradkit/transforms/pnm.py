@@ -16,6 +16,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine import core
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import divide, increment, inside, scalar, settle, transformation, zeros
 
 PAPER = Paper(
@@ -96,7 +97,7 @@ def scale_by_pnm(
         def follow(turn: jax.Array, mu: Any) -> Any:
             def mean(m: jax.Array, g: jax.Array) -> jax.Array:
                 square = scalar(b1, g) ** 2
-                return jnp.where(turn, (square * m.astype(g.dtype) + (1 - square) * g).astype(m.dtype), m)
+                return jnp.where(turn, ema(m, g, square), m)
 
             return settle(jax.tree.map(mean, mu, updates))
 

@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import increment, scalar, settle, transformation, zeros
 from gradkit.engine.norms import global_sums
@@ -127,8 +128,7 @@ def scale_by_sophia(
         given, due = extra.get("curvature"), state.count % update_interval == 0
 
         def follow(h: jax.Array, new: jax.Array) -> jax.Array:
-            b = scalar(b2, h)
-            return b * h + (1 - b) * new
+            return ema(h, new, b2)
 
         if given is None and not isinstance(due, Tracer) and not bool(due):
             return state.h
@@ -146,8 +146,7 @@ def scale_by_sophia(
         count = increment(state.count)
 
         def mean(m: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b1, g)
-            return (b * m.astype(g.dtype) + (1 - b) * g).astype(m.dtype)
+            return ema(m, g, b1)
 
         mu = settle(jax.tree.map(mean, state.mu, updates))
         h = settle(refreshed(state, updates, extra))

@@ -17,6 +17,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine import core
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import at_count, divide, increment, optimizer, scalar, settle, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.schedules.phases import real_array
@@ -84,8 +85,7 @@ def scale_by_ano(
         count, b1_t = increment(state.count), at_count(b1, state.count, "scale_by_ano: b1")
 
         def first(m: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(b1_t, g)
-            return (b * m.astype(g.dtype) + (1 - b) * g).astype(m.dtype)
+            return ema(m, g, b1_t)
 
         def second(v: jax.Array, g: jax.Array) -> jax.Array:
             b, s = scalar(b2, v), jnp.square(g)

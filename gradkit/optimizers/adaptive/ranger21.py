@@ -18,6 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import at_count, bias_corrections, increment, optimizer, scalar, zeros
 from gradkit.leaves import Layout, Method
 from gradkit.schedules import ranger21_schedule
@@ -55,7 +56,7 @@ def _denominator(b2: Any, eps: Any, beta: Any) -> optax.GradientTransformation:
         c2 = bias_corrections(b2, count)
 
         def second(v: jax.Array, g: jax.Array) -> jax.Array:
-            return scalar(b2, v) * v + (1 - scalar(b2, v)) * jnp.square(g)
+            return ema(v, jnp.square(g), b2)
 
         def root(v: jax.Array) -> jax.Array:
             d = jnp.sqrt(v / c2(v)) + scalar(eps, v)

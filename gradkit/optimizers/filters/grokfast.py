@@ -13,6 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import increment, rows_of, scalar, settle, transformation, zeros
 
 
@@ -60,8 +61,7 @@ def grokfast_ema(alpha: Any = 0.98, *, lamb: Any = 2.0, mu_dtype: Any = None) ->
         del params, extra
 
         def mean(m: jax.Array, g: jax.Array) -> jax.Array:
-            a = scalar(alpha, g)
-            return jnp.where(state.count == 0, g, a * m.astype(g.dtype) + (1 - a) * g).astype(m.dtype)
+            return jnp.where(state.count == 0, g.astype(m.dtype), ema(m, g, alpha))
 
         mu = settle(jax.tree.map(mean, state.mu, updates))
         updates = jax.tree.map(lambda g, m: g + scalar(lamb, g) * m.astype(g.dtype), updates, mu)

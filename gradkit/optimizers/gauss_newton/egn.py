@@ -17,6 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import (
     at_count,
     bias_corrections,
@@ -189,8 +190,7 @@ def egn(
         mean = None
         if averaged:
             # At the dtype of the updates, where it is another than the model's.
-            blend = lambda m, p: scalar(momentum, m) * m + (1 - scalar(momentum, m)) * p.astype(m.dtype)  # noqa: E731
-            mean = settle(jax.tree.map(blend, state.mean, p))
+            mean = settle(jax.tree.map(lambda m, p: ema(m, p.astype(m.dtype), momentum), state.mean, p))
             c = bias_corrections(momentum, count)
             p = jax.tree.map(lambda m: m / c(m), mean)
         alpha, lam = measured(lin, p, params, state)

@@ -18,6 +18,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import (
     abs_sq,
     check_match,
@@ -154,8 +155,7 @@ def scale_by_agvm(
             phi_ref, there_ref = found[reference]
             mu, small = factors[module], scalar(eps, phi)
             n = jnp.sqrt(jnp.clip((phi_ref + small) / (phi + small), low, high))
-            d = scalar(decay, mu)
-            factors[module] = jnp.where(on & there & there_ref, d * mu + (1 - d) * n, mu)
+            factors[module] = jnp.where(on & there & there_ref, ema(mu, n, decay), mu)
         leaves, structure = jax.tree.flatten(updates)
         scaled = [u * factors[module].astype(u.dtype) for u, module in zip(leaves, of, strict=True)]
         return structure.unflatten(scaled), ScaleByAgvmState(increment(t), factors)
@@ -299,8 +299,7 @@ def agvm_adamw(
     )
 
     def preconditioned(g: jax.Array, v: jax.Array) -> jax.Array:
-        b = scalar(b2, v)
-        return divide(g, jnp.sqrt(b * v + (1 - b) * abs_sq(g)) + scalar(eps, v))
+        return divide(g, jnp.sqrt(ema(v, abs_sq(g), b2)) + scalar(eps, v))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         halves = {name: _half(extra, name, updates) for name in ("grads_a", "grads_b")}

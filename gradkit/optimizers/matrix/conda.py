@@ -17,6 +17,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.by_role import by_role
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
@@ -157,8 +158,8 @@ def scale_by_conda(
         return ScaleByCondaState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
 
     def kernel(G: jax.Array, own: Own, given: dict[str, Any], phase: Any) -> tuple[jax.Array, Own]:
-        b1, b2, eps, scale = (scalar(given[name], G) for name in ("b1", "b2", "eps", "scale"))
-        m = (b1 * own.mu.astype(G.dtype) + (1 - b1) * G).astype(own.mu.dtype)
+        eps, scale = (scalar(given[name], G) for name in ("eps", "scale"))
+        m = ema(own.mu, G, given["b1"])
         mean, k = m.astype(G.dtype), min(G.shape[1:])
 
         def anew(mean: jax.Array, _: Any) -> tuple[Any, Any]:
@@ -173,7 +174,7 @@ def scale_by_conda(
             a = a if U is None else product(jnp.swapaxes(U, 1, 2), a)
             return a if V is None else product(a, V)
 
-        v = b2 * own.nu + (1 - b2) * jnp.square(into(G))
+        v = ema(own.nu, jnp.square(into(G)), given["b2"])
         u = divide(into(mean), jnp.sqrt(v) + eps)
         u = u if U is None else product(U, u)
         u = u if V is None else product(u, jnp.swapaxes(V, 1, 2))

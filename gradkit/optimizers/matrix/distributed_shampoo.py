@@ -23,6 +23,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import blocks_of, cut_blocks, join_blocks, kept_of_blocks, sorted_axes
 from gradkit.engine.core import bias_correction as corrected
 from gradkit.engine.core import increment, optimizer, scalar, transformation
@@ -98,13 +99,12 @@ class DistributedShampooState(NamedTuple):
 
 def _filtered(G: jax.Array, mu: jax.Array, at: Any, unbiased: bool) -> tuple[jax.Array, jax.Array]:
     """Gbar_t and m_t."""
-    b1, b3 = scalar(at["b1"], G), scalar(at["b3"], G)
-    mean = b3 * mu + (1 - b3) * G
+    b3, mean = scalar(at["b3"], G), ema(mu, G, at["b3"])
     if unbiased:
         # 1 - b3 b1^(t-1) without cancellation; 0^0 is 1.
         rest = corrected(at["b1"], at["t"] - 1, G)
         mean = mean / ((1 - b3) + b3 * jnp.where(at["t"] == 1, jnp.zeros((), rest.dtype), rest))
-    return mean, b1 * mu + (1 - b1) * G
+    return mean, ema(mu, G, at["b1"])
 
 
 def _grafted(mean: jax.Array, nu: jax.Array | None, at: Any, grafting: str | None) -> jax.Array:

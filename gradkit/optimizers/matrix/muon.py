@@ -19,6 +19,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import increment, optimizer, scalar, settle, transformation, zeros
 from gradkit.engine.matrices import MatrixSharding, check_matrix, map_matrices, plan_matrices
@@ -117,8 +118,7 @@ def scale_by_muon(
         count = None if state.count is None else increment(state.count)
 
         def mean(m: jax.Array, g: jax.Array) -> jax.Array:
-            b = scalar(momentum, g)
-            return (b * m.astype(g.dtype) + (1 - b) * g).astype(m.dtype)
+            return ema(m, g, momentum)
 
         def look(m: jax.Array, g: jax.Array) -> jax.Array:
             m, b = m.astype(g.dtype), scalar(momentum, g)

@@ -20,8 +20,9 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources
-from gradkit.engine.core import bias_correction, increment, need, optimizer, scalar, transformation
+from gradkit.engine.core import bias_correction, increment, need, optimizer, transformation
 from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
@@ -217,8 +218,7 @@ def scale_by_shampoo(
             P, failed = renewed(now, rooted, L, (own.P, own.failed))
             mean = G
             if mu is not None:
-                b = scalar(at["b1"], G)
-                mu = b * mu + (1 - b) * G
+                mu = ema(mu, G, at["b1"])
                 mean = mu / bias_correction(at["b1"], at["t"], G)
             return along_all([x.astype(G.dtype) for x in P], mean), Own(L, P, mu, failed)
 

@@ -24,6 +24,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources, merged_axes
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
@@ -79,8 +80,7 @@ class ScaleBySoapState(NamedTuple):
 
 def _moments(S: Sequence[jax.Array | None], G: jax.Array, beta: Any) -> tuple[jax.Array | None, ...]:
     """The statistics after this gradient."""
-    b = scalar(beta, G)
-    return tuple(None if s is None else b * s + (1 - b) * statistic(G, axis) for axis, s in enumerate(S))
+    return tuple(None if s is None else ema(s, statistic(G, axis), beta) for axis, s in enumerate(S))
 
 
 def scale_by_soap(
@@ -184,10 +184,9 @@ def scale_by_soap(
     def kernel(x: jax.Array, own: Own, at: Any, phase: Any) -> tuple[jax.Array, Own]:
         G, first = x.reshape(-1, *merged(x.shape[1:])), at["c"] == 0
         # What the first call throws away is still finite.
-        c, b1, b2 = jnp.maximum(at["c"], 1), scalar(at["b1"], G), scalar(at["b2"], G)
+        c = jnp.maximum(at["c"], 1)
         turned_G = along_all(transposes(own.Q), G)
-        mu = b1 * own.mu + (1 - b1) * turned_G
-        nu = b2 * own.nu + (1 - b2) * jnp.square(turned_G)
+        mu, nu = ema(own.mu, turned_G, at["b1"]), ema(own.nu, jnp.square(turned_G), at["b2"])
         u = divide(mu, jnp.sqrt(nu) + scalar(at["eps"], G))
         u = along_all(own.Q, u)
         if normalize_grads:

@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import at_count, increment, optimizer, scalar, settle, transformation, zeros
 from gradkit.engine.keys import check_key, first_key
 from gradkit.leaves import Layout, Method, axes_of, map_named, tensor_axes
@@ -109,7 +110,7 @@ def scale_by_gravity(
         def follow(v: jax.Array, z: jax.Array) -> jax.Array:
             t = real_array(count).astype(z.dtype)
             b = (scalar(beta, z) * t + 1) / (t + 2)
-            return b * v + (1 - b) * z
+            return ema(v, z, b)
 
         velocity = settle(jax.tree.map(follow, state.velocity, map_named(damped, updates)))
         return velocity, ScaleByGravityState(count, velocity)

@@ -21,6 +21,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import (
     bias_corrections,
     divide,
@@ -142,7 +143,7 @@ def _squares(method: str, b2: Any, eps: Any, is_sqrt: bool) -> optax.GradientTra
         c2 = bias_corrections(b2, count)
 
         def follow(s: jax.Array, g: jax.Array) -> jax.Array:
-            return s + g * g if b2 is None else scalar(b2, g) * s + (1 - scalar(b2, g)) * (g * g)
+            return s + g * g if b2 is None else ema(s, g * g, b2)
 
         def direction(s: jax.Array, g: jax.Array) -> jax.Array:
             B = jnp.maximum(s if b2 is None else s / c2(s), scalar(eps, s))

@@ -22,6 +22,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import increment, scalar, transformation, zeros
 from gradkit.transforms import shifted_parameters
 
@@ -112,7 +113,7 @@ def implicit_gradient_transport(
         updates: Any, state: ImplicitGradientTransportState, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         kept = gamma(state.count)
-        mean = jax.tree.map(lambda m, g: scalar(kept, g) * m + (1 - scalar(kept, g)) * g, state.mean, updates)
+        mean = jax.tree.map(lambda m, g: ema(m, g, kept), state.mean, updates)
         result: Any = ahead(state.count).update(mean, state.shifted, params, **extra)
         handed_out, shifted = result
         return handed_out, ImplicitGradientTransportState(increment(state.count), mean, shifted)
