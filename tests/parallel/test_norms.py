@@ -190,7 +190,7 @@ def test_specs_that_do_not_fit_raise() -> None:
 
 
 def test_one_device_pays_nothing() -> None:
-    """The program on one device has a sum per leaf, one of these, and no trace of the rest; derivatives exist everywhere."""
+    """The program on one device has a sum per leaf, one of these, and no trace of the rest; there are derivatives."""
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(4.0)}
     text = jax.jit(global_norm).lower(tree).as_text()
     assert text.count("stablehlo.reduce(") == 3
