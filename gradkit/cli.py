@@ -250,8 +250,9 @@ def main(argv: list[str] | None = None) -> int:
 
     Example:
       >>> main(["gradkit", "list", "--form=optimizer", "--search=lion"])  # doctest: +ELLIPSIS
-      optimizer (1)
+      optimizer (2)
         gk.lion ...
+        gk.mars_lion ...
       0
     """
     name, *arguments = (sys.argv if argv is None else argv)[1:] or ["--help"]

@@ -168,7 +168,7 @@ def test_a_chain_from_a_file(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
         (["--chain=FILE:number"], "number must be a transformation or a function, got 3"),
         (["--chain=nowhere.py"], "there is no file nowhere.py"),
         (["--chain=FILE", "--method=lion"], "method and chain exclude each other"),
-        (["--mesh=data=3"], "the axes data=3 must multiply to the number of devices, 8"),
+        (["--mesh=data=3"], "mesh=data=3 is of 3 devices, and there are 8"),
         (["--mesh=data"], "axes must be written like"),
         (["--mesh=data=8", "--global_batch=12"], "global_batch must make every batch a multiple of the 8 parts"),
         (["--mesh=data=8", "--microbatch=4"], "every microbatch a multiple of the 8 parts"),

@@ -71,7 +71,7 @@ def cluster_momentum(
             raise ValueError(f"cluster_probs must be >= 0 and sum to 1, got {p.tolist()}")
 
     def along(vector: Any, g: jax.Array) -> jax.Array:
-        return jnp.asarray(vector).astype(g.dtype).reshape((K,) + (1,) * (g.ndim - 1))
+        return jnp.asarray(vector, g.dtype).reshape((K,) + (1,) * (g.ndim - 1))
 
     def init(params: optax.Params) -> ClusterMomentumState:
         return ClusterMomentumState(jax.tree.map(lambda m: rows_of(m, K), zeros(params)))
