@@ -133,7 +133,9 @@ def test_an_about_file_that_was_changed_is_one_message(value: Any, tmp_path: Pat
         file.write_text(json.dumps(other))
         if other == note or (isinstance(other, dict) and other.get("format") == 7):
             continue  # unchanged, or of another version of this library
-        for read in (lambda: checkpoints.restore(state_of(1)), checkpoints.about):
+        # What restores reads the note the same way, and takes longer.
+        restores = (lambda: checkpoints.restore(state_of(1)),) if other == value else ()
+        for read in (checkpoints.about, *restores):
             with pytest.raises(OSError, match=r"could not be read: about\.json was changed after it was written"):
                 read()
     file.write_bytes(b"\xff{")
