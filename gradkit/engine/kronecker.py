@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction, scalar, wide_dtype
@@ -56,6 +57,18 @@ def along_all(P: Sequence[jax.Array | None], G: jax.Array) -> jax.Array:
     for axis, one in enumerate(P):
         G = G if one is None else along(one, G, axis)
     return G
+
+
+def bounded(G: jax.Array) -> jax.Array:
+    """A batch of gradients (B, ...), each made shorter where its squares, and what roots make of them, would overflow:
+    above 1e14 in float32.
+
+    >>> bounded(jnp.array([[1.0, 2.0], [1e25, 2e25]])).tolist()
+    [[1.0, 2.0], [140737488355328.0, 281474976710656.0]]
+    """
+    most = np.asarray(2.0 ** (3 * jnp.finfo(G.dtype).maxexp // 8), G.dtype)
+    largest = jnp.max(jnp.abs(G), axis=tuple(range(1, G.ndim)), keepdims=True, initial=0)
+    return G * (most / jnp.maximum(largest, most))
 
 
 def accumulate(old: jax.Array, new: jax.Array, b2: Any) -> jax.Array:

@@ -18,8 +18,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import abs_sq, increment, inside, transformation
-from gradkit.engine.norms import global_sums
+from gradkit.engine.core import increment, inside, transformation
+from gradkit.engine.norms import global_norm, global_sums
 
 TRIGGERS = ("nonfinite", "spike")
 
@@ -128,14 +128,14 @@ def guard(
 
     def update(updates: Any, state: GuardState, params: Any = None, **extra: Any) -> tuple[Any, GuardState]:
         loss = extra.get("value")
-        bad_entries, square = global_sums(not_finite(updates), jax.tree.map(abs_sq, updates))
+        (bad_entries,) = global_sums(not_finite(updates))
         broken = bad_entries > 0
         if loss is not None:
             broken |= ~jnp.isfinite(jnp.asarray(loss))
         broken = together(broken)
         spike, kept = jnp.zeros((), bool), state.window
         if watches:
-            norm = jnp.sqrt(square).astype(jnp.float32)
+            norm = global_norm(updates).astype(jnp.float32)
             level = jnp.asarray(jnp.nan if loss is None else loss).astype(jnp.float32)
             spike = spikes(kept[0], norm, sigma) | spikes(kept[1], level, sigma)
             # One of a row that is not finite leaves its place free.

@@ -31,6 +31,7 @@ from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
     accumulate,
+    bounded,
     along_all,
     correction,
     init_factors,
@@ -166,6 +167,7 @@ def _precondition(
 
     def one(G: jax.Array, own: Block, at: Any) -> tuple[jax.Array, Block]:
         """The direction of all blocks of one shape."""
+        G = bounded(G)
         mean, mu, nu = G, own.mu, own.nu
         L = tuple(accumulate(L, statistic(G, axis, diagonal=L.ndim == 2), at["b2"]) for axis, L in enumerate(own.L))
         if nu is not None:

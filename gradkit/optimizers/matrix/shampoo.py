@@ -27,6 +27,7 @@ from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
     accumulate,
+    bounded,
     along_all,
     correction,
     init_factors,
@@ -199,7 +200,7 @@ def scale_by_shampoo(
         numbers = {"t": t, "b1": b1, "b2": b2, "eps": eps}
 
         def kernel(G: jax.Array, own: Own, at: Any, phase: Any, *examples: jax.Array) -> tuple[jax.Array, Own]:
-            mu = own.mu
+            mu, G, examples = own.mu, bounded(G), tuple(map(bounded, examples))
 
             def moment(axis: int, L: jax.Array) -> jax.Array:
                 S = [statistic(g, axis, diagonal=L.ndim == 2) for g in examples or (G,)]
