@@ -8,6 +8,9 @@ At the top stands what goes into a chain. Everything else is under its room: `gk
 # A page to be read, not a column.
 # fmt: off
 
+# First of all, so that Ctrl-C ends the command while all the rest is imported
+import gradkit.interrupts
+
 # Gradient descent and momentum
 from gradkit.optimizers.momentum import *
 

@@ -15,6 +15,10 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+LARGEST = 2**31 - 1
+# Of what Python does one after another, and the program has as often.
+MOST_UNROLLED = 1000
+
 
 def _concrete(value: Any) -> float | None:
     """The value as a Python float, or None where it cannot be read now."""
@@ -138,18 +142,26 @@ def floating_dtype(**given: Any) -> None:
             )
 
 
-def integer(name: str, value: Any, minimum: int = 0, *, optional: bool = False) -> Any:
-    """Checks that an argument is a whole number of at least `minimum`, and gives it back as a Python integer.
+def integer(name: str, value: Any, minimum: int = 0, *, maximum: int = LARGEST, optional: bool = False) -> Any:
+    """Checks that an argument is a whole number from `minimum` to `maximum`, and gives it back as a Python integer.
+
+    Counters and lengths are int32 numbers in a program: the largest of them is the default of `maximum`. What is done so
+    many times by Python, as a product of matrices per step, has a smaller one: `MOST_UNROLLED`.
 
     >>> integer("microbatches", np.int64(3), 1)
     3
     >>> integer("microbatches", 0, 1)
     Traceback (most recent call last):
     ValueError: microbatches must be an integer >= 1, got 0
+    >>> integer("microbatches", 10**30, 1)
+    Traceback (most recent call last):
+    ValueError: microbatches must be an integer >= 1 and <= 2147483647, got 1000000000000000000000000000000
     """
     if optional and value is None:
         return None
-    allowed = f"{name} must be an integer >= {minimum}{' or None' if optional else ''}"
+    large = isinstance(value, numbers.Integral) and int(value) > maximum
+    upper = f" and <= {maximum}" if large or maximum < LARGEST else ""
+    allowed = f"{name} must be an integer >= {minimum}{upper}{' or None' if optional else ''}"
     if isinstance(value, Tracer):
         raise ValueError(
             f"{allowed} that is known when the program is built, got a traced value; write {name} as a Python "
@@ -158,7 +170,7 @@ def integer(name: str, value: Any, minimum: int = 0, *, optional: bool = False) 
     if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jax.dtypes.issubdtype(value.dtype, np.integer):
         value = int(value)
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < minimum:
+    if not whole or not minimum <= value <= maximum:
         raise ValueError(f"{allowed}, got {value!r}")
     return int(value)
 
@@ -175,6 +187,35 @@ def choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{nearest(value, allowed)}"
         )
+
+
+def transformation(**given: Any) -> None:
+    """Checks that arguments, by their names, are optax transformations: pairs of functions `init` and `update`.
+
+    >>> transformation(inner=0.1)
+    Traceback (most recent call last):
+    ValueError: inner must be an optax transformation, such as optax.adam(1e-3) or gk.adamw(1e-3), got 0.1
+    """
+    for name, value in given.items():
+        if not all(callable(getattr(value, part, None)) for part in ("init", "update")) or isinstance(value, type):
+            hint = "; call it: it makes one" if callable(value) else ""
+            raise ValueError(
+                f"{name} must be an optax transformation, such as optax.adam(1e-3) or gk.adamw(1e-3), got {value!r}{hint}"
+            )
+
+
+def axis_name(name: str, value: Any, *, optional: bool = True) -> None:
+    """Checks that an argument is the name of a mesh axis, or several in a tuple.
+
+    >>> axis_name("axis_name", 3)
+    Traceback (most recent call last):
+    ValueError: axis_name must be the name of a mesh axis, a tuple of them or None, got 3; write axis_name='data'
+    """
+    known = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list) else []
+    if (optional and value is None) or (known and all(isinstance(axis, str) and axis for axis in known)):
+        return
+    none = " or None" if optional else ""
+    raise ValueError(f"{name} must be the name of a mesh axis, a tuple of them{none}, got {value!r}; write {name}='data'")
 
 
 def function(name: str, value: Any) -> None:

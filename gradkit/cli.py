@@ -25,13 +25,13 @@ from absl import flags
 from jax import eval_shape, random
 
 import gradkit  # noqa: F401 - registers every method
-from gradkit import catalogue, checks, leaves
+from gradkit import catalogue, checks, interrupts, leaves
 from gradkit.engine.extras import EXTRAS
 from gradkit.parallel.mesh import parse_axes
 from gradkit.training import chains, inspection, logs, methods, processes, programs, report, trees
 from gradkit.training.flags import parse, usage
+from gradkit.training.race import Progress, Result, race_config
 from gradkit.training.race import prepare as prepare_race
-from gradkit.training.race import race_config
 from gradkit.training.report import listing
 from gradkit.training.report.charts import number, reading
 from gradkit.training.settings import DEFAULT_METHOD, DescribeConfig, InspectConfig, ListConfig, RaceConfig, TrainConfig
@@ -52,8 +52,19 @@ def command_race(arguments: list[str]) -> Task:
     def task() -> None:
         for problem in problems:
             print(f"{problem.description}; {_target(problem)}", flush=True)
-        with report.watcher(config, problems=problems) as watch:
-            result = race_config(config, watch)
+        finished: dict[tuple[str, str], Result] = {}
+
+        def kept() -> str:
+            return report.write_finished([*finished.values()], folder, command)
+
+        with interrupts.last_words(kept), report.watcher(config, problems=problems) as watch:
+
+            def seen(event: Progress) -> None:
+                if event.result is not None:
+                    finished[event.workload, event.method] = event.result
+                watch(event)
+
+            result = race_config(config, seen)
         print()
         report.show(result)
         report.write(result, folder, command)
@@ -283,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         task()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("gradkit: interrupted", file=sys.stderr)
+        print(interrupts.line(), file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe has seen enough; Python would complain once more when it closes the stream.

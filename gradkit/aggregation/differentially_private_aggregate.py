@@ -89,6 +89,7 @@ def differentially_private_aggregate(
     divides by the expected size of a batch drawn example by example; this divides by the number of gradients, as
     `optax.contrib.differentially_private_aggregate` does, whose noise is the same for the same key.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.real("l2_norm_clip", l2_norm_clip, "(0, inf)")
     checks.real("noise_multiplier", noise_multiplier, "[0, inf)")
     check_key(key)

@@ -88,6 +88,7 @@ def infobatch(
     Reference: Qin et al. InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning. 2024, arXiv
     2303.04947. The package raises `keep` to 0.1 where it is less, silently; here it is what was asked for.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.integer("epochs", epochs, 1)
     checks.real("prune_ratio", prune_ratio, "[0, 1)")
     checks.real("delta", delta, "[0, 1]")

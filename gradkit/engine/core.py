@@ -29,6 +29,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.engine.extras import missing
+from gradkit.engine.mismatches import told
 from gradkit.leaves import Layout, Method, check_mask, names, resolve_layout
 from gradkit.leaves.derived import has_boxes, rename, unboxed, without_empty
 from gradkit.leaves.recording import announce
@@ -73,15 +74,16 @@ def _wide_or_abstract(x: Any) -> Any:
     return cast(x, dtype)
 
 
-def inside(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def inside(inner: optax.GradientTransformation, name: str = "inner") -> optax.GradientTransformationExtraArgs:
     """A transformation as one around it calls it that computes in float32: `init` has the dtypes of `update`.
 
-    The state of one of optax has the dtype of the parameters until its first update.
+    The state of one of optax has the dtype of the parameters until its first update. `name`: of the argument.
 
     >>> tx = inside(optax.sgd(0.1, momentum=0.9))
     >>> jax.tree.leaves(tx.init(jnp.zeros(2, jnp.bfloat16)))[0].dtype
     dtype('float32')
     """
+    checks.transformation(**{name: inner})
     extra = optax.with_extra_args_support(inner)
     return optax.GradientTransformationExtraArgs(
         lambda params: extra.init(jax.tree.map(_wide_or_abstract, as_arrays(params))), extra.update
@@ -310,8 +312,9 @@ def transformation(
         def run(state: Any) -> tuple[Any, Any]:
             return update(widen(updates), state, widen(params), **extra)
 
-        new, state = scoped_update(run, updates if params is None else params, state)
-        like = params if as_params and params is not None else updates
+        like = updates if params is None else params
+        new, state = told(method, updates, state, lambda: scoped_update(run, like, state))
+        like = like if as_params else updates
         return jax.tree.map(lambda u, x: cast(u, x.dtype), new, like), state
 
     return boxless(checked_init, checked_update)

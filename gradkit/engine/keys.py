@@ -12,11 +12,19 @@ from jax.core import Tracer
 
 
 def check_key(key: Any) -> None:
-    """Raises where a key given at construction is neither a typed random key nor an integer."""
+    """Raises where a key given at construction is neither one typed random key nor an integer that makes one.
+
+    >>> check_key(10**30)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: key must be a typed random key, as jax.random.key makes it, or an integer in [-2**31, 2**32), got 1...
+    """
     integer = isinstance(key, numbers.Integral) and not isinstance(key, bool)
-    if key is None or integer or jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key):
+    typed = jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key) and not getattr(key, "shape", ())
+    if key is None or (integer and -(2**31) <= int(key) < 2**32) or typed:
         return
-    raise ValueError(f"key must be a typed random key, as jax.random.key makes it, or an integer, got {key!r}")
+    raise ValueError(
+        f"key must be a typed random key, as jax.random.key makes it, or an integer in [-2**31, 2**32), got {key!r}"
+    )
 
 
 def as_key(key: Any) -> Any:
@@ -25,7 +33,7 @@ def as_key(key: Any) -> Any:
     >>> as_key(3) == jax.random.key(3)
     Array(True, dtype=bool)
     """
-    if isinstance(key, bool | float | str):
+    if isinstance(key, bool | float | str | numbers.Integral):
         check_key(key)
     return jax.random.key(int(key)) if isinstance(key, numbers.Integral) else key
 

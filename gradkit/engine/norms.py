@@ -6,7 +6,6 @@ all leaves are one exchange (`sums.py`); a method asks for all it needs at once.
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -164,7 +163,7 @@ def packed_norms(
     sums = squares(trees)
     if not large or not known:
         return sums._replace(parts=tuple([_sqrt(x) for x in row] for row in sums.parts))
-    finite = functools.reduce(operator.and_, [jnp.isfinite(x).all() for row in sums.parts for x in row])
+    finite = jnp.isfinite(added_up([x for row in sums.parts for x in row]))
     return sums._replace(
         parts=_either(
             finite,

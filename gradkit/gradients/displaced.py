@@ -62,6 +62,7 @@ def displaced_gradient(
     Reference: Foret et al. Sharpness-Aware Minimization for Efficiently Improving Generalization. 2020,
     arXiv 2010.01412.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.function("loss_fn", loss_fn)
     checks.function("displacement", displacement)

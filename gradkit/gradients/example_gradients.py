@@ -65,6 +65,7 @@ def example_gradients(
     Reference: Abadi et al. Deep Learning with Differential Privacy. 2016, arXiv 1607.00133, Algorithm 1 (which clips
     them); in JAX the gradients of all examples at once are `jax.vmap(jax.grad(loss), in_axes=(None, 0))`.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.function("loss_fn", loss_fn)
     chunk = checks.integer("chunk", chunk, 1)

@@ -104,6 +104,7 @@ def grad_cache(
     2101.06983. The JAX part of the official code no longer runs. `jax.checkpoint` around the encoder in a scan gives
     the same gradient.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.function("encode", encode)
     checks.function("loss_fn", loss_fn)

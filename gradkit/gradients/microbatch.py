@@ -72,6 +72,7 @@ def microbatch(
     Reference: Ott et al. Scaling Neural Machine Translation. 2018, arXiv 1806.00187. The paper sums gradients of
     summed losses and divides once by the number of tokens: the same. optax.MultiSteps averages the g_i.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.function("loss_fn", loss_fn)
     checks.integer("microbatches", microbatches, 1)

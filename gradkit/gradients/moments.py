@@ -61,6 +61,7 @@ def gradient_moments(
     arXiv 2309.13681 (over devices); McCandlish et al. An Empirical Model of Large-Batch Training. 2018,
     arXiv 1812.06162 (norms).
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.function("loss_fn", loss_fn)
     microbatches = checks.integer("microbatches", microbatches, 1)

@@ -72,6 +72,7 @@ def sam(
     Reference: Foret et al. Sharpness-Aware Minimization for Efficiently Improving Generalization. 2020,
     arXiv 2010.01412. optax.contrib.sam agrees where the gradient is not zero; there it gives NaN.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.real("rho", rho, "[0, inf)")
 
@@ -119,6 +120,7 @@ def asam(
     Networks. 2021, arXiv 2102.11600. The PyTorch class most people copy has eta = 0, so it never perturbs a
     weight that is zero.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.real("rho", rho, "[0, inf)")
     checks.real("eta", eta, "[0, inf)")

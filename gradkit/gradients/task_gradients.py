@@ -68,6 +68,7 @@ def task_gradients(
     torchjd computes the Gramian without the Jacobian as well, layer by layer; here it is computed pair by pair, which
     asks nothing of the model.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
     checks.function("loss_fn", loss_fn)
     chunk = checks.integer("chunk", chunk, 1)

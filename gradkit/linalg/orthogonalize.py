@@ -154,7 +154,7 @@ def orthogonalize(
 
 def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Any, precondition: Any = "frobenius") -> None:
     """Raises where `orthogonalize` would, before there is an array."""
-    checks.integer("steps", steps, 1)
+    checks.integer("steps", steps, 1, maximum=checks.MOST_UNROLLED)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("precondition", precondition, ("frobenius", "aol"))
     if not callable(method):

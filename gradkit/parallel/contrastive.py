@@ -194,6 +194,7 @@ def tiled_contrastive_loss(
     the maximum; here both directions come from one pass, and all sums of exponentials are of logarithms.
     `optax.losses.ntxent` makes the matrix.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.switch(symmetric=symmetric)
     q, k = jnp.asarray(q), jnp.asarray(k)
     if q.ndim != 2 or q.shape != k.shape or q.dtype != k.dtype or not q.size:
@@ -250,6 +251,7 @@ def ring_contrastive_loss(
     arXiv 2410.17243. The official code returns the mean over the device's own pairs, and its gradient is divided by
     n only once gradients are averaged; here it is the mean over all pairs, whatever is differentiated.
     """
+    checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(symmetric=symmetric)
     if axis_name is None:
         raise ValueError("axis_name must be an axis of shard_map or vmap, got None")

@@ -120,6 +120,7 @@ def diloco(
     Reference: Douillard et al. DiLoCo: Distributed Low-Communication Training of Language Models. 2023, arXiv
     2311.08105. The numbers are those of torchft.
     """
+    checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(outer_nesterov=outer_nesterov)
     names = ("outer_learning_rate", "outer_momentum")
     outer = _outer(names[0], outer_learning_rate, names[1], outer_momentum, outer_nesterov)

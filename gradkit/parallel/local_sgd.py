@@ -65,6 +65,7 @@ def local_sgd(
     rate falls as 1 / (a + t), and its output is an average; here any schedule, and the last iterate. For the average
     see `quadratic_weighted_average`.
     """
+    checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(average_state=average_state)
     inner = sgd(learning_rate, momentum=momentum, nesterov=nesterov)
     return local_updates(inner, sync_every=sync_every, axis_name=axis_name, average_state=average_state)

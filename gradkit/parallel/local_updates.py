@@ -103,8 +103,10 @@ def local_updates(
     et al. 2023, arXiv 2311.08105; the sign of D is that of their code's gradients. A round whose length is a callable:
     Gu et al. A Quadratic Synchronization Rule for Distributed Deep Learning. 2023, arXiv 2310.14423.
     """
+    checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(average_state=average_state)
     period = _period(sync_every)
+    checks.transformation(inner=inner, **({} if outer is None else {"outer": outer}))
     inner = optax.with_extra_args_support(inner)
     far = None if outer is None else optax.with_extra_args_support(outer)
 

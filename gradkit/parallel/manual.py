@@ -93,6 +93,7 @@ def inside_shard_map(inner: optax.GradientTransformation, specs: Any) -> optax.G
       >>> [[round(float(x), 4) for x in shard] for shard in clip(shards)]
       [[0.6], [0.8]]
     """
+    checks.transformation(inner=inner)
     inner = optax.with_extra_args_support(inner)
 
     @functools.wraps(inner.init)

@@ -60,6 +60,7 @@ def replica_mean(tree: Any, axis_name: Any = "replica") -> Any:
       [[2. 4.]
        [2. 4.]]
     """
+    checks.axis_name("axis_name", axis_name, optional=False)
     return jax.tree.map(lambda m, x: m.astype(x.dtype), wide_mean("replica_mean", tree, axis_name), tree)
 
 
@@ -106,6 +107,7 @@ def replicate(tree: Any, replicas: int, *, axis_name: str = "replica") -> Any:
       >>> replicate({"w": jnp.ones(3)}, 4)["w"].shape
       (4, 3)
     """
+    checks.axis_name("axis_name", axis_name, optional=False)
     checks.integer("replicas", replicas, 1)
 
     def copies(tree: Any) -> Any:
@@ -144,6 +146,7 @@ def init_replicas(tx: optax.GradientTransformation, params: Any, *, axis_name: s
       >>> state[0].count.shape, state[0].mu["w"].shape
       ((4,), (4, 3))
     """
+    checks.axis_name("axis_name", axis_name, optional=False)
     init = jax.vmap(tx.init, axis_name=axis_name)
     if not _placed(params, axis_name):
         return jax.jit(init)(params)

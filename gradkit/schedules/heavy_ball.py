@@ -47,7 +47,7 @@ def stage_decay_schedule(
     2023, arXiv 2312.14567.
     """
     checks.real("init_value", init_value, "[0, inf)")
-    num_stages = checks.integer("num_stages", num_stages, 1)
+    num_stages = checks.integer("num_stages", num_stages, 1, maximum=checks.MOST_UNROLLED)
     steps_per_stage = checks.integer("steps_per_stage", steps_per_stage, 1)
     checks.real("decay_factor", decay_factor, "(1, inf)")
 

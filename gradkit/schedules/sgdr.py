@@ -65,7 +65,7 @@ def sgdr_boundaries(cycles: int, *, period: int, period_mult: float = 1) -> list
 
     Reference: Loshchilov, Hutter. SGDR: Stochastic Gradient Descent with Warm Restarts. 2016, arXiv 1608.03983.
     """
-    cycles = checks.integer("cycles", cycles)
+    cycles = checks.integer("cycles", cycles, maximum=checks.MOST_UNROLLED)
     _check_cycles(period, period_mult)
     return [math.ceil(start) for start in _starts(period, period_mult, cycles=cycles)]
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gradkit import interrupts
 from gradkit.diagnostics import metrics
 from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
 from gradkit.parallel.mesh import parse_axes
@@ -214,7 +215,14 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
     def size() -> int:
         return int(state.opt_state[0].microbatches) if len(plan.sizes) > 1 else plan.microbatches
 
-    with checkpoints or contextlib.nullcontext():
+    def goes_on() -> str:
+        if checkpoints is None:
+            return ""
+        checkpoints.wait()
+        last = checkpoints.latest()
+        return "" if last is None else f"the same command goes on from step {last}"
+
+    with checkpoints or contextlib.nullcontext(), interrupts.last_words(goes_on):
         program(size())
         began = time.perf_counter()
         for done in range(int(state.step) + plan.eval_every, plan.steps + 1, plan.eval_every):

@@ -60,6 +60,7 @@ def accumulate_weighted(
     Reference: Ott et al. Scaling Neural Machine Translation. 2018, arXiv 1806.00187. The rest of its recipe: Adam with
     b2 = 0.98, a warm-up over 4000 steps and then the inverse root of the step, twice the rate for large batches.
     """
+    checks.axis_name("axis_name", axis_name)
     every_k = checks.integer("every_k", every_k, 1)
     below = inside(inner)
 

@@ -46,6 +46,7 @@ def block_norm(
     Reference: the unit-wise norm of Brock et al. High-Performance Large-Scale Image Recognition Without Normalization.
     2021, arXiv 2102.06171; the layer-wise one of LARS.
     """
+    checks.axis_name("axis_name", axis_name)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise ValueError(f"x must be floating point, got {x.dtype}")

@@ -65,7 +65,7 @@ def graft(
     for name, tx in (("magnitude", magnitude), ("direction", direction)):
         if not isinstance(tx, optax.GradientTransformation):
             raise ValueError(f"{name} must be a gradient transformation, got {tx!r}")
-    one, other = (inside(tx) for tx in (magnitude, direction))
+    one, other = inside(magnitude, "magnitude"), inside(direction, "direction")
 
     def whole(name: str, shape: tuple[int, ...]) -> Axes:
         return axes_of(layout, name, shape)._replace(stack=())

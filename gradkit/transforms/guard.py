@@ -103,6 +103,7 @@ def guard(
     and does not enter the window; the state is kept by selection, not by a factor 0; there is a budget.
     `optax.apply_if_finite` does not look at the update, and accepts what is not finite once its budget is spent.
     """
+    checks.axis_name("axis_name", axis_name)
     checks.choice("on", on, TRIGGERS)
     max_skips = checks.integer("max_skips", max_skips, 1)
     checks.real("sigma", sigma, "(0, inf)")

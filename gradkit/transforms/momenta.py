@@ -94,7 +94,7 @@ def weighted_momenta(
       denominator: gradient -> positive numbers of its shape. None: 1.
       mu_dtype: dtype in which the means are kept. Default float32, or float64 for float64 parameters.
     """
-    below = None if denominator is None else inside(denominator)
+    below = None if denominator is None else inside(denominator, "denominator")
 
     def init(params: optax.Params) -> WeightedMomentaState:
         momenta = tuple(zeros(params, mu_dtype) for _ in means)

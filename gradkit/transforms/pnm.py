@@ -83,7 +83,7 @@ def scale_by_pnm(
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b0", b0, "(-1, inf)")
     checks.real("b1", b1, "[0, 1)")
-    below = None if denominator is None else inside(denominator)
+    below = None if denominator is None else inside(denominator, "denominator")
 
     def init(params: optax.Params) -> ScaleByPnmState:
         started = below.init(params) if below else None

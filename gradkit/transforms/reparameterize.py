@@ -89,6 +89,7 @@ def reparameterize(
     checks.real("resync", resync, "(0, inf)", optional=True)
     if pullback is not None:
         checks.function("pullback", pullback)
+    checks.transformation(inner=inner)
     below = optax.with_extra_args_support(inner)
 
     def back(z: Any, g: Any) -> Any:

@@ -68,7 +68,7 @@ def shifted_parameters(
     """
     checks.function("shift", shift)
     inner = inside(inner)
-    tail = inside(after if after is not None else optax.identity())
+    tail = inside(after if after is not None else optax.identity(), "after")
 
     def init(params: optax.Params) -> ShiftedParametersState:
         return ShiftedParametersState(zeros(params), (inner.init(params), tail.init(params)))

@@ -75,7 +75,7 @@ def test_the_first_step_of_shampoo_is_as_long_as_of_smaller_gradients() -> None:
     G = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)), jnp.float32)}
     for make in (
         lambda: gk.scale_by_shampoo(eps=0.0, start_preconditioning_step=1),
-        lambda: gk.distributed_shampoo(1.0, eps=0.0, grafting=None, start_preconditioning_step=1),
+        lambda: gk.distributed_shampoo(1.0, eps=0.0, grafting=None, merge_dims=False, start_preconditioning_step=1),
     ):
         steps = []
         for scale in (1.0, 2.0**66, 2.0**100):

@@ -144,7 +144,7 @@ def optimistic_amsgrad(
     checks.real("eps", eps, "[0, inf)")
     checks.real("ridge", ridge, "(0, inf)")
     checks.choice("predictor", predictor, ("last", "rmpe"))
-    span = checks.integer("span", span, 2)
+    span = checks.integer("span", span, 2, maximum=checks.MOST_UNROLLED)
     checks.choice("bias_correction", bias_correction, ("none", "after_max", "before_max"))
     rate = scale_by_learning_rate(learning_rate)
     kept = span if predictor == "rmpe" else 0

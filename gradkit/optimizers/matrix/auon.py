@@ -294,7 +294,7 @@ def scale_by_hybrid_auon(
     """
     checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
-    ns_steps = checks.integer("ns_steps", ns_steps, 1)
+    ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=0.0)
     check_shard(shard)
     rms = scale_by_cosh_rms(

@@ -102,7 +102,7 @@ def scale_by_muon(
     checks.switch(nesterov=nesterov)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     checks.real("momentum", momentum, "[0, 1)")
-    ns_steps = checks.integer("ns_steps", ns_steps, 1)
+    ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)
     check_options(steps=ns_steps, coefficients=coefficients, method=method, eps=eps)
     checks.choice("scale", scale, SCALES)
     checks.choice("bias_correction", bias_correction, (False, True, "optax"))

@@ -99,7 +99,7 @@ def scale_by_preconditioned_polyak(
     checks.real("f_min", f_min)
     checks.real("max_step", max_step, "(0, inf]")
     checks.choice("sqrt_guard", sqrt_guard, (True, False))
-    inner = inside(optax.identity() if preconditioner is None else preconditioner)
+    inner = inside(optax.identity() if preconditioner is None else preconditioner, "preconditioner")
 
     def init(params: optax.Params) -> ScaleByPreconditionedPolyakState:
         return ScaleByPreconditionedPolyakState(inner.init(params), {"polyak_step": jnp.zeros((), jnp.float32)})

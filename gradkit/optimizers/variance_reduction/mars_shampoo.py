@@ -103,7 +103,7 @@ def mars_shampoo(
     vector is a matrix of one row, and is divided by about its norm: `gk.leaves.groups` sends such leaves elsewhere.
     """
     checks.floating_dtype(ns_dtype=ns_dtype)
-    ns_steps = checks.integer("ns_steps", ns_steps, 1)
+    ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)
     checks.real("eps", eps, "[0, inf)")
 
     return optimizer(

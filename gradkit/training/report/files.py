@@ -1,14 +1,16 @@
 """Where the report of a race goes: a folder that is checked before anything is computed."""
 
+import contextlib
 import itertools
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from gradkit.training.race import Race
+from gradkit.training.race import Race, Result
 from gradkit.training.report.charts import save_png
 from gradkit.training.report.page import page, versions
 
@@ -51,17 +53,45 @@ def reserve(out: str | None, overwrite: bool) -> pathlib.Path:
 
 def write(race: Race, folder: pathlib.Path, command: str) -> None:
     """Writes `report.html`, `curves.png` and `results.json`."""
+    # The data first: a disk may be full before the picture is written.
+    (folder / "results.json").write_text(json.dumps(record(race, command), indent=1) + "\n", encoding="utf-8")
     save_png(race, folder / "curves.png")
     (folder / "report.html").write_text(page(race, command), encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(record(race, command), indent=1) + "\n", encoding="utf-8")
 
 
 def record(race: Race, command: str) -> dict[str, Any]:
     """All that was measured, as JSON: infinity and NaN, which JSON does not know, are null."""
-    results = []
-    for row in race.results:
+    areas = {"steps": race.step_profile.area, "time": race.time_profile.area}
+    rows = _rows(race.results)
+    return {"command": command, "versions": versions(), "profile_area": areas, "results": rows}
+
+
+def write_finished(results: Sequence[Result], folder: pathlib.Path, command: str) -> str:
+    """Writes `results.json` of a race that was interrupted; a folder that is empty is removed.
+
+    Args:
+      results: the last result of every method that has one.
+      folder: as `reserve` made it.
+      command: what was run.
+
+    Returns:
+      What is kept, in words.
+    """
+    if not results:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        return "no method had finished"
+    kept = {"command": command, "versions": versions(), "interrupted": True, "results": _rows(results)}
+    (folder / "results.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    names = ", ".join(f"{row.method} on {row.workload}" for row in results)
+    return f"finished: {names}, in {folder / 'results.json'}"
+
+
+def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    rows = []
+    for row in results:
         found = row.sweep
-        results.append(
+        rows.append(
             {
                 "workload": row.workload,
                 "method": row.method,
@@ -69,12 +99,12 @@ def record(race: Race, command: str) -> dict[str, Any]:
                 "steps_to_target": _plain(row.steps),
                 "spread": _plain(row.spread),
                 "seconds_to_target": _plain(row.seconds),
-                "seconds_per_step": row.seconds_per_step,
+                "seconds_per_step": _plain(row.seconds_per_step),
                 "final_metric": _plain(row.final),
                 "robust": row.robust,
                 "extended": row.extended,
                 "at_edge": row.at_edge,
-                "compile_seconds": {"sweep": found.compile_seconds, "one_run": row.compile_seconds},
+                "compile_seconds": {"sweep": found.compile_seconds, "one_run": _plain(row.compile_seconds)},
                 "run_seconds": found.run_seconds,
                 "rates": _plain(row.rates),
                 "seeds": _plain(found.seeds),
@@ -83,8 +113,7 @@ def record(race: Race, command: str) -> dict[str, Any]:
                 "curves": _plain(found.curves),
             }
         )
-    areas = {"steps": race.step_profile.area, "time": race.time_profile.area}
-    return {"command": command, "versions": versions(), "profile_area": areas, "results": results}
+    return rows
 
 
 def _plain(value: Any) -> Any:
