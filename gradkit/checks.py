@@ -145,8 +145,8 @@ def floating_dtype(**given: Any) -> None:
 def integer(name: str, value: Any, minimum: int = 0, *, maximum: int = LARGEST, optional: bool = False) -> Any:
     """Checks that an argument is a whole number from `minimum` to `maximum`, and gives it back as a Python integer.
 
-    Counters and lengths are int32 numbers in a program: the largest of them is the default of `maximum`. What is done so
-    many times by Python, as a product of matrices per step, has a smaller one: `MOST_UNROLLED`.
+    Counters and lengths are int32 numbers in a program: the largest of them is the default of `maximum`. What Python
+    does so many times, as a product of matrices per step, has a smaller one: `MOST_UNROLLED`.
 
     >>> integer("microbatches", np.int64(3), 1)
     3
@@ -199,9 +199,8 @@ def transformation(**given: Any) -> None:
     for name, value in given.items():
         if not all(callable(getattr(value, part, None)) for part in ("init", "update")) or isinstance(value, type):
             hint = "; call it: it makes one" if callable(value) else ""
-            raise ValueError(
-                f"{name} must be an optax transformation, such as optax.adam(1e-3) or gk.adamw(1e-3), got {value!r}{hint}"
-            )
+            allowed = f"{name} must be an optax transformation, such as optax.adam(1e-3) or gk.adamw(1e-3)"
+            raise ValueError(f"{allowed}, got {value!r}{hint}")
 
 
 def axis_name(name: str, value: Any, *, optional: bool = True) -> None:
@@ -215,7 +214,9 @@ def axis_name(name: str, value: Any, *, optional: bool = True) -> None:
     if (optional and value is None) or (known and all(isinstance(axis, str) and axis for axis in known)):
         return
     none = " or None" if optional else ""
-    raise ValueError(f"{name} must be the name of a mesh axis, a tuple of them{none}, got {value!r}; write {name}='data'")
+    raise ValueError(
+        f"{name} must be the name of a mesh axis, a tuple of them{none}, got {value!r}; write {name}='data'"
+    )
 
 
 def function(name: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """What every public function says to an argument of the wrong kind, and takes for a number."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -65,6 +65,73 @@ def refused(name: str, argument: str, value: Any) -> str:
     except ValueError as error:
         return str(error) if argument in str(error) else ""
     return ""
+
+
+def is_count(p: inspect.Parameter) -> bool:
+    """A whole number: by its default, or as it says."""
+    return (isinstance(p.default, int) and not isinstance(p.default, bool)) or str(p.annotation) in (
+        "int",
+        "int | None",
+    )
+
+
+# Numbers whose default happens to be whole, and functions of arrays, which look at these first.
+REAL = {"prediction_steps", "delay", "period_mult"}
+OF_ARRAYS = {"inverse_root", "orthogonalize", "solve_lcp", "project_out_subspace", "singular_basis", "lora_ga_init"}
+OF_ARRAYS |= {"clip_pixelwise", "clip_pixels", "tiled_contrastive_loss", "ring_contrastive_loss"}
+OF_ARRAYS |= {"damped_gauss_newton_solve"}
+TRANSFORMATIONS = {"inner", "outer", "denominator", "magnitude", "direction", "preconditioner", "bases", "tx"}
+KINDS: dict[str, tuple[Callable[[inspect.Parameter], bool], tuple[Any, ...]]] = {
+    "count": (lambda p: is_count(p) and p.name not in REAL, (2**40, 10**30, -(10**30), 2.5, "3")),
+    "transformation": (lambda p: p.name in TRANSFORMATIONS, (0.1, "adam", optax.adam, object())),
+    "key": (lambda p: p.name == "key" and p.default is None, (0.5, "0", True, 10**30)),
+    "axis": (lambda p: p.name == "axis_name", (3, "", ("data", 1))),
+    "shard": (lambda p: p.name == "shard", (0.1, "fsdp")),
+    "probe": (lambda p: p.name == "probe" and p.default is None, (0.1, "gaussian", object())),
+}
+
+
+def cards_example(name: str) -> Mapping[str, Any]:
+    """What a card gives as an example of arguments."""
+    return cards()[name].example if name in cards() else {}
+
+
+def first_complaint(name: str, argument: str, value: Any) -> str | None:
+    """What a function says to a wrong value; None where the value is taken."""
+    function = public()[name]
+    given = {**arguments(name, function), argument: value}
+    loss = lambda params, *rest: jnp.float32(0)  # noqa: E731
+    right = dict.fromkeys(("loss_fn", "grad_fn", "value_func", "spec"), loss)
+    right |= dict.fromkeys(("damping", "radius", "eps", "step"), 0.1)
+    given |= {k: value for k, value in right.items() if k in given and k not in (argument, *cards_example(name))}
+    try:
+        function(**given)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_values_are_refused_by_name_where_a_method_is_built(kind: str) -> None:
+    """Integers that no counter holds, also those that would have Python loop for ever; arguments of another type."""
+    test, wrong = KINDS[kind]
+    pairs = [(name, argument) for name, argument in parameters(test) if name not in OF_ARRAYS]
+    assert len(pairs) > {"count": 110, "transformation": 25, "key": 15, "axis": 15, "shard": 15, "probe": 2}[kind]
+    missed = []
+    for name, argument in pairs:
+        for value in wrong:
+            said = first_complaint(name, argument, value)
+            if said is None or argument not in said:
+                missed.append((name, argument, value, said))
+    assert missed == []
+
+
+def test_a_count_says_its_range() -> None:
+    with pytest.raises(ValueError, match="ns_steps must be an integer >= 1 and <= 1000, got 1000000"):
+        gk.muon(0.1, adam_learning_rate=0.1, ns_steps=10**6)
+    with pytest.raises(ValueError, match=r"cg_iterations must be an integer >= 1 and <= 2147483647, got 2147483648"):
+        gk.egn(cg_iterations=2**31)
+    assert checks.integer("n", 2**31 - 1) == 2**31 - 1
 
 
 def test_every_switch_is_true_or_false() -> None:

@@ -313,7 +313,7 @@ def transformation(
             return update(widen(updates), state, widen(params), **extra)
 
         like = updates if params is None else params
-        new, state = told(method, updates, state, lambda: scoped_update(run, like, state))
+        new, state = told(method, updates, state, lambda: scoped_update(run, like, state), checked_init, like)
         like = like if as_params else updates
         return jax.tree.map(lambda u, x: cast(u, x.dtype), new, like), state
 

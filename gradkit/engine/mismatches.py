@@ -13,7 +13,7 @@ import jax
 from gradkit.leaves import names
 
 # What arithmetic on shapes that do not fit raises.
-ERRORS = (TypeError, ValueError, IndexError)
+ERRORS = (TypeError, ValueError, LookupError)
 
 
 class StateMismatchError(ValueError):
@@ -39,13 +39,46 @@ def mismatch(method: str, updates: Any, state: Any) -> StateMismatchError | None
         name = next((end for end in ends if end in given), "" if "" in given else None)
         if name is not None and len(shape) == len(given[name]) and shape != given[name]:
             return StateMismatchError(
-                f"{method}: the gradient of {name!r} has shape {given[name]}, and its state was made for a parameter of "
-                f"shape {shape}: call init again"
+                f"{method}: the gradient of {name!r} has shape {given[name]}, and its state was made for a parameter "
+                f"of shape {shape}: call init again"
             )
     return None
 
 
-def told(method: str, updates: Any, state: Any, step: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+def misfit(method: str, like: Any, state: Any, init: Callable[[Any], Any]) -> StateMismatchError | None:
+    """The same of a state that holds something else than accumulators, from what `init` would make now."""
+    try:
+        fresh = jax.eval_shape(init, like)
+    except ERRORS:
+        return None
+    have, want = (dict(zip(names(tree), shapes(tree), strict=True)) for tree in (state, fresh))
+    path = next((path for path in (*want, *have) if have.get(path) != want.get(path)), None)
+    if path is None:
+        return None
+    # Of the leaves whose names are in the path, the longest name; else all.
+    given = dict(zip(names(like), shapes(like), strict=True))
+    own = max((name for name in given if name and name in path), key=len, default=None)
+    leaves = ", ".join(f"{name!r} has shape {shape}" for name, shape in given.items() if own in (None, name))
+    return StateMismatchError(
+        f"{method}: the gradient of {leaves}, for which {path!r} in the state has shape {want.get(path)}; it has shape "
+        f"{have.get(path)}, as the state was made for parameters of other shapes: call init again"
+    )
+
+
+def check_fit(method: str, params: Any, state: Any) -> None:
+    """Raises where a state holds averages of parameters of other shapes, with which these could be broadcast."""
+    if (found := mismatch(method, params, state)) is not None:
+        raise found
+
+
+def told(
+    method: str,
+    updates: Any,
+    state: Any,
+    step: Callable[[], tuple[Any, Any]],
+    init: Callable[[Any], Any],
+    like: Any,
+) -> tuple[Any, Any]:
     """What a step returns; where it fails, or its state gets other shapes, because the gradients do not fit the state,
     it is said so.
 
@@ -54,16 +87,20 @@ def told(method: str, updates: Any, state: Any, step: Callable[[], tuple[Any, An
       updates: the gradients.
       state: the state before the step.
       step: () -> (updates, state).
+      init: makes the state of parameters.
+      like: the parameters, or the gradients where there are none.
     """
     try:
         new, after = step()
     except StateMismatchError:
         raise
     except ERRORS as error:
-        found = mismatch(method, updates, state)
+        found = mismatch(method, updates, state) or misfit(method, like, state, init)
         if found is None:
             raise
         raise found from error
-    if shapes(after) != shapes(state) and (found := mismatch(method, updates, state)) is not None:
-        raise found
+    if shapes(after) != shapes(state) or shapes(new) != shapes(updates):
+        found = mismatch(method, updates, state) or misfit(method, like, state, init)
+        if found is not None:
+            raise found
     return new, after

@@ -148,8 +148,8 @@ def packed_norms(
       block: "tensor" or "unit".
       layout: which axes are stacks and outputs.
       *trees: lists of leaves.
-      large: whether numbers are seen whose squares overflow, float32 ones above 1e19, as gradients may be that are to be
-        clipped. Costs no time to run, but half as much again to compile.
+      large: whether numbers are seen whose squares overflow, float32 ones above 1e19, as gradients may be that are to
+        be clipped. Costs no time to run, but half as much again to compile.
 
     >>> from gradkit.leaves import default_layout
     >>> norms = packed_norms(["ScanBlock_0/kernel"], "tensor", default_layout, [jnp.ones((3, 2, 8))])
@@ -177,8 +177,8 @@ def packed_norms(
 
 
 def _least(dtype: Any) -> np.ndarray:
-    """A power of two, so that nothing is rounded: of numbers that are multiplied by it the squares stay finite, also the
-    sum of 2^30 of the largest."""
+    """A power of two, so that nothing is rounded: of numbers that are multiplied by it the squares stay finite, also
+    the sum of 2^30 of the largest."""
     return np.asarray(2.0 ** (-5 * jnp.finfo(dtype).maxexp // 8), real_dtype(dtype))
 
 

@@ -280,7 +280,18 @@ def axes_of(layout: Layout | None, path: str, shape: tuple[int, ...], *, doubt: 
       'vector'
     """
     checks.switch(doubt=doubt)
-    return _look_up(path, tuple(shape), doubt=doubt) if layout is None else layout(path, tuple(shape))
+    if layout is None:
+        return _look_up(path, tuple(shape), doubt=doubt)
+    _check_layout(layout)
+    return layout(path, tuple(shape))
+
+
+def _check_layout(layout: Any, method: str = "") -> None:
+    if not callable(layout):
+        raise ValueError(
+            f"{method and f'{method}: '}layout must be a function (path, shape) -> Axes or None, got {layout!r}; "
+            "write layout=gk.leaves.layout(...), gk.leaves.infer_layout(params), or nothing"
+        )
 
 
 def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: bool = False) -> Layout:
@@ -305,11 +316,7 @@ def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: 
     """
     checks.switch(matters=matters)
     if layout is not None:
-        if not callable(layout):
-            raise ValueError(
-                f"{method}: layout must be a function (path, shape) -> Axes or None, got {layout!r}; "
-                "write layout=gk.leaves.layout(...), gk.leaves.infer_layout(params), or nothing"
-            )
+        _check_layout(layout, method)
         return layout
     with deciding(params) as own:
         entries = own.decision.entries

@@ -194,8 +194,8 @@ def tiled_contrastive_loss(
     the maximum; here both directions come from one pass, and all sums of exponentials are of logarithms.
     `optax.losses.ntxent` makes the matrix.
     """
-    checks.axis_name("axis_name", axis_name)
     checks.switch(symmetric=symmetric)
+    checks.axis_name("axis_name", axis_name)
     q, k = jnp.asarray(q), jnp.asarray(k)
     if q.ndim != 2 or q.shape != k.shape or q.dtype != k.dtype or not q.size:
         found = f"{q.dtype} of shape {q.shape} and {k.dtype} of shape {k.shape}"
@@ -251,8 +251,8 @@ def ring_contrastive_loss(
     arXiv 2410.17243. The official code returns the mean over the device's own pairs, and its gradient is divided by
     n only once gradients are averaged; here it is the mean over all pairs, whatever is differentiated.
     """
-    checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(symmetric=symmetric)
+    checks.axis_name("axis_name", axis_name, optional=False)
     if axis_name is None:
         raise ValueError("axis_name must be an axis of shard_map or vmap, got None")
     return tiled_contrastive_loss(q, k, scale, tile=tile, axis_name=axis_name, symmetric=symmetric)

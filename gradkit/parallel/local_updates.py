@@ -189,6 +189,7 @@ def synchronize(tx: optax.GradientTransformation, params: Any, state: Any) -> tu
       >>> print(x)
       [4. 4.]
     """
+    checks.transformation(tx=tx)
     meet = getattr(tx.update, "synchronize", None)
     if meet is None:
         raise ValueError("synchronize needs what local_updates returned, and no chain or wrapper around it")
@@ -249,8 +250,12 @@ def _period(sync_every: Any) -> Callable[[jax.Array], Any]:
             return lambda count: jnp.asarray(left)[jnp.minimum(count, len(ends))]
     if isinstance(sync_every, Tracer) and sync_every.shape == () and jnp.issubdtype(sync_every.dtype, jnp.integer):
         return lambda count: sync_every
-    if not isinstance(sync_every, numbers.Integral) or isinstance(sync_every, bool) or sync_every < 1:
-        raise ValueError(f"sync_every must be an integer >= 1, a callable or an array of booleans, got {sync_every!r}")
+    whole = isinstance(sync_every, numbers.Integral) and not isinstance(sync_every, bool)
+    if not whole or not 1 <= sync_every <= checks.LARGEST:
+        raise ValueError(
+            f"sync_every must be an integer >= 1 and <= {checks.LARGEST}, a callable or an array of booleans, got "
+            f"{sync_every!r}"
+        )
     return lambda count: int(sync_every)
 
 

@@ -147,6 +147,7 @@ def init_replicas(tx: optax.GradientTransformation, params: Any, *, axis_name: s
       ((4,), (4, 3))
     """
     checks.axis_name("axis_name", axis_name, optional=False)
+    checks.transformation(tx=tx)
     init = jax.vmap(tx.init, axis_name=axis_name)
     if not _placed(params, axis_name):
         return jax.jit(init)(params)

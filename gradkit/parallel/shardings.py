@@ -24,6 +24,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from optax import GradientTransformation
 
+from gradkit import checks
 from gradkit.engine.owned import owners_of
 from gradkit.leaves import names
 from gradkit.leaves.boxes import axes_of_box
@@ -69,6 +70,7 @@ def state_shardings(
     Reference: Rajbhandari et al. ZeRO: Memory Optimizations Toward Training Trillion Parameter Models. 2019, arXiv
     1910.02054. Departure: an axis of a leaf is cut, not the flattened leaf, so that specs stay readable.
     """
+    checks.transformation(tx=tx)
     leaves, known = jax.tree.leaves(params), names(params)
     placed = [_sharding(name, x, mesh) for name, x in zip(known, leaves, strict=True)]
     if mesh is None and not placed:
@@ -142,6 +144,7 @@ def init_sharded(tx: GradientTransformation, params: Any, *, zero_axis: str | No
       >>> init_sharded(optax.trace(0.9), {"w": w}).trace["w"].sharding.spec
       P('fsdp',)
     """
+    checks.transformation(tx=tx)
     shardings = state_shardings(tx, params, zero_axis=zero_axis)
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
         return jax.tree.map(
@@ -175,6 +178,7 @@ def partition_fn(
       >>> partition_fn(optax.trace(0.9), lambda shape, dtype, axes: axes)({"w": w}).trace["w"]
       P('fsdp', 'model')
     """
+    checks.transformation(tx=tx)
 
     def described(node: Any) -> bool:
         return hasattr(node, "mesh_axes")

@@ -147,6 +147,8 @@ def in_basis(
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321.
     """
     made = kronecker_bases() if bases is None else bases
+    if not isinstance(made, Bases):
+        raise ValueError(f"bases must be what gk.kronecker_bases() makes, or None, got {bases!r}")
     below = inside(inner)
 
     def batched(name: str, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:

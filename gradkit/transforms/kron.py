@@ -152,6 +152,8 @@ def scale_by_kron(
     checks.real("balance_probability", balance_probability, "[0, 1]")
     check_key(key)
     check_shard(shard)
+    if isinstance(probe, str | int | float) or type(probe) is object:
+        raise ValueError(f"probe must be a tree like the parameters, a function step -> tree, or None, got {probe!r}")
     schedule: Any = fading if update_probability is None else update_probability
 
     def planned(tree: Any) -> Work:

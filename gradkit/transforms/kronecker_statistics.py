@@ -17,6 +17,7 @@ from gradkit.engine.core import increment, transformation
 from gradkit.engine.kronecker import BY_LAYOUT, accumulate, init_factors, merge_backwards, statistic
 from gradkit.engine.matrices import MatrixSharding
 from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.shards import check_shard
 from gradkit.engine.tensors import plan_tensors
 from gradkit.engine.works import Work
 from gradkit.leaves import Layout
@@ -80,6 +81,8 @@ def kronecker_statistics(
     checks.real("b2", b2, "[0, 1]")
     block_size = checks.integer("block_size", block_size, 1, optional=True)
     max_dim = checks.integer("max_dim", max_dim, 1)
+
+    check_shard(shard)
 
     def pieces_of(dims: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         dims = merge_backwards(dims, block_size or max_dim) if merge_dims else dims

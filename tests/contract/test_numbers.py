@@ -163,6 +163,29 @@ def test_gradients_that_do_not_match_are_refused(card: Card) -> None:
         tx.init({"kernel": np.zeros((2, 2), np.int32)})
 
 
+@methods("mismatch")
+def test_a_state_of_other_shapes_is_refused_by_the_name_of_the_leaf(card: Card) -> None:
+    """Transposed, of one row (which would be broadcast), of other columns; a method without such a state may go on."""
+    tx = make(card)
+    state = jax.eval_shape(tx.init, draw(0, SMALL))
+    shaped = {x.shape for x in jax.tree.leaves(state)} & {(4,), (6, 4), (4, 6)}
+    for shapes in (
+        {"bias": (4,), "kernel": (4, 6)},
+        {"bias": (4,), "kernel": (1, 4)},
+        {"bias": (3,), "kernel": (6, 3)},
+    ):
+        params = draw(0, shapes)
+        try:
+            jax.eval_shape(tx.update, grads_like(params, 0), state, params)
+        except ValueError as error:
+            said = str(error)
+            # Of a block of a leaf, by the name of the leaf and of the block.
+            assert "gradient of 'kernel" in said or "gradient of 'bias" in said, said
+            assert said.count("shape (") + said.count("shape None") >= 2 and "call init again" in said, said
+        else:
+            assert not shaped
+
+
 @functools.cache
 def landscape() -> tuple[Any, Any]:
     """(loss of a problem's number and parameters, both starts): a quadratic, and handwritten digits.

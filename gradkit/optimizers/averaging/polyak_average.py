@@ -20,6 +20,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import increment, scalar, transformation, zeros
+from gradkit.engine.mismatches import check_fit
 
 PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838")
 
@@ -48,6 +49,7 @@ def _average(
 
     def update(updates: Any, state: IterateAverageState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
+        check_fit(method, params, state.mean)
         on = state.count >= start
         n = jnp.where(on, increment(state.averaged), state.averaged)
 

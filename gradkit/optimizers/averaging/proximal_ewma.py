@@ -15,6 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, transformation, zeros
+from gradkit.engine.mismatches import check_fit
 
 
 class ProximalEwmaState(NamedTuple):
@@ -68,6 +69,7 @@ def proximal_ewma(decay: Any) -> optax.GradientTransformationExtraArgs:
         return ProximalEwmaState(jnp.zeros((), float), zeros(params))
 
     def update(updates: Any, state: ProximalEwmaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        check_fit("proximal_ewma", params, state.mean)
         kept = scalar(decay, state.weight) * jnp.where(state.weight == 0, jnp.ones_like(state.weight), state.weight)
         if extra.get("reset") is not None:
             kept = jnp.where(jnp.asarray(extra["reset"]), jnp.zeros_like(kept), kept)

@@ -90,6 +90,7 @@ def implicit_gradient_transport(
     Averaging. 2019, arXiv 1902.05083, whose weights are clipped at 0 here: while a tail of the share c is less than one
     gradient, it is the last gradient.
     """
+    checks.transformation(inner=inner)
     checks.real("delta", delta, "(0, inf)")
     checks.real("tail_fraction", tail_fraction, "(0, 1]", optional=True)
     if tail_fraction is not None and not (isinstance(delta, int | float) and delta == 1):

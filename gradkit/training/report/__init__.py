@@ -6,4 +6,15 @@ from gradkit.training.report.live import ticker, watcher
 from gradkit.training.report.page import page, verdict
 from gradkit.training.report.table import plain, show
 
-__all__ = ["check_libraries", "page", "plain", "reserve", "show", "ticker", "verdict", "watcher", "write", "write_finished"]
+__all__ = [
+    "check_libraries",
+    "page",
+    "plain",
+    "reserve",
+    "show",
+    "ticker",
+    "verdict",
+    "watcher",
+    "write",
+    "write_finished",
+]
