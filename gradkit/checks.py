@@ -170,7 +170,7 @@ def integer(name: str, value: Any, minimum: int = 0, *, maximum: int = LARGEST, 
     if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jax.dtypes.issubdtype(value.dtype, np.integer):
         value = int(value)
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not minimum <= value <= maximum:
+    if not whole or not minimum <= int(value) <= maximum:
         raise ValueError(f"{allowed}, got {value!r}")
     return int(value)
 

@@ -14,6 +14,8 @@ from gradkit.leaves import names
 
 # What arithmetic on shapes that do not fit raises.
 ERRORS = (TypeError, ValueError, LookupError)
+# What JAX says in a ValueError of such a kind; others are about something else, and stay.
+WORDS = ("broadcast", "ncompatible", "pytree", "reshape", "dot_general", "concatenat", "must have equal")
 
 
 class StateMismatchError(ValueError):
@@ -95,6 +97,8 @@ def told(
     except StateMismatchError:
         raise
     except ERRORS as error:
+        if isinstance(error, ValueError) and not any(word in str(error) for word in WORDS):
+            raise
         found = mismatch(method, updates, state) or misfit(method, like, state, init)
         if found is None:
             raise

@@ -156,24 +156,27 @@ def packed_norms(
     >>> norms.vectors[0].tolist()
     [4.0, 4.0, 4.0]
     """
+    count, kept = len(trees[0]), []
 
-    def squares(trees: Sequence[Sequence[jax.Array]]) -> Packed:
-        return packed_sums(known, block, layout, *([abs_sq(x) for x in leaves] for leaves in trees), like=trees[0])
-
-    sums = squares(trees)
-    if not large or not known:
-        return sums._replace(parts=tuple([_sqrt(x) for x in row] for row in sums.parts))
-    finite = jnp.isfinite(added_up([x for row in sums.parts for x in row]))
-    return sums._replace(
-        parts=_either(
-            finite,
-            lambda: tuple([_sqrt(x) for x in row] for row in sums.parts),
-            lambda: tuple(
-                [_sqrt(x) / _least(x.dtype) for x in row]
-                for row in squares([[*map(_smaller, row)] for row in trees]).parts
-            ),
+    def squares(flat: list[jax.Array]) -> list[jax.Array]:
+        rows = [[abs_sq(x) for x in flat[i : i + count]] for i in range(0, len(flat), max(count, 1))] or [[]] * len(
+            trees
         )
-    )
+        kept[:] = [packed_sums(known, block, layout, *rows, like=trees[0])]
+        return [x for row in kept[0].parts for x in row]
+
+    flat = [x for leaves in trees for x in leaves]
+    if large and count:
+        axes = [block_axes(name, x.shape, block, layout) for name, x in zip(known, trees[0], strict=True)]
+        shapes = [
+            tuple(1 if i in own else n for i, n in enumerate(x.shape)) for own, x in zip(axes, trees[0], strict=True)
+        ]
+        norms = _roots(squares, flat, shapes * len(trees))
+    else:
+        norms = [_sqrt(x) for x in squares(flat)]
+    parts = tuple(norms[i * count : (i + 1) * count] for i in range(len(trees)))
+    # What knows where the numbers of whole leaves belong is the same for all numbers of these leaves.
+    return Packed(parts, trees[0], functools.partial(own_parts, known, trees[0]))
 
 
 def _least(dtype: Any) -> np.ndarray:
@@ -186,11 +189,60 @@ def _smaller(x: jax.Array) -> jax.Array:
     return jax.lax.mul(x, _least(x.dtype).astype(x.dtype))
 
 
-def _either(choice: jax.Array, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
-    """`jax.lax.cond`; where nothing is traced, Python's."""
-    if isinstance(choice, Tracer):
-        return jax.lax.cond(choice, first, second)
-    return first() if choice else second()
+def _finite(sums: list[jax.Array]) -> jax.Array:
+    """Whether all sums are finite; where their own sum overflows they are made again, which costs time alone."""
+    return jnp.isfinite(sums[0] if len(sums) == 1 and not sums[0].shape else added_up(sums))
+
+
+def _roots(
+    sums: Callable[[list[jax.Array]], list[jax.Array]], leaves: list[jax.Array], shapes: Sequence[tuple[int, ...]]
+) -> list[jax.Array]:
+    """The roots of sums of squares, also of numbers whose squares overflow: where a sum is not finite, which is rare,
+    all are made a second time, of numbers made smaller. The program has them once, as the body of a loop.
+
+    Args:
+      sums: leaves -> sums of their squares.
+      leaves: the arrays.
+      shapes: of the sums, whose dtypes are those of the leaves; where they are one sum alone, the widest of these.
+    """
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # A loop would have to know along which axes its numbers vary.
+        return [_sqrt(x) for x in sums(leaves)]
+
+    def at(factor: jax.Array | None) -> list[jax.Array]:
+        made = leaves if factor is None else [x * factor.astype(x.dtype) for x in leaves]
+        return sums(made)
+
+    if not any(isinstance(x, Tracer) for x in leaves):
+        found = at(None)
+        if bool(_finite(found)):
+            return [_sqrt(x) for x in found]
+        return [_sqrt(x) / _least(x.dtype) for x in sums([*map(_smaller, leaves)])]
+
+    @jax.custom_jvp
+    def norms(*leaves: jax.Array) -> list[jax.Array]:
+        dtypes = [real_dtype(x.dtype) for x in leaves]
+        if len(shapes) < len(dtypes):
+            dtypes = [max(dtypes, key=lambda dtype: dtype.itemsize)]
+
+        def body(carry: Any) -> Any:
+            round_, _ = carry
+            small = [jax.lax.select(round_ == 0, jnp.ones_like(_least(x.dtype)), _least(x.dtype)) for x in leaves]
+            return round_ + 1, sums([x * f.astype(x.dtype) for x, f in zip(leaves, small, strict=True)])
+
+        def again(carry: Any) -> jax.Array:
+            round_, found = carry
+            return (round_ == 0) | ((round_ == 1) & ~_finite(found))
+
+        start = jnp.zeros((), jnp.int32), [*map(jnp.zeros, shapes, dtypes)]
+        rounds, found = jax.lax.while_loop(again, body, start)
+        return [jnp.where(rounds == 1, _sqrt(x), _sqrt(x) / _least(x.dtype)) for x in found]
+
+    @norms.defjvp
+    def derivative(primals: Any, tangents: Any) -> Any:
+        return jax.jvp(lambda xs: [_sqrt(x) for x in sums([*xs])], (primals,), (tangents,))
+
+    return norms(*leaves)
 
 
 @jax.jit
@@ -225,9 +277,7 @@ def global_norm(tree: Any) -> jax.Array:
     >>> round(float(global_norm({"a": jnp.array([3e25, 0.0]), "b": jnp.array(4e25)}) / 1e25), 4)
     5.0
     """
-    square = global_square(tree)
-
-    def again() -> jax.Array:
-        return jnp.sqrt(global_square(jax.tree.map(_smaller, tree))) / _least(square.dtype)
-
-    return _either(jnp.isfinite(square), lambda: jnp.sqrt(square), again)
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves:
+        return jnp.zeros((), jnp.float32)
+    return _roots(lambda leaves: [global_square(structure.unflatten(leaves))], leaves, [()])[0]

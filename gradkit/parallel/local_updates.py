@@ -251,10 +251,10 @@ def _period(sync_every: Any) -> Callable[[jax.Array], Any]:
     if isinstance(sync_every, Tracer) and sync_every.shape == () and jnp.issubdtype(sync_every.dtype, jnp.integer):
         return lambda count: sync_every
     whole = isinstance(sync_every, numbers.Integral) and not isinstance(sync_every, bool)
-    if not whole or not 1 <= sync_every <= checks.LARGEST:
+    if not whole or not 1 <= int(sync_every) <= checks.LARGEST:
+        upper = f" and <= {checks.LARGEST}" if whole and int(sync_every) > 1 else ""
         raise ValueError(
-            f"sync_every must be an integer >= 1 and <= {checks.LARGEST}, a callable or an array of booleans, got "
-            f"{sync_every!r}"
+            f"sync_every must be an integer >= 1{upper}, a callable or an array of booleans, got {sync_every!r}"
         )
     return lambda count: int(sync_every)
 

@@ -55,7 +55,7 @@ def interrupted(arguments: list[str], ready: Callable[[subprocess.Popen], object
 
 def until(text: str) -> Callable[[subprocess.Popen], object]:
     """Waits for a line of standard output."""
-    return lambda process: next(line for line in process.stdout if text in line)
+    return lambda process: next(line for line in process.stdout or () if text in line)
 
 
 @pytest.mark.slow
