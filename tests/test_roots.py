@@ -33,7 +33,7 @@ def test_every_solver_on_every_spectrum_in_one_batch(method: str, p: float, dtyp
     its dtype, times d) over eps, times 1 / p; an iteration adds the tolerance it stops at."""
     eps, d = 1e-3, 8
     A = np.stack([symmetric(values) for values in SPECTRA.values()])
-    got = np.asarray(inverse_root(jnp.asarray(A, dtype), p, eps=eps, method=method, tol=1e-6), np.float64)
+    got = np.asarray(inverse_root(jnp.asarray(A, dtype), p, eps=eps, method=method, tolerance=1e-6), np.float64)
     bound = 10 * d * np.finfo(dtype).eps / eps + (0 if method == "eigh" else 1e-6)
     for name, a, x in zip(SPECTRA, A, got, strict=True):
         want = reference(a, p, eps)
@@ -138,8 +138,8 @@ def test_power_steps_converge_to_the_eigenvectors(x64: None) -> None:
 def test_bad_input_of_bases() -> None:
     with pytest.raises(ValueError, match="square matrices"):
         eigenbasis(jnp.ones((2, 3)))
-    for kwargs in ({"method": "qr"}, {"prev": jnp.eye(2)}):
-        with pytest.raises(ValueError, match="prev is what"):
+    for kwargs in ({"method": "qr"}, {"previous": jnp.eye(2)}):
+        with pytest.raises(ValueError, match="previous is what"):
             eigenbasis(jnp.eye(2), **kwargs)
     with pytest.raises(ValueError, match="method must be one of"):
         eigenbasis(jnp.eye(2), method="svd")

@@ -44,8 +44,34 @@ WORDS = {
     "initial_accumulator_value": "accumulator_init initial_accumulator",
     "cg_iterations": "cg_iters cg_steps",
     "cg_tolerance": "cg_tol",
-    "total_steps": "max_steps num_training_steps total",
-    "warmup_steps": "num_warmup_steps warm_up_steps warmup_length",
+    "tolerance": "rtol tol",
+    "max_iters": "max_iter max_iterations maxiter",
+    "iterations": "iters n_iter num_iters",
+    "max_norm": "clip_norm max_grad_norm",
+    "batch_size": "bs n_batch",
+    "max_batch": "max_batch_size max_size",
+    "chunk": "chunk_size",
+    "num_params": "n_params",
+    "num_examples": "n_data n_examples",
+    "num_groups": "n_groups",
+    "block_size": "quantization_block",
+    "block": "granularity per",
+    "per_tensor": "per_layer per_leaf",
+    "window_size": "window window_length",
+    "example_grads": "per_example_grads per_sample_grads",
+    "hvp_fn": "hvp",
+    "loss_fn": "loss_func value_func",
+    "inner": "base_optimizer inner_optimizer inner_tx",
+    "eps_in_sqrt": "eps_inside eps_inside_sqrt",
+    "previous": "prev",
+    "target": "goal",
+    "momentum": "momentum_coefficient momentum_factor",
+    "max_learning_rate": "max_lr max_rate",
+    "peak_value": "peak",
+    "init_value": "initial_value",
+    "end_value": "final_value",
+    "total_steps": "max_steps num_iterations num_training_steps total",
+    "warmup_steps": "T num_warmup_steps warm_up_steps warmup warmup_iters warmup_length",
     "warmdown_steps": "warmdown",
     "nesterov": "use_nesterov",
     "num_samples": "n_samples number_of_samples samples",
@@ -74,11 +100,12 @@ def _has_signature(value: Any) -> bool:
 
 
 def test_one_word_for_one_thing() -> None:
+    """Numbers, arrays and functions; a switch may have the word of its paper: `warmup` of `grokfast_ma`."""
     wrong = [
-        f"{name}({argument}): write {INSTEAD[argument]}"
+        f"{name}({argument.name}): write {INSTEAD[argument.name]}"
         for name, signature in signatures().items()
-        for argument in signature.parameters
-        if argument in INSTEAD
+        for argument in signature.parameters.values()
+        if argument.name in INSTEAD and argument.annotation is not bool
     ]
     assert not wrong, "\n".join(wrong)
 

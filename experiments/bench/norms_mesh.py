@@ -49,7 +49,7 @@ CASES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "larc": lambda: gk.larc(1e-3),
     "optax lamb": lambda: optax.lamb(1e-3),
     "lamb": lambda: gk.lamb(1e-3),
-    "lamb, clipped": lambda: gk.lamb(1e-3, max_grad_norm=1.0),
+    "lamb, clipped": lambda: gk.lamb(1e-3, max_norm=1.0),
     "optax clip + adamw": lambda: clipped(optax.adamw(1e-3), optax.clip_by_global_norm(1.0)),
     "clip + adamw": lambda: clipped(gk.adamw(1e-3), gk.clip_by_global_norm(1.0)),
     "optax novograd": lambda: optax.novograd(1e-3),

@@ -119,7 +119,7 @@ def norm_test_controller(
         needed = norm_test(
             grad_moments.mean,
             variance,
-            batch=state.microbatches * per_choice,
+            batch_size=state.microbatches * per_choice,
             eta=eta,
             max_batch=max(int(choices[-1]) * per_choice, 2),
         )

@@ -1,6 +1,6 @@
 """Batches that grow geometrically: the noise of the gradient then falls as fast as the error does.
 
-n_k = ceil(n0 tau^k),   k = 0, 1, ...      at most max_size
+n_k = ceil(n0 tau^k),   k = 0, 1, ...      at most max_batch
 """
 
 import math
@@ -12,7 +12,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 
 
-def geometric_batch_size(n0: int, tau: Any, *, max_size: int | None = None) -> Callable[[int], int]:
+def geometric_batch_size(n0: int, tau: Any, *, max_batch: int | None = None) -> Callable[[int], int]:
     """How many examples each step takes, for linear convergence of SGD at a constant rate.
 
     Equations: at the head of this file.
@@ -21,7 +21,7 @@ def geometric_batch_size(n0: int, tau: Any, *, max_size: int | None = None) -> C
       n0: examples of the first step, >= 1.
       tau: growth per step, > 1. The total work is optimal where 1 / tau is no faster than the method's own rate of
         convergence on exact gradients.
-      max_size: examples there are, >= n0. Default None: without end.
+      max_batch: examples there are, >= n0. Default None: without end.
 
     Returns:
       A function step (from 0) -> number of examples, both Python integers: a shape is not traced.
@@ -30,7 +30,7 @@ def geometric_batch_size(n0: int, tau: Any, *, max_size: int | None = None) -> C
       ValueError: an argument outside its range; at use, a step that is not an integer >= 0.
 
     Example:
-      >>> size = geometric_batch_size(4, 1.5, max_size=20)
+      >>> size = geometric_batch_size(4, 1.5, max_batch=20)
       >>> [size(k) for k in range(6)]
       [4, 6, 9, 14, 20, 20]
 
@@ -39,16 +39,16 @@ def geometric_batch_size(n0: int, tau: Any, *, max_size: int | None = None) -> C
     """
     checks.integer("n0", n0, 1)
     checks.real("tau", tau, "(1, inf)")
-    checks.integer("max_size", max_size, n0, optional=True)
+    checks.integer("max_batch", max_batch, n0, optional=True)
 
     def size(step: int) -> int:
         checks.integer("step", step)
         # Beyond this the power is larger than any number worth computing.
-        if max_size is not None and step * math.log(tau) > math.log(max_size / n0) + 1:
-            return max_size
+        if max_batch is not None and step * math.log(tau) > math.log(max_batch / n0) + 1:
+            return max_batch
         # In fractions of the decimals the user wrote: a rounding above a whole number would be one example more.
         n = math.ceil(n0 * Fraction(str(float(tau))) ** int(step))
-        return n if max_size is None else min(n, max_size)
+        return n if max_batch is None else min(n, max_batch)
 
     return size
 

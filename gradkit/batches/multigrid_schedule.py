@@ -51,7 +51,7 @@ class MultigridPlan(NamedTuple):
 
 
 def multigrid_schedule(
-    batch: int,
+    batch_size: int,
     *,
     frames: int,
     crop: int,
@@ -68,7 +68,7 @@ def multigrid_schedule(
     Equations: at the head of this file.
 
     Args:
-      batch: clips in a batch of the full shape, >= 1.
+      batch_size: clips in a batch of the full shape, >= 1.
       frames: T >= 1, frames of a full clip.
       crop: S >= 1, pixels along an edge of a full clip.
       steps: epochs at which the stages of the ordinary learning rate begin: ascending, the first 0, two or more.
@@ -99,7 +99,7 @@ def multigrid_schedule(
     are those of the official code, which fails without a short cycle: there the long shape is the only one of its
     cycle. A factor that would be rounded to 0 is 1.
     """
-    for name, value in (("batch", batch), ("frames", frames), ("crop", crop), ("max_epoch", max_epoch)):
+    for name, value in (("batch_size", batch_size), ("frames", frames), ("crop", crop), ("max_epoch", max_epoch)):
         checks.integer(name, value, 1)
     for name, value in (("gamma", gamma), ("epoch_factor", epoch_factor)):
         checks.real(name, value, "(0, inf)")
@@ -143,7 +143,7 @@ def multigrid_schedule(
         checks.integer("epoch", epoch)
         checks.integer("step", step)
         row = next((row for row in rows if epoch < row.end_epoch), rows[-1])
-        many = batch * row.batch_factor
+        many = batch_size * row.batch_factor
         if not short_cycle or step % 3 == 2:
             return many, row.frames, row.crop
         small = crop * short_factors[step % 3]
@@ -157,5 +157,5 @@ register(
     form="function",
     paper=Paper("A Multigrid Method for Efficiently Training Video Models", "Wu et al.", 2020, "1912.00998"),
     golden=("large_batch/multigrid_schedule",),
-    example={"batch": 8, "frames": 16, "crop": 112, "steps": (0, 40, 70), "max_epoch": 90},
+    example={"batch_size": 8, "frames": 16, "crop": 112, "steps": (0, 40, 70), "max_epoch": 90},
 )

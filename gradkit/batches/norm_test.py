@@ -28,15 +28,15 @@ PAPER = Paper(
 UNLIMITED = 2**31 - 1
 
 
-def _check(batch: Any, name: str, threshold: Any, max_batch: Any) -> None:
-    checks.real("batch", batch, "[2, inf)")
+def _check(batch_size: Any, name: str, threshold: Any, max_batch: Any) -> None:
+    checks.real("batch_size", batch_size, "[2, inf)")
     checks.real(name, threshold, "(0, inf)")
     checks.integer("max_batch", max_batch, 2)
 
 
-def _next(batch: Any, needed: jax.Array, max_batch: int) -> jax.Array:
+def _next(batch_size: Any, needed: jax.Array, max_batch: int) -> jax.Array:
     """The batch that is needed, rounded up; infinitely many examples are `max_batch`, and NaN asks for no more."""
-    now = jnp.asarray(batch).astype(jnp.int32)
+    now = jnp.asarray(batch_size).astype(jnp.int32)
     many = needed >= max_batch  # before it is made an integer, which could not hold it
     wanted = jnp.where(many | jnp.isnan(needed), 0, jnp.ceil(needed)).astype(jnp.int32)
     return jnp.maximum(now, jnp.where(many, max_batch, wanted))
@@ -47,7 +47,7 @@ def _needed(variance: jax.Array, square: jax.Array) -> jax.Array:
     return jnp.where(square == 0, jnp.inf, divide(variance, square))
 
 
-def norm_test(mean: Any, var: Any, *, batch: Any, eta: Any = 0.1, max_batch: int = UNLIMITED) -> jax.Array:
+def norm_test(mean: Any, var: Any, *, batch_size: Any, eta: Any = 0.1, max_batch: int = UNLIMITED) -> jax.Array:
     """The batch whose gradient is within eta of the true one, in expectation and relative to its norm.
 
     Equations: the first at the head of this file.
@@ -56,33 +56,33 @@ def norm_test(mean: Any, var: Any, *, batch: Any, eta: Any = 0.1, max_batch: int
       mean: g, the gradient of the batch; any tree.
       var: sample variances of the gradient of ONE example: a tree like `mean`, or their sum as one number. From parts
         of n examples each it is n times the variance of the parts' gradients (`example_variance`).
-      batch: examples in the batch, >= 2.
+      batch_size: examples in the batch, >= 2.
       eta: relative error that is allowed, > 0. Default 0.1 (official scripts); the theory wants it below 1.
       max_batch: most examples that are ever asked for, >= 2; the answer where g is 0. Default 2^31 - 1.
 
     Returns:
-      An int32 scalar: examples for the next step, never fewer than `batch`. A gradient that is not finite asks for no
-      more. Collectives: one vector of scalars where leaves are sharded.
+      An int32 scalar: examples for the next step, never fewer than `batch_size`. A gradient that is not finite asks for
+      no more. Collectives: one vector of scalars where leaves are sharded.
 
     Raises:
       ValueError: an argument outside its range, complex or integer leaves.
 
     Example:
       >>> g = {"w": jnp.array([3.0, 4.0])}
-      >>> int(norm_test(g, {"w": jnp.array([40.0, 60.5])}, batch=64, eta=0.2))  # 100.5 / (0.04 * 25), rounded up
+      >>> int(norm_test(g, {"w": jnp.array([40.0, 60.5])}, batch_size=64, eta=0.2))  # 100.5 / (0.04 * 25), rounded up
       101
 
     Reference: Lau, Liu, Kolar. AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods. 2024, arXiv
     2402.11215; the test is of Byrd et al. 2012. The paper's theory also has a test per coordinate, which its code does
     not run, nor does this.
     """
-    _check(batch, "eta", eta, max_batch)
+    _check(batch_size, "eta", eta, max_batch)
     for tree in (mean, var):
         check_leaves("norm_test", tree, complex_leaves=False)
     square = global_square(widen(mean))
     one_number = jax.tree.structure(var) != jax.tree.structure(mean)
     variance = jnp.sum(jnp.asarray(var)) if one_number else global_sums(widen(var))[0]
-    return _next(batch, _needed(variance.astype(square.dtype), square * eta**2), max_batch)
+    return _next(batch_size, _needed(variance.astype(square.dtype), square * eta**2), max_batch)
 
 
 def example_variance(moments: Any, examples: int) -> jax.Array:
@@ -135,7 +135,7 @@ def _about(method: str, example_grads: Any) -> tuple[int, jax.Array, jax.Array, 
 
 
 def inner_product_test(
-    example_grads: Any, *, batch: Any = None, theta: Any = 0.1, examples: int = 1, max_batch: int = UNLIMITED
+    example_grads: Any, *, batch_size: Any = None, theta: Any = 0.1, examples: int = 1, max_batch: int = UNLIMITED
 ) -> jax.Array:
     """The batch whose gradient has a steady component along the true one.
 
@@ -143,14 +143,14 @@ def inner_product_test(
 
     Args:
       example_grads: a tree with a leading axis: one gradient per example, at least two.
-      batch: examples in the batch, >= 2. Default None: as many as there are gradients (times `examples`).
+      batch_size: examples in the batch, >= 2. Default None: as many as there are gradients (times `examples`).
       theta: relative error that is allowed, > 0. Default 0.1 (official scripts).
       examples: of parts instead of single examples, how many examples each is a mean over, >= 1. Default 1.
       max_batch: most examples that are ever asked for, >= 2; the answer where g is 0. Default 2^31 - 1.
 
     Returns:
-      An int32 scalar: examples for the next step, never fewer than `batch`. Collectives: one vector of scalars where
-      leaves are sharded.
+      An int32 scalar: examples for the next step, never fewer than `batch_size`. Collectives: one vector of scalars
+      where leaves are sharded.
 
     Raises:
       ValueError: an argument outside its range, fewer than two examples.
@@ -166,15 +166,15 @@ def inner_product_test(
     """
     checks.integer("examples", examples, 1)
     n, square, along, _ = _about("inner_product_test", example_grads)
-    batch = n * examples if batch is None else batch
-    _check(batch, "theta", theta, max_batch)
+    batch_size = n * examples if batch_size is None else batch_size
+    _check(batch_size, "theta", theta, max_batch)
     variance = examples * jnp.sum(jnp.square(along)) / (n - 1)
     # In two steps: |g|^4 of a small gradient may be 0 in float32.
-    return _next(batch, _needed(_needed(variance, square), square * theta**2), max_batch)
+    return _next(batch_size, _needed(_needed(variance, square), square * theta**2), max_batch)
 
 
 def orthogonality_test(
-    example_grads: Any, *, batch: Any = None, nu: Any = 1.0, examples: int = 1, max_batch: int = UNLIMITED
+    example_grads: Any, *, batch_size: Any = None, nu: Any = 1.0, examples: int = 1, max_batch: int = UNLIMITED
 ) -> jax.Array:
     """The batch whose gradient has little that is orthogonal to the true one.
 
@@ -182,13 +182,13 @@ def orthogonality_test(
 
     Args:
       example_grads: a tree with a leading axis: one gradient per example, at least two.
-      batch: examples in the batch, >= 2. Default None: as many as there are gradients (times `examples`).
+      batch_size: examples in the batch, >= 2. Default None: as many as there are gradients (times `examples`).
       nu: relative size that is allowed, > 0. Default 1 (official scripts).
       examples: of parts instead of single examples, how many examples each is a mean over, >= 1. Default 1.
       max_batch: most examples that are ever asked for, >= 2; the answer where g is 0. Default 2^31 - 1.
 
     Returns:
-      An int32 scalar: examples for the next step, never fewer than `batch`; the larger of this and
+      An int32 scalar: examples for the next step, never fewer than `batch_size`; the larger of this and
       `inner_product_test` is the augmented test. Collectives: one vector of scalars where leaves are sharded.
 
     Raises:
@@ -205,11 +205,11 @@ def orthogonality_test(
     """
     checks.integer("examples", examples, 1)
     n, square, along, apart = _about("orthogonality_test", example_grads)
-    batch = n * examples if batch is None else batch
-    _check(batch, "nu", nu, max_batch)
+    batch_size = n * examples if batch_size is None else batch_size
+    _check(batch_size, "nu", nu, max_batch)
     across = jnp.maximum(apart - divide(jnp.square(along), square + jnp.zeros_like(along)), 0)
     variance = examples * jnp.sum(across) / (n - 1)
-    return _next(batch, _needed(variance, square * nu**2), max_batch)
+    return _next(batch_size, _needed(variance, square * nu**2), max_batch)
 
 
 GRADS = np.array([[1, 5], [3, -5]], np.float32)
@@ -219,6 +219,6 @@ SHARED: dict[str, Any] = {
     "collectives": "norms",
     "golden": ("large_batch/norm_test",),
 }
-register(norm_test, **SHARED, example={"mean": GRADS.mean(0), "var": GRADS.var(0), "batch": 2})
+register(norm_test, **SHARED, example={"mean": GRADS.mean(0), "var": GRADS.var(0), "batch_size": 2})
 register(inner_product_test, **SHARED, example={"example_grads": GRADS})
 register(orthogonality_test, **SHARED, example={"example_grads": GRADS})

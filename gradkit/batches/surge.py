@@ -1,7 +1,7 @@
 """The best learning rate as a function of the batch: for Adam and signs it rises, peaks, and falls.
 
-    Adam, signs    rate(B) = max_rate / ((sqrt(N / B) + sqrt(B / N)) / 2)        N = noise_batch, where it peaks
-    SGD            rate(B) = max_rate / (1 + N / B)
+    Adam, signs    rate(B) = max_learning_rate / ((sqrt(N / B) + sqrt(B / N)) / 2)    N = noise_batch, where it peaks
+    SGD            rate(B) = max_learning_rate / (1 + N / B)
 
 One step along the signs of the mean of B Gaussian gradients of means mu_i and deviations sigma_i, on a loss with
 Hessian H, lowers the loss most, in expectation, with
@@ -25,20 +25,20 @@ from gradkit.catalogue import Paper, register
 PAPER = Paper("Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling", "Li et al.", 2024, "2405.14578")
 
 
-def _check(batch: Any, max_rate: Any, noise_batch: Any) -> None:
-    checks.real("batch", batch, "(0, inf)")
-    checks.real("max_rate", max_rate, "[0, inf)")
+def _check(batch_size: Any, max_learning_rate: Any, noise_batch: Any) -> None:
+    checks.real("batch_size", batch_size, "(0, inf)")
+    checks.real("max_learning_rate", max_learning_rate, "[0, inf)")
     checks.real("noise_batch", noise_batch, "(0, inf)")
 
 
-def surge_learning_rate(batch: Any, max_rate: Any, noise_batch: Any) -> Any:
+def surge_learning_rate(batch_size: Any, max_learning_rate: Any, noise_batch: Any) -> Any:
     """The best rate of Adam, or of a method of signs, for a batch.
 
     Equations: the first at the head of this file.
 
     Args:
-      batch: B > 0, in examples; may be traced.
-      max_rate: the largest of all best rates, >= 0.
+      batch_size: B > 0, in examples; may be traced.
+      max_learning_rate: the largest of all best rates, >= 0.
       noise_batch: N > 0, in examples: where that is. It grows as training goes on, and the loss falls.
 
     Returns:
@@ -53,19 +53,19 @@ def surge_learning_rate(batch: Any, max_rate: Any, noise_batch: Any) -> Any:
 
     Reference: Li et al. Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling. 2024, arXiv 2405.14578.
     """
-    _check(batch, max_rate, noise_batch)
-    root = (batch / noise_batch) ** 0.5
-    return max_rate / ((1 / root + root) / 2)
+    _check(batch_size, max_learning_rate, noise_batch)
+    root = (batch_size / noise_batch) ** 0.5
+    return max_learning_rate / ((1 / root + root) / 2)
 
 
-def sgd_learning_rate(batch: Any, max_rate: Any, noise_batch: Any) -> Any:
+def sgd_learning_rate(batch_size: Any, max_learning_rate: Any, noise_batch: Any) -> Any:
     """The best rate of SGD for a batch, which only rises.
 
     Equations: the second at the head of this file.
 
     Args:
-      batch: B > 0, in examples; may be traced.
-      max_rate: the best rate without noise, >= 0.
+      batch_size: B > 0, in examples; may be traced.
+      max_learning_rate: the best rate without noise, >= 0.
       noise_batch: N > 0, in examples: where the rate is half of it.
 
     Returns:
@@ -81,8 +81,8 @@ def sgd_learning_rate(batch: Any, max_rate: Any, noise_batch: Any) -> Any:
     Reference: Li et al. Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling. 2024, arXiv 2405.14578;
     McCandlish et al. An Empirical Model of Large-Batch Training. 2018, arXiv 1812.06162.
     """
-    _check(batch, max_rate, noise_batch)
-    return max_rate / (1 + noise_batch / batch)
+    _check(batch_size, max_learning_rate, noise_batch)
+    return max_learning_rate / (1 + noise_batch / batch_size)
 
 
 def _moments(mean: Any, std: Any, hessian: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -93,7 +93,7 @@ def _moments(mean: Any, std: Any, hessian: Any) -> tuple[jax.Array, jax.Array, j
     return mu, sigma, H
 
 
-def optimal_sign_rate(mean: Any, std: Any, hessian: Any, batch: Any) -> jax.Array:
+def optimal_sign_rate(mean: Any, std: Any, hessian: Any, batch_size: Any) -> jax.Array:
     """The best rate of one step along the signs of a noisy gradient, on a quadratic.
 
     Equations: the third at the head of this file.
@@ -102,7 +102,7 @@ def optimal_sign_rate(mean: Any, std: Any, hessian: Any, batch: Any) -> jax.Arra
       mean: mu, the gradient, shape (n,).
       std: sigma, the standard deviations of the gradient of one example, shape (n,), >= 0.
       hessian: H, shape (n, n), symmetric.
-      batch: B > 0, in examples; may be traced.
+      batch_size: B > 0, in examples; may be traced.
 
     Returns:
       The rate; without noise sum |mu| / sum_ij sign(mu_i) sign(mu_j) H_ij.
@@ -118,9 +118,9 @@ def optimal_sign_rate(mean: Any, std: Any, hessian: Any, batch: Any) -> jax.Arra
     Reference: Li et al. Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling. 2024, arXiv 2405.14578. The
     entries of the gradient are independent.
     """
-    checks.real("batch", batch, "(0, inf)")
+    checks.real("batch_size", batch_size, "(0, inf)")
     mu, sigma, H = _moments(mean, std, hessian)
-    root = jnp.sqrt(jnp.asarray(batch, mu.dtype) / 2)
+    root = jnp.sqrt(jnp.asarray(batch_size, mu.dtype) / 2)
     noisy = sigma > 0
     e = jnp.where(noisy, jax.scipy.special.erf(root * mu / jnp.where(noisy, sigma, 1)), jnp.sign(mu))
     # e_i e_j off the diagonal; on it the square of a sign, which is 1.
@@ -160,22 +160,22 @@ def surge_noise_batch(mean: Any, std: Any, hessian: Any) -> jax.Array:
 class SurgeFit(NamedTuple):
     """A fitted law: the largest of all best rates, and the batch at which it is best."""
 
-    max_rate: float
+    max_learning_rate: float
     noise_batch: float
 
 
-def fit_surge(batches: Any, rates: Any) -> SurgeFit:
+def fit_surge(batch_sizes: Any, learning_rates: Any) -> SurgeFit:
     """Fits the law of Adam to the best rates of several batches.
 
-    1 / rate = (sqrt(N / B) + sqrt(B / N)) / (2 max_rate) is linear in what is sought: least squares of the relative
-    errors, in float64.
+    1 / rate = (sqrt(N / B) + sqrt(B / N)) / (2 max_learning_rate) is linear in what is sought: least squares of the
+    relative errors, in float64.
 
     Args:
-      batches: B > 0 of each batch, at least two different ones.
-      rates: the best rate > 0 found for it. Those that are NaN are left out.
+      batch_sizes: B > 0 of each batch, at least two different ones.
+      learning_rates: the best rate > 0 found for it. Those that are NaN are left out.
 
     Returns:
-      (max_rate, noise_batch), for `surge_learning_rate`.
+      (max_learning_rate, noise_batch), for `surge_learning_rate`.
 
     Raises:
       ValueError: lengths that differ, a number <= 0, fewer than two batches, or rates that no such law fits: that
@@ -188,7 +188,7 @@ def fit_surge(batches: Any, rates: Any) -> SurgeFit:
 
     Reference: Li et al. Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling. 2024, arXiv 2405.14578.
     """
-    B, rate = (np.asarray(x, np.float64) for x in (batches, rates))
+    B, rate = (np.asarray(x, np.float64) for x in (batch_sizes, learning_rates))
     if B.ndim != 1 or B.shape != rate.shape:
         raise ValueError(f"batches and rates must be vectors of one length, got shapes {B.shape} and {rate.shape}")
     found = np.isfinite(B) & np.isfinite(rate)
@@ -203,7 +203,7 @@ def fit_surge(batches: Any, rates: Any) -> SurgeFit:
     return SurgeFit(float(1 / (2 * math.sqrt(a * c))), float(unit * a / c))
 
 
-LAW = {"batch": 100, "max_rate": 0.5, "noise_batch": 400}
+LAW = {"batch_size": 100, "max_learning_rate": 0.5, "noise_batch": 400}
 QUADRATIC = {"mean": (1.0, 1.0), "std": (9.0, 9.0), "hessian": ((1.0, 0.5), (0.5, 1.0))}
 SHARED: dict[str, Any] = {
     "form": "function",
@@ -211,6 +211,6 @@ SHARED: dict[str, Any] = {
 }
 register(surge_learning_rate, **SHARED, example=LAW)
 register(sgd_learning_rate, **SHARED, example=LAW)
-register(optimal_sign_rate, **SHARED, example={**QUADRATIC, "batch": 8})
+register(optimal_sign_rate, **SHARED, example={**QUADRATIC, "batch_size": 8})
 register(surge_noise_batch, **SHARED, example=QUADRATIC)
-register(fit_surge, **SHARED, example={"batches": (100, 400, 1600), "rates": (0.4, 0.5, 0.4)})
+register(fit_surge, **SHARED, example={"batch_sizes": (100, 400, 1600), "learning_rates": (0.4, 0.5, 0.4)})

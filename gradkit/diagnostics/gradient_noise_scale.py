@@ -167,30 +167,30 @@ def critical_batch_size(min_steps: Any, min_examples: Any) -> Any:
     return min_examples / min_steps
 
 
-def optimal_rate(max_rate: Any, *, batch: Any, noise_scale: Any) -> Any:
+def optimal_rate(max_learning_rate: Any, *, batch_size: Any, noise_scale: Any) -> Any:
     """The best learning rate of SGD for a batch, from the best one without noise.
 
     Args:
-      max_rate: best rate for an unlimited batch, >= 0.
-      batch: B > 0, in examples.
+      max_learning_rate: best rate for an unlimited batch, >= 0.
+      batch_size: B > 0, in examples.
       noise_scale: B_noise >= 0, in examples.
 
     Returns:
-      max_rate / (1 + B_noise / B); the gain of a step has the same factor.
+      max_learning_rate / (1 + B_noise / B); the gain of a step has the same factor.
 
     Raises:
       ValueError: an argument outside its range.
 
     Example:
-      >>> optimal_rate(0.4, batch=100, noise_scale=300)
+      >>> optimal_rate(0.4, batch_size=100, noise_scale=300)
       0.1
 
     Reference: McCandlish et al. An Empirical Model of Large-Batch Training. 2018, arXiv 1812.06162.
     """
-    checks.real("max_rate", max_rate, "[0, inf)")
-    checks.real("batch", batch, "(0, inf)")
+    checks.real("max_learning_rate", max_learning_rate, "[0, inf)")
+    checks.real("batch_size", batch_size, "(0, inf)")
     checks.real("noise_scale", noise_scale, "[0, inf)")
-    return max_rate / (1 + noise_scale / batch)
+    return max_learning_rate / (1 + noise_scale / batch_size)
 
 
 class StepsExamples(NamedTuple):
@@ -254,7 +254,7 @@ register(
     optimal_rate,
     form="function",
     paper=PAPER,
-    example={"max_rate": 0.4, "batch": 100, "noise_scale": 300},
+    example={"max_learning_rate": 0.4, "batch_size": 100, "noise_scale": 300},
 )
 register(
     fit_steps_examples,

@@ -57,7 +57,7 @@ def _start(key: Any, like: Any, probe: str) -> Any:
 
 
 def lanczos(
-    hvp: Callable[[Any], Any],
+    hvp_fn: Callable[[Any], Any],
     key: Any,
     like: Any,
     steps: int,
@@ -70,7 +70,7 @@ def lanczos(
     Equations: at the head of this file.
 
     Args:
-      hvp: vector tree -> product with the Hessian (or any symmetric operator).
+      hvp_fn: vector tree -> product with the Hessian (or any symmetric operator).
       key: a typed key or an integer, for the first vector.
       like: a tree of the shapes and shardings of the vectors: the parameters.
       steps: products that are made, >= 1; fewer than there are parameters.
@@ -95,7 +95,7 @@ def lanczos(
     Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
     Neural Network Training. 2020, arXiv 2006.09092; Lanczos 1950.
     """
-    checks.function("hvp", hvp)
+    checks.function("hvp_fn", hvp_fn)
     checks.integer("steps", steps, 1)
     checks.choice("reorthogonalize", reorthogonalize, (True, False))
     checks.choice("probe", probe, ("gaussian", "rademacher"))
@@ -105,7 +105,7 @@ def lanczos(
     basis = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), v) if reorthogonalize else None
 
     def product(v: Any) -> Any:
-        out = hvp(jax.tree.map(lambda x, p: x.astype(p.dtype), v, like))
+        out = hvp_fn(jax.tree.map(lambda x, p: x.astype(p.dtype), v, like))
         check_match("lanczos", out, like)
         return widen(out)
 
@@ -218,7 +218,7 @@ def lanczos_hyperparameters(values: Any, *, lower: Any = None) -> HeavyBallPair:
     return HeavyBallPair(jnp.square(2 / total), jnp.square((root_L - root_l) / total))
 
 
-def batch_hessian_edge(lam: Any, sigma: Any, n_params: Any, batch: Any, n_data: Any = None) -> jax.Array:
+def batch_hessian_edge(lam: Any, sigma: Any, num_params: Any, batch_size: Any, num_examples: Any = None) -> jax.Array:
     """The largest eigenvalue of the Hessian of a batch, from that of the full Hessian.
 
     Equations: the last at the head of this file. The largest stable rate goes as 1 / lam': linear in the batch while
@@ -227,9 +227,9 @@ def batch_hessian_edge(lam: Any, sigma: Any, n_params: Any, batch: Any, n_data: 
     Args:
       lam: an eigenvalue of the full Hessian, of any shape.
       sigma: standard deviation of the entries of the Hessian of one example, >= 0.
-      n_params: P > 0.
-      batch: examples in the batch, > 0; may be traced.
-      n_data: N >= batch, examples there are. Default None: without end.
+      num_params: P > 0.
+      batch_size: examples in the batch, > 0; may be traced.
+      num_examples: N >= `batch_size`, examples there are. Default None: without end.
 
     Returns:
       lam', of the shape of `lam`.
@@ -245,14 +245,14 @@ def batch_hessian_edge(lam: Any, sigma: Any, n_params: Any, batch: Any, n_data: 
     Neural Network Training. 2020, arXiv 2006.09092.
     """
     checks.real("sigma", sigma, "[0, inf)")
-    checks.real("n_params", n_params, "(0, inf)")
-    checks.real("batch", batch, "(0, inf)")
-    checks.real("n_data", n_data, "(0, inf)", optional=True)
-    if isinstance(batch, int | float) and isinstance(n_data, int | float) and batch > n_data:
-        raise ValueError(f"batch must be at most n_data={n_data}, got {batch}")
+    checks.real("num_params", num_params, "(0, inf)")
+    checks.real("batch_size", batch_size, "(0, inf)")
+    checks.real("num_examples", num_examples, "(0, inf)", optional=True)
+    if isinstance(batch_size, int | float) and isinstance(num_examples, int | float) and batch_size > num_examples:
+        raise ValueError(f"batch_size must be at most num_examples={num_examples}, got {batch_size}")
     lam = jnp.asarray(lam, jnp.result_type(float))
-    P, B, s = (jnp.asarray(x, lam.dtype) for x in (n_params, batch, sigma))
-    left = 1 / B if n_data is None else 1 / B - 1 / jnp.asarray(n_data, lam.dtype)
+    P, B, s = (jnp.asarray(x, lam.dtype) for x in (num_params, batch_size, sigma))
+    left = 1 / B if num_examples is None else 1 / B - 1 / jnp.asarray(num_examples, lam.dtype)
     root = jnp.sqrt(P * jnp.maximum(left, 0)) * s
     outlier = lam > root
     return jnp.where(outlier, lam + root**2 / jnp.where(outlier, lam, 1), 2 * root)
@@ -262,8 +262,8 @@ SHARED: dict[str, Any] = {
     "form": "function",
     "paper": PAPER,
 }
-START = {"hvp": lambda v: 2 * v, "key": np.zeros(2, np.uint32), "like": np.ones(3, np.float32), "steps": 2}
+START = {"hvp_fn": lambda v: 2 * v, "key": np.zeros(2, np.uint32), "like": np.ones(3, np.float32), "steps": 2}
 register(lanczos, **SHARED, collectives="norms", example=START)
 register(ritz, **SHARED, example={"alphas": (2.0, 2.0), "betas": (1.0,)})
 register(lanczos_hyperparameters, **SHARED, example={"values": (1.0, 2.0, 9.0)})
-register(batch_hessian_edge, **SHARED, example={"lam": 4.0, "sigma": 1.0, "n_params": 400, "batch": 100})
+register(batch_hessian_edge, **SHARED, example={"lam": 4.0, "sigma": 1.0, "num_params": 400, "batch_size": 100})

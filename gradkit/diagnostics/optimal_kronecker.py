@@ -35,31 +35,31 @@ def _square(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(x))
 
 
-def optimal_kronecker(grads: jax.Array, *, iters: int = 10) -> tuple[jax.Array, jax.Array]:
+def optimal_kronecker(grads: jax.Array, *, iterations: int = 10) -> tuple[jax.Array, jax.Array]:
     """The Kronecker product that is nearest to the second moments of some gradients of one matrix.
 
     Equations: at the head of this file.
 
     Args:
       grads: (samples, n, m): gradients of one matrix, of single examples or of batches.
-      iters: passes of the power method, >= 1. Default 10; one pass is Shampoo's, and near the end of it.
+      iterations: passes of the power method, >= 1. Default 10; one pass is Shampoo's, and near the end of it.
 
     Returns:
       A (n, n) and B (m, m), of which A (x) B is nearest to E[vec G vec G^T], where vec puts rows behind each other: the
       moment of G[i, j] and G[k, l] is A[i, k] B[j, l].
 
     Raises:
-      ValueError: gradients that are no matrices along a leading axis; `iters` below 1.
+      ValueError: gradients that are no matrices along a leading axis; `iterations` below 1.
 
     Example:
       >>> G = jnp.array([[[1.0, 2.0], [2.0, 4.0]]])  # of rank 1: the moments are a Kronecker product
-      >>> A, B = optimal_kronecker(G, iters=1)
+      >>> A, B = optimal_kronecker(G, iterations=1)
       >>> round(float(kronecker_cosine(G, A, B)), 6)
       1.0
 
     Reference: Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748.
     """
-    checks.integer("iters", iters, 1)
+    checks.integer("iterations", iterations, 1)
     G = _samples("optimal_kronecker", grads)
 
     def one(_: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -69,7 +69,7 @@ def optimal_kronecker(grads: jax.Array, *, iters: int = 10) -> tuple[jax.Array, 
         return A, B
 
     start = jnp.zeros((G.shape[1],) * 2, G.dtype), jnp.eye(G.shape[2], dtype=G.dtype)
-    return jax.lax.fori_loop(0, iters, one, start)
+    return jax.lax.fori_loop(0, iterations, one, start)
 
 
 def kronecker_cosine(grads: jax.Array, A: jax.Array, B: jax.Array) -> jax.Array:

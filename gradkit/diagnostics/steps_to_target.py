@@ -1,6 +1,6 @@
-"""How many steps a run takes to a goal, and what a larger batch saves.
+"""How many steps a run takes to a target, and what a larger batch saves.
 
-S(B)       fewest steps to the goal of all trials with batch B
+S(B)       fewest steps to the target of all trials with batch B
 slope      of log S over log B from one batch to the next: -1 where twice the batch takes half the steps (perfect
            scaling), between where it takes less than its share (diminishing returns), 0 where nothing is gained
            (maximal data parallelism)
@@ -18,20 +18,20 @@ PAPER = Paper(
 )
 
 
-def steps_to_target(steps: Any, metric: Any, goal: Any, mode: str = "min") -> np.ndarray:
-    """The first step at which a metric reaches its goal.
+def steps_to_target(steps: Any, metric: Any, target: Any, mode: str = "min") -> np.ndarray:
+    """The first step at which a metric reaches its target.
 
     Args:
       steps: the steps at which the metric was measured, shape (n,), ascending.
       metric: its values, shape (..., n): one curve, or many. NaN reaches nothing.
-      goal: what is to be reached.
-      mode: "min" (default) where the metric shall be at most the goal, "max" where at least.
+      target: what is to be reached.
+      mode: "min" (default) where the metric shall be at most the target, "max" where at least.
 
     Returns:
       A float64 array of shape (...): the step, or NaN of a curve that does not get there.
 
     Raises:
-      ValueError: shapes that do not fit, steps that do not ascend, a goal that is no number.
+      ValueError: shapes that do not fit, steps that do not ascend, a target that is no number.
 
     Example:
       >>> print(steps_to_target([10, 20, 30], [[3.0, 2.0, 1.0], [3.0, 2.5, 2.4]], 2.0))
@@ -41,14 +41,14 @@ def steps_to_target(steps: Any, metric: Any, goal: Any, mode: str = "min") -> np
     1811.03600. Rate, momentum and schedule are to be tuned anew for every batch; of the trials whose optimum is inside
     the space that was searched the one with the fewest steps counts, and those that diverged do not.
     """
-    checks.real("goal", goal)
+    checks.real("target", target)
     checks.choice("mode", mode, ("min", "max"))
     t, curves = np.asarray(steps, np.float64), np.asarray(metric, np.float64)
     if t.ndim != 1 or not t.size or curves.shape[-1:] != t.shape:
         raise ValueError(f"steps must be (n,) and metric (..., n), got {t.shape} and {curves.shape}")
     if not (np.diff(t) > 0).all():
         raise ValueError("steps must be numbers that ascend")
-    reached = curves <= goal if mode == "min" else curves >= goal
+    reached = curves <= target if mode == "min" else curves >= target
     return np.where(reached.any(-1), t[reached.argmax(-1)], np.nan)
 
 
@@ -56,7 +56,7 @@ class BatchScaling(NamedTuple):
     """How steps fall with the batch.
 
     Attributes:
-      batches: the batches that got to the goal, ascending.
+      batches: the batches that got to the target, ascending.
       steps: the fewest steps of each.
       slopes: from each batch to the next; -1 is perfect.
       perfect_batch: the largest batch up to which all have taken their share of the steps of the smallest.
@@ -70,14 +70,14 @@ class BatchScaling(NamedTuple):
     max_useful_batch: float
 
 
-def batch_scaling(batches: Any, steps: Any, *, tolerance: Any = 0.1) -> BatchScaling:
+def batch_scaling(batch_sizes: Any, steps: Any, *, tolerance: Any = 0.1) -> BatchScaling:
     """Where a larger batch pays in full, and where no more.
 
     Equations: at the head of this file.
 
     Args:
-      batches: B > 0 of each trial, shape (n,).
-      steps: steps > 0 to the goal of each trial, as `steps_to_target` gives them; those that are NaN or infinite are
+      batch_sizes: B > 0 of each trial, shape (n,).
+      steps: steps > 0 to the target of each trial, as `steps_to_target` gives them; those that are NaN or infinite are
         left out. Of several trials of one batch the best counts.
       tolerance: relative error of the steps, >= 0: how much above its share, or above the fewest of all, a number of
         steps may be and still count as equal. Default 0.1.
@@ -86,7 +86,7 @@ def batch_scaling(batches: Any, steps: Any, *, tolerance: Any = 0.1) -> BatchSca
       Batches, steps and slopes as float64 arrays, and the ends of perfect and of any scaling.
 
     Raises:
-      ValueError: lengths that differ, a number <= 0, no trial that got to the goal.
+      ValueError: lengths that differ, a number <= 0, no trial that got to the target.
 
     Example:
       >>> found = batch_scaling([8, 16, 32, 64], [800, 400, 300, 300])
@@ -98,12 +98,12 @@ def batch_scaling(batches: Any, steps: Any, *, tolerance: Any = 0.1) -> BatchSca
     S = S_min (1 + B_crit / B), is `fit_steps_examples`.
     """
     checks.real("tolerance", tolerance, "[0, inf)")
-    B, S = (np.asarray(x, np.float64) for x in (batches, steps))
+    B, S = (np.asarray(x, np.float64) for x in (batch_sizes, steps))
     if B.ndim != 1 or B.shape != S.shape:
-        raise ValueError(f"batches and steps must be vectors of one length, got shapes {B.shape} and {S.shape}")
+        raise ValueError(f"batch_sizes and steps must be vectors of one length, got shapes {B.shape} and {S.shape}")
     B, S = B[np.isfinite(S)], S[np.isfinite(S)]
     if not B.size or not (B > 0).all() or not (S > 0).all():
-        raise ValueError("batches and steps must be positive, and one trial at least must have got to the goal")
+        raise ValueError("batch_sizes and steps must be positive, and one trial at least must have got to the target")
     known, which = np.unique(B, return_inverse=True)
     best = np.full(known.shape, np.inf)
     np.minimum.at(best, which, S)
@@ -118,5 +118,5 @@ SHARED: dict[str, Any] = {
     "form": "function",
     "paper": PAPER,
 }
-register(steps_to_target, **SHARED, example={"steps": (1, 2, 3), "metric": (3.0, 2.0, 1.0), "goal": 2.0})
-register(batch_scaling, **SHARED, example={"batches": (8, 16, 32), "steps": (800, 400, 300)})
+register(steps_to_target, **SHARED, example={"steps": (1, 2, 3), "metric": (3.0, 2.0, 1.0), "target": 2.0})
+register(batch_scaling, **SHARED, example={"batch_sizes": (8, 16, 32), "steps": (800, 400, 300)})

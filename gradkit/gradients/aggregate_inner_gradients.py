@@ -37,7 +37,7 @@ GradFn = Callable[..., Any]
 
 def aggregate_inner_gradients(
     grad_fn: GradFn,
-    inner_tx: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
     inner_steps: int,
     minibatches: int,
     *,
@@ -49,7 +49,7 @@ def aggregate_inner_gradients(
 
     Args:
       grad_fn: (params, minibatch, *args) -> gradient tree, of a loss that is to fall.
-      inner_tx: the inner optimizer; its state begins anew with every batch. The paper's is
+      inner: the inner optimizer; its state begins anew with every batch. The paper's is
         `optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step))`.
       inner_steps: M, >= 1. The paper goes over the batch 4 times: 4 * minibatches.
       minibatches: parts of equal size a batch is divided into, >= 1; must divide it. The paper's have 10 examples.
@@ -75,8 +75,8 @@ def aggregate_inner_gradients(
     once, so that inner steps of length 0 give the gradient of the batch itself.
     """
     checks.function("grad_fn", grad_fn)
-    if not isinstance(inner_tx, optax.GradientTransformation):
-        raise ValueError(f"inner_tx must be a gradient transformation, got {inner_tx!r}")
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(f"inner must be a gradient transformation, got {inner!r}")
     checks.integer("inner_steps", inner_steps, 1)
     checks.integer("minibatches", minibatches, 1)
     if project is not None:
@@ -96,12 +96,12 @@ def aggregate_inner_gradients(
         def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
             x, state, total = carry
             q = grad_fn(x, jax.tree.map(lambda leaf: leaf[rows], flat), *args)
-            updates, state = inner_tx.update(q, state, x)
+            updates, state = inner.update(q, state, x)
             moved = optax.apply_updates(x, updates)
             total = jax.tree.map(jnp.add, total, widen(q))
             return (moved if project is None else project(moved), state, total), None
 
-        (_, _, total), _ = jax.lax.scan(step, (params, inner_tx.init(params), zeros(params)), rows)
+        (_, _, total), _ = jax.lax.scan(step, (params, inner.init(params), zeros(params)), rows)
         return jax.tree.map(lambda t, p: (t / inner_steps).astype(p.dtype), total, params)
 
     return fn

@@ -17,6 +17,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.keys import as_key
 from gradkit.gradients.accumulate import accumulate, split
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.leaves import names
@@ -59,7 +60,7 @@ def _in_order(stacked: Any, examples: int) -> Any:
 def grad_cache(
     encode: Callable[..., Any],
     loss_fn: Callable[..., Any],
-    chunk_size: int,
+    chunk: int,
     *,
     has_aux: bool = False,
     axis_name: Any = None,
@@ -75,7 +76,7 @@ def grad_cache(
         that is trained multiplies the representations here.
       loss_fn: (representations of all examples, *args) -> scalar, or (scalar, aux). With
         `gk.parallel.tiled_contrastive_loss` the matrix of similarities does not exist either.
-      chunk_size: examples that are encoded at one time, >= 1. Need not divide the batch: the last example then fills
+      chunk: examples that are encoded at one time, >= 1. Need not divide the batch: the last example then fills
         up, and its copies are seen by no loss. Where the batch lies on several devices, each has a share of every
         chunk.
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
@@ -83,11 +84,11 @@ def grad_cache(
         every member takes the loss of all of them and sends its own share of the gradient back. Default None.
 
     Returns:
-      fn(params, batch, rng=None, *args, **kwargs) -> (value, gradient) or ((value, aux), gradient); the further
-      arguments go to `loss_fn`. `batch` is any tree whose leaves have the same leading axis. `rng` is split into one
-      key per chunk, used in both passes; for draws that do not depend on the chunk size put a key per example into
-      the batch. Sums over chunks are float32 or wider. Costs one forward pass more. Collectives with `axis_name`: a
-      gather of the representations, a mean of the gradient.
+      fn(params, batch, key=None, *args, **kwargs) -> (value, gradient) or ((value, aux), gradient); the further
+      arguments go to `loss_fn`. `batch` is any tree whose leaves have the same leading axis. `key`, a typed key or an
+      integer, is split into one key per chunk, used in both passes; for draws that do not depend on the chunk size put
+      a key per example into the batch. Sums over chunks are float32 or wider. Costs one forward pass more. Collectives
+      with `axis_name`: a gather of the representations, a mean of the gradient.
 
     Raises:
       ValueError: at construction, functions that cannot be called, a chunk size below 1; when called, an empty batch
@@ -108,21 +109,21 @@ def grad_cache(
     checks.switch(has_aux=has_aux)
     checks.function("encode", encode)
     checks.function("loss_fn", loss_fn)
-    checks.integer("chunk_size", chunk_size, 1)
+    checks.integer("chunk", chunk, 1)
 
-    def fn(params: Any, batch: Any, rng: Any = None, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def fn(params: Any, batch: Any, key: Any = None, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         own = own_copy(params, axis_name)
         B = jax.tree.leaves(split(batch, 1, "grad_cache"))[0].shape[1]
-        K = -(-B // chunk_size)
-        keys = () if rng is None else (jax.random.split(rng, K),)
-        chunks = (split(_filled(batch, K * chunk_size), K, "grad_cache"), *keys)
+        K = -(-B // chunk)
+        keys = () if key is None else (jax.random.split(as_key(key), K),)
+        chunks = (split(_filled(batch, K * chunk), K, "grad_cache"), *keys)
 
-        def one(params: Any, chunk: Any) -> Any:
-            reps = encode(params, *chunk)
-            _checked(reps, chunk_size)
+        def one(params: Any, part: Any) -> Any:
+            reps = encode(params, *part)
+            _checked(reps, chunk)
             return reps
 
-        reps = _in_order(jax.lax.map(lambda chunk: one(own, chunk), chunks), B)
+        reps = _in_order(jax.lax.map(lambda part: one(own, part), chunks), B)
         if axis_name is not None:
             reps = jax.lax.all_gather(reps, axis_name, tiled=True)
         value, d = jax.value_and_grad(loss_fn, has_aux=has_aux)(reps, *args, **kwargs)
@@ -132,11 +133,11 @@ def grad_cache(
             n, first = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name) * B
             d = jax.tree.map(lambda x: n * jax.lax.dynamic_slice_in_dim(x, first, B), d)
 
-        def back(chunk_and_d: Any) -> tuple[Any, None]:
-            chunk, d = chunk_and_d
-            return jax.vjp(lambda params: one(params, chunk), own)[1](d)[0], None
+        def back(part_and_d: Any) -> tuple[Any, None]:
+            part, d = part_and_d
+            return jax.vjp(lambda params: one(params, part), own)[1](d)[0], None
 
-        d = split(_zero_filled(d, K * chunk_size), K, "grad_cache")
+        d = split(_zero_filled(d, K * chunk), K, "grad_cache")
         g, _ = accumulate(back, (chunks, d))
         value, g = mean_over((value, g), axis_name)
         return ((value, aux) if has_aux else value), jax.tree.map(lambda x, p: x.astype(p.dtype), g, params)

@@ -21,14 +21,14 @@ PAPER = Paper(
 )
 
 
-def multiply_by_noise(key: Any, per_example_grads: Any, std: Any) -> Any:
+def multiply_by_noise(key: Any, example_grads: Any, std: Any) -> Any:
     """The mean of gradients of single examples, each multiplied by a random number around 1.
 
     Equations: at the head of this file.
 
     Args:
       key: a typed key or an integer, another one every step.
-      per_example_grads: tree of gradients with a leading axis of one entry per example, as
+      example_grads: tree of gradients with a leading axis of one entry per example, as
         `jax.vmap(jax.grad(loss), in_axes=(None, 0))` gives.
       std: standard deviation of the factors, >= 0. A variance in proportion to the batch gives a step the covariance
         that it has with a batch of 1: the mean of g_n g_n^T over examples, times std^2 / B, is added to it.
@@ -49,10 +49,10 @@ def multiply_by_noise(key: Any, per_example_grads: Any, std: Any) -> Any:
     the covariance of a step, not from a formula of its code.
     """
     checks.real("std", std, "[0, inf)")
-    leaves = jax.tree.leaves(per_example_grads)
+    leaves = jax.tree.leaves(example_grads)
     sizes = {jnp.shape(g)[:1] for g in leaves}
     if leaves and (len(sizes) > 1 or sizes <= {(), (0,)}):
-        raise ValueError(f"per_example_grads must have one leading axis of examples, got lengths {sorted(sizes)}")
+        raise ValueError(f"example_grads must have one leading axis of examples, got lengths {sorted(sizes)}")
     (B,) = sizes.pop() if leaves else (1,)
     noise = jax.random.normal(as_key(key), (B,), jnp.float32)
 
@@ -62,13 +62,13 @@ def multiply_by_noise(key: Any, per_example_grads: Any, std: Any) -> Any:
         z = 1 + jnp.asarray(std).astype(real) * noise.astype(real)
         return jnp.tensordot(z.astype(wide), g.astype(wide), axes=1, precision="highest").astype(g.dtype) / B
 
-    return jax.tree.map(mean, per_example_grads)
+    return jax.tree.map(mean, example_grads)
 
 
 register(
     multiply_by_noise,
     form="layer",
     paper=PAPER,
-    example={"per_example_grads": {"w": jax.ShapeDtypeStruct((16, 8), "float32")}, "std": 0.5},
+    example={"example_grads": {"w": jax.ShapeDtypeStruct((16, 8), "float32")}, "std": 0.5},
     notes="a function of gradients of single examples, in place of their mean",
 )

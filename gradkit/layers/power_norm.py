@@ -1,6 +1,6 @@
 """PowerNorm: normalisation of channels by a running quadratic mean, without a mean, and with a backward pass to match.
 
-z   = x / sqrt(q + eps)           q the running mean of x^2; in the first `warmup` steps that of the batch
+z   = x / sqrt(q + eps)           q the running mean of x^2; in the first `warmup_steps` steps that of the batch
 y   = scale z + bias
 q  <- decay q + (1 - decay) mean(x^2)
 h   = g - (1 - backward_decay) e z          g the gradient with respect to z
@@ -41,7 +41,7 @@ def power_norm(
     *,
     decay: Any = 0.9,
     backward_decay: Any = 0.9,
-    warmup: int = 4000,
+    warmup_steps: int = 4000,
     eps: Any = 1e-5,
     use_running_average: bool = False,
 ) -> tuple[jax.Array, PowerNormState]:
@@ -58,7 +58,7 @@ def power_norm(
         control of the next step, to be stored as it is.
       decay: of the running quadratic mean, in [0, 1]. Default 0.9 (official code).
       backward_decay: of the control, in [0, 1]. Default 0.9 (official code).
-      warmup: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000; the official code
+      warmup_steps: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000; the official code
         has 10000.
       eps: added to the quadratic mean, > 0. Default 1e-5.
       use_running_average: True at inference: the running mean normalises and is left as it is. Default False.
@@ -71,7 +71,7 @@ def power_norm(
 
     Example:
       >>> start, one = PowerNormState(jnp.zeros((), jnp.int32), jnp.full(1, 4.0)), jnp.ones(1)
-      >>> f = lambda x, e: jnp.sum(power_norm(x, one, 0 * one, start, e, warmup=0)[0])
+      >>> f = lambda x, e: jnp.sum(power_norm(x, one, 0 * one, start, e, warmup_steps=0)[0])
       >>> dx, control = jax.grad(f, argnums=(0, 1))(jnp.array([[2.0], [6.0]]), jnp.zeros(1))
       >>> print(dx[:, 0].round(3), control.round(3))  # 1 / 2, and the mean of z = 1, 3
       [0.5 0.5] [2.]
@@ -84,7 +84,7 @@ def power_norm(
     x = floating("x", x)
     checks.real("decay", decay, "[0, 1]")
     checks.real("backward_decay", backward_decay, "[0, 1]")
-    checks.integer("warmup", warmup)
+    checks.integer("warmup_steps", warmup_steps)
     checks.real("eps", eps, "(0, inf)")
     if x.ndim < 2:
         raise ValueError(f"x must have shape (examples, ..., channels), got {x.shape}")
@@ -93,7 +93,7 @@ def power_norm(
     new, used = state, q
     if not use_running_average:
         batch = jax.lax.stop_gradient(jnp.mean(jnp.square(rows), axis=0))
-        used = jnp.where(state.count < warmup, batch, q)
+        used = jnp.where(state.count < warmup_steps, batch, q)
         new = PowerNormState(increment(state.count), ema(q, batch, decay).astype(state.mean_square.dtype))
     r = jax.lax.rsqrt(jax.lax.stop_gradient(used) + scalar(eps, q))
     z: Any = controlled(rows, r, e, 1 - jnp.asarray(backward_decay).astype(rows.dtype), False)

@@ -32,7 +32,7 @@ PAPER = Paper(
 
 
 def standardize_weight(
-    w: Any, *, eps: Any = 1e-5, axis: Axis = None, ddof: int = 0, eps_inside: bool = True
+    w: Any, *, eps: Any = 1e-5, axis: Axis = None, ddof: int = 0, eps_in_sqrt: bool = True
 ) -> jax.Array:
     """Weight standardization: the weights of every output unit with mean 0 and variance 1.
 
@@ -46,7 +46,7 @@ def standardize_weight(
       axis: axes that make up a unit. Default None: all but the last. Of stacked layers, leave the stack out.
       ddof: 0 for the variance of the weights as they are (authors' TensorFlow code, BiT, timm), 1 for the estimate that
         divides by n - 1 (authors' torch code). Default 0.
-      eps_inside: whether `eps` stands under the root (BiT, timm). Default True; both codes of the authors have it
+      eps_in_sqrt: whether `eps` stands under the root (BiT, timm). Default True; both codes of the authors have it
         outside.
 
     Returns:
@@ -60,9 +60,9 @@ def standardize_weight(
       [[-1.0, 0.0], [1.0, 0.0]]
 
     Reference: Qiao et al. Micro-Batch Training with Batch-Channel Normalization and Weight Standardization. 2019, arXiv
-    1903.10520. `ddof=1, eps_inside=False` is the authors' torch code; `eps_inside=False` their TensorFlow code.
+    1903.10520. `ddof=1, eps_in_sqrt=False` is the authors' torch code; `eps_in_sqrt=False` their TensorFlow code.
     """
-    checks.switch(eps_inside=eps_inside)
+    checks.switch(eps_in_sqrt=eps_in_sqrt)
     w = floating("w", w)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("ddof", ddof, (0, 1))
@@ -72,7 +72,7 @@ def standardize_weight(
     centred = x - jnp.mean(x, axis=own, keepdims=True) if x.size else x
     var = jnp.sum(jnp.square(centred), axis=own, keepdims=True) / max(n - ddof, 1)
     e = scalar(eps, x)
-    deviation = _root(var + e) if eps_inside else _root(var) + e
+    deviation = _root(var + e) if eps_in_sqrt else _root(var) + e
     return divide(centred, jnp.broadcast_to(deviation, x.shape)).astype(w.dtype)
 
 
@@ -88,7 +88,7 @@ def batch_channel_norm(
     bias: Any,
     state: RunningStatistics,
     *,
-    groups: int = 32,
+    num_groups: int = 32,
     decay: Any = 0.9,
     eps: Any = 1e-5,
     estimated: bool = True,
@@ -103,7 +103,7 @@ def batch_channel_norm(
       scale: one number per channel.
       bias: one number per channel.
       state: `RunningStatistics(mean, var)`; start at 0 and 1.
-      groups: of channels, >= 1; must divide them. Default 32, as in group normalization.
+      num_groups: of channels, >= 1; must divide them. Default 32, as in group normalization.
       decay: share of the running statistics that stays, in [0, 1]. Default 0.9.
       eps: added to variances, > 0. Default 1e-5.
       estimated: whether the running statistics normalise in training (micro-batches). Default True; False normalises
@@ -120,7 +120,7 @@ def batch_channel_norm(
     Example:
       >>> x = jnp.array([[1.0, 3.0], [5.0, 9.0]])
       >>> start = RunningStatistics(jnp.zeros(2), jnp.ones(2))
-      >>> y, _ = batch_channel_norm(x, jnp.ones(2), jnp.zeros(2), start, groups=1)
+      >>> y, _ = batch_channel_norm(x, jnp.ones(2), jnp.zeros(2), start, num_groups=1)
       >>> y.round(3).tolist()
       [[-1.0, 1.0], [-1.0, 1.0]]
 
@@ -129,11 +129,11 @@ def batch_channel_norm(
     """
     checks.switch(estimated=estimated, use_running_average=use_running_average)
     x = floating("x", x)
-    checks.integer("groups", groups, 1)
+    checks.integer("num_groups", num_groups, 1)
     checks.real("decay", decay, "[0, 1]")
     checks.real("eps", eps, "(0, inf)")
-    if x.ndim < 2 or x.shape[-1] % groups:
-        raise ValueError(f"groups must divide the channels, the last axis of x, got {groups} for shape {x.shape}")
+    if x.ndim < 2 or x.shape[-1] % num_groups:
+        raise ValueError(f"num_groups must divide the channels, the last axis of x, got {num_groups} for {x.shape}")
     z = wide(x)
     old = statistics(state, z)
     batch = moments(z)
@@ -143,7 +143,7 @@ def batch_channel_norm(
         new = blend(old, batch, decay)
         by = jax.lax.stop_gradient(new) if estimated else batch
     z = (z - channels("mean", by.mean, z)) * jax.lax.rsqrt(channels("var", by.var, z) + scalar(eps, z))
-    split = z.reshape(*z.shape[:-1], groups, z.shape[-1] // groups)
+    split = z.reshape(*z.shape[:-1], num_groups, z.shape[-1] // num_groups)
     own = (*range(1, z.ndim - 1), z.ndim)
     centred = split - jnp.mean(split, axis=own, keepdims=True)
     var = jnp.mean(jnp.square(centred), axis=own, keepdims=True)
@@ -166,5 +166,5 @@ register(
     batch_channel_norm,
     form="layer",
     paper=PAPER,
-    example={"x": _X, "scale": _C, "bias": _C, "state": RunningStatistics(_C, _C), "groups": 2},
+    example={"x": _X, "scale": _C, "bias": _C, "state": RunningStatistics(_C, _C), "num_groups": 2},
 )

@@ -7,7 +7,7 @@
           A the arithmetic mean and V the variance of the window, both relative: of the entries over A
     dx  = (g - e z) / sqrt(q + eps),   e the arithmetic mean of the last `window` means of g z, this one included
 
-In the first `warmup` steps q = b.
+In the first `warmup_steps` steps q = b.
 """
 
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def unified_norm(
     state: UnifiedNormState,
     control: Any,
     *,
-    warmup: int = 4000,
+    warmup_steps: int = 4000,
     clamp: Any = 5.0,
     eps: Any = 1e-5,
     use_running_average: bool = False,
@@ -67,7 +67,7 @@ def unified_norm(
         window is 4.
       control: the last means of g z, newest first, (window, channels), 0 at the start. THE DERIVATIVE WITH RESPECT TO
         IT IS NO DERIVATIVE: it is the control of the next step, to be stored as it is.
-      warmup: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000 (official code).
+      warmup_steps: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000 (official code).
       clamp: largest ratio of the window's mean to that of the batch, and of its reciprocal, >= 1. Default 5 (official
         code).
       eps: added to the quadratic mean, > 0. Default 1e-5.
@@ -82,7 +82,7 @@ def unified_norm(
     Example:
       >>> start = UnifiedNormState(jnp.zeros((), jnp.int32), jnp.array([[16.0], [1.0]]))
       >>> one, window = jnp.ones(1), jnp.zeros((2, 1))
-      >>> y, _ = unified_norm(jnp.array([[2.0], [2.0]]), one, 0 * one, start, window, warmup=0)
+      >>> y, _ = unified_norm(jnp.array([[2.0], [2.0]]), one, 0 * one, start, window, warmup_steps=0)
       >>> print(y[:, 0].round(3))  # the batch has 4, the one before had 16: x / sqrt(sqrt(4 * 16))
       [0.707 0.707]
 
@@ -91,7 +91,7 @@ def unified_norm(
     """
     checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
-    checks.integer("warmup", warmup)
+    checks.integer("warmup_steps", warmup_steps)
     checks.real("clamp", clamp, "[1, inf)")
     checks.real("eps", eps, "(0, inf)")
     rows = wide(x).reshape(-1, x.shape[-1]) if x.ndim > 1 else x
@@ -107,7 +107,7 @@ def unified_norm(
         window = jnp.concatenate([b.reshape(1, -1), old[:-1]])
         q, A, V = _means(window)
         relative = jnp.where(A > 0, A, jnp.ones_like(A))
-        skip = ((A - q) / relative > window.shape[0] * V / jnp.square(relative)) | (state.count < warmup)
+        skip = ((A - q) / relative > window.shape[0] * V / jnp.square(relative)) | (state.count < warmup_steps)
         c = scalar(clamp, b)
         q = jnp.where(skip, b, jnp.minimum(jnp.maximum(q, b / c), b * c))
         new = UnifiedNormState(increment(state.count), window.astype(windows[0].dtype))

@@ -35,21 +35,21 @@ def fix_signs(Q: jax.Array) -> jax.Array:
     return Q * jnp.where(jnp.take_along_axis(Q, largest, axis=-2) < 0, -1.0, 1.0).astype(Q.dtype)
 
 
-def eigenbasis(A: jax.Array, prev: Any = None, *, method: str = "eigh") -> Basis:
+def eigenbasis(A: jax.Array, previous: Any = None, *, method: str = "eigh") -> Basis:
     """The eigenvectors of every matrix of a batch, largest eigenvalue first.
 
     Equations: at the head of this file. In a null space (and among equal eigenvalues) the vectors are arbitrary.
 
     Args:
       A: (..., d, d), symmetric, in float32 or float64.
-      prev: with "qr", the orthonormal columns to start from, (..., d, d).
+      previous: with "qr", the orthonormal columns to start from, (..., d, d).
       method: "eigh" or "qr". Default "eigh".
 
     Returns:
       A `Basis`. With "eigh" the order is 0, 1, 2, …
 
     Raises:
-      ValueError: an unknown method; a matrix that is not square; "qr" without `prev`, "eigh" with it.
+      ValueError: an unknown method; a matrix that is not square; "qr" without `previous`, "eigh" with it.
 
     Example:
       >>> A = jnp.diag(jnp.array([1.0, 3.0, 2.0]))
@@ -67,15 +67,15 @@ def eigenbasis(A: jax.Array, prev: Any = None, *, method: str = "eigh") -> Basis
     checks.choice("method", method, METHODS)
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"eigenbasis: A must be a batch of square matrices, got the shape {A.shape}")
-    if (prev is None) == (method == "qr"):
-        raise ValueError("eigenbasis: prev is what method='qr' starts from, and it alone")
+    if (previous is None) == (method == "qr"):
+        raise ValueError("eigenbasis: previous is what method='qr' starts from, and it alone")
     first = jnp.broadcast_to(jnp.arange(A.shape[-1], dtype=jnp.int32), A.shape[:-1])
     if not A.size:
         return Basis(A, first)
-    if prev is None:
+    if previous is None:
         return Basis(fix_signs(one_by_one(jnp.linalg.eigh, A)[1][..., ::-1]), first)
     with jax.default_matmul_precision("highest"):
-        image = A @ prev
-        order = jnp.argsort(jnp.sum(prev * image, axis=-2), axis=-1, descending=True).astype(jnp.int32)
+        image = A @ previous
+        order = jnp.argsort(jnp.sum(previous * image, axis=-2), axis=-1, descending=True).astype(jnp.int32)
         columns = jnp.take_along_axis(image, jnp.expand_dims(order, -2), axis=-1)
         return Basis(fix_signs(one_by_one(jnp.linalg.qr, columns)[0]), order)

@@ -4,7 +4,7 @@ eigh            A + eps I = Q diag(l) Q^T;  where min(l) < eps the whole spectru
                 Q diag(l^(-1/p)) Q^T
 
 coupled_newton  z = (p + 1) / (2 |A|_F),  X = z^(1/p) I,  M = z A        M = X^p A throughout, and M -> I
-                M' = (1 + 1/p) I - M / p,  X <- X M',  M <- M'^p M        until max |M - I| <= tol
+                M' = (1 + 1/p) I - M / p,  X <- X M',  M <- M'^p M        until max |M - I| <= tolerance
 
 higher_order    z = 1 / Tr(A),  the same start, and one step of coupled_newton; then steps of order 3:
                 M' = I + b_1 (I - M) + b_2 (I - M)^2,   b_i = prod_{j <= i} (1 + (j - 1) p) / (j p)
@@ -32,13 +32,13 @@ GROWTH = 1.2
 NEAR = 0.1
 
 
-def check_root(*, p: Any, eps: Any, method: str, max_iters: int = 100, tol: Any = 1e-6) -> None:
+def check_root(*, p: Any, eps: Any, method: str, max_iters: int = 100, tolerance: Any = 1e-6) -> None:
     """Raises where an option of `inverse_root` is out of its range."""
     checks.choice("method", method, METHODS)
     checks.real("p", p, "(0, inf)")
     check_eps(eps)
     checks.integer("max_iters", max_iters, 1)
-    checks.real("tol", tol, "[0, inf)")
+    checks.real("tolerance", tolerance, "[0, inf)")
     if method == "coupled_newton" and not float(p).is_integer():
         raise ValueError(f"p must be a whole number with method='coupled_newton', got {p!r}")
 
@@ -76,7 +76,7 @@ def _power(M: jax.Array, p: int) -> jax.Array:
     return M if out is None else out
 
 
-def _by_iteration(A: jax.Array, p: int, tol: Any, max_iters: int, higher: bool) -> jax.Array:
+def _by_iteration(A: jax.Array, p: int, tolerance: Any, max_iters: int, higher: bool) -> jax.Array:
     one = _eye(A)
     size = jnp.trace(A, axis1=-2, axis2=-1) if higher else jnp.sqrt(jnp.sum(jnp.square(A), axis=(-2, -1)))
     z = (1.0 if higher else (p + 1) / 2) / size.reshape(*size.shape, 1, 1)
@@ -100,26 +100,26 @@ def _by_iteration(A: jax.Array, p: int, tol: Any, max_iters: int, higher: bool) 
         take = active & ~bad
         X, M = jnp.where(take, X @ factor, X), jnp.where(take, new_M, M)
         error = jnp.where(take, new_error, error)
-        return i + 1, X, M, error, take & (error > tol)
+        return i + 1, X, M, error, take & (error > tolerance)
 
     M = z * A
     X = z ** (1 / p) * one
     error = error_of(M)
-    start = (jnp.zeros((), jnp.int32), X, M, error, error > tol)
+    start = (jnp.zeros((), jnp.int32), X, M, error, error > tolerance)
     _, X, _, error, _ = jax.lax.while_loop(lambda c: (c[0] < max_iters) & jnp.any(c[4]), body, start)
     # A negative eigenvalue, which rounding makes of a singular matrix, runs away; what is positive stays within 1.
     return jnp.where(error <= GROWTH, X, jnp.nan)
 
 
 def inverse_root(
-    A: jax.Array, p: Any, *, eps: Any = 0.0, method: str = "eigh", max_iters: int = 100, tol: Any = 1e-6
+    A: jax.Array, p: Any, *, eps: Any = 0.0, method: str = "eigh", max_iters: int = 100, tolerance: Any = 1e-6
 ) -> jax.Array:
     """The inverse p-th root of every matrix of a batch, (A + eps I)^(-1/p).
 
     Equations: at the head of this file. "eigh" takes any p, and in float64 is right to the last digits; the iterations
-    are products alone, which accelerators do at a far higher rate, and end at `tol`. Whatever the solver, rounding of A
-    counts against eps: in float32 an eps below 1e-6 of the largest eigenvalue of a singular matrix gives roots that are
-    wrong by 1e-2 and more in the null space (`experiments/results/linalg_roots.txt`).
+    are products alone, which accelerators do at a far higher rate, and end at `tolerance`. Whatever the solver,
+    rounding of A counts against eps: in float32 an eps below 1e-6 of the largest eigenvalue of a singular matrix gives
+    roots that are wrong by 1e-2 and more in the null space (`experiments/results/linalg_roots.txt`).
 
     Args:
       A: (..., d, d), symmetric positive semidefinite up to rounding, in float32 or float64; the lower triangle counts.
@@ -128,7 +128,7 @@ def inverse_root(
       eps: added to the diagonal first, >= 0: a number, or one per matrix, of shape A.shape[:-2]. Default 0.
       method: "eigh", "coupled_newton" or "higher_order". Default "eigh".
       max_iters: most iterations, >= 1. Default 100 (official code).
-      tol: error max |M - I| that ends the iterations, >= 0. Default 1e-6 (official code).
+      tolerance: error max |M - I| that ends the iterations, >= 0. Default 1e-6 (official code).
 
     Returns:
       (..., d, d), symmetric, in the dtype of A. It is not finite where A + eps I is singular, and where rounding made
@@ -147,7 +147,7 @@ def inverse_root(
     the official code: in float32 nothing is tried again in float64; a fraction is recognised in p.
     """
     if isinstance(p, int | float):
-        check_root(p=p, eps=eps, method=method, max_iters=max_iters, tol=tol)
+        check_root(p=p, eps=eps, method=method, max_iters=max_iters, tolerance=tolerance)
     else:
         checks.choice("method", method, ("eigh",))
         check_eps(eps)
@@ -169,6 +169,6 @@ def inverse_root(
             exact = Fraction(p).limit_denominator(64)
             if not math.isclose(float(exact), p, rel_tol=1e-12):
                 raise ValueError(f"p must be a fraction of small whole numbers with method='higher_order', got {p!r}")
-            X = _by_iteration(A, exact.numerator, tol, max_iters, method == "higher_order")
+            X = _by_iteration(A, exact.numerator, tolerance, max_iters, method == "higher_order")
             X = _power(X, exact.denominator)
         return (X + jnp.swapaxes(X, -1, -2)) / 2

@@ -14,14 +14,14 @@ from gradkit import checks
 from gradkit.schedules.phases import Phase, Schedule, ramp, real_array
 
 
-def warmup(steps: int, peak: Any, *, start: Any = 0.0, shape: str = "linear") -> Schedule:
+def warmup(steps: int, peak_value: Any, *, init_value: Any = 0.0, shape: str = "linear") -> Schedule:
     """Rises to a peak.
 
     Args:
       steps: length of the phase, >= 0.
-      peak: value reached after `steps` steps; may be traced.
-      start: value at its first step. Default 0, with which the first update moves nothing;
-        `peak / steps` wastes no step.
+      peak_value: value reached after `steps` steps; may be traced.
+      init_value: value at its first step. Default 0, with which the first update moves nothing;
+        `peak_value / steps` wastes no step.
       shape: of the rise; a name of the table at the head of `phases`. Default "linear".
 
     Returns:
@@ -38,8 +38,8 @@ def warmup(steps: int, peak: Any, *, start: Any = 0.0, shape: str = "linear") ->
     Reference: Goyal et al. Accurate, Large Minibatch SGD. 2017, arXiv 1706.02677.
     """
     steps = checks.integer("steps", steps)
-    checks.real("peak", peak)
-    return ramp(steps, shape, start, peak)
+    checks.real("peak_value", peak_value)
+    return ramp(steps, shape, init_value, peak_value)
 
 
 def hold(steps: int | None = None, value: Any = None) -> Schedule:
@@ -68,33 +68,33 @@ def hold(steps: int | None = None, value: Any = None) -> Schedule:
     return Schedule((dataclasses.replace(phase, length=steps),))
 
 
-def decay(shape: str, steps: int, end: Any = 0.0, *, start: Any = None, half_life: Any = None) -> Schedule:
+def decay(shape: str, steps: int, end_value: Any = 0.0, *, init_value: Any = None, half_life: Any = None) -> Schedule:
     """Falls to a last value.
 
     Args:
       shape: of the fall, from the table at the head of `phases`.
       steps: length of the phase, >= 0.
-      end: value after it, for ever after where no phase follows. Default 0. May be traced.
-      start: first value. Default None: where the phase before ended.
-      half_life: steps in which the value halves, > 0; for shape "half_life" only, which does not approach `end`
+      end_value: value after it, for ever after where no phase follows. Default 0. May be traced.
+      init_value: first value. Default None: where the phase before ended.
+      half_life: steps in which the value halves, > 0; for shape "half_life" only, which does not approach `end_value`
         but goes there when the phase is over.
 
     Returns:
       A schedule of one phase.
 
     Raises:
-      ValueError: a negative length, an unknown shape, "exponential" with an end that is not positive.
+      ValueError: a negative length, an unknown shape, "exponential" with an end value that is not positive.
 
     Example:
-      >>> print(decay("1-sqrt", 4, start=1.0)(jnp.arange(5)).round(3))
+      >>> print(decay("1-sqrt", 4, init_value=1.0)(jnp.arange(5)).round(3))
       [1.    0.5   0.293 0.134 0.   ]
 
     Reference: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations. 2024,
     arXiv 2405.18392.
     """
     steps = checks.integer("steps", steps)
-    checks.real("end", end, "(0, inf)" if shape == "exponential" else "(-inf, inf)")
-    return ramp(steps, shape, start, end, half_life)
+    checks.real("end_value", end_value, "(0, inf)" if shape == "exponential" else "(-inf, inf)")
+    return ramp(steps, shape, init_value, end_value, half_life)
 
 
 def take(schedule: Callable[[Any], Any], steps: int) -> Schedule:
@@ -141,7 +141,7 @@ def repeat(schedule: Schedule, times: int | None = None) -> Schedule:
       ValueError: a schedule that is empty or has no end, or `times` < 1.
 
     Example:
-      >>> print(repeat(decay("linear", 2, start=1.0))(jnp.arange(5)))
+      >>> print(repeat(decay("linear", 2, init_value=1.0))(jnp.arange(5)))
       [1.  0.5 1.  0.5 1. ]
 
     Reference: Loshchilov, Hutter. SGDR: Stochastic Gradient Descent with Warm Restarts. 2016, arXiv 1608.03983.

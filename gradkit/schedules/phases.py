@@ -42,7 +42,7 @@ def _between(progress: Callable[[jax.Array], jax.Array]) -> Curve:
 
 
 def _geometric(a: jax.Array, b: jax.Array, p: jax.Array) -> jax.Array:
-    for name, value in (("the first value of an exponential phase", a), ("end", b)):
+    for name, value in (("the first value of an exponential phase", a), ("end_value", b)):
         checks.real(name, value, "(0, inf)")
     return a * jnp.exp(p * jnp.log(b / a))
 
@@ -154,37 +154,37 @@ def check_shape(shape: str, half_life: Any = None) -> None:
     checks.real("half_life", half_life, "(0, inf)", optional=True)
 
 
-def ramp(length: float, shape: str, start: Any = None, end: Any = None, half_life: Any = None) -> Schedule:
+def ramp(length: float, shape: str, init_value: Any = None, end_value: Any = None, half_life: Any = None) -> Schedule:
     """One phase of any shape; what the builders below are made of.
 
     Args:
       length: in steps, >= 0; whole, or a fraction where a bend lies between two steps.
       shape: a key of `CURVES`, or "half_life".
-      start: first value. None: where the phase before ended.
-      end: value it goes to. None: stays at the first value.
+      init_value: first value. None: where the phase before ended.
+      end_value: value it goes to. None: stays at the first value.
       half_life: steps in which the value halves, for shape "half_life".
     """
     check_shape(shape, half_life)
     checks.real("a length", length, "[0, inf)")
-    checks.real("start", start, optional=True)
-    checks.real("end", end, optional=True)
+    checks.real("init_value", init_value, optional=True)
+    checks.real("end_value", end_value, optional=True)
     length = int(length) if length == int(length) else float(length)
 
     def first(before: Any) -> jax.Array:
-        if start is None and before is None:
-            raise ValueError("start is needed: no phase in front of this one says where it starts")
-        return real_array(before if start is None else start)
+        if init_value is None and before is None:
+            raise ValueError("init_value is needed: no phase in front of this one says where it starts")
+        return real_array(before if init_value is None else init_value)
 
     def at(since: jax.Array, before: Any) -> jax.Array:
         a = first(before)
-        if end is None:
+        if end_value is None:
             return a
         p = jnp.clip(real_array(since) / (length or 1), 0, 1)
         if half_life is not None:
             return a * jnp.exp2(-p * (length / real_array(half_life)))
-        return CURVES[shape](a, real_array(end), p)
+        return CURVES[shape](a, real_array(end_value), p)
 
-    return Schedule((Phase(length, at, lambda before: first(before) if end is None else end),))
+    return Schedule((Phase(length, at, lambda before: first(before) if end_value is None else end_value),))
 
 
 def phases(table: Iterable[Schedule | Sequence[Any]]) -> Schedule:

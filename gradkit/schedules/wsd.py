@@ -92,7 +92,7 @@ def wsd(
             f"stable_steps and decay_steps go together, got {stable_steps!r} and {decay_steps!r}; "
             "without an end of the stable phase, wsd_cooldown makes the decay"
         )
-    rise = warmup(warmup_steps, peak_value, start=init_value)
+    rise = warmup(warmup_steps, peak_value, init_value=init_value)
     if stable_steps is None or decay_steps is None:
         return rise + hold()
     stable_steps = checks.integer("stable_steps", stable_steps)
@@ -189,7 +189,7 @@ def wsd_cycles(
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"cycles must be pairs (stable steps, decay steps), at least one, got {cycles!r}")
     parts = [hold(stable, peak_value) + decay(shape, steps, end_value, half_life=half_life) for stable, steps in pairs]
-    return functools.reduce(operator.add, parts, warmup(warmup_steps, peak_value, start=init_value))
+    return functools.reduce(operator.add, parts, warmup(warmup_steps, peak_value, init_value=init_value))
 
 
 register(

@@ -70,7 +70,7 @@ def warmup_cosine(peak: Any, steps: int) -> schedules.Schedule:
     [0.5 1.  0.5 0. ]
     """
     warm = max(1, steps // 20)
-    return schedules.warmup(warm, peak, start=peak / warm) + schedules.decay("cosine", steps - warm)
+    return schedules.warmup(warm, peak, init_value=peak / warm) + schedules.decay("cosine", steps - warm)
 
 
 def find_aggregator(name: str) -> Card:

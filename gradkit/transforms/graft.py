@@ -30,7 +30,7 @@ def graft(
     magnitude: optax.GradientTransformation,
     direction: optax.GradientTransformation,
     *,
-    per: str = "block",
+    block: str = "tensor",
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gives the update of one transformation the length of another's.
@@ -41,15 +41,15 @@ def graft(
     Args:
       magnitude: says how long.
       direction: says whereto.
-      per: "block", every tensor of the layout (every layer of a stack) by itself; "leaf", whole leaves. Default
-        "block".
+      block: "tensor", every tensor of the layout (every layer of a stack) by itself; "leaf", whole leaves. Default
+        "tensor".
       layout: which axes are stacks.
 
     Returns:
       A transformation. State: that of both. Collectives: one all-reduce of two numbers per tensor, besides theirs.
 
     Raises:
-      ValueError: an unknown `per`, or what is no transformation.
+      ValueError: an unknown `block`, or what is no transformation.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ def graft(
     Reference: Agarwal, Anil, Hazan, Koren, Zhang. Learning Rate Grafting: Transferability of Optimizer Tuning. 2021;
     Shi et al. 2023, arXiv 2309.06497.
     """
-    checks.choice("per", per, ("block", "leaf"))
+    checks.choice("block", block, ("tensor", "leaf"))
     for name, tx in (("magnitude", magnitude), ("direction", direction)):
         if not isinstance(tx, optax.GradientTransformation):
             raise ValueError(f"{name} must be a gradient transformation, got {tx!r}")
@@ -82,7 +82,7 @@ def graft(
         norms = packed_norms(
             [known[i] for i in chosen],
             "tensor",
-            layout if per == "block" else whole,
+            layout if block == "tensor" else whole,
             [leaves[i] for i in chosen],
             [lengths[i] for i in chosen],
         )

@@ -60,7 +60,7 @@ def guard(
     *,
     max_skips: int = 10,
     sigma: Any = 6.0,
-    window: int = 128,
+    window_size: int = 128,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Skips steps that are not finite, or that are spikes: parameters and state stay exactly as they were.
@@ -75,7 +75,7 @@ def guard(
         is not finite never is, and the metric `guard_exhausted` becomes 1: stop the run, or go back to a checkpoint.
         Default 10.
       sigma: standard deviations above the mean, > 0. Default 6 (code of OLMo 2). With "spike".
-      window: W >= 4, steps that the statistics are of. Default 128 (code of OLMo 2). With "spike".
+      window_size: W >= 4, steps that the statistics are of. Default 128 (code of OLMo 2). With "spike".
       axis_name: axis of `vmap` or `shard_map` whose members are replicas: if one has a harmful step, all skip it. Under
         plain jit the gradient is of all devices already. Default None.
 
@@ -107,7 +107,7 @@ def guard(
     checks.choice("on", on, TRIGGERS)
     max_skips = checks.integer("max_skips", max_skips, 1)
     checks.real("sigma", sigma, "(0, inf)")
-    window = checks.integer("window", window, 4)
+    window_size = checks.integer("window_size", window_size, 4)
     below = inside(inner)
     watches = on == "spike"
 
@@ -117,7 +117,7 @@ def guard(
 
     def init(params: optax.Params) -> GuardState:
         zero = jnp.zeros((), jnp.int32)
-        kept = jnp.full((2, window), jnp.nan, jnp.float32) if watches else None
+        kept = jnp.full((2, window_size), jnp.nan, jnp.float32) if watches else None
         return GuardState(zero, jnp.zeros((), jnp.int32), kept, published(zero, zero, zero), below.init(params))
 
     def together(bad: jax.Array) -> jax.Array:
@@ -141,7 +141,7 @@ def guard(
             spike = spikes(kept[0], norm, sigma) | spikes(kept[1], level, sigma)
             # One of a row that is not finite leaves its place free.
             now = jnp.stack([jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (norm, level)])
-            kept = jax.lax.dynamic_update_index_in_dim(kept, now, state.count % window, 1)
+            kept = jax.lax.dynamic_update_index_in_dim(kept, now, state.count % window_size, 1)
             spike = together(spike) & (state.in_a_row < max_skips)
         safe = jax.tree.map(lambda g: jnp.where(broken, jnp.zeros_like(g), g), updates)
         moved, after = below.update(safe, state.inner, params, **extra)

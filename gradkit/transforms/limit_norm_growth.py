@@ -40,7 +40,7 @@ class LimitNormGrowthState(NamedTuple):
 
 
 def limit_norm_growth(
-    gamma: Any = 1.01, *, per: str = "leaf", layout: Layout | None = None
+    gamma: Any = 1.01, *, block: str = "tensor", layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Lets the norm of updates grow by a factor of at most `gamma` per step; shrinking is free.
 
@@ -49,8 +49,8 @@ def limit_norm_growth(
 
     Args:
       gamma: largest factor of growth per step, >= 1; infinity limits nothing. Default 1.01 (paper).
-      per: "leaf", every tensor by itself (the layers of a stack are tensors), or "global", all leaves together.
-        Default "leaf" (paper).
+      block: "tensor", every tensor by itself (the layers of a stack are tensors), or "global", all leaves together.
+        Default "tensor" (paper).
       layout: which axes are stacks.
 
     Returns:
@@ -74,11 +74,11 @@ def limit_norm_growth(
     the first one does; the official code would start again from a norm of 1e-8 and grow by 1 % per step.
     """
     checks.real("gamma", gamma, "[1, inf]")
-    checks.choice("per", per, ("leaf", "global"))
+    checks.choice("block", block, ("tensor", "global"))
 
     def init(params: optax.Params) -> LimitNormGrowthState:
         resolve_layout(layout, params, method="limit_norm_growth", matters=True)
-        if per == "global":
+        if block == "global":
             dtypes = [jnp.finfo(wide_dtype(x.dtype)).dtype for x in jax.tree.leaves(params)]
             widest = max(dtypes, key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
             return LimitNormGrowthState(jnp.zeros((), widest))
@@ -92,7 +92,7 @@ def limit_norm_growth(
 
     def update(u: Any, state: LimitNormGrowthState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        if per == "global":
+        if block == "global":
             n = global_norm(u)
             f = growth(n, state.norm.astype(n.dtype), gamma)
             limited = jax.tree.map(lambda x: x / f.astype(x.dtype), u)

@@ -72,7 +72,7 @@ def precision(
     master: bool = False,
     rounding: str = "nearest",
     state: str | None = None,
-    block: int = 256,
+    block_size: int = 256,
     memory_kind: str | None = None,
     key: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -98,7 +98,7 @@ def precision(
         Inverse roots of rounded statistics are those of an eps of the size of the rounding, about 2^-9 or 1/250 of the
         largest of a row: on minibatches Shampoo ends within a few percent of its loss, without noise it gains less by
         preconditioning. Its iterative solvers may fail, which `failed_roots` counts, and keep the last good root.
-      block: entries of the last axis that share a scale, >= 1; a row shorter than that is one block. Default 256
+      block_size: entries of the last axis that share a scale, >= 1; a row shorter than that is one block. Default 256
         (Dettmers et al. recommend 2048 for rows that are joined; rows are not joined here). Read by "int8-block"
         only.
       memory_kind: where arrays of the state of at least 1 KiB, coded or not, are between steps. None (default): on the
@@ -140,7 +140,7 @@ def precision(
     checks.choice("rounding", rounding, ("nearest", "stochastic"))
     checks.choice("state", state, (None, *FORMATS))
     checks.choice("memory_kind", memory_kind, KINDS)
-    block = checks.integer("block", block, 1)
+    block_size = checks.integer("block_size", block_size, 1)
     stochastic = rounding == "stochastic"
     if key is not None:
         if not stochastic:
@@ -149,7 +149,7 @@ def precision(
     tx = inside(inner)
 
     def encoded(inner_state: Any, count: jax.Array) -> Any:
-        return inner_state if state is None else encode_state("precision", inner_state, state, count, block)
+        return inner_state if state is None else encode_state("precision", inner_state, state, count, block_size)
 
     def stored(tree: Any) -> Any:
         return tree if memory_kind is None else to_host(tree)

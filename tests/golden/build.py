@@ -286,7 +286,7 @@ def _batch_tests(golden: fixture.Golden) -> dict[str, Any]:
     mean = {leaf: g.mean(0) for leaf, g in grads.items()}
     var = {leaf: g.var(0, ddof=1) for leaf, g in grads.items()}
     tests: dict[str, Callable[[Any], Any]] = {
-        "norm": lambda eta: gk.batches.norm_test(mean, var, batch=n, eta=eta),
+        "norm": lambda eta: gk.batches.norm_test(mean, var, batch_size=n, eta=eta),
         "ip": lambda theta: gk.batches.inner_product_test(grads, theta=theta),
         "orth": lambda nu: gk.batches.orthogonality_test(grads, nu=nu),
     }

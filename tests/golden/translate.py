@@ -30,6 +30,8 @@ NAMES = {
     "max_size_triangular": "max_dim",
     "sync_period": "sync_every",
     "total": "total_steps",
+    "max_grad_norm": "max_norm",
+    "num_iterations": "total_steps",
 }
 # What may have a value per step.
 SCHEDULED = ("learning_rate", "weight_decay")

@@ -67,7 +67,7 @@ def test_is_the_norm_test_of_the_examples(x64: None) -> None:
     """With microbatches of one example the number is that of the test on the examples themselves."""
     x, w = normal(0, 8, 3) + 1.0, jnp.zeros(3)
     _, found = gradient_moments(lambda w, x: jnp.mean(x @ w), 8)(w, x)
-    asked = int(norm_test(x.mean(0), x.var(0, ddof=1), batch=8, eta=0.2))
+    asked = int(norm_test(x.mean(0), x.var(0, ddof=1), batch_size=8, eta=0.2))
     assert 8 < asked < 10**4
     allowed = [8, asked - 1, asked, asked + 1]
     controller = norm_test_controller(allowed, examples=1, eta=0.2)

@@ -53,8 +53,8 @@ def test_schedules(x64: None) -> None:
     b1, b3, T = 0.9, 0.9999, 50
     step = jnp.arange(2 * T)
     p = jnp.minimum((step + 1) / T, 1)
-    assert_equal(gk.schedules.ademamix_alpha_schedule(5.0, T=T)(step), 5 * p)
-    half_life = np.log(0.5) / np.log(gk.schedules.ademamix_b3_schedule(b3, b1=b1, T=T)(step))
+    assert_equal(gk.schedules.ademamix_alpha_schedule(5.0, warmup_steps=T)(step), 5 * p)
+    half_life = np.log(0.5) / np.log(gk.schedules.ademamix_b3_schedule(b3, b1=b1, warmup_steps=T)(step))
     low, high = (np.log(0.5) / np.log(b) for b in (b1, b3))
     # The logarithm of a decay near 1 is off by 2^-53 / (1 - b3) of itself.
     np.testing.assert_allclose(half_life, (1 - p) * low + p * high, rtol=4 * 2**-53 / (1 - b3))
@@ -63,8 +63,8 @@ def test_schedules(x64: None) -> None:
 def test_schedules_as_arguments_are_the_warm_ups(x64: None) -> None:
     """And in optax's AdEMAMix, whose own count starts at 0, they give the steps of the official code."""
     g, T = [normal(i, 5) for i in range(6)], 4
-    alpha = gk.schedules.ademamix_alpha_schedule(5.0, T=T)
-    b3 = gk.schedules.ademamix_b3_schedule(0.99, b1=0.9, T=T)
+    alpha = gk.schedules.ademamix_alpha_schedule(5.0, warmup_steps=T)
+    b3 = gk.schedules.ademamix_b3_schedule(0.99, b1=0.9, warmup_steps=T)
     warm = updates(gk.scale_by_ademamix(b3=0.99, alpha_warmup=T, b3_warmup=T), g[0], g)
     assert_equal(warm, updates(gk.scale_by_ademamix(alpha=alpha, b3=b3), g[0], g))
     with jax.numpy_dtype_promotion("standard"):  # optax promotes its counters implicitly

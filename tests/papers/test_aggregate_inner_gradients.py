@@ -96,7 +96,7 @@ def test_the_attack_stays_in_its_box_and_lowers_the_loss() -> None:
 def test_bad_input() -> None:
     for name, arguments in (
         ("grad_fn", (1, signs, 1, 1)),
-        ("inner_tx", (grad_fn, 0.1, 1, 1)),
+        ("inner", (grad_fn, 0.1, 1, 1)),
         ("inner_steps", (grad_fn, signs, 0, 1)),
         ("minibatches", (grad_fn, signs, 1, 0)),
     ):

@@ -53,7 +53,7 @@ def test_a_threshold_for_every_tensor(x64: None) -> None:
         ("blocks", gk.leaves.layout((gk.leaves.by_path("blocks"), {"stack": 1}))),
     ):
         g = {name: layers, "scalar": jnp.array(7.0), "none": jnp.zeros((0, 3))}
-        got = updates(gk.clip_by_quantile(0.25, per_leaf=True, layout=layout), g, [g])[0]
+        got = updates(gk.clip_by_quantile(0.25, per_tensor=True, layout=layout), g, [g])[0]
         assert_equal(got[name], want)
         assert float(got["scalar"]) == 7.0
 
@@ -61,8 +61,8 @@ def test_a_threshold_for_every_tensor(x64: None) -> None:
 def test_a_fixed_threshold(x64: None) -> None:
     g = normal(0, 20)
     assert_equal(updates(gk.clip_by_quantile(tau=0.3), g, [g])[0], jnp.clip(g, -0.3, 0.3))
-    for other in ({"per_leaf": True}, {"fraction": 0.2}):
-        with pytest.raises(ValueError, match="tau must be None with fraction or per_leaf"):
+    for other in ({"per_tensor": True}, {"fraction": 0.2}):
+        with pytest.raises(ValueError, match="tau must be None with fraction or per_tensor"):
             gk.clip_by_quantile(tau=0.3, **other)
     with pytest.raises(ValueError, match=r"tau must be in \(0, inf\)"):
         gk.clip_by_quantile(tau=0.0)

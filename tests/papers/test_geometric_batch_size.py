@@ -17,7 +17,7 @@ def test_against_exact_fractions(tau: str) -> None:
 
 
 def test_cut_at_the_size_of_the_data_and_for_ever() -> None:
-    size = gk.batches.geometric_batch_size(8, 1.3, max_size=1000)
+    size = gk.batches.geometric_batch_size(8, 1.3, max_batch=1000)
     sizes = [size(k) for k in range(30)]
     assert sizes == [min(1000, math.ceil(8 * Fraction("1.3") ** k)) for k in range(30)]
     assert size(10**9) == 1000 and all(isinstance(n, int) for n in sizes)
@@ -39,7 +39,7 @@ def test_growing_batches_converge_linearly_where_a_constant_one_stalls() -> None
 
 
 def test_bad_input() -> None:
-    for n0, tau, more in ((0, 2.0, {}), (1, 1.0, {}), (1, math.nan, {}), (8, 2.0, {"max_size": 4})):
+    for n0, tau, more in ((0, 2.0, {}), (1, 1.0, {}), (1, math.nan, {}), (8, 2.0, {"max_batch": 4})):
         with pytest.raises(ValueError, match="must be"):
             gk.batches.geometric_batch_size(n0, tau, **more)
     with pytest.raises(ValueError, match="step must be"):

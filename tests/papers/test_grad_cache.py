@@ -118,7 +118,7 @@ def test_bad_input() -> None:
     for name, make in (
         ("encode", lambda: grad_cache(3, contrast, 1)),
         ("loss_fn", lambda: grad_cache(encode, 3, 1)),
-        ("chunk_size", lambda: grad_cache(encode, contrast, 0)),
+        ("chunk", lambda: grad_cache(encode, contrast, 0)),
     ):
         with pytest.raises(ValueError, match=f"{name} must be"):
             make()

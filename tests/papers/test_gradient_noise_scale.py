@@ -114,8 +114,8 @@ def test_formulas() -> None:
     S, E = 100.0, 6400.0
     B = critical_batch_size(S, E)
     assert B == 64.0 and (2 * S / S - 1) * (2 * E / E - 1) == 1 and 2 * E / (2 * S) == B
-    assert optimal_rate(0.8, batch=B, noise_scale=B) == 0.4
-    assert optimal_rate(0.8, batch=B, noise_scale=0.0) == 0.8
+    assert optimal_rate(0.8, batch_size=B, noise_scale=B) == 0.4
+    assert optimal_rate(0.8, batch_size=B, noise_scale=0.0) == 0.8
 
 
 def test_fit_recovers_the_hyperbola() -> None:
@@ -139,8 +139,8 @@ def test_fit_recovers_the_hyperbola() -> None:
         (lambda: gradient_noise_scale(1, 8, decay=float("nan")), "decay must be in"),
         (lambda: gradient_noise_scale(1, 8).update(gradient_noise_scale(1, 8).init(), sq_big=1.0), "needs sq_small"),
         (lambda: critical_batch_size(0, 1), "min_steps must be in"),
-        (lambda: optimal_rate(0.1, batch=0, noise_scale=1), "batch must be in"),
-        (lambda: optimal_rate(0.1, batch=1, noise_scale=-1), "noise_scale must be in"),
+        (lambda: optimal_rate(0.1, batch_size=0, noise_scale=1), "batch_size must be in"),
+        (lambda: optimal_rate(0.1, batch_size=1, noise_scale=-1), "noise_scale must be in"),
         (lambda: fit_steps_examples([1.0, 2.0], [1.0]), "vectors of one length"),
         (lambda: fit_steps_examples([1.0, -2.0], [1.0, 1.0]), "must be positive"),
         (lambda: fit_steps_examples([10.0, 20.0], [100.0, 200.0]), "determine no hyperbola"),

@@ -24,14 +24,14 @@ def test_direction_and_length_of_every_tensor(x64: None) -> None:
 def test_layers_of_a_stack_are_tensors_unless_leaves_are_asked_for(x64: None) -> None:
     g = {"ScanBlock_0": {"kernel": normal(0, 2, 3, 4)}}
 
-    def lengths(per: str) -> Any:
-        tx = gk.graft(optax.identity(), optax.scale_by_sign(), per=per)
+    def lengths(block: str) -> Any:
+        tx = gk.graft(optax.identity(), optax.scale_by_sign(), block=block)
         u: Any = tx.update(g, tx.init(g))[0]
         return np.asarray(u["ScanBlock_0"]["kernel"])
 
     x = np.asarray(g["ScanBlock_0"]["kernel"])
     each = np.linalg.norm(x, axis=(1, 2))
-    assert_equal(np.linalg.norm(lengths("block"), axis=(1, 2)), each)
+    assert_equal(np.linalg.norm(lengths("tensor"), axis=(1, 2)), each)
     assert_equal(np.linalg.norm(lengths("leaf"), axis=(1, 2)), np.full(2, np.linalg.norm(each) / np.sqrt(2)))
 
 
@@ -42,8 +42,8 @@ def test_a_direction_of_zero_stays_zero() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="per must be one of"):
-        gk.graft(optax.identity(), optax.identity(), per="row")
+    with pytest.raises(ValueError, match="block must be one of"):
+        gk.graft(optax.identity(), optax.identity(), block="row")
     for name, args in (("magnitude", (3, optax.identity())), ("direction", (optax.identity(), None))):
         with pytest.raises(ValueError, match=f"{name} must be a gradient transformation"):
             gk.graft(*args)

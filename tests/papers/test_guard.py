@@ -108,7 +108,7 @@ def test_spikes_are_those_of_the_rolling_window(x64: None) -> None:
     norms[50:56] = 100 * 10.0 ** np.arange(6)  # spikes: three are skipped, one passes, two are skipped
     want = by_numpy(norms, losses, sigma, window, budget)
     assert [t for t in range(steps) if want[t]] == [20, 26, 31, 40, 50, 51, 52, 54, 55]
-    tx = gk.guard(optax.sgd(1.0), "spike", sigma=sigma, window=window, max_skips=budget)
+    tx = gk.guard(optax.sgd(1.0), "spike", sigma=sigma, window_size=window, max_skips=budget)
 
     def step(carry: tuple, now: tuple) -> tuple:
         x, state = carry
@@ -126,9 +126,9 @@ def test_spikes_are_those_of_the_rolling_window(x64: None) -> None:
 def test_constant_numbers_are_no_spikes() -> None:
     """The deviation of equal norms is rounding; the next equal one must not count."""
     g = {name: np.full(x.shape, 0.1, np.float32) for name, x in X.items()}
-    _, state = run(gk.guard(gk.sgd(0.1), "spike", window=4), [g] * 9, value=jnp.float32(0.3))
+    _, state = run(gk.guard(gk.sgd(0.1), "spike", window_size=4), [g] * 9, value=jnp.float32(0.3))
     assert float(state.metrics["skipped_total"]) == 0
-    _, state = run(gk.guard(gk.sgd(0.1), "spike", window=4), [g] * 4 + [{k: 2 * v for k, v in g.items()}])
+    _, state = run(gk.guard(gk.sgd(0.1), "spike", window_size=4), [g] * 4 + [{k: 2 * v for k, v in g.items()}])
     assert float(state.metrics["skipped_total"]) == 1
 
 
@@ -149,7 +149,7 @@ def test_on_a_mesh_all_devices_decide_alike(kind: AxisType) -> None:
     """A number that is none on one device stops the step on all."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    tx = gk.guard(gk.adam(0.1), "spike", window=4)
+    tx = gk.guard(gk.adam(0.1), "spike", window_size=4)
     x = jax.device_put(jnp.ones((8, 2)), rows)
     g = jax.device_put(jnp.ones((8, 2)), rows)
     bad = jax.device_put(jnp.ones((8, 2)).at[5, 1].set(jnp.nan), rows)
@@ -169,7 +169,7 @@ def test_on_a_mesh_all_devices_decide_alike(kind: AxisType) -> None:
         ({"on": "spikes"}, "did you mean 'spike'"),
         ({"max_skips": 0}, "max_skips must be an integer >= 1"),
         ({"sigma": 0.0}, r"sigma must be in \(0, inf\)"),
-        ({"window": 3}, "window must be an integer >= 4"),
+        ({"window_size": 3}, "window_size must be an integer >= 4"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:

@@ -60,13 +60,13 @@ def test_clipping_comes_first(x64: None) -> None:
     """Adam forgets the scale of a constant gradient, so clipping shows on the second, longer gradient only."""
     w, g = normal(0, 3, 4), normal(1, 3, 4)
     norm = float(jnp.linalg.norm(g))
-    clipped = updates(gk.lamb(0.1, max_grad_norm=norm), w, [g, 100 * g])
+    clipped = updates(gk.lamb(0.1, max_norm=norm), w, [g, 100 * g])
     assert_equal(clipped[1], updates(gk.lamb(0.1), w, [g, g])[1])
 
 
 def test_variants_are_what_their_names_say(x64: None) -> None:
     gradients = [tree(10 * i) for i in range(3)]
-    hyper = {"weight_decay": 0.1, "eps_root": 1e-9, "max_grad_norm": 2.0, "param_norm_max": 3.0}
+    hyper = {"weight_decay": 0.1, "eps_root": 1e-9, "max_norm": 2.0, "param_norm_max": 3.0}
     for variant, switch in ((gk.nlamb, {"nesterov": True}), (gk.lambc, {"ratio_max": 1.0})):
         got = updates(variant(0.1, **hyper), tree(3), gradients)
         assert_equal(got, updates(gk.lamb(0.1, **hyper, **switch), tree(3), gradients))

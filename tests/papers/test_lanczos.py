@@ -121,7 +121,7 @@ def test_edge_of_a_batch_hessian() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda k: lanczos(3.0, k, jnp.ones(2), 1), "hvp must be callable"),
+        (lambda k: lanczos(3.0, k, jnp.ones(2), 1), "hvp_fn must be callable"),
         (lambda k: lanczos(lambda v: v, k, jnp.ones(2), 0), "steps must be"),
         (lambda k: lanczos(lambda v: v[:1], k, jnp.ones(2), 1), "has shape"),
         (lambda k: lanczos(lambda v: v, k, jnp.ones(2, complex), 1), "is complex"),
@@ -130,7 +130,7 @@ def test_edge_of_a_batch_hessian() -> None:
         (lambda k: lanczos_hyperparameters(jnp.ones(2), lower=0.0), "lower must be in"),
         (lambda k: lanczos_hyperparameters(jnp.ones((2, 2))), "values must be"),
         (lambda k: batch_hessian_edge(1.0, -1.0, 1, 1), "sigma must be in"),
-        (lambda k: batch_hessian_edge(1.0, 1.0, 1, 9, 8), "at most n_data"),
+        (lambda k: batch_hessian_edge(1.0, 1.0, 1, 9, 8), "at most num_examples"),
     ],
 )
 def test_bad_input(call, message: str, key: jax.Array) -> None:

@@ -9,15 +9,15 @@ import gradkit as gk
 from tests.papers.replay import assert_equal, normal, updates
 
 
-@pytest.mark.parametrize("per", ["leaf", "global"])
-def test_norms_grow_no_faster_than_gamma(per: str, x64: None) -> None:
+@pytest.mark.parametrize("block", ["tensor", "global"])
+def test_norms_grow_no_faster_than_gamma(block: str, x64: None) -> None:
     """Shrinking is free, directions stay, and where there is no growth nothing happens."""
     sizes = np.exp(np.random.default_rng(0).standard_normal(12))
     g = [{"a": s * normal(1, 3, 4), "b": 2 * s * normal(2, 5)} for s in sizes]
-    out = updates(gk.limit_norm_growth(1.5, per=per), g[0], g)
+    out = updates(gk.limit_norm_growth(1.5, block=block), g[0], g)
     norm = lambda t: np.array([float(jnp.linalg.norm(x)) for x in jax.tree.leaves(t)])  # noqa: E731
     got, want = np.array([norm(u) for u in out]), np.array([norm(x) for x in g])
-    if per == "global":
+    if block == "global":
         got, want = np.linalg.norm(got, axis=1, keepdims=True), np.linalg.norm(want, axis=1, keepdims=True)
     assert_equal(got[0], want[0])
     for t in range(1, 12):
@@ -47,5 +47,5 @@ def test_layers_of_a_stack_are_tensors(x64: None) -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="gamma must be in"):
         gk.limit_norm_growth(0.99)
-    with pytest.raises(ValueError, match="per must be one of"):
-        gk.limit_norm_growth(per="unit")
+    with pytest.raises(ValueError, match="block must be one of"):
+        gk.limit_norm_growth(block="unit")

@@ -19,12 +19,12 @@ def test_it_is_the_leading_singular_pair(x64: None) -> None:
     H = moments(G).reshape(2, 3, 2, 3).transpose(0, 2, 1, 3).reshape(4, 9)
     U, s, Vt = np.linalg.svd(H)
     want = s[0] * np.kron(U[:, 0].reshape(2, 2), Vt[0].reshape(3, 3))
-    A, B = (np.asarray(x) for x in optimal_kronecker(jnp.asarray(G), iters=60))
+    A, B = (np.asarray(x) for x in optimal_kronecker(jnp.asarray(G), iterations=60))
     np.testing.assert_allclose(np.kron(A, B), want, atol=1e-12 * np.abs(want).max())
     cosine = float(kronecker_cosine(jnp.asarray(G), A, B))
     np.testing.assert_allclose(cosine, s[0] / np.linalg.norm(s), rtol=1e-12)
     # One pass is Shampoo's, a little worse; its square root, which Shampoo uses, much worse.
-    one = [np.asarray(x) for x in optimal_kronecker(jnp.asarray(G), iters=1)]
+    one = [np.asarray(x) for x in optimal_kronecker(jnp.asarray(G), iterations=1)]
     L = np.mean(G @ G.transpose(0, 2, 1), 0)
     np.testing.assert_allclose(one[0], L / 3, rtol=1e-12)
     R = np.mean(G.transpose(0, 2, 1) @ G, 0)
@@ -41,7 +41,7 @@ def test_moments_that_are_a_kronecker_product_are_found_at_once(x64: None) -> No
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((2, 2)), rng.standard_normal((3, 3))
     G = np.array([np.outer(a[:, i], b[:, j]) for i in range(2) for j in range(3)])
-    A, B = optimal_kronecker(jnp.asarray(G), iters=1)
+    A, B = optimal_kronecker(jnp.asarray(G), iterations=1)
     H = moments(G)
     assert_equal(np.kron(A, B), H, rtol=1e-10, atol=1e-13)
     assert_equal(kronecker_cosine(jnp.asarray(G), A, B), 1.0)
@@ -50,8 +50,8 @@ def test_moments_that_are_a_kronecker_product_are_found_at_once(x64: None) -> No
 
 
 def test_bad_input_and_zeros() -> None:
-    with pytest.raises(ValueError, match="iters must be"):
-        optimal_kronecker(jnp.ones((1, 2, 2)), iters=0)
+    with pytest.raises(ValueError, match="iterations must be"):
+        optimal_kronecker(jnp.ones((1, 2, 2)), iterations=0)
     for G in (jnp.ones((2, 2)), jnp.ones((0, 2, 2))):
         with pytest.raises(ValueError, match="matrices along a leading axis"):
             optimal_kronecker(G)

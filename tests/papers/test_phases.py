@@ -36,7 +36,7 @@ def test_curves(shape: str, x64: None) -> None:
 
 
 def test_half_life_halves_then_jumps(x64: None) -> None:
-    got = decay("half_life", 7, 0.05, start=0.8, half_life=2.0)(jnp.arange(9))
+    got = decay("half_life", 7, 0.05, init_value=0.8, half_life=2.0)(jnp.arange(9))
     np.testing.assert_allclose(got, [*(0.8 * 0.5 ** (np.arange(7) / 2)), 0.05, 0.05], rtol=1e-15)
 
 
@@ -126,13 +126,13 @@ def test_a_schedule_is_a_learning_rate() -> None:
     [
         (lambda: warmup(-1, 1.0), "steps must be an integer >= 0"),
         (lambda: warmup(2.5, 1.0), "steps must be an integer"),
-        (lambda: warmup(2, float("nan")), "peak must be in"),
+        (lambda: warmup(2, float("nan")), "peak_value must be in"),
         (lambda: decay("liner", 3), "did you mean 'linear'"),
-        (lambda: decay("exponential", 3, 0.0, start=1.0), r"end must be in \(0, inf\)"),
-        (lambda: decay("half_life", 3, start=1.0), "half_life goes with"),
-        (lambda: decay("linear", 3, start=1.0, half_life=2.0), "half_life goes with"),
-        (lambda: decay("linear", 3)(0), "start is needed"),
-        (lambda: hold()(0), "start is needed"),
+        (lambda: decay("exponential", 3, 0.0, init_value=1.0), r"end_value must be in \(0, inf\)"),
+        (lambda: decay("half_life", 3, init_value=1.0), "half_life goes with"),
+        (lambda: decay("linear", 3, init_value=1.0, half_life=2.0), "half_life goes with"),
+        (lambda: decay("linear", 3)(0), "init_value is needed"),
+        (lambda: hold()(0), "init_value is needed"),
         (lambda: hold(value=1.0) + hold(3), "no phase can follow"),
         (lambda: hold(2**31 - 1, 1.0) + hold(2), "at most"),
         (lambda: (warmup(3, 0.0) + decay("exponential", 3, 0.1))(0), "first value of an exponential phase"),

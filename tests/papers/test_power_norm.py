@@ -22,7 +22,7 @@ def test_several_steps_equal_a_reference_of_the_algorithm(x64: None) -> None:
     @jax.jit
     def step(x: jax.Array, g: jax.Array, state: Any, control: jax.Array) -> Any:
         f = lambda x, s, b, e: power_norm(  # noqa: E731
-            x, s, b, state, e, decay=alpha, backward_decay=beta, warmup=2
+            x, s, b, state, e, decay=alpha, backward_decay=beta, warmup_steps=2
         )
         y, back, new = jax.vjp(f, x, scale, bias, control, has_aux=True)
         return y, back(g), new
@@ -49,7 +49,7 @@ def test_the_control_settles_where_the_gradient_has_no_part_along_z(x64: None) -
     state = PowerNormState(COUNT, jnp.mean(x**2, 0))
 
     def step(e: jax.Array, _: None) -> Any:
-        f = lambda x, e: power_norm(x, one, 0 * one, state, e, warmup=0, eps=1e-12)[0]  # noqa: E731
+        f = lambda x, e: power_norm(x, one, 0 * one, state, e, warmup_steps=0, eps=1e-12)[0]  # noqa: E731
         dx, e = jax.vjp(f, x, e)[1](g)
         return e, jnp.abs(jnp.mean(dx * x, 0))
 
@@ -69,7 +69,7 @@ def test_inference_and_dtypes() -> None:
 def test_bad_input() -> None:
     x, c = jnp.ones((2, 3)), jnp.ones(3)
     state = PowerNormState(COUNT, c)
-    for name, bad in (("decay", 1.5), ("backward_decay", -0.1), ("warmup", -1), ("eps", 0.0)):
+    for name, bad in (("decay", 1.5), ("backward_decay", -0.1), ("warmup_steps", -1), ("eps", 0.0)):
         with pytest.raises(ValueError, match=rf"\b{name} must be"):
             power_norm(x, c, c, state, c, **{name: bad})
     with pytest.raises(ValueError, match="control must have shape"):

@@ -213,7 +213,7 @@ def test_states_are_stable_abstract_and_small() -> None:
 def test_stacked_layers_are_rounded_as_they_are_apart() -> None:
     w = jnp.asarray(np.random.default_rng(3).standard_normal((5, 3, 20)), jnp.float32)
     g = 0.1 * w
-    tx = precision(gk.adam(1e-2), state="int8-block", block=8)
+    tx = precision(gk.adam(1e-2), state="int8-block", block_size=8)
     (together, _), _ = run(tx, w, jnp.stack([g, -0.5 * g, g]))
     for i in range(5):
         (alone, _), _ = run(tx, w[i], jnp.stack([g[i], -0.5 * g[i], g[i]]))
@@ -266,7 +266,7 @@ def test_bad_arguments_are_named() -> None:
         ({"rounding": "stochastik"}, "rounding must be one of .*did you mean 'stochastic'"),
         ({"state": "int8"}, "state must be one of"),
         ({"master": "yes"}, "master must be one of"),
-        ({"block": 0}, "block must be an integer >= 1"),
+        ({"block_size": 0}, "block_size must be an integer >= 1"),
         ({"key": jax.random.key(0)}, re.escape('key is used by rounding="stochastic" only')),
         ({"rounding": "stochastic", "key": 0.5}, "key must be a typed random key"),
     ):

@@ -23,7 +23,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 def reference(x: dict, gradients: list, h: dict) -> dict:
     """One step after the other, in place, as the algorithm is written."""
     m, v, v_max, slow = ([{k: np.zeros_like(w) for k, w in x.items()} for _ in range(2)] for _ in range(4))
-    v, v_max, slow, T = v[0], v_max[0], {k: w.copy() for k, w in x.items()}, h["num_iterations"]
+    v, v_max, slow, T = v[0], v_max[0], {k: w.copy() for k, w in x.items()}, h["total_steps"]
     start = T - h["warmdown_steps"]
     for t, g in enumerate(gradients, 1):
         lr = h["learning_rate"] * min(1, t / h["warmup_steps"])
@@ -57,7 +57,7 @@ def test_the_chain_is_the_algorithm(x64: None) -> None:
     """Every part on, decays large enough that their order shows: they act one after the other."""
     h = {
         "learning_rate": 0.05,
-        "num_iterations": 16,
+        "total_steps": 16,
         "b0": 0.7,
         "b1": 0.8,
         "b2": 0.9,
@@ -86,7 +86,7 @@ def test_without_its_parts_it_is_amsgrad_under_every_second_gradient(x64: None) 
     """b0 = b1 = 0: the gradient over the largest second moment so far. With growing gradients, that is RMSProp."""
     parts = {"norm_loss": 0.0, "weight_decay": 0.0, "sync_every": 99, "clipping": jnp.inf, "use_softplus": False}
     tx = gk.ranger21(
-        0.1, num_iterations=100, warmup_steps=1, b0=0.0, b1=0.0, centralize=False, normalize=False, eps=0.0, **parts
+        0.1, total_steps=100, warmup_steps=1, b0=0.0, b1=0.0, centralize=False, normalize=False, eps=0.0, **parts
     )
     growing = lambda x: {"w": jnp.array([2.0, -3.0]) * jnp.exp(-x["w"] * jnp.array([1.0, -1.0]))}  # noqa: E731
     x = {"w": jnp.zeros(2)}
@@ -98,7 +98,7 @@ def test_without_its_parts_it_is_amsgrad_under_every_second_gradient(x64: None) 
 def test_eps_is_also_that_of_the_norm_loss(x64: None) -> None:
     """With zero gradients and no decay only the norm loss acts: -2 n (1 - 1 / (|column| + eps)) x, at rate 1."""
     x = {"kernel": jnp.asarray([[3.0, 0.1], [4.0, 0.2]])}
-    tx = gk.ranger21(1.0, num_iterations=100, warmup_steps=1, eps=0.1, norm_loss=0.2, weight_decay=0.0)
+    tx = gk.ranger21(1.0, total_steps=100, warmup_steps=1, eps=0.1, norm_loss=0.2, weight_decay=0.0)
     got = updates(tx, x, [{"kernel": jnp.zeros((2, 2))}])[0]
     want = -2 * 0.2 * (1 - 1 / (np.array([5.0, np.sqrt(0.05)]) + 0.1)) * np.asarray(x["kernel"])
     assert_equal(got, {"kernel": want}, rtol=1e-12)
@@ -106,7 +106,7 @@ def test_eps_is_also_that_of_the_norm_loss(x64: None) -> None:
 
 def test_what_a_run_ends_with(x64: None) -> None:
     """After the last iteration the rate is the least one; the published rate is that of the schedule."""
-    tx = gk.ranger21(0.1, num_iterations=10, warmup_steps=2, warmdown_steps=4, min_learning_rate=1e-3)
+    tx = gk.ranger21(0.1, total_steps=10, warmup_steps=2, warmdown_steps=4, min_learning_rate=1e-3)
     x = {"w": normal(0, 4)}
     state, rates = tx.init(x), []
     for _ in range(12):
@@ -120,22 +120,22 @@ def test_what_a_run_ends_with(x64: None) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_iterations": 10, "warmup_steps": 6, "warmdown_steps": 5}, "total_steps must be at least"),
-        ({"num_iterations": 10, "warmup_steps": -1}, "warmup_steps must be"),
-        ({"num_iterations": 10, "softplus_beta": 0.0}, "softplus_beta must be"),
+        ({"total_steps": 10, "warmup_steps": 6, "warmdown_steps": 5}, "total_steps must be at least"),
+        ({"total_steps": 10, "warmup_steps": -1}, "warmup_steps must be"),
+        ({"total_steps": 10, "softplus_beta": 0.0}, "softplus_beta must be"),
     ],
 )
 def test_bad_input(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gk.ranger21(0.1, **settings)
-    with pytest.raises(TypeError, match="num_iterations"):
+    with pytest.raises(TypeError, match="total_steps"):
         gk.ranger21(0.1)  # pyright: ignore[reportCallIssue]
 
 
 def test_the_length_of_the_warm_up_can_be_traced() -> None:
     """All hyperparameters injected, b2 among them: its warm-up of 2 / (1 - b2) = 4 steps is exact."""
     x = {"w": normal(0, 4)}
-    settings: dict = {"learning_rate": 0.1, "num_iterations": 40, "b2": 0.5}
+    settings: dict = {"learning_rate": 0.1, "total_steps": 40, "b2": 0.5}
     tx, injected = gk.ranger21(**settings), gk.inject_hyperparams(gk.ranger21)(**settings)
     for got, want in zip(updates(injected, x, [x] * 5), updates(tx, x, [x] * 5), strict=True):
         # A few roundings of float32 per operation.

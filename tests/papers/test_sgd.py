@@ -23,7 +23,7 @@ def test_equals_optax(nesterov: bool, x64: None) -> None:
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_rate_inside_and_outside_agree_while_it_is_constant(nesterov: bool, x64: None) -> None:
     gradients = [normal(i, 5) for i in range(6)]
-    inside = gk.momentum(0.1, decay=0.8, nesterov=nesterov)
+    inside = gk.momentum(0.1, momentum=0.8, nesterov=nesterov)
     outside = gk.sgd(0.1, momentum=0.8, nesterov=nesterov)
     assert_equal(updates(inside, gradients[0], gradients), updates(outside, gradients[0], gradients))
 
@@ -32,7 +32,7 @@ def test_rate_inside_acts_on_new_gradients_only(x64: None) -> None:
     """After the rate falls to 0 the classical form rolls on; the other stops at once."""
     rate = lambda step: jnp.where(step == 0, 0.1, 0.0)  # noqa: E731
     g = normal(0, 5)
-    assert_equal(updates(gk.momentum(rate, decay=0.8), g, [g, g])[1], -0.08 * g)
+    assert_equal(updates(gk.momentum(rate, momentum=0.8), g, [g, g])[1], -0.08 * g)
     assert_equal(updates(gk.sgd(rate, momentum=0.8), g, [g, g])[1], 0 * g)
 
 
@@ -70,7 +70,7 @@ def test_nag_takes_the_gradient_ahead(x64: None) -> None:
     """v = decay v + rate_t grad(x - decay v), x = x - v, under a rate that changes; the user holds x - decay v."""
     rate = lambda step: 0.1 / (1 + step.astype(float))  # noqa: E731
     gradient = lambda x: jnp.tanh(x) + 0.5 * x  # noqa: E731
-    tx = gk.nag(rate, decay=0.8)
+    tx = gk.nag(rate, momentum=0.8)
     x, v = normal(0, 5), jnp.zeros(5)
     y, state = x, tx.init(x)
     for t in range(8):
@@ -84,5 +84,6 @@ def test_nag_takes_the_gradient_ahead(x64: None) -> None:
 
 def test_nag_is_nesterovs_momentum_at_the_shifted_points(x64: None) -> None:
     gradients = [normal(i, 5) for i in range(6)]
-    nesterov = gk.momentum(0.1, decay=0.8, nesterov=True)
-    assert_equal(updates(gk.nag(0.1, decay=0.8), gradients[0], gradients), updates(nesterov, gradients[0], gradients))
+    nesterov = gk.momentum(0.1, momentum=0.8, nesterov=True)
+    want = updates(nesterov, gradients[0], gradients)
+    assert_equal(updates(gk.nag(0.1, momentum=0.8), gradients[0], gradients), want)

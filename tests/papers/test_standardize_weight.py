@@ -30,8 +30,8 @@ def test_both_codes_of_the_authors(x64: None) -> None:
     centred = w - w.mean(0, keepdims=True)
     torch = centred / (w.std(0, ddof=1, keepdims=True) + 0.1)
     tensorflow = centred / (w.std(0, keepdims=True) + 0.1)
-    assert_equal(standardize_weight(jnp.asarray(w), eps=0.1, ddof=1, eps_inside=False), torch)
-    assert_equal(standardize_weight(jnp.asarray(w), eps=0.1, eps_inside=False), tensorflow)
+    assert_equal(standardize_weight(jnp.asarray(w), eps=0.1, ddof=1, eps_in_sqrt=False), torch)
+    assert_equal(standardize_weight(jnp.asarray(w), eps=0.1, eps_in_sqrt=False), tensorflow)
     rows = standardize_weight(jnp.asarray(w).T, eps=0.1, axis=1)
     assert_equal(rows.T, standardize_weight(jnp.asarray(w), eps=0.1))
 
@@ -48,7 +48,7 @@ def test_the_gradient_stands_at_right_angles_to_ones_and_to_the_weights(x64: Non
     assert_equal(d, want, rtol=1e-11)
 
 
-@pytest.mark.parametrize("kwargs", [{"eps": 0.0}, {}, {"eps": 0.0, "eps_inside": False}, {"ddof": 1}])
+@pytest.mark.parametrize("kwargs", [{"eps": 0.0}, {}, {"eps": 0.0, "eps_in_sqrt": False}, {"ddof": 1}])
 def test_equal_weights_give_zero_and_a_finite_gradient(kwargs: Any) -> None:
     w = jnp.ones((3, 2)).at[0, 0].set(2.0)
     value, d = jax.value_and_grad(lambda w: standardize_weight(w, **kwargs)[0].sum())(w)
@@ -76,7 +76,7 @@ def test_batch_statistics_then_groups_are_flax_layers(x64: None) -> None:
     """The form for large batches: batch normalization, then group normalization."""
     x, scale, bias = normal(0, 6, 3, 4), normal(1, 4), normal(2, 4)
     start = RunningStatistics(normal(3, 4), jnp.square(normal(4, 4)))
-    y, state = batch_channel_norm(x, scale, bias, start, groups=2, decay=0.8, estimated=False)
+    y, state = batch_channel_norm(x, scale, bias, start, num_groups=2, decay=0.8, estimated=False)
     batch = nn.BatchNorm(use_running_average=False, momentum=0.8, use_scale=False, use_bias=False, param_dtype=x.dtype)
     with jax.numpy_dtype_promotion("standard"):  # Flax's own arithmetic
         z, stats = batch.apply({"batch_stats": start._asdict()}, x, mutable=["batch_stats"])
@@ -92,7 +92,7 @@ def test_estimated_statistics_normalise_and_carry_no_gradient(x64: None) -> None
     that of the affine map with constant statistics followed by the group norm."""
     x, ones, zeros = normal(0, 3, 5, 4), jnp.ones(4), jnp.zeros(4)
     start = RunningStatistics(normal(1, 4), 1 + jnp.square(normal(2, 4)))
-    _, state = batch_channel_norm(x, ones, zeros, start, groups=2)
+    _, state = batch_channel_norm(x, ones, zeros, start, num_groups=2)
     group = nn.GroupNorm(2, epsilon=1e-5, use_scale=False, use_bias=False, param_dtype=x.dtype)
 
     def constant(x: jax.Array) -> jax.Array:
@@ -101,10 +101,11 @@ def test_estimated_statistics_normalise_and_carry_no_gradient(x64: None) -> None
 
     with jax.numpy_dtype_promotion("standard"):
         want, dwant = jax.value_and_grad(constant)(x)
-    got, dgot = jax.value_and_grad(lambda x: jnp.sum(batch_channel_norm(x, ones, zeros, start, groups=2)[0] ** 3))(x)
+    value = lambda x: jnp.sum(batch_channel_norm(x, ones, zeros, start, num_groups=2)[0] ** 3)  # noqa: E731
+    got, dgot = jax.value_and_grad(value)(x)
     assert_equal(got, want, rtol=1e-10)
     assert_equal(dgot, dwant, rtol=1e-8, atol=1e-10)
-    y, same = batch_channel_norm(x, ones, zeros, state, groups=2, use_running_average=True)
+    y, same = batch_channel_norm(x, ones, zeros, state, num_groups=2, use_running_average=True)
     assert_equal(same, state)
     assert_equal(jnp.sum(y**3), want, rtol=1e-10)
 
@@ -118,6 +119,6 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="axis must name axes"):
         standardize_weight(x, axis=2)
     with pytest.raises(ValueError, match="groups must divide"):
-        batch_channel_norm(x, c, c, RunningStatistics(c, c), groups=3)
+        batch_channel_norm(x, c, c, RunningStatistics(c, c), num_groups=3)
     with pytest.raises(ValueError, match=r"state.mean must have shape \(4,\)"):
-        batch_channel_norm(x, c, c, RunningStatistics(c[:2], c), groups=2)
+        batch_channel_norm(x, c, c, RunningStatistics(c[:2], c), num_groups=2)

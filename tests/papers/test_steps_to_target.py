@@ -56,7 +56,7 @@ def test_the_best_trial_of_each_batch() -> None:
         (lambda: steps_to_target([1, 2], [1.0, 2.0, 3.0], 1), "steps must be"),
         (lambda: steps_to_target([2, 1], [1.0, 2.0], 1), "ascend"),
         (lambda: steps_to_target([1, nan], [1.0, 2.0], 1), "ascend"),
-        (lambda: steps_to_target([1], [1.0], nan), "goal must be"),
+        (lambda: steps_to_target([1], [1.0], nan), "target must be"),
         (lambda: steps_to_target([1], [1.0], 1, mode="low"), "mode must be"),
         (lambda: batch_scaling([1, 2], [1]), "vectors of one length"),
         (lambda: batch_scaling([1, 2], [nan, np.inf]), "one trial at least"),

@@ -82,10 +82,10 @@ def test_fit_recovers_the_law() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: surge_learning_rate(0, 1.0, 1.0), "batch must be in"),
+        (lambda: surge_learning_rate(0, 1.0, 1.0), "batch_size must be in"),
         (lambda: surge_learning_rate(1, 1.0, 0.0), "noise_batch must be in"),
-        (lambda: sgd_learning_rate(1, float("nan"), 1.0), "max_rate must be in"),
-        (lambda: optimal_sign_rate(MU, SIGMA, H, -1), "batch must be in"),
+        (lambda: sgd_learning_rate(1, float("nan"), 1.0), "max_learning_rate must be in"),
+        (lambda: optimal_sign_rate(MU, SIGMA, H, -1), "batch_size must be in"),
         (lambda: optimal_sign_rate(MU, SIGMA[:2], H, 1), "of shapes"),
         (lambda: surge_noise_batch(MU, SIGMA, H[:2]), "of shapes"),
         (lambda: fit_surge([1.0, 2.0], [1.0]), "vectors of one length"),

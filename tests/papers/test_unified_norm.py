@@ -21,7 +21,7 @@ def test_several_steps_equal_a_reference_of_the_algorithm(x64: None) -> None:
 
     @jax.jit
     def step(x: jax.Array, g: jax.Array, state: Any, control: jax.Array) -> Any:
-        f = lambda x, e: unified_norm(x, scale, bias, state, e, warmup=1)  # noqa: E731
+        f = lambda x, e: unified_norm(x, scale, bias, state, e, warmup_steps=1)  # noqa: E731
         y, back, new = jax.vjp(f, x, control, has_aux=True)
         return y, back(g), new
 
@@ -47,7 +47,7 @@ def test_equal_batches_are_normalised_exactly(x64: None) -> None:
     """All means of the window agree: z has quadratic mean 1, and the clamp and the skip have nothing to do."""
     x = normal(0, 16, 3)
     state = UnifiedNormState(COUNT, jnp.broadcast_to(jnp.mean(x**2, 0).reshape(1, 3), (4, 3)))
-    y, _ = unified_norm(x, jnp.ones(3), jnp.zeros(3), state, jnp.zeros((4, 3)), warmup=0, eps=1e-12)
+    y, _ = unified_norm(x, jnp.ones(3), jnp.zeros(3), state, jnp.zeros((4, 3)), warmup_steps=0, eps=1e-12)
     assert_equal(jnp.mean(y**2, 0), np.ones(3), rtol=1e-10)
 
 
@@ -56,7 +56,7 @@ def test_a_window_far_away_is_clamped(x64: None) -> None:
     x = normal(0, 16, 3)
     b = jnp.mean(x**2, 0)
     state = UnifiedNormState(COUNT, jnp.stack([1e6 * b, b]))
-    y, _ = unified_norm(x, jnp.ones(3), jnp.zeros(3), state, jnp.zeros((2, 3)), warmup=0, eps=1e-12)
+    y, _ = unified_norm(x, jnp.ones(3), jnp.zeros(3), state, jnp.zeros((2, 3)), warmup_steps=0, eps=1e-12)
     # (A - G) / A is 0.998, twice V / A^2 is 2.0: no outlier by this rule.
     assert_equal(y, x / jnp.sqrt(5 * b).reshape(1, 3), rtol=1e-10)
 
@@ -64,7 +64,7 @@ def test_a_window_far_away_is_clamped(x64: None) -> None:
 def test_bad_input() -> None:
     x, c, w = jnp.ones((2, 3)), jnp.ones(3), jnp.ones((4, 3))
     state = UnifiedNormState(COUNT, w)
-    for name, bad in (("clamp", 0.5), ("warmup", -1), ("eps", 0.0)):
+    for name, bad in (("clamp", 0.5), ("warmup_steps", -1), ("eps", 0.0)):
         with pytest.raises(ValueError, match=rf"\b{name} must be"):
             unified_norm(x, c, c, state, w, **{name: bad})
     with pytest.raises(ValueError, match=r"windows shape \(window, channels\)"):

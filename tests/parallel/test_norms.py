@@ -39,7 +39,7 @@ CASES: dict[str, tuple[Callable[[], Any], int]] = {
     if card.collectives == "norms" and name not in NO_SUMS
 }
 CASES["clipped adamw"] = (lambda: optax.chain(gk.clip_by_global_norm(1.0), gk.adamw(0.01)), 1)
-CASES["clipped lamb"] = (lambda: gk.lamb(0.01, max_grad_norm=1.0), 2)
+CASES["clipped lamb"] = (lambda: gk.lamb(0.01, max_norm=1.0), 2)
 CASES["units"] = (lambda: gk.scale_by_trust_ratio(block="unit"), 1)
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
 

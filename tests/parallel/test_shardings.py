@@ -287,7 +287,7 @@ def test_axes_that_are_reduced_are_not_sharded() -> None:
 def test_coded_state_follows_its_parameter() -> None:
     """Codes are shaped like the parameter; scales, one per block of the last axis, are whole along it."""
     mesh = mesh_of()
-    tx = gk.precision(gk.sgd(0.1, momentum=0.9), state="int8-block", block=4)
+    tx = gk.precision(gk.sgd(0.1, momentum=0.9), state="int8-block", block_size=4)
     found = dict(
         zip(
             gk.leaves.names(state := init_sharded(tx, put(mesh, draw(0, SHAPES)))),

@@ -78,9 +78,9 @@ def scale_by_ademamix(
     alpha_warmup = checks.integer("alpha_warmup", alpha_warmup, 1, optional=True)
     b3_warmup = checks.integer("b3_warmup", b3_warmup, 1, optional=True)
     if alpha_warmup is not None:
-        alpha = ademamix_alpha_schedule(alpha, T=alpha_warmup)
+        alpha = ademamix_alpha_schedule(alpha, warmup_steps=alpha_warmup)
     if b3_warmup is not None:
-        b3 = ademamix_b3_schedule(b3, b1=b1, T=b3_warmup)
+        b3 = ademamix_b3_schedule(b3, b1=b1, warmup_steps=b3_warmup)
     no_fast = isinstance(b1, int | float) and b1 == 0
     slow = Mean(b3, alpha, called=("b3", "alpha"))
     means = [slow] if no_fast else [Mean(b1, 1.0, bias_correction=True), slow]

@@ -72,7 +72,7 @@ def _denominator(b2: Any, eps: Any, beta: Any) -> optax.GradientTransformation:
 def ranger21(
     learning_rate: Any,
     *,
-    num_iterations: int,
+    total_steps: int,
     b0: Any = 0.9,
     b1: Any = 0.9,
     b2: Any = 0.999,
@@ -104,7 +104,7 @@ def ranger21(
     Args:
       learning_rate: the peak >= 0, or a schedule of peaks. The schedule of the run is made of it: see
         `gk.schedules.ranger21_schedule`.
-      num_iterations: T >= 1, steps of the run. From then on the rate is the least one.
+      total_steps: T >= 1, steps of the run. From then on the rate is the least one.
       b0: how much of the negative momentum is subtracted, > -1. Default 0.9 (a co-author's port to Flax; the
         official code has 1).
       b1: decay of the momenta per step, in [0, 1). Default 0.9 (official code).
@@ -136,7 +136,7 @@ def ranger21(
       ValueError: a hyperparameter outside its range, or a run shorter than warm-up and warm-down.
 
     Example:
-      >>> tx = ranger21(1.0, num_iterations=100, warmup_steps=1, b0=0.0, b1=0.5, use_softplus=False, norm_loss=0.0)
+      >>> tx = ranger21(1.0, total_steps=100, warmup_steps=1, b0=0.0, b1=0.5, use_softplus=False, norm_loss=0.0)
       >>> x = jnp.array([1.0, -5.0, 2.0])
       >>> print(tx.update(x, tx.init(x), x)[0].round(2))  # (1 - b1^2) / (1 - b1) times the sign
       [-1.5  1.5 -1.5]
@@ -156,12 +156,12 @@ def ranger21(
     for name, value in (("softplus_beta", softplus_beta), ("clipping_eps", clipping_eps)):
         checks.real(name, value, "(0, inf)")
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    num_iterations = checks.integer("num_iterations", num_iterations, 1)
+    total_steps = checks.integer("total_steps", total_steps, 1)
 
     def planned(peak: Any) -> Any:
         return ranger21_schedule(
             peak,
-            total_steps=num_iterations,
+            total_steps=total_steps,
             b2=b2,
             warmup_steps=warmup_steps,
             warmdown_steps=warmdown_steps,
@@ -202,7 +202,7 @@ register(
     words=5,
     collectives="norms",
     golden=("adaptive/ranger21",),
-    example={"num_iterations": 200, "warmup_steps": 1},
+    example={"total_steps": 200, "warmup_steps": 1},
     # Under the schedule of the race: its own is flat.
-    race=Race(3e-2, {"num_iterations": 2**30, "warmup_steps": 0, "warmdown_steps": 0}),
+    race=Race(3e-2, {"total_steps": 2**30, "warmup_steps": 0, "warmdown_steps": 0}),
 )

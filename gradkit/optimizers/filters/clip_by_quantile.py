@@ -64,7 +64,7 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Any, axes: tuple[int, ...] | 
 
 
 def clip_by_quantile(
-    fraction: Any = DEFAULT, *, per_leaf: bool = False, tau: Any = None, layout: Layout | None = None
+    fraction: Any = DEFAULT, *, per_tensor: bool = False, tau: Any = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Cuts the largest coordinates down to the size of the smallest among them.
 
@@ -74,9 +74,9 @@ def clip_by_quantile(
 
     Args:
       fraction: share of the coordinates that are cut, in (0, 1). Default 0.1.
-      per_leaf: whether every tensor has a threshold of its own. Default False: one for all leaves together.
-      tau: a fixed threshold > 0 in place of `fraction` and `per_leaf`; nothing is ranked then. Default None.
-      layout: which axes are stacks, for `per_leaf`: every layer of a scan is a tensor.
+      per_tensor: whether every tensor has a threshold of its own. Default False: one for all leaves together.
+      tau: a fixed threshold > 0 in place of `fraction` and `per_tensor`; nothing is ranked then. Default None.
+      layout: which axes are stacks, for `per_tensor`: every layer of a scan is a tensor.
 
     Returns:
       A transformation. No state. Collectives: one count per bit of a threshold (31 or 63) where leaves are sharded;
@@ -95,11 +95,11 @@ def clip_by_quantile(
     Reference: Pan, Li. Toward Understanding Why Adam Converges Faster Than SGD for Transformers. 2023, arXiv
     2306.00204. The threshold is an order statistic, with nothing interpolated between two of them.
     """
-    checks.switch(per_leaf=per_leaf)
+    checks.switch(per_tensor=per_tensor)
     checks.real("fraction", fraction, "(0, 1)")
     checks.real("tau", tau, "(0, inf)", optional=True)
-    if tau is not None and (per_leaf or fraction is not DEFAULT):
-        raise ValueError("tau must be None with fraction or per_leaf: a fixed threshold leaves nothing to be ranked")
+    if tau is not None and (per_tensor or fraction is not DEFAULT):
+        raise ValueError("tau must be None with fraction or per_tensor: a fixed threshold leaves nothing to be ranked")
 
     def of_tensor(name: str, u: jax.Array) -> jax.Array:
         return kth_largest([jnp.abs(u)], fraction, block_axes(name, u.shape, "tensor", layout)) if u.size else u
@@ -111,7 +111,7 @@ def clip_by_quantile(
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        if per_leaf:
+        if per_tensor:
             limits = map_named(of_tensor, updates)
         else:
             limit = of_tree(updates) if tau is None else jnp.asarray(tau)
@@ -128,5 +128,5 @@ register(
         "Toward Understanding Why Adam Converges Faster Than SGD for Transformers", "Pan, Li", 2023, "2306.00204"
     ),
     collectives="norms",
-    opt_outs={"layout": "the default threshold is of all leaves together; tests/papers checks layouts with per_leaf"},
+    opt_outs={"layout": "the default threshold is of all leaves together; tests/papers checks layouts with per_tensor"},
 )

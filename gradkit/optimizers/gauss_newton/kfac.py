@@ -87,7 +87,7 @@ def from_kfac(preconditioner: Any) -> Kfac:
 
 
 def kfac_preconditioner(
-    value_func: Callable[..., Any],
+    loss_fn: Callable[..., Any],
     *,
     damping: Any,
     curvature_ema: Any = 0.95,
@@ -99,7 +99,7 @@ def kfac_preconditioner(
     """Builds kfac-jax's preconditioner, set up for jit and sharded arrays, and takes it apart.
 
     Args:
-      value_func: (params, batch) -> loss. It must register its loss, as with
+      loss_fn: (params, batch) -> loss. It must register its loss, as with
         `kfac_jax.register_softmax_cross_entropy_loss(logits, labels)`, and be made of layers that the package knows.
       damping: added to the curvature, in its units, >= 0.
       curvature_ema: decay of the running mean of the factors, in [0, 1). Default 0.95 (kfac-jax).
@@ -127,7 +127,7 @@ def kfac_preconditioner(
     Reference: Martens, Grosse. Optimizing Neural Networks with Kronecker-factored Approximate Curvature. 2015, arXiv
     1503.05671, whose momentum, quadratic model and adaptive damping are in `kfac_jax.Optimizer`, not here.
     """
-    checks.function("value_func", value_func)
+    checks.function("loss_fn", loss_fn)
     checks.real("damping", damping, "[0, inf)")
     checks.real("curvature_ema", curvature_ema, "[0, 1)")
     update_interval = checks.integer("update_interval", update_interval, 1)
@@ -139,7 +139,7 @@ def kfac_preconditioner(
     whole = {"distributed_inverses": False, "distributed_precon_apply": False}
     return from_kfac(
         package.OptaxPreconditioner(
-            value_func,
+            loss_fn,
             damping=damping,
             curvature_ema=curvature_ema,
             inverse_update_period=update_interval,

@@ -1,6 +1,6 @@
 """LAMB: Adam's direction, rescaled per layer to the norm of its weights.
 
-g_t <- g_t / max(1, |g_t| / max_grad_norm)                       where max_grad_norm is given
+g_t <- g_t / max(1, |g_t| / max_norm)                       where max_norm is given
 m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
 r_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
 u_t = r_t + weight_decay w_{t-1}
@@ -48,7 +48,7 @@ def lamb(
     param_norm_min: Any = 0.0,
     param_norm_max: Any = math.inf,
     ratio_max: Any = math.inf,
-    max_grad_norm: Any = None,
+    max_norm: Any = None,
     mu_dtype: Any = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -72,7 +72,7 @@ def lamb(
       param_norm_min: lower clamp of the weights' norm, >= 0. Default 0.
       param_norm_max: upper clamp of the weights' norm. Default inf (authors' code); a common port has 10.
       ratio_max: upper clamp of the ratio. Default inf; 1 is LAMBC.
-      max_grad_norm: global norm that gradients are clipped to first. Default None; MLPerf's code has 1.
+      max_norm: global norm that gradients are clipped to first. Default None; MLPerf's code has 1.
       mu_dtype: dtype in which the first moment is kept. Default float32.
       layout: which axes are stacks: every layer of a scan has its own ratio.
 
@@ -95,10 +95,10 @@ def lamb(
     Reference: You et al. Large Batch Optimization for Deep Learning: Training BERT in 76 minutes. 2019, arXiv
     1904.00962.
     """
-    checks.real("max_grad_norm", max_grad_norm, "(0, inf]", optional=True)
+    checks.real("max_norm", max_norm, "(0, inf]", optional=True)
     return optimizer(
         Method(called("lamb"), learning_rate, weight_decay, weight_decay_mask),
-        *([] if max_grad_norm is None else [clip_by_global_norm(max_grad_norm)]),
+        *([] if max_norm is None else [clip_by_global_norm(max_norm)]),
         scale_by_adam(
             b1=b1,
             b2=b2,

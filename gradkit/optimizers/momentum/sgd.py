@@ -2,10 +2,10 @@
 
     sgd        v_t = momentum v_{t-1} + (1 - dampening) g_t      (v_1 = g_1)
                x_t = x_{t-1} - learning_rate(t) v_t,   or with Nesterov  g_t + momentum v_t for v_t
-    momentum   v_t = decay v_{t-1} + learning_rate(t) g_t        the rate inside the momentum
+    momentum   v_t = momentum v_{t-1} + learning_rate(t) g_t        the rate inside the momentum
                x_t = x_{t-1} - v_t
-    nag        v_t = decay v_{t-1} + learning_rate(t) (gradient at x_{t-1} - decay v_{t-1})
-               x_t = x_{t-1} - v_t                           the user holds y_t = x_t - decay v_t
+    nag        v_t = momentum v_{t-1} + learning_rate(t) (gradient at x_{t-1} - momentum v_{t-1})
+               x_t = x_{t-1} - v_t                           the user holds y_t = x_t - momentum v_t
 
 The first two agree while the learning rate is constant; y of nag is x of momentum with nesterov=True, always.
 """
@@ -84,7 +84,7 @@ def sgd(
 
 
 def momentum(
-    learning_rate: Any, *, decay: Any = 0.9, nesterov: bool = False, mu_dtype: Any = None
+    learning_rate: Any, *, momentum: Any = 0.9, nesterov: bool = False, mu_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with momentum, the rate inside the momentum (the classical form).
 
@@ -93,8 +93,8 @@ def momentum(
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      decay: decay of the momentum, in [0, 1]. Default 0.9.
-      nesterov: whether to look ahead: x_t = x_{t-1} - (learning_rate g_t + decay v_t). Default False.
+      momentum: decay of the momentum, in [0, 1]. Default 0.9.
+      nesterov: whether to look ahead: x_t = x_{t-1} - (learning_rate g_t + momentum v_t). Default False.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:
@@ -105,7 +105,7 @@ def momentum(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> tx = momentum(0.1, decay=0.5)
+      >>> tx = momentum(0.1, momentum=0.5)
       >>> x = jnp.array(1.0)
       >>> _, state = tx.update(x, tx.init(x), x)
       >>> round(float(tx.update(x, state, x)[0]), 4)
@@ -114,16 +114,16 @@ def momentum(
     Reference: Polyak. Some methods of speeding up the convergence of iteration methods. 1964; Ruder. An
     overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
     """
-    checks.real("decay", decay, "[0, 1]")
-    _refuse_nesterov_alone("decay", decay, nesterov)
+    checks.real("momentum", momentum, "[0, 1]")
+    _refuse_nesterov_alone("momentum", momentum, nesterov)
     return optimizer(
         Method("momentum", learning_rate),
         scale_by_learning_rate(learning_rate),
-        trace(decay, nesterov=nesterov, mu_dtype=mu_dtype),
+        trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
     )
 
 
-def nag(learning_rate: Any, *, decay: Any = 0.9, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def nag(learning_rate: Any, *, momentum: Any = 0.9, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
     """Nesterov's accelerated gradient: the gradient is taken where the momentum alone would lead.
 
     Equations: at the head of this file. The user's parameters are y, where the next gradient is taken; those to
@@ -131,7 +131,7 @@ def nag(learning_rate: Any, *, decay: Any = 0.9, mu_dtype: Any = None) -> optax.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      decay: decay of the momentum, in [0, 1]. Default 0.9.
+      momentum: decay of the momentum, in [0, 1]. Default 0.9.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:
@@ -143,7 +143,7 @@ def nag(learning_rate: Any, *, decay: Any = 0.9, mu_dtype: Any = None) -> optax.
     Example:
       >>> import jax.numpy as jnp
       >>> from gradkit.transforms import eval_params
-      >>> tx = nag(0.5, decay=0.5)
+      >>> tx = nag(0.5, momentum=0.5)
       >>> y = jnp.array(1.0)
       >>> updates, state = tx.update(y, tx.init(y), y)
       >>> y = y + updates
@@ -153,9 +153,9 @@ def nag(learning_rate: Any, *, decay: Any = 0.9, mu_dtype: Any = None) -> optax.
     Reference: Nesterov. A method for solving the convex programming problem with convergence rate O(1/k^2). 1983;
     Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
     """
-    checks.real("decay", decay, "[0, 1]")
-    inner = optax.chain(scale_by_learning_rate(learning_rate), trace(decay, mu_dtype=mu_dtype))
-    ahead = lambda u: jax.tree.map(lambda x: scalar(decay, x) * x, u)  # noqa: E731
+    checks.real("momentum", momentum, "[0, 1]")
+    inner = optax.chain(scale_by_learning_rate(learning_rate), trace(momentum, mu_dtype=mu_dtype))
+    ahead = lambda u: jax.tree.map(lambda x: scalar(momentum, x) * x, u)  # noqa: E731
     return optimizer(Method("nag", learning_rate), shifted_parameters(inner, ahead))
 
 

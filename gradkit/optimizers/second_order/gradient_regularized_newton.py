@@ -72,13 +72,13 @@ def dense(product: Product, g: Any) -> Solve:
     return solve
 
 
-def conjugate_gradients(product: Product, g: Any, steps: int, tol: Any) -> Solve:
+def conjugate_gradients(product: Product, g: Any, steps: int, tolerance: Any) -> Solve:
     """Products alone; a direction of negative curvature ends the search with NaN."""
 
     def solve(lam: jax.Array) -> Any:
         first = jax.tree.map(jnp.negative, g)
         square = _inner(first, first)
-        goal = square * jnp.square(jnp.asarray(tol).astype(square.dtype))
+        goal = square * jnp.square(jnp.asarray(tolerance).astype(square.dtype))
 
         def going(carry: Any) -> jax.Array:
             i, _, _, _, rho, definite = carry
