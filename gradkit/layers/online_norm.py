@@ -89,11 +89,11 @@ def online_norm(
       state: `RunningStatistics(mean, var)`; start at 0 and 1.
       control: `OnlineNormControl(v, u)`; start at 0. THE DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the
         control of the next step, to be stored as it is.
-      decay: of the moments, in [0, 1]. Default 0.999 (official code).
-      backward_decay: of the controls, in [0, 1]. Default 0.99 (official code).
+      decay: of the moments, in [0, 1]. Default 0.999 (official code; its recurrent networks have 8191 / 8192).
+      backward_decay: of the controls, in [0, 1]. Default 0.99 (official code; its recurrent networks have 31 / 32).
       eps: added to variances, > 0. Default 1e-5.
       bound: what keeps activations from growing exponentially with depth: "layer_scaling", a number > 0 to clamp them
-        at, or None. Default "layer_scaling" (official experiments; the class there clamps at 5).
+        at, or None. Default "layer_scaling" (paper and official experiments; the official class clamps at 5).
       use_running_average: True at inference: the moments normalise and are left as they are. Default False.
 
     Returns:

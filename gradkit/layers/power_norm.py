@@ -41,7 +41,7 @@ def power_norm(
     *,
     decay: Any = 0.9,
     backward_decay: Any = 0.9,
-    warmup_steps: int = 4000,
+    warmup_steps: int = 10000,
     eps: Any = 1e-5,
     use_running_average: bool = False,
 ) -> tuple[jax.Array, PowerNormState]:
@@ -58,8 +58,8 @@ def power_norm(
         control of the next step, to be stored as it is.
       decay: of the running quadratic mean, in [0, 1]. Default 0.9 (official code).
       backward_decay: of the control, in [0, 1]. Default 0.9 (official code).
-      warmup_steps: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000; the official code
-        has 10000.
+      warmup_steps: steps in which the quadratic mean of the batch normalises, >= 0. Default 10000 (official code's
+        class default; its scripts for translation take the 8000 steps of the learning rate's warm-up).
       eps: added to the quadratic mean, > 0. Default 1e-5.
       use_running_average: True at inference: the running mean normalises and is left as it is. Default False.
 

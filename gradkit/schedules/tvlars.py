@@ -21,7 +21,8 @@ def tvlars_schedule(decay_rate: Any = 1e-3, *, delay: Any = 0, alpha: Any = 1.0,
     Args:
       decay_rate: how fast it falls, per step, >= 0. Default 1e-3.
       delay: the step t of the bend, counted from 1, >= 0. Default 0: it falls from the beginning.
-      alpha: the inverse of what it starts from long before the bend, > 0. Default 1; the official code has 0.1.
+      alpha: the inverse of what it starts from long before the bend, > 0. Default 1 (paper, from a
+        second source); the official code has 0.1.
       gamma_min: what it falls to, >= 0. Default 0 (official code).
 
     Returns:

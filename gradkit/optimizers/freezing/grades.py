@@ -105,7 +105,8 @@ def freeze_on_convergence(
       inner: a whole optimizer.
       tau: threshold, > 0, in the units of the metric. It is a SUM over the tensor, so it scales with its size.
       total_steps: length of the run, >= 1.
-      alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5; the released code has 0.3.
+      alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5; the class of the official code has
+        0.3, its examples of language models 0.55.
       metric: "grad" (paper), "grad_change" or "update" (what the released code measures). Default "grad".
       groups: name of a leaf -> group, or None for a leaf by itself; the metrics of a group are added up and it is
         frozen as one, as the pair of a low-rank adapter should be. Default None: every tensor by itself.
@@ -254,7 +255,8 @@ def grades(
       inner: a whole optimizer.
       tau: threshold of the sum of |g| over a matrix, > 0; it scales with the size of the matrix.
       total_steps: length of the run, >= 1.
-      alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5; the released code has 0.3.
+      alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5; the class of the official code has
+        0.3, its examples of language models 0.55.
       layout: which axes are stacks, and so what a matrix is.
 
     Returns:

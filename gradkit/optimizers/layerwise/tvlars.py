@@ -54,9 +54,9 @@ def tvlars(
       decay_rate: how fast phi falls, per step, >= 0. Default 1e-3. With 0 this is LARS with trust_coefficient
         (1 / (alpha + 1) + gamma_min).
       delay: the step at which phi bends, >= 0. Default 0.
-      alpha: of phi, > 0. Default 1; the official code has 0.1.
+      alpha: of phi, > 0. Default 1 (paper, from a second source); the official code has 0.1.
       gamma_min: what phi falls to, >= 0. Default 0 (official code).
-      norm_max: upper clamp of both norms, > 0. Default inf; the official code has 10.
+      norm_max: upper clamp of both norms, > 0. Default inf, as in the equations of the paper; the official code has 10.
       weight_decay_mask: which leaves decay. Default "matrices": rank 2 and more, not counting stack axes; the
         official code takes all.
       trust_ratio_mask: which leaves are rescaled; the others take plain momentum steps, without phi. Default as the

@@ -91,14 +91,15 @@ def scale_by_conda(
 
     Args:
       b1: decay of the momentum, in [0, 1). Default 0.9 (official code).
-      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (the class of the official code; its runs of
+        language models have 0.99).
       eps: added to the root before the bias is corrected, >= 0. Default 1e-8 (official code). With 0, entries whose
         second moment is 0 get 0.
-      update_interval: steps from one basis to the next, >= 1. Default 2000 (official code); published runs of GPT-2
-        have 20000.
+      update_interval: steps from one basis to the next, >= 1. Default 2000 (official code and runs).
       stagger: whether every matrix has a step of its own for its next basis, so that the work is spread over the steps;
         those that are due are taken one after another. Default False (official code): all at once.
-      scale: factor of the direction, >= 0. Default 1 (official code); published runs of GPT-2 have 0.25.
+      scale: factor of the direction, >= 0. Default 1 (the class of the official code; its runs of language models
+        have 0.25).
       projection: which sides have a basis: "std" the shorter, "reverse_std" the longer, "left" the inputs, "right" the
         outputs, "full" both. Where a side is longer than the other its basis is thin, and what lies outside is lost.
         Default "std" (official code), with which nothing is.
@@ -218,11 +219,13 @@ def conda(
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the first moments, in [0, 1). Default 0.9 (official code).
-      b2: decay of the second moments, in [0, 1). Default 0.999 (official code).
+      b2: decay of the second moments, in [0, 1). Default 0.999 (the class of the official code; its runs of
+        language models have 0.99).
       eps: added to the roots before the bias is corrected, >= 0. Default 1e-8 (official code).
-      update_interval: steps from one basis to the next, >= 1. Default 2000 (official code).
+      update_interval: steps from one basis to the next, >= 1. Default 2000 (official code and runs).
       stagger: whether every matrix has a step of its own for it, as in `scale_by_conda`. Default False.
-      scale: factor of the steps of matrices, >= 0. Default 1 (official code).
+      scale: factor of the steps of matrices, >= 0. Default 1 (the class of the official code; its runs of language
+        models have 0.25).
       projection: "std", "reverse_std", "left", "right" or "full", as in `scale_by_conda`. Default "std" (official
         code).
       bias_correction: whether moments are corrected for their start from zero. Default True (official code).

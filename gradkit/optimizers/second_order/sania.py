@@ -222,7 +222,7 @@ def sania_adagrad_sqr(
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
-      eps: smallest entry of the sum, >= 0. Default 1e-8.
+      eps: smallest entry of the sum, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1).
       is_sqrt: whether its root preconditions, as in AdaGrad. Default False (official code): invariant to the
         scale of coordinates.
       f_min: the smallest value of the loss. Default 0: interpolation.
@@ -263,8 +263,8 @@ def sania_adam_sqr(
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
-      b2: decay of the mean, in [0, 1). Default 0.999.
-      eps: smallest entry of the mean, >= 0. Default 1e-8.
+      b2: decay of the mean, in [0, 1). Default 0.999 (official code).
+      eps: smallest entry of the mean, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1).
       is_sqrt: whether its root preconditions, as in Adam. Default False (official code).
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
