@@ -15,7 +15,7 @@ from gradkit.leaves import names
 # What arithmetic on shapes that do not fit raises.
 ERRORS = (TypeError, ValueError, LookupError)
 # What JAX says in a ValueError of such a kind; others are about something else, and stay.
-WORDS = ("broadcast", "ncompatible", "pytree", "reshape", "dot_general", "concatenat", "must have equal", "the gradient of")
+WORDS = ("broadcast", "ncompatible", "pytree", "reshape", "dot_general", "concatenat", "must have equal", "gradient of")
 
 
 class StateMismatchError(ValueError):

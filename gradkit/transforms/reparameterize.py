@@ -18,6 +18,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, transformation, wide_dtype, widen
 from gradkit.engine.extras import EXTRAS
+from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_sums
 
 PAPER = Paper(
@@ -119,6 +120,7 @@ def reparameterize(
             return structure.unflatten(jax.tree.leaves(decode(z)))
 
         z = state.latent
+        check_fit("reparameterize", g, jax.eval_shape(at, z))
         if resync is not None:
             gap = jax.tree.map(lambda w, own: jnp.square(w - own.astype(w.dtype)), params, at(z))
             square, whole = global_sums(gap, jax.tree.map(jnp.square, params))
