@@ -63,7 +63,7 @@ def test_numbers_whose_squares_overflow_keep_their_direction(name: str, how: str
 
 def test_a_guard_takes_a_large_number_for_a_spike_and_not_for_one_that_is_not_finite() -> None:
     for on, skipped in (("nonfinite", 0.0), ("spike", 1.0)):
-        tx = gk.guard(optax.identity(), on=on, window=4)
+        tx = gk.guard(optax.identity(), on=on, window_size=4)
         state = tx.init({"w": jnp.zeros(2)})
         for scale in (1.0, 1.1, 0.9, 1.0, 1e25):
             _, state = tx.update({"w": jnp.array([3.0, 4.0]) * scale}, state)
