@@ -14,6 +14,7 @@ from flax import nnx
 from gradkit.catalogue import Card, cards
 from gradkit.engine.extras import samples
 from gradkit.training.methods import build
+from gradkit.training.one_step import one_step
 from tests.by_numpy import Traced, by_numpy
 from tests.contract.table import point
 
@@ -75,6 +76,26 @@ def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTran
         return inner.update(updates, state, params, **{**samples(updates, card.needs), **extra})
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def linear(params: Any, grads: Any, index: Any = None) -> jax.Array:
+    """A loss that has these gradients everywhere, to the last bit."""
+    del index
+    products = [jnp.sum(g * p).astype(float) for g, p in zip(*map(jax.tree.leaves, (grads, params)), strict=True)]
+    return sum(products, jnp.zeros((), float))
+
+
+def step(tx: optax.GradientTransformation, params: Any, state: Any, grads: Any, **fixed: Any) -> tuple[Any, Any]:
+    """(params, state) after the step that every loop of the package takes, with these gradients; `fixed` are extra
+    arguments that take precedence over those of the loop."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return optax.with_extra_args_support(tx).update(updates, state, params, **{**extra, **fixed})
+
+    made = one_step(
+        linear, optax.GradientTransformationExtraArgs(tx.init, update), params, state, grads, needs=(), examples=False
+    )
+    return made.params, made.opt_state
 
 
 SHAPES = {"bias": (4,), "kernel": (6, 4), "conv": (2, 2, 3, 4), "scale": ()}

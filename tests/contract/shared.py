@@ -11,8 +11,9 @@ import numpy as np
 import optax
 
 from gradkit.catalogue import Card
+from gradkit.engine.extras import samples
 from tests.by_numpy import by_numpy
-from tests.contract.methods import SMALL, draw, grads_like, make
+from tests.contract.methods import SMALL, draw, grads_like, make, step
 
 STEPS = 3
 
@@ -32,6 +33,11 @@ class Shared:
         self.init, self.update = by_numpy(self.tx.init), by_numpy(self.tx.update)
         self.numbers = optax.GradientTransformationExtraArgs(self.init, self.update)
 
+    def step(self, params: Any, state: Any, grads: Any, tx: Any = None) -> tuple[Any, Any]:
+        """(params, state) after the step of every loop, with the extra arguments that `reference` has; of this method,
+        or of the same one at another learning rate."""
+        return step(self.tx if tx is None else tx, params, state, grads, **samples(grads, self.card.needs))
+
     @functools.cached_property
     def reference(self) -> list[tuple[Any, Any, Any]]:
         """(updates, parameters, state) after each of three steps in float64, computed by NumPy one after the other."""
@@ -46,18 +52,13 @@ class Shared:
 
     @functools.cached_property
     def compiled(self) -> tuple[Any, Any]:
-        """(parameters, state) after the same three steps, of one compiled program: a scan over the step."""
+        """(parameters, state) after the same three steps, of one compiled program: a scan over the step of loops."""
         with jax.enable_x64(True):
             params = draw(0, SMALL, np.float64)
             grads = [grads_like(params, step) for step in range(STEPS)]
 
-            def step(carry: tuple, g: Any) -> tuple:
-                params, state = carry
-                updates, state = self.tx.update(g, state, params)
-                return (optax.apply_updates(params, updates), state), None
-
             def run(params: Any, state: Any, grads: Any) -> Any:
-                return jax.lax.scan(step, (params, state), grads)[0]
+                return jax.lax.scan(lambda carry, g: (self.step(*carry, g), None), (params, state), grads)[0]
 
             stacked = jax.tree.map(lambda *g: np.stack(g), *grads)
             return jax.jit(run)(params, self.init(params), stacked)

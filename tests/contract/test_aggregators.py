@@ -13,6 +13,7 @@ import pytest
 import gradkit as gk
 from gradkit import catalogue
 from gradkit.catalogue import Card
+from gradkit.training.one_step import needs_of, one_step
 from tests.contract.forms import of, ranged, refuses
 from tests.contract.methods import close, draw, other_trees, same
 from tests.traces import counted
@@ -39,6 +40,12 @@ def stack(m: int, params: Any, seed: int = 0) -> Any:
     leaves, structure = jax.tree.flatten(params)
     drawn = draw(seed, [(m, *x.shape) for x in leaves])
     return structure.unflatten([np.asarray(g).astype(x.dtype) for g, x in zip(drawn, leaves, strict=True)])
+
+
+def products(g: Any, x: Any) -> jax.Array:
+    """One loss per row of `g`, linear in x, whose gradient that row is."""
+    pairs = zip(*map(jax.tree.leaves, (g, x)), strict=True)
+    return jnp.sum(jnp.stack([jnp.sum(a * b[None], axis=range(1, a.ndim)) for a, b in pairs]), axis=0)
 
 
 @functools.cache
@@ -76,11 +83,18 @@ def test_scan_equals_loop_in_a_chain_with_adam(card: Card, x64: None) -> None:
     tx = optax.chain(make(card), gk.adam(0.1))
     many = [stack(3, params, seed) for seed in range(3)]
 
-    def step(carry: tuple, now: tuple) -> tuple:
-        params, state = carry
+    needs = needs_of(tx, params)
+
+    def loss(x: Any, g: Any, index: Any = None) -> jax.Array:
+        """One linear loss per task; or the mean over the examples that are in `g`."""
+        del index
+        losses = products(g, x)
+        return losses if "task_gradients" in needs else jnp.mean(losses)
+
+    def step(carry: tuple[Any, Any], now: tuple[Any, Any]) -> tuple:
         g, extra = now
-        updates, state = tx.update(g, state, params, **extra)
-        return (optax.apply_updates(params, updates), state), None
+        made = one_step(loss, tx, *carry, g, needs=needs, **extra)
+        return (made.params, made.opt_state), None
 
     extras = [needed(card, i) for i in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *zip(many, extras, strict=True))
@@ -103,9 +117,7 @@ def test_gradients_that_are_computed_as_they_are_asked_for_give_the_same(card: C
     params = draw(0, SHAPES, np.float64)
     g = jax.tree.map(jnp.asarray, stack(4, params))
 
-    def losses(x: Any) -> jax.Array:
-        pairs = zip(*map(jax.tree.leaves, (g, x)), strict=True)
-        return jnp.sum(jnp.stack([jnp.sum(a * b[None], axis=range(1, a.ndim)) for a, b in pairs]), axis=0)
+    losses = functools.partial(products, g)
 
     @jax.jit
     def update(params: Any) -> Any:
@@ -322,12 +334,20 @@ def test_descends_for_every_task(card: Card) -> None:
     def losses(x: jax.Array) -> jax.Array:
         return 0.5 * jnp.sum(curvatures * jnp.square(x[None] - centres), axis=1)
 
-    x = start = jnp.array([6.0, -5.0])
+    start = jnp.array([6.0, -5.0])
     tx = optax.chain(make(card), gk.sgd(0.1))
-    state, update, gradients = tx.init(x), jax.jit(tx.update), jax.jit(jax.jacobian(losses))
-    for step in range(60):
-        updates, state = update(gradients(x), state, x, **needed(card, step))
-        x = optax.apply_updates(x, updates)
+    needs = needs_of(tx, start)
+
+    def loss(x: jax.Array, rows: jax.Array, index: Any = None) -> jax.Array:
+        del index
+        return losses(x)[rows] if "task_gradients" in needs else jnp.mean(losses(x)[rows])
+
+    def step(carry: tuple[Any, Any], number: jax.Array) -> tuple:
+        key = jax.random.fold_in(jax.random.key(5), number)
+        made = one_step(loss, tx, *carry, jnp.arange(3), needs=needs, key=key)
+        return (made.params, made.opt_state), None
+
+    (x, _), _ = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), jnp.arange(60)))(start)
     assert np.all(losses(x) < 0.5 * losses(start))
 
 

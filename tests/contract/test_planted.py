@@ -4,6 +4,7 @@ Each is the sound method below, momentum with a bias correction, with one line c
 points, so it is the fault that is caught.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -221,6 +222,23 @@ def starts_replicated() -> Card:
     return card(lambda params: init(params)._replace(mu=jax.tree.map(lambda x: jnp.zeros(x.shape), params)))
 
 
+def asks_the_shapes_again() -> Card:
+    """A number per layer of a stack, of which `update` asks the shapes anew, and not the decision that `init` has kept:
+    what the names on boxes said is lost."""
+
+    def layers(tree: Any) -> dict[str, Any]:
+        layout, shapes = gk.leaves.infer_layout(tree), [x.shape for x in jax.tree.leaves(tree)]
+        rows = zip(gk.leaves.names(tree), shapes, strict=True)
+        return {name: [jnp.zeros(())] * math.prod(shape[a] for a in layout(name, shape).stack) for name, shape in rows}
+
+    def wrong(g: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        u, state = update(g, state)
+        return u, state._replace(more=layers(g))
+
+    by_names = "a list per name is no state of parameters"
+    return card(lambda params: init(params)._replace(more=layers(params)), wrong, opt_outs={"map_params": by_names})
+
+
 FAULTS: list[tuple[Callable[[], Card], Point, Any]] = [
     (uphill, test_numbers.test_descends_on_a_quadratic_and_on_digits, "quadratic"),
     (kept_in_half, test_numbers.test_bfloat16_parameters_are_computed_in_float32, "float32"),
@@ -237,6 +255,7 @@ FAULTS: list[tuple[Callable[[], Card], Point, Any]] = [
     (keeps_names_of_nodes, test_as_optax.test_a_node_with_one_array_is_a_leaf, "flat index"),
     (counts_what_is_masked, test_as_optax.test_leaves_that_are_none_or_masked, "At index 3 diff"),
     (starts_replicated, test_as_optax.test_shardings_are_part_of_the_type, "PyTreeDef"),
+    (asks_the_shapes_again, test_as_optax.test_what_init_keeps_of_names_of_axes, "PyTreeDef"),
     (swallows_extra_arguments, test_composition.test_extra_arguments_pass_through, "value"),
 ]
 

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import gradkit as gk
@@ -78,9 +77,8 @@ def test_vmap_over_learning_rates(card: Card) -> None:
     def one(rate: jax.Array, params: Any, grads: Any) -> Any:
         tx = make(card, rate)
 
-        def step(carry: tuple, g: Any) -> tuple:
-            updates, state = tx.update(g, carry[1], carry[0])
-            return (optax.apply_updates(carry[0], updates), state), None
+        def step(carry: tuple[Any, Any], g: Any) -> tuple:
+            return shared(card).step(*carry, g, tx), None
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 

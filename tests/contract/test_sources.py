@@ -19,6 +19,7 @@ import gradkit as gk
 from gradkit import catalogue
 from gradkit.catalogue import Card
 from gradkit.engine.core import wide_dtype
+from gradkit.training.one_step import one_step
 from tests.contract.forms import of, ranged, refuses
 from tests.contract.methods import close, draw, other_trees, same
 from tests.traces import counted
@@ -216,13 +217,17 @@ def test_feeds_a_chain_and_descends(card: Card) -> None:
 
     params = {"bias": jnp.full((2,), 3.0), "kernel": jnp.full((3, 2), -3.0)}
     tx = optax.chain(optax.clip_by_global_norm(5.0), gk.sgd(0.1))
-    fn = make(card, regression)
 
-    def step(carry: tuple, _: None) -> tuple:
-        params, state = carry
-        value, result = fn(params, (x, y))
-        updates, state = tx.update(gradient(result, params), state, params)
-        return (optax.apply_updates(params, updates), state), value
+    def source(loss: Any) -> Any:
+        def fn(params: Any, batch: Any) -> Any:
+            value, result = make(card, loss)(params, batch)
+            return value, gradient(result, params)
+
+        return fn
+
+    def step(carry: tuple[Any, Any], _: None) -> tuple:
+        made = one_step(regression, tx, *carry, (x, y), needs=(), gradient=source)
+        return (made.params, made.opt_state), made.value
 
     (end, _), values = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, 60))(params)
     design = np.column_stack([x, np.ones(BATCH)])

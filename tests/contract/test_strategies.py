@@ -4,6 +4,7 @@ A strategy is built around SGD with momentum where it takes an inner transformat
 takes one. Its card's example ends a round every second step, so that three steps see all there is.
 """
 
+import functools
 import inspect
 import math
 from typing import Any
@@ -20,7 +21,7 @@ import gradkit as gk
 from gradkit.catalogue import Card
 from gradkit.parallel import collective_bytes, init_replicas, replicate, synchronize
 from tests.contract.forms import of, refuses
-from tests.contract.methods import close, draw, grads_like, other_trees, same
+from tests.contract.methods import close, draw, grads_like, other_trees, same, step
 from tests.traces import counted
 
 pytestmark = pytest.mark.slow
@@ -39,13 +40,8 @@ def make(card: Card, inner: Any = None, **changes: Any) -> optax.GradientTransfo
 
 
 def stepper(tx: Any, sync: Any = None) -> Any:
-    """One step of one replica."""
-
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params, sync=sync)
-        return optax.apply_updates(params, updates), state
-
-    return step
+    """One step of one replica, as every loop takes it."""
+    return functools.partial(step, tx, sync=sync)
 
 
 def run(tx: Any, params: Any, program: Any, steps: int = 3) -> Any:

@@ -222,7 +222,8 @@ def sania_adagrad_sqr(
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
-      eps: smallest entry of the sum, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1).
+      eps: smallest entry of the sum, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1, with which
+        coordinates of small gradients take no long steps).
       is_sqrt: whether its root preconditions, as in AdaGrad. Default False (official code): invariant to the
         scale of coordinates.
       f_min: the smallest value of the loss. Default 0: interpolation.
@@ -264,7 +265,8 @@ def sania_adam_sqr(
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
       b2: decay of the mean, in [0, 1). Default 0.999 (official code).
-      eps: smallest entry of the mean, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1).
+      eps: smallest entry of the mean, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1, with
+        which coordinates of small gradients take no long steps).
       is_sqrt: whether its root preconditions, as in Adam. Default False (official code).
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
@@ -297,7 +299,6 @@ register(
     **NORMS,
     needs=("value",),
     wraps="direction",
-    opt_outs={"descends": "the loss it is handed there never falls"},
 )
 register(
     sania,
@@ -317,5 +318,7 @@ for function in (sania_adagrad_sqr, sania_adam_sqr):
         needs=("value",),
         words=1,
         golden=(f"matrix/{function.__name__}",),
+        # With a smaller one, coordinates whose first gradient is small take steps of one over it.
+        example={"eps": 1e-1},
         race=Race(1.0, {"eps": 1e-1}, schedule=None),
     )
