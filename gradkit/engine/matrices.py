@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from gradkit import checks
-from gradkit.engine.placement import Cut, cut_of, merged, needed, specs_of, spread_over
+from gradkit.engine.placement import Cut, cut_of, in_order_of_leaf, merged, needed, specs_of, spread_over
 from gradkit.leaves import Axes, Layout, axes_of, from_matrices, names, to_matrices
 
 # XLA's CPU compiler makes one function per place that a result is cut from a stack, and reuses it for other stacks.
@@ -192,6 +192,8 @@ def plan_matrices(
             tall = transpose(rows, columns) if callable(transpose) else rows > columns or square_turn
             turned = bool(transpose) and not whole and tall
             own = cut.turned() if turned else cut
+            if kinds is None:  # Without a state, the order of the entries makes no difference.
+                own = own._replace(row_order=(), column_order=())
             n, m = (columns, rows) if turned else (rows, columns)
             own = own._replace(spread=spread_over(own, wanted, small=min(n, m) < least, sizes=sizes))
             key = (n, m, jnp.dtype(x.dtype), own, whole, None if kinds is None else kinds[i])
@@ -238,9 +240,9 @@ def map_matrices(
     """Applies a function of a batch of matrices to all matrices of a tree, once per stack.
 
     Args:
-      kernel: (B, n, m) -> (B, n, m). It sees whole matrices, in an order of their own, zeros at the end; where an axis
-        is flattened from several of which an inner one is cut, its entries may come in another order, the same at
-        every step.
+      kernel: (B, n, m) -> (B, n, m). It sees whole matrices, in an order of their own, zeros at the end; in
+        a plan without kinds, where a side is flattened from several axes of which an inner one is sharded, its entries
+        may come in another order, the same at every step.
       tree: leaves that all have inputs and outputs.
       plan: what `plan_matrices` says of them.
       owned: what belongs to the matrices and never travels: per stack of the plan a tree of arrays with the leading
@@ -339,7 +341,7 @@ def _enter(stack: Stack, views: list[tuple[jax.Array, ...]], sizes: dict[str, in
     if stack.cut.spread:
         share = x.shape[0] // math.prod(sizes[a] for a in stack.cut.spread)
         x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(stack.cut.spread) * share, share)
-    return x
+    return in_order_of_leaf(in_order_of_leaf(x, 1, stack.cut.row_order), 2, stack.cut.column_order)
 
 
 def _apply(kernel: Callable[..., Any], x: jax.Array, stack: Stack, transpose: bool) -> jax.Array:
@@ -379,6 +381,8 @@ def _gather(plan: Plan, done: list[jax.Array]) -> list[jax.Array]:
 
 def _leave(stack: Stack, y: jax.Array, views: list[tuple[jax.Array, ...]]) -> dict[tuple[int, int], jax.Array]:
     """Every slot's part of the results, cut as it came."""
+    y = in_order_of_leaf(y, 2, stack.cut.column_order, back=True)
+    y = in_order_of_leaf(y, 1, stack.cut.row_order, back=True)
     if stack.cut.rows:
         y = _exchange(y, stack.cut.rows, 1, 0)
     if stack.cut.columns:

@@ -11,18 +11,63 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from gradkit.leaves import Axes, names
 
+Order = tuple[tuple[int, int], ...]
+
 
 class Cut(NamedTuple):
-    """The mesh axes that cut the batch, the rows and the columns; those along which whole matrices are shared out."""
+    """The mesh axes along which the batch, the rows and the columns are sharded, and those along which matrices are
+    shared out. For rows and columns also the order in which an all-to-all leaves their entries (`order_of`)."""
 
     batch: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     spread: tuple[str, ...] = ()
+    row_order: Order = ()
+    column_order: Order = ()
 
     def turned(self) -> "Cut":
-        """That of the transpose."""
-        return self._replace(rows=self.columns, columns=self.rows)
+        """The layout of the transposed matrix."""
+        rows, columns = (self.rows, self.row_order), (self.columns, self.column_order)
+        return Cut(self.batch, columns[0], rows[0], self.spread, columns[1], rows[1])
+
+
+def order_of(lengths: Sequence[int], shards: Sequence[int]) -> Order:
+    """The order of the entries of a side of a matrix, as an all-to-all joins it from its shards.
+
+    Args:
+      lengths: of the axes of the leaf that the side is flattened from.
+      shards: the number of shards along each of them.
+
+    Returns:
+      For each axis the number of shards and the length of one: the joined side has the axes of the shards first, in the
+      major positions, and behind them those of the entries. Empty where that is the order of the flattened leaf.
+
+    >>> order_of((4, 6), (2, 1)), order_of((4, 6), (1, 2)), order_of((1, 6), (1, 2))
+    ((), ((1, 4), (2, 3)), ())
+    """
+    pairs = [(ways, length // ways) for length, ways in zip(lengths, shards, strict=True)]
+    inner = any(ways > 1 and any(own > 1 for _, own in pairs[:i]) for i, (ways, _) in enumerate(pairs))
+    return tuple(pairs) if inner else ()
+
+
+def in_order_of_leaf(x: jax.Array, axis: int, order: Order, *, back: bool = False) -> jax.Array:
+    """A stack whose entries along one axis, joined from shards, are put into the order of the flattened leaf.
+
+    Args:
+      x: the stack.
+      axis: the axis.
+      order: as `order_of` returns it.
+      back: whether to go from the order of the leaf to that of the shards.
+    """
+    if not order:
+        return x
+    count, start = len(order), [ways for ways, _ in order] + [own for _, own in order]
+    places = [i + count * half for i in range(count) for half in (0, 1)]
+    if back:
+        start, places = [start[i] for i in places], sorted(range(2 * count), key=places.__getitem__)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    moved = [*range(axis), *(axis + i for i in places), *(axis + 2 * count + i for i in range(len(after)))]
+    return x.reshape(*before, *start, *after).transpose(moved).reshape(x.shape)
 
 
 def everywhere(tree: Any) -> Any:
@@ -112,7 +157,11 @@ def cut_of(name: str, entries: list[tuple[str, ...]], axes: Axes, shape: tuple[i
             f"{name!r} holds weights fused along its outputs {axes.outputs}; of these only the first may be sharded, "
             f"got {entries}"
         )
-    return Cut(rest, rows, columns)
+    orders = [
+        order_of([shape[axis] for axis in group], [math.prod(sizes[a] for a in entries[axis]) for axis in group])
+        for group in (axes.inputs, axes.outputs)
+    ]
+    return Cut(rest, rows, columns, row_order=orders[0], column_order=orders[1])
 
 
 def spread_over(cut: Cut, wanted: tuple[str, ...], *, small: bool, sizes: dict[str, int]) -> tuple[str, ...]:

@@ -154,6 +154,28 @@ def test_a_checkpoint_fits_any_mesh(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9, err_msg=f"from {source} to {place}")
 
 
+@pytest.mark.parametrize(("projection", "transposed"), [("left", False), ("std", True)])
+def test_state_has_the_order_of_the_leaf(projection: str, transposed: bool) -> None:
+    """Where an inner axis of a side is sharded, an all-to-all joins the shards in another order; state must not depend
+    on it, or it means something else on the next mesh. Leaves of one shape of matrix, each with another order."""
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    specs = {"out": P("x", "y"), "query": P(None, "x", "y"), "up": P(None, "y"), "value": P("y", "x")}
+    shapes = {"out": (4, 4, 16), "query": (16, 2, 8), "up": (16, 16), "value": (16, 4, 4)}
+    rng = np.random.default_rng(0)
+    updates = {k: {"kernel": rng.standard_normal(shape)} for k, shape in shapes.items()}
+    specs = {k: {"kernel": spec} for k, spec in specs.items()}
+    shard = gk.MatrixSharding(mesh, ("x", "y"), min_dim=0, specs=specs)
+    tx = gk.scale_by_conda(b1=0.5, projection=projection, layout=gk.leaves.infer_layout(updates), shard=shard)
+    there = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), updates, specs)
+    with jax.set_mesh(mesh):
+        _, state = jax.jit(tx.update)(there, init_sharded(tx, there))
+    found = {name: row for own in state.mu.values() for name, row in zip(own.rows, own.arrays, strict=True)}
+    for k, x in updates.items():
+        matrix = x["kernel"].reshape(16, 16)
+        want = matrix.T if transposed else matrix
+        np.testing.assert_allclose(found[f"{k}/kernel[0,0]"], want / 2, rtol=1e-15)
+
+
 def test_an_init_that_saw_something_else_is_named() -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=P())
