@@ -96,5 +96,5 @@ def test_fused_along_a_cut_axis_is_refused(name: str) -> None:
     mesh = jax.make_mesh((3,), ("x",), devices=jax.devices()[:3])
     specs = {"qkv": {"kernel": P(None, "x")}}
     tx = METHODS[name](layout=LAYOUT, shard=gk.MatrixSharding(mesh, "x", min_dim=0, specs=specs))
-    with pytest.raises(ValueError, match="must be whole along"):
+    with pytest.raises(ValueError, match="must not be sharded along their outputs; shard another axis"):
         tx.init({"qkv": {"kernel": jnp.ones((4, 9))}})

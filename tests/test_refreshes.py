@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.engine.owned import phases, plan_owned
+from gradkit.engine.owned import phases
+from gradkit.engine.planning import plan_stacks
 from tests.by_numpy import by_numpy
 from tests.papers.replay import assert_equal, normal
 
@@ -82,8 +83,8 @@ def test_the_work_is_spread_evenly(interval: int) -> None:
     mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
     tree = {f"{i}": jax.ShapeDtypeStruct((4, 6) if i % 3 else (6, 6), jnp.float32) for i in range(33)}
     shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=jax.sharding.PartitionSpec())
-    options: Any = {"method": "m", "layout": gk.leaves.default_layout, "turn": lambda n, m: n > m}
-    many, one = (plan_owned(tree, shard=s, **options) for s in (shard, None))
+    options: Any = {"method": "m", "layout": gk.leaves.default_layout, "transpose": lambda n, m: n > m}
+    many, one = (plan_stacks(tree, shard=s, **options) for s in (shard, None))
     everywhere: Counter[int] = Counter()
     for of_stack in phases(many, interval):
         assert of_stack is not None and len(of_stack) % 4 == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradkit as gk
-from gradkit.engine import joining, matrices
+from gradkit.engine import mapping, planning
 
 METHODS = {
     "soap": lambda: gk.scale_by_soap(update_interval=2),
@@ -45,8 +45,8 @@ def steps(tx: Any, poison: bool) -> Any:
 def test_the_numbers_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under `vmap` over two members, of which one has a gradient that is not finite: `jnp.where` would let it pass."""
     want = steps(METHODS[name](), poison=True)
-    monkeypatch.setattr(matrices, "LEAVES_PER_STACK", 2)
-    monkeypatch.setattr(joining, "IN_ORDER", 0)
+    monkeypatch.setattr(planning, "LEAVES_PER_STACK", 2)
+    monkeypatch.setattr(mapping, "IN_ORDER", 0)
     got = steps(METHODS[name](), poison=True)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -57,11 +57,11 @@ def test_the_numbers_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.full_pipeline
 def test_one_stack_at_a_time_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrices, "LEAVES_PER_STACK", 2)
+    monkeypatch.setattr(planning, "LEAVES_PER_STACK", 2)
     grads = {f"{i:02}": {"kernel": jax.ShapeDtypeStruct((64, 64), np.float32)} for i in range(16)}
     held = []
     for least in (1 << 40, 0):
-        monkeypatch.setattr(joining, "IN_ORDER", least)
+        monkeypatch.setattr(mapping, "IN_ORDER", least)
         tx = gk.scale_by_shampoo(update_interval=10)  # JAX remembers what it has traced of another
         state = jax.eval_shape(tx.init, grads)
         program = jax.jit(tx.update, donate_argnums=(0, 1)).lower(grads, state).compile()

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradkit.engine.works import Part, beside
+from gradkit.engine.parts import Part, beside
 
 
 def merged_axes(dims: Sequence[int], merged: Sequence[int]) -> tuple[tuple[int, ...], ...]:

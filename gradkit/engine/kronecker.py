@@ -39,6 +39,11 @@ def statistic(G: jax.Array, axis: int, *, diagonal: bool = False) -> jax.Array:
     return jnp.matmul(x, jnp.swapaxes(x, 1, 2), precision="highest")
 
 
+def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The matrix product, in full precision on every device."""
+    return jnp.matmul(x, y, precision="highest")
+
+
 def along(P: jax.Array, G: jax.Array, axis: int) -> jax.Array:
     """The product of every tensor with a matrix (or a diagonal) along one axis: sum_j P[i, j] G[..., j, ...].
 
@@ -48,7 +53,7 @@ def along(P: jax.Array, G: jax.Array, axis: int) -> jax.Array:
     x = jnp.moveaxis(G, axis + 1, 1)
     rest = x.shape[2:]
     x = x.reshape(*x.shape[:2], -1)
-    x = jnp.expand_dims(P, 2) * x if P.ndim == 2 else jnp.matmul(P, x, precision="highest")
+    x = jnp.expand_dims(P, 2) * x if P.ndim == 2 else product(P, x)
     return jnp.moveaxis(x.reshape(*x.shape[:2], *rest), 1, axis + 1)
 
 

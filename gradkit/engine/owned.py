@@ -6,7 +6,6 @@ plan -> per stack (B, ...) cut along its owners        on N devices each holds 1
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +16,8 @@ from flax import serialization
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gradkit.engine.core import wide_dtype
-from gradkit.engine.matrices import MatrixSharding, Plan, Stack, check_matrix, entries, map_matrices, plan_matrices
-from gradkit.leaves import Layout, axes_of, names
+from gradkit.engine.placement import entries
+from gradkit.engine.stacks import Plan, Stack
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners", "rows"])
@@ -96,47 +94,6 @@ def row_names(plan: Plan, stack: Stack) -> tuple[str, ...]:
     return tuple(out)
 
 
-def plan_owned(
-    tree: Any,
-    *,
-    method: str,
-    layout: Layout | None,
-    shard: MatrixSharding | None,
-    turn: Callable[[int, int], bool],
-    kinds: Sequence[Hashable] | None = None,
-    divide: bool = False,
-) -> Plan:
-    """`plan_matrices` for state: the same for parameters and for updates, which come in a wider dtype.
-
-    Args:
-      tree: leaves that all have inputs and outputs.
-      method: the public name, for messages.
-      layout: what the axes of a leaf mean.
-      shard: over which devices.
-      turn: (rows, columns) -> whether a matrix is worked on transposed.
-      kinds: per leaf, what the leaves of a stack must have in common besides. Default None: nothing.
-      divide: as in `plan_matrices`. Default False.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    for name, x in zip(names(tree), leaves, strict=True):
-        check_matrix(method, name, x.shape, axes_of(layout, name, x.shape))
-
-    def wide(x: Any) -> Any:
-        if isinstance(x, Tracer):
-            return x.astype(wide_dtype(x.dtype))
-        return jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype), sharding=getattr(x, "sharding", None))
-
-    return plan_matrices(
-        structure.unflatten([wide(x) for x in leaves]),
-        method=method,
-        layout=layout,
-        shard=shard,
-        transpose=turn,
-        kinds=[None] * len(leaves) if kinds is None else kinds,
-        divide=divide,
-    )
-
-
 def kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
     """How many matrices of a stack are kept, on all devices together (inside `shard_map`, on this one), and along which
     axes they are cut."""
@@ -197,77 +154,3 @@ def placed(plan: Plan, stack: Stack, own: Any) -> Owned:
         concrete = isinstance(plan.mesh, Mesh) and not any(isinstance(x, Tracer) for x in jax.tree.leaves(own))
         own = jax.tree.map(lambda x: (jax.device_put if concrete else put)(x, lies), own)
     return Owned(own, owners, rows_of(plan, stack))
-
-
-def _reshard(x: jax.Array, owners: tuple[str, ...]) -> jax.Array:
-    return jax.sharding.reshard(x, PartitionSpec(owners or None))
-
-
-def map_owned(
-    method: str,
-    kernel: Callable[..., Any] | Sequence[Callable[..., Any]],
-    tree: Any,
-    plan: Plan,
-    owned: Sequence[Owned],
-    shared: Any,
-    more: Sequence[Any] = (),
-) -> tuple[Any, tuple[Owned, ...]]:
-    """`map_matrices` with state.
-
-    Args:
-      method: the public name, for messages.
-      kernel: ((B, n, m), own, shared) -> ((B, n, m), own); or one for every stack. Followed by as much of `more`.
-      tree: leaves that all have inputs and outputs.
-      plan: of this tree.
-      owned: what `init_fields` made of the plan of the parameters, all fields together.
-      shared: numbers that every call is given, the same on all devices.
-      more: further trees like `tree`, which enter with it.
-
-    Raises:
-      ValueError: the tree lies otherwise than the one that the state was made for.
-    """
-    have = [(len(o.rows) or jax.tree.leaves(o.arrays)[0].shape[0], o.owners) for o in owned]
-    want = [kept(plan, stack) for stack in plan.stacks]
-    # Of a matrix there may be several rows, and inside `shard_map` nothing else says how many matrices there are.
-    named = all(o.rows for o in owned)
-    if [o for _, o in have] != [o for _, o in want] or any(
-        a != b if named else a % b for (a, _), (b, _) in zip(have, want, strict=True)
-    ):
-        raise ValueError(
-            f"{method}: its state has stacks (matrices, mesh axes) {have}, and the updates make {want}: init must see "
-            f"parameters that lie as the updates do, or both need one MatrixSharding(..., specs=)"
-        )
-    stacks: Any = [o.arrays for o in owned]
-    if plan.mesh is not None and AxisType.Explicit in plan.mesh.axis_types:
-        # What an init under jit has made without out_shardings may still be whole.
-        stacks = [jax.tree.map(partial(_reshard, owners=o.owners), own) for own, o in zip(stacks, owned, strict=True)]
-    # Python numbers stay what they are: 1 - b is taken before anything is rounded.
-    numbers, structure = jax.tree.flatten(shared)
-    traced = [x for x in numbers if isinstance(x, jax.Array)]
-
-    def on(one: Callable[..., Any]) -> Callable[..., Any]:
-        def run(x: jax.Array, own: Any, arrays: Any, *rest: jax.Array) -> tuple[jax.Array, Any]:
-            given = iter(arrays)
-            known = [next(given) if isinstance(k, jax.Array) else k for k in numbers]
-            return one(x, own, structure.unflatten(known), *rest)
-
-        return run
-
-    run = on(kernel) if callable(kernel) else [on(one) for one in kernel]
-    tree, stacks = map_matrices(run, tree, plan, stacks, more, traced)
-    here = jax.sharding.get_abstract_mesh()
-    if plan.mesh is None and not here.empty and set(here.axis_types) == {AxisType.Auto}:
-        # Left to itself the compiler may cut what came in whole, and the next step would be another program.
-        stacks = jax.lax.with_sharding_constraint(stacks, PartitionSpec())
-    return tree, tuple(dataclasses.replace(o, arrays=own) for own, o in zip(stacks, owned, strict=True))
-
-
-def failures(counts: Any) -> dict[str, jax.Array]:
-    """The metric of a state: how many refreshes failed, of all matrices; the sum of what it has counted."""
-    counts = jax.tree.leaves(counts)
-    return {"failed_refreshes": sum((jnp.sum(c, dtype=jnp.int32) for c in counts), jnp.zeros((), jnp.int32))}
-
-
-def product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The matrix product, in full precision on every device."""
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)

@@ -25,7 +25,7 @@ class Cut(NamedTuple):
     row_order: Order = ()
     column_order: Order = ()
 
-    def turned(self) -> "Cut":
+    def transposed(self) -> "Cut":
         """The layout of the transposed matrix."""
         rows, columns = (self.rows, self.row_order), (self.columns, self.column_order)
         return Cut(self.batch, columns[0], rows[0], self.spread, columns[1], rows[1])
@@ -143,22 +143,32 @@ def _given(method: str, known: list[str], specs: Any) -> list[PartitionSpec]:
     return [spec.spec if isinstance(spec, NamedSharding) else spec for spec in chosen]
 
 
-def cut_of(name: str, entries: list[tuple[str, ...]], axes: Axes, shape: tuple[int, ...], sizes: dict[str, int]) -> Cut:
+def entries(spec: Any, rank: int) -> list[tuple[str, ...]]:
+    """The mesh axes of every axis of a leaf.
+
+    >>> entries(PartitionSpec("x", ("y", "z")), 3)
+    [('x',), ('y', 'z'), ()]
+    """
+    found = [*spec, *[None] * (rank - len(spec))]
+    return [() if e is None else e if isinstance(e, tuple) else (e,) for e in found]
+
+
+def cut_of(name: str, over: list[tuple[str, ...]], axes: Axes, shape: tuple[int, ...], sizes: dict[str, int]) -> Cut:
     """How the matrices of a leaf are cut."""
-    for length, entry in zip(shape, entries, strict=True):
+    for length, entry in zip(shape, over, strict=True):
         if length % math.prod(sizes[a] for a in entry):
             raise ValueError(f"the mesh axes {entry} do not divide the length {length} of {name!r}")
     batch = [a for a in range(len(shape)) if a not in axes.inputs and a not in axes.outputs]
     rows, columns, rest = (
-        tuple(a for axis in group for a in entries[axis]) for group in (axes.inputs, axes.outputs, batch)
+        tuple(a for axis in group for a in over[axis]) for group in (axes.inputs, axes.outputs, batch)
     )
-    if axes.splits and any(entries[axis] for axis in axes.outputs[1:]):
+    if axes.splits and any(over[axis] for axis in axes.outputs[1:]):
         raise ValueError(
             f"{name!r} holds weights fused along its outputs {axes.outputs}; of these only the first may be sharded, "
-            f"got {entries}"
+            f"got {over}"
         )
     orders = [
-        order_of([shape[axis] for axis in group], [math.prod(sizes[a] for a in entries[axis]) for axis in group])
+        order_of([shape[axis] for axis in group], [math.prod(sizes[a] for a in over[axis]) for axis in group])
         for group in (axes.inputs, axes.outputs)
     ]
     return Cut(rest, rows, columns, row_order=orders[0], column_order=orders[1])

@@ -146,3 +146,9 @@ def refreshed(
         return _chosen(good if rows is None else good & rows, new, old), failed + bad.astype(failed.dtype)
 
     return renewed(due, checked, (given, rows), (old, failed))
+
+
+def failures(counts: Any) -> dict[str, jax.Array]:
+    """The metric of a state: how many refreshes failed, of all matrices; the sum of what it has counted."""
+    counts = jax.tree.leaves(counts)
+    return {"failed_refreshes": sum((jnp.sum(c, dtype=jnp.int32) for c in counts), jnp.zeros((), jnp.int32))}

@@ -1,6 +1,6 @@
 """Primitives and wrappers that more than one method uses, one idea per file."""
 
-from gradkit.engine.matrices import (
+from gradkit.engine.shards import (
     MatrixSharding,
 )
 from gradkit.transforms.accumulate_weighted import (

@@ -14,9 +14,9 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.blocks import merged_axes
 from gradkit.engine.core import inside, transformation
+from gradkit.engine.fields import settled
 from gradkit.engine.kronecker import merge_backwards
 from gradkit.engine.owned import Owned
-from gradkit.engine.per_parameter import settled
 from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.leaves import Layout, axes_of, map_named, names, tensor_axes
 from gradkit.leaves.derived import derived, flatten, node_names

@@ -19,11 +19,11 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources
 from gradkit.engine.core import increment, inside, transformation, wide_dtype, widen
+from gradkit.engine.fields import settled
 from gradkit.engine.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
-from gradkit.engine.per_parameter import settled
+from gradkit.engine.parts import get, keys_of, placeholder, put
 from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.engine.refreshes import refreshed, renewed
-from gradkit.engine.works import get, keys_of, placeholder, put
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
 from gradkit.leaves.derived import derived, flatten, node_names
 

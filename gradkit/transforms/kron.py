@@ -25,15 +25,16 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources
 from gradkit.engine.core import at_count, bias_correction, increment, transformation
+from gradkit.engine.fields import init_fields
 from gradkit.engine.keys import check_key, first_key, next_key
 from gradkit.engine.kronecker import BY_LAYOUT
-from gradkit.engine.matrices import MatrixSharding
-from gradkit.engine.owned import failures, numbers
-from gradkit.engine.per_parameter import init_fields, map_fields
-from gradkit.engine.refreshes import refreshed
-from gradkit.engine.shards import check_shard
-from gradkit.engine.tensors import plan_tensors
-from gradkit.engine.works import Work, beside, counted, like
+from gradkit.engine.mapping import map_stacks
+from gradkit.engine.owned import numbers
+from gradkit.engine.parts import beside, counted, like
+from gradkit.engine.planning import as_tensors, plan_stacks
+from gradkit.engine.refreshes import failures, refreshed
+from gradkit.engine.shards import MatrixSharding, check_shard
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout
 from gradkit.linalg.psgd import Factors, balanced, whiten, whiten_back
 from gradkit.linalg.psgd import refreshed as learned
@@ -156,8 +157,8 @@ def scale_by_kron(
         raise ValueError(f"probe must be a tree like the parameters, a function step -> tree, or None, got {probe!r}")
     schedule: Any = fading if update_probability is None else update_probability
 
-    def planned(tree: Any) -> Work:
-        return plan_tensors(tree, make, method=METHOD, layout=layout, shard=shard)
+    def planned(tree: Any) -> Plan:
+        return plan_stacks(tree, make, method=METHOD, layout=layout, shard=shard, view=as_tensors)
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
         if len(dims) > MOST_AXES:
@@ -213,8 +214,8 @@ def scale_by_kron(
             balance = chance < jnp.asarray(balance_probability).astype(chance.dtype)
         at = {"b1": b1, "t": t, "rate": precond_lr, "due": due, "key": now, "balance": balance}
         more = [] if given is None else [jax.tree.map(lambda v, g: jnp.asarray(v).astype(g.dtype), given, updates)]
-        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
-        d, fields = map_fields(work, kernel, updates, fields, at, more=more, marks=numbers(work.plan))
+        plan, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
+        d, fields = map_stacks(plan, kernel, updates, fields, at, more=more, marks=numbers(plan))
         return d, ScaleByKronState(t, jnp.where(due, jnp.zeros_like(since), since), kept, **fields)
 
     return transformation(METHOD, init, update)

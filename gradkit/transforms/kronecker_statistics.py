@@ -14,12 +14,12 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.blocks import cut_blocks, kept_of_blocks, sorted_axes
 from gradkit.engine.core import increment, transformation
+from gradkit.engine.fields import init_fields
 from gradkit.engine.kronecker import BY_LAYOUT, accumulate, init_factors, merge_backwards, statistic
-from gradkit.engine.matrices import MatrixSharding
-from gradkit.engine.per_parameter import init_fields, map_fields
-from gradkit.engine.shards import check_shard
-from gradkit.engine.tensors import plan_tensors
-from gradkit.engine.works import Work
+from gradkit.engine.mapping import map_stacks
+from gradkit.engine.planning import as_tensors, plan_stacks
+from gradkit.engine.shards import MatrixSharding, check_shard
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout
 
 
@@ -113,15 +113,15 @@ def kronecker_statistics(
             out.append(new)
         return x, Statistics(tuple(out))
 
-    def planned(tree: Any) -> Work:
-        return plan_tensors(tree, make, method="kronecker_statistics", layout=layout, shard=shard)
+    def planned(tree: Any) -> Plan:
+        return plan_stacks(tree, make, method="kronecker_statistics", layout=layout, shard=shard, view=as_tensors)
 
     def init(params: optax.Params) -> KroneckerStatisticsState:
         return KroneckerStatisticsState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
 
     def update(updates: Any, state: KroneckerStatisticsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        _, fields = map_fields(planned(updates), kernel, updates, {"S": state.S}, {"b2": b2})
+        _, fields = map_stacks(planned(updates), kernel, updates, {"S": state.S}, {"b2": b2})
         return updates, KroneckerStatisticsState(increment(state.count), **fields)
 
     return transformation("kronecker_statistics", init, update)

@@ -24,12 +24,15 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.by_role import ROLES
 from gradkit.engine.core import increment, inside, scalar, transformation
-from gradkit.engine.matrices import MatrixSharding, check_matrix
-from gradkit.engine.owned import failures, phases, product
-from gradkit.engine.per_parameter import init_fields, map_fields
-from gradkit.engine.refreshes import due, refreshed, renewable
-from gradkit.engine.shards import check_shard
-from gradkit.engine.works import Work, beside, counted, plan_kept
+from gradkit.engine.fields import init_fields
+from gradkit.engine.kronecker import product
+from gradkit.engine.mapping import map_stacks
+from gradkit.engine.owned import phases
+from gradkit.engine.parts import beside, counted
+from gradkit.engine.planning import check_matrix, plan_stacks
+from gradkit.engine.refreshes import due, failures, refreshed, renewable
+from gradkit.engine.shards import MatrixSharding, check_shard
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, axes_of, names
 from gradkit.leaves.derived import flatten, node_names
 from gradkit.linalg import singular_basis
@@ -204,7 +207,7 @@ def project_low_rank(
         basis = beside(jnp.zeros((rows, n, r), dtype), ((0,), (1,)))
         return Own(basis, jax.tree.map(kept, inside), counted(rows), norm)
 
-    def planned(tree: Any) -> tuple[Any, Any, Work]:
+    def planned(tree: Any) -> tuple[Any, Any, Plan]:
         """The projected leaves; the others; how the former are stacked."""
         nodes, structure = flatten(tree)
         known = node_names(tree)
@@ -222,15 +225,15 @@ def project_low_rank(
         matrices = structure.unflatten([x if c else mask for x, c in zip(nodes, chosen, strict=True)])
         rest = structure.unflatten([mask if c else x for x, c in zip(nodes, chosen, strict=True)])
         own = [ranks[name] for name in itertools.compress(known, chosen)]
-        work = plan_kept(matrices, make, method=METHOD, layout=layout, shard=shard, turn=SIDES[side], kinds=own)
-        return matrices, rest, work
+        plan = plan_stacks(matrices, make, method=METHOD, layout=layout, shard=shard, transpose=SIDES[side], kinds=own)
+        return matrices, rest, plan
 
     def init(params: optax.Params) -> ProjectLowRankState:
-        matrices, rest, work = planned(params)
-        return ProjectLowRankState(jnp.zeros((), jnp.int32), **init_fields(work, matrices), rest=method.init(rest))
+        matrices, rest, plan = planned(params)
+        return ProjectLowRankState(jnp.zeros((), jnp.int32), **init_fields(plan, matrices), rest=method.init(rest))
 
     def update(updates: Any, state: ProjectLowRankState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        matrices, rest, work = planned(updates)
+        matrices, rest, plan = planned(updates)
         # Scalars are handed to the kernel, which may not close over traced ones.
         numbers = {k: v for k, v in extra.items() if isinstance(v, jax.Array) and v.ndim == 0}
         others = {k: v for k, v in extra.items() if k not in numbers}
@@ -272,9 +275,9 @@ def project_low_rank(
         shared = {"count": state.count, "scale": scale, "extra": numbers}
         shared |= {"growth_limit": growth_limit, "numbers": made.numbers}
         fields = {f: getattr(state, f) for f in Own._fields}
-        marks = phases(work.plan, update_interval if stagger else None)
+        marks = phases(plan, update_interval if stagger else None)
         try:
-            d, fields = map_fields(work, kernel, matrices, fields, shared, marks=marks)
+            d, fields = map_stacks(plan, kernel, matrices, fields, shared, marks=marks)
         except ValueError as error:
             if params is not None and "params" in str(error):
                 raise ValueError(

@@ -2,7 +2,7 @@
 
     updates --layout--> stacks of equal matrices (B, n, m) --function, a share of B per device--> updates
 
-The path is that of every matrix method, see `gradkit/engine/matrices.py`.
+The path is that of every matrix method, see `gradkit/engine/mapping.py`.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,9 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import stateless, transformation
-from gradkit.engine.matrices import MatrixSharding, map_matrices, plan_matrices
-from gradkit.engine.shards import check_shard
+from gradkit.engine.mapping import map_stacks, of_matrices
+from gradkit.engine.planning import plan_stacks
+from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.leaves import Layout, axes_of, map_named
 from gradkit.linalg.orthogonalize import orthogonalize
 
@@ -84,10 +85,10 @@ def shard_matrices(
         matrices = map_named(lambda name, x: x if axes_of(layout, name, x.shape).role in ROLES else None, updates)
         if not jax.tree.leaves(matrices):
             return updates, state
-        plan = plan_matrices(
+        plan = plan_stacks(
             matrices, method="shard_matrices", layout=layout, shard=shard, transpose=transpose, merge=pad
         )
-        done = map_matrices(kernel, matrices, plan)
+        done, _ = map_stacks(plan, of_matrices(kernel, plan), matrices)
         leaves, structure = jax.tree.flatten(updates)
         found = structure.flatten_up_to(done)
         return structure.unflatten([x if y is None else y for x, y in zip(leaves, found, strict=True)]), state

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
-from gradkit.engine.matrices import map_matrices, plan_matrices
+from gradkit.engine.fields import init_fields
+from gradkit.engine.mapping import map_stacks, of_matrices
+from gradkit.engine.parts import beside
 from gradkit.engine.placement import flops
+from gradkit.engine.planning import plan_stacks
 from gradkit.leaves import default_layout, layout
 from gradkit.parallel import collective_bytes
 from tests.by_numpy import by_numpy
@@ -228,11 +231,11 @@ def test_what_cannot_be_known_raises() -> None:
         gk.scale_by_muon(shard=mesh)
     odd = jax.ShapeDtypeStruct((9, 8), jnp.float32)
     with pytest.raises(ValueError, match="do not divide the length 9 of 'w'"):
-        plan_matrices({"w": odd}, method="m", shard=gk.MatrixSharding(mesh, "x", specs=P("x")))
+        plan_stacks({"w": odd}, method="m", shard=gk.MatrixSharding(mesh, "x", specs=P("x")))
     heads = layout((gk.leaves.by_path("query/kernel"), {"splits": (2,) * 8}))
     struct = {"query": {"kernel": jax.ShapeDtypeStruct((8, 2, 8), jnp.float32)}}
     with pytest.raises(ValueError, match="only the first may be sharded"):
-        plan_matrices(struct, method="m", layout=heads, shard=gk.MatrixSharding(mesh, "x", specs=P(None, None, "x")))
+        plan_stacks(struct, method="m", layout=heads, shard=gk.MatrixSharding(mesh, "x", specs=P(None, None, "x")))
 
 
 def test_stacks_are_joined_where_that_saves_rounds() -> None:
@@ -243,7 +246,7 @@ def test_stacks_are_joined_where_that_saves_rounds() -> None:
         shapes = {f"a{i}": (16, 16) for i in range(6)} | {f"b{i}": (small, 16) for i in range(2)}
         tree = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
         shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=P())
-        plan = plan_matrices(tree, method="m", shard=shard, merge=merge)
+        plan = plan_stacks(tree, method="m", shard=shard, transpose=True, merge=merge)
         return sorted((s.n, s.m, s.padded) for s in plan.stacks)
 
     assert stacks(15, False) == [(15, 16, 8), (16, 16, 8)]
@@ -251,10 +254,11 @@ def test_stacks_are_joined_where_that_saves_rounds() -> None:
     assert flops(2, 16) < flops(16, 16)
     many = {f"a{i}": (16, 16) for i in range(8)} | {f"b{i}": (2, 16) for i in range(8)}
     tree = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in many.items()}
-    plan = plan_matrices(tree, method="m", shard=gk.MatrixSharding(mesh, "x", None, 0, P()), merge=True)
+    shard = gk.MatrixSharding(mesh, "x", None, 0, P())
+    plan = plan_stacks(tree, method="m", shard=shard, transpose=True, merge=True)
     assert len(plan.stacks) == 2
     tree = draw({f"a{i}/kernel": (16, 16) for i in range(6)} | {f"b{i}/kernel": (15, 16) for i in range(2)})
-    got, _ = spread(mesh, tree, jax.tree.map(lambda _: P(), tree), gk.MatrixSharding(mesh, "x", None, 0, P()))
+    got, _ = spread(mesh, tree, jax.tree.map(lambda _: P(), tree), shard)
     assert_near(got, alone(tree))
 
 
@@ -267,11 +271,14 @@ def test_one_call_per_shape_up_to_transposition() -> None:
         return 2 * x
 
     tree = draw({"a/kernel": (4, 6), "b/kernel": (6, 4), "ScanBlock_0/kernel": (3, 4, 6), "c/kernel": (5, 5)})
-    got = map_matrices(kernel, tree, plan_matrices(tree, method="m"))
+    plan = plan_stacks(tree, method="m", transpose=True)
+    got, kept = map_stacks(plan, of_matrices(kernel, plan), tree)
+    assert kept == {}
     assert sorted(seen) == [(1, 5, 5), (5, 4, 6)]
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), got, tree)
     seen.clear()
-    map_matrices(kernel, tree, plan_matrices(tree, method="m", transpose=False))
+    plan = plan_stacks(tree, method="m")
+    map_stacks(plan, of_matrices(kernel, plan), tree)
     assert sorted(seen) == [(1, 5, 5), (1, 6, 4), (4, 4, 6)]
 
 
@@ -281,25 +288,33 @@ def test_what_belongs_to_matrices_stays_with_their_owner(place: str) -> None:
     mesh, tree = mesh_of(x=8), draw(EIGHT)
     spec = P() if place == "replicated" else P(None, "x")
 
-    def kernel(x: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
-        own = own + x @ jnp.swapaxes(x, 1, 2)
-        return own @ x, own
+    class Own(NamedTuple):
+        S: Any
+
+    def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+        return Own(beside(jnp.zeros((rows, dims[0], dims[0]), dtype), ((0,), (1,))))
+
+    def kernel(x: jax.Array, own: Own, numbers: Any, _: Any) -> tuple[jax.Array, Own]:
+        S = own.S + numbers["b"] * x @ jnp.swapaxes(x, 1, 2)
+        return S @ x, Own(S)
 
     def run(tree: Any, plan: Any) -> Any:
-        owned = [jnp.zeros((s.padded, s.n, s.n)) for s in plan.stacks]
+        out, fields = tree, init_fields(plan, tree)
         for _ in range(2):
-            out, owned = map_matrices(kernel, tree, plan, owned)
-        return out, owned
+            out, fields = map_stacks(plan, kernel, tree, fields, {"b": jnp.float64(0.5)})
+        return out, fields["S"]
 
-    one = plan_matrices(tree, method="m", transpose=False)
-    many = plan_matrices(tree, method="m", transpose=False, shard=gk.MatrixSharding(mesh, "x", None, 0, spec))
+    one = plan_stacks(tree, make, method="m")
+    many = plan_stacks(tree, make, method="m", shard=gk.MatrixSharding(mesh, "x", None, 0, spec))
     there = put(mesh, tree, jax.tree.map(lambda _: spec, tree))
     compiled = jax.jit(partial(run, plan=many)).lower(there).compile()
     (got, got_owned), (want, want_owned) = compiled(there), run(tree, one)
     assert_near(got, want)
     assert many.stacks[0].padded == 16
-    assert_near(got_owned[0][:12], want_owned[0])
-    assert got_owned[0].addressable_data(0).shape == (2, 8, 8)
+    (S,) = got_owned.values()
+    by_name = {row.split("/")[0]: S.arrays[i] for i, row in enumerate(S.rows) if row}
+    assert_near(by_name, {k: x["kernel"]["inputs"] for k, x in want_owned.items()})
+    assert S.arrays.addressable_data(0).shape == (2, 8, 8)
 
 
 @pytest.mark.full_pipeline

@@ -14,9 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
-from gradkit.engine.per_parameter import init_fields
-from gradkit.engine.tensors import plan_tensors
-from gradkit.engine.works import beside
+from gradkit.engine.fields import init_fields
+from gradkit.engine.parts import beside
+from gradkit.engine.planning import as_tensors, plan_stacks
 from gradkit.parallel import collective_bytes, init_sharded
 from tests.by_numpy import by_numpy
 from tests.parallel.test_matrices import assert_near, mesh_of, put
@@ -175,18 +175,18 @@ def test_plan_of_tensors() -> None:
     mesh: Mesh = jax.make_mesh((2, 2, 2), ("x", "y", "z"), axis_types=(AxisType.Auto,) * 3)
     struct = {"conv": {"kernel": jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.bfloat16)}}
     shard = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", None, "y")}}, min_dim=0)
-    work = plan_tensors(struct, make, method="m", layout=gk.leaves.default_layout, shard=shard)
-    assert work.dims == ((2, 4, 4, 8),) and work.places == ((1, 0, 2, 3),)
-    assert (work.plan.stacks[0].n, work.plan.stacks[0].m) == (32, 8)
-    own = init_fields(work, struct)["S"]["2x4x4x8"]
+    plan = plan_stacks(struct, make, method="m", layout=gk.leaves.default_layout, shard=shard, view=as_tensors)
+    (stack,) = plan.stacks
+    assert stack.dims == (2, 4, 4, 8) and stack.places == (1, 0, 2, 3)
+    assert (stack.n, stack.m) == (32, 8)
+    own = init_fields(plan, struct)["S"]["2x4x4x8"]
     # One tensor, which four devices hold shards of: along x there is nothing left to share out.
     assert own.arrays.shape == (4, 2) and own.arrays.dtype == jnp.float32 and own.owners == ("y", "z")
     five = {"conv": {"kernel": jax.ShapeDtypeStruct((5, 2, 4, 4, 8), jnp.bfloat16)}}
     shard = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, None, "z", None, "y")}}, min_dim=0)
-    work = plan_tensors(
-        five, make, method="m", layout=gk.leaves.layout((gk.leaves.by_path(".*"), {"stack": 1})), shard=shard
-    )
-    assert init_fields(work, five)["S"]["2x4x4x8"].owners == ("y", "z", "x")
+    stacked = gk.leaves.layout((gk.leaves.by_path(".*"), {"stack": 1}))
+    plan = plan_stacks(five, make, method="m", layout=stacked, shard=shard, view=as_tensors)
+    assert init_fields(plan, five)["S"]["2x4x4x8"].owners == ("y", "z", "x")
     three = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, "z", "x", "y")}})
     with pytest.raises(ValueError, match=r"of 'conv/kernel' \[1, 2, 3\] are"):
-        plan_tensors(struct, make, method="m", layout=gk.leaves.default_layout, shard=three)
+        plan_stacks(struct, make, method="m", layout=gk.leaves.default_layout, shard=three, view=as_tensors)

@@ -23,10 +23,11 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import divide, optimizer, scalar, stateless, transformation
-from gradkit.engine.matrices import MatrixSharding, map_matrices, plan_matrices
+from gradkit.engine.mapping import map_stacks, of_matrices
 from gradkit.engine.norms import entries, packed_norms, packed_sums
+from gradkit.engine.planning import plan_stacks
 from gradkit.engine.shape_factor import shape_factor
-from gradkit.engine.shards import check_shard
+from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.leaves import Layout, Method, axes_of, map_named, names
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
@@ -120,8 +121,10 @@ def _orthogonalize(
         }
         known = zip(axes.items(), jax.tree.leaves(updates), strict=True)
         matrices = {name: x for (name, a), x in known if a.inputs and a.outputs}
-        plan = plan_matrices(matrices, method="scale_by_hybrid_auon", layout=layout, shard=shard, merge=True)
-        done = map_matrices(kernel, matrices, plan)
+        plan = plan_stacks(
+            matrices, method="scale_by_hybrid_auon", layout=layout, shard=shard, transpose=True, merge=True
+        )
+        done, _ = map_stacks(plan, of_matrices(kernel, plan), matrices)
         return map_named(lambda name, x: done.get(name, x), updates), state
 
     return transformation("scale_by_hybrid_auon", stateless("scale_by_hybrid_auon", layout), update)

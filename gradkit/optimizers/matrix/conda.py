@@ -21,11 +21,15 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.by_role import by_role
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
-from gradkit.engine.owned import failures, phases, product
-from gradkit.engine.per_parameter import init_fields, map_fields
-from gradkit.engine.refreshes import due, refreshed, renewable
+from gradkit.engine.fields import init_fields
+from gradkit.engine.kronecker import product
+from gradkit.engine.mapping import map_stacks
+from gradkit.engine.owned import phases
+from gradkit.engine.parts import beside, counted, like
+from gradkit.engine.planning import plan_stacks
+from gradkit.engine.refreshes import due, failures, refreshed, renewable
 from gradkit.engine.shards import check_shard
-from gradkit.engine.works import Work, beside, counted, like, plan_kept
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg import singular_basis
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
@@ -152,8 +156,8 @@ def scale_by_conda(
             counted(rows),
         )
 
-    def planned(tree: Any) -> Work:
-        return plan_kept(tree, make, method=method, layout=layout, shard=shard, turn=turn)
+    def planned(tree: Any) -> Plan:
+        return plan_stacks(tree, make, method=method, layout=layout, shard=shard, transpose=turn)
 
     def init(params: optax.Params) -> ScaleByCondaState:
         return ScaleByCondaState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
@@ -187,9 +191,9 @@ def scale_by_conda(
         del params, extra
         t = increment(state.count)
         given = {"t": t, "b1": b1, "b2": b2, "eps": eps, "scale": scale}
-        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
-        marks = phases(work.plan, update_interval if stagger else None)
-        d, fields = map_fields(work, kernel, updates, fields, given, marks=marks)
+        plan, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
+        marks = phases(plan, update_interval if stagger else None)
+        d, fields = map_stacks(plan, kernel, updates, fields, given, marks=marks)
         return d, ScaleByCondaState(t, **fields)
 
     return transformation(method, init, update)

@@ -28,12 +28,15 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.by_role import by_role
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
+from gradkit.engine.fields import init_fields
 from gradkit.engine.keys import as_key, check_key, first_key
-from gradkit.engine.owned import product
-from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.kronecker import product
+from gradkit.engine.mapping import map_stacks
+from gradkit.engine.parts import beside, like
+from gradkit.engine.planning import plan_stacks
 from gradkit.engine.shape_factor import shape_factor
 from gradkit.engine.shards import check_shard
-from gradkit.engine.works import Work, beside, like, plan_kept
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
@@ -173,8 +176,8 @@ def scale_by_dion(
         Q = jax.random.normal(first_key(key), (1, dims[0], width(dims)), dtype)
         return Own(like(jnp.zeros((rows, *dims), dtype)), beside(jnp.tile(Q, (rows, 1, 1)), ((0,), (1,))))
 
-    def planned(tree: Any) -> Work:
-        return plan_kept(tree, make, method=method, layout=layout, shard=shard, turn=SIDES[side])
+    def planned(tree: Any) -> Plan:
+        return plan_stacks(tree, make, method=method, layout=layout, shard=shard, transpose=SIDES[side])
 
     def init(params: optax.Params) -> ScaleByDionState:
         count, kept = (jnp.zeros((), jnp.int32), first_key(key)) if sketched else (None, None)
@@ -202,11 +205,11 @@ def scale_by_dion(
             own = extra.get("key")
             now = jax.random.fold_in(state.key if own is None else as_key(own), zlib.crc32(b"scale_by_dion"))
             now, count = jax.random.fold_in(now, count), increment(count)
-        work = planned(updates)
+        plan = planned(updates)
         given = {"momentum": momentum, "eps": eps, "key": now}
-        tree, fields = map_fields(work, kernel, updates, {"M": state.M, "Q": state.Q}, given)
+        tree, fields = map_stacks(plan, kernel, updates, {"M": state.M, "Q": state.Q}, given)
         d, structure = jax.tree.flatten(tree)
-        s = [shape_factor(axes, shape, "ratio") for axes, shape in zip(work.plan.axes, work.plan.shapes, strict=True)]
+        s = [shape_factor(axes, shape, "ratio") for axes, shape in zip(plan.axes, plan.shapes, strict=True)]
         d = [x * (k if isinstance(k, float) else jnp.asarray(k, x.dtype)) for x, k in zip(d, s, strict=True)]
         return structure.unflatten(d), ScaleByDionState(count, state.key, **fields)
 

@@ -27,6 +27,7 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import blocks_of, cut_blocks, join_blocks, kept_of_blocks, sorted_axes
 from gradkit.engine.core import bias_correction as corrected
 from gradkit.engine.core import increment, optimizer, scalar, transformation
+from gradkit.engine.fields import init_fields, total
 from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
@@ -39,12 +40,13 @@ from gradkit.engine.kronecker import (
     roots,
     statistic,
 )
+from gradkit.engine.mapping import map_stacks
 from gradkit.engine.owned import phases
-from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.parts import counted, like
+from gradkit.engine.planning import as_tensors, plan_stacks
 from gradkit.engine.refreshes import due, renewed
 from gradkit.engine.shards import check_shard
-from gradkit.engine.tensors import plan_tensors, total
-from gradkit.engine.works import Work, counted, like
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
@@ -225,8 +227,8 @@ def _precondition(
         d = join_blocks([d for d, _ in done], dims, limit, x)
         return d, Own(kept(own.L, "L"), kept(own.P, "P"), joined(own.mu, "mu"), joined(own.nu, "nu"), failed)
 
-    def planned(tree: Any) -> Work:
-        return plan_tensors(tree, make, method="distributed_shampoo", layout=layout, shard=shard)
+    def planned(tree: Any) -> Plan:
+        return plan_stacks(tree, make, method="distributed_shampoo", layout=layout, shard=shard, view=as_tensors)
 
     def init(params: optax.Params) -> DistributedShampooState:
         zero, fields = jnp.zeros((), jnp.int32), init_fields(planned(params), params)
@@ -237,10 +239,10 @@ def _precondition(
         t = increment(state.count)
         at = {"t": t, "b1": b1, "b2": b2, "b3": b3, "eps": eps}
         at |= {"graft_b2": graft_b2, "graft_eps": graft_eps}
-        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
-        marks = phases(work.plan, frequency if stagger else None)
-        d, fields = map_fields(work, kernel, updates, fields, at, marks=marks)
-        return d, DistributedShampooState(t, **fields, metrics={"failed_roots": total(work, fields["failed"])})
+        plan, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
+        marks = phases(plan, frequency if stagger else None)
+        d, fields = map_stacks(plan, kernel, updates, fields, at, marks=marks)
+        return d, DistributedShampooState(t, **fields, metrics={"failed_roots": total(plan, fields["failed"])})
 
     return transformation("distributed_shampoo", init, update)
 

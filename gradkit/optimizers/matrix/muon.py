@@ -22,9 +22,10 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import increment, optimizer, scalar, settle, transformation, zeros
-from gradkit.engine.matrices import MatrixSharding, check_matrix, map_matrices, plan_matrices
+from gradkit.engine.mapping import map_stacks, of_matrices
+from gradkit.engine.planning import check_matrix, plan_stacks
 from gradkit.engine.shape_factor import SCALES, shape_factor
-from gradkit.engine.shards import check_shard
+from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.leaves.derived import label_nodes
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
@@ -134,8 +135,9 @@ def scale_by_muon(
         mu = settle(jax.tree.map(mean, state.mu, updates))
         u = jax.tree.map(look, mu, updates)
         # A function of the user's may feel padding; Newton-Schulz and the SVD keep zero rows and columns.
-        plan = plan_matrices(u, method="scale_by_muon", layout=layout, shard=shard, merge=not callable(method))
-        o, structure = jax.tree.flatten(map_matrices(kernel, u, plan))
+        pad = not callable(method)
+        plan = plan_stacks(u, method="scale_by_muon", layout=layout, shard=shard, transpose=True, merge=pad)
+        o, structure = jax.tree.flatten(map_stacks(plan, of_matrices(kernel, plan), u)[0])
         s = [shape_factor(axes, shape, scale) for axes, shape in zip(plan.axes, plan.shapes, strict=True)]
         d = [o * (s if isinstance(s, float) else jnp.asarray(s, o.dtype)) for o, s in zip(o, s, strict=True)]
         return structure.unflatten(d), ScaleByMuonState(count, mu)

@@ -23,6 +23,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources
 from gradkit.engine.core import bias_correction, increment, need, optimizer, transformation
+from gradkit.engine.fields import init_fields, total
 from gradkit.engine.kronecker import (
     BY_LAYOUT,
     Factors,
@@ -34,12 +35,13 @@ from gradkit.engine.kronecker import (
     roots,
     statistic,
 )
+from gradkit.engine.mapping import map_stacks
 from gradkit.engine.owned import phases
-from gradkit.engine.per_parameter import init_fields, map_fields
+from gradkit.engine.parts import beside, counted, like
+from gradkit.engine.planning import as_tensors, plan_stacks
 from gradkit.engine.refreshes import due, renewed
 from gradkit.engine.shards import check_shard
-from gradkit.engine.tensors import plan_tensors, total
-from gradkit.engine.works import Work, beside, counted, like
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
@@ -185,14 +187,14 @@ def scale_by_shampoo(
         )
         return Own(L, P, like(jnp.zeros((rows, *dims), dtype)) if averaged else None, counted(rows))
 
-    def planned(tree: Any) -> Work:
-        return plan_tensors(tree, make, method="scale_by_shampoo", layout=layout, shard=shard)
+    def planned(tree: Any) -> Plan:
+        return plan_stacks(tree, make, method="scale_by_shampoo", layout=layout, shard=shard, view=as_tensors)
 
     def init(params: optax.Params) -> ScaleByShampooState:
-        work, zero = planned(params), jnp.zeros((), jnp.int32)
-        for dims in work.dims:
-            exponents_of(exponent, len(dims))
-        return ScaleByShampooState(zero, **init_fields(work, params), metrics={"failed_roots": jnp.zeros_like(zero)})
+        plan, zero = planned(params), jnp.zeros((), jnp.int32)
+        for stack in plan.stacks:
+            exponents_of(exponent, len(stack.dims))
+        return ScaleByShampooState(zero, **init_fields(plan, params), metrics={"failed_roots": jnp.zeros_like(zero)})
 
     def update(updates: Any, state: ScaleByShampooState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
@@ -223,11 +225,11 @@ def scale_by_shampoo(
                 mean = mu / bias_correction(at["b1"], at["t"], G)
             return along_all([x.astype(G.dtype) for x in P], mean), Own(L, P, mu, failed)
 
-        work, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
+        plan, fields = planned(updates), {f: getattr(state, f) for f in Own._fields}
         examples = _examples(updates, extra) if factor_source == "per_example" else []
-        marks = phases(work.plan, update_interval if stagger else None)
-        d, fields = map_fields(work, kernel, updates, fields, numbers, more=examples, marks=marks)
-        return d, ScaleByShampooState(t, **fields, metrics={"failed_roots": total(work, fields["failed"])})
+        marks = phases(plan, update_interval if stagger else None)
+        d, fields = map_stacks(plan, kernel, updates, fields, numbers, more=examples, marks=marks)
+        return d, ScaleByShampooState(t, **fields, metrics={"failed_roots": total(plan, fields["failed"])})
 
     return transformation("scale_by_shampoo", init, update)
 

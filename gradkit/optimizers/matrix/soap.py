@@ -28,6 +28,7 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources, merged_axes
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
+from gradkit.engine.fields import init_fields
 from gradkit.engine.kronecker import (
     BY_LAYOUT,
     along_all,
@@ -38,12 +39,13 @@ from gradkit.engine.kronecker import (
     statistic,
     transposes,
 )
-from gradkit.engine.owned import failures, phases
-from gradkit.engine.per_parameter import init_fields, map_fields
-from gradkit.engine.refreshes import due, refreshed
+from gradkit.engine.mapping import map_stacks
+from gradkit.engine.owned import phases
+from gradkit.engine.parts import beside, counted, like
+from gradkit.engine.planning import as_tensors, plan_stacks
+from gradkit.engine.refreshes import due, failures, refreshed
 from gradkit.engine.shards import check_shard
-from gradkit.engine.tensors import plan_tensors
-from gradkit.engine.works import Work, beside, counted, like
+from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 
@@ -206,8 +208,8 @@ def scale_by_soap(
         (Q, mu, nu), failed = refreshed(now, turned, S, (Q, mu, nu), failed)
         return u.reshape(x.shape), Own(S, Q, mu, nu, failed)
 
-    def planned(tree: Any) -> Work:
-        return plan_tensors(tree, make, method="scale_by_soap", layout=layout, shard=shard)
+    def planned(tree: Any) -> Plan:
+        return plan_stacks(tree, make, method="scale_by_soap", layout=layout, shard=shard, view=as_tensors)
 
     def init(params: optax.Params) -> ScaleBySoapState:
         return ScaleBySoapState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
@@ -217,8 +219,8 @@ def scale_by_soap(
         c, fields = state.count, state._asdict()
         del fields["count"]
         at = {"c": c, "b1": b1, "b2": b2, "beta": beta, "eps": eps}
-        work = planned(updates)
-        d, fields = map_fields(work, kernel, updates, fields, at, marks=phases(work.plan, interval))
+        plan = planned(updates)
+        d, fields = map_stacks(plan, kernel, updates, fields, at, marks=phases(plan, interval))
         return d, ScaleBySoapState(increment(c), **fields)
 
     return transformation("scale_by_soap", init, update)
