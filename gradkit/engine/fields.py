@@ -188,7 +188,8 @@ class WithOwners:
         if any(not isinstance(fields[f], dict) or set(fields[f]) != set(keys) for f in used):
             raise _otherwise(plan, f"{sorted(map(str, fields[used[0]] or ()))[:6]}", f"{sorted(keys)[:6]}")
         self._check(keys if used else [])
-        self.arrays = [{f: self._there(fields[f][key]) for f in used} for key in keys]
+        self.shapes = [plan.of_stack(s, 1) for s in range(len(keys))] if used else []
+        self.arrays = [{f: fields[f][key].arrays for f in used} for key in keys]
 
     def _check(self, keys: list[str]) -> None:
         owned = [(self.fields[self.used[0]][key], [self.fields[f][key].arrays for f in self.used]) for key in keys]
@@ -201,19 +202,11 @@ class WithOwners:
         ):
             raise _otherwise(self.plan, f"(matrices, mesh axes) {have}", f"{want}")
 
-    def _there(self, owned: Owned) -> Any:
-        mesh = self.plan.mesh
-        if mesh is None or AxisType.Explicit not in mesh.axis_types:
-            return owned.arrays
-        # What an init under jit has made without out_shardings may still be replicated.
-        spec = PartitionSpec(owned.owners or None)
-        return jax.tree.map(lambda x: jax.sharding.reshard(x, spec), owned.arrays)
-
     def own(self, s: int, arrays: Any) -> Any:
         """What is kept of the tensors of a stack, of the arrays of this device."""
         if not self.used:
             return None
-        shape = self.plan.of_stack(s, 1)
+        shape = self.shapes[s]
         return type(shape)(**{f: arrays.get(f) for f in shape._fields})
 
     def apart(self, s: int, own: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from gradkit.engine.exchange import enter, flattened, gather, leaf_of, leave, on_fused, unchanged, views
 from gradkit.engine.fields import PerParameter, WithOwners
@@ -68,14 +68,14 @@ def map_stacks(
     leaves, others = tuple(jax.tree.leaves(tree)), tuple(tuple(jax.tree.leaves(t)) for t in more)
     ordered = plan.alone and jax.default_backend() == "cpu" and bytes_of((leaves, fields)) > IN_ORDER
 
-    def local(leaves: Any, others: Any, arrays: Any, marks: Any, numbers: Any) -> tuple[Any, list[dict[str, Any]]]:
+    def local(leaves: Any, others: Any, held: Any, numbers: Any) -> tuple[Any, list[dict[str, Any]]]:
         """What one device does."""
         seen = [views(plan, x) for x in (leaves, *others)]
 
         def made(s: int) -> tuple[Any, dict[str, Any]]:
             stack = plan.stacks[s]
-            x, *rest = (enter(plan, s, own) for own in seen)
-            y, own = kernels[s](x, kept.own(s, arrays[s]), numbers, marks[s], *rest)
+            (arrays, mark), (x, *rest) = held[s], (enter(plan, s, own) for own in seen)
+            y, own = kernels[s](x, kept.own(s, arrays), numbers, mark, *rest)
             y = flattened(stack, y)
             if plan.comm_dtype is not None and plan.shared(stack) > 1:
                 y = y.astype(plan.comm_dtype)
@@ -98,21 +98,24 @@ def map_stacks(
         parts = merged(*done.values())
         return tuple(leaf_of(plan, i, parts.get(i), x) for i, x in enumerate(leaves)), new
 
-    given, restored = _traced(numbers)
+    held = list(zip(kept.arrays, marks, strict=True))
     if plan.mesh is None:
-        out, new = local(leaves, others, kept.arrays, marks, numbers)
+        out, new = local(leaves, others, held, numbers)
     else:
-        owners = [PartitionSpec(stack.owners) for stack in plan.stacks]
-        places = [jax.tree.map(lambda _, p=p: p, own) for p, own in zip(owners, kept.arrays, strict=True)]
-        at = [jax.tree.map(lambda _, p=p: p, mark) for p, mark in zip(owners, marks, strict=True)]
+        given, restored = _traced(numbers)
+        owners = [PartitionSpec(stack.owners or None) for stack in plan.stacks]
+        places = [jax.tree.map(lambda _, p=p: p, own) for p, own in zip(owners, held, strict=True)]
+        if AxisType.Explicit in plan.mesh.axis_types:
+            # What an init under jit has made without out_shardings may still be replicated.
+            held = jax.tree.map(jax.sharding.reshard, held, places)
         # Results of an all-gather are the same everywhere, which the type checker of shard_map cannot know.
         out, new = jax.shard_map(
-            lambda leaves, others, arrays, marks, given: local(leaves, others, arrays, marks, restored(given)),
+            lambda leaves, others, held, given: local(leaves, others, held, restored(given)),
             mesh=plan.mesh,
-            in_specs=(plan.specs, (plan.specs,) * len(others), places, at, PartitionSpec()),
-            out_specs=(plan.specs, places),
+            in_specs=(plan.specs, (plan.specs,) * len(others), places, PartitionSpec()),
+            out_specs=(plan.specs, [own for own, _ in places]),
             check_vma=False,
-        )(leaves, others, kept.arrays, marks, given)
+        )(leaves, others, held, given)
     if plan.alone:
         out = [as_it_lay(x, y) for x, y in zip(out, like, strict=True)]
     return structure.unflatten(out), kept.after(new)
