@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkit.engine.placement import in_order_of_leaf
 from gradkit.engine.stacks import Plan, Slot, Stack
 from gradkit.leaves import from_matrices, to_matrices
 
@@ -97,6 +98,7 @@ def enter(plan: Plan, s: int, seen: Views) -> jax.Array:
     if stack.cut.spread:
         share = x.shape[0] // math.prod(plan.sizes[a] for a in stack.cut.spread)
         x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(stack.cut.spread) * share, share)
+    x = in_order_of_leaf(in_order_of_leaf(x, 1, stack.cut.row_order), 2, stack.cut.column_order)
     flat, forth, _ = _orders(stack)
     return x.reshape(-1, *flat).transpose(forth)
 
@@ -112,6 +114,8 @@ def leave(plan: Plan, s: int, y: jax.Array, seen: Views, dtype: Any = None) -> d
       dtype: in which they leave, where y was sent in another. Default None: that of y.
     """
     stack = plan.stacks[s]
+    y = in_order_of_leaf(y, 2, stack.cut.column_order, back=True)
+    y = in_order_of_leaf(y, 1, stack.cut.row_order, back=True)
     if stack.cut.rows:
         y = _exchange(y, stack.cut.rows, 1, 0)
     if stack.cut.columns:

@@ -41,9 +41,9 @@ def map_stacks(
     Args:
       plan: of this tree.
       kernel: (B, d_1, ..., d_k), own, numbers, mark, and as much of `more` -> the same shape, own; or one for every
-        stack. It sees complete tensors, in an order of their own, zeros at the end; where an axis is flattened from
-        several of which an inner one is sharded, its entries may come in another order, the same at every step. It
-        cannot close over what is traced over Explicit axes: that must come in `numbers`.
+        stack. It sees complete tensors, in an order of their own, zeros at the end; where nothing is kept, and a side
+        is flattened from several axes of which an inner one is sharded, its entries may come in another order, the same
+        at every step. It cannot close over what is traced over Explicit axes: that must come in `numbers`.
       tree: the leaves.
       fields: what `init_fields` made, or this function. Default None: nothing is kept, and `own` is None.
       numbers: what the kernel reads besides, by name, the same on all devices: arrays, or Python numbers, which stay

@@ -177,6 +177,8 @@ def plan_stacks(
                 transposed = transpose and (rows > columns or square)
             transposed = transposed and not fused
             there = cut.transposed() if transposed else cut
+            if make is None:  # Without a state, the order of the entries makes no difference.
+                there = there._replace(row_order=(), column_order=())
             n, m = (columns, rows) if transposed else (rows, columns)
             there = there._replace(spread=spread_over(there, wanted, small=min(n, m) < least, sizes=sizes))
             alike = (own.dims, own.places, None if kinds is None else kinds[i])
