@@ -40,12 +40,11 @@ def views(plan: Plan, leaves: Sequence[jax.Array]) -> Views:
     return [x if is_plain(plan, i) else to_matrices(x, plan.local_axes(i)) for i, x in enumerate(leaves)]
 
 
-def _sides(plan: Plan, slot: Slot, x: Any) -> tuple[int, int]:
-    """The rows and columns of a leaf's own matrices on this device."""
-    if isinstance(x, tuple):
-        return x[slot.part].shape[1:]
-    axes = plan.axes[slot.leaf]
-    return math.prod(x.shape[a] for a in axes.inputs), math.prod(x.shape[a] for a in axes.outputs)
+def _sides(plan: Plan, slot: Slot) -> tuple[int, int]:
+    """The rows and columns that a leaf's own matrices have on this device."""
+    axes, shape = plan.local_axes(slot.leaf), plan.local_shape(slot.leaf)
+    rows, columns = (math.prod(shape[a] for a in group) for group in (axes.inputs, axes.outputs))
+    return rows, axes.splits[slot.part] if axes.splits else columns
 
 
 def _rows(pieces: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
@@ -79,7 +78,7 @@ def enter(plan: Plan, s: int, seen: Views) -> jax.Array:
     )
 
     def one(slot: Slot) -> jax.Array:
-        x, (rows, columns) = seen[slot.leaf], _sides(plan, slot, seen[slot.leaf])
+        x, (rows, columns) = seen[slot.leaf], _sides(plan, slot)
         x = x[slot.part] if isinstance(x, tuple) else x
         if slot.transposed:
             x, rows, columns = jnp.swapaxes(x.reshape(slot.count, rows, columns), 1, 2), columns, rows
@@ -103,14 +102,13 @@ def enter(plan: Plan, s: int, seen: Views) -> jax.Array:
     return x.reshape(-1, *flat).transpose(forth)
 
 
-def leave(plan: Plan, s: int, y: jax.Array, seen: Views, dtype: Any = None) -> dict[int, Any]:
+def leave(plan: Plan, s: int, y: jax.Array, dtype: Any = None) -> dict[int, Any]:
     """What a stack has of its leaves: per leaf its matrices by the number of their weight, sharded as they came.
 
     Args:
       plan: of the leaves.
       s: the number of the stack.
       y: (B, n, m), as `flattened` makes it.
-      seen: the leaves as they came.
       dtype: in which they leave, where y was sent in another. Default None: that of y.
     """
     stack = plan.stacks[s]
@@ -122,14 +120,14 @@ def leave(plan: Plan, s: int, y: jax.Array, seen: Views, dtype: Any = None) -> d
         y = _exchange(y, stack.cut.columns, 2, 0)
     out: dict[int, Any] = {}
     for slot, z in zip(stack.slots, _of_slots(stack, y), strict=True):
-        x, (rows, columns) = seen[slot.leaf], _sides(plan, slot, seen[slot.leaf])
+        rows, columns = _sides(plan, slot)
         n, m = (columns, rows) if slot.transposed else (rows, columns)
         if (n, m) != y.shape[1:]:
             z = z.reshape(slot.count, *y.shape[1:])[:, :n, :m]
         if slot.transposed:
             z = jnp.swapaxes(z.reshape(slot.count, n, m), 1, 2)
         z = z if dtype is None else z.astype(dtype)
-        shape = (slot.count, rows, columns) if isinstance(x, tuple) else x.shape
+        shape = plan.local_shape(slot.leaf) if is_plain(plan, slot.leaf) else (slot.count, rows, columns)
         out.setdefault(slot.leaf, {})[slot.part] = z.reshape(shape)
     return out
 

@@ -127,7 +127,7 @@ class PerParameter:
             if self.kinds[f] == COUNTED:
                 new[f] = jnp.sum(value, dtype=jnp.int32)
             elif self.kinds[f] == LIKE:
-                new[f] = leave(self.plan, s, flattened(self.plan.stacks[s], value), self.moments[f])
+                new[f] = leave(self.plan, s, flattened(self.plan.stacks[s], value))
             elif self.kinds[f] is not None:
                 pairs = zip(parts_of(getattr(self.shapes[s], f)), jax.tree.leaves(value), strict=True)
                 new[f] = self._by_leaf(s, [(path, part, separated(self.plan, s, x)) for (path, part), x in pairs])

@@ -79,7 +79,7 @@ def map_stacks(
             y = flattened(stack, y)
             if plan.comm_dtype is not None and plan.shared(stack) > 1:
                 y = y.astype(plan.comm_dtype)
-            return y if stack.cut.spread else leave(plan, s, y, seen[0], stack.dtype), kept.apart(s, own)
+            return y if stack.cut.spread else leave(plan, s, y, stack.dtype), kept.apart(s, own)
 
         done: dict[int, Any] = {}
         new: list[dict[str, Any]] = []
@@ -94,7 +94,7 @@ def map_stacks(
             new.append(own)
         spread = {s: y for s, y in done.items() if plan.stacks[s].cut.spread}
         for s, y in gather(plan, spread).items():
-            done[s] = leave(plan, s, y, seen[0], plan.stacks[s].dtype)
+            done[s] = leave(plan, s, y, plan.stacks[s].dtype)
         parts = merged(*done.values())
         return tuple(leaf_of(plan, i, parts.get(i), x) for i, x in enumerate(leaves)), new
 
@@ -121,13 +121,14 @@ def map_stacks(
     return structure.unflatten(out), kept.after(new)
 
 
-def of_matrices(function: Callable[[jax.Array], jax.Array], plan: Plan) -> list[Callable[..., Any]]:
-    """The kernels, for `map_stacks`, of a function of matrices (B, n, m) of which nothing is kept."""
+def apply_to_matrices(plan: Plan, function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+    """Applies a function of a batch of matrices (B, n, m), of which nothing is kept, once per stack."""
 
     def on(one: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
         return lambda x, own, numbers, mark: (one(x), own)
 
-    return [on(on_fused(function, stack, plan.transpose) if stack.splits else function) for stack in plan.stacks]
+    kernels = [on(on_fused(function, stack, plan.transpose) if stack.splits else function) for stack in plan.stacks]
+    return map_stacks(plan, kernels, tree)[0]
 
 
 def _traced(numbers: dict[str, Any]) -> tuple[list[jax.Array], Callable[[list[jax.Array]], dict[str, Any]]]:

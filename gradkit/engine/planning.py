@@ -3,6 +3,7 @@
 A view says how the tensors of one leaf are seen:
 
     as_matrices   the inputs and the outputs of the layout are rows and columns; a fused weight is a matrix of its own
+    as_rows       the same, and a leaf without inputs is a matrix of one row
     as_tensors    every axis that is no stack axis is an axis of the tensor; flattened about a sharded one
 
 On a mesh of which N devices share a stack, it is padded to a multiple of N and every device gets B / N complete
@@ -59,6 +60,12 @@ def as_matrices(method: str, name: str, shape: tuple[int, ...], axes: Axes, over
     """A leaf as matrices of its inputs and outputs."""
     del over
     check_matrix(method, name, shape, axes)
+    return View(axes, (axes.inputs, axes.outputs))
+
+
+def as_rows(method: str, name: str, shape: tuple[int, ...], axes: Axes, over: list[tuple[str, ...]]) -> View:
+    """A leaf as matrices of its inputs and outputs; one without inputs is one row, one without outputs one column."""
+    del method, name, shape, over
     return View(axes, (axes.inputs, axes.outputs))
 
 

@@ -6,8 +6,11 @@ match_rms_adamw    s = 0.2 sqrt(max(inputs, outputs))
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradkit.leaves import Axes
@@ -39,3 +42,12 @@ def shape_factor(axes: Axes, shape: tuple[int, ...], scale: str | None) -> Any:
     columns = columns.reshape([shape[a] for a in axes.outputs])
     columns = columns.transpose(np.argsort(axes.outputs))
     return columns.reshape([k if a in axes.outputs else 1 for a, k in enumerate(shape)])
+
+
+def scale_by_shape(tree: Any, axes: Sequence[Axes], shapes: Sequence[tuple[int, ...]], scale: str | None) -> Any:
+    """A tree of which every leaf is multiplied by its s, of the shape that it has on all devices together."""
+    leaves, structure = jax.tree.flatten(tree)
+    s = [shape_factor(own, shape, scale) for own, shape in zip(axes, shapes, strict=True)]
+    return structure.unflatten(
+        [x * (k if isinstance(k, float) else jnp.asarray(k, x.dtype)) for x, k in zip(leaves, s, strict=True)]
+    )

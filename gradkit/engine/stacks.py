@@ -141,6 +141,12 @@ class Plan:
         axes, spec = self.axes[leaf], entries(self.specs[leaf], len(self.shapes[leaf]))
         return axes._replace(splits=()) if any(spec[a] for a in axes.outputs) else axes
 
+    def local_shape(self, leaf: int) -> tuple[int, ...]:
+        """The shape of a leaf on one device."""
+        shape = self.shapes[leaf]
+        over = entries(self.specs[leaf], len(shape))
+        return tuple(k // math.prod(self.sizes[a] for a in axes) for k, axes in zip(shape, over, strict=True))
+
     def sources_of(self, slot: Slot, kind: Sources) -> Sources:
         """The sources of an array (stack, ...) in the axes of its leaf."""
         own = self.sources[slot.leaf]

@@ -15,7 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import stateless, transformation
-from gradkit.engine.mapping import map_stacks, of_matrices
+from gradkit.engine.mapping import apply_to_matrices
 from gradkit.engine.planning import plan_stacks
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.leaves import Layout, axes_of, map_named
@@ -88,7 +88,7 @@ def shard_matrices(
         plan = plan_stacks(
             matrices, method="shard_matrices", layout=layout, shard=shard, transpose=transpose, merge=pad
         )
-        done, _ = map_stacks(plan, of_matrices(kernel, plan), matrices)
+        done = apply_to_matrices(plan, kernel, matrices)
         leaves, structure = jax.tree.flatten(updates)
         found = structure.flatten_up_to(done)
         return structure.unflatten([x if y is None else y for x, y in zip(leaves, found, strict=True)]), state

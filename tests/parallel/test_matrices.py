@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.engine.fields import init_fields
-from gradkit.engine.mapping import map_stacks, of_matrices
+from gradkit.engine.mapping import apply_to_matrices, map_stacks
 from gradkit.engine.parts import beside
 from gradkit.engine.placement import flops
 from gradkit.engine.planning import plan_stacks
@@ -272,13 +272,11 @@ def test_one_call_per_shape_up_to_transposition() -> None:
 
     tree = draw({"a/kernel": (4, 6), "b/kernel": (6, 4), "ScanBlock_0/kernel": (3, 4, 6), "c/kernel": (5, 5)})
     plan = plan_stacks(tree, method="m", transpose=True)
-    got, kept = map_stacks(plan, of_matrices(kernel, plan), tree)
-    assert kept == {}
+    got = apply_to_matrices(plan, kernel, tree)
     assert sorted(seen) == [(1, 5, 5), (5, 4, 6)]
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), got, tree)
     seen.clear()
-    plan = plan_stacks(tree, method="m")
-    map_stacks(plan, of_matrices(kernel, plan), tree)
+    apply_to_matrices(plan_stacks(tree, method="m"), kernel, tree)
     assert sorted(seen) == [(1, 5, 5), (1, 6, 4), (4, 4, 6)]
 
 

@@ -23,7 +23,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import divide, optimizer, scalar, stateless, transformation
-from gradkit.engine.mapping import map_stacks, of_matrices
+from gradkit.engine.mapping import apply_to_matrices
 from gradkit.engine.norms import entries, packed_norms, packed_sums
 from gradkit.engine.planning import plan_stacks
 from gradkit.engine.shape_factor import shape_factor
@@ -124,7 +124,7 @@ def _orthogonalize(
         plan = plan_stacks(
             matrices, method="scale_by_hybrid_auon", layout=layout, shard=shard, transpose=True, merge=True
         )
-        done, _ = map_stacks(plan, of_matrices(kernel, plan), matrices)
+        done = apply_to_matrices(plan, kernel, matrices)
         return map_named(lambda name, x: done.get(name, x), updates), state
 
     return transformation("scale_by_hybrid_auon", stateless("scale_by_hybrid_auon", layout), update)

@@ -34,7 +34,7 @@ from gradkit.engine.kronecker import product
 from gradkit.engine.mapping import map_stacks
 from gradkit.engine.parts import beside, like
 from gradkit.engine.planning import plan_stacks
-from gradkit.engine.shape_factor import shape_factor
+from gradkit.engine.shape_factor import scale_by_shape
 from gradkit.engine.shards import check_shard
 from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
@@ -208,10 +208,8 @@ def scale_by_dion(
         plan = planned(updates)
         given = {"momentum": momentum, "eps": eps, "key": now}
         tree, fields = map_stacks(plan, kernel, updates, {"M": state.M, "Q": state.Q}, given)
-        d, structure = jax.tree.flatten(tree)
-        s = [shape_factor(axes, shape, "ratio") for axes, shape in zip(plan.axes, plan.shapes, strict=True)]
-        d = [x * (k if isinstance(k, float) else jnp.asarray(k, x.dtype)) for x, k in zip(d, s, strict=True)]
-        return structure.unflatten(d), ScaleByDionState(count, state.key, **fields)
+        d = scale_by_shape(tree, plan.axes, plan.shapes, "ratio")
+        return d, ScaleByDionState(count, state.key, **fields)
 
     return transformation(method, init, update)
 

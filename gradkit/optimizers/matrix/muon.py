@@ -22,9 +22,9 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import increment, optimizer, scalar, settle, transformation, zeros
-from gradkit.engine.mapping import map_stacks, of_matrices
+from gradkit.engine.mapping import apply_to_matrices
 from gradkit.engine.planning import check_matrix, plan_stacks
-from gradkit.engine.shape_factor import SCALES, shape_factor
+from gradkit.engine.shape_factor import SCALES, scale_by_shape
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.leaves.derived import label_nodes
@@ -137,10 +137,8 @@ def scale_by_muon(
         # A function of the user's may feel padding; Newton-Schulz and the SVD keep zero rows and columns.
         pad = not callable(method)
         plan = plan_stacks(u, method="scale_by_muon", layout=layout, shard=shard, transpose=True, merge=pad)
-        o, structure = jax.tree.flatten(map_stacks(plan, of_matrices(kernel, plan), u)[0])
-        s = [shape_factor(axes, shape, scale) for axes, shape in zip(plan.axes, plan.shapes, strict=True)]
-        d = [o * (s if isinstance(s, float) else jnp.asarray(s, o.dtype)) for o, s in zip(o, s, strict=True)]
-        return structure.unflatten(d), ScaleByMuonState(count, mu)
+        o = apply_to_matrices(plan, kernel, u)
+        return scale_by_shape(o, plan.axes, plan.shapes, scale), ScaleByMuonState(count, mu)
 
     return transformation("scale_by_muon", init, update)
 

@@ -7,6 +7,7 @@ NS(M)  X = M / (|M| + eps), then ns_steps times X <- a X + b A X + c A^2 X with 
 x_t    x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,10 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer, scalar, stateless, transformation
-from gradkit.leaves import Layout, Method, axes_of, from_matrices, map_named, to_matrices
+from gradkit.engine.mapping import apply_to_matrices
+from gradkit.engine.planning import as_rows, plan_stacks
+from gradkit.engine.shape_factor import scale_by_shape
+from gradkit.leaves import Layout, Method
 from gradkit.linalg import orthogonalize
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
 
@@ -27,24 +31,13 @@ PAPER = Paper(
 def _orthogonalize(
     steps: int, dtype: Any, eps: Any, b1: Any, layout: Layout | None
 ) -> optax.GradientTransformationExtraArgs:
-    def direction(name: str, m: jax.Array) -> jax.Array:
-        axes = axes_of(layout, name, m.shape)
-
-        def one(M: jax.Array) -> jax.Array:
-            scale = max(1.0, M.shape[-1] / max(1, M.shape[-2])) ** 0.5
-            return scale * orthogonalize(M, steps=steps, eps=eps, dtype=dtype)
-
-        lies = jax.typeof(m).sharding
-        sharded = any(entry is not None for entry in lies.spec)  # over Explicit axes; Auto ones are the compiler's
-        unscaled = m / (1 - scalar(b1, m))
-        if sharded:
-            unscaled = jax.sharding.reshard(unscaled, jax.sharding.PartitionSpec())
-        out = from_matrices([one(M) for M in to_matrices(unscaled, axes)], m.shape, axes)
-        return jax.sharding.reshard(out, lies) if sharded else out
+    kernel = partial(orthogonalize, steps=steps, eps=eps, dtype=dtype)
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del params, extra
-        return map_named(direction, updates), state
+        m = jax.tree.map(lambda m: m / (1 - scalar(b1, m)), updates)
+        plan = plan_stacks(m, method="mars_shampoo", layout=layout, view=as_rows, transpose=True, merge=True)
+        return scale_by_shape(apply_to_matrices(plan, kernel, m), plan.axes, plan.shapes, "spectral"), state
 
     return transformation("mars_shampoo", stateless("mars_shampoo", layout), update)
 
