@@ -17,6 +17,7 @@ import pathlib
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ from gradkit import catalogue, checks, interrupts, leaves
 from gradkit.engine.extras import EXTRAS
 from gradkit.parallel.mesh import parse_axes
 from gradkit.training import chains, inspection, logs, methods, processes, programs, report, trees
-from gradkit.training.flags import parse, usage
+from gradkit.training.flags import definitions, parse, usage
 from gradkit.training.race import Progress, Result, race_config
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.report import listing
@@ -230,9 +231,9 @@ def command_show(arguments: list[str]) -> Task:
         *[("opts out of", f"{check}: {reason}") for check, reason in card.opt_outs.items()],
         *([("note", card.notes)] if card.notes else []),
     ]
-    text = "\n".join(f"{name:<12} {value}" for name, value in facts)
     equations = inspect.getdoc(inspect.getmodule(card.function)) or ""
-    return lambda: print(f"{text}\n\n{equations}\n\n{card.name}\n\n{inspect.getdoc(card.function)}")
+    docstring = f"{equations}\n\n{card.name}\n\n{inspect.getdoc(card.function)}"
+    return lambda: print(f"{definitions(facts, _columns())}\n\n{listing.refilled(docstring, _columns())}")
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
@@ -246,7 +247,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
 }
 
 
-NAMED = "  NAME  a method, as `gradkit list` names it"
+NAMED = {
+    "inspect": "a method, as `gradkit list` names it, or FILE.py that defines `chain`; it is executed",
+    "show": "a method, as `gradkit list` names it",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -277,14 +281,10 @@ def main(argv: list[str] | None = None) -> int:
         if name not in COMMANDS:
             offer = checks.nearest(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
             raise ValueError(f"no command is called {name!r}{offer}")
-        command, config = COMMANDS[name]
         if any(argument in ("--help", "-help", "-h") for argument in arguments):
-            flags_text = "\n".join(
-                [*([NAMED] if name in ("show", "inspect") else []), *([usage(config)] if config else [])]
-            )
-            print(f"gradkit {name}: {_first_line(command)}\n\n{flags_text}")
+            print(_help_of(name))
             return 0
-        task = command(arguments)
+        task = COMMANDS[name][0](arguments)
     except (flags.Error, ValueError, OSError, ImportError) as error:
         print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -330,6 +330,16 @@ def _version() -> str:
 
 
 def _help() -> str:
-    commands = [f"  {name:<10} {_first_line(command)}" for name, (command, _) in COMMANDS.items()]
+    commands = definitions([(name, _first_line(command)) for name, (command, _) in COMMANDS.items()], _columns())
     more = "`gradkit COMMAND --help` shows the flags of a command, `gradkit --version` what is installed."
-    return "\n".join(["usage: gradkit COMMAND [--flag=value …]", "", *commands, "", more])
+    return "\n\n".join(["usage: gradkit COMMAND [--flag=value …]", commands, textwrap.fill(more, _columns())])
+
+
+def _help_of(name: str) -> str:
+    """What a command does, and its flags."""
+    command, config = COMMANDS[name]
+    rows = [*([("NAME", NAMED[name])] if name in NAMED else []), *(usage(config) if config else [])]
+    usual = " ".join(
+        [f"usage: gradkit {name}", *(["NAME"] if name in NAMED else []), *(["[--flag=value …]"] if config else [])]
+    )
+    return "\n\n".join([usual, textwrap.fill(_first_line(command), _columns()), definitions(rows, _columns())]).rstrip()

@@ -54,12 +54,11 @@ def blame(error: BaseException, where: str) -> str | None:
 
 
 @contextlib.contextmanager
-def blamed(where: str, flag: str) -> Iterator[None]:
+def blamed(where: str) -> Iterator[None]:
     """Within, whatever the code of a file raises becomes a `FileError` of one line, which names the file and the line.
 
     Args:
       where: the file.
-      flag: what the file was given to.
     """
     try:
         yield
@@ -67,16 +66,15 @@ def blamed(where: str, flag: str) -> Iterator[None]:
         said = blame(error, where)
         if said is None:
             raise
-        raise FileError(f"--{flag}={where}: {said}") from error
+        raise FileError(said) from error
 
 
-def executed(where: str, default: str, flag: str) -> tuple[Any, dict[str, Any]]:
+def executed(where: str, default: str) -> tuple[Any, dict[str, Any]]:
     """What a file defines under a name, and all that it defines.
 
     Args:
       where: a file of Python, which is executed; `file.py:name` for another name than the default.
       default: the name that is looked for.
-      flag: what the file was given to, for messages.
 
     Raises:
       FileNotFoundError: no such file.
@@ -84,12 +82,12 @@ def executed(where: str, default: str, flag: str) -> tuple[Any, dict[str, Any]]:
     """
     file, name = _file_and_name(where, default)
     if not pathlib.Path(file).is_file():
-        raise FileNotFoundError(f"--{flag}={where}: there is no file {file}")
-    with blamed(where, flag):
+        raise FileNotFoundError(f"there is no file {file}")
+    with blamed(where):
         defined = runpy.run_path(file, run_name=default)
     if name not in defined:
         public = [key for key in defined if not key.startswith("_")]
-        raise ValueError(f"--{flag}={where}: {file} defines no {name!r}{checks.nearest(name, public)}")
+        raise ValueError(f"{file} defines no {name!r}{checks.nearest(name, public)}")
     return defined[name], defined
 
 
@@ -100,7 +98,7 @@ def from_file(where: str) -> tuple[optax.GradientTransformation | Callable[..., 
       FileNotFoundError: no such file.
       ValueError: as `executed`; or the file has something else under the name.
     """
-    found, defined = executed(where, "chain", "chain")
+    found, defined = executed(where, "chain")
     race = defined.get("race", Race())
     if not isinstance(race, Race):
         raise ValueError(f"--chain={where}: race must be a gk.catalogue.Race, got {race!r}")
@@ -112,7 +110,7 @@ def from_file(where: str) -> tuple[optax.GradientTransformation | Callable[..., 
 
     @functools.wraps(found)
     def chain(*args: Any) -> Any:
-        with blamed(where, "chain"):
+        with blamed(where):
             return found(*args)
 
     return chain, race
@@ -125,7 +123,7 @@ def problem_from_file(where: str) -> Workload:
       FileNotFoundError: no such file.
       ValueError: as `executed`; or the file has something else under the name.
     """
-    found, _ = executed(where, "problem", "problem")
+    found, _ = executed(where, "problem")
     if not isinstance(found, Workload):
         raise ValueError(f"--problem={where}: problem must be what gk.workloads.problem(...) returns, got {found!r}")
     return found

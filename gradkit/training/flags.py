@@ -1,9 +1,10 @@
 """absl flags generated from a frozen dataclass, so that a command and a notebook take the same settings."""
 
 import dataclasses
+import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
@@ -65,12 +66,35 @@ def parse(config: type, arguments: list[str]) -> Any:
     return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
 
-def usage(config: type) -> str:
-    """One line per flag: name, default, meaning."""
-    width = max(len(field.name) for field in _fields(config))
-    lines = []
+def usage(config: type) -> list[tuple[str, str]]:
+    """Every flag, with its meaning and default."""
+    rows = []
     for field in _fields(config):
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "" if default is None or default is False else f" [{default}]"
-        lines.append(f"  --{field.name:<{width}}  {field.metadata['help']}{shown}")
+        shown = "" if default is None or default is False or default == "" else f" [{default}]"
+        rows.append((f"--{field.name}", f"{field.metadata['help']}{shown}"))
+    return rows
+
+
+def definitions(rows: Iterable[tuple[str, str]], width: int) -> str:
+    """Terms and their meanings in two columns; a meaning that is too long for the width goes on in its column.
+
+    >>> print(definitions([("--keep", "how many checkpoints are kept [3]"), ("--seed", "of the minibatches")], 30))
+      --keep  how many checkpoints
+              are kept [3]
+      --seed  of the minibatches
+    """
+    rows = list(rows)
+    room = max((len(term) for term, _ in rows), default=0)
+    lines = []
+    for term, meaning in rows:
+        start = f"  {term:<{room}}  "
+        lines += textwrap.wrap(
+            meaning,
+            width,
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     return "\n".join(lines)

@@ -109,7 +109,9 @@ class TrainConfig:
 
     workload: str = setting("digits_mlp", "the problem")
     method: str | None = setting(None, "the method, as `gradkit list` names it; default: adamw")
-    chain: str | None = setting(None, "instead: FILE.py that defines `chain`, a transformation or a function of a rate")
+    chain: str | None = setting(
+        None, "instead: FILE.py that defines `chain`, a transformation or a function of a rate; it is executed"
+    )
     aggregator: str | None = setting(None, "how the gradients of tasks are aggregated, like upgrad; default: their sum")
     learning_rate: float | None = setting(None, "peak learning rate; default: the centre of the method's grid")
     steps: int | None = setting(None, "steps; default: the workload's budget")

@@ -66,7 +66,7 @@ def from_json(where: str) -> Any:
     """The tree that a JSON file describes; see the head of this file."""
     file = pathlib.Path(where)
     if not file.is_file():
-        raise FileNotFoundError(f"--params={where}: there is no file {file}")
+        raise FileNotFoundError(f"there is no file {file}")
     try:
         read = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -120,7 +120,7 @@ def _leaf(what: str, entry: Any) -> Any:
 
 def from_python(where: str) -> Any:
     """The tree that a Python file defines as `params`: a function, which is only traced, or the tree itself."""
-    found, _ = chains.executed(where, "params", "params")
+    found, _ = chains.executed(where, "params")
     given: list[Any] = []
 
     def call() -> Any:
@@ -130,7 +130,7 @@ def from_python(where: str) -> Any:
             return ()
         return tree
 
-    with chains.blamed(where, "params"):
+    with chains.blamed(where):
         tree = jax.eval_shape(call)
     tree = given[0] if given else tree
     if not jax.tree.leaves(tree):

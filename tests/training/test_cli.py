@@ -35,7 +35,7 @@ def test_show_gives_paper_equations_and_evidence(capsys):
 
 def test_show_says_what_a_method_needs_and_how_it_races(capsys):
     assert main(["gradkit", "show", "vr_lars"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "grad_moments: gk.gradients.GradientMoments over 2 or more parts" in text
     assert "vr_lars: rates around 0.5, 10 times less to more; warm-up and cosine; trust_coefficient=0.02" in text
     assert main(["gradkit", "show", "scale_by_muon"]) == 0

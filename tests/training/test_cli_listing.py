@@ -1,5 +1,7 @@
 """The command line: lists that fit 80 columns, what a typo in a file says, and what a run prints by name."""
 
+import dataclasses
+import inspect
 import io
 import re
 import time
@@ -9,7 +11,7 @@ import jax
 import pytest
 
 from gradkit import catalogue
-from gradkit.cli import main
+from gradkit.cli import COMMANDS, main
 from gradkit.training import RaceConfig, methods
 from gradkit.training.race import Progress
 from gradkit.training.report import listing, ticker, watcher
@@ -39,6 +41,36 @@ def test_list_shows_every_card_once_with_a_description_in_80_columns(capsys: pyt
     assert run("list", "--form=optimizer") == 0
     expected = [card.public_name for card in catalogue.cards("optimizer").values()]
     assert sorted(names_in(capsys.readouterr().out)) == sorted(expected)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_80_columns_and_names_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*filter(None, (command, "--help"))) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    config = COMMANDS[command][1] if command else None
+    fields = [field for field in dataclasses.fields(config) if field.init] if config else []
+    text = " ".join(out.split())
+    for field in fields:
+        assert f" --{field.name} {field.metadata['help'].split()[0]}" in text
+        assert field.metadata["help"] in text
+        assert field.default in (None, False, (), "") or text.count(f"{field.metadata['help']} [") == 1
+    # Whatever is executed says so.
+    assert text.count("FILE.py") == text.count("it is executed")
+
+
+def test_a_method_is_shown_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the code of examples, and what it prints."""
+    for name in ("soap", "scale_by_conda", "egn", "distributed_shampoo", "ghost_batch_norm", "kron"):
+        assert run("show", name) == 0
+        shown, example, reference = re.split(r"\n(?=Example:|Reference:)", capsys.readouterr().out)
+        assert ">>>" in example
+        assert max(map(len, (shown + reference).splitlines())) <= 80
+        # Nothing is lost, and no two arguments are in one line.
+        docstring = inspect.getdoc(catalogue.find(name).function) or ""
+        assert " ".join(docstring.partition("Example:")[0].split()) in " ".join(shown.split())
+        arguments = inspect.signature(catalogue.find(name).function).parameters
+        assert all(re.search(rf"^  {argument}: ", shown, re.MULTILINE) for argument in arguments)
 
 
 def test_list_searches_names_descriptions_and_papers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +155,7 @@ def test_a_typo_in_a_chain_file_is_one_line_with_file_and_line_number(
     captured = capsys.readouterr()
     assert captured.err.startswith("gradkit: ") and captured.err.count("\n") == 1
     assert f"{file}, line 3: {message}" in captured.err
+    assert captured.err.count(str(file)) == 1
 
 
 def test_an_error_of_our_own_is_not_blamed_on_a_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """What there is, as text that fits a terminal: methods with a description each, workloads with their targets."""
 
+import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -31,6 +33,61 @@ def shortened(text: str, width: int) -> str:
     if " " in cut and not text[len(cut)].isspace():
         cut = cut.rpartition(" ")[0]
     return cut.rstrip(" ,;:.") + "…"
+
+
+def refilled(text: str, width: int) -> str:
+    r"""A docstring in lines of at most this width: prose is filled anew, of equations only those lines are broken that
+    are too long, and examples stay as they are.
+
+    >>> print(refilled("m <- b1 m + (1 - b1) g          from t = 1 on\n  b1: decay of the momentum, in [0, 1)", 30))
+    m <- b1 m + (1 - b1) g
+        from t = 1 on
+      b1: decay of the momentum,
+        in [0, 1)
+    """
+    blocks: list[list[str]] = []
+    for line in text.splitlines():
+        if blocks and _goes_on(blocks[-1], line):
+            blocks[-1].append(line)
+        else:
+            blocks.append([line])
+    return "\n".join(line for block in blocks for line in _filled(block, width))
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_entry(line: str) -> bool:
+    """Whether an argument or an error is described from here on."""
+    return re.match(r"\s+\*{0,2}\w[\w, ]*: ", line) is not None
+
+
+def _goes_on(block: list[str], line: str) -> bool:
+    """Whether a line is more of the prose, or of the entry, before it. Prose is filled to 120 columns: a line that is
+    much shorter is the last one of it."""
+    before = block[-1]
+    if not line.strip() or len(before) < 85 or "  " in before.strip() or line.lstrip().startswith(">>>"):
+        return False
+    if _is_entry(block[0]):
+        deeper = _indent(line) - _indent(block[0])
+        return deeper == 2 or (deeper == 0 and len(block) == 1 and not _is_entry(line))
+    return _indent(line) == _indent(before)
+
+
+def _filled(block: list[str], width: int) -> list[str]:
+    first = block[0]
+    if all(len(line) <= width for line in block) or first.lstrip().startswith((">>>", "...")):
+        return block
+    wrap = functools.partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    gap = re.fullmatch(r"(\s*\S.*?\S)\s{3,}(\S(?:.(?!\s{3}))*)", first)
+    if len(block) == 1 and gap is not None:
+        # An equation, and what is said of it behind.
+        indent = " " * (_indent(first) + 4)
+        return [*wrap(gap[1], subsequent_indent=indent), *wrap(gap[2], initial_indent=indent, subsequent_indent=indent)]
+    equation = len(block) == 1 and (" = " in first or "<-" in first)
+    text = " ".join([first.rstrip(), *(line.strip() for line in block[1:])])
+    return wrap(text, subsequent_indent=" " * (_indent(first) + 2 * (equation or _is_entry(first))))
 
 
 def search(cards: Iterable[Card], words: str) -> list[Card]:
