@@ -26,7 +26,7 @@ from gradkit import checks
 from gradkit.training import digests, regroup, storage
 from gradkit.training.links import Leaf, Listing, carried, differences, listing
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Report(NamedTuple):

@@ -45,6 +45,17 @@ def test_the_digests_of_shards_add_up(shape: tuple[int, ...], dtype: Any) -> Non
     assert digests.digest(x.copy()) == whole and digests.digest(np.zeros((0, 3), dtype)) == 0
 
 
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda d: np.dtype(d).name)
+def test_words_are_weighed_one_by_one(dtype: Any) -> None:
+    """The digest is the sum of the digests of arrays that are zero but for one item, wherever that is in its word."""
+    x = drawn((3, 11), dtype)
+    alone = [np.where(np.arange(x.size).reshape(x.shape) == i, x, np.zeros((), dtype)) for i in range(x.size)]
+    assert sum(map(digests.digest, alone)) % 2**64 == digests.digest(x)
+    long = drawn((5000,), dtype)  # many words at a time, of which here one is left
+    one = np.where(np.arange(5000) == 4999, long + np.ones((), dtype), np.zeros((), dtype))
+    assert digests.digest(one) == digests.digest(one[-1:], (4999,)) != 0
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16, np.int8], ids=lambda d: np.dtype(d).name)
 def test_every_bit_of_every_item_counts(dtype: Any) -> None:
     """One bit, and the highest bits of two items together, which a sum of products modulo 2^32 would not see."""

@@ -275,7 +275,7 @@ def test_bad_calls(tmp_path: Path) -> None:
         checkpoints.restore(state, step=4)
     note = checkpoints.folder / "5" / "about" / "about.json"
     note.write_text(json.dumps({**json.loads(note.read_text()), "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, and this version of gradkit reads 2"):
+    with pytest.raises(ValueError, match="has format 99, and this version of gradkit reads 3"):
         checkpoints.restore(state)
 
 
