@@ -1,7 +1,19 @@
 """Pure measurements of a training run."""
 
+from gradkit.diagnostics.convex_schedule_bound import (
+    BaseRate,
+    Terms,
+    bound_curve,
+    convex_schedule_bound,
+    optimal_base_rate,
+)
 from gradkit.diagnostics.directional_sharpness import (
     directional_sharpness,
+)
+from gradkit.diagnostics.extend_schedule import (
+    extend_cooldown,
+    extend_second_stage,
+    transfer_base_rate,
 )
 from gradkit.diagnostics.gradient_noise_scale import (
     NoiseScale,
@@ -33,6 +45,14 @@ from gradkit.diagnostics.project_out_subspace import (
     layer_importance,
     retained_rank,
 )
+from gradkit.diagnostics.range_test import (
+    Suggestion,
+    suggest_learning_rate,
+)
+from gradkit.diagnostics.stability_ratio import (
+    stability_ratio,
+    top_hessian_eigenvalue,
+)
 from gradkit.diagnostics.state_table import (
     state_table,
 )
@@ -52,6 +72,7 @@ from gradkit.diagnostics.welore import (
 )
 
 __all__ = [
+    "BaseRate",
     "BatchScaling",
     "HeavyBallPair",
     "NoiseScale",
@@ -59,10 +80,16 @@ __all__ = [
     "NoiseScaleState",
     "Ritz",
     "StepsExamples",
+    "Suggestion",
+    "Terms",
     "batch_hessian_edge",
     "batch_scaling",
+    "bound_curve",
+    "convex_schedule_bound",
     "critical_batch_size",
     "directional_sharpness",
+    "extend_cooldown",
+    "extend_second_stage",
     "fit_steps_examples",
     "from_moments",
     "gradient_noise_scale",
@@ -71,13 +98,18 @@ __all__ = [
     "lanczos_hyperparameters",
     "layer_importance",
     "metrics",
+    "optimal_base_rate",
     "optimal_kronecker",
     "optimal_rate",
     "retained_rank",
     "ritz",
+    "stability_ratio",
     "state_table",
     "steps_to_target",
     "sublayer_gain",
+    "suggest_learning_rate",
+    "top_hessian_eigenvalue",
+    "transfer_base_rate",
     "welore_factorize",
     "welore_labels",
     "welore_ranks",

@@ -7,6 +7,7 @@ from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
 from gradkit.parallel.manual import declare_specs, inside_shard_map
 from gradkit.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
 from gradkit.parallel.traffic import Collective, collective_bytes
@@ -29,6 +30,7 @@ __all__ = [
     "outer_nesterov",
     "param_shardings",
     "partition_fn",
+    "quadratic_synchronization",
     "quadratic_weighted_average",
     "replica_mean",
     "replicate",

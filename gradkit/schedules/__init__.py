@@ -28,6 +28,10 @@ from gradkit.schedules.heavy_ball import (
     heavy_ball_constants,
     stage_decay_schedule,
 )
+from gradkit.schedules.infinite import (
+    anneal_branch,
+    infinite_schedule,
+)
 from gradkit.schedules.one_cycle import (
     one_cycle,
     one_cycle_b1,
@@ -36,6 +40,16 @@ from gradkit.schedules.phases import (
     Phase,
     Schedule,
     phases,
+)
+from gradkit.schedules.power import (
+    power_schedule,
+)
+from gradkit.schedules.range_test import (
+    lr_range_test,
+)
+from gradkit.schedules.refined import (
+    linear_decay,
+    refined_schedule,
 )
 from gradkit.schedules.sgdr import (
     sgdr,
@@ -59,6 +73,7 @@ __all__ = [
     "Schedule",
     "ademamix_alpha_schedule",
     "ademamix_b3_schedule",
+    "anneal_branch",
     "array_schedule",
     "decay",
     "drop_rate_schedule",
@@ -66,10 +81,15 @@ __all__ = [
     "gradual_warmup",
     "heavy_ball_constants",
     "hold",
+    "infinite_schedule",
+    "linear_decay",
+    "lr_range_test",
     "one_cycle",
     "one_cycle_b1",
     "phases",
+    "power_schedule",
     "ranger21_schedule",
+    "refined_schedule",
     "repeat",
     "sgdr",
     "sgdr_boundaries",

@@ -112,6 +112,10 @@ from gradkit.transforms.project_low_rank import (
     ProjectLowRankState,
     project_low_rank,
 )
+from gradkit.transforms.record_norms import (
+    RecordNormsState,
+    record_norms,
+)
 from gradkit.transforms.reparameterize import (
     ReparameterizeState,
     reparameterize,
@@ -174,6 +178,7 @@ __all__ = [
     "NormalizeAndProjectState",
     "PrecisionState",
     "ProjectLowRankState",
+    "RecordNormsState",
     "ReparameterizeState",
     "RootMeanSquareState",
     "ScaleByAdamState",
@@ -217,6 +222,7 @@ __all__ = [
     "project_low_rank",
     "project_scale_invariant",
     "project_updates",
+    "record_norms",
     "reparameterize",
     "root_mean_square",
     "scale_by_adam",

@@ -1,0 +1,115 @@
+"""How near a learning rate is to the edge of stability: lambda the largest eigenvalue of the Hessian,
+
+    gradient descent                              lambda learning_rate / 2
+    heavy ball, m <- b1 m + g, x <- x - rate m    lambda learning_rate / (2 (1 + b1))
+
+Above 1 the steps along its eigenvector grow. Of a method that divides by a diagonal D, lambda is the largest eigenvalue
+of D^(-1/2) H D^(-1/2).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.diagnostics.lanczos import lanczos, ritz
+from gradkit.engine.core import check_leaves, check_match
+
+PAPER = Paper(
+    "A Loss Curvature Perspective on Training Instability in Deep Learning", "Gilmer et al.", 2021, "2110.04369"
+)
+
+
+def top_hessian_eigenvalue(
+    loss_fn: Callable[..., Any],
+    params: Any,
+    key: Any,
+    *args: Any,
+    iterations: int = 20,
+    preconditioner: Any = None,
+) -> jax.Array:
+    """The largest eigenvalue of the Hessian of a loss, by Lanczos iterations with products of the Hessian.
+
+    Equations: `gk.diagnostics.lanczos`, without reorthogonalization: it only repeats eigenvalues.
+
+    Args:
+      loss_fn: (params, *args) -> a scalar, twice differentiable.
+      params: where the curvature is measured.
+      key: a typed key or an integer, for the first vector.
+      *args: further arguments of the loss, such as a batch.
+      iterations: products with the Hessian, >= 1. Default 20.
+      preconditioner: D > 0, a tree like `params`, such as the root of Adam's second moment plus eps; the eigenvalue is
+        then that of D^(-1/2) H D^(-1/2). Default None: of the Hessian.
+
+    Returns:
+      One number, in float32 or wider: from below, and the nearer the more iterations. Negative where the loss is
+      concave. Collectives: vectors of scalars where leaves are sharded, and what the loss needs.
+
+    Raises:
+      ValueError: a loss that cannot be called, fewer than one iteration, leaves that are not real, a preconditioner
+        that does not match the parameters.
+
+    Example:
+      >>> loss = lambda x: 0.5 * (3 * x[0] ** 2 + x[1] ** 2 - 2 * x[2] ** 2)
+      >>> round(float(top_hessian_eigenvalue(loss, jnp.ones(3), 0)), 4)
+      3.0
+
+    Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv
+    2110.04369.
+    """
+    checks.function("loss_fn", loss_fn)
+    iterations = checks.integer("iterations", iterations, 1)
+    check_leaves("top_hessian_eigenvalue", params, complex_leaves=False)
+    grad_fn = jax.grad(lambda x: loss_fn(x, *args))
+    root = None
+    if preconditioner is not None:
+        check_match("top_hessian_eigenvalue", preconditioner, params)
+        root = jax.tree.map(lambda d, x: jax.lax.rsqrt(jnp.asarray(d, x.dtype)), preconditioner, params)
+
+    def product(v: Any) -> Any:
+        if root is None:
+            return jax.jvp(grad_fn, (params,), (v,))[1]
+        inner = jax.tree.map(jnp.multiply, root, v)
+        return jax.tree.map(jnp.multiply, root, jax.jvp(grad_fn, (params,), (inner,))[1])
+
+    entries = sum(x.size for x in jax.tree.leaves(params))
+    found = ritz(*lanczos(product, key, params, max(1, min(iterations, entries)), reorthogonalize=False))
+    # Where the first vector was spanned by fewer eigenvectors than iterations, values follow that have no weight.
+    tiny = jnp.square(jnp.finfo(found.weights.dtype).eps)
+    return jnp.max(jnp.where(found.weights > tiny, found.values, -jnp.inf))
+
+
+def stability_ratio(eigenvalue: Any, learning_rate: Any, *, b1: Any = 0.0) -> Any:
+    """The learning rate as a share of the largest that is stable at this curvature; above 1 training is unstable.
+
+    Equations: at the head of this file.
+
+    Args:
+      eigenvalue: lambda, as `top_hessian_eigenvalue` measures it; any shape.
+      learning_rate: the rate, >= 0.
+      b1: momentum of m <- b1 m + g, in [0, 1). Default 0: gradient descent. Of an average, m <- b1 m + (1 - b1) g, give
+        the rate times 1 - b1.
+
+    Returns:
+      The ratio, of the shape of `eigenvalue`; negative along a direction of negative curvature.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> stability_ratio(50.0, 0.05), round(stability_ratio(50.0, 0.05, b1=0.9), 3)  # nearly twice as stable
+      (1.25, 0.658)
+
+    Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv
+    2110.04369: warm-up helps as it lets the eigenvalue fall before the rate is large.
+    """
+    checks.real("learning_rate", learning_rate, "[0, inf)")
+    checks.real("b1", b1, "[0, 1)")
+    return eigenvalue * learning_rate / (2 * (1 + b1))
+
+
+register(top_hessian_eigenvalue, form="function", paper=PAPER, collectives="norms")
+register(stability_ratio, form="function", paper=PAPER, example={"eigenvalue": 50.0, "learning_rate": 0.01})
