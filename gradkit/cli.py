@@ -35,7 +35,16 @@ from gradkit.training.race import Progress, Result, race_config
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.report import listing
 from gradkit.training.report.charts import number, reading
-from gradkit.training.settings import DEFAULT_METHOD, DescribeConfig, InspectConfig, ListConfig, RaceConfig, TrainConfig
+from gradkit.training.report.curve import drawing
+from gradkit.training.settings import (
+    DEFAULT_METHOD,
+    DescribeConfig,
+    InspectConfig,
+    ListConfig,
+    RaceConfig,
+    ShowConfig,
+    TrainConfig,
+)
 from gradkit.training.train import Started, go_on, start
 from gradkit.workloads import Workload, available, load, model_shapes, models
 
@@ -212,10 +221,12 @@ def _races(card: catalogue.Card) -> list[tuple[str, str]]:
 
 
 def command_show(arguments: list[str]) -> Task:
-    """Everything about one method: paper, equations, needs, cost, evidence."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise ValueError("show takes one argument, the name of a method: gradkit show lion")
-    card = methods.card_of(arguments[0])
+    """Everything about one method: paper, equations, needs, cost, evidence; of a schedule the curve."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("show takes the name of a method first: gradkit show lion")
+    name, *rest = arguments
+    config, card = parse(ShowConfig, rest), methods.card_of(name)
+    draw = drawing(card, **dataclasses.asdict(config), width=min(_columns(), 100))
     facts = [
         ("name", card.public_name),
         ("form", card.form),
@@ -233,7 +244,8 @@ def command_show(arguments: list[str]) -> Task:
     ]
     equations = inspect.getdoc(inspect.getmodule(card.function)) or ""
     docstring = f"{equations}\n\n{card.name}\n\n{inspect.getdoc(card.function)}"
-    return lambda: print(f"{definitions(facts, _columns())}\n\n{listing.refilled(docstring, _columns())}")
+    said = listing.refilled(docstring, _columns())
+    return lambda: print("\n\n".join([definitions(facts, _columns()), *([draw()] if draw else []), said]))
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
@@ -243,7 +255,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
     "inspect": (command_inspect, InspectConfig),
     "list": (command_list, ListConfig),
     "workloads": (command_workloads, None),
-    "show": (command_show, None),
+    "show": (command_show, ShowConfig),
 }
 
 

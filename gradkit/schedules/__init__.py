@@ -4,8 +4,10 @@ from gradkit.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
-from gradkit.schedules.builders import (
+from gradkit.schedules.array_schedule import (
     array_schedule,
+)
+from gradkit.schedules.builders import (
     decay,
     hold,
     repeat,
@@ -40,6 +42,9 @@ from gradkit.schedules.phases import (
     Phase,
     Schedule,
     phases,
+)
+from gradkit.schedules.plot import (
+    plot,
 )
 from gradkit.schedules.power import (
     power_schedule,
@@ -87,6 +92,7 @@ __all__ = [
     "one_cycle",
     "one_cycle_b1",
     "phases",
+    "plot",
     "power_schedule",
     "ranger21_schedule",
     "refined_schedule",

@@ -156,32 +156,3 @@ def repeat(schedule: Schedule, times: int | None = None) -> Schedule:
         return schedule.at(position % length, before)
 
     return Schedule((Phase(None if times is None else times * length, at, schedule.end),))
-
-
-def array_schedule(values: Any) -> Schedule:
-    """The values of an array, one per step, and the last one ever after.
-
-    Args:
-      values: array of one axis, not empty; may be traced.
-
-    Returns:
-      A schedule of one phase.
-
-    Raises:
-      ValueError: not one axis, or empty.
-
-    Example:
-      >>> print(array_schedule([3.0, 1.0, 2.0])(jnp.arange(5)))
-      [3. 1. 2. 2. 2.]
-
-    Reference: none; for schedules that were measured, and curves drawn by hand.
-    """
-    table = real_array(values)
-    if table.ndim != 1 or not table.size:
-        raise ValueError(f"values must be an array of one axis that is not empty, got shape {table.shape}")
-
-    def at(since: jax.Array, before: Any) -> jax.Array:
-        del before
-        return table[jnp.clip(since.astype(int), 0, table.size - 1)]
-
-    return Schedule((Phase(table.size, at, lambda _: table[-1]),))

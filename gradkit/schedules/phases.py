@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.schedules.plot import plot
 
 Curve = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 LAST_STEP = 2**31 - 1
@@ -121,6 +123,10 @@ class Schedule:
             value = jnp.where(inside, earlier, value)
         return value
 
+    def plot(self, steps: int | None = None, *, width: int = 72, height: int = 10) -> str:
+        """The curve as characters, see `gk.schedules.plot`."""
+        return plot(self, steps, width=width, height=height)
+
     def end(self, before: Any) -> Any:
         """The value the last phase goes to."""
         for phase in self.phases:
@@ -187,31 +193,81 @@ def ramp(length: float, shape: str, init_value: Any = None, end_value: Any = Non
     return Schedule((Phase(length, at, lambda before: first(before) if end_value is None else end_value),))
 
 
-def phases(table: Iterable[Schedule | Sequence[Any]]) -> Schedule:
-    """A schedule from a table of phases.
+def phases(table: Iterable[Schedule | Sequence[Any]], *, total_steps: int | None = None) -> Schedule:
+    """A schedule from a table of phases, with lengths in steps or in fractions of a run.
+
+    Equations: at the head of this file.
 
     Args:
       table: rows (length, shape, from, to), or schedules. `from` None: where the row before ended; `to` None:
         stays. Lengths are >= 0, and fractions where a bend lies between two steps.
+      total_steps: steps of the run, >= 1, of which lengths are then fractions: they add up to at most 1, and one of
+        them may be None, the steps that are left. Bends are at whole steps; a schedule in the table keeps its length.
+        Default None: lengths are in steps.
 
     Returns:
       The rows one after the other.
 
     Raises:
-      ValueError: an empty table, a row that is not four values, an unknown shape, a negative length.
+      ValueError: an empty table, a row that is not four values, an unknown shape, a negative length, fractions of more
+        than the run.
 
     Example:
       >>> schedule = phases([(2, "linear", 0.0, 1.0), (2, "linear", None, None), (2, "cosine", None, 0.0)])
       >>> print(schedule(jnp.arange(7)).round(3))
       [0.  0.5 1.  1.  1.  0.5 0. ]
+      >>> schedule = phases(
+      ...     [(0.1, "linear", 0.0, 1.0), (None, "linear", None, None), (0.2, "linear", None, 0.0)], total_steps=10
+      ... )
+      >>> print(schedule(jnp.arange(11)))
+      [0.  1.  1.  1.  1.  1.  1.  1.  1.  0.5 0. ]
 
-    Reference: none; every schedule of this room that has no feedback is such a table.
+    Reference: none; every schedule of this room that has no feedback is such a table. Warm-up, constant rate and
+    cooldown in this form: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations.
+    2024, arXiv 2405.18392.
     """
-    rows = list(table)
+    rows = list(table) if isinstance(table, Iterable) and not isinstance(table, str) else []
     if not rows:
-        raise ValueError("phases needs at least one phase")
+        raise ValueError(f"phases: table must be rows (length, shape, from, to), at least one, got {table!r}")
     for row in rows:
-        if not isinstance(row, Schedule) and len(row) != 4:
+        if not isinstance(row, Schedule) and (not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 4):
             raise ValueError(f"a phase is a schedule or (length, shape, from, to), got {row!r}")
+    total_steps = checks.integer("total_steps", total_steps, 1, optional=True)
+    if total_steps is not None:
+        rows = _in_steps(rows, total_steps)
     parts = [row if isinstance(row, Schedule) else ramp(*row) for row in rows]
     return Schedule(tuple(itertools.chain.from_iterable(part.phases for part in parts)))
+
+
+def _in_steps(rows: list[Any], total_steps: int) -> list[Any]:
+    """The rows with their lengths, fractions of a run, as whole steps that add up: the bends are rounded, not the
+    lengths."""
+    lengths = [row.length if isinstance(row, Schedule) else row[0] for row in rows]
+    shares = []
+    for row, length in zip(rows, lengths, strict=True):
+        if isinstance(row, Schedule):
+            shares.append(math.inf if length is None else length / total_steps)
+            continue
+        checks.real("a length", length, "[0, 1]", optional=True)
+        shares.append(length)
+    open_rows, known = shares.count(None), sum(share for share in shares if share is not None)
+    # As many roundings as there are rows.
+    if open_rows > 1 or known > 1 + 1e-9:
+        raise ValueError(
+            "phases: lengths must be fractions that add up to at most 1, one of them None for the rest, got "
+            f"{lengths}; for lengths in steps leave out total_steps"
+        )
+    filled = [max(0.0, 1 - known) if share is None else share for share in shares]
+    ends = [round(end * total_steps) for end in itertools.accumulate(filled, initial=0.0)]
+    steps = [end - start for start, end in itertools.pairwise(ends)]
+    return [row if isinstance(row, Schedule) else (n, *row[1:]) for row, n in zip(rows, steps, strict=True)]
+
+
+register(
+    phases,
+    form="schedule",
+    paper=Paper(
+        "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", "Hägele et al.", 2024, "2405.18392"
+    ),
+    example={"table": ((4, "linear", 0.0, 0.1), (6, "linear", None, None), (8, "1-sqrt", None, 0.0))},
+)

@@ -5,6 +5,7 @@ from gradkit.training import report as report
 from gradkit.training.checkpoints import Checkpoints
 from gradkit.training.inspection import Inspection, inspect
 from gradkit.training.race import Race, Result, race
+from gradkit.training.report import save_plot
 from gradkit.training.scoring import performance_profile, robustness
 from gradkit.training.settings import RaceConfig, TrainConfig
 from gradkit.training.statistics import statistics_at
@@ -27,6 +28,7 @@ __all__ = [
     "performance_profile",
     "race",
     "robustness",
+    "save_plot",
     "statistics_at",
     "sweep",
     "train",

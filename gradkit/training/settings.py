@@ -196,6 +196,20 @@ class ListConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ShowConfig:
+    """How the curve of a schedule is drawn."""
+
+    arguments: str | None = setting(
+        None, "of a schedule that is drawn, as in a call: peak_value=0.1,shape='linear'; default: an example"
+    )
+    steps: int | None = setting(None, "how many steps of a schedule are drawn; default: its length")
+    png: str | None = setting(None, "a file for the curve as a picture as well: .png, .svg or .pdf")
+
+    def __post_init__(self) -> None:
+        checks.integer("steps", self.steps, 1, optional=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class DescribeConfig:
     """Which method is described, on which parameters."""
 

@@ -59,6 +59,21 @@ def test_phases_of_length_zero_are_passed_over() -> None:
     assert float((warmup(0, 2.0) + hold())(0)) == 2.0
 
 
+def test_fractions_of_a_run() -> None:
+    """They are the steps they stand for; bends are whole, also where no length is, and nothing is lost."""
+    rows = [(0.1, "linear", 0.0, 1.0), (None, "linear", None, None), (0.2, "1-sqrt", None, 0.0)]
+    for total in (10, 100, 12345):
+        warm, cool = round(0.1 * total), total - round(0.8 * total)
+        want = warmup(warm, 1.0) + hold(total - warm - cool) + decay("1-sqrt", cool)
+        got = phases(rows, total_steps=total)
+        assert [phase.length for phase in got.phases] == [phase.length for phase in want.phases]
+        np.testing.assert_array_equal(got(jnp.arange(40)), want(jnp.arange(40)))
+    thirds = phases(3 * [(1 / 3, "linear", 1.0, 0.0)], total_steps=100)
+    assert [phase.length for phase in thirds.phases] == [33, 34, 33] and thirds.length == 100
+    mixed = phases([warmup(7, 1.0), (0.5, "linear", None, None), (None, "linear", None, 0.0)], total_steps=20)
+    assert [phase.length for phase in mixed.phases] == [7, 10, 3]
+
+
 def test_bend_between_two_steps() -> None:
     schedule = phases([(1.5, "linear", 0.0, 3.0), (2.5, "linear", None, 0.5)])
     assert schedule(jnp.arange(6)).tolist() == [0.0, 2.0, 2.5, 1.5, 0.5, 0.5]
@@ -81,12 +96,9 @@ def test_repeat() -> None:
     assert repeat(cycle)(jnp.arange(far, far + 3)).tolist() == [0.0, 0.5, 1.0]
 
 
-def test_take_and_array_schedule_compose() -> None:
+def test_take_composes() -> None:
     foreign = optax.linear_schedule(1.0, 0.0, 4)
     assert (take(foreign, 2) + hold(2) + decay("linear", 1))(jnp.arange(6)).tolist() == [1, 0.75, 0.5, 0.5, 0.5, 0]
-    values = array_schedule(np.array([3, 1, 2]))
-    assert values(jnp.arange(-1, 5)).tolist() == [3, 3, 1, 2, 2, 2]
-    assert (values + decay("linear", 2))(jnp.arange(6)).tolist() == [3, 1, 2, 2, 1, 0]
 
 
 def test_steps_of_every_kind_and_values_of_one_dtype() -> None:
@@ -136,13 +148,18 @@ def test_a_schedule_is_a_learning_rate() -> None:
         (lambda: hold(value=1.0) + hold(3), "no phase can follow"),
         (lambda: hold(2**31 - 1, 1.0) + hold(2), "at most"),
         (lambda: (warmup(3, 0.0) + decay("exponential", 3, 0.1))(0), "first value of an exponential phase"),
-        (lambda: phases([]), "at least one"),
+        (lambda: phases([]), "table must be rows"),
+        (lambda: phases(3), "table must be rows"),
+        (lambda: phases(["hold"]), "a phase is a schedule or"),
+        (lambda: phases([(0.5, "linear", 0.0, 1.0), (0.6, "linear", None, 0.0)], total_steps=10), "at most 1"),
+        (lambda: phases(2 * [(None, "linear", 0.0, 1.0)], total_steps=10), "one of them None"),
+        (lambda: phases([(3, "linear", 0.0, 1.0)], total_steps=10), r"a length must be in \[0, 1\]"),
+        (lambda: phases([warmup(11, 1.0)], total_steps=10), "at most 1"),
+        (lambda: phases([(1.0, "linear", 0.0, 1.0)], total_steps=0), "total_steps must be an integer >= 1"),
         (lambda: phases([(3, "linear", 1.0)]), "length, shape, from, to"),
         (lambda: repeat(hold(value=1.0)), "can be repeated"),
         (lambda: repeat(hold(3, 1.0), 0), "times must be an integer >= 1"),
         (lambda: take(0.1, 3), "schedule must be callable"),
-        (lambda: array_schedule([]), "not empty"),
-        (lambda: array_schedule([[1.0]]), "one axis"),
     ],
 )
 def test_bad_input(make, message: str) -> None:

@@ -79,7 +79,7 @@ def test_train_writes_json_lines_and_says_how_it_ended(capsys, tmp_path):
         (["train", "--learning_rate=-1"], r"learning_rate must be in (0, inf)"),
         (["train", "--metrics_file=nowhere/at/all.jsonl"], "--metrics_file=nowhere/at/all.jsonl cannot be written"),
         (["show", "lyon"], "did you mean lion"),
-        (["show"], "show takes one argument"),
+        (["show"], "show takes the name of a method first"),
         (["list", "--form=optimiser"], "did you mean 'optimizer'"),
         (["race", *TINY, "--out=a_file"], "--out=a_file is a file"),
         (["race", *TINY, "--out=full"], "--out=full holds files that no race wrote (thesis.tex"),

@@ -5,6 +5,7 @@ import inspect
 import io
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -86,6 +87,44 @@ def test_list_searches_names_descriptions_and_papers(capsys: pytest.CaptureFixtu
     assert "search='nadamm' is in the name, description and paper of no method; did you mean 'nadam'" in error
     assert run("list", "--long", "--search=2302.06675") == 0
     assert re.search(r"gk\.lion +optimizer +1 +none", capsys.readouterr().out)
+
+
+def test_show_draws_the_curve_of_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """In characters under the call it is of, in 80 columns; and as a picture."""
+    wanted = "peak_value=0.5,warmup_steps=10,stable_steps=20,decay_steps=20,shape='linear'"
+    png = tmp_path / "wsd.png"
+    assert run("show", "wsd", f"--arguments={wanted}", f"--png={png}") == 0
+    out = capsys.readouterr().out
+    assert "gk.schedules.wsd(peak_value=0.5, warmup_steps=10" in out and "0.5 ┤" in out and "└──" in out
+    assert max(map(len, out.split("picture:")[0].splitlines())) <= 80
+    assert png.read_bytes()[1:4] == b"PNG"
+    assert run("show", "sgdr", "--steps=30") == 0
+    assert capsys.readouterr().out.count("29\n") == 1
+    for name, card in catalogue.cards("schedule").items():
+        assert run("show", name) == 0
+        assert "└──" in capsys.readouterr().out, card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lion", "--png=lion.png"), "png must be left out: gk.lion is no schedule, its form is optimizer"),
+        (("wsd", "--arguments=peak=1"), "unexpected keyword argument 'peak'; `gradkit show wsd` lists"),
+        (("wsd", "--arguments=peak_value=open('x')"), "arguments must be written as in a call"),
+        (("wsd", "--arguments=0.1)"), "arguments must be written as in a call"),
+        (("wsd", "--arguments=peak_value=-1,warmup_steps=3"), "peak_value must be in"),
+        (("wsd", "--png=wsd.gif"), "the ending of png must be one of '.png', '.svg', '.pdf', got '.gif'"),
+        (("wsd", "--png=nowhere/wsd.png"), "png must be a file in a folder that exists"),
+        (("wsd", "--steps=0"), "steps must be an integer >= 1"),
+        (("--png=wsd.png",), "show takes the name of a method first"),
+    ],
+)
+def test_a_drawing_that_makes_no_sense_is_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("show", *arguments) == 2
+    out, error = capsys.readouterr()
+    assert message in error and not out
 
 
 def test_a_description_is_shortened_between_words() -> None:

@@ -1,6 +1,7 @@
 """What a race says when it is over: a table, a picture, and one self-contained page."""
 
 from gradkit.training.report.charts import check_libraries
+from gradkit.training.report.curve import save_plot
 from gradkit.training.report.files import reserve, write, write_finished
 from gradkit.training.report.live import ticker, watcher
 from gradkit.training.report.page import page, verdict
@@ -11,6 +12,7 @@ __all__ = [
     "page",
     "plain",
     "reserve",
+    "save_plot",
     "show",
     "ticker",
     "verdict",

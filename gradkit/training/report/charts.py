@@ -13,14 +13,15 @@ from gradkit.workloads import Workload
 
 def check_libraries() -> None:
     """Raises an `ImportError` where what draws the charts is not installed."""
-    _matplotlib()
+    matplotlib_of("the report of a race")
 
 
-def _matplotlib() -> Any:
+def matplotlib_of(what: str) -> Any:
+    """Matplotlib, or an `ImportError` that says what needs it."""
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("the report of a race needs matplotlib: pip install 'gradkit[race]'") from error
+        raise ImportError(f"{what} needs matplotlib: pip install 'gradkit[race]'") from error
     return matplotlib
 
 
@@ -246,7 +247,7 @@ def profile_svgs(result: Race) -> list[str]:
 
 
 def _svg(draw: Callable[[Any], None], size: tuple[float, float], label: str) -> str:
-    matplotlib = _matplotlib()
+    matplotlib = matplotlib_of("the report of a race")
     # The salt names clip paths; two charts on a page must not share names.
     with matplotlib.rc_context({**style.RC, "svg.hashsalt": label}):
         from matplotlib.figure import Figure
@@ -258,7 +259,7 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], label: str) -> 
 
 def save_png(result: Race, path: pathlib.Path) -> None:
     """All charts as one picture: a row per workload, and a row of profiles where there are several."""
-    matplotlib = _matplotlib()
+    matplotlib = matplotlib_of("the report of a race")
     with matplotlib.rc_context(style.RC):
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
