@@ -22,6 +22,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction, widen
 from gradkit.engine.norms import global_square
 
@@ -107,10 +108,8 @@ def gradient_noise_scale(batch_small: int, batch_big: int, decay: Any = 0.95) ->
             if value is None:
                 raise ValueError(f"gradient_noise_scale needs {name}: call update(state, sq_small=..., sq_big=...)")
         small, big = (jnp.asarray(value).astype(state.noise.dtype) for value in (sq_small, sq_big))
-        share = decay if isinstance(decay, float | int) else jnp.asarray(decay, state.noise.dtype)
-
-        grad_sq = share * state.grad_sq + (1 - share) * ((B * big - b * small) / (B - b))
-        noise = share * state.noise + (1 - share) * ((small - big) / (1 / b - 1 / B))
+        grad_sq = ema(state.grad_sq, (B * big - b * small) / (B - b), decay)
+        noise = ema(state.noise, (small - big) / (1 / b - 1 / B), decay)
         state = NoiseScaleState(grad_sq, noise, jnp.asarray(optax.safe_increment(state.count)))
 
         gathered = bias_correction(decay, state.count, noise)

@@ -23,7 +23,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.layers.axes import channels, floating, wide
-from gradkit.layers.statistics import RunningStatistics, statistics
+from gradkit.layers.statistics import RunningStatistics, blend, statistics
 
 
 class OnlineNormControl(NamedTuple):
@@ -131,8 +131,8 @@ def online_norm(
     def step(r: RunningStatistics, example: jax.Array) -> tuple[RunningStatistics, RunningStatistics]:
         bar = jnp.mean(example, axis=0)
         var = jnp.mean(jnp.square(example - bar.reshape(1, -1)), axis=0)
-        var = d * r.var + (1 - d) * var + d * (1 - d) * jnp.square(bar - r.mean)
-        return RunningStatistics(d * r.mean + (1 - d) * bar, var), r
+        new = blend(r, RunningStatistics(bar, var), d)
+        return new._replace(var=new.var + d * (1 - d) * jnp.square(bar - r.mean)), r
 
     if use_running_average:
         new, before = old, RunningStatistics(*(jnp.broadcast_to(r.reshape(1, -1), (len(z), r.size)) for r in old))

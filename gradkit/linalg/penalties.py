@@ -30,6 +30,25 @@ def _like(value: Any, z: jax.Array) -> Any:
     return value if type(value) in (int, float) else jnp.asarray(value).astype(z.dtype)
 
 
+def _soft(z: jax.Array, threshold: Any) -> jax.Array:
+    """soft(z, t)."""
+    return jnp.sign(z) * jnp.maximum(jnp.abs(z) - threshold, 0)
+
+
+def _scad(z: jax.Array, l1: Any, a: Any) -> tuple[Any, Any]:
+    """lam and a, checked, of the dtype of z."""
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("a", a, "(2, inf)")
+    return _like(l1, z), _like(a, z)
+
+
+def _mcp(z: jax.Array, l1: Any, gamma: Any) -> tuple[Any, Any]:
+    """lam and gamma, checked, of the dtype of z."""
+    checks.real("l1", l1, "[0, inf)")
+    checks.real("gamma", gamma, "(1, inf)")
+    return _like(l1, z), _like(gamma, z)
+
+
 def _below(name: str, value: Any, bound: Any, what: str) -> None:
     if type(value) in (int, float) and type(bound) in (int, float) and not value < bound:
         raise ValueError(f"{name} must be in (0, {what}), got {value!r}")
@@ -56,7 +75,7 @@ def prox_l1(z: jax.Array, threshold: Any) -> jax.Array:
     """
     if jnp.ndim(threshold) == 0:
         checks.real("threshold", threshold, "[0, inf)")
-    return jnp.sign(z) * jnp.maximum(jnp.abs(z) - _like(threshold, z), 0)
+    return _soft(z, _like(threshold, z))
 
 
 def scad_penalty(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
@@ -81,9 +100,7 @@ def scad_penalty(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
 
     Reference: Fan, Li. Variable Selection via Nonconcave Penalized Likelihood and its Oracle Properties. 2001.
     """
-    checks.real("l1", l1, "[0, inf)")
-    checks.real("a", a, "(2, inf)")
-    lam, a, size = _like(l1, z), _like(a, z), jnp.abs(z)
+    (lam, a), size = _scad(z, l1, a), jnp.abs(z)
     bend = (2 * a * lam * size - jnp.square(z) - lam * lam) / (2 * (a - 1))
     flat = jnp.full_like(z, lam * lam * (a + 1) / 2)
     return jnp.where(size <= lam, lam * size, jnp.where(size <= a * lam, bend, flat))
@@ -111,9 +128,7 @@ def scad_concave_grad(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
 
     Reference: Fan, Li. 2001; Yang, Asgharian, Bhatnagar. 2020, arXiv 2009.10629.
     """
-    checks.real("l1", l1, "[0, inf)")
-    checks.real("a", a, "(2, inf)")
-    lam, a, size, sign = _like(l1, z), _like(a, z), jnp.abs(z), jnp.sign(z)
+    (lam, a), size, sign = _scad(z, l1, a), jnp.abs(z), jnp.sign(z)
     bend = (lam * sign - z) / (a - 1)
     return jnp.where(size <= lam, jnp.zeros_like(z), jnp.where(size < a * lam, bend, -lam * sign))
 
@@ -141,14 +156,11 @@ def prox_scad(z: jax.Array, l1: Any, step: Any = 1.0, a: Any = 3.7) -> jax.Array
 
     Reference: Fan, Li. 2001.
     """
-    checks.real("l1", l1, "[0, inf)")
     checks.real("step", step, "(0, inf)")
-    checks.real("a", a, "(2, inf)")
+    (lam, knee), eta, size = _scad(z, l1, a), _like(step, z), jnp.abs(z)
     _below("step", step, a - 1, "a - 1")
-    lam, eta, a, size, sign = _like(l1, z), _like(step, z), _like(a, z), jnp.abs(z), jnp.sign(z)
-    bend = ((a - 1) * z - sign * (a * eta * lam)) / (a - 1 - eta)
-    soft = sign * jnp.maximum(size - eta * lam, 0)
-    return jnp.where(size <= (1 + eta) * lam, soft, jnp.where(size <= a * lam, bend, z))
+    bend = ((knee - 1) * z - jnp.sign(z) * (knee * eta * lam)) / (knee - 1 - eta)
+    return jnp.where(size <= (1 + eta) * lam, _soft(z, eta * lam), jnp.where(size <= knee * lam, bend, z))
 
 
 def mcp_penalty(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
@@ -173,9 +185,7 @@ def mcp_penalty(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
 
     Reference: Zhang. Nearly unbiased variable selection under minimax concave penalty. 2010, arXiv 1002.4734.
     """
-    checks.real("l1", l1, "[0, inf)")
-    checks.real("gamma", gamma, "(1, inf)")
-    lam, gamma, size = _like(l1, z), _like(gamma, z), jnp.abs(z)
+    (lam, gamma), size = _mcp(z, l1, gamma), jnp.abs(z)
     flat = jnp.full_like(z, gamma * lam * lam / 2)
     return jnp.where(size <= gamma * lam, lam * size - jnp.square(z) / (2 * gamma), flat)
 
@@ -202,9 +212,7 @@ def mcp_concave_grad(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
 
     Reference: Zhang. 2010, arXiv 1002.4734; Yang, Asgharian, Bhatnagar. 2020, arXiv 2009.10629.
     """
-    checks.real("l1", l1, "[0, inf)")
-    checks.real("gamma", gamma, "(1, inf)")
-    lam, gamma = _like(l1, z), _like(gamma, z)
+    lam, gamma = _mcp(z, l1, gamma)
     return jnp.where(jnp.abs(z) < gamma * lam, -z / gamma, -lam * jnp.sign(z))
 
 
@@ -231,10 +239,7 @@ def prox_mcp(z: jax.Array, l1: Any, step: Any = 1.0, gamma: Any = 2.0) -> jax.Ar
 
     Reference: Zhang. 2010, arXiv 1002.4734.
     """
-    checks.real("l1", l1, "[0, inf)")
     checks.real("step", step, "(0, inf)")
-    checks.real("gamma", gamma, "(1, inf)")
+    (lam, knee), eta = _mcp(z, l1, gamma), _like(step, z)
     _below("step", step, gamma, "gamma")
-    lam, eta, gamma, size = _like(l1, z), _like(step, z), _like(gamma, z), jnp.abs(z)
-    soft = jnp.sign(z) * jnp.maximum(size - eta * lam, 0) / (1 - eta / gamma)
-    return jnp.where(size <= gamma * lam, soft, z)
+    return jnp.where(jnp.abs(z) <= knee * lam, _soft(z, eta * lam) / (1 - eta / knee), z)

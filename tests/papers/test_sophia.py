@@ -1,5 +1,6 @@
 """Sophia: every coordinate is clipped; refreshes come before the step; optax's form is the lagged one."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -133,6 +134,14 @@ def test_the_two_by_name() -> None:
     assert first(gk.sophia(1.0)) == first(gk.sophia_g(1.0)) == first(gk.sophia(1.0, gamma=0.05))
     assert first(gk.sophia(1.0, estimator="hutchinson")) == first(gk.sophia_h(1.0)) == first(gk.sophia(1.0, gamma=0.01))
     assert first(gk.sophia_h(1.0)) == pytest.approx(5 * first(gk.sophia_g(1.0)), rel=1e-5)
+
+
+def test_the_two_by_name_have_the_arguments_that_are_theirs() -> None:
+    assert not {"estimator", "num_samples", "key"} & inspect.signature(gk.sophia_g).parameters.keys()
+    assert inspect.signature(gk.sophia_h).parameters["gamma"].default == 0.01
+    assert "key:" in (gk.sophia_h.__doc__ or "") and "key:" not in (gk.sophia_g.__doc__ or "")
+    with pytest.raises(TypeError, match=r"sophia_g\(\) got an unexpected keyword argument 'key'; sophia\(\) has it"):
+        gk.sophia_g(1e-3, key=0)
 
 
 def test_bad_input() -> None:

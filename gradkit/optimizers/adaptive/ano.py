@@ -88,8 +88,8 @@ def scale_by_ano(
             return ema(m, g, b1_t)
 
         def second(v: jax.Array, g: jax.Array) -> jax.Array:
-            b, s = scalar(b2, v), jnp.square(g)
-            return b * v + (1 - b) * jnp.sign(s - v) * s
+            s = jnp.square(g)
+            return ema(v, jnp.sign(s - v) * s, b2)
 
         mu = settle(jax.tree.map(first, state.mu, updates))
         nu = settle(jax.tree.map(second, state.nu, updates))

@@ -30,15 +30,31 @@ PAPER = Paper("Large Batch Training of Convolutional Networks", "You, Gitman, Gi
 MATRICES = "matrices"
 
 
-def _links(
-    weight_decay: Any, denominator: str, masks: tuple[Any, Any], layout: Layout | None, **ratio: Any
-) -> list[optax.GradientTransformation]:
-    decay_mask, ratio_mask = (matrices_by_default(layout) if mask is MATRICES else mask for mask in masks)
+def _rescaled(
+    name: str,
+    learning_rate: Any,
+    momentum: optax.GradientTransformation,
+    *,
+    rate_inside: bool,
+    weight_decay: Any,
+    denominator: str,
+    weight_decay_mask: Any,
+    trust_ratio_mask: Any,
+    layout: Layout | None,
+    **ratio: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """The ratio, then the momentum, with the rate inside of it or behind it."""
+    spared = matrices_by_default(layout)
+    decay_mask, ratio_mask = (spared if mask is MATRICES else mask for mask in (weight_decay_mask, trust_ratio_mask))
     checks.choice("denominator", denominator, ("separate", "joint"))
     ratio |= {"denominator": denominator, "trust_ratio_mask": ratio_mask, "layout": layout}
     if denominator == "separate":
-        return [scale_by_trust_ratio(weight_decay=weight_decay, weight_decay_mask=decay_mask, **ratio)]
-    return [add_decayed_weights(weight_decay, weight_decay_mask=decay_mask), scale_by_trust_ratio(**ratio)]
+        links = [scale_by_trust_ratio(weight_decay=weight_decay, weight_decay_mask=decay_mask, **ratio)]
+    else:
+        links = [add_decayed_weights(weight_decay, weight_decay_mask=decay_mask), scale_by_trust_ratio(**ratio)]
+    rate = scale_by_learning_rate(learning_rate)
+    links += [rate, momentum] if rate_inside else [momentum, rate]
+    return optimizer(Method(name, learning_rate, weight_decay, decay_mask), *links)
 
 
 def lars(
@@ -94,12 +110,18 @@ def lars(
     checks.real("momentum", momentum, "[0, 1]")
     if nesterov and isinstance(momentum, int | float) and momentum == 0:
         raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
-    masks = (weight_decay_mask, trust_ratio_mask)
-    return optimizer(
-        Method("lars", learning_rate, weight_decay, matrices_by_default(layout) if masks[0] is MATRICES else masks[0]),
-        *_links(weight_decay, denominator, masks, layout, trust_coefficient=trust_coefficient, eps=eps),
-        scale_by_learning_rate(learning_rate),
+    return _rescaled(
+        "lars",
+        learning_rate,
         trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
+        rate_inside=True,
+        weight_decay=weight_decay,
+        denominator=denominator,
+        weight_decay_mask=weight_decay_mask,
+        trust_ratio_mask=trust_ratio_mask,
+        layout=layout,
+        trust_coefficient=trust_coefficient,
+        eps=eps,
     )
 
 
@@ -152,13 +174,20 @@ def larc(
     """
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     checks.real("momentum", momentum, "[0, 1]")
-    masks = (weight_decay_mask, trust_ratio_mask)
-    ratio = {"trust_coefficient": trust_coefficient, "eps": eps, "relative_to": learning_rate, "ratio_max": 1.0}
-    return optimizer(
-        Method("larc", learning_rate, weight_decay, matrices_by_default(layout) if masks[0] is MATRICES else masks[0]),
-        *_links(weight_decay, denominator, masks, layout, **ratio),
+    return _rescaled(
+        "larc",
+        learning_rate,
         trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
-        scale_by_learning_rate(learning_rate),
+        rate_inside=False,
+        weight_decay=weight_decay,
+        denominator=denominator,
+        weight_decay_mask=weight_decay_mask,
+        trust_ratio_mask=trust_ratio_mask,
+        layout=layout,
+        trust_coefficient=trust_coefficient,
+        eps=eps,
+        relative_to=learning_rate,
+        ratio_max=1.0,
     )
 
 

@@ -16,7 +16,6 @@ Embeddings, heads, vectors and scalars take AdamW instead.
 """
 
 import math
-import zlib
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.by_role import by_role
 from gradkit.engine.core import divide, increment, optimizer, scalar, transformation
 from gradkit.engine.fields import init_fields
-from gradkit.engine.keys import as_key, check_key, first_key
+from gradkit.engine.keys import check_key, first_key, next_key
 from gradkit.engine.kronecker import product
 from gradkit.engine.mapping import map_stacks
 from gradkit.engine.parts import beside, like
@@ -202,8 +201,9 @@ def scale_by_dion(
         del params
         count, now = state.count, None
         if count is not None:
+            # The key that is kept stays what it is, and the steps differ by their count.
             own = extra.get("key")
-            now = jax.random.fold_in(state.key if own is None else as_key(own), zlib.crc32(b"scale_by_dion"))
+            _, now = next_key(method, None, state.key if own is None else own)
             now, count = jax.random.fold_in(now, count), increment(count)
         plan = planned(updates)
         given = {"momentum": momentum, "eps": eps, "key": now}

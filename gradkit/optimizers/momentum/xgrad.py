@@ -13,6 +13,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, optimizer, scalar, transformation
+from gradkit.engine.presets import called, preset
 from gradkit.leaves import Method
 from gradkit.transforms import (
     add_decayed_weights,
@@ -119,44 +120,6 @@ def xgrad_sgd(
     return optimizer(described, xgrad(inner, prediction_steps=prediction_steps))
 
 
-def xgrad_adam(
-    learning_rate: Any,
-    *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    prediction_steps: Any = 1,
-    mu_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Adam at predicted weights: `xgrad_adamw` without decay.
-
-    Args:
-      learning_rate: step size >= 0, or a schedule.
-      b1: decay of the first moment, in [0, 1). Default 0.9.
-      b2: decay of the second moment, in [0, 1). Default 0.999.
-      eps: added to the root, >= 0. Default 1e-8.
-      prediction_steps: how many steps ahead, >= 0. Default 1.
-      mu_dtype: dtype in which the first moment is kept. Default float32.
-
-    Returns:
-      A transformation that needs `params`. State: 3 words per parameter. Elementwise: no collective.
-
-    Raises:
-      ValueError: a hyperparameter outside its range.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> tx = xgrad_adam(0.1)
-      >>> y = jnp.array(1.0)
-      >>> round(float(tx.update(y, tx.init(y), y)[0]), 4)
-      -0.2
-
-    Reference: Guan, Li et al. 2023, arXiv 2305.18240.
-    """
-    inner = optax.chain(scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype), scale_by_learning_rate(learning_rate))
-    return optimizer(Method("xgrad_adam", learning_rate), xgrad(inner, prediction_steps=prediction_steps))
-
-
 def xgrad_adamw(
     learning_rate: Any,
     *,
@@ -168,14 +131,15 @@ def xgrad_adamw(
     prediction_steps: Any = 1,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW at predicted weights; the prediction has no decay in it. With `weight_decay=0`: XGrad's Adam.
+    """AdamW at predicted weights; the prediction has no decay in it.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the first moment, in [0, 1). Default 0.9.
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      weight_decay: decoupled decay >= 0, at the true parameters. Default 0.
+      weight_decay: decoupled decay >= 0, at the true parameters, or a schedule. Default 0; None, as in `xgrad_adam`,
+        leaves the link out.
       weight_decay_mask: which leaves decay. Default all.
       prediction_steps: how many steps ahead, >= 0. Default 1.
       mu_dtype: dtype in which the first moment is kept. Default float32.
@@ -196,10 +160,17 @@ def xgrad_adamw(
     Reference: Guan, Li et al. 2023, arXiv 2305.18240.
     """
     inner = optax.chain(scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype), scale_by_learning_rate(learning_rate))
-    after = _decay(learning_rate, weight_decay, weight_decay_mask)
-    described = Method("xgrad_adamw", learning_rate, weight_decay, weight_decay_mask)
+    after = None if weight_decay is None else _decay(learning_rate, weight_decay, weight_decay_mask)
+    described = Method(called("xgrad_adamw"), learning_rate, weight_decay, weight_decay_mask)
     return optimizer(described, xgrad(inner, prediction_steps=prediction_steps, after=after))
 
+
+xgrad_adam = preset(
+    xgrad_adamw,
+    "xgrad_adam",
+    "Adam at predicted weights: `xgrad_adamw` without decay.",
+    fixed={"weight_decay": None, "weight_decay_mask": None},
+)
 
 register(xgrad, form="wrapper", paper=PAPER, words=1)
 register(xgrad_sgd, form="optimizer", paper=PAPER, words=2, golden=("adaptive/xgrad_sgd",))

@@ -17,35 +17,13 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Race, register
 from gradkit.engine.core import optimizer
+from gradkit.engine.presets import called, preset
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_sophia
 from gradkit.transforms.sophia import SHARED
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
 
 GAMMA = {"gnb": 0.05, "hutchinson": 0.01}
-
-
-def _sophia(
-    method: str,
-    learning_rate: Any,
-    weight_decay: Any,
-    weight_decay_mask: Any,
-    hutchinson: bool,
-    num_samples: int,
-    key: Any,
-    **options: Any,
-) -> optax.GradientTransformationExtraArgs:
-    chain = optax.chain(
-        scale_by_sophia(**options),
-        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
-    )
-    estimator = hutchinson_estimator(num_samples=num_samples)
-    if not hutchinson and (key is not None or num_samples != 1):
-        raise ValueError(f"{method}: num_samples and key are of Hutchinson's estimate: estimator='hutchinson'")
-    if hutchinson:
-        chain = supply_curvature(method, chain, estimator, key=key, lazy=True)
-    return optimizer(Method(method, learning_rate, weight_decay, weight_decay_mask), chain)
 
 
 def sophia(
@@ -113,195 +91,50 @@ def sophia(
       [-0.25 -0.5 ]
 
     Reference: Liu et al. Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training. 2023,
-    arXiv 2305.14342.
+    arXiv 2305.14342. With "gnb", denominator "add", gamma 0.04 and eps 1e-15 it is the official code; Hutchinson's
+    estimate takes vectors of signs, which vary less than the paper's normal ones.
     """
     checks.choice("estimator", estimator, tuple(GAMMA))
-    return _sophia(
-        "sophia",
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        estimator == "hutchinson",
-        num_samples,
-        key,
-        b1=b1,
-        b2=b2,
-        gamma=GAMMA[estimator] if gamma is None else gamma,
-        eps=eps,
-        clip=clip,
-        update_interval=update_interval,
-        denominator=denominator,
-        bias_correction=bias_correction,
-        lagged=lagged,
-        measure_win_rate=measure_win_rate,
-        mu_dtype=mu_dtype,
+    method, hutchinson = called("sophia"), estimator == "hutchinson"
+    chain = optax.chain(
+        scale_by_sophia(
+            b1=b1,
+            b2=b2,
+            gamma=GAMMA[estimator] if gamma is None else gamma,
+            eps=eps,
+            clip=clip,
+            update_interval=update_interval,
+            denominator=denominator,
+            bias_correction=bias_correction,
+            lagged=lagged,
+            measure_win_rate=measure_win_rate,
+            mu_dtype=mu_dtype,
+        ),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
     )
+    estimate = hutchinson_estimator(num_samples=num_samples)
+    if not hutchinson and (key is not None or num_samples != 1):
+        raise ValueError(f"{method}: num_samples and key are of Hutchinson's estimate: estimator='hutchinson'")
+    if hutchinson:
+        chain = supply_curvature(method, chain, estimate, key=key, lazy=True)
+    return optimizer(Method(method, learning_rate, weight_decay, weight_decay_mask), chain)
 
 
-def sophia_g(
-    learning_rate: Any,
-    *,
-    b1: Any = 0.965,
-    b2: Any = 0.99,
-    gamma: Any = 0.05,
-    eps: Any = 1e-12,
-    clip: Any = 1.0,
-    update_interval: int = 10,
-    denominator: str = "max",
-    bias_correction: bool = False,
-    lagged: bool = False,
-    measure_win_rate: bool = False,
-    weight_decay: Any = 0.1,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Sophia-G: the curvature is that of sampled labels, and is given.
-
-    Equations: at the head of this file.
-
-    Args:
-      learning_rate: step size >= 0, or a schedule.
-      b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
-      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (official code's class default).
-      gamma: scale of the curvature, > 0. Default 0.05, as the paper is quoted, which was not
-        read; the official code's class default is 0.04.
-      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (official code of Sophia-H; that of
-        Sophia-G adds 1e-15).
-      clip: largest entry of the direction, > 0. Default 1 (paper).
-      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (official
-        configurations).
-      denominator: "max" (paper) or "add" (official code). Default "max".
-      bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
-      lagged: whether a step uses the curvature of the refresh before. Default False (paper).
-      measure_win_rate: whether the share of entries that are not clipped is published. Default False.
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (official code's class default;
-        its configurations for language models have 0.2).
-      weight_decay_mask: which leaves decay. Default all.
-      mu_dtype: dtype in which the momentum is kept. Default float32.
-
-    Returns:
-      A transformation that needs `curvature` on steps that refresh: `gk.gradients.gauss_newton_bartlett_diag`. State: 2
-      words per parameter. Elementwise: no collective.
-
-    Raises:
-      ValueError: a hyperparameter outside its range; at `update`, no curvature where it is needed.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> tx = sophia_g(0.5, b1=0.0, b2=0.0, gamma=1.0, weight_decay=0.0)
-      >>> g = jnp.array([1.0, -5.0])
-      >>> print(tx.update(g, tx.init(g), g, curvature=jnp.array([4.0, 2.0]))[0])
-      [-0.125  0.5  ]
-
-    Reference: Liu et al. Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training. 2023,
-    arXiv 2305.14342. With denominator "add", gamma 0.04 and eps 1e-15 it is the official code.
-    """
-    return _sophia(
-        "sophia_g",
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        False,
-        1,
-        None,
-        b1=b1,
-        b2=b2,
-        gamma=gamma,
-        eps=eps,
-        clip=clip,
-        update_interval=update_interval,
-        denominator=denominator,
-        bias_correction=bias_correction,
-        lagged=lagged,
-        measure_win_rate=measure_win_rate,
-        mu_dtype=mu_dtype,
-    )
-
-
-def sophia_h(
-    learning_rate: Any,
-    *,
-    b1: Any = 0.965,
-    b2: Any = 0.99,
-    gamma: Any = 0.01,
-    eps: Any = 1e-12,
-    clip: Any = 1.0,
-    update_interval: int = 10,
-    denominator: str = "max",
-    bias_correction: bool = False,
-    lagged: bool = False,
-    measure_win_rate: bool = False,
-    weight_decay: Any = 0.1,
-    weight_decay_mask: Any = None,
-    num_samples: int = 1,
-    key: Any = None,
-    mu_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Sophia-H: the curvature is Hutchinson's, made from `hvp_fn` where it is not given.
-
-    Equations: at the head of this file.
-
-    Args:
-      learning_rate: step size >= 0, or a schedule.
-      b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
-      b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (official code's class default).
-      gamma: scale of the curvature, > 0. Default 0.01, as the paper is quoted, which was not read.
-      eps: smallest denominator, or added to it, >= 0. Default 1e-12 (official code of Sophia-H; that of
-        Sophia-G adds 1e-15).
-      clip: largest entry of the direction, > 0. Default 1 (paper).
-      update_interval: steps between refreshes of the curvature, >= 1. Default 10 (official
-        configurations).
-      denominator: "max" (paper) or "add" (official code). Default "max".
-      bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
-      lagged: whether a step uses the curvature of the refresh before. Default False (paper).
-      measure_win_rate: whether the share of entries that are not clipped is published. Default False.
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (official code's class default;
-        its configurations for language models have 0.2).
-      weight_decay_mask: which leaves decay. Default all.
-      num_samples: random vectors per estimate of Hutchinson's, >= 1. Default 1.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=` where the
-        curvature is estimated here.
-      mu_dtype: dtype in which the momentum is kept. Default float32.
-
-    Returns:
-      A transformation that needs `curvature`, or `hvp_fn` and a key. State: 2 words per parameter. Elementwise but for
-      the estimate, which moves what a gradient does, on steps that refresh.
-
-    Raises:
-      ValueError: a hyperparameter outside its range; at `update`, neither `curvature` nor `hvp_fn`.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> tx = sophia_h(0.5, b1=0.0, b2=0.0, gamma=1.0, weight_decay=0.0, key=jax.random.key(0))
-      >>> x, a = jnp.array([0.5, 40.0]), jnp.array([1.0, 10.0])  # the loss is a x^2 / 2
-      >>> print(tx.update(a * x, tx.init(x), x, hvp_fn=lambda v: a * v)[0])
-      [-0.25 -0.5 ]
-
-    Reference: Liu et al. Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training. 2023,
-    arXiv 2305.14342. Vectors of signs, which vary less than the paper's normal ones.
-    """
-    return _sophia(
-        "sophia_h",
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        True,
-        num_samples,
-        key,
-        b1=b1,
-        b2=b2,
-        gamma=gamma,
-        eps=eps,
-        clip=clip,
-        update_interval=update_interval,
-        denominator=denominator,
-        bias_correction=bias_correction,
-        lagged=lagged,
-        measure_win_rate=measure_win_rate,
-        mu_dtype=mu_dtype,
-    )
-
+sophia_g = preset(
+    sophia,
+    "sophia_g",
+    "Sophia-G: the curvature is that of sampled labels, and is given.",
+    fixed={"estimator": "gnb", "num_samples": 1, "key": None},
+    gamma=GAMMA["gnb"],
+)
+sophia_h = preset(
+    sophia,
+    "sophia_h",
+    "Sophia-H: the curvature is Hutchinson's, made from `hvp_fn` where it is not given.",
+    fixed={"estimator": "hutchinson"},
+    gamma=GAMMA["hutchinson"],
+)
 
 LABELS = "the curvature is gk.gradients.gauss_newton_bartlett_diag's"
 ALONE = {"race": "its curvature needs the logits, which the loop of a race does not know"}

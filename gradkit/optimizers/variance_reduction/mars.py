@@ -17,6 +17,7 @@ import optax
 
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer, transformation
+from gradkit.engine.presets import called, preset
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_adam, scale_by_learning_rate, trace
 
@@ -62,7 +63,8 @@ def mars_adamw(
       weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code's class
         default, which has 0.1 for leaves that are no matrices).
       weight_decay_mask: which leaves decay. Default all.
-      exact: whether a second gradient is taken at the previous parameters; see `mars_exact`. Default False.
+      exact: whether a second gradient is taken at the previous parameters, as in `mars_exact`: then `update` needs
+        `grad_fn` or `previous_grads`, as `mars_correction` says. Default False.
       first_step: "zero" or "skip"; see `mars_correction`. Default "zero".
       mu_dtype: dtype in which the first moment is kept. Default float32.
       layout: which axes are stacks.
@@ -84,7 +86,7 @@ def mars_adamw(
     treated alike: `gk.leaves.groups` sends them where they should go.
     """
     return optimizer(
-        Method("mars_adamw", learning_rate, weight_decay, weight_decay_mask),
+        Method(called("mars_adamw"), learning_rate, weight_decay, weight_decay_mask),
         mars_correction(gamma=gamma, b1=b1, max_norm=max_norm, exact=exact, first_step=first_step, layout=layout),
         scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
@@ -92,58 +94,12 @@ def mars_adamw(
     )
 
 
-def mars_exact(
-    learning_rate: Any,
-    *,
-    b1: Any = 0.95,
-    b2: Any = 0.99,
-    eps: Any = 1e-8,
-    gamma: Any = 0.025,
-    max_norm: Any = 1.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
-    layout: Layout | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """`mars_adamw(exact=True)`: the change of the gradient is measured on one batch, at the price of a second gradient.
-
-    Equations: at the head of this file.
-
-    Args:
-      learning_rate: step size >= 0, or a schedule.
-      b1: decay of the first moment, in [0, 1). Default 0.95 (official code).
-      b2: decay of the second moment, in [0, 1). Default 0.99 (official code).
-      eps: added to the root, >= 0. Default 1e-8 (official code).
-      gamma: share of the correction, >= 0. Default 0.025 (official code).
-      max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
-      weight_decay: decoupled decay >= 0, or a schedule. Default 0.
-      weight_decay_mask: which leaves decay. Default all.
-      mu_dtype: dtype in which the first moment is kept. Default float32.
-      layout: which axes are stacks.
-
-    Returns:
-      A transformation that needs `params`, and `grad_fn` or `previous_grads` as `mars_correction` says. State: 3
-      words per parameter. Collectives: one scalar per tensor.
-
-    Raises:
-      ValueError: a hyperparameter outside its range; at `update`, neither extra argument.
-
-    Example:
-      >>> tx = mars_exact(0.5)
-      >>> x = jnp.array([1.0, -5.0])
-      >>> print(tx.update(x, tx.init(x), x, grad_fn=lambda x: x)[0].round(4))
-      [-0.5  0.5]
-
-    Reference: Yuan et al. 2024, arXiv 2411.10438.
-    """
-    correction = mars_correction(gamma=gamma, b1=b1, max_norm=max_norm, exact=True, layout=layout)
-    return optimizer(
-        Method("mars_exact", learning_rate, weight_decay, weight_decay_mask),
-        correction,
-        scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
-        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
-    )
+mars_exact = preset(
+    mars_adamw,
+    "mars_exact",
+    "AdamW on MARS's gradient, whose change is measured on one batch, at the price of a second gradient.",
+    fixed={"exact": True, "first_step": "zero"},
+)
 
 
 def mars_lion(
