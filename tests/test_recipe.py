@@ -25,7 +25,7 @@ from gradkit import catalogue
 from gradkit.catalogue import Card
 from gradkit.training import TrainConfig, make_train_step, race, sweep, train
 from gradkit.training.methods import find
-from tests.contract import test_aggregators, test_composition, test_numbers, test_program
+from tests.contract import test_aggregators, test_composition, test_narrow_state, test_numbers, test_program
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/recipes.md").read_text()
@@ -68,6 +68,7 @@ def test_the_page_has_the_four_methods_and_adabelief_takes_four_files() -> None:
     }
     assert naming == own
     assert "adamax" in gk.__all__ and gk.adamax
+    assert max(len(line) for text in FILES.values() for line in text.splitlines()) <= 120
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("gradkit/")])
@@ -102,8 +103,13 @@ def test_a_link_passes_the_contract(name: str, cards: dict[str, Card]) -> None:
         test_numbers.test_gradients_that_do_not_match_are_refused,
         test_program.test_abstract_init,
         test_program.test_state_words_are_those_of_the_card,
+        test_numbers.test_zero_gradients_and_zero_parameters_stay_finite,
+        test_numbers.test_descends_on_a_quadratic_and_on_digits,
     ):
         point(card)
+    test_narrow_state.test_every_floating_state_is_coded_and_nothing_else_changes(card, "bfloat16")
+    for bad in (np.nan, -1.0, "high"):
+        test_numbers.test_bad_hyperparameters_are_refused_by_name(card, bad)
 
 
 @pytest.mark.slow

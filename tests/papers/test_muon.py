@@ -156,6 +156,21 @@ def test_who_gets_what() -> None:
     assert {name for name, method in got.items() if method == "muon"} == got.keys() - adamw
 
 
+def test_muons_rate_is_not_handed_on_to_other_leaves() -> None:
+    """Ten times and more what AdamW takes: who has such leaves decides, by a rate or by a scale that serves both."""
+    kernel, bias = {"kernel": jnp.ones((3, 4))}, {"bias": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"muon: 'bias' is no matrix .* give adam_learning_rate .*, or scale="):
+        gk.muon(0.02).init({**kernel, **bias})
+    gk.muon(0.02).init(kernel)
+
+    def rates(**how: Any) -> dict[str, Any]:
+        rows = gk.leaves.describe(gk.muon(0.02, **how), {**kernel, **bias}).rows
+        return {row.name: float(row.rate) for row in rows}
+
+    assert rates(adam_learning_rate=3e-4) == {"kernel": 0.02, "bias": 3e-4}
+    assert rates(scale="match_rms_adamw") == {"kernel": 0.02, "bias": 0.02}
+
+
 # What optax 0.2.8 does differently, one by one.
 
 
