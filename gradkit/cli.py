@@ -29,7 +29,7 @@ import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, interrupts, leaves
 from gradkit.engine.extras import EXTRAS
 from gradkit.parallel.mesh import parse_axes
-from gradkit.training import chains, inspection, logs, methods, processes, programs, report, trees
+from gradkit.training import chains, cooldown, inspection, logs, methods, processes, programs, report, trees
 from gradkit.training.flags import definitions, parse, usage
 from gradkit.training.race import Progress, Result, race_config
 from gradkit.training.race import prepare as prepare_race
@@ -90,9 +90,11 @@ def command_train(arguments: list[str]) -> Task:
     config = parse(TrainConfig, arguments)
     if config.tensorboard is not None:
         logs.check_libraries()
+    config = cooldown.settled(config)
+    _, metrics_file, _ = cooldown.paths(config)
     file = None
-    if config.metrics_file is not None:
-        file = (logs.new_file if config.checkpoint_dir is None else logs.writable)(config.metrics_file)
+    if metrics_file is not None:
+        file = (logs.new_file if config.checkpoint_dir is None else logs.writable)(metrics_file)
     if config.devices is not None:
         processes.virtual_devices(config.devices)
     with contextlib.ExitStack() as stack:
@@ -122,7 +124,9 @@ def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) ->
     began = 0
     if started.report is not None:
         began = started.report.step
-        print(f"going on from the checkpoint of step {began} in {config.checkpoint_dir}", flush=True)
+        print(f"going on from the checkpoint of step {began} in {started.source}", flush=True)
+        if config.cooldown is not None and started.checkpoints is not None:
+            print(f"cooling down to step {started.plan.steps}, checkpoints in {started.checkpoints.folder}", flush=True)
         if started.set_aside:
             print(f"later checkpoints are kept as {', '.join(path.name for path in started.set_aside)}", flush=True)
         if config.transplant:
@@ -130,7 +134,7 @@ def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) ->
     record, reached = None, None
     with (
         report.ticker(started.plan.steps, problem.metric_name) as tick,
-        logs.writer(file, config.tensorboard, began) as write,
+        logs.writer(file, cooldown.paths(config)[2], began) as write,
     ):
         for record in go_on(config, started):
             write(record)

@@ -54,9 +54,24 @@ class Method(NamedTuple):
     schedule: str | None = "warmup_cosine"
     card: Card | None = None
 
-    def scheduled(self, learning_rate: Any, steps: int) -> optax.GradientTransformation:
-        """The method under the schedule of its card; the peak rate may be traced."""
-        tx = self.make(learning_rate if self.schedule is None else warmup_cosine(learning_rate, steps))
+    def scheduled(
+        self, learning_rate: Any, steps: int, shape: Callable[[Any, int], Any] | None = None
+    ) -> optax.GradientTransformation:
+        """The method under the schedule of its card, or another; the peak rate may be traced.
+
+        Args:
+          learning_rate: the peak.
+          steps: of the run.
+          shape: (peak, steps) -> schedule, such as those of `SHAPES`. Default None: that of the card.
+
+        Raises:
+          ValueError: another schedule for a chain whose rate is its own.
+        """
+        if shape is not None and self.centre is None:
+            raise ValueError(f"schedule must be left out: the learning rate of {self.name} is its own")
+        if shape is None:
+            shape = SHAPES["constant" if self.schedule is None else self.schedule]
+        tx = self.make(shape(learning_rate, steps))
         if not isinstance(tx, optax.GradientTransformation):
             raise ValueError(f"the method {self.name} must make a transformation of a learning rate, got {tx!r}")
         return tx
@@ -71,6 +86,26 @@ def warmup_cosine(peak: Any, steps: int) -> schedules.Schedule:
     """
     warm = max(1, steps // 20)
     return schedules.warmup(warm, peak, init_value=peak / warm) + schedules.decay("cosine", steps - warm)
+
+
+def stable(peak: Any, steps: int) -> schedules.Schedule:
+    """A linear warm-up over the first twentieth, then the peak for ever: the trunk that cooldowns branch from."""
+    warm = max(1, steps // 20)
+    return schedules.wsd(peak, warmup_steps=warm, init_value=peak / warm)
+
+
+def warmup_linear(peak: Any, steps: int) -> schedules.Schedule:
+    """A linear warm-up over the first twentieth, then a linear decay to zero at `steps`."""
+    return schedules.linear_decay(peak, total_steps=steps, warmup_steps=min(max(1, steps // 20), steps - 1))
+
+
+# Schedules by name, for `gradkit train --schedule`: (peak, steps) -> schedule or number.
+SHAPES: dict[str, Callable[[Any, int], Any]] = {
+    "warmup_cosine": warmup_cosine,
+    "warmup_linear": warmup_linear,
+    "wsd": stable,
+    "constant": lambda peak, steps: peak,
+}
 
 
 def find_aggregator(name: str) -> Card:

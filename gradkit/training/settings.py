@@ -5,7 +5,7 @@ from typing import Any
 
 from gradkit import catalogue, checks
 from gradkit.parallel import mesh
-from gradkit.training import chains, methods
+from gradkit.training import chains, cooldown, methods
 from gradkit.training.methods import Method
 from gradkit.workloads import Workload, load, model_shapes, models, registry
 
@@ -114,6 +114,9 @@ class TrainConfig:
     )
     aggregator: str | None = setting(None, "how the gradients of tasks are aggregated, like upgrad; default: their sum")
     learning_rate: float | None = setting(None, "peak learning rate; default: the centre of the method's grid")
+    schedule: str | None = setting(
+        None, f"of the learning rate: {', '.join(methods.SHAPES)}; wsd stays at its peak; default: the method's"
+    )
     steps: int | None = setting(None, "steps; default: the workload's budget")
     eval_every: int | None = setting(None, "steps between evaluations; default: the workload's")
     seed: int = setting(0, "seed of the first parameters and of the minibatches")
@@ -126,6 +129,9 @@ class TrainConfig:
     checkpoint_dir: str | None = setting(None, "folder of checkpoints; a run that finds some goes on from the last")
     checkpoint_every: int | None = setting(None, "steps between checkpoints, evaluations divide it; default: every one")
     restore_step: int | None = setting(None, "go on from this checkpoint; later ones are set aside; default: the last")
+    cooldown: str | None = setting(
+        None, "STEPS or START:STEPS: from the last checkpoint of a wsd training, or an earlier one, decay to 0"
+    )
     keep: int = setting(3, "how many checkpoints are kept")
     transplant: bool = setting(False, "take over from the checkpoint of another chain what matches")
     metrics_file: str | None = setting(None, "a new file for metrics, one JSON object per evaluation")
@@ -161,7 +167,16 @@ class TrainConfig:
         if self.mesh is not None:
             mesh.parse_axes(self.mesh)
         checks.integer("restore_step", self.restore_step, 0, optional=True)
-        for name in ("checkpoint_every", "restore_step", "transplant"):
+        if self.schedule is not None:
+            checks.choice("schedule", self.schedule, list(methods.SHAPES))
+        if self.cooldown is not None:
+            cooldown.read(self.cooldown)
+            if self.schedule != "wsd" or self.restore_step is not None:
+                raise ValueError(
+                    "cooldown needs the flags of the training that it branches from, with schedule='wsd', and no "
+                    "restore_step: it says itself where it starts"
+                )
+        for name in ("checkpoint_every", "restore_step", "transplant", "cooldown"):
             if getattr(self, name) not in (None, False) and self.checkpoint_dir is None:
                 raise ValueError(f"{name} says what to do with checkpoints: give checkpoint_dir as well")
         for name in ("num_processes", "process_id"):

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradkit import interrupts
+from gradkit import interrupts, schedules
 from gradkit.diagnostics import metrics
 from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
 from gradkit.parallel.mesh import parse_axes
-from gradkit.training import chains, methods, run
+from gradkit.training import chains, cooldown, methods, run
 from gradkit.training.checkpoints import Checkpoints, Report
 from gradkit.training.growth import allowed_sizes, growing_batch
 from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
@@ -54,7 +54,8 @@ def prepare(config: TrainConfig) -> Plan:
     problem = config.workload
     if isinstance(problem, str):
         problem = load(problem, batch_size=config.global_batch)
-    steps, every = config.steps or problem.budget_steps, config.eval_every or problem.eval_every
+    planned, every = config.steps or problem.budget_steps, config.eval_every or problem.eval_every
+    shape, steps = _shape(config, planned)
     check_steps(steps, every)
     checkpoint_every = config.checkpoint_every or every
     if checkpoint_every % every:
@@ -66,9 +67,12 @@ def prepare(config: TrainConfig) -> Plan:
         microbatches = problem.batch_size // config.microbatch
     if config.chain is None:
         method = methods.find(config.method or DEFAULT_METHOD)
-        tx = method.scheduled(method.centre if config.learning_rate is None else config.learning_rate, steps)
+        tx = method.scheduled(method.centre if config.learning_rate is None else config.learning_rate, planned, shape)
     else:
-        rate = None if config.learning_rate is None else methods.warmup_cosine(config.learning_rate, steps)
+        if shape is not None and config.learning_rate is None:
+            raise ValueError("schedule must be given with learning_rate, where the chain is a function of it")
+        shape = shape or methods.SHAPES["warmup_cosine"]
+        rate = None if config.learning_rate is None else shape(config.learning_rate, planned)
         tx = chains.build(config.chain, rate)
     if config.aggregator is not None:
         tx = optax.chain(methods.find_aggregator(config.aggregator).function(), tx)
@@ -82,6 +86,19 @@ def prepare(config: TrainConfig) -> Plan:
         link = growing_batch(sizes, examples=config.microbatch, eta=config.norm_test_eta, test_interval=every)
         tx, needs = optax.chain(link, tx), ("grad_moments",)
     return Plan(problem, tx, steps, every, checkpoint_every, microbatches, needs, sizes)
+
+
+def _shape(config: TrainConfig, planned: int) -> tuple[Any, int]:
+    """The schedule that a run is asked for, (peak, steps) -> schedule, or None; and the step it ends at."""
+    shape = None if config.schedule is None else methods.SHAPES[config.schedule]
+    if shape is None or config.cooldown is None:
+        return shape, planned
+    branch = cooldown.read(config.cooldown)
+
+    def cooled(peak: Any, steps: int) -> Any:
+        return schedules.wsd_cooldown(shape(peak, steps), start=branch.start or 0, decay_steps=branch.steps)
+
+    return cooled, branch.end
 
 
 def mesh_of(config: TrainConfig) -> Mesh:
@@ -102,7 +119,8 @@ def mesh_of(config: TrainConfig) -> Mesh:
 
 def _same_numbers(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     """What a checkpoint must agree on with the run that goes on from it."""
-    return {"workload": plan.problem.name, "seed": config.seed, "batch_size": plan.problem.batch_size}
+    numbers = {"workload": plan.problem.name, "seed": config.seed, "batch_size": plan.problem.batch_size}
+    return numbers if config.schedule is None else {**numbers, "schedule": config.schedule}
 
 
 def _place(plan: Plan, mesh: Mesh) -> tuple[Any, Any]:
@@ -142,6 +160,7 @@ class Started(NamedTuple):
       checkpoints: where the run is saved, if it is.
       report: what the last checkpoint gave; None at the beginning of a run.
       set_aside: where later checkpoints are now.
+      source: the folder of the checkpoint that the run begins with.
     """
 
     plan: Plan
@@ -151,10 +170,12 @@ class Started(NamedTuple):
     checkpoints: Checkpoints | None
     report: Report | None
     set_aside: tuple[pathlib.Path, ...] = ()
+    source: pathlib.Path | None = None
 
 
 def start(config: TrainConfig) -> Started:
     """Puts a run on its devices, at its beginning or at its last checkpoint. What it raises: see `train`."""
+    config = cooldown.settled(config)
     plan, mesh = prepare(config), mesh_of(config)
     shardings, place = _place(plan, mesh)
     seed = jnp.asarray(config.seed, jnp.uint32)
@@ -166,22 +187,27 @@ def start(config: TrainConfig) -> Started:
         return run.start(params, plan.tx, seed, run.first_model_state(plan.problem, seed))
 
     checkpoints = None
-    if config.checkpoint_dir is not None:
-        checkpoints = Checkpoints(config.checkpoint_dir, keep=config.keep)
+    folder, _, _ = cooldown.paths(config)
+    if folder is not None:
+        checkpoints = Checkpoints(folder, keep=config.keep)
     state = jax.jit(begin, out_shardings=shardings)()
-    last = None if checkpoints is None else checkpoints.latest()
+    source, last = checkpoints, None if checkpoints is None else checkpoints.latest()
     if config.restore_step is not None:
         last = config.restore_step
-    if checkpoints is None or last is None:
+    if config.cooldown is not None and last is None:
+        # The branch begins: it reads the training that it leaves, and writes nothing there.
+        source, last = Checkpoints(str(config.checkpoint_dir)), cooldown.read(config.cooldown).start
+    if source is None or last is None:
         return Started(plan, mesh, state, place, checkpoints, None)
     if last > plan.steps or last % plan.eval_every:
         raise ValueError(
             f"steps={plan.steps}, eval_every={plan.eval_every} do not fit the checkpoint of step {last} in "
-            f"{config.checkpoint_dir}: it must be one of the evaluations"
+            f"{source.folder}: it must be one of the evaluations"
         )
     about = _same_numbers(config, plan)
-    state, report = checkpoints.restore(state, step=last, about=about, transplant=config.transplant)
-    return Started(plan, mesh, state, place, checkpoints, report, checkpoints.set_aside(after=last))
+    state, report = source.restore(state, step=last, about=about, transplant=config.transplant)
+    aside = source.set_aside(after=last) if source is checkpoints else ()
+    return Started(plan, mesh, state, place, checkpoints, report, aside, source.folder)
 
 
 def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
@@ -220,7 +246,8 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
             return ""
         checkpoints.wait()
         last = checkpoints.latest()
-        return "" if last is None else f"the same command goes on from step {last}"
+        said = "" if config.cooldown is None else f", with --cooldown={config.cooldown}"
+        return "" if last is None else f"the same command goes on from step {last}{said}"
 
     with checkpoints or contextlib.nullcontext(), interrupts.last_words(goes_on):
         program(size())
@@ -250,6 +277,10 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
 def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
     """Trains, and yields one record per evaluation.
 
+    With `schedule="wsd"` the rate stays at its peak, and `cooldown="600:150"` trains a branch: from the checkpoint of
+    step 600 on it decays to 0 over 150 steps. The training it branches from is only read, and may go on meanwhile; the
+    checkpoints of the branch are in the folder `cooldown_600_150` below its own.
+
     With `checkpoint_dir` a run that was ended, however hard, goes on from its last checkpoint when it is started
     again, and ends with the same bits; its records begin where it goes on. Parameters lie on the mesh as
     `gk.parallel.param_shardings` says, minibatches as `gk.parallel.batch_sharding` does.
@@ -275,4 +306,5 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
       >>> [record["step"] for record in records]
       [20, 40]
     """
+    config = cooldown.settled(config)
     yield from go_on(config, start(config))
