@@ -62,7 +62,8 @@ from gradkit.transforms import (
     adaptive_grad_clip, add_decayed_weights, block_norm, centralize_gradients, clip_by_block_norm, clip_by_global_norm,
     limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss, normalize_and_project, normalize_gradients,
     project_updates, record_norms, scale_by_adam, scale_by_delayed_rss, scale_by_diag_curvature, scale_by_gsnr,
-    scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss, scale_by_sophia, scale_by_trust_ratio, trace,
+    scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss, scale_by_scheduled_adam, scale_by_sophia,
+    scale_by_trust_ratio, trace,
 )
 
 # Wrappers: around any transformation
@@ -135,6 +136,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "scale_by_learning_rate",
     "scale_by_pnm",
     "scale_by_rss",
+    "scale_by_scheduled_adam",
     "scale_by_sophia",
     "scale_by_trust_ratio",
     "schedules",

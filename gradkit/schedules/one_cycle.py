@@ -120,7 +120,8 @@ def one_cycle_b1(
       convention: as in `one_cycle`. Default "torch".
 
     Returns:
-      A schedule step -> b1, for `gk.inject_hyperparams`. No state, no collective.
+      A schedule step -> b1, for `gk.scale_by_scheduled_adam`; of other methods through `gk.inject_hyperparams`. No
+      state, no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range, or a phase that would have no step.
@@ -131,7 +132,8 @@ def one_cycle_b1(
       [0.95, 0.9, 0.85, 0.883, 0.917, 0.95]
 
     Reference: Smith. A disciplined approach to neural network hyper-parameters: Part 1. 2018, arXiv 1803.09820.
-    With a momentum that varies, 1 - b1^t is not the weight an average has gathered: 1 minus the product is.
+    With a momentum that varies, 1 - b1^t is not the weight an average has gathered: 1 minus the product is, by which
+    `gk.scale_by_scheduled_adam` divides.
     """
     checks.real("b1_peak", b1_peak, "[0, 1)")
     checks.real("b1_trough", b1_trough, "[0, 1)")

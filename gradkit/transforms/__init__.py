@@ -128,6 +128,10 @@ from gradkit.transforms.rss import (
 from gradkit.transforms.scale_invariant import (
     project_scale_invariant,
 )
+from gradkit.transforms.scheduled_adam import (
+    ScaleByScheduledAdamState,
+    scale_by_scheduled_adam,
+)
 from gradkit.transforms.shard_matrices import (
     shard_matrices,
 )
@@ -188,6 +192,7 @@ __all__ = [
     "ScaleByLearningRateState",
     "ScaleByPnmState",
     "ScaleByRssState",
+    "ScaleByScheduledAdamState",
     "ScaleBySophiaState",
     "ScaleByTrustRatioState",
     "ShiftedParametersState",
@@ -233,6 +238,7 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_pnm",
     "scale_by_rss",
+    "scale_by_scheduled_adam",
     "scale_by_sophia",
     "scale_by_trust_ratio",
     "shard_matrices",
