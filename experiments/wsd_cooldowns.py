@@ -63,7 +63,7 @@ def curves(rate: str, branches: list[tuple[int, int]]) -> dict[str, list[dict[st
 
 def table(found: dict[str, dict[str, list[dict[str, Any]]]], branches: list[tuple[int, int]]) -> str:
     """The last loss of every model at every rate, and the best of each kind."""
-    lines = [f"{'rate':>8} {'model of step':>14} {'constant':>9} {'cooldown':>9} {'cosine':>9}"]
+    lines = [f"{'rate':>8} {'model of step':>14} {'at start':>9} {'cooldown':>9} {'cosine':>9}"]
     best: dict[tuple[str, int], float] = {}
     for rate, own in found.items():
         for start, steps in branches:

@@ -170,7 +170,11 @@ class TrainConfig:
         if self.schedule is not None:
             checks.choice("schedule", self.schedule, list(methods.SHAPES))
         if self.cooldown is not None:
-            cooldown.read(self.cooldown)
+            if cooldown.read(self.cooldown).start is None and self.coordinator is not None:
+                raise ValueError(
+                    f"cooldown must be START:STEPS with coordinator, got {self.cooldown!r}: each process could see "
+                    "another last checkpoint"
+                )
             if self.schedule != "wsd" or self.restore_step is not None:
                 raise ValueError(
                     "cooldown needs the flags of the training that it branches from, with schedule='wsd', and no "

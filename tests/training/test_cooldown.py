@@ -125,6 +125,7 @@ def test_schedules_by_name(name: str) -> None:
         ({"cooldown": "40:20", "schedule": None}, "cooldown needs the flags of the training"),
         ({"cooldown": "40:20", "restore_step": 40}, "no restore_step"),
         ({"cooldown": "40:20", "checkpoint_dir": None}, "give checkpoint_dir as well"),
+        ({"cooldown": "20", "coordinator": "auto"}, "cooldown must be START:STEPS with coordinator"),
         ({"schedule": "wds"}, r"schedule must be one of .*did you mean 'wsd'"),
     ],
 )
