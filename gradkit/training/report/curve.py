@@ -128,7 +128,7 @@ def drawing(
     def draw() -> str:
         lines = [textwrap.fill(call, width, subsequent_indent="    "), plot(schedule, steps, width=width)]
         if png is not None:
-            save_plot(schedule, png, steps, title=textwrap.fill(call, 90))
+            save_plot(schedule, png, steps, title=textwrap.fill(call, 56))
             lines.append(f"picture: {png}")
         return "\n".join(lines)
 
