@@ -54,8 +54,9 @@ def quadratic_synchronization(
       ValueError: a hyperparameter outside its range; `warmup_period` without `warmup_steps`.
 
     Example:
-      >>> period = quadratic_synchronization(lambda step: 0.8 / (1 + step), alpha=0.4, min_steps=2)
-      >>> [int(period(step)) for step in (0, 3, 7)]  # floor((0.4 / 0.8)^2), (0.4 / 0.2)^2, (0.4 / 0.1)^2
+      >>> from gradkit.schedules import array_schedule
+      >>> period = quadratic_synchronization(array_schedule([0.8, 0.2, 0.1]), alpha=0.4, min_steps=2)
+      >>> [int(period(step)) for step in (0, 1, 2)]  # at least 2, (0.4 / 0.2)^2, (0.4 / 0.1)^2
       [2, 4, 16]
 
     Reference: Gu et al. A Quadratic Synchronization Rule for Distributed Deep Learning. 2023, arXiv 2310.14423. A ratio
