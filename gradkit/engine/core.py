@@ -158,17 +158,30 @@ def times(factor: Any, x: jax.Array) -> jax.Array:
     return jax.lax.mul(np.asarray(factor, x.dtype) if isinstance(factor, int | float) else factor, x)
 
 
-def at_count(value: Any, count: jax.Array, name: str = "the value of a schedule") -> Any:
+def at_count(value: Any, count: Any, name: str = "the value of a schedule") -> Any:
     """The value of a hyperparameter at this step: a schedule is called with the number of earlier steps.
 
     Raises:
-      ValueError: the value is no scalar; `name` is the argument, for the message.
+      ValueError: the value is no scalar; a schedule without a counter; `name` is the argument, for the message.
     """
+    if callable(value) and count is None:
+        raise ValueError(
+            f"{name} is a schedule, and the state was made for a number and has no counter: make the state with this "
+            "transformation's init, or give the number"
+        )
     return checks.scalar(name, value(count) if callable(value) else value)
 
 
-def increment(count: jax.Array) -> jax.Array:
-    """The counter after one more step; it stays at its largest value instead of overflowing."""
+def counter(read: bool) -> jax.Array | None:
+    """The counter of steps at its start, or None where the link does not read it: XLA compiles a kernel of its own for
+    a counter, which takes as long as the update of all leaves of one shape."""
+    return jnp.zeros((), jnp.int32) if read else None
+
+
+def increment(count: Any) -> Any:
+    """The counter after one more step; it stays at its largest value instead of overflowing. None stays None."""
+    if count is None:
+        return None
     count = jnp.asarray(count)
     last, one = (np.asarray(k, count.dtype) for k in (np.iinfo(count.dtype).max - 1, 1))
     return jax.lax.add(jax.lax.min(count, last), one)
@@ -385,13 +398,3 @@ def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.
         described=described,
         complete=True,
     )
-
-
-def settle(tree: Any) -> Any:
-    """Keeps XLA from computing these arrays a second time where they are used, one barrier per leaf.
-
-    An accumulator that is updated and then applied would otherwise be recomputed from its predecessor, which
-    must then be copied before it is overwritten. One barrier around the whole tree would let no leaf be
-    applied before the last is accumulated, when the first has left the cache.
-    """
-    return jax.tree.map(lambda x: jax.lax.optimization_barrier(x) if isinstance(x, Tracer) else x, tree)

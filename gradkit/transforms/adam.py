@@ -25,7 +25,6 @@ from gradkit.engine.core import (
     increment,
     once_per_dtype,
     pair,
-    settle,
     transformation,
     weights,
     zeros,
@@ -113,9 +112,6 @@ def scale_by_adam(
 
         mu = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates)
         nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
-        if mu_dtype is not None:
-            # Without the barrier XLA would write the moment twice, once in each dtype.
-            mu = settle(mu)
 
         def corrections(g: jax.Array) -> tuple[Any, Any, Any, Any]:
             if not bias_correction:

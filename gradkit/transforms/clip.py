@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.engine.core import settle, transformation
+from gradkit.engine.core import transformation
 from gradkit.engine.norms import global_norm
 
 
@@ -68,10 +68,6 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> optax
         limit = jnp.asarray(max_norm).astype(norm.dtype)
         clipped = ~(norm <= limit)  # NaN is clipped, and stays NaN
         factor = jnp.where(clipped, limit / norm, jnp.ones_like(norm))
-        # Behind the barriers the norm is a pass of its own; without them g*g is shared with a second moment
-        # that follows, and written out. One around all leaves would make `shard_map` take every leaf for one that
-        # varies wherever any does.
-        updates, factor = settle((updates, factor))
 
         def shorten(u: jax.Array) -> jax.Array:
             short = u * factor.astype(u.dtype)

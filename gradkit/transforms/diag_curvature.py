@@ -19,7 +19,7 @@ from gradkit import checks
 from gradkit.catalogue import register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
-from gradkit.engine.core import divide, increment, scalar, settle, transformation, zeros
+from gradkit.engine.core import divide, increment, scalar, transformation, zeros
 from gradkit.transforms.with_curvature import PAPER, curvature_of
 
 
@@ -74,8 +74,8 @@ def diag_curvature(
             D = D if straight else D ** scalar(power, D)
             return divide(m, D + scalar(eps, D) if floor == "add" else jnp.maximum(D, scalar(eps, D)))
 
-        mu = None if plain else settle(jax.tree.map(first, state.mu, updates))
-        nu = settle(jax.tree.map(follow, state.nu, h))
+        mu = None if plain else jax.tree.map(first, state.mu, updates)
+        nu = jax.tree.map(follow, state.nu, h)
         d = jax.tree.map(direction, updates if plain else mu, nu, updates)
         return d, ScaleByDiagCurvatureState(count, mu, nu)
 

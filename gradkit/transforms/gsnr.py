@@ -27,7 +27,6 @@ from gradkit.engine.core import (
     increment,
     need,
     scalar,
-    settle,
     transformation,
     widen,
     zeros,
@@ -135,7 +134,7 @@ def scale_by_gsnr(
         if b3 is None:
             return jax.tree.map(lambda r, u: r * u, ratio, updates), ScaleByGsnrState(count, None)
 
-        p = settle(jax.tree.map(lambda p, r: ema(p, r, b3), state.ratio, ratio))
+        p = jax.tree.map(lambda p, r: ema(p, r, b3), state.ratio, ratio)
         c3 = bias_corrections(b3, count)
         scaled = jax.tree.map(lambda p, u: p / c3(p) * u, p, updates)
         return scaled, ScaleByGsnrState(count, p)

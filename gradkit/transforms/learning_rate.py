@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import at_count, increment, once_per_dtype, scalar, times, transformation
+from gradkit.engine.core import at_count, counter, increment, once_per_dtype, scalar, times, transformation
 from gradkit.leaves import Method
 
 RATE = "scale_by_learning_rate: learning_rate"
@@ -25,9 +25,9 @@ def _moved(rate: Any, u: jax.Array, flip_sign: bool) -> jax.Array:
 
 
 class ScaleByLearningRateState(NamedTuple):
-    """Number of updates made, and the rate of the last one as a metric."""
+    """Number of updates made (None where the rate is no schedule), and the rate of the last one as a metric."""
 
-    count: jax.Array
+    count: Any
     metrics: dict[str, jax.Array]
 
 
@@ -40,8 +40,9 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
       flip_sign: whether to negate, so that the result can be added to the parameters. Default True.
 
     Returns:
-      A transformation. State: a counter and the metric `learning_rate` (float32), which
-      `gk.diagnostics.metrics(state)` reads. Elementwise: no collective.
+      A transformation. State: the metric `learning_rate` (float32), which `gk.diagnostics.metrics(state)`
+      reads, and a counter where the rate is a schedule: who will go on from a number to a schedule starts with the
+      schedule `lambda step: rate`, which counts. Elementwise: no collective.
 
     Raises:
       ValueError: a negative rate, or NaN.
@@ -65,7 +66,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
 
     def init(params: optax.Params) -> ScaleByLearningRateState:
         del params
-        count = jnp.zeros((), jnp.int32)
+        count = counter(callable(learning_rate))
         return ScaleByLearningRateState(count, published(at_count(learning_rate, count, RATE)))
 
     def update(updates: Any, state: ScaleByLearningRateState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

@@ -27,12 +27,12 @@ from gradkit.engine.core import (
     abs_sq,
     at_count,
     cast,
+    counter,
     increment,
     inside,
     once_per_dtype,
     pair,
     scalar,
-    settle,
     transformation,
     weights,
     zeros,
@@ -70,9 +70,10 @@ def _root(v: jax.Array, g: jax.Array, c: Any, nu: Any, eps: Any, eps_root: Any) 
 
 
 class WeightedMomentaState(NamedTuple):
-    """Number of updates made; the running means, one tree per decay; the state of the denominator."""
+    """Number of updates made (None where no weight depends on it); the running means, one tree per decay; the state of
+    the denominator."""
 
-    count: jax.Array
+    count: Any
     momenta: tuple[Any, ...]
     denominator: Any
 
@@ -95,17 +96,19 @@ def weighted_momenta(
       mu_dtype: dtype in which the means are kept. Default float32, or float64 for float64 parameters.
     """
     below = None if denominator is None else inside(denominator, "denominator")
+    scheduled = any(map(callable, (gradient_weight, *(x for mean in means for x in (mean.decay, mean.weight)))))
+    counted = scheduled or any(mean.bias_correction for mean in means)
 
     def init(params: optax.Params) -> WeightedMomentaState:
         momenta = tuple(zeros(params, mu_dtype) for _ in means)
-        return WeightedMomentaState(jnp.zeros((), jnp.int32), momenta, below.init(params) if below else None)
+        return WeightedMomentaState(counter(counted), momenta, below.init(params) if below else None)
 
     def update(updates: Any, state: WeightedMomentaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         count = increment(state.count)
 
         def follow(mean: Mean, momentum: Any) -> Any:
             decay = at_count(mean.decay, state.count, f"{method}: {mean.called[0]}")
-            return settle(jax.tree.map(lambda u, g: ema(u, g, decay), momentum, updates))
+            return jax.tree.map(lambda u, g: ema(u, g, decay), momentum, updates)
 
         momenta = tuple(map(follow, means, state.momenta))
         shares = [at_count(mean.weight, state.count, f"{method}: {mean.called[1]}") for mean in means]
@@ -132,9 +135,9 @@ def weighted_momenta(
 
 
 class RootMeanSquareState(NamedTuple):
-    """Number of updates made, and the running mean of squares."""
+    """Number of updates made (None without bias correction), and the running mean of squares."""
 
-    count: jax.Array
+    count: Any
     v: Any
 
 
@@ -151,7 +154,8 @@ def root_mean_square(
       nu: weight of the mean against the current square, in [0, 1]. Default 1, the mean alone.
 
     Returns:
-      A pair (init, update) that replaces a gradient by its denominator. State: 1 word per parameter and a counter.
+      A pair (init, update) that replaces a gradient by its denominator. State: 1 word per parameter, and a counter
+      with bias correction.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -170,7 +174,7 @@ def root_mean_square(
     mean_alone = isinstance(nu, int | float) and nu == 1
 
     def init(params: optax.Params) -> RootMeanSquareState:
-        return RootMeanSquareState(jnp.zeros((), jnp.int32), zeros(params, real=True))
+        return RootMeanSquareState(counter(bias_correction), zeros(params, real=True))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RootMeanSquareState]:
         del params

@@ -17,7 +17,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine import core
 from gradkit.engine.accumulators import ema
-from gradkit.engine.core import divide, increment, inside, scalar, settle, transformation, zeros
+from gradkit.engine.core import divide, increment, inside, scalar, transformation, zeros
 
 PAPER = Paper(
     "Positive-Negative Momentum: Manipulating Stochastic Gradient Noise to Improve Generalization",
@@ -99,7 +99,7 @@ def scale_by_pnm(
                 square = scalar(b1, g) ** 2
                 return jnp.where(turn, ema(m, g, square), m)
 
-            return settle(jax.tree.map(mean, mu, updates))
+            return jax.tree.map(mean, mu, updates)
 
         # Means that stay where they are: two that change places would each be copied at every step.
         mu_odd, mu_even = follow(odd, state.mu_odd), follow(~odd, state.mu_even)

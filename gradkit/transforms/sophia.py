@@ -20,7 +20,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
-from gradkit.engine.core import increment, scalar, settle, transformation, zeros
+from gradkit.engine.core import increment, scalar, transformation, zeros
 from gradkit.engine.norms import global_sums
 from gradkit.transforms.with_curvature import curvature_of, fitting
 
@@ -148,8 +148,8 @@ def scale_by_sophia(
         def mean(m: jax.Array, g: jax.Array) -> jax.Array:
             return ema(m, g, b1)
 
-        mu = settle(jax.tree.map(mean, state.mu, updates))
-        h = settle(refreshed(state, updates, extra))
+        mu = jax.tree.map(mean, state.mu, updates)
+        h = refreshed(state, updates, extra)
         m = jax.tree.map(lambda m, g: m.astype(g.dtype), mu, updates)
         if bias_correction:
             m = jax.tree.map(lambda m: m / correction(b1, count, m), m)

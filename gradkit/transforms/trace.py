@@ -14,7 +14,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import cast, increment, once_per_dtype, scalar, settle, transformation, zeros
+from gradkit.engine.core import cast, counter, increment, once_per_dtype, scalar, transformation, zeros
 
 
 @functools.partial(jax.jit, inline=True)
@@ -28,16 +28,16 @@ def _ahead(g: jax.Array, v: jax.Array, momentum: Any) -> jax.Array:
 
 
 class TraceState(NamedTuple):
-    """Number of updates made, and the momentum."""
+    """Number of updates made (None where the first is like all others), and the momentum."""
 
-    count: jax.Array
+    count: Any
     trace: Any
 
 
 def trace(
     momentum: Any = 0.9,
     *,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     dampen_first: bool = False,
     nesterov: bool = False,
     mu_dtype: Any = None,
@@ -46,7 +46,7 @@ def trace(
 
     Args:
       momentum: decay of the sum, in [0, 1]. Default 0.9.
-      dampening: share of each new update that is left out, in [0, 1). Default 0.
+      dampening: share of each new update that is left out, in [0, 1). Default None, as 0.
       dampen_first: whether dampening holds for the first update too (SGDP, XGrad); torch's SGD, the
         default here, starts the sum with the whole first gradient.
       nesterov: whether to look ahead: u_t = g_t + momentum v_t. Default False.
@@ -54,7 +54,8 @@ def trace(
         or float64 for float64 parameters.
 
     Returns:
-      A transformation. State: 1 word per parameter and a counter. Elementwise: no collective.
+      A transformation. State: 1 word per parameter, and a counter with `dampening`, unless the first update is
+      dampened too. Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -75,11 +76,11 @@ def trace(
     checks.switch(dampen_first=dampen_first, nesterov=nesterov)
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1]")
-    checks.real("dampening", dampening, "[0, 1)")
-    undampened = isinstance(dampening, int | float) and dampening == 0
+    checks.real("dampening", dampening, "[0, 1)", optional=True)
+    undampened = checks.absent(dampening)
 
     def init(params: optax.Params) -> TraceState:
-        return TraceState(jnp.zeros((), jnp.int32), zeros(params, mu_dtype))
+        return TraceState(counter(not undampened and not dampen_first), zeros(params, mu_dtype))
 
     def update(updates: Any, state: TraceState, params: Any = None, **extra: Any) -> tuple[Any, TraceState]:
         del params, extra
@@ -89,9 +90,7 @@ def trace(
             return share if dampen_first else jnp.where(state.count == 0, jnp.ones_like(share), share)
 
         share = once_per_dtype(lambda g: None if undampened else taken(g))
-        # The barrier keeps XLA from computing the sum again, from its overwritten predecessor, where the
-        # update is applied.
-        v = settle(jax.tree.map(lambda v, g: _decayed_sum(v, g, momentum, share(g)), state.trace, updates))
+        v = jax.tree.map(lambda v, g: _decayed_sum(v, g, momentum, share(g)), state.trace, updates)
         state = TraceState(increment(state.count), v)
         if nesterov:
             return jax.tree.map(lambda g, v: _ahead(g, v, momentum), updates, v), state

@@ -21,7 +21,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import at_count, check_decay_mask, increment, scalar, transformation
+from gradkit.engine.core import at_count, check_decay_mask, counter, increment, scalar, transformation
 from gradkit.engine.norms import BLOCKS, mean_of_all, packed_norms
 from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
 from gradkit.leaves.scopes import decay_here
@@ -45,9 +45,9 @@ def _ratio(n_w: jax.Array, n_u: jax.Array, decay: Any, coefficient: Any, rate: A
 
 
 class ScaleByTrustRatioState(NamedTuple):
-    """Number of updates made, and the mean ratio of the last one as a metric."""
+    """Number of updates made (None where no argument is a schedule), and the mean ratio of the last one as a metric."""
 
-    count: jax.Array
+    count: Any
     metrics: dict[str, jax.Array]
 
 
@@ -90,8 +90,8 @@ def scale_by_trust_ratio(
       layout: which axes are stacks and outputs.
 
     Returns:
-      A transformation that needs `params`. State: a counter and the metric `trust_ratio`, the mean over
-      all blocks. Collectives: one all-reduce of two scalars per block.
+      A transformation that needs `params`. State: the metric `trust_ratio`, the mean over all blocks, and
+      a counter where an argument is a schedule. Collectives: one all-reduce of two scalars per block.
 
     Raises:
       ValueError: a hyperparameter outside its range; decay with the joint form.
@@ -135,7 +135,8 @@ def scale_by_trust_ratio(
         own = {"method": "scale_by_trust_ratio", "argument": "trust_ratio_mask", "instead": "trust_ratio_mask=False"}
         check_mask(trust_ratio_mask, params, **own)
         check_decay_mask("scale_by_trust_ratio", weight_decay_mask, params)
-        return ScaleByTrustRatioState(jnp.zeros((), jnp.int32), {"trust_ratio": jnp.ones((), jnp.float32)})
+        count = counter(any(map(callable, (trust_coefficient, weight_decay, relative_to))))
+        return ScaleByTrustRatioState(count, {"trust_ratio": jnp.ones((), jnp.float32)})
 
     def update(updates: Any, state: ScaleByTrustRatioState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra

@@ -10,12 +10,11 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import at_count, check_decay_mask, increment, once_per_dtype, scalar, transformation
+from gradkit.engine.core import at_count, check_decay_mask, counter, increment, once_per_dtype, scalar, transformation
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
 
@@ -26,9 +25,9 @@ def _plus(u: jax.Array, decay: Any, x: jax.Array) -> jax.Array:
 
 
 class AddDecayedWeightsState(NamedTuple):
-    """Number of updates made: what a schedule for the decay is called with."""
+    """Number of updates made, which a schedule for the decay is called with; None where there is no schedule."""
 
-    count: jax.Array
+    count: Any
 
 
 def add_decayed_weights(
@@ -42,7 +41,8 @@ def add_decayed_weights(
         a boolean. Default None: all.
 
     Returns:
-      A transformation that needs `params`. State: a counter. Elementwise: no collective.
+      A transformation that needs `params`. State: a counter where the coefficient is a schedule, else nothing.
+      Elementwise: no collective.
 
     Raises:
       ValueError: a negative or NaN coefficient; `params` missing at update.
@@ -63,7 +63,7 @@ def add_decayed_weights(
 
     def init(params: optax.Params) -> AddDecayedWeightsState:
         check_decay_mask("add_decayed_weights", weight_decay_mask, params)
-        return AddDecayedWeightsState(jnp.zeros((), jnp.int32))
+        return AddDecayedWeightsState(counter(callable(weight_decay)))
 
     def update(updates: Any, state: AddDecayedWeightsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra

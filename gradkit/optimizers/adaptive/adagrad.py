@@ -25,13 +25,13 @@ def _decayed(learning_rate: Any, lr_decay: Any) -> Any:
         )
         return start / (1 + count.astype(dtype) * decay)
 
-    return learning_rate if isinstance(lr_decay, int | float) and lr_decay == 0 else rate
+    return learning_rate if checks.absent(lr_decay) else rate
 
 
 def adagrad(
     learning_rate: Any,
     *,
-    lr_decay: Any = 0.0,
+    lr_decay: Any = None,
     initial_accumulator_value: Any = 0.0,
     eps: Any = 1e-10,
     eps_in_sqrt: bool = False,
@@ -42,7 +42,7 @@ def adagrad(
 
     Args:
       learning_rate: step size >= 0, or a schedule. Ruder: 1e-2.
-      lr_decay: further decay of the rate per step, >= 0. Default 0.
+      lr_decay: further decay of the rate per step, >= 0. Default None, as 0.
       initial_accumulator_value: s_0 >= 0, a square. Default 0 (Duchi et al., Ruder, torch; optax has 0.1).
       eps: added to the root, >= 0. Default 1e-10 (torch; Ruder has 1e-8 and optax 1e-7, both under the root).
         With 0, coordinates that never had a gradient do not move.
@@ -64,7 +64,7 @@ def adagrad(
     2011; Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747.
     """
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    checks.real("lr_decay", lr_decay, "[0, inf)")
+    checks.real("lr_decay", lr_decay, "[0, inf)", optional=True)
     return optimizer(
         Method("adagrad", learning_rate),
         scale_by_rss(initial_accumulator_value=initial_accumulator_value, eps=eps, eps_in_sqrt=eps_in_sqrt),

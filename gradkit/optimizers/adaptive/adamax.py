@@ -21,7 +21,6 @@ from gradkit.engine.core import (
     increment,
     optimizer,
     scalar,
-    settle,
     transformation,
     zeros,
 )
@@ -91,7 +90,7 @@ def scale_by_adamax(
     def update(updates: Any, state: ScaleByAdamaxState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         count = increment(state.count)
-        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
+        mu = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates)
 
         nu = jax.tree.map(lambda w, g: _largest(w, g, b2, eps), state.nu, updates)
         c, guarded = bias_corrections(b1, count), may_be_zero(eps)

@@ -14,7 +14,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema, over, root
-from gradkit.engine.core import abs_sq, increment, optimizer, settle, transformation, zeros
+from gradkit.engine.core import abs_sq, increment, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 
@@ -77,7 +77,7 @@ def scale_by_adamnc(
         def second(v: jax.Array, g: jax.Array) -> jax.Array:
             return v + (abs_sq(g) - v) / count.astype(v.dtype)
 
-        mu = settle(jax.tree.map(first, state.mu, updates))
+        mu = jax.tree.map(first, state.mu, updates)
         nu = jax.tree.map(second, state.nu, updates)
         u = jax.tree.map(lambda m, v, g: over(m.astype(g.dtype), root(v, eps)), mu, nu, updates)
         return u, ScaleByAdamncState(count, mu, nu)

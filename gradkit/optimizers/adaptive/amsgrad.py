@@ -21,7 +21,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema, ema_of_square, over_root
 from gradkit.engine.core import bias_correction as corrected
-from gradkit.engine.core import cast, increment, once_per_dtype, optimizer, settle, transformation, zeros
+from gradkit.engine.core import cast, increment, once_per_dtype, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 
@@ -95,7 +95,7 @@ def scale_by_amsgrad(
     def update(updates: Any, state: ScaleByAmsgradState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         count = increment(state.count)
-        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
+        mu = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates)
         nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
         c1, c2 = (once_per_dtype(lambda x, b=b: corrected(b, count, x)) for b in (b1, b2))
         before, after = bias_correction == "before_max", bias_correction == "after_max"

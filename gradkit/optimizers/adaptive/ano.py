@@ -18,7 +18,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine import core
 from gradkit.engine.accumulators import ema
-from gradkit.engine.core import at_count, divide, increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.engine.core import at_count, divide, increment, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
@@ -91,8 +91,8 @@ def scale_by_ano(
             s = jnp.square(g)
             return ema(v, jnp.sign(s - v) * s, b2)
 
-        mu = settle(jax.tree.map(first, state.mu, updates))
-        nu = settle(jax.tree.map(second, state.nu, updates))
+        mu = jax.tree.map(first, state.mu, updates)
+        nu = jax.tree.map(second, state.nu, updates)
 
         c2 = core.bias_corrections(b2, count)
 

@@ -22,7 +22,6 @@ from gradkit.engine.core import (
     increment,
     optimizer,
     scalar,
-    settle,
     transformation,
     zeros,
 )
@@ -104,7 +103,7 @@ def scale_by_delayed_rms(
     def update(updates: Any, state: ScaleByDelayedRmsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         count = increment(state.count)
-        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
+        mu = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates)
 
         def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
             m = m.astype(g.dtype)

@@ -26,7 +26,6 @@ from gradkit.engine.core import (
     once_per_dtype,
     optimizer,
     scalar,
-    settle,
     transformation,
     zeros,
 )
@@ -122,7 +121,7 @@ def scale_by_induced_metric(
             s = loss / (jnp.square(loss) + mean)
         else:
             s = 1 / (1 + mean)
-        mu = settle(jax.tree.map(lambda m, g: ema(m, g, momentum), state.mu, updates))
+        mu = jax.tree.map(lambda m, g: ema(m, g, momentum), state.mu, updates)
 
         share = once_per_dtype(lambda g: s.astype(g.dtype) / bias_correction(momentum, count, g).astype(g.dtype))
 

@@ -23,10 +23,10 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import (
     at_count,
     check_decay_mask,
+    counter,
     increment,
     optimizer,
     scalar,
-    settle,
     transformation,
     zeros,
 )
@@ -45,9 +45,10 @@ INNA = Paper("An Inertial Newton Algorithm for Deep Learning", "Castera, Bolte, 
 
 
 class ScaleByInnaState(NamedTuple):
-    """Number of updates made, and how far psi is from (1 - alpha beta) times the parameters."""
+    """Number of updates made (None where no argument is a schedule), and how far psi is from (1 - alpha beta) times the
+    parameters."""
 
-    count: jax.Array
+    count: Any
     shift: Any
 
 
@@ -72,8 +73,8 @@ def scale_by_inna(
       weight_decay_mask: which leaves decay. Default all.
 
     Returns:
-      A transformation that needs `params` where weights decay. State: 1 word per parameter and a counter. Elementwise:
-      no collective.
+      A transformation that needs `params` where weights decay. State: 1 word per parameter, and a counter where an
+      argument is a schedule. Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range; a constant learning rate not below beta.
@@ -100,7 +101,7 @@ def scale_by_inna(
 
     def init(params: optax.Params) -> ScaleByInnaState:
         check_decay_mask("scale_by_inna", weight_decay_mask, params)
-        return ScaleByInnaState(jnp.zeros((), jnp.int32), zeros(params))
+        return ScaleByInnaState(counter(callable(learning_rate) or callable(weight_decay)), zeros(params))
 
     def update(updates: Any, state: ScaleByInnaState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
@@ -123,7 +124,7 @@ def scale_by_inna(
         def follow(r: jax.Array, q: jax.Array, u: jax.Array) -> jax.Array:
             return r + scalar(rate, r) * (rest(r) * u - q)
 
-        shift = settle(jax.tree.map(follow, state.shift, q, direction))
+        shift = jax.tree.map(follow, state.shift, q, direction)
         return direction, ScaleByInnaState(increment(state.count), shift)
 
     return transformation("scale_by_inna", init, update, needs_params=not without_decay, complex_leaves=True)

@@ -25,7 +25,6 @@ from gradkit.engine.core import (
     increment,
     optimizer,
     scalar,
-    settle,
     transformation,
     zeros,
 )
@@ -104,7 +103,7 @@ def scale_by_nadam(
         now, following = momentum(count, dtype), momentum(count + 1, dtype)
         product = state.product * now
         m_by, g_by = (1 - product * following) / following, (1 - product) / (1 - now)
-        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates))
+        mu = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates)
         nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
         c2 = bias_corrections(b2, count)
 

@@ -14,7 +14,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
-from gradkit.engine.core import increment, rows_of, scalar, settle, transformation, zeros
+from gradkit.engine.core import increment, rows_of, scalar, transformation, zeros
 
 
 class GrokfastEmaState(NamedTuple):
@@ -63,7 +63,7 @@ def grokfast_ema(alpha: Any = 0.98, *, lamb: Any = 2.0, mu_dtype: Any = None) ->
         def mean(m: jax.Array, g: jax.Array) -> jax.Array:
             return jnp.where(state.count == 0, g.astype(m.dtype), ema(m, g, alpha))
 
-        mu = settle(jax.tree.map(mean, state.mu, updates))
+        mu = jax.tree.map(mean, state.mu, updates)
         updates = jax.tree.map(lambda g, m: g + scalar(lamb, g) * m.astype(g.dtype), updates, mu)
         return updates, GrokfastEmaState(increment(state.count), mu)
 
@@ -126,7 +126,7 @@ def grokfast_ma(
     def update(updates: Any, state: GrokfastMaState, params: Any = None, **extra: Any) -> tuple[Any, GrokfastMaState]:
         del params, extra
         count, slot = increment(state.count), state.count % window_size
-        window = settle(jax.tree.map(lambda w, g: w.at[slot].set(g.astype(w.dtype)), state.window, updates))
+        window = jax.tree.map(lambda w, g: w.at[slot].set(g.astype(w.dtype)), state.window, updates)
 
         def amplify(g: jax.Array, w: jax.Array) -> jax.Array:
             slow = jnp.sum(w.astype(g.dtype), axis=0)

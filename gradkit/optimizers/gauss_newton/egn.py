@@ -25,7 +25,6 @@ from gradkit.engine.core import (
     increment,
     optimizer,
     scalar,
-    settle,
     transformation,
     zeros,
 )
@@ -190,7 +189,7 @@ def egn(
         mean = None
         if averaged:
             # At the dtype of the updates, where it is another than the model's.
-            mean = settle(jax.tree.map(lambda m, p: ema(m, p.astype(m.dtype), momentum), state.mean, p))
+            mean = jax.tree.map(lambda m, p: ema(m, p.astype(m.dtype), momentum), state.mean, p)
             c = bias_corrections(momentum, count)
             p = jax.tree.map(lambda m: m / c(m), mean)
         alpha, lam = measured(lin, p, params, state)

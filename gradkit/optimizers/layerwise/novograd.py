@@ -25,7 +25,6 @@ from gradkit.engine.core import (
     optimizer,
     pair,
     scalar,
-    settle,
     transformation,
     weights,
     wide_dtype,
@@ -166,7 +165,7 @@ def scale_by_novograd(
             return jnp.where(first, one, rest * one) if grad_averaging else 1.0
 
         of_h = once_per_dtype(share)
-        mu = settle(jax.tree.map(lambda m, h: _momentum(m, h, b1, of_h(h)), state.mu, h))
+        mu = jax.tree.map(lambda m, h: _momentum(m, h, b1, of_h(h)), state.mu, h)
         state = ScaleByNovogradState(increment(state.count), mu, nu, nu_max)
         return jax.tree.map(lambda m, g: cast(m, g.dtype), mu, updates), state
 

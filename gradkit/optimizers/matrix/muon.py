@@ -21,7 +21,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
-from gradkit.engine.core import increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.engine.core import increment, optimizer, scalar, transformation, zeros
 from gradkit.engine.mapping import apply_to_matrices
 from gradkit.engine.planning import check_matrix, plan_stacks
 from gradkit.engine.shape_factor import SCALES, scale_by_shape
@@ -132,7 +132,7 @@ def scale_by_muon(
                 return m * now
             return (1 - b) * g * now + b * m * ahead
 
-        mu = settle(jax.tree.map(mean, state.mu, updates))
+        mu = jax.tree.map(mean, state.mu, updates)
         u = jax.tree.map(look, mu, updates)
         # A function of the user's may feel padding; Newton-Schulz and the SVD keep zero rows and columns.
         pad = not callable(method)

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
-from gradkit.engine.core import at_count, increment, optimizer, scalar, settle, transformation, zeros
+from gradkit.engine.core import at_count, increment, optimizer, scalar, transformation, zeros
 from gradkit.engine.keys import check_key, first_key
 from gradkit.leaves import Layout, Method, axes_of, map_named, tensor_axes
 from gradkit.schedules.phases import real_array
@@ -112,7 +112,7 @@ def scale_by_gravity(
             b = (scalar(beta, z) * t + 1) / (t + 2)
             return ema(v, z, b)
 
-        velocity = settle(jax.tree.map(follow, state.velocity, map_named(damped, updates)))
+        velocity = jax.tree.map(follow, state.velocity, map_named(damped, updates))
         return velocity, ScaleByGravityState(count, velocity)
 
     return transformation("scale_by_gravity", init, update)

@@ -33,7 +33,7 @@ def scale_by_qhm(*, b1: Any = 0.999, nu: Any = 0.7, mu_dtype: Any = None) -> opt
       mu_dtype: dtype in which the running mean is kept. Default float32.
 
     Returns:
-      A transformation. State: 1 word per parameter and a counter. Elementwise: no collective.
+      A transformation. State: 1 word per parameter. Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range.

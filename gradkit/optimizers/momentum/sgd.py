@@ -73,8 +73,7 @@ def sgd(
     plain = checks.absent(momentum)
     if plain and not checks.absent(dampening):
         raise ValueError(f"dampening must be 0 without momentum, got {dampening}")
-    share = 0.0 if dampening is None else dampening
-    kept = [] if plain else [trace(momentum, dampening=share, nesterov=nesterov, mu_dtype=mu_dtype)]
+    kept = [] if plain else [trace(momentum, dampening=dampening, nesterov=nesterov, mu_dtype=mu_dtype)]
     return optimizer(
         Method("sgd", learning_rate, weight_decay, weight_decay_mask),
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),

@@ -12,10 +12,11 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import at_count, optimizer, scalar, transformation
+from gradkit.engine.core import at_count, counter, optimizer, scalar, transformation
 from gradkit.engine.presets import called, preset
 from gradkit.leaves import Method
 from gradkit.transforms import (
+    AddDecayedWeightsState,
     add_decayed_weights,
     scale_by_adam,
     scale_by_learning_rate,
@@ -66,13 +67,17 @@ def _decay(learning_rate: Any, weight_decay: Any, weight_decay_mask: Any) -> opt
     """u - learning_rate * weight_decay * x, on an update that the learning rate is already in."""
     link = add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask)
 
+    def init(params: optax.Params) -> AddDecayedWeightsState:
+        link.init(params)  # which checks the mask
+        return AddDecayedWeightsState(counter(callable(learning_rate) or callable(weight_decay)))
+
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         zero = jax.tree.map(lambda u: 0 * u, updates)
         decayed, new = link.update(zero, state, params, **extra)
         rate = at_count(learning_rate, state.count, "xgrad: learning_rate")
         return jax.tree.map(lambda u, d: u - scalar(rate, u) * d, updates, decayed), new
 
-    return transformation("xgrad", link.init, update, needs_params=True, complex_leaves=True)
+    return transformation("xgrad", init, update, needs_params=True, complex_leaves=True)
 
 
 def xgrad_sgd(

@@ -30,7 +30,6 @@ from gradkit.engine.core import (
     need,
     optimizer,
     scalar,
-    settle,
     transformation,
     zeros,
 )
@@ -149,7 +148,7 @@ def _squares(method: str, b2: Any, eps: Any, is_sqrt: bool) -> optax.GradientTra
             B = jnp.maximum(s if b2 is None else s / c2(s), scalar(eps, s))
             return divide(g, jnp.sqrt(B) if is_sqrt else B)
 
-        s = settle(jax.tree.map(follow, state.s, updates))
+        s = jax.tree.map(follow, state.s, updates)
         return jax.tree.map(direction, s, updates), SquaresState(count, s)
 
     return transformation(method, lambda params: SquaresState(jnp.zeros((), jnp.int32), zeros(params)), update)

@@ -16,7 +16,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
-from gradkit.engine.core import cast, once_per_dtype, optimizer, scalar, settle, transformation, zeros
+from gradkit.engine.core import cast, once_per_dtype, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 
@@ -83,7 +83,7 @@ def scale_by_lion(*, b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> opt
     def update(updates: Any, state: ScaleByLionState, params: Any = None, **extra: Any) -> tuple[Any, ScaleByLionState]:
         del params, extra
 
-        mu = settle(jax.tree.map(lambda m, g: ema(m, g, b2), state.mu, updates))
+        mu = jax.tree.map(lambda m, g: ema(m, g, b2), state.mu, updates)
         of = once_per_dtype(coefficients)
         signs = jax.tree.map(lambda m, g: _sign(m, g, *of(g)), state.mu if plain else mu, updates)
         return signs, ScaleByLionState(mu)
