@@ -10,7 +10,7 @@ import pytest
 
 import gradkit as gk
 from gradkit.catalogue import Card, cards
-from gradkit.engine.core import check_leaves, check_match
+from gradkit.engine.matching import check_leaves, check_match
 from gradkit.leaves import names
 from tests.contract.methods import make
 

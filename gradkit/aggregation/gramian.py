@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradkit.engine.core import check_match, wide_dtype
+from gradkit.engine.core import wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, inner_products
+from gradkit.engine.matching import check_match
 from gradkit.leaves import names
 
 

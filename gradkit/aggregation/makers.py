@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.aggregation.gramian import check_stacked, combine, gramian
-from gradkit.engine.core import check_leaves, check_match, need, wide_dtype
+from gradkit.engine.core import need, wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, stacked
+from gradkit.engine.matching import check_leaves, check_match
 from gradkit.leaves import Method
 from gradkit.leaves.recording import announce
 

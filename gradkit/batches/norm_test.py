@@ -18,7 +18,8 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import abs_sq, check_leaves, divide, widen
+from gradkit.engine.core import abs_sq, divide, widen
+from gradkit.engine.matching import check_leaves
 from gradkit.engine.norms import global_square, global_sums
 
 PAPER = Paper(

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_leaves, check_match, divide, widen
+from gradkit.engine.core import divide, widen
+from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.norms import global_norm
 from gradkit.engine.sums import block_sums
 from gradkit.leaves import names

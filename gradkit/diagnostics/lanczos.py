@@ -24,8 +24,9 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_leaves, check_match, widen
+from gradkit.engine.core import widen
 from gradkit.engine.keys import as_key
+from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.norms import global_norm, global_sums
 
 PAPER = Paper(

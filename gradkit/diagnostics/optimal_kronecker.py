@@ -18,7 +18,8 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_leaves, divide, wide_dtype
+from gradkit.engine.core import divide, wide_dtype
+from gradkit.engine.matching import check_leaves
 
 PAPER = Paper("A New Perspective on Shampoo's Preconditioner", "Morwani et al.", 2024, "2406.17748")
 

@@ -29,17 +29,25 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.engine.extras import missing
+from gradkit.engine.matching import (
+    NUMBERS,
+    Known,
+    check_leaves,
+    give,
+    giving,
+    has_numbers,
+    known,
+    matched,
+    types_of,
+)
 from gradkit.engine.mismatches import told
-from gradkit.leaves import Layout, Method, check_mask, names, resolve_layout
+from gradkit.leaves import Layout, Method, check_mask, resolve_layout
 from gradkit.leaves.derived import has_boxes, rename, unboxed, without_empty
 from gradkit.leaves.recording import announce
 from gradkit.leaves.scopes import deciding, has_kept, scoped_init, scoped_update
 
 InitFn = Callable[[Any], Any]
 UpdateFn = Callable[..., tuple[Any, Any]]
-
-# What stands for an array in a tree, and is none.
-NUMBERS = (np.ndarray, np.generic, int, float, complex)
 
 
 @functools.lru_cache(maxsize=64)
@@ -67,6 +75,13 @@ def widen(tree: Any) -> Any:
     return jax.tree.map(lambda x: cast(x, wide_dtype(x.dtype)), tree)
 
 
+def _widened(given: Known) -> Known:
+    if all(wide_dtype(dtype) == dtype for dtype in {*given.types.dtypes, *given.param_dtypes}):
+        # Another one, as the links inside put others in the place of its updates.
+        return Known(given.updates, given.params, given.types, given.param_dtypes)
+    return matched("", widen(given.updates), widen(given.params))
+
+
 def _wide_or_abstract(x: Any) -> Any:
     dtype = wide_dtype(x.dtype)
     if isinstance(x, jax.ShapeDtypeStruct) and x.dtype != dtype:
@@ -92,7 +107,7 @@ def inside(inner: optax.GradientTransformation, name: str = "inner") -> optax.Gr
 
 def as_arrays(tree: Any) -> Any:
     """The tree with NumPy arrays and Python numbers as JAX arrays of strong dtypes; other leaves stay as they are."""
-    if not any(issubclass(kind, NUMBERS) for kind in set(map(type, jax.tree.leaves(tree)))):
+    if not has_numbers(tree):
         return tree
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)) if isinstance(x, NUMBERS) else x, tree)
 
@@ -219,62 +234,6 @@ def need(method: str, extra: Mapping[str, Any], name: str) -> Any:
     return extra[name]
 
 
-def check_leaves(method: str, params: Any, *, complex_leaves: bool) -> None:
-    """Raises where a leaf has a dtype the method has no meaning for."""
-    leaves = jax.tree.leaves(params)
-    if all(_has_meaning(dtype, complex_leaves) for dtype in set(map(_dtype, leaves))):
-        return
-    for name, x in zip(names(params), leaves, strict=True):
-        dtype = _dtype(x)
-        if not _has_meaning(dtype, True):
-            what = f"is a {type(x).__name__}" if dtype is None else f"has dtype {dtype}"
-            raise ValueError(f"{method}: the leaf {name!r} {what}; only floating point leaves can be trained")
-        if not _has_meaning(dtype, complex_leaves):
-            raise ValueError(f"{method}: the leaf {name!r} is complex, and {method} has no complex form")
-
-
-def _dtype(x: Any) -> Any:
-    """The dtype of a leaf, or of the array it stands for; None of what is no number."""
-    return jnp.result_type(x) if isinstance(x, NUMBERS) else getattr(x, "dtype", None)
-
-
-@functools.lru_cache(maxsize=256)
-def _has_meaning(dtype: Any, complex_leaves: bool) -> bool:
-    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact if complex_leaves else jnp.floating))
-
-
-def check_match(method: str, updates: Any, params: Any) -> None:
-    """Raises where a gradient tree has other leaves or shapes than the parameters, or a complex leaf for a real one."""
-    got, structure = jax.tree.flatten(updates)
-    want, expected = jax.tree.flatten(params)
-    if structure == expected and [*map(jnp.shape, got)] == [*map(jnp.shape, want)]:
-        kinds = {(_dtype(g), _dtype(x)) for g, x in zip(got, want, strict=True)}
-        if all(_real_where_needed(*kind) for kind in kinds):
-            return
-    for x in got:
-        _dtype(x)  # Gradients that an aggregator should have taken say so when they are asked.
-    got = dict(zip(names(updates), got, strict=True))
-    want = dict(zip(names(params), want, strict=True))
-    if got.keys() != want.keys():
-        missing, surplus = sorted(want.keys() - got.keys()), sorted(got.keys() - want.keys())
-        raise ValueError(f"{method}: gradients do not match the parameters: missing {missing}, unknown {surplus}")
-    for name, x in got.items():
-        if jnp.shape(x) != jnp.shape(want[name]):
-            shapes = f"{jnp.shape(x)}, the parameter {jnp.shape(want[name])}"
-            raise ValueError(f"{method}: the gradient of {name!r} has shape {shapes}")
-        if not _real_where_needed(_dtype(x), _dtype(want[name])):
-            raise ValueError(
-                f"{method}: the gradient of {name!r} has dtype {_dtype(x)}, the parameter {_dtype(want[name])}; the "
-                f"gradient of a real parameter must be real: give its real part"
-            )
-
-
-@functools.lru_cache(maxsize=256)
-def _real_where_needed(gradient: Any, parameter: Any) -> bool:
-    """Whether a gradient of this dtype can be that of a parameter."""
-    return not (_has_meaning(parameter, False) and _has_meaning(gradient, True) and not _has_meaning(gradient, False))
-
-
 def check_decay_mask(method: str, mask: Any, params: Any) -> None:
     """Raises where a mask of weight decay selects no leaf."""
     instead = "weight_decay=0 and no mask"
@@ -317,18 +276,29 @@ def transformation(
     def checked_update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None and needs_params:
             raise ValueError(f"{method} needs params: call update(grads, state, params)")
-        updates, params = as_arrays(updates), as_arrays(params)
-        if params is not None:
-            check_match(method, updates, params)
-        check_leaves(method, updates, complex_leaves=complex_leaves)
+        given = known(updates, params)
+        linked = given is not None
+        if given is None:
+            updates, params = as_arrays(updates), as_arrays(params)
+            given = matched(method, updates, params)
+        check_leaves(method, updates, complex_leaves=complex_leaves, dtypes=given.types.dtypes)
+        wide = given if linked else _widened(given)
 
         def run(state: Any) -> tuple[Any, Any]:
-            return update(widen(updates), state, widen(params), **extra)
+            with giving(wide):
+                return update(wide.updates, state, wide.params, **extra)
 
         like = updates if params is None else params
-        new, state = told(method, updates, state, lambda: scoped_update(run, like, state), checked_init, like)
-        like = like if as_params else updates
-        return jax.tree.map(lambda u, x: cast(u, x.dtype), new, like), state
+        if linked:  # what does not fit is told of by the transformation around this one
+            new, state = scoped_update(run, like, state)
+        else:
+            new, state = told(method, updates, state, lambda: scoped_update(run, like, state), checked_init, like)
+        found, dtypes = types_of(new), given.param_dtypes if as_params else given.types.dtypes
+        if found.dtypes != dtypes:
+            new = jax.tree.map(lambda u, x: cast(u, x.dtype), new, like if as_params else updates)
+            found = found._replace(dtypes=dtypes)
+        give(new, found)
+        return new, state
 
     return boxless(checked_init, checked_update)
 
@@ -342,7 +312,7 @@ def boxless(init: InitFn, update: UpdateFn) -> optax.GradientTransformationExtra
         return rename(init(params), params)
 
     def bare(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if not has_boxes((updates, state, params, extra)):
+        if known(updates, params) is not None or not has_boxes((updates, state, params, extra)):
             return update(updates, state, params, **extra)
         structure, kept = jax.tree.structure(updates), jax.tree.structure(state)
         told = {k: through(v, structure) if callable(v) else unboxed(v) for k, v in extra.items()}

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
-from gradkit.engine.core import check_match, widen
+from gradkit.engine.core import widen
+from gradkit.engine.matching import check_match
 from gradkit.engine.sums import block_sums, own_key, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, map_named, names
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from gradkit.engine.at_once import at_once
 from gradkit.engine.core import abs_sq, cast, real_dtype
 from gradkit.engine.sums import block_sums, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, tensor_axes, unit_axes
@@ -155,13 +156,29 @@ def packed_norms(
     >>> norms.vectors[0].tolist()
     [4.0, 4.0, 4.0]
     """
-    rows = [[abs_sq(x) for x in leaves] for leaves in trees]
+    rows = squares([list(leaves) for leaves in trees])
     if not large:
         sums = packed_sums(known, block, layout, *rows, like=trees[0])
-        return sums._replace(parts=tuple([_sqrt(x) for x in row] for row in sums.parts))
-    sums = packed_sums(known, block, layout, *rows, *([_small_square(x) for x in row] for row in trees), like=trees[0])
-    pairs = zip(sums.parts[: len(trees)], sums.parts[len(trees) :], strict=True)
-    return sums._replace(parts=tuple([*map(_root, row, small)] for row, small in pairs))
+        return sums._replace(parts=_roots(sums.parts))
+    sums = packed_sums(known, block, layout, *rows, *_small_squares([list(x) for x in trees]), like=trees[0])
+    return sums._replace(parts=_roots(sums.parts[: len(trees)], sums.parts[len(trees) :]))
+
+
+@at_once
+def squares(tree: Any) -> Any:
+    """The squares of all entries of all leaves, of their magnitudes where they are complex."""
+    return jax.tree.map(abs_sq, tree)
+
+
+@at_once
+def _small_squares(tree: Any) -> Any:
+    return jax.tree.map(_small_square, tree)
+
+
+@at_once
+def _roots(*parts: tuple[list[jax.Array], ...]) -> tuple[list[jax.Array], ...]:
+    """The roots of squares, or of pairs of them as `_root` has them."""
+    return jax.tree.map(_sqrt if len(parts) == 1 else _root, *parts)
 
 
 def _least(dtype: Any) -> float:
@@ -206,7 +223,7 @@ def global_sums(*trees: Any) -> list[jax.Array]:
 
 def global_square(tree: Any) -> jax.Array:
     """The sum of |x|^2 over all entries of all leaves; 0 of an empty tree."""
-    return global_sums(jax.tree.map(abs_sq, tree))[0]
+    return global_sums(squares(tree))[0]
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -216,4 +233,4 @@ def global_norm(tree: Any) -> jax.Array:
     >>> round(float(global_norm({"a": jnp.array([3e25, 0.0]), "b": jnp.array(4e25)}) / 1e25), 4)
     5.0
     """
-    return _root(*global_sums(jax.tree.map(abs_sq, tree), jax.tree.map(_small_square, tree)))
+    return _root(*global_sums(squares(tree), _small_squares(tree)))

@@ -29,9 +29,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gradkit.engine.at_once import at_once
 
 Cut = tuple[tuple[str, ...], ...]  # per array axis: the mesh axes it is cut over
 AxesOf = tuple[tuple[int, ...], ...]  # per array: the axes summed over
@@ -191,17 +194,25 @@ def _sums(axes: AxesOf) -> Any:
 def _summed(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
     """The sums where no specs are declared; scalars and empty arrays, which no device shares, are left as they are."""
     chosen = [i for i, x in enumerate(xs) if x.size and x.ndim and _asks_back(x)]
+    others = sorted(set(range(len(xs))) - set(chosen))
     exchanged = _sums(tuple(axes[i] for i in chosen))([xs[i] for i in chosen]) if chosen else []
     found = dict(zip(chosen, exchanged, strict=True))
-    return [found[i] if i in found else _whole([x], (axes[i],))[0] for i, x in enumerate(xs)]
+    found |= zip(others, _whole_at_once([xs[i] for i in others], tuple(axes[i] for i in others)), strict=True)
+    return [found[i] for i in range(len(xs))]
+
+
+_whole_at_once = at_once(_whole, static_argnums=(1,))
 
 
 def _asks_back(x: jax.Array) -> bool:
-    """Whether the compiler can be told about this array when it partitions the program.
+    """Whether the compiler can be told about this array when it partitions the program, and has a reason to ask.
 
-    Not where some mesh axes are manual already. Nor for 64 bits that are allowed in this thread alone: the compiler
-    asks in one of its own, where they would be cut to 32.
+    Not where the array is on one device, which is seen where it is not traced. Not where some mesh axes are manual
+    already. Nor for 64 bits that are allowed in this thread alone: the compiler asks in one of its own, where they
+    would be cut to 32.
     """
+    if not isinstance(x, Tracer) and len(x.sharding.device_set) == 1:
+        return False
     if jax.sharding.get_abstract_mesh().manual_axes:
         return False
     if x.dtype.itemsize <= 4:

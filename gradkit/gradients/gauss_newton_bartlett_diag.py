@@ -14,8 +14,9 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_leaves, widen
+from gradkit.engine.core import widen
 from gradkit.engine.keys import as_key
+from gradkit.engine.matching import check_leaves
 from gradkit.gradients.hutchinson_diag import FUNCTION, scalar_loss
 from gradkit.gradients.replicas import mean_over, own_copy
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_leaves
 from gradkit.engine.hutchinson import check_hutchinson, hutchinson
 from gradkit.engine.keys import as_key
+from gradkit.engine.matching import check_leaves
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.leaves import Layout, resolve_layout
 

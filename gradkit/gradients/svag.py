@@ -16,7 +16,8 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_leaves, check_match, scalar, widen
+from gradkit.engine.core import scalar, widen
+from gradkit.engine.matching import check_leaves, check_match
 
 
 def svag(grad_1: Any, grad_2: Any, l: Any) -> Any:  # noqa: E741 - the paper's letter

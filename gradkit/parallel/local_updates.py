@@ -26,7 +26,8 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.codecs import nearest
-from gradkit.engine.core import as_arrays, check_leaves, check_match, increment, wide_dtype, widen
+from gradkit.engine.core import as_arrays, increment, wide_dtype, widen
+from gradkit.engine.matching import check_leaves, check_match
 from gradkit.parallel.replicas import alike, wide_mean
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")

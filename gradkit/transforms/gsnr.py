@@ -22,7 +22,6 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import (
     bias_corrections,
-    check_match,
     divide,
     increment,
     need,
@@ -32,6 +31,7 @@ from gradkit.engine.core import (
     zeros,
 )
 from gradkit.engine.extras import GradientMoments
+from gradkit.engine.matching import check_match
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Layout, names, resolve_layout
 

@@ -11,17 +11,25 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.at_once import at_once
 from gradkit.engine.core import at_count, counter, increment, once_per_dtype, scalar, times, transformation
 from gradkit.leaves import Method
 
 RATE = "scale_by_learning_rate: learning_rate"
 
 
-def _moved(rate: Any, u: jax.Array, flip_sign: bool) -> jax.Array:
-    """rate * u, or its opposite. The sign of a traced rate, which is published too, would be a program of its own."""
-    if not flip_sign:
-        return times(rate, u)
-    return times(-rate, u) if isinstance(rate, int | float) else -times(rate, u)
+@at_once
+def _ascent(rate: Any, updates: Any) -> Any:
+    factor = once_per_dtype(lambda u: scalar(rate, u))
+    return jax.tree.map(lambda u: times(factor(u), u), updates)
+
+
+@at_once
+def _descent(rate: Any, updates: Any) -> Any:
+    if isinstance(rate, int | float):
+        return _ascent(-rate, updates)
+    # The sign of a traced rate, which is published too, would be a program of its own.
+    return jax.tree.map(jnp.negative, _ascent(rate, updates))
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -72,8 +80,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> opt
     def update(updates: Any, state: ScaleByLearningRateState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         rate = at_count(learning_rate, state.count, RATE)
-        factor = once_per_dtype(lambda u: scalar(rate, u))
-        updates = jax.tree.map(lambda u: _moved(factor(u), u, flip_sign), updates)
+        updates = (_descent if flip_sign else _ascent)(rate, updates)
         return updates, ScaleByLearningRateState(increment(state.count), published(rate))
 
     described = Method("scale_by_learning_rate", learning_rate)

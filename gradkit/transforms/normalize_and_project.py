@@ -20,7 +20,8 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import abs_sq, check_match, divide, increment, scalar, transformation, wide_dtype
+from gradkit.engine.core import abs_sq, divide, increment, scalar, transformation, wide_dtype
+from gradkit.engine.matching import check_match
 from gradkit.engine.norms import BLOCKS, block_axes, entries
 from gradkit.engine.sums import block_sums, own_parts
 from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_layout, resolve_mask

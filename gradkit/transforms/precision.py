@@ -22,8 +22,9 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.codecs import FORMATS, between, decode, nearest
 from gradkit.engine.coded_states import encode_state
-from gradkit.engine.core import as_arrays, boxless, check_leaves, check_match, inside, wide_dtype, widen
+from gradkit.engine.core import as_arrays, boxless, inside, wide_dtype, widen
 from gradkit.engine.keys import check_key, first_key, needed_key
+from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.memory import KINDS, check_memory, to_device, to_host
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce

@@ -48,6 +48,7 @@ def add_decayed_weights(
       ValueError: a negative or NaN coefficient; `params` missing at update.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from gradkit.leaves import by_path
       >>> tx = add_decayed_weights(0.1, weight_decay_mask=by_path("kernel"))
       >>> x = {"bias": jnp.array(2.0), "kernel": jnp.array(2.0)}
@@ -67,9 +68,9 @@ def add_decayed_weights(
 
     def update(updates: Any, state: AddDecayedWeightsState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
-        decay = decay_here(at_count(weight_decay, state.count, "add_decayed_weights: weight_decay"))
-        mask = resolve_mask(weight_decay_mask, updates)
         if not nothing:
+            decay = decay_here(at_count(weight_decay, state.count, "add_decayed_weights: weight_decay"))
+            mask = resolve_mask(weight_decay_mask, updates)
             factor = once_per_dtype(lambda u: scalar(decay, u))
             updates = jax.tree.map(lambda u, x, on: _plus(u, factor(u), x) if on else u, updates, params, mask)
         return updates, AddDecayedWeightsState(increment(state.count))

@@ -27,7 +27,6 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema, over, root
 from gradkit.engine.core import bias_correction as corrected
 from gradkit.engine.core import (
-    check_match,
     increment,
     optimizer,
     scalar,
@@ -35,6 +34,7 @@ from gradkit.engine.core import (
     widen,
     zeros,
 )
+from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate

@@ -21,7 +21,6 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import (
     abs_sq,
-    check_match,
     divide,
     increment,
     need,
@@ -30,6 +29,7 @@ from gradkit.engine.core import (
     transformation,
     widen,
 )
+from gradkit.engine.matching import check_match
 from gradkit.engine.sums import block_sums
 from gradkit.leaves import Method, by_rank, names
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate, trace

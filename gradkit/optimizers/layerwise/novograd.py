@@ -6,7 +6,6 @@ m_t = b1 m_{t-1} + h_t,   m_1 = h_1    (grad_averaging: (1 - b1) h_t for h_t aft
 w_t = w_{t-1} - learning_rate m_t
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +14,12 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.at_once import at_once
 from gradkit.engine.core import (
-    abs_sq,
     cast,
     check_decay_mask,
     divide,
     increment,
-    once_per_dtype,
     optimizer,
     pair,
     scalar,
@@ -30,7 +28,7 @@ from gradkit.engine.core import (
     wide_dtype,
     zeros,
 )
-from gradkit.engine.norms import packed_sums
+from gradkit.engine.norms import packed_sums, squares
 from gradkit.leaves import (
     Layout,
     Method,
@@ -52,20 +50,43 @@ PAPER = Paper(
 )
 
 
-@jax.jit
-def _second(v: jax.Array, square: jax.Array, b2: tuple[Any, Any], first: jax.Array) -> jax.Array:
-    b, rest = weights(b2, square)
-    return jnp.where(first, square, b * v + rest * square)
+class Numbers(NamedTuple):
+    """The hyperparameters of a step: b1, b2 with 1 - b2, eps, eps_root, and the share of h_t in the momentum after the
+    first step, None for 1."""
+
+    b1: Any
+    b2: tuple[Any, Any]
+    eps: Any
+    eps_root: Any
+    share: Any
+
+
+class Kept(NamedTuple):
+    """The accumulators of one leaf."""
+
+    mu: jax.Array
+    nu: jax.Array
+    nu_max: jax.Array | None
 
 
 @jax.jit
-def _normalised(g: jax.Array, v: jax.Array, eps: Any, eps_root: Any) -> jax.Array:
-    return g * divide(jnp.ones_like(v), jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v))
+def _leaf(g: jax.Array, square: jax.Array, decay: Any, kept: Kept, first: jax.Array, n: Numbers) -> Any:
+    """The direction of a leaf, from its gradient, the squared norm of it, and weight_decay w (None where there is no
+    decay); and its accumulators."""
+    b2, rest = weights(n.b2, square)
+    nu = jnp.where(first, square, b2 * kept.nu + rest * square)
+    nu_max = None if kept.nu_max is None else jnp.maximum(kept.nu_max, nu)
+    v = nu if nu_max is None else nu_max
+    h = g * divide(jnp.ones_like(v), jnp.sqrt(v + scalar(n.eps_root, v)) + scalar(n.eps, v))
+    h = h if decay is None else h + decay
+    new = h if n.share is None else h * jnp.where(first, jnp.ones((), h.dtype), scalar(n.share, h))
+    mu = cast(scalar(n.b1, h) * cast(kept.mu, h.dtype) + new, kept.mu.dtype)
+    return cast(mu, g.dtype), Kept(mu, nu, nu_max)
 
 
-@functools.partial(jax.jit, inline=True)
-def _momentum(m: jax.Array, h: jax.Array, b1: Any, share: Any) -> jax.Array:
-    return cast(scalar(b1, h) * cast(m, h.dtype) + h * share, m.dtype)
+@at_once
+def _leaves(rows: list[tuple[jax.Array, jax.Array, Any, Kept]], first: jax.Array, n: Numbers) -> Any:
+    return [_leaf(*row, first, n) for row in rows]
 
 
 class ScaleByNovogradState(NamedTuple):
@@ -148,26 +169,27 @@ def scale_by_novograd(
         del extra
         first = state.count == 0
         leaves, structure = jax.tree.flatten(updates)
-        sums = packed_sums(names(updates), "tensor", layout, [abs_sq(g) for g in leaves], like=leaves)
-        squares = structure.unflatten(sums.own(sums.parts[0]))
+        sums = packed_sums(names(updates), "tensor", layout, squares(leaves), like=leaves)
+        norms_sq = sums.own(sums.parts[0])
 
-        nu = jax.tree.map(lambda v, s: _second(v, s, pair(b2), first), state.nu, squares)
-        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
-
-        h = jax.tree.map(lambda g, v: _normalised(g, v, eps, eps_root), updates, nu_max if amsgrad else nu)
+        decayed: list[Any] = [None] * len(leaves)
         if not without_decay:
-            mask = resolve_mask(weight_decay_mask, updates)
-            decay = decay_here(weight_decay)
-            h = jax.tree.map(lambda h, w, on: h + scalar(decay, h) * w if on else h, h, params, mask)
+            mask, decay = jax.tree.leaves(resolve_mask(weight_decay_mask, updates)), decay_here(weight_decay)
+            pairs = zip(leaves, jax.tree.leaves(params), mask, strict=True)
+            decayed = [scalar(decay, g) * w if on else None for g, w, on in pairs]
 
-        def share(h: jax.Array) -> Any:
-            one, rest = jnp.ones((), h.dtype), weights(pair(b1), h)[1]
-            return jnp.where(first, one, rest * one) if grad_averaging else 1.0
+        mu, nu = structure.flatten_up_to(state.mu), structure.flatten_up_to(state.nu)
+        nu_max = structure.flatten_up_to(state.nu_max) if amsgrad else [None] * len(leaves)
+        rows = zip(leaves, norms_sq, decayed, map(Kept, mu, nu, nu_max), strict=True)
+        made = _leaves([*rows], first, Numbers(b1, pair(b2), eps, eps_root, 1 - b1 if grad_averaging else None))
 
-        of_h = once_per_dtype(share)
-        mu = jax.tree.map(lambda m, h: _momentum(m, h, b1, of_h(h)), state.mu, h)
-        state = ScaleByNovogradState(increment(state.count), mu, nu, nu_max)
-        return jax.tree.map(lambda m, g: cast(m, g.dtype), mu, updates), state
+        def tree(column: list[Any]) -> Any:
+            return structure.unflatten(column)
+
+        directions, kept = [d for d, _ in made], [own for _, own in made]
+        nu_max = tree([own.nu_max for own in kept]) if amsgrad else None
+        mu, nu = tree([own.mu for own in kept]), tree([own.nu for own in kept])
+        return tree(directions), ScaleByNovogradState(increment(state.count), mu, nu, nu_max)
 
     return transformation("scale_by_novograd", init, update, needs_params=not without_decay)
 

@@ -21,7 +21,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.engine.core import check_match, need, optimizer, transformation, widen
+from gradkit.engine.core import need, optimizer, transformation, widen
+from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_square, global_sums
 from gradkit.engine.sums import own_parts, whole
 from gradkit.leaves import Method, names

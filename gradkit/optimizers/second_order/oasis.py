@@ -20,7 +20,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
-from gradkit.engine.core import check_match, increment, inside, optimizer, transformation, widen, zeros
+from gradkit.engine.core import increment, inside, optimizer, transformation, widen, zeros
+from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
