@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.diagnostics.lanczos import lanczos, ritz
-from gradkit.engine.core import check_leaves, check_match
+from gradkit.engine.matching import check_leaves, check_match
 
 PAPER = Paper(
     "A Loss Curvature Perspective on Training Instability in Deep Learning", "Gilmer et al.", 2021, "2110.04369"

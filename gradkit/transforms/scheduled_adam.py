@@ -20,7 +20,6 @@ from gradkit.engine.core import (
     cast,
     increment,
     scalar,
-    settle,
     transformation,
     wide_dtype,
     zeros,
@@ -91,8 +90,6 @@ def scale_by_scheduled_adam(
         count, b = increment(state.count), at_count(b1, state.count, "b1")
         mu = jax.tree.map(lambda m, g: ema(m, g, b), state.mu, updates)
         nu = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, updates)
-        if mu_dtype is not None:
-            mu = settle(mu)
         weight = ema(state.weight, jnp.ones_like(state.weight), b)
         of_nu = bias_corrections(b2, count)
 
