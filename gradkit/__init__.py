@@ -40,6 +40,12 @@ from gradkit.optimizers.variance_reduction import *
 # A smooth loss and a penalty that is not
 from gradkit.optimizers.proximal import *
 
+# A step size that is measured
+from gradkit.optimizers.parameter_free import *
+from gradkit.transforms import (
+    Measure, scale_by_measured,
+)
+
 # Averages of the iterates
 from gradkit.optimizers.averaging import *
 
@@ -68,9 +74,10 @@ from gradkit.transforms import (
 
 # Wrappers: around any transformation
 from gradkit.transforms import (
-    accumulate_weighted, direction_from_gradient, eval_params, find, guard, inject_hyperparams, precision,
-    project_low_rank, project_scale_invariant, reparameterize, shifted_parameters, stable_weight_decay,
-    weight_normalized, with_curvature,
+    accumulate_value, accumulate_weighted, averaged_params, direction_from_gradient, eval_params, find, guard,
+    inject_hyperparams, interpolated_averaging, polynomial_decay_average, precision, project_low_rank,
+    project_scale_invariant, reparameterize, running_average, schedule_free, schedule_free_eval_params,
+    shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
 )
 
 # Rooms
@@ -89,10 +96,13 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
         if not isinstance(getattr(group, name), type)
     ),
     "MatrixSharding",
+    "Measure",
+    "accumulate_value",
     "accumulate_weighted",
     "adaptive_grad_clip",
     "add_decayed_weights",
     "aggregation",
+    "averaged_params",
     "batches",
     "block_leaves",
     "block_norm",
@@ -109,6 +119,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "guard",
     "in_basis",
     "inject_hyperparams",
+    "interpolated_averaging",
     "kronecker_bases",
     "kronecker_statistics",
     "layers",
@@ -122,23 +133,28 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "normalize_and_project",
     "normalize_gradients",
     "parallel",
+    "polynomial_decay_average",
     "precision",
     "project_low_rank",
     "project_scale_invariant",
     "project_updates",
     "record_norms",
     "reparameterize",
+    "running_average",
     "scale_by_adam",
     "scale_by_delayed_rss",
     "scale_by_diag_curvature",
     "scale_by_gsnr",
     "scale_by_kron",
     "scale_by_learning_rate",
+    "scale_by_measured",
     "scale_by_pnm",
     "scale_by_rss",
     "scale_by_scheduled_adam",
     "scale_by_sophia",
     "scale_by_trust_ratio",
+    "schedule_free",
+    "schedule_free_eval_params",
     "schedules",
     "shard_matrices",
     "shifted_parameters",

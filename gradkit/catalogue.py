@@ -56,19 +56,21 @@ class Race:
     """How a method enters a race.
 
     Attributes:
-      rate: the middle of its grid of learning rates.
+      rate: the middle of its grid of learning rates; None for a method without one to tune: one run at the factor 1.
       arguments: keyword arguments of the method, where its defaults do not suit a race.
       decades: how far the grid reaches to each side of the middle.
       schedule: of the learning rate: "warmup_cosine", or None for a method that finds its step itself or has a schedule
         of its own: the rate is then constant.
       before: of a primitive, the name under which that races what it is put in front of; "" for the rate alone.
+      around: of a wrapper, the name under which that races what it is around; "" for SGD with momentum.
     """
 
-    rate: float = 1e-2
+    rate: float | None = 1e-2
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     decades: float = 1.0
     schedule: str | None = "warmup_cosine"
     before: str = ""
+    around: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

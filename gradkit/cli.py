@@ -217,9 +217,14 @@ def _races(card: catalogue.Card) -> list[tuple[str, str]]:
     rows = []
     for name, race in {card.name: card.race, **card.variants}.items():
         if race is not None:
-            schedule = "warm-up and cosine" if race.schedule else "constant"
+            schedule = "warm-up and cosine" if race.schedule else "no schedule" if race.rate is None else "constant"
             said = [f"{k}={v!r}" if isinstance(v, int | float | str) else k for k, v in race.arguments.items()]
-            reach = f"rates around {race.rate:g}, {10**race.decades:g} times less to more"
+            said += [f"around {race.around}"] if race.around else []
+            reach = (
+                "one run, as there is no learning rate to tune"
+                if race.rate is None
+                else f"rates around {race.rate:g}, {10**race.decades:g} times less to more"
+            )
             rows.append(("race", "; ".join([f"{name}: {reach}", schedule, *said])))
     return rows
 

@@ -24,7 +24,7 @@ from gradkit.optimizers.momentum import sgd
 from gradkit.training import chains
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 
-DEFAULT_CENTRE = Race().rate
+DEFAULT_CENTRE = 1e-2
 OPTAX = Paper("The DeepMind JAX Ecosystem", "Babuschkin et al.", 2020)
 # Optimizers of optax that find their step themselves: the rate is a factor of it, and no schedule belongs on top.
 SELF_TUNING = frozenset(
@@ -41,7 +41,8 @@ class Method(NamedTuple):
     Attributes:
       name: as in tables and flags.
       make: learning rate (a schedule or a number) -> transformation.
-      centre: the middle of its grid of learning rates; None for a chain whose rate is its own.
+      centre: the middle of its grid of learning rates; None for a chain whose rate is its own, and for a method that
+        has none to tune.
       decades: how far the grid reaches to each side.
       schedule: "warmup_cosine", or None where the rate stays constant.
       card: its card, where it has one.
@@ -182,8 +183,11 @@ def _of_card(name: str, card: Card, race: Race | None) -> Method:
     def make(learning_rate: Any) -> optax.GradientTransformation:
         if race.before:
             return optax.chain(card.function(**race.arguments), find(race.before).make(learning_rate))
+        if race.around:
+            return card.function(find(race.around).make(learning_rate), **race.arguments)
         if card.form == "optimizer":
-            return card.function(learning_rate, **race.arguments)
+            # A method without a rate to tune has the factor 1 where it is given none.
+            return card.function(*(() if learning_rate is None else (learning_rate,)), **race.arguments)
         return build(card, learning_rate, **race.arguments)
 
     return Method(name, make, race.rate, race.decades, race.schedule, card)

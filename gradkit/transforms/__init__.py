@@ -3,6 +3,10 @@
 from gradkit.engine.shards import (
     MatrixSharding,
 )
+from gradkit.transforms.accumulate_value import (
+    AccumulateValueState,
+    accumulate_value,
+)
 from gradkit.transforms.accumulate_weighted import (
     AccumulateWeightedState,
     accumulate_weighted,
@@ -63,6 +67,10 @@ from gradkit.transforms.in_basis import (
 from gradkit.transforms.inject import (
     inject_hyperparams,
 )
+from gradkit.transforms.interpolated_averaging import (
+    InterpolatedAveragingState,
+    interpolated_averaging,
+)
 from gradkit.transforms.kron import (
     ScaleByKronState,
     scale_by_kron,
@@ -84,6 +92,10 @@ from gradkit.transforms.mars import (
     ExactMarsCorrectionState,
     MarsCorrectionState,
     mars_correction,
+)
+from gradkit.transforms.measured import (
+    Measure,
+    scale_by_measured,
 )
 from gradkit.transforms.momenta import (
     RootMeanSquareState,
@@ -125,8 +137,18 @@ from gradkit.transforms.rss import (
     scale_by_delayed_rss,
     scale_by_rss,
 )
+from gradkit.transforms.running_average import (
+    IterateAverageState,
+    averaged_params,
+    polynomial_decay_average,
+    running_average,
+)
 from gradkit.transforms.scale_invariant import (
     project_scale_invariant,
+)
+from gradkit.transforms.schedule_free import (
+    schedule_free,
+    schedule_free_eval_params,
 )
 from gradkit.transforms.scheduled_adam import (
     ScaleByScheduledAdamState,
@@ -165,6 +187,7 @@ from gradkit.transforms.with_curvature import (
 )
 
 __all__ = [
+    "AccumulateValueState",
     "AccumulateWeightedState",
     "AddDecayedWeightsState",
     "Bases",
@@ -174,11 +197,14 @@ __all__ = [
     "GraftState",
     "GuardState",
     "InBasisState",
+    "InterpolatedAveragingState",
+    "IterateAverageState",
     "KroneckerStatisticsState",
     "LimitNormGrowthState",
     "LookaheadInChainState",
     "MarsCorrectionState",
     "MatrixSharding",
+    "Measure",
     "NormalizeAndProjectState",
     "PrecisionState",
     "ProjectLowRankState",
@@ -200,9 +226,11 @@ __all__ = [
     "TraceState",
     "WeightedMomentaState",
     "WithCurvatureState",
+    "accumulate_value",
     "accumulate_weighted",
     "adaptive_grad_clip",
     "add_decayed_weights",
+    "averaged_params",
     "block_leaves",
     "block_norm",
     "centralize_gradients",
@@ -215,6 +243,7 @@ __all__ = [
     "guard",
     "in_basis",
     "inject_hyperparams",
+    "interpolated_averaging",
     "kronecker_bases",
     "kronecker_statistics",
     "limit_norm_growth",
@@ -223,6 +252,7 @@ __all__ = [
     "norm_loss",
     "normalize_and_project",
     "normalize_gradients",
+    "polynomial_decay_average",
     "precision",
     "project_low_rank",
     "project_scale_invariant",
@@ -230,17 +260,21 @@ __all__ = [
     "record_norms",
     "reparameterize",
     "root_mean_square",
+    "running_average",
     "scale_by_adam",
     "scale_by_delayed_rss",
     "scale_by_diag_curvature",
     "scale_by_gsnr",
     "scale_by_kron",
     "scale_by_learning_rate",
+    "scale_by_measured",
     "scale_by_pnm",
     "scale_by_rss",
     "scale_by_scheduled_adam",
     "scale_by_sophia",
     "scale_by_trust_ratio",
+    "schedule_free",
+    "schedule_free_eval_params",
     "shard_matrices",
     "shifted_parameters",
     "stable_weight_decay",

@@ -1,7 +1,8 @@
 """Delayed updates: one step per k microbatches, from the sum of their gradients over the sum of their weights.
 
 A <- A + g_i,    N <- N + weight_i         g_i the gradient of the SUM of the losses of weight_i tokens or examples
-after every k-th:    u = inner(A / N),     A, N <- 0;       otherwise u = 0
+L <- L + value_i                           the SUM of the losses itself, where `update` is given `value`
+after every k-th:    u = inner(A / N) with value = L / N,     A, N, L <- 0;       otherwise u = 0
 """
 
 from typing import Any, NamedTuple
@@ -13,13 +14,15 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, inside, need, transformation, zeros
+from gradkit.transforms.measured import loss_of
 
 
 class AccumulateWeightedState(NamedTuple):
-    """Microbatches since the last step, the sum of their weights and of their gradients, and the state inside."""
+    """Microbatches since the last step; the sums of their weights, losses, gradients; and the state inside."""
 
     count: jax.Array
     weight: jax.Array
+    value: jax.Array
     total: Any
     inner: Any
 
@@ -33,7 +36,8 @@ def accumulate_weighted(
     microbatch counts more than one of a long.
 
     Args:
-      inner: makes the step from the mean gradient; sees extra arguments of the k-th call only.
+      inner: makes the step from the mean gradient. It sees the mean loss as `value`, and other extra arguments of the
+        k-th call only.
       every_k: microbatches per step, >= 1.
       axis_name: axis of `vmap` or `shard_map` whose members are replicas with microbatches of their own; gradients and
         weights are summed over it, and divided once. Under plain jit gradients are of all devices already.
@@ -42,8 +46,8 @@ def accumulate_weighted(
     Returns:
       A transformation that needs `weight`, a number >= 0: the tokens or examples whose losses the microbatch's loss is
       the sum of. Between steps it returns zeros and leaves the inner state alone. Weights that are all 0 make the
-      gradient 0. State: 1 word per parameter, in float32 or wider, two numbers, and the inner state. Collectives: none
-      without `axis_name`; with it one all-reduce of the gradient per step.
+      gradient 0. State: 1 word per parameter, in float32 or wider, three numbers, and the inner state. Collectives:
+      none without `axis_name`; with it one all-reduce of the gradient per step.
 
     Raises:
       ValueError: an argument outside its range; `weight` missing or, where it is known, negative.
@@ -66,7 +70,7 @@ def accumulate_weighted(
 
     def init(params: optax.Params) -> AccumulateWeightedState:
         return AccumulateWeightedState(
-            jnp.zeros((), jnp.int32), jnp.zeros((), float), zeros(params), below.init(params)
+            jnp.zeros((), jnp.int32), jnp.zeros((), float), jnp.zeros((), float), zeros(params), below.init(params)
         )
 
     def update(updates: Any, state: AccumulateWeightedState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -75,20 +79,24 @@ def accumulate_weighted(
         rest = {name: value for name, value in extra.items() if name != "weight"}
         A = jax.tree.map(lambda a, g: a + g.astype(a.dtype), state.total, updates)
         N = state.weight + jnp.asarray(weight).astype(state.weight.dtype)
+        L = state.value
+        if rest.get("value") is not None:
+            L = L + loss_of("accumulate_weighted", extra).astype(L.dtype)
 
-        def step(A: Any, N: jax.Array) -> tuple[Any, Any, jax.Array, Any]:
-            total, tokens = (A, N) if axis_name is None else jax.lax.psum((A, N), axis_name)
+        def step(A: Any, N: jax.Array, L: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
+            total, tokens, loss = (A, N, L) if axis_name is None else jax.lax.psum((A, N, L), axis_name)
+            told = {**rest, "value": divide(loss, tokens)} if rest.get("value") is not None else rest
             mean = jax.tree.map(lambda a, g: divide(a, tokens.astype(a.dtype)).astype(g.dtype), total, updates)
-            u, own = below.update(mean, state.inner, params, **rest)
+            u, own = below.update(mean, state.inner, params, **told)
             u = jax.tree.map(lambda u, g: u.astype(g.dtype), u, updates)
-            return u, jax.tree.map(jnp.zeros_like, A), jnp.zeros_like(N), own
+            return u, jax.tree.map(jnp.zeros_like, A), jnp.zeros_like(N), jnp.zeros_like(L), own
 
-        def wait(A: Any, N: jax.Array) -> tuple[Any, Any, jax.Array, Any]:
-            return jax.tree.map(jnp.zeros_like, updates), A, N, state.inner
+        def wait(A: Any, N: jax.Array, L: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
+            return jax.tree.map(jnp.zeros_like, updates), A, N, L, state.inner
 
         count = (state.count + 1) % every_k
-        u, A, N, own = jax.lax.cond(count == 0, step, wait, A, N)
-        return u, AccumulateWeightedState(count, N, A, own)
+        u, A, N, L, own = jax.lax.cond(count == 0, step, wait, A, N, L)
+        return u, AccumulateWeightedState(count, N, L, A, own)
 
     return transformation("accumulate_weighted", init, update, complex_leaves=True)
 
@@ -100,4 +108,5 @@ register(
     needs=("weight",),
     words=1,
     example={"every_k": 2},
+    opt_outs={"extra": "hands on the mean loss in place of the last one"},
 )

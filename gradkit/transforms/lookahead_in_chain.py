@@ -12,7 +12,8 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import increment, scalar, transformation, wide_dtype
+from gradkit.engine.anchors import copied
+from gradkit.engine.core import increment, scalar, transformation
 
 
 class LookaheadInChainState(NamedTuple):
@@ -60,12 +61,7 @@ def lookahead_in_chain(*, sync_every: int = 5, slow_step_size: Any = 0.5) -> opt
     checks.real("slow_step_size", slow_step_size, "[0, 1]")
 
     def init(params: optax.Params) -> LookaheadInChainState:
-        def copy(x: Any) -> jax.Array:
-            # Shapes have no values: what init makes of them has the right form, and is no start of a run.
-            wide = wide_dtype(x.dtype)
-            return jnp.zeros_like(x, wide) if isinstance(x, jax.ShapeDtypeStruct) else jnp.array(x, wide, copy=True)
-
-        return LookaheadInChainState(jnp.zeros((), jnp.int32), jax.tree.map(copy, params))
+        return LookaheadInChainState(jnp.zeros((), jnp.int32), copied(params))
 
     def update(updates: Any, state: LookaheadInChainState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra

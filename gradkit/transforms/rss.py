@@ -17,12 +17,12 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import inside_or_outside, over_root
+from gradkit.engine.anchors import scalar_dtype
 from gradkit.engine.core import (
     abs_sq,
     cast,
     scalar,
     transformation,
-    wide_dtype,
     zeros,
 )
 from gradkit.engine.norms import global_norm
@@ -49,9 +49,7 @@ def _rss(
     def init(params: optax.Params) -> ScaleByRssState:
         if not norm:
             return ScaleByRssState(jax.tree.map(lambda s: s + scalar(start, s), zeros(params, real=True)))
-        dtypes = [jnp.finfo(wide_dtype(x.dtype)).dtype for x in jax.tree.leaves(params)]
-        dtype = max(dtypes, key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
-        one = jnp.ones((), dtype)
+        one = jnp.ones((), scalar_dtype(params))
         return ScaleByRssState(one * scalar(start, one))
 
     def update(updates: Any, state: ScaleByRssState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

@@ -66,14 +66,23 @@ def make(card: Card, learning_rate: Any = 0.01, **changes: Any) -> optax.Gradien
     return supplied(card, build(card, learning_rate, **changes))
 
 
+# What a method keeps of an argument that it can do without: every loop has it.
+READS = {"accumulate_weighted": ("value",)}
+
+
+def told(card: Card) -> tuple[str, ...]:
+    """The extra arguments that the state of a method depends on."""
+    return (*card.needs, *READS.get(card.name, ()))
+
+
 def supplied(card: Card, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """A transformation whose extra arguments of the card's `needs` are there."""
     inner = optax.with_extra_args_support(tx)
-    if not card.needs:
+    if not told(card):
         return inner
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        return inner.update(updates, state, params, **{**samples(updates, card.needs), **extra})
+        return inner.update(updates, state, params, **{**samples(updates, told(card)), **extra})
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 

@@ -13,7 +13,7 @@ import optax
 from gradkit.catalogue import Card
 from gradkit.engine.extras import samples
 from tests.by_numpy import by_numpy
-from tests.contract.methods import SMALL, draw, grads_like, make, step
+from tests.contract.methods import SMALL, draw, grads_like, make, step, told
 
 STEPS = 3
 
@@ -36,7 +36,7 @@ class Shared:
     def step(self, params: Any, state: Any, grads: Any, tx: Any = None) -> tuple[Any, Any]:
         """(params, state) after the step of every loop, with the extra arguments that `reference` has; of this method,
         or of the same one at another learning rate."""
-        return step(self.tx if tx is None else tx, params, state, grads, **samples(grads, self.card.needs))
+        return step(self.tx if tx is None else tx, params, state, grads, **samples(grads, told(self.card)))
 
     @functools.cached_property
     def reference(self) -> list[tuple[Any, Any, Any]]:

@@ -18,9 +18,11 @@ from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
 from tests.golden import extras, fixture
 from tests.golden.translate import (
+    ARRAYS,
     adam_l2,
     agc,
     around,
+    averaged,
     conda,
     direct,
     known,
@@ -67,6 +69,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "auon": direct(gk.auon),
     # The simple form of the code: Q stands at the inputs; where it starts from is in the file.
     "dion": lambda hyper: gk.dion(**{"side": "inputs", "key": 0, **known(hyper)}),
+    "dog": averaged(gk.dog),
+    "dog_init_eta": averaged(gk.dog),
     "distributed_shampoo": direct(gk.distributed_shampoo),
     "diffgrad": penalised(gk.diffgrad),
     "fira_adamw": low_rank(gk.fira),
@@ -86,6 +90,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "kron": direct(gk.kron),
     "lamb": direct(gk.lamb),
     "lars": lars,
+    "ldog": averaged(gk.ldog, layout=ARRAYS),
     "lion": direct(gk.lion),
     "nadam": direct(gk.nadam),
     "muon": direct(gk.muon),
@@ -93,6 +98,10 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "mars_exact": direct(gk.mars_exact),
     "mars_lion": without(gk.mars_lion, "b2", "eps"),
     "mars_shampoo": without(gk.mars_shampoo, "b2"),
+    "momo": direct(gk.momo),
+    "momo_adam": direct(gk.momo_adam),
+    "momo_adam_star": direct(gk.momo_adam),
+    "momo_star": direct(gk.momo),
     "novograd": direct(gk.novograd),
     "perpgrad": in_front(gk.perpgrad, "rescale", "eps"),
     "rmsprop": direct(gk.rmsprop),
@@ -104,6 +113,11 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ranger21": direct(gk.ranger21),
     "sania_adagrad_sqr": direct(gk.sania_adagrad_sqr),
     "sania_adam_sqr": direct(gk.sania_adam_sqr),
+    "schedule_free_adamw": direct(gk.schedule_free_adamw),
+    # The paper's correction is that of the rate; the package's file is of its later class.
+    "schedule_free_adamw_paper": lambda hyper: gk.schedule_free_adamw(**known(hyper), bias_correction="learning_rate"),
+    "schedule_free_radam": direct(gk.schedule_free_radam),
+    "schedule_free_sgd": direct(gk.schedule_free_sgd),
     "shampoo": shampoo,
     "soap": direct(gk.soap),
     "sgd": direct(gk.sgd),
@@ -154,8 +168,21 @@ def _direction_and_length(golden: fixture.Golden, state: Any, x: Any, before: An
     return {"v": z.v, "g": {leaf: g[0] for leaf, g in z.g.items()}}
 
 
+def _lower_bound(golden: fixture.Golden, state: Any, x: Any, before: Any) -> dict[str, Any]:
+    return {"lower_bound": gk.find(state, "bound")}
+
+
+def _dog_rates(golden: fixture.Golden, state: Any, x: Any, before: Any) -> dict[str, Any]:
+    """The step sizes, per leaf in the order of the file, and the average after the step."""
+    found = gk.find(state, "step_size")
+    sizes = [jnp.ravel(found[leaf])[0] if isinstance(found, dict) else found for leaf in golden.meta["leaves"]]
+    return {"eta": jnp.stack(sizes), "avg": gk.averaged_params(state, x)}
+
+
 # method -> (file, state, parameters after and before the step) -> name of an array -> what it should be
 MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] = {
+    **dict.fromkeys(("dog", "dog_init_eta", "ldog"), _dog_rates),
+    **dict.fromkeys(("momo", "momo_star", "momo_adam", "momo_adam_star"), _lower_bound),
     "scaled_standardize_weight": _effective(gk.layers.scaled_standardize_weight),
     "standardize_weight": _effective(gk.layers.standardize_weight),
     "weight_normalized(sgd)": _direction_and_length,

@@ -10,6 +10,8 @@ import optax
 
 import gradkit as gk
 
+# Every array is one tensor, whatever its name.
+ARRAYS = gk.leaves.layout((gk.leaves.by_rank(), {"stack": ()}))
 MASKS = {
     "ndim>1": gk.leaves.by_rank(2),
     "ndim<=1": gk.leaves.by_rank(0, 1),
@@ -75,6 +77,16 @@ def around(wrapper: Callable[..., Any], inner: Callable[..., Any], *names: str) 
     def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
         own = {name: hyper[name] for name in names if name in hyper}
         return wrapper(inner(**known(hyper, *names)), **own)
+
+    return build
+
+
+def averaged(method: Callable[..., Any], **own: Any) -> Callable[[dict[str, Any]], Any]:
+    """A file of a method and of the polynomial average of its iterates."""
+
+    def build(hyper: dict[str, Any]) -> optax.GradientTransformation:
+        given = {**known(hyper, "average_gamma"), "init_step": tuple(hyper["init_step"]), **own}
+        return gk.polynomial_decay_average(method(**given), gamma=hyper["average_gamma"])
 
     return build
 

@@ -9,59 +9,18 @@ x_t the parameters after step t, n how many have been averaged:
 Before the first average is taken the mean is the parameters themselves.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import bias_correction as correction
-from gradkit.engine.core import increment, scalar, transformation, zeros
-from gradkit.engine.mismatches import check_fit
+from gradkit.engine.core import scalar
+from gradkit.transforms.running_average import average_iterates
 
 PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838")
-
-
-class IterateAverageState(NamedTuple):
-    """Number of updates made, how many iterates are in the mean, and the mean."""
-
-    count: jax.Array
-    averaged: jax.Array
-    mean: Any
-
-    exact_fields = ("mean",)  # parameters, which gk.precision(state=...) must not round
-
-    def eval_params(self, params: Any) -> Any:
-        """The mean, in the parameters' dtypes; the parameters while nothing is averaged."""
-        return jax.tree.map(lambda x, m: jnp.where(self.averaged == 0, x, m.astype(x.dtype)), params, self.mean)
-
-
-def _average(
-    method: str, start: int, share: Callable[[jax.Array, jax.Array], Any], *, from_first: bool
-) -> optax.GradientTransformationExtraArgs:
-    """mean <- mean + share (x - mean); `from_first`: the mean begins at the parameters before the first step."""
-
-    def init(params: optax.Params) -> IterateAverageState:
-        return IterateAverageState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), zeros(params))
-
-    def update(updates: Any, state: IterateAverageState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        del extra
-        check_fit(method, params, state.mean)
-        on = state.count >= start
-        n = jnp.where(on, increment(state.averaged), state.averaged)
-
-        def include(m: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
-            if from_first:
-                m = jnp.where(state.averaged == 0, x, m)
-            return jnp.where(on, m + share(jnp.maximum(n, 1), x) * (x + u - m), m)
-
-        mean = jax.tree.map(include, state.mean, params, updates)
-        return updates, IterateAverageState(increment(state.count), n, mean)
-
-    return transformation(method, init, update, needs_params=True, complex_leaves=True)
 
 
 def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
@@ -81,6 +40,7 @@ def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
       ValueError: `start` not an integer >= 0; `params` missing.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from gradkit.transforms import eval_params
       >>> tx, x = optax.chain(optax.sgd(1.0), polyak_average()), jnp.array(0.0)
       >>> state = tx.init(x)
@@ -94,8 +54,8 @@ def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
     Polyak, Juditsky. Acceleration of Stochastic Approximation by Averaging. 1992.
     """
     start = checks.integer("start", start)
-    return _average(
-        "polyak_average", start, lambda n, x: (1 / n.astype(x.real.dtype)).astype(x.dtype), from_first=False
+    return average_iterates(
+        "polyak_average", lambda n, x: (1 / n.astype(x.real.dtype)).astype(x.dtype), start=start, from_first=False
     )
 
 
@@ -117,6 +77,7 @@ def params_ema(decay: Any = 0.999, *, bias_correction: bool = True) -> optax.Gra
       ValueError: `decay` outside its range; `params` missing.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from gradkit.transforms import eval_params
       >>> tx, x = optax.chain(optax.sgd(1.0), params_ema(0.5)), jnp.array(0.0)
       >>> state = tx.init(x)
@@ -135,7 +96,7 @@ def params_ema(decay: Any = 0.999, *, bias_correction: bool = True) -> optax.Gra
         fresh = 1 - scalar(decay, x.real)
         return (fresh / correction(decay, n, x)).astype(x.dtype) if bias_correction else scalar(fresh, x)
 
-    return _average("params_ema", 0, share, from_first=not bias_correction)
+    return average_iterates("params_ema", share, from_first=not bias_correction)
 
 
 register(polyak_average, form="primitive", paper=PAPER, words=1, notes="the last link; read with gk.eval_params")

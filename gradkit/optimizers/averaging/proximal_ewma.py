@@ -16,6 +16,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, transformation, zeros
 from gradkit.engine.mismatches import check_fit
+from gradkit.transforms.running_average import include
 
 
 class ProximalEwmaState(NamedTuple):
@@ -75,11 +76,11 @@ def proximal_ewma(decay: Any) -> optax.GradientTransformationExtraArgs:
             kept = jnp.where(jnp.asarray(extra["reset"]), jnp.zeros_like(kept), kept)
         weight = kept + 1
 
-        def include(e: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
+        def followed(e: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
             e = jnp.where(state.weight == 0, x, e)
-            return (kept / weight).astype(e.dtype) * e + (1 / weight).astype(e.dtype) * (x + u)
+            return include(e, x + u, (1 / weight).astype(e.dtype))
 
-        mean = jax.tree.map(include, state.mean, params, updates)
+        mean = jax.tree.map(followed, state.mean, params, updates)
         return updates, ProximalEwmaState(weight, mean)
 
     return transformation("proximal_ewma", init, update, needs_params=True, complex_leaves=True)

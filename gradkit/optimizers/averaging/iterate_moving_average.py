@@ -1,0 +1,69 @@
+"""Momentum as a moving average of the iterates: gradients at the average, which is what a theorem is about.
+
+    z_{t+1} = z_t + u_t                                          u_t = -eta_t g(x_t) with SGD, t = 0, 1, ...
+    x_{t+1} = (lam(t+1) x_t + z_{t+1}) / (lam(t+1) + 1)          z_0 = x_0
+
+With SGD it is heavy ball, m_t = beta_t m_{t-1} + g_t and x_{t+1} = x_t - gamma_t m_t, with
+
+    gamma_t = eta_t / (1 + lam(t+1)),   beta_t = lam(t) eta_{t-1} / (eta_t (1 + lam(t)))
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.engine.core import increment
+from gradkit.transforms.interpolated_averaging import interpolate
+
+
+def iterate_moving_average(
+    inner: optax.GradientTransformation, *, lam: Callable[[Any], Any] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Any optimizer without momentum, with a moving average of its iterates as the parameters.
+
+    Equations: at the head of this file. It goes outermost. It is `gk.interpolated_averaging` with b1 = 1.
+
+    Args:
+      inner: an optimizer; its updates include the learning rate.
+      lam: t = 1, 2, ... (as a floating point number) -> lambda >= 0, how much the average counts beside the newest
+        iterate. Default None: t / 2 (the handbook's, for convex smooth functions).
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter, in float32 or wider, numbers, and the inner
+      state. Elementwise: no collective.
+
+    Raises:
+      ValueError: `lam` is no function; `inner` no transformation; at `update`, `params` missing.
+
+    Example:
+      >>> tx, x = iterate_moving_average(optax.sgd(1.0)), jnp.array(0.0)
+      >>> round(tx.update(jnp.array(-3.0), tx.init(x), x)[0].item(), 4)  # z is 3, lambda 1 / 2
+      2.0
+
+    Reference: Garrigos, Gower. Handbook of Convergence Theorems for (Stochastic) Gradient Methods. 2023, arXiv
+    2301.11235, Section 7.
+    """
+    # With t / 2 and a constant rate gamma_t = 2 eta / (t + 3), beta_t = t / (t + 2).
+    own = (lambda t: t / 2) if lam is None else lam
+    checks.function("lam", own)
+
+    def share(_: Any, count: jax.Array) -> tuple[jax.Array, Any]:
+        t = increment(count).astype(jnp.result_type(float))
+        return 1 / (jnp.asarray(checks.scalar("the value of lam", own(t))) + 1), ()
+
+    return interpolate("iterate_moving_average", inner, share, lambda dtype: (), 1.0)
+
+
+register(
+    iterate_moving_average,
+    form="wrapper",
+    paper=Paper(
+        "Handbook of Convergence Theorems for (Stochastic) Gradient Methods", "Garrigos, Gower", 2023, "2301.11235"
+    ),
+    words=1,
+)
