@@ -229,6 +229,6 @@ register(
     words=1,
     golden=("step_size/dog", "step_size/ldog", "step_size/dog_init_eta"),
     # As the paper of DoG evaluates it.
-    variants={f"averaged_{name}": Race(None, schedule=None, around=name) for name in ("dog", "ldog")},
+    variants={f"averaged_{name}": Race(None, schedule=None, around=name) for name in ("dog", "ldog", "a_dog")},
     notes="read with gk.averaged_params or gk.eval_params",
 )

@@ -32,7 +32,8 @@ def losses(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def reached(name: str, make: Callable[[Any], optax.GradientTransformation], rates: Any = (1.0,)) -> np.ndarray:
-    """Per rate, the loss over all rows at the evaluation parameters, after so many steps on four rows each."""
+    """Per rate, the loss over all rows at the evaluation parameters, after so many steps on four rows each; a second gradient is of
+    four others."""
     loss = losses(name)
 
     def end(rate: jax.Array) -> jax.Array:
@@ -40,11 +41,11 @@ def reached(name: str, make: Callable[[Any], optax.GradientTransformation], rate
 
         def step(carry: Any, rows: jax.Array) -> Any:
             x, state = carry
-            value, g = jax.value_and_grad(loss)(x, rows)
-            u, state = tx.update(g, state, x, value=value, grad_fn=lambda x: jax.grad(loss)(x, rows))
+            value, g = jax.value_and_grad(loss)(x, rows[0])
+            u, state = tx.update(g, state, x, value=value, grad_fn=lambda x: jax.grad(loss)(x, rows[1]))
             return (x + u, state), None
 
-        order = jnp.asarray(np.random.default_rng(5).integers(0, N, (STEPS, 4)))
+        order = jnp.asarray(np.random.default_rng(5).integers(0, N, (STEPS, 2, 4)))
         (x, state), _ = jax.lax.scan(step, (x, tx.init(x)), order)
         return loss(gk.eval_params(state, x), jnp.arange(N))
 

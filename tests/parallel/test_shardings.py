@@ -36,6 +36,7 @@ OF_SOME_AXES = {
 }
 # All norms of a step are one all-reduce; a method that needs norms of what it made with the first norms has two.
 EXCHANGES = {
+    "a_dog": 2,
     "auon": 2,
     "clip_radagradd": 2,
     "guard": 2,
@@ -43,6 +44,7 @@ EXCHANGES = {
     "orthogonalize_to_params": 2,
     "perpgrad": 2,
     "ranger21": 5,
+    "u_dog": 3,
     "vr_lamb": 2,
     "vr_lars": 2,
     "weight_normalized": 2,

@@ -2,5 +2,36 @@
 
 from gradkit.optimizers.parameter_free.dog import DogState, dog, ldog, scale_by_dog
 from gradkit.optimizers.parameter_free.momo import ScaleByMomoState, momo, momo_adam, scale_by_momo
+from gradkit.optimizers.parameter_free.normalized_logistic import normalized_logistic, scale_by_inverse_slope
+from gradkit.optimizers.parameter_free.tamed_dog import TamedDogState, tamed_dog
+from gradkit.optimizers.parameter_free.u_dog import (
+    ADogState,
+    ExtrapolationState,
+    UDogNumbers,
+    a_dog,
+    u_dog,
+    u_dog_eval_params,
+    unixgrad,
+)
 
-__all__ = ["DogState", "ScaleByMomoState", "dog", "ldog", "momo", "momo_adam", "scale_by_dog", "scale_by_momo"]
+__all__ = [
+    "ADogState",
+    "DogState",
+    "ExtrapolationState",
+    "ScaleByMomoState",
+    "TamedDogState",
+    "UDogNumbers",
+    "a_dog",
+    "dog",
+    "ldog",
+    "momo",
+    "momo_adam",
+    "normalized_logistic",
+    "scale_by_dog",
+    "scale_by_inverse_slope",
+    "scale_by_momo",
+    "tamed_dog",
+    "u_dog",
+    "u_dog_eval_params",
+    "unixgrad",
+]

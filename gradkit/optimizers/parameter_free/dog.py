@@ -98,7 +98,8 @@ def _measure(method: str, init_step: Any, eps: Any, per_tensor: bool, layout: La
         structure = jax.tree.structure(state.total)
         found = [block(*row) for row in zip(*rows, strict=True)]
         eta, r, total = (structure.unflatten([each[i] for each in found]) for i in range(3))
-        metrics = {} if per_tensor else {"dog_step_size": eta}
+        # A copy: a state that is donated holds no array twice.
+        metrics = {} if per_tensor else {"dog_step_size": jnp.array(eta, copy=True)}
         distance = DistanceFromStart(state.distance.start, r)
         return eta, DogState(increment(state.count), distance, total, eta, metrics)
 
@@ -234,10 +235,10 @@ def ldog(
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
 
     Example:
-      >>> tx = ldog(init_step=("distance", 0.1))
+      >>> tx = ldog(init_step=("distance", 5.0))
       >>> x = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([50.0])}
       >>> print(*(u.round(4) for u in tx.update(x, tx.init(x), x)[0].values()))
-      [-0.06 -0.08] [-0.1]
+      [-3. -4.] [-5.]
 
     Reference: Ivgi, Hinder, Carmon. DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule. 2023, arXiv
     2302.12022. A tensor of a stack counts as a tensor, where the official code has one step size for the array.

@@ -90,7 +90,10 @@ def _scale(method: str, rule: _Rule) -> optax.GradientTransformationExtraArgs:
         least = jnp.array(rule.lower_bound, zero.dtype, copy=True)
         second = zeros(params) if with_second else None
         metrics = published(at_count(rule.learning_rate, jnp.zeros((), jnp.int32), RATE), zero, least)
-        return ScaleByMomoState(jnp.zeros((), jnp.int32), zeros(params), second, zero, zero, least, metrics)
+        # Each an array of its own: a state that is donated holds none twice.
+        return ScaleByMomoState(
+            jnp.zeros((), jnp.int32), zeros(params), second, zero, jnp.zeros_like(zero), least, metrics
+        )
 
     def update(g: Any, state: ScaleByMomoState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         value = loss_of(method, extra).astype(state.loss.dtype)
