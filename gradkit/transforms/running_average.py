@@ -142,7 +142,8 @@ def polynomial_decay_average(
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer, with an average of its iterates in which late ones count more.
 
-        mean_t = (1 - c_t) mean_{t-1} + c_t x_{t+1},    c_t = (1 + gamma) / (t + gamma),    t = 1, 2, ...
+        mean_t = (1 - c_t) mean_{t-1} + c_t x_{t+1}
+        c_t = (1 + gamma) / (t + gamma),    t = 1, 2, ...
 
     The weight of an iterate grows as the gamma-th power of its number. `gk.polynomial_decay_average(gk.dog())` is what
     the paper of DoG evaluates. Read it with `gk.eval_params(state, params)` or `gk.averaged_params`; every loop does.

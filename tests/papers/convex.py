@@ -32,8 +32,8 @@ def losses(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def reached(name: str, make: Callable[[Any], optax.GradientTransformation], rates: Any = (1.0,)) -> np.ndarray:
-    """Per rate, the loss over all rows at the evaluation parameters, after so many steps on four rows each; a second gradient is of
-    four others."""
+    """Per rate, the loss over all rows at the evaluation parameters, after so many steps on four rows each; a second
+    gradient is of four others."""
     loss = losses(name)
 
     def end(rate: jax.Array) -> jax.Array:

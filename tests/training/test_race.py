@@ -2,7 +2,9 @@
 
 import importlib
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gradkit.training import Sweep, methods, report
@@ -122,3 +124,32 @@ def test_labels_that_collide_move_apart_and_stay_inside():
     moved = spread_out([0.5, 0.02, 0.51, 0.52, 0.99], 0.1, 0.0, 1.0)
     assert np.diff(np.sort(moved)).min() > 0.1 - 1e-12 and moved.min() >= 0 and moved.max() <= 1
     assert np.argsort(moved).tolist() == [1, 0, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_method_without_a_rate_to_tune_runs_once_per_seed_at_its_own_point():
+    """No grid, no extension of it, no schedule; what is evaluated is the average that the paper evaluates."""
+    free = methods.find("averaged_dog")
+    assert free.centre is None and free.schedule is None
+    config = RaceConfig(
+        workloads=("heavytail",), methods=("dog", "averaged_dog", "sgd"), rates=3, seeds=2, steps=40, eval_every=20,
+        extensions=1, timing_rounds=1,
+    )  # fmt: skip
+    rows = {row.method: row for row in races.race_config(config).results}
+    for name in ("dog", "averaged_dog"):
+        assert rows[name].sweep.curves.shape[0] == 1 and rows[name].extended == 0 and not rows[name].at_edge
+    assert rows["sgd"].sweep.curves.shape[0] >= 3
+    assert not np.array_equal(rows["dog"].sweep.curves, rows["averaged_dog"].sweep.curves)
+
+
+@pytest.mark.parametrize("name", ["dog", "ldog", "u_dog", "a_dog", "averaged_dog"])
+def test_a_factor_is_one_where_none_is_given(name):
+    """`gradkit train --method=dog` has no rate to hand over."""
+    tx = methods.find(name).make(None)
+    x = {"w": jnp.ones(3)}
+    one = methods.find(name).make(1.0)
+    for made in (tx, one):
+        made.init(x)
+    extra = {"grad_fn": lambda x: x}
+    ours, theirs = (m.update(x, m.init(x), x, **extra)[0] for m in map(optax.with_extra_args_support, (tx, one)))
+    np.testing.assert_array_equal(ours["w"], theirs["w"])

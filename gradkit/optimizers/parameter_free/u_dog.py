@@ -273,7 +273,9 @@ def unixgrad(learning_rate: Any, *, project: Projection | None = None) -> optax.
 
     def init(params: Any) -> ExtrapolationState:
         rate = _published(_rate("unixgrad", learning_rate, jnp.zeros((), jnp.int32)))
-        return ExtrapolationState(jnp.zeros((), jnp.int32), copied(params), copied(params), *_zeros(params, 2), rate)
+        weight, differences = _zeros(params, 2)
+        count = jnp.zeros((), jnp.int32)
+        return ExtrapolationState(count, copied(params), copied(params), weight, differences, rate)
 
     def update(m: Any, state: ExtrapolationState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         check_fit("unixgrad", params, state.y)
