@@ -41,7 +41,8 @@ from gradkit.engine.anchors import (
     scalar_dtype,
     squared_sums,
 )
-from gradkit.engine.core import at_count, cast, check_match, divide, increment, need, scalar, transformation, widen
+from gradkit.engine.core import at_count, cast, divide, increment, need, scalar, transformation, widen
+from gradkit.engine.matching import check_match
 from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Method
 from gradkit.transforms import eval_params
