@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from gradkit.engine.addresses import addresses_of
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.exchange import enter, flattened, joined, leaf_of, leave, separated, unchanged, views
 from gradkit.engine.owned import Owned, kept, placed
@@ -70,9 +71,9 @@ def init_fields(plan: Plan, params: Any) -> dict[str, Any]:
 def _init_owned(plan: Plan) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for s, (key, stack) in enumerate(zip(plan.keys(), plan.stacks, strict=True)):
-        made = bare(plan.made(s, kept(plan, stack)[0]))._asdict()
-        for field, value in made.items():
-            out.setdefault(field, {})[key] = None if value is None else placed(plan, stack, value)
+        for field, value in plan.made(s, kept(plan, stack)[0])._asdict().items():
+            own = None if value is None else placed(plan, stack, bare(value), addresses_of(plan, s, value))
+            out.setdefault(field, {})[key] = own
     empty: dict[str, Any] = {field: {} for field in plan.fields()}
     return {f: None if own and all(x is None for x in own.values()) else own for f, own in (empty | out).items()}
 

@@ -20,7 +20,7 @@ from gradkit.engine.placement import entries
 from gradkit.engine.stacks import Plan, Stack
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners", "rows"])
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners", "rows", "addresses"])
 @dataclasses.dataclass(frozen=True)
 class Owned:
     """State of the matrices of one stack, which lies with the devices that work on them.
@@ -31,11 +31,13 @@ class Owned:
       owners: the mesh axes along which that axis is cut, the major one first; none on one device.
       rows: the name of each matrix of the stack, empty for padding: a checkpoint finds them again on another mesh.
         None inside `shard_map`, where a device does not know what the others have.
+      addresses: where the same state stands when it is kept by parameter, as `addresses_of` returns it.
     """
 
     arrays: Any
     owners: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
+    addresses: tuple[Any, ...] = ()
 
 
 def _to_state_dict(state: Owned) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def phases(plan: Plan, interval: int | None) -> tuple[jax.Array | None, ...]:
     return _marked(plan, {name: i % interval for i, name in enumerate(itertools.chain(*sizes.values()))})
 
 
-def placed(plan: Plan, stack: Stack, own: Any) -> Owned:
+def placed(plan: Plan, stack: Stack, own: Any, addresses: tuple[Any, ...] = ()) -> Owned:
     """What is kept of a stack, with its owners."""
     _, owners = kept(plan, stack)
     if plan.mesh is not None:
@@ -153,4 +155,4 @@ def placed(plan: Plan, stack: Stack, own: Any) -> Owned:
         put: Any = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
         concrete = isinstance(plan.mesh, Mesh) and not any(isinstance(x, Tracer) for x in jax.tree.leaves(own))
         own = jax.tree.map(lambda x: (jax.device_put if concrete else put)(x, lies), own)
-    return Owned(own, owners, rows_of(plan, stack))
+    return Owned(own, owners, rows_of(plan, stack), addresses)

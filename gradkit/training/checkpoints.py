@@ -160,8 +160,9 @@ class Checkpoints:
 
         Args:
           like: the run that goes on: a tree of arrays, or of `jax.ShapeDtypeStruct`s with a sharding each (without
-            one: on the first device). Another mesh or number of devices than at `save` is fine; state that lies
-            stacked with the owners of matrices is then read whole by every process, and dealt out anew.
+            one: on the first device). Another mesh or number of devices than at `save` is fine, and so is state in
+            stacks of matrices (`shard=`) where it was kept by parameter, or the reverse; such a field is read by every
+            process in full, one field at a time, and dealt out anew.
           step: of which step. Default: the latest.
           about: what must agree with what `save` was told, key by key; keys that are not in here are not compared.
           transplant: whether a checkpoint of another chain is accepted. Then state goes from link to link of the
@@ -182,7 +183,8 @@ class Checkpoints:
         note = self._read(step)
         saved = Listing(tuple(note["links"]), tuple(Leaf(a, b, tuple(c), d) for a, b, c, d in note["leaves"]))
         wanted, stacks = listing(like), saved
-        saved, pieces = regroup.regrouped(saved, note.get("rows", {}), wanted, regroup.rows_of(like))
+        there = regroup.from_note(note.get("rows", {}))
+        saved, pieces = regroup.regrouped(saved, there, wanted, regroup.rows_of(like))
         self._check(step, note, saved, wanted, _as_json(about), transplant)
         sources = carried(saved, wanted) if transplant else {leaf.name: leaf.name for leaf in wanted.leaves}
         for leaf, x in zip(wanted.leaves, jax.tree.leaves(like), strict=True):
