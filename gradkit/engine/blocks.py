@@ -32,13 +32,13 @@ def merged_axes(dims: Sequence[int], merged: Sequence[int]) -> tuple[tuple[int, 
 
 def factor_sources(groups: Sequence[tuple[int, ...]], axis: int, rank: int = 2) -> tuple[tuple[int, ...], ...]:
     """What a matrix (or with rank 1 a diagonal) of one axis may be sharded like: its rows first like that axis, its
-    columns like another one.
+    columns first like another one.
 
     >>> factor_sources(((0,), (1,), (2,)), 1)
-    ((1, 0, 2), (0, 2))
+    ((1, 0, 2), (0, 2, 1))
     """
     others = tuple(a for i, group in enumerate(groups) if i != axis for a in group)
-    return ((*groups[axis], *others), others)[:rank]
+    return ((*groups[axis], *others), (*others, *groups[axis]))[:rank]
 
 
 def blocks_of(dims: Sequence[int], limit: int) -> dict[tuple[int, ...], list[tuple[slice, ...]]]:

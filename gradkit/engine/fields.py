@@ -18,9 +18,9 @@ from gradkit.engine.core import wide_dtype
 from gradkit.engine.exchange import enter, flattened, joined, leaf_of, leave, separated, unchanged, views
 from gradkit.engine.owned import Owned, kept, placed
 from gradkit.engine.parts import COUNTED, LIKE, bare, get, is_part, kind_of, merged, parts_of, placeholder, put
-from gradkit.engine.placement import as_it_lay
+from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.engine.stacks import Plan, Slot
-from gradkit.leaves.derived import derived, flatten
+from gradkit.leaves.derived import Companions, derived, flatten
 
 
 def init_fields(plan: Plan, params: Any) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def init_fields(plan: Plan, params: Any) -> dict[str, Any]:
     slots: dict[int, list[tuple[int, Slot]]] = {}
     for s, slot in plan.slots():
         slots.setdefault(slot.leaf, []).append((s, slot))
+    companions = Companions(nodes, [plan.batch(i) for i in range(len(nodes))])
     start = {i: [plan.made(s, slot.count)._asdict() for s, slot in own] for i, own in slots.items()}
 
     def one(field: str, i: int, node: Any) -> Any:
@@ -44,7 +45,8 @@ def init_fields(plan: Plan, params: Any) -> dict[str, Any]:
             stack = tuple(plan.shapes[i][a] for a in plan.batch(i))
             for path, part in parts_of(made[field]):
                 x = part.value.reshape(*stack, *part.value.shape[1:])
-                put(kept, plan.piece(slot, path, part), derived(node, x, plan.sources_of(slot, part.kind)))
+                held = derived(node, x, plan.sources_of(slot, part.kind), companions)
+                put(kept, plan.piece(slot, path, part), held)
         return kept
 
     def moment(field: str, i: int, node: Any) -> Any:
@@ -93,7 +95,7 @@ class PerParameter:
         self.plan, self.structure, self.fields = plan, structure, dict(fields)
         self.kinds = {f: kind_of(value) for f, value in plan.fields().items()}
         split = [f for f, kind in self.kinds.items() if kind not in (None, COUNTED)]
-        self.given = {f: structure.flatten_up_to(fields[f]) for f in split}
+        self.given = everywhere({f: structure.flatten_up_to(fields[f]) for f in split})
         self.moments = {f: views(plan, self.given[f]) for f in split if self.kinds[f] == LIKE}
         self.arrays = [None] * len(plan.stacks)
         self.shapes = [plan.of_stack(s, stack.padded) for s, stack in enumerate(plan.stacks)] if self.kinds else []

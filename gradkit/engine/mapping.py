@@ -63,7 +63,8 @@ def map_stacks(
     like, structure = jax.tree.flatten(tree)
     kept = PerParameter(plan, structure, fields) if plan.alone else WithOwners(plan, fields)
     if plan.alone and fields:
-        # What is made of leaves that are sharded over Auto axes would be sharded as the compiler likes.
+        # What is made of leaves that are sharded over Auto axes would be sharded as the compiler likes, down to the loops
+        # of a decomposition; so would what is made into leaves. What is kept is gathered as well, and so are results.
         tree, more = everywhere((tree, tuple(more)))
     leaves, others = tuple(jax.tree.leaves(tree)), tuple(tuple(jax.tree.leaves(t)) for t in more)
     ordered = plan.alone and jax.default_backend() == "cpu" and bytes_of((leaves, fields)) > IN_ORDER
@@ -76,6 +77,8 @@ def map_stacks(
             stack = plan.stacks[s]
             (arrays, mark), (x, *rest) = held[s], (enter(plan, s, own) for own in seen)
             y, own = kernels[s](x, kept.own(s, arrays), numbers, mark, *rest)
+            if plan.alone and fields:
+                y, own = everywhere((y, own))
             y = flattened(stack, y)
             if plan.comm_dtype is not None and plan.shared(stack) > 1:
                 y = y.astype(plan.comm_dtype)

@@ -69,6 +69,15 @@ def owners_of(state: Any) -> list[tuple[str, ...] | None]:
     return [node.owners if owned(node) else None for node in nodes for _ in jax.tree.leaves(node)]
 
 
+def map_unowned(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` over all but what is with the owners of matrices, which stays as it is."""
+
+    def one(node: Any, *others: Any) -> Any:
+        return node if isinstance(node, Owned) else function(node, *others)
+
+    return jax.tree.map(one, tree, *rest, is_leaf=lambda node: isinstance(node, Owned))
+
+
 def rows_of(plan: Plan, stack: Stack) -> tuple[str, ...]:
     """`row_names`, but none inside `shard_map`, where a device has some of the rows alone."""
     return () if plan.mesh is None and plan.sizes else row_names(plan, stack)

@@ -71,18 +71,22 @@ def in_order_of_leaf(x: jax.Array, axis: int, order: Order, *, back: bool = Fals
 
 
 def everywhere(tree: Any) -> Any:
-    """Arrays whole on every device, where their mesh is known: over Explicit axes, or over Auto ones under
-    `jax.set_mesh`. Left to itself the compiler would cut what is made of them as it likes."""
-    ambient = jax.sharding.get_abstract_mesh()
-    auto = not ambient.empty and all(kind == AxisType.Auto for kind in ambient.axis_types)
+    """Arrays replicated on every device, where their mesh is known: over Explicit axes, or over Auto ones under
+    `jax.set_mesh`. Left to itself the compiler would shard what is made of them as it likes."""
 
     def one(x: jax.Array) -> jax.Array:
         lies = _explicit(x)
-        if lies is not None:
-            return jax.sharding.reshard(x, NamedSharding(lies.mesh, PartitionSpec()))
-        return jax.lax.with_sharding_constraint(x, PartitionSpec()) if auto else x
+        return x if lies is None else jax.sharding.reshard(x, NamedSharding(lies.mesh, PartitionSpec()))
 
-    return jax.tree.map(one, tree)
+    return everywhere_of_auto(jax.tree.map(one, tree))
+
+
+def everywhere_of_auto(tree: Any) -> Any:
+    """`everywhere`, but over Auto axes alone. Over Explicit axes every operation says how its result is sharded."""
+    ambient = jax.sharding.get_abstract_mesh()
+    if ambient.empty or any(kind != AxisType.Auto for kind in ambient.axis_types):
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def as_it_lay(x: jax.Array, like: jax.Array) -> jax.Array:

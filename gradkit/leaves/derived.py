@@ -9,6 +9,7 @@ the first that it can be sharded like.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ from gradkit.leaves.structures import of_structure
 Sources = Sequence[tuple[int, ...]]
 # No mesh is known where names are given. An axis is taken to be sharded over at most this many devices, a power of two.
 ASSUMED_DEVICES = 16
+# What an NNX Variable may say of the axes of its array, and of the state that belongs to it.
+OF_VARIABLES = ("out_sharding", "optimizer_sharding")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["sharding", "axes"])
@@ -96,6 +99,7 @@ def assign(
     lengths: Sequence[int],
     sources: Sources,
     sizes: Mapping[Any, int] | None = None,
+    spare: Mapping[Any, int] | None = None,
 ) -> tuple[Any, ...]:
     """The names of the axes of an array that is derived from a parameter.
 
@@ -105,6 +109,8 @@ def assign(
       lengths: of the axes of the new array.
       sources: for each of them, which axes of the parameter it may be sharded like.
       sizes: of the mesh axes, where the entries are mesh axes on a known mesh.
+      spare: names that the parameter lacks, with the length of an axis that has the name elsewhere; for axes that have
+        sources and get no name from them. Default None: none.
 
     >>> assign(("embed", "mlp"), (64, 176), (64, 64), ((0, 1), (1,)))
     ('embed', 'mlp')
@@ -112,16 +118,22 @@ def assign(
     ('mlp', None)
     >>> assign(("x", "y", None), (8, 6, 16), (16, 16), ((2, 0, 1), (0, 1)), {"x": 2, "y": 2})
     ('x', 'y')
+    >>> assign(("mlp",), (176,), (176, 176), ((0,), (0,)), spare={"embed": 64})
+    ('mlp', 'embed')
     """
     given = [*entries, *[None] * (len(shape) - len(entries))]
+    own = [name for entry in given for name in _atoms(entry)]
+    rest = {name: length for name, length in (spare or {}).items() if name not in own}
     used: set[Any] = set()
     out: list[Any] = []
     for i, (length, possible) in enumerate(zip(lengths, sources, strict=True)):
         taken: list[Any] = []
-        for a in possible if length > 1 else ():
-            atoms = _atoms(given[a])
+        # An entry of the parameter, or a spare name; and the length that it is known to divide.
+        entries_here = [(_atoms(given[a]), shape[a]) for a in possible] if length > 1 else []
+        entries_here += [((name,), known) for name, known in rest.items()] if entries_here else []
+        for atoms, known in entries_here:
             if sizes is None:
-                new = list(atoms) if _may(length, shape[a]) and not used & {*atoms} else []
+                new = list(atoms) if _may(length, known) and not used & {*atoms} else []
             else:
                 new = []
                 for atom in atoms:
@@ -136,13 +148,71 @@ def assign(
     return tuple(out)
 
 
-def derived(node: Any, x: Any, sources: Sources) -> Any:
+class Companions:
+    """The names of axes, or the mesh axes, of all parameters of a tree.
+
+    A parameter that is sharded along one mesh axis, such as a bias, may have state that is larger than itself, such as
+    a matrix for its only axis. Names that stand beside its own in another parameter shard that state further: they
+    stand for other mesh axes, as no two axes of one parameter may be sharded along the same.
+
+    Args:
+      nodes: the parameters: arrays, or boxes with one.
+      skip: per parameter the axes whose names are left out, such as those of layers in one leaf, which are not sharded
+        as a rule.
+    """
+
+    def __init__(self, nodes: Sequence[Any], skip: Sequence[Sequence[int]]) -> None:
+        self._known: dict[Any, list[tuple[set[Any], dict[Any, int]]]] = {}
+        for node, passed in zip(nodes, skip, strict=True):
+            shape = np.shape(jax.tree.leaves(node)[0])
+            for given in _given_names(node):
+                entries = tuple(getattr(given, "spec", given))
+                found = {name: axis for axis, entry in enumerate(entries) for name in _atoms(entry)}
+                lengths = {name: shape[axis] for name, axis in found.items() if axis not in passed}
+                self._known.setdefault(_kind(given), []).append(({*found}, lengths))
+
+    def of(self, given: Any) -> dict[Any, int]:
+        """Names that may be used beside those that a parameter has, with the length of an axis that has the name."""
+        own = {name for entry in getattr(given, "spec", given) for name in _atoms(entry)}
+        beside = [lengths for names, lengths in self._known.get(_kind(given), []) if own <= names]
+        return max(beside, key=len, default={})
+
+
+def _kind(given: Any) -> Any:
+    return given.mesh if isinstance(given, NamedSharding) else None
+
+
+def _given_names(node: Any) -> list[Any]:
+    """What a parameter says of its axes: shardings, specs, or names."""
+    (own,) = jax.tree.leaves(node)
+    here = getattr(own, "sharding", None)
+    found: list[Any] = [here] if isinstance(own, jax.Array) and not isinstance(own, Tracer) else []
+    if isinstance(node, Placed):
+        found.append(node.sharding)
+    elif isinstance(node, nnx.Variable):
+        told = node.get_metadata()
+        found += [told[key] for key in OF_VARIABLES if told.get(key)]
+    elif isinstance(node, meta.AxisMetadata):
+        found.append(axes_of_box(node) or ())
+    return [given for given in found if isinstance(given, NamedSharding | PartitionSpec | tuple)]
+
+
+def _ambient_sizes(entries: Sequence[Any]) -> Mapping[Any, int] | None:
+    """The sizes of the mesh axes under `jax.set_mesh`, where all names are mesh axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    own = [name for entry in entries for name in _atoms(entry)]
+    return mesh.shape if own and {*own} <= {*mesh.axis_names} else None
+
+
+def derived(node: Any, x: Any, sources: Sources, companions: Companions | None = None) -> Any:
     """An array in a container like that of the parameter it is derived from.
 
     Args:
       node: the parameter: an array, or a box with one.
       x: the new array; of the parameter's shape or not.
       sources: for each axis of x, which axes of the parameter it may be sharded like, the best first.
+      companions: of all parameters. Where x is not smaller than the parameter, it may be sharded like them, too.
+        Default None.
 
     Returns:
       Of a Linen box or an NNX Variable, one of the same kind with the names of the axes of x. Of any other node, x
@@ -157,8 +227,10 @@ def derived(node: Any, x: Any, sources: Sources) -> Any:
 
     def names_from(given: Any) -> Any:
         spec = getattr(given, "spec", given)
-        sizes = given.mesh.shape if isinstance(given, NamedSharding) else None
-        out = assign(tuple(spec), shape, lengths, sources, sizes)
+        sizes = given.mesh.shape if isinstance(given, NamedSharding) else _ambient_sizes(spec)
+        large = math.prod(lengths) >= math.prod(shape)
+        spare = companions.of(given) if companions is not None and large else None
+        out = assign(tuple(spec), shape, lengths, sources, sizes, spare)
         if isinstance(given, NamedSharding):
             return NamedSharding(given.mesh, PartitionSpec(*_short(out)), memory_kind=given.memory_kind)
         return PartitionSpec(*out) if isinstance(given, PartitionSpec) else out
@@ -170,7 +242,7 @@ def derived(node: Any, x: Any, sources: Sources) -> Any:
         return Placed(x, names_from(node.sharding))
     if isinstance(node, nnx.Variable):
         told = dict(node.get_metadata())
-        told |= {key: names_from(told[key]) for key in ("out_sharding", "optimizer_sharding") if told.get(key)}
+        told |= {key: names_from(told[key]) for key in OF_VARIABLES if told.get(key)}
         return type(node).from_metadata(x, told)
     if isinstance(node, meta.AxisMetadata) and dataclasses.is_dataclass(node):
         fields = {field.name for field in dataclasses.fields(node)}

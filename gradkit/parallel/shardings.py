@@ -91,7 +91,7 @@ def state_shardings(
         if owners is not None:
             return NamedSharding(home, PartitionSpec(owners) if owners else PartitionSpec())
         parameter = parameters.get(_owner(path, parameters))
-        if own is None or (parameter is not None and parameter[0] == x.shape):
+        if own is None or (parameter is not None and parameter == (x.shape, own)):
             return _derived(x.shape, parameter, home, zero_axis)
         return own
 

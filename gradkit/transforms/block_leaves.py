@@ -16,7 +16,7 @@ from gradkit.engine.blocks import merged_axes
 from gradkit.engine.core import inside, transformation
 from gradkit.engine.fields import settled
 from gradkit.engine.kronecker import merge_backwards
-from gradkit.engine.owned import Owned
+from gradkit.engine.owned import map_unowned
 from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.leaves import Layout, axes_of, map_named, names, tensor_axes
 from gradkit.leaves.derived import derived, flatten, node_names
@@ -28,10 +28,6 @@ PAPER = Paper(
     2023,
     "2309.06497",
 )
-
-
-def _owned(node: Any) -> bool:
-    return isinstance(node, Owned)
 
 
 def block_leaves(
@@ -129,8 +125,7 @@ def block_leaves(
         before = state
         there, state = below.update(cut_tree(updates), state, own, **extra)
         pieces: Any = everywhere(there)
-        # What has an owner stays with it.
-        state = jax.tree.map(lambda x, y: x if isinstance(x, Owned) else settled(x, y), state, before, is_leaf=_owned)
+        state = map_unowned(settled, state, before)
         return map_named(lambda name, x: join(name, x, pieces[name]), updates), state
 
     return transformation("block_leaves", init, update)

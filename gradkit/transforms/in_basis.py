@@ -21,11 +21,12 @@ from gradkit.engine.blocks import factor_sources
 from gradkit.engine.core import increment, inside, transformation, wide_dtype, widen
 from gradkit.engine.fields import settled
 from gradkit.engine.kronecker import BY_LAYOUT, along_all, first_bases, next_bases, reorder, statistic, transposes
+from gradkit.engine.owned import map_unowned
 from gradkit.engine.parts import get, keys_of, placeholder, put
-from gradkit.engine.placement import as_it_lay, everywhere
+from gradkit.engine.placement import as_it_lay, everywhere, everywhere_of_auto
 from gradkit.engine.refreshes import refreshed, renewed
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
-from gradkit.leaves.derived import derived, flatten, node_names
+from gradkit.leaves.derived import Companions, derived, flatten, node_names
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 LINEAR, SQUARE = ("mu", "trace"), ("nu",)
@@ -173,7 +174,11 @@ def in_basis(
             out.append(as_it_lay(back(function(y, *row)), x))
         return structure.unflatten(out)
 
-    def kept(name: str, node: Any, own: Any) -> Any:
+    def companions_of(known: list[str], nodes: list[Any]) -> Companions:
+        shapes = [jax.tree.leaves(node)[0].shape for node in nodes]
+        return Companions(nodes, [axes_of(layout, name, s).stack for name, s in zip(known, shapes, strict=True)])
+
+    def kept(name: str, node: Any, own: Any, companions: Companions) -> Any:
         """What belongs to the tensors of a leaf, under the name of its parameter."""
         (x,), out = jax.tree.leaves(node), {}
         own_axes = axes_of(layout, name, x.shape)
@@ -184,7 +189,7 @@ def in_basis(
             if axis is not None and value.shape[1:] == (x.shape[axes[axis]],) * 2:
                 sources = factor_sources([(a,) for a in axes], axis)
             shaped = value.reshape(*(x.shape[a] for a in stack), *value.shape[1:])
-            put(out, keys, derived(node, shaped, [*((a,) for a in stack), *sources]))
+            put(out, keys, derived(node, shaped, [*((a,) for a in stack), *sources], companions))
         return out
 
     def batches(tree: Any, shapes: Any) -> Any:
@@ -210,12 +215,13 @@ def in_basis(
             return tuple(eye), state
 
         known = node_names(params)
+        companions = companions_of(known, nodes)
         pairs = [start(name, jax.tree.leaves(node)[0]) for name, node in zip(known, nodes, strict=True)]
         Q, states = (
             jnp.zeros((), jnp.int32)
             if mapped
             else structure.unflatten(
-                [kept(name, node, pair[i]) for name, node, pair in zip(known, nodes, pairs, strict=True)]
+                [kept(name, node, pair[i], companions) for name, node, pair in zip(known, nodes, pairs, strict=True)]
             )
             for i in (0, 1)
         )
@@ -250,13 +256,18 @@ def in_basis(
             own = _carried(own, jax.tree.structure(updates), on_leaves, Q, new, orders)
             return jax.tree.map(as_it_lay, u, lay), new, [k for _, _, k in done], own
 
-        u, Q, states, own = jax.lax.cond(state.count == 0, first, later, Q, kept_before, state.inner)
+        companions = companions_of(known, leaves)
+        inner = map_unowned(everywhere_of_auto, state.inner)
+        made_now = jax.lax.cond(state.count == 0, first, later, Q, kept_before, inner)
+        u, Q, states, own = map_unowned(everywhere_of_auto, made_now)
         Q, bases = (
-            structure.unflatten([kept(name, x, o) for name, x, o in zip(known, leaves, per_leaf, strict=True)])
+            structure.unflatten(
+                [kept(name, x, o, companions) for name, x, o in zip(known, leaves, per_leaf, strict=True)]
+            )
             for per_leaf in (Q, states)
         )
         Q, bases = settled([Q, bases], [state.Q, state.bases])
-        return u, InBasisState(increment(state.count), Q, bases, own)
+        return u, InBasisState(increment(state.count), Q, bases, map_unowned(settled, own, state.inner))
 
     return transformation("in_basis", init, update)
 

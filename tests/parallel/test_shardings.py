@@ -24,15 +24,16 @@ BY_SHAPE = {SHAPES[name]: SPECS[name] for name in SHAPES}
 # Tables and windows: slots of the shape of a parameter, along a leading axis that is not cut.
 BY_SHAPE |= {(n, *SHAPES[name]): P(None, *SPECS[name]) for name in SHAPES for n in (2, 3, 4)}
 # What belongs to some axes of a parameter, as the two sides of a preconditioner or its blocks: along the mesh axis of
-# its own axis first, then along what is left, where it divides.
+# its own axis first, then along what is left, where it divides; what is not smaller than its parameter also along the
+# axes of the mesh that the parameter lacks and another one has beside its own.
 OF_SOME_AXES = {
     ("bias", (16, 1)): P("tensor"),
-    ("bias", (16, 16)): P("tensor"),
+    ("bias", (16, 16)): P("tensor", "fsdp"),
     ("kernel", (2, 1)): P("fsdp"),
     ("kernel", (2, 3)): P("fsdp"),
     ("kernel", (8, 8)): P("fsdp", "tensor"),
     ("kernel", (16, 16)): P("tensor", "fsdp"),
-    ("kernel", (128, 128)): P("fsdp"),
+    ("kernel", (128, 128)): P("fsdp", "tensor"),
 }
 # All norms of a step are one all-reduce; a method that needs norms of what it made with the first norms has two.
 EXCHANGES = {

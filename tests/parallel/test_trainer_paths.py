@@ -5,6 +5,7 @@ with `out_shardings`), MaxText with NNX and tunix (`nnx.Optimizer` under a mesh,
 (regular expressions on the paths of the state), axlearn (a partition function), `optax.tree_utils.tree_map_params`.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -190,6 +191,74 @@ def test_derived_shardings(name: str) -> None:
     there = jax.device_put(draw(0, SHAPES), shardings(mesh_of()))
     assert_shared(gk.parallel.init_sharded(OWN[name](), there))
     assert_shared(OWN[name]().init(there))
+
+
+# Embedding, head, biases and scales: a bias is sharded along one mesh axis, and the matrix of its only axis along both.
+MODEL_SHAPES = SHAPES | {
+    "embed": {"embedding": (512, 64)},
+    "head": {"kernel": (64, 512), "bias": (512,)},
+    "layers": SHAPES["layers"] | {"norm": {"scale": (64, 3)}},
+    "mlp": {"kernel": (64, 176), "bias": (176,)},
+    "norm": {"scale": (64,)},
+}
+MODEL_NAMES = NAMES | {
+    "embed": {"embedding": ("mlp", "embed")},
+    "head": {"kernel": ("embed", "mlp"), "bias": ("mlp",)},
+    "layers": NAMES["layers"] | {"norm": {"scale": ("embed", "layers")}},
+    "mlp": {"kernel": ("embed", "mlp"), "bias": ("mlp",)},
+    "norm": {"scale": ("embed",)},
+}
+WITH_FACTORS = OWN | {
+    "shampoo_defaults": lambda: gk.shampoo(0.1),
+    "distributed_shampoo_defaults": lambda: gk.distributed_shampoo(0.1),
+}
+
+
+@pytest.mark.parametrize("name", WITH_FACTORS)
+def test_the_state_of_a_language_model_is_shared_out(name: str) -> None:
+    """Each of 4 devices has a quarter of the state, to 5 %, by the shardings of the parameters, by logical names, and
+    by a partition function; by shapes alone, as nothing is allocated."""
+    tx, mesh = WITH_FACTORS[name](), mesh_of()
+
+    def of(leaf: Callable[[Any, Any], Any]) -> Any:
+        return jax.tree.map(leaf, MODEL_NAMES, MODEL_SHAPES, is_leaf=is_shape)
+
+    plain = of(lambda names, shape: jax.ShapeDtypeStruct(shape, jnp.float32))
+    state = jax.eval_shape(tx.init, plain)
+
+    def bytes_of(x: Any, sharding: NamedSharding | None = None) -> int:
+        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return 0 if key else math.prod(sharding.shard_shape(x.shape) if sharding else x.shape) * x.dtype.itemsize
+
+    sharded = of(
+        lambda names, shape: jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, spec_of(names)))
+    )
+    boxed = of(lambda names, shape: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, "float32"), names))
+    logical = nn.get_partition_spec(jax.eval_shape(tx.init, boxed))
+    given = of(lambda names, shape: ParameterSpec(shape, None, tuple(spec_of(names))))
+    ways = {
+        "derived": gk.parallel.state_shardings(tx, sharded),
+        "logical": meta.unbox(nn.logical_to_mesh_sharding(logical, mesh, RULES)),
+        "partition": gk.parallel.partition_fn(tx, lambda shape, dtype, axes: NamedSharding(mesh, axes))(given),
+    }
+    total = sum(map(bytes_of, jax.tree.leaves(state)))
+    for way, out in ways.items():
+        own = sum(map(bytes_of, jax.tree.leaves(state), jax.tree.leaves(out)))
+        assert own <= 0.2625 * total, (way, own / total)
+
+
+@pytest.mark.parametrize("name", ["conda", "distributed_shampoo", "in_basis", "kron", "shampoo", "soap"])
+def test_branches_and_loops_exchange_nothing(name: str) -> None:
+    """Under a mesh the matrices are gathered before they are worked on and nothing is sharded in between: no collective
+    is in a branch, where devices may wait for each other for ever, or in the loops of a decomposition."""
+    mesh = mesh_of()
+    params = {"kernel": jax.device_put(np.ones((8, 16), np.float32), NamedSharding(mesh, P("fsdp", "tensor")))}
+    with jax.set_mesh(mesh):
+        tx = OWN[name]()
+        text = jax.jit(tx.update).lower(params, gk.parallel.init_sharded(tx, params), params).compile().as_text()
+    exchange = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
+    before, entry = text.split("\nENTRY ")
+    assert exchange.search(entry) and not exchange.search(before)
 
 
 class Pair(NamedTuple):
