@@ -46,6 +46,9 @@ from gradkit.transforms import (
     Measure, scale_by_measured,
 )
 
+# Games: some leaves descend, others ascend
+from gradkit.optimizers.games import *
+
 # Averages of the iterates
 from gradkit.optimizers.averaging import *
 

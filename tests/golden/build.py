@@ -121,6 +121,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "shampoo": shampoo,
     "soap": direct(gk.soap),
     "sgd": direct(gk.sgd),
+    "smb": direct(gk.smb),
     "sgdp": direct(gk.sgdp),
     # The official code adds eps to the denominator; the number of labels is in the curvature.
     "sophia_g": lambda hyper: gk.sophia_g(**{"denominator": "add", **known(hyper, "batch_size")}),
@@ -219,8 +220,8 @@ ADAPTERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
 }
 
-# Methods that take the gradient at a second point.
-CALLS_BACK = ("mars_exact",)
+# Methods that take the loss and its gradient at a second point.
+CALLS_BACK = ("mars_exact", "smb")
 
 
 def _hessian_diag(golden: fixture.Golden, t: int, x: Any) -> dict[str, Any]:

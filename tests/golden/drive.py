@@ -22,7 +22,7 @@ def transformation(golden: Golden) -> tuple[float, list[str]]:
     """The largest error of a run, and the arrays of the file that nothing has read."""
     method, start, reader = golden.method, fixture.params(golden), extras.Reader(golden)
     tx = optax.with_extra_args_support(build.TRANSFORMATIONS[method](golden.hyper()))
-    update = jax.jit(tx.update, static_argnames="grad_fn")
+    update = jax.jit(tx.update, static_argnames=("grad_fn", "value_fn"))
     x: Any = asarrays(start)
     state: Any = tx.init(x)
     if method in build.STARTS:
@@ -56,7 +56,7 @@ def gradient(golden: Golden, reader: extras.Reader, t: int, x: Any) -> tuple[Any
 
         extra["value"], g = jax.value_and_grad(loss)(x)
         if method in build.CALLS_BACK:
-            extra["grad_fn"] = jax.grad(loss)
+            extra |= {"value_fn": loss, "grad_fn": jax.grad(loss)}
     g = extras.treated(reader, t, g)
     if method in build.EXTRAS:
         extra |= build.EXTRAS[method](golden, t, x)

@@ -21,6 +21,10 @@ from gradkit.optimizers.second_order.sania import (
     sania_adam_sqr,
     scale_by_preconditioned_polyak,
 )
+from gradkit.optimizers.second_order.smb import (
+    SmbState,
+    smb,
+)
 from gradkit.optimizers.second_order.sophia import (
     sophia,
     sophia_g,
@@ -31,6 +35,7 @@ __all__ = [
     "GradientRegularizedNewtonState",
     "ScaleByLocalLipschitzState",
     "ScaleByPreconditionedPolyakState",
+    "SmbState",
     "adahessian",
     "gradient_regularized_newton",
     "oasis",
@@ -41,6 +46,7 @@ __all__ = [
     "scale_by_local_lipschitz",
     "scale_by_oasis",
     "scale_by_preconditioned_polyak",
+    "smb",
     "sophia",
     "sophia_g",
     "sophia_h",
