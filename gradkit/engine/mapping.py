@@ -63,8 +63,8 @@ def map_stacks(
     like, structure = jax.tree.flatten(tree)
     kept = PerParameter(plan, structure, fields) if plan.alone else WithOwners(plan, fields)
     if plan.alone and fields:
-        # What is made of leaves that are sharded over Auto axes would be sharded as the compiler likes, down to the loops
-        # of a decomposition; so would what is made into leaves. What is kept is gathered as well, and so are results.
+        # What is made of leaves that are sharded over Auto axes would be sharded as the compiler likes, down to the
+        # loops of a decomposition; so would what is made into them. What is kept is gathered too, and so are results.
         tree, more = everywhere((tree, tuple(more)))
     leaves, others = tuple(jax.tree.leaves(tree)), tuple(tuple(jax.tree.leaves(t)) for t in more)
     ordered = plan.alone and jax.default_backend() == "cpu" and bytes_of((leaves, fields)) > IN_ORDER

@@ -6,6 +6,7 @@ plan -> per stack (B, ...) cut along its owners        on N devices each holds 1
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
