@@ -129,9 +129,19 @@ def first_distance(init_step: tuple[str, Any], square: jax.Array) -> jax.Array:
     if kind == "learning_rate":
         return jnp.zeros_like(square)
     value = jnp.broadcast_to(jnp.asarray(value, square.dtype), square.shape)
-    return value * (1 + jnp.sqrt(square)) if kind == "heuristic" else value
+    return value * (1 + root_of(square)) if kind == "heuristic" else value
+
+
+def root_of(square: jax.Array) -> jax.Array:
+    """sqrt(square), with the derivative 0 at 0: the distance 0 of the first step makes no NaN of a gradient through it.
+
+    >>> jax.grad(root_of)(0.0).item()
+    0.0
+    """
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, jnp.ones_like(square))), jnp.zeros_like(square))
 
 
 def over_root_of(x: jax.Array, total: jax.Array, eps: Any) -> jax.Array:
     """x / sqrt(total + eps), and 0 where that is 0: a gradient of zeros is an ordinary one."""
-    return divide(x, jnp.sqrt(total + scalar(eps, total)))
+    return divide(x, root_of(total + scalar(eps, total)))

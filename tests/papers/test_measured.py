@@ -55,6 +55,24 @@ def test_the_trajectory_is_the_same_in_every_wrapper(method: Any, x64: None) -> 
     assert_equal(run(method(), jax.jit), want)
 
 
+@pytest.mark.parametrize("method", [gk.momo, gk.momo_adam, gk.dog, gk.a_dog], ids=lambda f: f.__name__)
+def test_what_is_masked_is_not_measured(method: Any, x64: None) -> None:
+    """A group of parameters has the steps that it has alone."""
+    start = {"a": normal(0, 3), "b": normal(1, 2)}
+
+    def run(tx: Any, x: Any) -> Any:
+        state = tx.init(x)
+        for t in range(3):
+            g = jax.tree.map(lambda v, t=t: jnp.sin(v + t), x)
+            u, state = tx.update(g, state, x, value=jnp.asarray(3.0 - t))
+            x = optax.apply_updates(x, u)
+        return x
+
+    together = run(optax.partition({"one": method(), "none": gk.sgd(0.0)}, {"a": "one", "b": "none"}), start)
+    assert_equal(together["a"], run(method(), {"a": start["a"]})["a"])
+    assert_equal(together["b"], start["b"], rtol=0, atol=0)
+
+
 def test_a_step_that_is_not_finite_is_skipped_where_asked(x64: None) -> None:
     g = {"a": normal(0, 3)}
     for skip in (True, False):
@@ -65,6 +83,24 @@ def test_a_step_that_is_not_finite_is_skipped_where_asked(x64: None) -> None:
         assert bool(jnp.isfinite(after)) is skip
         if skip:
             assert_equal(after, state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", [gk.dog, gk.ldog, gk.u_dog, gk.a_dog, gk.momo], ids=lambda f: f.__name__)
+def test_a_gradient_through_the_steps_is_finite(method: Any, x64: None) -> None:
+    """Also through the first, where the distance from the start is 0, and through a step without gradient."""
+    start, curvature = normal(0, 4), jnp.array([1.0, 0.5, 2.0, 0.1])
+
+    def end(rate: jax.Array, scale: jax.Array) -> jax.Array:
+        tx, x = method(rate), start
+        state = tx.init(x)
+        for t in range(3):
+            grad_fn = lambda x, t=t: (0 if t == 0 else scale) * curvature * x  # noqa: E731
+            u, state = tx.update(grad_fn(x), state, x, value=scale * curvature @ x**2 / 2, grad_fn=grad_fn)
+            x = x + u
+        return x @ x
+
+    by_rate, by_scale = jax.jit(jax.grad(end, (0, 1)))(jnp.asarray(1.0), jnp.asarray(1.0))
+    assert jnp.isfinite(by_rate) and jnp.isfinite(by_scale)
 
 
 def test_what_is_no_measure_is_refused() -> None:

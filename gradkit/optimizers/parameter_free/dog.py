@@ -29,6 +29,7 @@ from gradkit.engine.anchors import (
     numbers_per_tensor,
     offsets,
     over_root_of,
+    root_of,
     scalar_dtype,
     squared_sums,
 )
@@ -60,7 +61,7 @@ def _size(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """eta, r and G of one block; `start` is (r_eps, the first step size or None)."""
     moved, square = sums
-    r = jnp.where(first, start[0], jnp.maximum(r, jnp.sqrt(moved)))
+    r = jnp.where(first, start[0], jnp.maximum(r, root_of(moved)))
     total = total + square
     eta = over_root_of(r, total, eps)
     return eta if start[1] is None else jnp.where(first, start[1], eta), r, total

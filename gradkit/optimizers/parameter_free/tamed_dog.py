@@ -23,6 +23,7 @@ from gradkit.engine.anchors import (
     first_distance,
     offsets,
     over_root_of,
+    root_of,
     scalar_dtype,
     squared_sums,
 )
@@ -97,7 +98,7 @@ def tamed_dog(
         sums = squared_sums(g, offsets(state.distance, params), g, params)
         moved, square, size = (x.astype(dtype) for x in sums)
         at_first = state.count == 0
-        r = jnp.where(at_first, first_distance(init_step, size), jnp.maximum(state.distance.farthest, jnp.sqrt(moved)))
+        r = jnp.where(at_first, first_distance(init_step, size), jnp.maximum(state.distance.farthest, root_of(moved)))
         largest = jnp.maximum(state.largest, bound)
         least = jnp.where(at_first, bound, state.first_bound)
         chance = jnp.asarray(delta).astype(dtype)

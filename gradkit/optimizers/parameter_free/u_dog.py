@@ -38,6 +38,7 @@ from gradkit.engine.anchors import (
     first_distance,
     offsets,
     over_root_of,
+    root_of,
     scalar_dtype,
     squared_sums,
 )
@@ -203,7 +204,7 @@ def u_dog(
         y = _step(state.y, rate * over_root_of(omega, differences + largest, 0.0), g, project)
 
         (too,) = squared_sums(m, offsets(anchor, y))
-        r = jnp.maximum(r, jnp.sqrt(jnp.maximum(moved, too)).astype(dtype))
+        r = jnp.maximum(r, root_of(jnp.maximum(moved, too)).astype(dtype))
         omega = omega + r
         there = _toward(average, y, divide(omega, weight + omega))
         numbers = UDogNumbers(DistanceFromStart(anchor.start, r), omega, differences, largest)
@@ -354,11 +355,11 @@ def a_dog(
         scale = scalar(average_scale, r)
         alpha = jnp.where(first, jnp.maximum(scale * jnp.ones_like(r), 1), state.alpha)
         total = state.total + jnp.square(alpha) * square
-        eta = rate * divide(r, jnp.sqrt(total) + scalar(eps, r))
+        eta = rate * divide(r, root_of(total) + scalar(eps, r))
         w, y = _step(state.w, alpha * eta, g, None), _step(params, eta, g, None)
 
         (moved,) = squared_sums(g, offsets(anchor, w))
-        r = jnp.maximum(r, jnp.sqrt(moved).astype(dtype))
+        r = jnp.maximum(r, root_of(moved).astype(dtype))
         distances = distances + r
         alpha = jnp.maximum(scale * divide(distances, r), 1)
         there = _toward(y, w, 1 / alpha)

@@ -27,7 +27,6 @@ from gradkit.engine.core import (
     divide,
     increment,
     inside,
-    need,
     optimizer,
     scalar,
     transformation,
@@ -36,6 +35,7 @@ from gradkit.engine.core import (
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_diag_curvature, scale_by_learning_rate
+from gradkit.transforms.measured import loss_of
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
 
 PAPER = Paper(
@@ -104,9 +104,7 @@ def scale_by_preconditioned_polyak(
         return ScaleByPreconditionedPolyakState(inner.init(params), {"polyak_step": jnp.zeros((), jnp.float32)})
 
     def update(g: Any, state: ScaleByPreconditionedPolyakState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        value = jnp.asarray(need("scale_by_preconditioned_polyak", extra, "value"))
-        if value.ndim:
-            raise ValueError(f"scale_by_preconditioned_polyak: value must be a scalar, got shape {value.shape}")
+        value = loss_of("scale_by_preconditioned_polyak", extra)
         now, least = checks.readable(value), checks.readable(f_min)
         if now is not None and least is not None and now < least:
             raise ValueError(f"scale_by_preconditioned_polyak: the value {value} is below f_min, {f_min}")
