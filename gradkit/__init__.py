@@ -78,7 +78,7 @@ from gradkit.transforms import (
 # Wrappers: around any transformation
 from gradkit.transforms import (
     accumulate_value, accumulate_weighted, averaged_params, direction_from_gradient, eval_params, find, guard,
-    inject_hyperparams, interpolated_averaging, polynomial_decay_average, precision, project_low_rank,
+    inject_hyperparams, interpolated_averaging, minimise_inner, polynomial_decay_average, precision, project_low_rank,
     project_scale_invariant, reparameterize, running_average, schedule_free, schedule_free_eval_params,
     shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
 )
@@ -132,6 +132,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "lookahead_in_chain",
     "losses",
     "mars_correction",
+    "minimise_inner",
     "norm_loss",
     "normalize_and_project",
     "normalize_gradients",

@@ -37,6 +37,9 @@ from gradkit.diagnostics.lanczos import (
 from gradkit.diagnostics.metrics import (
     metrics,
 )
+from gradkit.diagnostics.moreau_gradient import (
+    moreau_gradient,
+)
 from gradkit.diagnostics.optimal_kronecker import (
     kronecker_cosine,
     optimal_kronecker,
@@ -98,6 +101,7 @@ __all__ = [
     "lanczos_hyperparameters",
     "layer_importance",
     "metrics",
+    "moreau_gradient",
     "optimal_base_rate",
     "optimal_kronecker",
     "optimal_rate",

@@ -239,6 +239,8 @@ _TABLE = (
     Extra("weight", "how much this minibatch counts, such as its number of tokens", lambda g: 1),
     Extra("probe", "a tree like the gradients: the random direction of this step", local=True),
     Extra("residuals", "targets minus predictions, (examples,) or (examples, outputs)"),
+    Extra("residual_fn", "parameters -> the residuals of this minibatch, of which the loss is a convex function",
+          lambda g: lambda params: 1 + _model(g)(params), local=True),
     Extra("jvp", "a tree like the parameters -> its product with the derivative of the predictions", local=True),
     Extra("vjp", "numbers like the residuals -> their product with the derivative of the predictions", local=True),
     Extra("loss_hessian", "the second derivative of the loss by the predictions, (examples, outputs, outputs)"),

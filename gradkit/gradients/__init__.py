@@ -20,11 +20,18 @@ from gradkit.gradients.displaced import (
 from gradkit.gradients.example_gradients import (
     example_gradients,
 )
+from gradkit.gradients.flat_multi_task import (
+    FlatMultiTask,
+    flat_multi_task,
+)
 from gradkit.gradients.gauss_newton_bartlett_diag import (
     gauss_newton_bartlett_diag,
 )
 from gradkit.gradients.grad_cache import (
     grad_cache,
+)
+from gradkit.gradients.gradient_regularization import (
+    gradient_regularization,
 )
 from gradkit.gradients.hutchinson_diag import (
     hutchinson_diag,
@@ -64,6 +71,7 @@ from gradkit.gradients.vanishing_gradient_penalty import (
 __all__ = [
     "ConcurrentAdversarial",
     "ConcurrentAdversarialState",
+    "FlatMultiTask",
     "GradientMoments",
     "LazyGradients",
     "Sga",
@@ -75,9 +83,11 @@ __all__ = [
     "concurrent_adversarial",
     "displaced_gradient",
     "example_gradients",
+    "flat_multi_task",
     "gauss_newton_bartlett_diag",
     "grad_cache",
     "gradient_moments",
+    "gradient_regularization",
     "hutchinson_diag",
     "lora_ga_init",
     "map_cotangent",

@@ -32,7 +32,7 @@ ADAPTIVE = Paper(
 TINY = 1e-12
 
 
-def _ascent(g: Any, rho: Any, T: Any = None) -> Any:
+def ascent(g: Any, rho: Any, T: Any = None) -> Any:
     """rho T^2 g / (|T g| + 1e-12), finite at g = 0."""
     # The gradient of JAX with respect to a complex leaf is the conjugate of the direction of ascent.
     scaled = g if T is None else jax.tree.map(jnp.multiply, T, g)
@@ -78,7 +78,7 @@ def sam(
 
     def displacement(g: Any, x: Any) -> Any:
         del x
-        return _ascent(widen(g), rho)
+        return ascent(widen(g), rho)
 
     return displaced_gradient(loss_fn, displacement, has_aux=has_aux, axis_name=axis_name)
 
@@ -131,7 +131,7 @@ def asam(
         def size(x: jax.Array, counts: bool) -> jax.Array:
             return jnp.abs(x).astype(x.dtype) + jnp.asarray(eta, x.dtype) if counts else jnp.ones_like(x)
 
-        return _ascent(widen(g), rho, jax.tree.map(size, widen(x), resolve_mask(mask, x)))
+        return ascent(widen(g), rho, jax.tree.map(size, widen(x), resolve_mask(mask, x)))
 
     return displaced_gradient(loss_fn, displacement, has_aux=has_aux, axis_name=axis_name)
 

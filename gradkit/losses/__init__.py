@@ -1,5 +1,8 @@
 """Losses as pure functions of what a model gives."""
 
+from gradkit.losses.flooding import (
+    flooding,
+)
 from gradkit.losses.ppo_decoupled_loss import (
     ppo_decoupled_kl_loss,
     ppo_decoupled_loss,
@@ -10,6 +13,7 @@ from gradkit.losses.stablemax import (
 )
 
 __all__ = [
+    "flooding",
     "log_stablemax",
     "ppo_decoupled_kl_loss",
     "ppo_decoupled_loss",

@@ -97,6 +97,9 @@ from gradkit.transforms.measured import (
     Measure,
     scale_by_measured,
 )
+from gradkit.transforms.minimise_inner import (
+    minimise_inner,
+)
 from gradkit.transforms.momenta import (
     RootMeanSquareState,
     WeightedMomentaState,
@@ -249,6 +252,7 @@ __all__ = [
     "limit_norm_growth",
     "lookahead_in_chain",
     "mars_correction",
+    "minimise_inner",
     "norm_loss",
     "normalize_and_project",
     "normalize_gradients",

@@ -8,6 +8,9 @@ from gradkit.optimizers.filters.add_noise import (
 from gradkit.optimizers.filters.clip_by_quantile import (
     clip_by_quantile,
 )
+from gradkit.optimizers.filters.flood import (
+    flood,
+)
 from gradkit.optimizers.filters.grokfast import (
     GrokfastEmaState,
     GrokfastMaState,
@@ -25,6 +28,7 @@ __all__ = [
     "GrokfastMaState",
     "add_noise",
     "clip_by_quantile",
+    "flood",
     "grokfast_ema",
     "grokfast_ma",
     "noisy_sgd",
