@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_match, widen
+from gradkit.engine.core import widen
+from gradkit.engine.matching import check_match
 
 PAPER = Paper(
     "Stochastic model-based minimization of weakly convex functions", "Davis, Drusvyatskiy", 2018, "1803.06523"

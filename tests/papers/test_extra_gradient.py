@@ -94,7 +94,7 @@ def test_a_projection_keeps_the_game_in_its_box(method, x64):
         p = optax.apply_updates(p, u)
         if method is not reflected_gradient:  # whose leading state may leave it
             assert 0.2 - F64 <= p["x"] <= 1 + F64 and 0.2 - F64 <= p["y"] <= 1 + F64
-    np.testing.assert_allclose([p["x"], p["y"]], [0.2, 1.0], atol=F64)
+    np.testing.assert_allclose([float(p["x"]), float(p["y"])], [0.2, 1.0], atol=F64)
 
 
 def test_a_mask_of_no_leaf_is_refused():
