@@ -49,6 +49,9 @@ from gradkit.transforms import (
 # Games: some leaves descend, others ascend
 from gradkit.optimizers.games import *
 
+# The dual of a kernel method
+from gradkit.optimizers.kernels import *
+
 # Averages of the iterates
 from gradkit.optimizers.averaging import *
 

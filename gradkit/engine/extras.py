@@ -245,6 +245,7 @@ _TABLE = (
     Extra("vjp", "numbers like the residuals -> their product with the derivative of the predictions", local=True),
     Extra("loss_hessian", "the second derivative of the loss by the predictions, (examples, outputs, outputs)"),
     Extra("precond_state", "the state of the preconditioner of kfac-jax"),
+    Extra("refresh", "whether the gradient handed to update is that of all data now", lambda g: jnp.asarray(False)),
     Extra("reset", "whether the mean starts again"),
     Extra("sync", "whether the replicas synchronise at this step"),
 )  # fmt: skip

@@ -382,6 +382,24 @@ def _multigrid(golden: fixture.Golden) -> dict[str, Any]:
     }
 
 
+def _dual_descent(golden: fixture.Golden) -> dict[str, Any]:
+    """Step after step on the rows of the file; the weights are the parameters, without nesterov."""
+    extra, own = golden.extra(), golden.hyper()
+    K, targets, noise = jnp.asarray(extra["kernel"]), jnp.asarray(extra["targets"]), own["noise_variance"]
+    tx = gk.stochastic_dual_descent(**known(own, "noise_variance"))
+
+    def step(carry: Any, idx: jax.Array) -> Any:
+        alpha, state = carry
+        updates, state = tx.update(gk.dual_gradient(K[idx], alpha, targets, noise, idx), state, alpha)
+        alpha = alpha + updates
+        return (alpha, state), (alpha, gk.eval_params(state, alpha))
+
+    start = jnp.zeros_like(targets)
+    _, (alphas, averages) = jax.lax.scan(step, (start, tx.init(start)), jnp.asarray(extra["indices"]))
+    given = {name: extra[name] for name in ("kernel", "targets", "indices")}
+    return {**given, "alpha": alphas, "alpha_average": averages}
+
+
 # method -> (file -> name of an array -> what this library answers)
 ANSWERS: dict[str, Callable[[fixture.Golden], dict[str, Any]]] = {
     "convex_schedule_bound": _bounds,
@@ -389,6 +407,7 @@ ANSWERS: dict[str, Callable[[fixture.Golden], dict[str, Any]]] = {
     "norm_test, inner_product_test, orthogonality_test": _batch_tests,
     "quadratic_synchronization": _rounds,
     "refined_schedule": _refined,
+    "stochastic_dual_descent": _dual_descent,
 }
 
 

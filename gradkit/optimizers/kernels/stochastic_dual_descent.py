@@ -1,0 +1,179 @@
+"""Stochastic dual descent: the weights of a Gaussian process or of kernel ridge regression, from rows of the kernel.
+
+a*  = (K + s^2 I)^{-1} y,   the minimum of  |a|^2_{K + s^2 I} / 2 - y^T a
+
+    g_i = (N / B) (k_i^T p + s^2 p_i - y_i)  for i in the batch, 0 elsewhere        dual_gradient, at the parameters p
+    v   = momentum v - learning_rate g
+    a   = a + v
+    m   = (1 - average_decay) a + average_decay m                                   the solution: m
+
+With `nesterov` the gradient is taken at p = a + momentum v, which the parameters then are; else p = a.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import at_count, increment, optimizer, scalar, transformation, wide_dtype, zeros
+from gradkit.leaves import Method
+
+PAPER = Paper("Stochastic Gradient Descent for Gaussian Processes Done Right", "Lin et al.", 2023, "2310.20581")
+
+
+class StochasticDualDescentState(NamedTuple):
+    """Number of updates made; the velocity; the average of the weights; the rate of the last update as a metric."""
+
+    count: jax.Array
+    velocity: Any
+    average: Any
+    metrics: dict[str, jax.Array]
+
+    exact_fields = ("average",)  # parameters, which gk.precision(state=...) must not round
+
+    def eval_params(self, params: Any) -> Any:
+        """The average, in the parameters' dtypes."""
+        return jax.tree.map(lambda m, p: m.astype(p.dtype), self.average, params)
+
+
+def dual_gradient(
+    kernel_rows: jax.Array, alpha: jax.Array, targets: jax.Array, noise_variance: Any, idx: jax.Array
+) -> jax.Array:
+    """An unbiased gradient of the dual objective from a few rows of the kernel.
+
+    g = (N / B) sum over i in idx of e_i (k_i^T alpha + noise_variance alpha_i - y_i)
+
+    Args:
+      kernel_rows: (B, N), the rows k_i of the kernel matrix whose numbers are in `idx`.
+      alpha: (N,), the weights.
+      targets: (N,), y: measurements; for a posterior sample, a prior sample with noise. Of several right-hand sides,
+        `jax.vmap` over alpha and targets.
+      noise_variance: s^2 >= 0.
+      idx: (B,) integers, drawn uniformly from the N: with replacement in the paper, without in the official notebook.
+        What is drawn twice counts twice.
+
+    Returns:
+      (N,), zero outside of idx. On a mesh with rows sharded: one all-reduce of alpha's size.
+
+    Raises:
+      ValueError: shapes that do not fit, or a noise variance outside its range.
+
+    Example:
+      >>> K, y = jnp.array([[1.0, 0.5], [0.5, 1.0]]), jnp.array([1.0, 2.0])
+      >>> idx = jnp.array([1])
+      >>> print(dual_gradient(K[idx], jnp.zeros(2), y, 0.1, idx))
+      [ 0. -4.]
+
+    Reference: Lin et al. Stochastic Gradient Descent for Gaussian Processes Done Right. 2023, arXiv 2310.20581.
+    """
+    checks.real("noise_variance", noise_variance, "[0, inf)")
+    B, N = jnp.shape(idx)[0] if jnp.ndim(idx) == 1 else -1, jnp.shape(alpha)[0] if jnp.ndim(alpha) == 1 else -1
+    if jnp.shape(kernel_rows) != (B, N) or jnp.shape(targets) != (N,) or not B:
+        raise ValueError(
+            f"dual_gradient: kernel_rows must be (B, N), alpha and targets (N,) and idx (B,) with B >= 1, got "
+            f"{jnp.shape(kernel_rows)}, {jnp.shape(alpha)}, {jnp.shape(targets)} and {jnp.shape(idx)}; write "
+            "dual_gradient(K[idx], alpha, targets, noise_variance, idx)"
+        )
+    wide = wide_dtype(alpha.dtype)
+    a, y, rows = alpha.astype(wide), targets.astype(wide), kernel_rows.astype(wide)
+    residual = jnp.matmul(rows, a, precision="highest") + scalar(noise_variance, a) * a[idx] - y[idx]
+    return jnp.zeros_like(a).at[idx].add(residual * (N / B)).astype(alpha.dtype)
+
+
+def stochastic_dual_descent(
+    learning_rate: Any, *, momentum: Any = 0.9, nesterov: bool = True, average_decay: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Stochastic dual descent (SDD): Gaussian processes by gradient steps, without a matrix in memory.
+
+    v = momentum v - learning_rate g,   a = a + v,   m = (1 - average_decay) a + average_decay m; the parameters are
+    a + momentum v with `nesterov`, else a. Gradients: `gk.dual_gradient`.
+
+    Args:
+      learning_rate: step size >= 0, or a schedule. The paper has about 50 / N to 100 / N for N examples.
+      momentum: of the velocity, in [0, 1). Default 0.9 (paper).
+      nesterov: whether gradients are taken ahead, at a + momentum v. Default True (paper); the official notebook takes
+        them at a.
+      average_decay: of the geometric average that is the solution, in [0, 1): the paper's r is 1 - average_decay, about
+        100 / T for T steps.
+
+    Returns:
+      A transformation that needs `params`, which start at 0 in the paper. The solution is
+      `gk.eval_params(state, params)`, the average; it starts at 0, and forgets that after some 1 / (1 - average_decay)
+      steps. The updates are complete: no learning rate follows. State: 2 words per parameter, a counter and the metric
+      `last_learning_rate`. Elementwise: no collective.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> K, y = jnp.array([[1.0, 0.5], [0.5, 1.0]]), jnp.array([1.0, 2.0])
+      >>> tx, alpha = stochastic_dual_descent(0.1, average_decay=0.5), jnp.zeros(2)
+      >>> state = tx.init(alpha)
+      >>> for t in range(300):
+      ...     idx = jnp.array([t % 2])
+      ...     u, state = tx.update(dual_gradient(K[idx], alpha, y, 0.5, idx), state, alpha)
+      ...     alpha = alpha + u
+      >>> print(alpha.round(3), jnp.linalg.solve(K + 0.5 * jnp.eye(2), y).round(3))
+      [0.25 1.25] [0.25 1.25]
+
+    Reference: Lin et al. Stochastic Gradient Descent for Gaussian Processes Done Right. 2023, arXiv 2310.20581.
+    """
+    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
+    checks.real("momentum", momentum, "[0, 1)")
+    checks.switch(nesterov=nesterov)
+    checks.real("average_decay", average_decay, "[0, 1)")
+    name = "stochastic_dual_descent"
+
+    def published(rate: Any) -> dict[str, jax.Array]:
+        # A copy: a rate that is an array stays the caller's when the state is donated.
+        return {"last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
+
+    def init(params: optax.Params) -> StochasticDualDescentState:
+        count = jnp.zeros((), jnp.int32)
+        rate = at_count(learning_rate, count, f"{name}: learning_rate")
+        return StochasticDualDescentState(count, zeros(params), zeros(params), published(rate))
+
+    def update(g: Any, state: StochasticDualDescentState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        rate = at_count(learning_rate, state.count, f"{name}: learning_rate")
+
+        def leaf(g: jax.Array, v: jax.Array, m: jax.Array, p: jax.Array) -> tuple[jax.Array, ...]:
+            mu, r = scalar(momentum, g), scalar(average_decay, g)
+            new = mu * v - scalar(rate, g) * g
+            a = (p - mu * v if nesterov else p) + new
+            step = new + mu * (new - v) if nesterov else new
+            return step, new, (1 - r) * a + r * m
+
+        rows = jax.tree.map(leaf, g, state.velocity, state.average, params)
+        step, velocity, average = jax.tree.transpose(jax.tree.structure(g), jax.tree.structure((0, 0, 0)), rows)
+        return step, StochasticDualDescentState(increment(state.count), velocity, average, published(rate))
+
+    link = transformation(name, init, update, needs_params=True, complex_leaves=True)
+    return optimizer(Method(name, learning_rate), link)
+
+
+register(
+    stochastic_dual_descent,
+    form="optimizer",
+    paper=PAPER,
+    words=2,
+    golden=("step_size/stochastic_dual_descent",),
+    example={"average_decay": 0.9},
+    notes="for the dual of a Gaussian process; the solution is gk.eval_params(state, params)",
+    race=Race(1e-2, {"average_decay": 0.9}),
+)
+register(
+    dual_gradient,
+    form="function",
+    paper=PAPER,
+    example={
+        "kernel_rows": jnp.eye(2)[:1],
+        "alpha": jnp.ones(2),
+        "targets": jnp.ones(2),
+        "noise_variance": 0.1,
+        "idx": jnp.zeros(1, jnp.int32),
+    },
+)
