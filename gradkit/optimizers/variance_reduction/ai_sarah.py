@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_match, divide, scalar, widen
+from gradkit.engine.core import divide, scalar, widen
+from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_square, global_sums
 
 PAPER = Paper("AI-SARAH: Adaptive and Implicit Stochastic Recursive Gradient Methods", "Shi et al.", 2021, "2102.09700")
