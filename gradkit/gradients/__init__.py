@@ -36,6 +36,10 @@ from gradkit.gradients.gradient_regularization import (
 from gradkit.gradients.hutchinson_diag import (
     hutchinson_diag,
 )
+from gradkit.gradients.ift_hypergradient import (
+    ift_hypergradient,
+    neumann_ihvp,
+)
 from gradkit.gradients.lora_ga_init import (
     lora_ga_init,
 )
@@ -53,6 +57,11 @@ from gradkit.gradients.moments import (
 )
 from gradkit.gradients.multiply_by_noise import (
     multiply_by_noise,
+)
+from gradkit.gradients.replay_grad import (
+    metagradient_descent,
+    metasmoothness,
+    replay_grad,
 )
 from gradkit.gradients.sam import (
     asam,
@@ -89,10 +98,15 @@ __all__ = [
     "gradient_moments",
     "gradient_regularization",
     "hutchinson_diag",
+    "ift_hypergradient",
     "lora_ga_init",
     "map_cotangent",
+    "metagradient_descent",
+    "metasmoothness",
     "microbatch",
     "multiply_by_noise",
+    "neumann_ihvp",
+    "replay_grad",
     "sam",
     "sga",
     "svag",

@@ -147,8 +147,11 @@ def stochastic_dual_descent(
             step = new + mu * (new - v) if nesterov else new
             return step, new, (1 - r) * a + r * m
 
-        rows = jax.tree.map(leaf, g, state.velocity, state.average, params)
-        step, velocity, average = jax.tree.transpose(jax.tree.structure(g), jax.tree.structure((0, 0, 0)), rows)
+        structure = jax.tree.structure(g)
+        rows = [
+            leaf(*row) for row in zip(*map(jax.tree.leaves, (g, state.velocity, state.average, params)), strict=True)
+        ]
+        step, velocity, average = (structure.unflatten([row[i] for row in rows]) for i in range(3))
         return step, StochasticDualDescentState(increment(state.count), velocity, average, published(rate))
 
     link = transformation(name, init, update, needs_params=True, complex_leaves=True)
