@@ -26,13 +26,13 @@ PAPER = Paper(
 )
 
 
-def neumann_ihvp(hvp: Callable[[Any], Any], vector: Any, terms: int = 20, *, step: Any) -> Any:
+def neumann_ihvp(hvp_fn: Callable[[Any], Any], vector: Any, terms: int = 20, *, step: Any) -> Any:
     """An inverse Hessian-vector product by a Neumann series: products alone, and one tree more in memory.
 
     step (v + (I - step H) v + ... + (I - step H)^terms v)
 
     Args:
-      hvp: tree like `vector` -> H times it.
+      hvp_fn: tree like `vector` -> H times it.
       vector: v.
       terms: products with H, >= 0. Default 20 (paper).
       step: the size of a step, in (0, 2 / lambda_max): beyond it the series diverges. May be traced.
@@ -51,14 +51,14 @@ def neumann_ihvp(hvp: Callable[[Any], Any], vector: Any, terms: int = 20, *, ste
     Reference: Lorraine, Vicol, Duvenaud. Optimizing Millions of Hyperparameters by Implicit Differentiation. 2019,
     arXiv 1911.02590. The sum is multiplied by the step once, at the end, as in the released code.
     """
-    checks.function("hvp", hvp)
+    checks.function("hvp_fn", hvp_fn)
     terms = checks.integer("terms", terms, 0)
     checks.real("step", step, "(0, inf)")
     v = widen(vector)
 
     def term(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
         p, q = carry
-        q = jax.tree.map(lambda q, h: q - scalar(step, q) * h, q, widen(hvp(q)))
+        q = jax.tree.map(lambda q, h: q - scalar(step, q) * h, q, widen(hvp_fn(q)))
         return (jax.tree.map(jnp.add, p, q), q), None
 
     (p, _), _ = jax.lax.scan(term, (v, v), None, terms)
@@ -86,8 +86,8 @@ def ift_hypergradient(
       hyper: lambda, any tree of floating point arrays: weights of examples, decays, an augmentation's network.
       terms: products with the Hessian, >= 0. Default 20 (paper).
       step: of the Neumann series, > 0; the paper takes the learning rate of the training. May be traced.
-      solver: (hvp, v) -> H^{-1} v in the place of the series, such as
-        `lambda hvp, v: jax.scipy.sparse.linalg.cg(hvp, v, maxiter=20)[0]`. Default None.
+      solver: (hvp_fn, v) -> H^{-1} v in the place of the series, such as
+        `lambda hvp_fn, v: jax.scipy.sparse.linalg.cg(hvp_fn, v, maxiter=20)[0]`. Default None.
 
     Returns:
       A tree like `hyper`. Costs `terms` Hessian-vector products of the training loss and three gradients; no unrolled
@@ -114,12 +114,12 @@ def ift_hypergradient(
     def slope(w: Any, hyper: Any) -> Any:
         return jax.grad(train_loss)(w, hyper)
 
-    def hvp(vector: Any) -> Any:
+    def hvp_fn(vector: Any) -> Any:
         tangent = jax.tree.map(lambda v, x: v.astype(x.dtype), vector, params)
         return jax.jvp(lambda w: slope(w, hyper), (params,), (tangent,))[1]
 
     v, direct = jax.grad(valid_loss, argnums=(0, 1))(params, hyper)
-    solved = neumann_ihvp(hvp, v, terms, step=step) if solver is None else solver(hvp, v)
+    solved = neumann_ihvp(hvp_fn, v, terms, step=step) if solver is None else solver(hvp_fn, v)
     check_match("ift_hypergradient", solved, params)
     _, back = jax.vjp(lambda hyper: slope(params, hyper), hyper)
     (mixed,) = back(jax.tree.map(lambda p, x: jnp.asarray(p).astype(x.dtype), solved, params))

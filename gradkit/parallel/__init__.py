@@ -7,6 +7,13 @@ from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
 from gradkit.parallel.manual import declare_specs, inside_shard_map
 from gradkit.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gradkit.parallel.population_based_training import (
+    PopulationHistory,
+    exploit,
+    explore,
+    pbt_step,
+    population_based_training,
+)
 from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
@@ -14,10 +21,13 @@ from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
     "Collective",
+    "PopulationHistory",
     "batch_sharding",
     "collective_bytes",
     "declare_specs",
     "diloco",
+    "exploit",
+    "explore",
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
@@ -30,6 +40,8 @@ __all__ = [
     "outer_nesterov",
     "param_shardings",
     "partition_fn",
+    "pbt_step",
+    "population_based_training",
     "quadratic_synchronization",
     "quadratic_weighted_average",
     "replica_mean",
