@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_match, scalar, wide_dtype, widen
+from gradkit.engine.core import scalar, wide_dtype, widen
+from gradkit.engine.matching import check_match
 
 PAPER = Paper(
     "Optimizing Millions of Hyperparameters by Implicit Differentiation",

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import check_match, wide_dtype, widen
+from gradkit.engine.core import wide_dtype, widen
 from gradkit.engine.keys import as_key
+from gradkit.engine.matching import check_match
 
 PAPER = Paper("Optimizing ML Training with Metagradient Descent", "Engstrom et al.", 2025, "2503.13751")
 StepFn = Callable[[Any, Any, jax.Array], Any]
