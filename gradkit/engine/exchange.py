@@ -8,6 +8,7 @@ Then, on a mesh, every matrix goes to its owner, and its result back the mirrore
     leaf replicated                            its own slice                    all-gather of all such stacks together
     leaf sharded along inputs or outputs       one all-to-all per stack         one all-to-all per stack
     leaf sharded along a batch axis            what it holds                    nothing
+    the only matrix of its stack, if something is kept of it: an all-gather of its shards, and nothing back
 
 A device receives B n m / N words in an all-to-all.
 """
@@ -90,10 +91,11 @@ def enter(plan: Plan, s: int, seen: Views) -> jax.Array:
     if missing := stack.padded - sum(slot.count for slot in stack.slots):
         pieces.append(jnp.zeros((missing, n, m), stack.dtype))
     x = _rows(pieces, (n, m))
-    if stack.cut.columns:
-        x = _exchange(x, stack.cut.columns, 0, 2)
-    if stack.cut.rows:
-        x = _exchange(x, stack.cut.rows, 0, 1)
+    for axis, over in ((2, stack.cut.columns), (1, stack.cut.rows)):
+        if over and stack.single:
+            x = jax.lax.all_gather(x, over, axis=axis, tiled=True)
+        elif over:
+            x = _exchange(x, over, 0, axis)
     if stack.cut.spread:
         share = x.shape[0] // math.prod(plan.sizes[a] for a in stack.cut.spread)
         x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(stack.cut.spread) * share, share)
@@ -114,10 +116,12 @@ def leave(plan: Plan, s: int, y: jax.Array, dtype: Any = None) -> dict[int, Any]
     stack = plan.stacks[s]
     y = in_order_of_leaf(y, 2, stack.cut.column_order, back=True)
     y = in_order_of_leaf(y, 1, stack.cut.row_order, back=True)
-    if stack.cut.rows:
-        y = _exchange(y, stack.cut.rows, 1, 0)
-    if stack.cut.columns:
-        y = _exchange(y, stack.cut.columns, 2, 0)
+    for axis, over in ((1, stack.cut.rows), (2, stack.cut.columns)):
+        if over and stack.single:
+            length = y.shape[axis] // math.prod(plan.sizes[a] for a in over)
+            y = jax.lax.dynamic_slice_in_dim(y, jax.lax.axis_index(over) * length, length, axis)
+        elif over:
+            y = _exchange(y, over, axis, 0)
     out: dict[int, Any] = {}
     for slot, z in zip(stack.slots, _of_slots(stack, y), strict=True):
         rows, columns = _sides(plan, slot)

@@ -18,6 +18,7 @@ from gradkit.engine.fields import PerParameter, WithOwners
 from gradkit.engine.parts import merged
 from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.engine.refreshes import anywhere
+from gradkit.engine.single import gathered, shards_of, spec_of
 from gradkit.engine.stacks import Plan
 
 # On CPU, above this many bytes of updates and state, stacks are worked on one after another. XLA's scheduler for CPUs
@@ -106,14 +107,21 @@ def map_stacks(
         out, new = local(leaves, others, held, numbers)
     else:
         given, restored = _traced(numbers)
-        owners = [PartitionSpec(stack.owners or None) for stack in plan.stacks]
-        places = [jax.tree.map(lambda _, p=p: p, own) for p, own in zip(owners, held, strict=True)]
+        places = [
+            jax.tree.map(lambda x, s=s: spec_of(x.shape, s.owners, s.single, plan.sizes), own)
+            for s, own in zip(plan.stacks, held, strict=True)
+        ]
         if AxisType.Explicit in plan.mesh.axis_types:
             # What an init under jit has made without out_shardings may still be replicated.
             held = jax.tree.map(jax.sharding.reshard, held, places)
+
+        def on_shards(leaves: Any, others: Any, held: Any, given: Any) -> Any:
+            out, new = local(leaves, others, gathered(held, places, plan.sizes), restored(given))
+            return out, shards_of(new, [own for own, _ in places], plan.sizes)
+
         # Results of an all-gather are the same everywhere, which the type checker of shard_map cannot know.
         out, new = jax.shard_map(
-            lambda leaves, others, held, given: local(leaves, others, held, restored(given)),
+            on_shards,
             mesh=plan.mesh,
             in_specs=(plan.specs, (plan.specs,) * len(others), places, PartitionSpec()),
             out_specs=(plan.specs, [own for own, _ in places]),

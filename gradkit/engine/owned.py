@@ -6,7 +6,7 @@ plan -> per stack (B, ...) cut along its owners        on N devices each holds 1
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,13 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradkit.engine.placement import entries
+from gradkit.engine.single import spec_of
 from gradkit.engine.stacks import Plan, Stack
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners", "rows", "addresses"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["owners", "rows", "addresses", "single"]
+)
 @dataclasses.dataclass(frozen=True)
 class Owned:
     """State of the matrices of one stack, which lies with the devices that work on them.
@@ -33,12 +36,14 @@ class Owned:
       rows: the name of each matrix of the stack, empty for padding: a checkpoint finds them again on another mesh.
         None inside `shard_map`, where a device does not know what the others have.
       addresses: where the same state stands when it is kept by parameter, as `addresses_of` returns it.
+      single: of a stack with a single matrix, the mesh axes along which the other axes are sharded, as `spec_of` says.
     """
 
     arrays: Any
     owners: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     addresses: tuple[Any, ...] = ()
+    single: tuple[str, ...] = ()
 
 
 def _to_state_dict(state: Owned) -> dict[str, Any]:
@@ -60,14 +65,16 @@ def _from_state_dict(state: Owned, saved: dict[str, Any]) -> Owned:
 serialization.register_serialization_state(Owned, _to_state_dict, _from_state_dict)
 
 
-def owners_of(state: Any) -> list[tuple[str, ...] | None]:
-    """Per leaf of a state, the mesh axes along which it lies with its owner; None where it does not."""
+def specs_of_stacks(state: Any, sizes: Mapping[str, int]) -> list[PartitionSpec | None]:
+    """Per leaf of a state the spec of what is kept in a stack, on mesh axes of these sizes; None where it is not."""
 
     def owned(node: Any) -> bool:
         return isinstance(node, Owned)
 
-    nodes = jax.tree.leaves(state, is_leaf=owned)
-    return [node.owners if owned(node) else None for node in nodes for _ in jax.tree.leaves(node)]
+    def one(node: Any, x: Any) -> PartitionSpec | None:
+        return spec_of(x.shape, node.owners, node.single, sizes) if owned(node) else None
+
+    return [one(node, x) for node in jax.tree.leaves(state, is_leaf=owned) for x in jax.tree.leaves(node)]
 
 
 def map_unowned(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -160,9 +167,13 @@ def placed(plan: Plan, stack: Stack, own: Any, addresses: tuple[Any, ...] = ()) 
     """What is kept of a stack, with its owners."""
     _, owners = kept(plan, stack)
     if plan.mesh is not None:
-        lies = NamedSharding(plan.mesh, PartitionSpec(owners or None))
         explicit = AxisType.Explicit in plan.mesh.axis_types
         put: Any = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
         concrete = isinstance(plan.mesh, Mesh) and not any(isinstance(x, Tracer) for x in jax.tree.leaves(own))
-        own = jax.tree.map(lambda x: (jax.device_put if concrete else put)(x, lies), own)
-    return Owned(own, owners, rows_of(plan, stack), addresses)
+        mesh, move = plan.mesh, jax.device_put if concrete else put
+
+        def one(x: Any) -> Any:
+            return move(x, NamedSharding(mesh, spec_of(x.shape, owners, stack.single, plan.sizes)))
+
+        own = jax.tree.map(one, own)
+    return Owned(own, owners, rows_of(plan, stack), addresses, stack.single)

@@ -196,12 +196,15 @@ def plan_stacks(
     divided = mesh is None and not inside and jax.default_backend() == "cpu"
     stacks: list[Stack] = []
     for (n, m, dtype, cut, splits, (dims, places, kind)), slots in (merged(groups, sizes) if merge else groups).items():
-        cut: Cut = needed(cut, sum(slot.count for slot in slots), sizes)
+        all_of = (*cut.columns, *cut.rows, *cut.spread)
+        kept_alone = make is not None and mesh is not None and sum(slot.count for slot in slots) == 1
+        single = tuple(a for a in all_of if sizes[a] > 1) if kept_alone else ()
+        cut: Cut = cut._replace(spread=()) if single else needed(cut, sum(slot.count for slot in slots), sizes)
         lengths = (n, m) if dims is None else tuple(m if d is COLUMNS else d for d in dims)
         most = LEAVES_PER_STACK if divided else len(slots)
         for some in (tuple(slots[i : i + most]) for i in range(0, len(slots), most)):
-            one = Stack(n, m, dtype, cut, splits, some, 0, lengths, places, kind)
-            shared = math.prod(sizes[a] for a in (*cut.columns, *cut.rows, *cut.spread))
+            one = Stack(n, m, dtype, cut, splits, some, 0, lengths, places, kind, single)
+            shared = 1 if single else math.prod(sizes[a] for a in (*cut.columns, *cut.rows, *cut.spread))
             stacks.append(one._replace(padded=-(-sum(slot.count for slot in some) // shared) * shared))
     return Plan(
         method,

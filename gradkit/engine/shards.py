@@ -13,7 +13,9 @@ class MatrixSharding:
     """How matrix work is spread over a mesh: every matrix is worked on by one device, its owner.
 
     Work on a leaf is shared by the devices along `axis`, and along every mesh axis that the leaf itself is sharded
-    along.
+    along. A matrix of which something is kept and that is the only one of its shape, as an embedding or a head may be,
+    has no owner: all of these devices work on it, each has its share of the state, and the state is gathered for the
+    step.
 
     Attributes:
       mesh: the mesh. None: the update itself stands inside `jax.shard_map` (or `jax.vmap`) over `axis`, and leaves are

@@ -40,7 +40,9 @@ class Stack(NamedTuple):
     `cut` says which mesh axes shard their batch, rows and columns, and which devices share the rest; `splits` are the
     sizes of weights that are fused along a sharded axis, and separated only where the matrices are complete. A method
     sees tensors of the lengths `dims`; `places` are the places of their axes in the flattened order of the matrices.
-    `kind` is what the leaves have in common besides.
+    `kind` is what the leaves have in common besides. Where something is kept of a stack with a single matrix, all
+    devices that share it, along the mesh axes `single`, work on the matrix, and what is kept is sharded along its own
+    axes.
     """
 
     n: int
@@ -53,10 +55,13 @@ class Stack(NamedTuple):
     dims: tuple[int, ...]
     places: tuple[int, ...]
     kind: Any
+    single: tuple[str, ...] = ()
 
     @property
     def owners(self) -> tuple[str, ...]:
         """Mesh axes along which the stack of all devices together is sharded into matrices; the major one first."""
+        if self.single:
+            return self.cut.batch
         return (*self.cut.batch, *self.cut.columns, *self.cut.rows, *self.cut.spread)
 
 
@@ -172,5 +177,7 @@ class Plan:
         return out
 
     def shared(self, stack: Stack) -> int:
-        """How many devices share a stack."""
+        """How many devices share a stack, each with matrices of its own."""
+        if stack.single:
+            return 1
         return math.prod(self.sizes[a] for a in (*stack.cut.columns, *stack.cut.rows, *stack.cut.spread))

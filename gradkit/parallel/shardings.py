@@ -5,7 +5,8 @@
         of its rank, some axes shorter   the parameter's sharding on the axes of full length only
         of its shape behind more axes    the parameter's sharding behind whole axes (a window, a table)
     what belongs to some of its axes     the parameter's mesh axes, on the axes that they divide
-    what lies stacked with its owner     cut along the axes that the method shares its work over (`Owned`)
+    what lies stacked with its owner     cut along the axes that the method shares its work over (`Owned`); of a single
+                                         matrix along its own axes
     every other leaf                     replicated over the parameters' mesh
 
 What `init` puts into the memory of the host, as `gk.precision(memory_kind=...)` does, is there in the sharding too.
@@ -25,7 +26,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from optax import GradientTransformation
 
 from gradkit import checks
-from gradkit.engine.owned import owners_of
+from gradkit.engine.owned import specs_of_stacks
 from gradkit.leaves import names
 from gradkit.leaves.boxes import axes_of_box
 from gradkit.leaves.derived import Placed, flatten, unboxed
@@ -87,16 +88,16 @@ def state_shardings(
     program, state = jax.make_jaxpr(tx.init, return_shape=True)(params)
     on_host = [aval.memory_space == jax.memory.Space.Host for aval in program.out_avals]
 
-    def one(path: str, x: Any, owners: Any, own: NamedSharding | None) -> NamedSharding:
-        if owners is not None:
-            return NamedSharding(home, PartitionSpec(owners) if owners else PartitionSpec())
+    def one(path: str, x: Any, spec: PartitionSpec | None, own: NamedSharding | None) -> NamedSharding:
+        if spec is not None:
+            return NamedSharding(home, spec)
         parameter = parameters.get(_owner(path, parameters))
         if own is None or (parameter is not None and parameter == (x.shape, own)):
             return _derived(x.shape, parameter, home, zero_axis)
         return own
 
-    rows = zip(names(state), jax.tree.leaves(state), owners_of(state), _told(tx, params, placed), strict=True)
-    found = [one(*row) for row in rows]
+    specs, told = specs_of_stacks(state, home.shape), _told(tx, params, placed)
+    found = [one(*row) for row in zip(names(state), jax.tree.leaves(state), specs, told, strict=True)]
     found = [s.with_memory_kind("pinned_host") if host else s for s, host in zip(found, on_host, strict=True)]
     return jax.tree.structure(state).unflatten(found)
 

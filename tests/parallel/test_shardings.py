@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.catalogue import Card
-from gradkit.engine.owned import Owned, owners_of
+from gradkit.engine.owned import Owned, specs_of_stacks
 from gradkit.parallel import collective_bytes, init_sharded, state_shardings
 from tests.by_numpy import op_by_op
 from tests.contract.methods import draw, grads_like, make, methods, same
@@ -78,10 +78,11 @@ def specs(tree: Any) -> Any:
 
 def assert_lies(tree: Any, mesh: Mesh) -> None:
     """By shape alone, and where that is no parameter's by whose it is: no derivation is trusted."""
-    for name, x, owners in zip(gk.leaves.names(tree), jax.tree.leaves(tree), owners_of(tree), strict=True):
-        if owners is not None:
-            # What lies stacked with its owner says where that is; no shape does.
-            assert x.sharding.is_equivalent_to(NamedSharding(mesh, P(owners or None)), x.ndim), (name, x.sharding)
+    rows = zip(gk.leaves.names(tree), jax.tree.leaves(tree), specs_of_stacks(tree, mesh.shape), strict=True)
+    for name, x, own in rows:
+        if own is not None:
+            # What is kept in a stack says where that is; no shape does.
+            assert x.sharding.is_equivalent_to(NamedSharding(mesh, own), x.ndim), (name, x.sharding)
             continue
         # A window of gradients has the parameter's shape behind its own axis, which is whole.
         spec = BY_SHAPE.get(x.shape) or P(None, *BY_SHAPE.get(x.shape[1:], P()))
@@ -94,9 +95,11 @@ def assert_lies(tree: Any, mesh: Mesh) -> None:
 def assert_close(got: Any, want: Any, eps: float) -> None:
     """To a number of roundings of the largest entry of each leaf. What lies with owners has padding at its end, as many
     rows as they ask for."""
-    for x, y, owners in zip(jax.tree.leaves(got), jax.tree.leaves(want), owners_of(want), strict=True):
+    nodes = jax.tree.leaves(want, is_leaf=lambda node: isinstance(node, Owned))
+    stacked = [isinstance(node, Owned) for node in nodes for _ in jax.tree.leaves(node)]
+    for x, y, in_stack in zip(jax.tree.leaves(got), jax.tree.leaves(want), stacked, strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        x = x if owners is None else x[: len(y)]
+        x = x[: len(y)] if in_stack else x
         np.testing.assert_allclose(x, y, rtol=0, atol=eps * np.finfo(np.float32).eps * np.abs(y).max(initial=0))
 
 

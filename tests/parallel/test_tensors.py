@@ -180,8 +180,9 @@ def test_plan_of_tensors() -> None:
     assert stack.dims == (2, 4, 4, 8) and stack.places == (1, 0, 2, 3)
     assert (stack.n, stack.m) == (32, 8)
     own = init_fields(plan, struct)["S"]["2x4x4x8"]
-    # One tensor, which four devices hold shards of: along x there is nothing left to share out.
-    assert own.arrays.shape == (4, 2) and own.arrays.dtype == jnp.float32 and own.owners == ("y", "z")
+    # One tensor, which all devices work on: what is kept of it is sharded along its own axes.
+    assert own.arrays.shape == (1, 2) and own.arrays.dtype == jnp.float32
+    assert own.owners == () and own.single == ("y", "z", "x")
     five = {"conv": {"kernel": jax.ShapeDtypeStruct((5, 2, 4, 4, 8), jnp.bfloat16)}}
     shard = gk.MatrixSharding(mesh, "x", specs={"conv": {"kernel": P(None, None, "z", None, "y")}}, min_dim=0)
     stacked = gk.leaves.layout((gk.leaves.by_path(".*"), {"stack": 1}))
