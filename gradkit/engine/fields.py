@@ -20,6 +20,7 @@ from gradkit.engine.owned import Owned, kept, placed
 from gradkit.engine.parts import COUNTED, LIKE, bare, get, is_part, kind_of, merged, parts_of, placeholder, put
 from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.engine.stacks import Plan, Slot
+from gradkit.engine.sums import one_device
 from gradkit.leaves.derived import Companions, derived, flatten
 
 
@@ -233,7 +234,7 @@ class WithOwners:
 def settled(new: Any, old: Any) -> Any:
     """State that is sharded as it was. Left to itself the compiler may shard it otherwise, and the next step would be
     another program: so it sees a choice between the two, of which it cannot know that it is always the new one."""
-    if jax.device_count() == 1 and jax.sharding.get_abstract_mesh().size <= 1:
+    if one_device():
         return new
     never = jax.lax.optimization_barrier(jnp.zeros((), bool))
     return jax.tree.map(lambda x, y: jnp.where(never, y, as_it_lay(x, y)), new, old)

@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from gradkit.engine.at_once import at_once
 from gradkit.engine.core import abs_sq, cast, real_dtype
-from gradkit.engine.sums import block_sums, own_parts, whole_shape
+from gradkit.engine.sums import block_sums, one_device, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, tensor_axes, unit_axes
 
 BLOCKS = ("tensor", "unit")
@@ -139,7 +139,7 @@ def packed_sums(
 
 
 def packed_norms(
-    known: Sequence[str], block: str, layout: Layout | None, *trees: Sequence[jax.Array], large: bool = False
+    known: Sequence[str], block: str, layout: Layout | None, *trees: Sequence[jax.Array], large: Sequence[int] = ()
 ) -> Packed:
     """The Euclidean norm of every block of some leaves, for one or more lists of such leaves.
 
@@ -148,20 +148,29 @@ def packed_norms(
       block: "tensor" or "unit".
       layout: which axes are stacks and outputs.
       *trees: lists of leaves.
-      large: whether numbers are seen whose squares overflow, float32 ones above 1e19, as gradients may be that are to
-        be clipped. Twice as many sums, in the same pass and exchange.
+      large: in which of them numbers are seen whose squares overflow, float32 ones above 1e19, as gradients may be that
+        are to be clipped.
 
     >>> from gradkit.leaves import default_layout
     >>> norms = packed_norms(["ScanBlock_0/kernel"], "tensor", default_layout, [jnp.ones((3, 2, 8))])
     >>> norms.vectors[0].tolist()
     [4.0, 4.0, 4.0]
     """
-    rows = squares([list(leaves) for leaves in trees])
-    if not large:
-        sums = packed_sums(known, block, layout, *rows, like=trees[0])
-        return sums._replace(parts=_roots(sums.parts))
-    sums = packed_sums(known, block, layout, *rows, *_small_squares([list(x) for x in trees]), like=trees[0])
-    return sums._replace(parts=_roots(sums.parts[: len(trees)], sums.parts[len(trees) :]))
+    rows = [list(leaves) for leaves in trees]
+    some = [rows[i] for i in large]
+
+    def sums(quantities: Sequence[Sequence[jax.Array]]) -> Packed:
+        return packed_sums(known, block, layout, *quantities, like=rows[0])
+
+    if _in_one_pass():
+        both = sums([*squares(rows), *_small_squares(some)])
+        found, small = both.parts[: len(rows)], both.parts[len(rows) :]
+    else:
+        both = sums(squares(rows))
+        found = both.parts
+        small = _where_needed([found[i] for i in large], lambda: [*sums(_small_squares(some)).parts])
+    norms = dict(enumerate(_roots(found))) | {i: _roots(found[i], x) for i, x in zip(large, small, strict=True)}
+    return both._replace(parts=tuple(norms.values()))
 
 
 @at_once
@@ -176,9 +185,25 @@ def _small_squares(tree: Any) -> Any:
 
 
 @at_once
-def _roots(*parts: tuple[list[jax.Array], ...]) -> tuple[list[jax.Array], ...]:
-    """The roots of squares, or of pairs of them as `_root` has them."""
-    return jax.tree.map(_sqrt if len(parts) == 1 else _root, *parts)
+def _roots(*trees: Any) -> Any:
+    """The roots of sums of squares, or of pairs of them as `_root` has them."""
+    return jax.tree.map(_sqrt if len(trees) == 1 else _root, *trees)
+
+
+def _in_one_pass() -> bool:
+    """Whether the sums of numbers made smaller are made with those of squares, for nothing beside these where reading
+    takes longest. XLA's CPU compiler makes a pass of each, and there no other device waits for them."""
+    return not (one_device() and jax.default_backend() == "cpu")
+
+
+def _where_needed(sums: Any, small: Callable[[], Any]) -> Any:
+    """The sums of numbers made smaller, where those of squares have overflowed; else zeros, which are not looked at."""
+    if not jax.tree.leaves(sums):
+        return sums
+    finite, none = jnp.isfinite(added_up(jax.tree.leaves(sums))), functools.partial(jax.tree.map, jnp.zeros_like, sums)
+    if isinstance(finite, Tracer):
+        return jax.lax.cond(finite, none, small)
+    return none() if finite else small()
 
 
 def _least(dtype: Any) -> float:
@@ -228,9 +253,12 @@ def global_square(tree: Any) -> jax.Array:
 
 def global_norm(tree: Any) -> jax.Array:
     """Euclidean norm over all leaves together; 0 of an empty tree. Also of float32 numbers above 1e19, whose squares
-    overflow: the sum of squares of numbers made smaller is taken in the same pass and exchange.
+    overflow: the sum of squares of numbers made smaller is taken too, in the same exchange.
 
     >>> round(float(global_norm({"a": jnp.array([3e25, 0.0]), "b": jnp.array(4e25)}) / 1e25), 4)
     5.0
     """
-    return _root(*global_sums(squares(tree), _small_squares(tree)))
+    if _in_one_pass():
+        return _root(*global_sums(squares(tree), _small_squares(tree)))
+    square = global_square(tree)
+    return _root(square, _where_needed(square, lambda: global_sums(_small_squares(tree))[0]))

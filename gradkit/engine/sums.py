@@ -10,7 +10,7 @@ How the leaves are cut is known
 
     under jit              to the compiler, which asks back when it partitions the program (custom_partitioning)
     inside shard_map       to the user, who declares it (`declared`, `gk.parallel.inside_shard_map`)
-    on one device          nothing is cut, and nothing of this is left in the program
+    on one device          nothing is cut, and nothing of this is in the program
 
 Three things JAX does not do, on more than one device, with a program in which the compiler asks back: mix meshes in it,
 export it, and find it in the cache of compiled programs that another process left (unless the option
@@ -193,12 +193,18 @@ def _sums(axes: AxesOf) -> Any:
 
 def _summed(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
     """The sums where no specs are declared; scalars and empty arrays, which no device shares, are left as they are."""
-    chosen = [i for i, x in enumerate(xs) if x.size and x.ndim and _asks_back(x)]
+    chosen = [] if one_device() else [i for i, x in enumerate(xs) if x.size and x.ndim and _asks_back(x)]
     others = sorted(set(range(len(xs))) - set(chosen))
-    exchanged = _sums(tuple(axes[i] for i in chosen))([xs[i] for i in chosen]) if chosen else []
-    found = dict(zip(chosen, exchanged, strict=True))
-    found |= zip(others, _whole_at_once([xs[i] for i in others], tuple(axes[i] for i in others)), strict=True)
+    found: dict[int, jax.Array] = {}
+    for own, of in ((chosen, lambda xs, axes: _sums(axes)(xs)), (others, _whole_at_once)):
+        if own:
+            found |= zip(own, of([xs[i] for i in own], tuple(axes[i] for i in own)), strict=True)
     return [found[i] for i in range(len(xs))]
+
+
+def one_device() -> bool:
+    """Whether no program of this process is partitioned: JAX has one device, and no mesh of others is set."""
+    return jax.device_count() == 1 and jax.sharding.get_abstract_mesh().size <= 1
 
 
 _whole_at_once = at_once(_whole, static_argnums=(1,))
@@ -261,6 +267,8 @@ def own_parts(names: Sequence[str], leaves: Sequence[jax.Array], whole: Sequence
     parts = list(whole)
     if _DECLARED.get() is not None:
         return [_declared_part(name, x, part) for name, x, part in zip(names, leaves, parts, strict=True)]
+    if one_device():
+        return parts
     # A sum over nothing: the compiler would otherwise cut all that these numbers are made of as it cuts the leaf, and
     # exchange again what every device has.
     many = [i for i, part in enumerate(parts) if part.size > 1]

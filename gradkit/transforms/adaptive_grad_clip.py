@@ -114,7 +114,7 @@ def adaptive_grad_clip(
         w, known, clipped = jax.tree.leaves(params), names(updates), jax.tree.leaves(resolve_mask(mask, updates))
         chosen = [i for i, x in enumerate(g) if clipped[i] and x.size]
         norms = packed_norms(
-            [known[i] for i in chosen], "unit", layout, [w[i] for i in chosen], [g[i] for i in chosen], large=True
+            [known[i] for i in chosen], "unit", layout, [w[i] for i in chosen], [g[i] for i in chosen], large=(1,)
         )
         for i, factor in zip(chosen, norms.each(factors), strict=True):
             g[i] = g[i] * factor

@@ -62,7 +62,7 @@ def clip_by_block_norm(max_norm: Any, *, layout: Layout | None = None) -> optax.
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         leaves, structure = jax.tree.flatten(updates)
-        norms = packed_norms(names(updates), "tensor", layout, leaves, large=True)
+        norms = packed_norms(names(updates), "tensor", layout, leaves, large=(0,))
         factors = norms.each(lambda n: jnp.minimum(scalar(max_norm, n) / (n + 1e-6), jnp.ones_like(n)))
         return structure.unflatten([g * f.astype(g.dtype) for g, f in zip(leaves, factors, strict=True)]), state
 

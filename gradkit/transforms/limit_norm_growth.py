@@ -98,7 +98,7 @@ def limit_norm_growth(
             limited = jax.tree.map(lambda x: x / f.astype(x.dtype), u)
             return limited, LimitNormGrowthState((n / f).astype(state.norm.dtype))
         leaves, structure = jax.tree.flatten(u)
-        norms = packed_norms(names(u), "tensor", layout, leaves, large=True)
+        norms = packed_norms(names(u), "tensor", layout, leaves, large=(0,))
         n = norms.own(norms.parts[0])
         f = [growth(k, before, gamma) for k, before in zip(n, jax.tree.leaves(state.norm), strict=True)]
         kept = [(k / d).astype(k.dtype) for k, d in zip(n, f, strict=True)]

@@ -117,7 +117,7 @@ def mars_correction(
 
         c = jax.tree.map(corrected, updates, before)
         leaves, structure = jax.tree.flatten(c)
-        norms = packed_norms(names(c), "tensor", layout, leaves, large=True)
+        norms = packed_norms(names(c), "tensor", layout, leaves, large=(0,))
 
         def factor(norm: jax.Array) -> jax.Array:
             limit = scalar(max_norm, norm)
