@@ -196,9 +196,12 @@ def _summed(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
     chosen = [] if one_device() else [i for i, x in enumerate(xs) if x.size and x.ndim and _asks_back(x)]
     others = sorted(set(range(len(xs))) - set(chosen))
     found: dict[int, jax.Array] = {}
-    for own, of in ((chosen, lambda xs, axes: _sums(axes)(xs)), (others, _whole_at_once)):
-        if own:
-            found |= zip(own, of([xs[i] for i in own], tuple(axes[i] for i in own)), strict=True)
+    if chosen:
+        sums = _sums(tuple(axes[i] for i in chosen))([xs[i] for i in chosen])
+        found |= dict(zip(chosen, sums, strict=True))
+    if others:
+        sums = _whole_at_once([xs[i] for i in others], tuple(axes[i] for i in others))
+        found |= dict(zip(others, sums, strict=True))
     return [found[i] for i in range(len(xs))]
 
 
