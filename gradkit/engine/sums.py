@@ -193,7 +193,8 @@ def _sums(axes: AxesOf) -> Any:
 
 def _summed(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
     """The sums where no specs are declared; scalars and empty arrays, which no device shares, are left as they are."""
-    chosen = [] if one_device() else [i for i, x in enumerate(xs) if x.size and x.ndim and _asks_back(x)]
+    asked = not one_device()
+    chosen = [i for i, x in enumerate(xs) if asked and x.size and x.ndim and _asks_back(x)]
     others = sorted(set(range(len(xs))) - set(chosen))
     found: dict[int, jax.Array] = {}
     if chosen:
