@@ -307,7 +307,9 @@ def _shrunk(x: Any, alpha: Any) -> Any:
 register(
     proximal, form="wrapper", paper=PAPER, example={"prox_fn": _shrunk, "learning_rate": 0.1}, notes="the last link"
 )
-register(proximal_sgd, form="optimizer", paper=PAPER, example={"prox_fn": _shrunk}, race=Race(0.1))
+register(
+    proximal_sgd, form="optimizer", paper=PAPER, example={"prox_fn": _shrunk}, race=Race(0.1, {"prox_fn": _shrunk})
+)
 register(
     truncated_model, form="optimizer", paper=PAPER, needs=("value",), collectives="norms", race=Race(1.0, schedule=None)
 )

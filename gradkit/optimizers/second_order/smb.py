@@ -97,7 +97,8 @@ def smb(
       A transformation that needs `params`, `value_fn` and `grad_fn` of this batch; `value` saves one evaluation. The
       updates are complete: no learning rate follows. State: no word per parameter, three numbers and the metrics
       `model_step` (1 where the trial failed) and `last_learning_rate`. Costs a forward pass a step, and a gradient
-      where the trial fails. Collectives: one scalar, and three per tensor where the trial fails.
+      where the trial fails. Collectives: one scalar, and three per tensor where the trial fails, besides those of
+      the loss; inside `shard_map` `value_fn` gives the loss of the whole batch.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, an extra argument missing.
