@@ -82,7 +82,7 @@ from gradkit.transforms import (
 from gradkit.transforms import (
     accumulate_value, accumulate_weighted, averaged_params, direction_from_gradient, eval_params, find, guard,
     inject_hyperparams, interpolated_averaging, minimise_inner, polynomial_decay_average, precision, project_low_rank,
-    project_scale_invariant, reparameterize, running_average, schedule_free, schedule_free_eval_params,
+    project_scale_invariant, projected, reparameterize, running_average, schedule_free, schedule_free_eval_params,
     shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
 )
 
@@ -144,6 +144,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "precision",
     "project_low_rank",
     "project_scale_invariant",
+    "projected",
     "project_updates",
     "record_norms",
     "reparameterize",

@@ -33,6 +33,9 @@ from gradkit.batches.norm_test import (
 from gradkit.batches.regime_adaptation import (
     regime_adaptation,
 )
+from gradkit.batches.reshuffle import (
+    reshuffle,
+)
 from gradkit.batches.select_hard_batches import (
     select_hard_batches,
 )
@@ -74,6 +77,7 @@ __all__ = [
     "optimal_sign_rate",
     "orthogonality_test",
     "regime_adaptation",
+    "reshuffle",
     "select_hard_batches",
     "sgd_learning_rate",
     "sqrt_scaling",

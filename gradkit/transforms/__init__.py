@@ -127,6 +127,9 @@ from gradkit.transforms.project_low_rank import (
     ProjectLowRankState,
     project_low_rank,
 )
+from gradkit.transforms.projected import (
+    projected,
+)
 from gradkit.transforms.record_norms import (
     RecordNormsState,
     record_norms,
@@ -261,6 +264,7 @@ __all__ = [
     "project_low_rank",
     "project_scale_invariant",
     "project_updates",
+    "projected",
     "record_norms",
     "reparameterize",
     "root_mean_square",
