@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.explicit import by_compiler
 from gradkit.engine.keys import as_key
 
 PAPER = Paper("Population Based Training of Neural Networks", "Jaderberg et al.", 2017, "1711.09846")
@@ -24,13 +25,15 @@ KINDS = ("truncation", "tournament", "t_test")
 SCALES = ("linear", "log", "integer")
 FIELD = "hyperparams"
 SIGNIFICANCE = 0.05
+# What is not sharded, whatever its shape.
+REPLICATED = jax.ShapeDtypeStruct((), jnp.float32)
 
 
 class PopulationHistory(NamedTuple):
     """Per round: the fitness of every member after its steps, and whom it went on from."""
 
-    fitness: jax.Array
-    source: jax.Array
+    fitness: Any
+    source: Any
 
 
 def _ranked(fitness: Any) -> jax.Array:
@@ -215,7 +218,8 @@ def pbt_step(
       resample_probability: as of `explore`.
 
     Returns:
-      (population, source). On a mesh with members sharded: a gather of the fitness, and the copies' states.
+      (population, source), sharded as the population that came in, over Auto or Explicit axes. On a mesh with members
+      sharded: a gather of the fitness, and the states of copies.
 
     Raises:
       ValueError: a hyperparameter that the population does not have, or an argument outside its range.
@@ -228,17 +232,24 @@ def pbt_step(
 
     Reference: Jaderberg et al. Population Based Training of Neural Networks. 2017, arXiv 1711.09846.
     """
-    first, second = jax.random.split(as_key(key))
-    source = exploit(first, fitness, kind=kind, fraction=fraction)
-    copied = source != jnp.arange(source.shape[0], dtype=jnp.int32)
-    taken = jax.tree.map(lambda x: jnp.take(x, source, axis=0), population)
-    rows, structure = jax.tree_util.tree_flatten_with_path(taken)
-    where = {i: name for i, (path, _) in enumerate(rows) for field, name in [_names_in(path)] if field == FIELD}
-    leaves = [x for _, x in rows]
-    # One of a name in several states is one hyperparameter: all get the same numbers.
-    first_of = {name: leaves[i] for i, name in reversed(where.items())}
-    new = explore(second, first_of, copied, space, factors, resample_probability)
-    return structure.unflatten([new[where[i]] if where.get(i) in space else x for i, x in enumerate(leaves)]), source
+
+    def run(key: Any, population: Any, fitness: Any) -> tuple[Any, jax.Array]:
+        first, second = jax.random.split(key)
+        source = exploit(first, fitness, kind=kind, fraction=fraction)
+        copied = source != jnp.arange(source.shape[0], dtype=jnp.int32)
+        taken = jax.tree.map(lambda x: jnp.take(x, source, axis=0), population)
+        rows, structure = jax.tree_util.tree_flatten_with_path(taken)
+        where = {i: name for i, (path, _) in enumerate(rows) for field, name in [_names_in(path)] if field == FIELD}
+        leaves = [x for _, x in rows]
+        # One of a name in several states is one hyperparameter: all get the same numbers.
+        first_of = {name: leaves[i] for i, name in reversed(where.items())}
+        new = explore(second, first_of, copied, space, factors, resample_probability)
+        return structure.unflatten(
+            [new[where[i]] if where.get(i) in space else x for i, x in enumerate(leaves)]
+        ), source
+
+    population, fitness = jax.tree.map(jnp.asarray, (population, fitness))
+    return by_compiler(run, as_key(key), population, fitness, like=(population, REPLICATED))
 
 
 def population_based_training(
@@ -289,23 +300,26 @@ def population_based_training(
     checks.real("fraction", fraction, "[0, 0.5]")
     _checked_space(space)
 
-    def fn(key: Any, population: Any, rounds: int) -> tuple[Any, PopulationHistory]:
+    def one(population: Any, key: Any) -> tuple[Any, PopulationHistory]:
         P = jax.tree.leaves(population)[0].shape[0]
 
         def step(population: Any, key: Any) -> tuple[Any, None]:
             return jax.vmap(train_step)(population, jax.random.split(key, P)), None
 
-        def one(population: Any, key: Any) -> tuple[Any, PopulationHistory]:
-            training, choosing = jax.random.split(key)
-            population, _ = jax.lax.scan(step, population, jax.random.split(training, update_interval))
-            fitness = jax.vmap(fitness_fn)(population)
-            population, source = pbt_step(
-                choosing, population, fitness, space, kind=kind, fraction=fraction, factors=factors,
-                resample_probability=resample_probability,
-            )  # fmt: skip
-            return population, PopulationHistory(fitness, source)
+        training, choosing = jax.random.split(key)
+        population, _ = jax.lax.scan(step, population, jax.random.split(training, update_interval))
+        fitness = jax.vmap(fitness_fn)(population)
+        population, source = pbt_step(
+            choosing, population, fitness, space, kind=kind, fraction=fraction, factors=factors,
+            resample_probability=resample_probability,
+        )  # fmt: skip
+        return population, PopulationHistory(fitness, source)
 
-        return jax.lax.scan(one, population, jax.random.split(as_key(key), checks.integer("rounds", rounds, 1)))
+    def fn(key: Any, population: Any, rounds: int) -> tuple[Any, PopulationHistory]:
+        keys = jax.random.split(as_key(key), checks.integer("rounds", rounds, 1))
+        population = jax.tree.map(jnp.asarray, population)
+        like = (population, PopulationHistory(REPLICATED, REPLICATED))
+        return by_compiler(lambda population, keys: jax.lax.scan(one, population, keys), population, keys, like=like)
 
     return fn
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.parallel import exploit, explore, pbt_step, population_based_training
@@ -103,22 +105,22 @@ def test_the_t_test_is_that_of_scipy(x64):
 
 
 def test_exploring_multiplies_rounds_clips_and_draws():
-    P = 200
+    n = 200
     hyper = {
-        "a": jnp.full((P,), 0.5),
-        "n": jnp.full((P,), 8, jnp.int32),
-        "c": jnp.full((P,), 0.95),
-        "kept": jnp.ones(P),
+        "a": jnp.full((n,), 0.5),
+        "n": jnp.full((n,), 8, jnp.int32),
+        "c": jnp.full((n,), 0.95),
+        "kept": jnp.ones(n),
     }
     space = {"a": (1e-3, 10.0, "log"), "n": (1, 64, "integer"), "c": (0.0, 1.0)}
-    copied = np.arange(P) % 2 == 0
+    copied = np.arange(n) % 2 == 0
     new = {name: np.asarray(x) for name, x in explore(0, hyper, copied, space).items()}
     for name in hyper:
         np.testing.assert_array_equal(new[name][~copied], np.asarray(hyper[name])[~copied])
     for name, values in {"a": [0.4, 0.6], "n": [6, 10], "c": [0.76, 1.0], "kept": [1.0]}.items():
         np.testing.assert_allclose(np.unique(new[name][copied].round(5)), values)
         assert new[name].dtype == hyper[name].dtype
-    drawn = np.asarray(explore(0, hyper, np.ones(P, bool), space, resample_probability=1.0)["a"])
+    drawn = np.asarray(explore(0, hyper, np.ones(n, bool), space, resample_probability=1.0)["a"])
     # Half of a logarithmic range is below 0.1: 100 of 200, within five deviations of 7.
     assert abs((drawn < 0.1).sum() - 100) < 36
 
@@ -130,6 +132,24 @@ def test_copies_are_whole_members(x64):
     new, source = pbt_step(0, runs, -x, SPACE | {"h0": (0.0, 10.0)}, fraction=0.4)
     np.testing.assert_array_equal(new["w"], runs["w"][source])
     assert set(np.asarray(source)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_population_over_eight_devices_is_that_of_one(kind):
+    """Sharded along its members, over Auto or Explicit axes, and still so at the end."""
+    step = lambda run, key: {**run, "x": run["x"] - run["hyperparams"]["rate"] * run["x"]}  # noqa: E731
+    train = population_based_training(step, lambda run: -jnp.sum(run["x"] ** 2), {"rate": (0, 1)}, update_interval=2)
+    x = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+    runs = {"x": x, "hyperparams": {"rate": np.linspace(0, 0.5, 8, dtype=np.float32)}}
+    train = jax.jit(train, static_argnums=2)
+    want, _ = train(jax.random.key(0), runs, 3)
+    mesh = jax.make_mesh((8,), ("population",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        there = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P("population"))), runs)
+        got, _ = train(jax.random.key(0), there, 3)
+    assert got["x"].sharding.spec[0] == "population"
+    # The same operations, fused otherwise: a few roundings.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6), got, want)
 
 
 @pytest.mark.parametrize(
