@@ -2,7 +2,7 @@
 
 With an owner, one device would have all of its state, and every other device as much room for padding. Instead all
 devices that share the stack work on the matrix, each has its shard of every array of the state, and what a kernel needs
-is gathered for the step: one all-gather for all such stacks, of one dtype and along the same mesh axes.
+is gathered for the step: large arrays one by one, small ones of a dtype together.
 
     (1, d_1, ..., d_k) on N devices        (1, ..., d_i / N, ...), along the longest axis that N divides
 """
@@ -43,6 +43,10 @@ def spec_of(shape: Sequence[int], owners: Sequence[str], single: Sequence[str], 
     return PartitionSpec(*(entry or None for entry in out))
 
 
+# Smaller arrays, in bytes, are gathered together: the time of a collective is then that of its latency.
+SMALL = 1 << 20
+
+
 def _inner(spec: Any, rank: int) -> list[tuple[str, ...]]:
     """The mesh axes of every axis of an array but the first."""
     return [(), *entries(spec, rank)[1:]]
@@ -54,7 +58,11 @@ def gathered(arrays: Any, specs: Any, sizes: Mapping[str, int]) -> Any:
     over = [_inner(spec, x.ndim) for x, spec in zip(leaves, structure.flatten_up_to(specs), strict=True)]
     joint: dict[Any, list[int]] = {}
     for i, own in enumerate(over):
-        if any(own):
+        large = leaves[i].size * leaves[i].dtype.itemsize >= SMALL
+        for axis, names in enumerate(own if large else ()):
+            if names:
+                leaves[i] = jax.lax.all_gather(leaves[i], names, axis=axis, tiled=True)
+        if any(own) and not large:
             joint.setdefault((tuple(sorted({*itertools.chain(*own)})), leaves[i].dtype), []).append(i)
     for (axes, _), members in joint.items():
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in members])

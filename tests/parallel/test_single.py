@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.engine import single
 from gradkit.parallel import collective_bytes, init_sharded
 from tests.by_numpy import by_numpy
 
@@ -32,11 +33,16 @@ def draw(step: int) -> Any:
     return {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    ("kind", "small"), [(AxisType.Auto, 1 << 20), (AxisType.Explicit, 0)], ids=["auto", "explicit"]
+)
 @pytest.mark.parametrize("name", METHODS)
-def test_state_of_single_matrices_is_sharded(name: str, kind: AxisType) -> None:
+def test_state_of_single_matrices_is_sharded(
+    name: str, kind: AxisType, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The numbers of one device, an eighth of the state on each of eight, before and after; gradients and state are
-    gathered, and nothing goes back."""
+    gathered, together or (as large arrays are) one by one, and nothing goes back."""
+    monkeypatch.setattr(single, "SMALL", small)
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind,) * 2)
     put = lambda t: jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), draw(t), SPECS)  # noqa: E731
     shard = gk.MatrixSharding(mesh, ("x", "y"), min_dim=0, specs=SPECS if kind == AxisType.Auto else None)
