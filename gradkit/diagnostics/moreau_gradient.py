@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -54,5 +55,5 @@ register(
     moreau_gradient,
     form="function",
     paper=PAPER,
-    example={"prox_fn": lambda x, lam: x, "params": {"w": jnp.ones(2)}, "lam": 0.5},
+    example={"prox_fn": lambda x, lam: x, "params": {"w": np.ones(2)}, "lam": 0.5},
 )

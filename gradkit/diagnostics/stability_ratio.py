@@ -111,5 +111,5 @@ def stability_ratio(eigenvalue: Any, learning_rate: Any, *, b1: Any = 0.0) -> An
     return eigenvalue * learning_rate / (2 * (1 + b1))
 
 
-register(top_hessian_eigenvalue, form="function", paper=PAPER, collectives="norms")
+register(top_hessian_eigenvalue, form="program", paper=PAPER, collectives="norms")
 register(stability_ratio, form="function", paper=PAPER, example={"eigenvalue": 50.0, "learning_rate": 0.01})

@@ -163,7 +163,8 @@ def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTrans
     kwargs = {**card.example, **changes}
     if card.form == "optimizer":
         kwargs.pop(first_argument(card.function), None)
-        return card.function(learning_rate, **kwargs)
+        # A method without a rate to tune has the factor 1 where it is given none.
+        return card.function(*(() if learning_rate is None else (learning_rate,)), **kwargs)
     rate = scale_by_learning_rate(learning_rate)
     if card.form in ("primitive", "controller"):
         link = card.function(**kwargs)
@@ -185,9 +186,6 @@ def _of_card(name: str, card: Card, race: Race | None) -> Method:
             return optax.chain(card.function(**race.arguments), find(race.before).make(learning_rate))
         if race.around:
             return card.function(find(race.around).make(learning_rate), **race.arguments)
-        if card.form == "optimizer":
-            # A method without a rate to tune has the factor 1 where it is given none.
-            return card.function(*(() if learning_rate is None else (learning_rate,)), **race.arguments)
         return build(card, learning_rate, **race.arguments)
 
     return Method(name, make, race.rate, race.decades, race.schedule, card)

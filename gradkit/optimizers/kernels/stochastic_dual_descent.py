@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradkit import checks
@@ -173,10 +174,10 @@ register(
     form="function",
     paper=PAPER,
     example={
-        "kernel_rows": jnp.eye(2)[:1],
-        "alpha": jnp.ones(2),
-        "targets": jnp.ones(2),
+        "kernel_rows": np.eye(2)[:1],
+        "alpha": np.ones(2),
+        "targets": np.ones(2),
         "noise_variance": 0.1,
-        "idx": jnp.zeros(1, jnp.int32),
+        "idx": np.zeros(1, np.int32),
     },
 )
