@@ -5,6 +5,7 @@ or the largest size of a preconditioner, which decide the program. It reads the 
 and leaves alone what is no `int`, `float` or array. The signature that `declare` gives a factory therefore shows the
 wrapper such arguments as numbers of other types, which the factories take for the same numbers. A function that is no
 schedule cannot be shown so: it is named in optax's `static_args`, or wrapped by `gk.inject_hyperparams`, which knows.
+An argument that may be a number, or a function of something else than the step, is shown as a `Rule`.
 """
 
 import inspect
@@ -17,6 +18,20 @@ import numpy as np
 # Arguments of several types, annotated `Any`, of which none is a hyperparameter that changes from step to step.
 NAMES = frozenset({"axis_name", "key", "labels", "mask", "method"})
 ENDINGS = ("_dtype", "_mask")
+# Arguments that may be an integer, which may change from step to step, or else a rule, which is no schedule.
+RULES = frozenset({"sync_every"})
+
+
+class Rule:
+    """A function or a table in an argument of `RULES`, which `optax.inject_hyperparams` would take for a schedule or
+    for a number.
+
+    Attributes:
+      value: the function or the table.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def is_static(argument: inspect.Parameter) -> bool:
@@ -49,6 +64,8 @@ class _Bound(inspect.BoundArguments):
             if is_static(self.signature.parameters[name]):
                 dtype = name.endswith("_dtype") and isinstance(value, type)
                 self.arguments[name] = np.dtype(value) if dtype else _unlike_a_number(value)
+            elif name in RULES and (callable(value) or np.ndim(value)):
+                self.arguments[name] = Rule(value)
 
 
 class Declared(inspect.Signature):

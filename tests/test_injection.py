@@ -184,3 +184,43 @@ def test_no_default_is_a_function() -> None:
         if card.form in TRANSFORMATIONS:
             for argument in inspect.signature(card.function).parameters.values():
                 assert argument.default is argument.empty or not callable(argument.default), (name, argument)
+
+
+def rule(count: Any) -> Any:
+    """Rounds of one step, then of three."""
+    return jnp.where(count < 2, 1, 3)
+
+
+ENDS = np.array([True, True, False, False, True, False, False, True])
+
+
+@pytest.mark.parametrize("wrapper", [optax.inject_hyperparams, gk.inject_hyperparams], ids=["optax", "gradkit"])
+@pytest.mark.parametrize("sync_every", [rule, ENDS], ids=["callable", "table"])
+@pytest.mark.parametrize("factory", [gk.parallel.local_sgd, gk.parallel.diloco])
+def test_a_rule_for_rounds_is_no_schedule(factory: Any, sync_every: Any, wrapper: Any) -> None:
+    """It is asked at the start of a round for the length of that round, as without the wrapper, and not at every step;
+    numbers beside it are injected."""
+    first = 0.1 if factory is gk.parallel.local_sgd else gk.sgd(0.1)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3)))
+
+    def path(tx: optax.GradientTransformationExtraArgs) -> tuple[Any, Any]:
+        state, points = jax.vmap(tx.init)(x), [x]
+        step = by_numpy(jax.vmap(tx.update, axis_name="replica"))
+        for t in range(8):
+            gradients = points[-1] * jnp.asarray([[1.0], [2.0]], x.dtype) + t
+            updates, state = step(gradients, state, points[-1])
+            points.append(points[-1] + updates)
+        return points, state
+
+    want, _ = path(factory(first, sync_every=sync_every))
+    got, state = path(wrapper(factory)(first, sync_every=sync_every))
+    assert "sync_every" not in state.hyperparams and len(state.hyperparams) > 0
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)  # rates in float32
+
+
+def test_an_integer_array_without_axes_is_the_length_of_a_round() -> None:
+    tx = gk.parallel.local_sgd(0.1, sync_every=jnp.int32(3))
+    assert int(tx.init({"w": jnp.zeros(2)}).next_sync) == 3
+    with pytest.raises(ValueError, match="sync_every must be an integer >= 1"):
+        gk.parallel.local_sgd(0.1, sync_every=jnp.int32(0))

@@ -229,7 +229,8 @@ def derived(node: Any, x: Any, sources: Sources, companions: Companions | None =
         spec = getattr(given, "spec", given)
         sizes = given.mesh.shape if isinstance(given, NamedSharding) else _ambient_sizes(spec)
         large = math.prod(lengths) >= math.prod(shape)
-        spare = companions.of(given) if companions is not None and large else None
+        spare = companions.of(given) if companions is not None and large else {}
+        spare = {name: length for name, length in spare.items() if sizes is None or name in sizes}
         out = assign(tuple(spec), shape, lengths, sources, sizes, spare)
         if isinstance(given, NamedSharding):
             return NamedSharding(given.mesh, PartitionSpec(*_short(out)), memory_kind=given.memory_kind)

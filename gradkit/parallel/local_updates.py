@@ -24,6 +24,7 @@ import optax
 from jax.core import Tracer
 
 from gradkit import checks
+from gradkit.arguments import Rule
 from gradkit.catalogue import Paper, register
 from gradkit.engine.codecs import nearest
 from gradkit.engine.core import as_arrays, increment, wide_dtype, widen
@@ -72,7 +73,8 @@ def local_updates(
       inner: the transformation of each replica.
       sync_every: steps of a round. An integer >= 1; a callable, number of steps made when a round starts -> its
         steps, in JAX (below 1 counts as 1), such as the quadratic rule; or an array of booleans, one per step, true
-        where a round ends (beyond its end none does).
+        where a round ends (beyond its end none does). An integer may be injected (`gk.inject_hyperparams`); the others
+        stay what they are there.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
       outer: steps from where the round started by the mean of what the replicas moved. Default None: their mean
         itself.
@@ -240,6 +242,7 @@ def anchor(params: Any) -> Any:
 
 def _period(sync_every: Any) -> Callable[[jax.Array], Any]:
     """Steps made -> steps of the round that starts there."""
+    sync_every = sync_every.value if isinstance(sync_every, Rule) else sync_every
     if callable(sync_every):
         return sync_every
     if isinstance(sync_every, list | tuple | np.ndarray | jax.Array) and not isinstance(sync_every, Tracer):
@@ -249,8 +252,11 @@ def _period(sync_every: Any) -> Callable[[jax.Array], Any]:
             for t in reversed(range(len(ends))):
                 left[t] = 1 if ends[t] else min(int(left[t + 1]), NEVER - 1) + 1
             return lambda count: jnp.asarray(left)[jnp.minimum(count, len(ends))]
-    if isinstance(sync_every, Tracer) and sync_every.shape == () and jnp.issubdtype(sync_every.dtype, jnp.integer):
-        return lambda count: sync_every
+    array = isinstance(sync_every, jax.Array) and sync_every.shape == ()
+    if array and jnp.issubdtype(sync_every.dtype, jnp.integer):
+        if isinstance(sync_every, Tracer):
+            return lambda count: sync_every
+        sync_every = int(sync_every)
     whole = isinstance(sync_every, numbers.Integral) and not isinstance(sync_every, bool)
     if not whole or not 1 <= int(sync_every) <= checks.LARGEST:
         upper = f" and <= {checks.LARGEST}" if whole and int(sync_every) > 1 else ""
