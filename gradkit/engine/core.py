@@ -43,8 +43,9 @@ from gradkit.engine.matching import (
 from gradkit.engine.mismatches import told
 from gradkit.leaves import Layout, Method, check_mask, resolve_layout
 from gradkit.leaves.derived import has_boxes, rename, unboxed, without_empty
+from gradkit.leaves.keeping import has_kept
 from gradkit.leaves.recording import announce
-from gradkit.leaves.scopes import deciding, has_kept, scoped_init, scoped_update
+from gradkit.leaves.scopes import deciding, scoped_init, scoped_update
 
 InitFn = Callable[[Any], Any]
 UpdateFn = Callable[..., tuple[Any, Any]]

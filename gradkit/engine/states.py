@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gradkit.leaves.scopes import without_kept
+from gradkit.leaves.keeping import without_kept
 
 
 class Node(NamedTuple):

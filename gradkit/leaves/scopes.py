@@ -15,14 +15,12 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
-from flax import serialization
 
 from gradkit import checks
 from gradkit.leaves.axes import Axes
-from gradkit.leaves.boxes import is_box
 from gradkit.leaves.infer import Decision, alone, infer_layout, lasting
+from gradkit.leaves.keeping import Kept, has_kept, is_kept, keep, with_number
 from gradkit.leaves.paths import names
-from gradkit.leaves.structures import of_structure
 
 Layout = Callable[[str, tuple[int, ...]], Axes]
 
@@ -64,70 +62,6 @@ class Scope:
 _SCOPE: ContextVar[Scope | None] = ContextVar("scope", default=None)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """A part of a state, and the decision of its `init`: where names of axes were seen there that no `update` may see,
-    and say something else than the names and shapes of the leaves.
-
-    It stands around the first number of the state that belongs to no parameter, such as a counter, so that the state is
-    the same tree above its leaves: `optax.tree.map_params` and whoever reads a field find what they look for. Where
-    there is no such number, as in a state without leaves, it stands around the state.
-
-    Attributes:
-      state: the number, or the state.
-      decision: what the axes of the parameters mean.
-    """
-
-    state: Any
-    decision: Decision = dataclasses.field(metadata={"static": True})
-
-
-def _from_state_dict(kept: Kept, saved: Any) -> Kept:
-    return dataclasses.replace(kept, state=serialization.from_state_dict(kept.state, saved))
-
-
-# What is written is the state alone: who reads it has the decision, of the `init` that made the state to read into.
-serialization.register_serialization_state(Kept, lambda kept: serialization.to_state_dict(kept.state), _from_state_dict)
-
-
-def _is_kept(node: Any) -> bool:
-    return isinstance(node, Kept)
-
-
-def keep(state: Any, decision: Decision) -> Any:
-    """The state with the decision of its `init`."""
-
-    def stops(node: Any) -> bool:
-        return is_box(node) or _is_kept(node)
-
-    nodes, structure = jax.tree.flatten(state, is_leaf=stops)
-    for i, (name, node) in enumerate(zip(names(structure.unflatten(range(len(nodes)))), nodes, strict=True)):
-        (*leaves,) = jax.tree.leaves(node)
-        pieces = name.split("/")
-        of_parameter = any("/".join(pieces[k:]) in decision.layers_of for k in range(len(pieces)))
-        if not (is_box(node) or of_parameter) and len(leaves) == 1 and jax.numpy.shape(leaves[0]) == ():
-            return structure.unflatten([*nodes[:i], Kept(node, decision), *nodes[i + 1 :]])
-    return Kept(state, decision)
-
-
-@of_structure
-def has_kept(state: Any) -> bool:
-    """Whether a decision is kept in the state."""
-    return any(map(_is_kept, jax.tree.leaves(state, is_leaf=_is_kept)))
-
-
-def without_kept(state: Any) -> Any:
-    """The state without the decisions that are kept in it.
-
-    >>> without_kept(keep({"count": 0}, Decision(())))
-    {'count': 0}
-    """
-    while has_kept(state):
-        state = jax.tree.map(lambda node: node.state if _is_kept(node) else node, state, is_leaf=_is_kept)
-    return state
-
-
 @contextlib.contextmanager
 def deciding(tree: Any, given: Decision | None = None, *, starts: bool = False) -> Iterator[Scope]:
     """Within, the layout of the leaves of `tree` is decided for all of them together.
@@ -164,7 +98,10 @@ def scoped_init(init: Callable[[Any], Any], params: Any, method: str) -> Any:
             LayoutWarning,
             stacklevel=3,
         )
-    return keep(state, named) if scope.asked and not same else state
+    if not scope.asked:
+        return state
+    state = with_number(state, named)
+    return state if same else keep(state, named)
 
 
 def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: Any) -> tuple[Any, Any]:
@@ -183,9 +120,9 @@ def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: An
 def _own_kept(tree: Any, state: Any) -> tuple[list[Any], Any, int | None]:
     """The nodes of a state, its structure above them, and which of them is the decision for this tree. What a link
     inside has kept for leaves of its own names is for that link."""
-    nodes, structure = jax.tree.flatten(state, is_leaf=_is_kept)
+    nodes, structure = jax.tree.flatten(state, is_leaf=is_kept)
     own = set(names(tree))
-    at = next((i for i, x in enumerate(nodes) if _is_kept(x) and own <= x.decision.layers_of.keys()), None)
+    at = next((i for i, x in enumerate(nodes) if is_kept(x) and own <= x.decision.layers_of.keys()), None)
     return nodes, structure, at
 
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit.leaves.keeping import without_kept
 from gradkit.leaves.paths import names
-from gradkit.leaves.scopes import without_kept
 
 # What a tree that is one array is built like.
 LEAF = jax.tree.structure(0)

@@ -16,6 +16,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, transformation, wide_dtype
 from gradkit.engine.norms import block_axes, global_norm, packed_norms
 from gradkit.leaves import Layout, map_named, names, resolve_layout
+from gradkit.leaves.keeping import LayoutState
 
 PAPER = Paper(
     "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?", "Chen et al.", 2024, "2410.01623"
@@ -34,9 +35,10 @@ def growth(n: jax.Array, before: jax.Array, gamma: Any) -> jax.Array:
 
 
 class LimitNormGrowthState(NamedTuple):
-    """The norms that left last: per tensor, or one."""
+    """The norms that left last: per tensor, or one; and what a link has that keeps no number."""
 
     norm: Any
+    layout: LayoutState | None = None
 
 
 def limit_norm_growth(
@@ -88,7 +90,7 @@ def limit_norm_growth(
             shape = [1 if a in summed else k for a, k in enumerate(x.shape)]
             return jnp.zeros(shape, jnp.finfo(wide_dtype(x.dtype)).dtype)
 
-        return LimitNormGrowthState(map_named(one, params))
+        return LimitNormGrowthState(map_named(one, params), LayoutState(jnp.zeros((), jnp.int8)))
 
     def update(u: Any, state: LimitNormGrowthState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
@@ -103,7 +105,7 @@ def limit_norm_growth(
         f = [growth(k, before, gamma) for k, before in zip(n, jax.tree.leaves(state.norm), strict=True)]
         kept = [(k / d).astype(k.dtype) for k, d in zip(n, f, strict=True)]
         limited = [x / d.astype(x.dtype) for x, d in zip(leaves, f, strict=True)]
-        return structure.unflatten(limited), LimitNormGrowthState(structure.unflatten(kept))
+        return structure.unflatten(limited), state._replace(norm=structure.unflatten(kept))
 
     return transformation("limit_norm_growth", init, update, complex_leaves=True)
 

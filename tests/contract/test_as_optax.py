@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.catalogue import Card
-from gradkit.leaves.scopes import Kept, without_kept
+from gradkit.leaves.keeping import Kept, without_kept
 from tests.contract.methods import SMALL, draw, in_float64, methods
 from tests.contract.shared import shared
 from tests.stand_ins import NamedArray, named
@@ -103,9 +103,10 @@ def test_what_init_keeps_of_names_of_axes(card: Card) -> None:
     boxed = {"mix": {"kernel": nn.LogicallyPartitioned(shape, ("embed", "layers", "mlp"))}}
     bare = {"mix": {"kernel": shape}}
     state: Any = nn.meta.unbox(jax.eval_shape(tx.init, boxed))
-    # A state without a number holds the decision around it; a state by names of leaves is opted out of being mapped.
+    # It stands around a number in every state; a state by names of leaves is opted out of being mapped.
     kept = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Kept)) if isinstance(x, Kept)]
-    if "map_params" not in card.opt_outs and all(map(is_number, kept)):
+    assert all(map(is_number, kept))
+    if "map_params" not in card.opt_outs:
         layers = jax.eval_shape(tx.init, {"ScanBlock_0": {"kernel": jax.ShapeDtypeStruct((3, 4, 6), jnp.float32)}})
         marked, want = (
             optax.tree.map_params(tx, lambda _: "parameter", own, transform_non_params=lambda _: "none")

@@ -15,7 +15,7 @@ import gradkit as gk
 from gradkit.diagnostics import metrics
 from gradkit.engine.core import transformation
 from gradkit.leaves import resolve_layout
-from gradkit.leaves.scopes import Kept, has_kept, without_kept
+from gradkit.leaves.keeping import Kept, LayoutState, has_kept, without_kept
 from tests.papers.replay import normal
 
 LAYERS, D, H, K, F = 3, 8, 2, 4, 12
@@ -144,7 +144,7 @@ def test_names_seen_at_init_alone_are_kept_where_they_say_something_else(x64: No
     named = {"mix": nn.LogicallyPartitioned(x, ("embed", "layers", "mlp"))}
     tx = gk.scale_by_trust_ratio()
     state: Any = tx.init(named)
-    assert isinstance(state.count, Kept)
+    assert isinstance(state.metrics["trust_ratio"], Kept)
     got: Any = tx.update({"mix": g}, nn.meta.unbox(state), {"mix": x})
     updates, after = got
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -152,8 +152,25 @@ def test_names_seen_at_init_alone_are_kept_where_they_say_something_else(x64: No
     np.testing.assert_allclose(updates["mix"], want, rtol=1e-12)
     assert not has_kept(gk.adam(0.1).init(named))
     assert not has_kept(tx.init({"blocks": {"kernel": nn.Partitioned(x, ("layers", "embed", "mlp"))}}))
-    outer: Any = gk.centralize_gradients().init(named)
-    assert isinstance(outer, Kept)  # a state that has no number
+    empty: Any = gk.centralize_gradients().init(named)
+    assert isinstance(empty, LayoutState) and isinstance(empty.unused, Kept)  # it has no number but for this
+
+
+@pytest.mark.parametrize("name", ["centralize_gradients", "limit_norm_growth", "scale_by_auon"])
+def test_a_link_without_a_number_is_mapped_like_any_other(name: str) -> None:
+    """With and without a decision in it, alone and in a chain; and it goes through an update as it is."""
+    shape = jax.ShapeDtypeStruct((4, 3, 6), np.float32)
+    trees = (
+        {"mix": {"kernel": nn.LogicallyPartitioned(shape, ("embed", "layers", "mlp"))}},
+        {"mix": {"kernel": shape}},
+    )
+    for tx in (getattr(gk, name)(), optax.chain(getattr(gk, name)(), optax.trace(0.9))):
+        for params in trees:
+            state = nn.meta.unbox(jax.eval_shape(tx.init, params))
+            mapped = optax.tree.map_params(tx, lambda _: 1, state, transform_non_params=lambda _: 0)
+            assert set(jax.tree.leaves(mapped)) <= {0, 1}
+            _, after = jax.eval_shape(tx.update, trees[1], state, trees[1])
+            assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 def test_a_decision_that_is_kept_is_in_no_ones_way(x64: None) -> None:
@@ -212,7 +229,8 @@ def test_of_two_decisions_each_link_reads_its_own(x64: None) -> None:
 
     outer = transformation("outer", init, update)
     state: Any = outer.init(boxed)
-    assert isinstance(state.count, Kept) and isinstance(state.count.state, Kept)
+    ratio = state.metrics["trust_ratio"]
+    assert isinstance(ratio, Kept) and isinstance(ratio.state, Kept)
     updates, after = outer.update({"mix": g}, nn.meta.unbox(state), {"mix": x})
     assert jax.tree.structure(after) == jax.tree.structure(state)
     want, _ = inner.update({"mix": g}, nn.meta.unbox(inner.init(boxed)), {"mix": x})
