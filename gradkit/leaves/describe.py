@@ -89,7 +89,7 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
       >>> print(describe(gk.adam(1e-3), {"Dense_0": {"kernel": np.zeros((8, 4), np.float32)}}))
       name            shape  role    stack  method  rate   decay  state bytes
       Dense_0/kernel  8x4    matrix  -      adam    0.001  -              256
-      total                                                               268
+      total                                                               264
     """
     params = nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
     abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params
