@@ -10,9 +10,9 @@ devices one should hold 1 / N of the state. What it holds beyond that has three 
   shards the state along "data" as well.
 - With `shard`, a matrix and its state belong to one device. 224 matrices of 32 layers give 512 devices no more than one
   each, and a device holds one of each shape: the floor is the sum, over distinct shapes, of the state of one matrix.
-  The embedding and the head of a language model are one matrix each, far larger than all others: on every device they
-  take room, and on two devices it is used. With AdamW for those two ("soap, adamw") the floor of SOAP on llama3-8b
-  falls from 10.6 to 1.9 GB, and what remains is one matrix of each shape.
+  The embedding and the head of a language model are the only matrices of their shapes: their state is sharded over all
+  devices, which gather it for the step and all work on it. That costs bytes sent and temporary memory; with AdamW for
+  those two ("soap, adamw") both are saved.
 - Full statistics: distributed_shampoo keeps a statistic and a root for both sides of every block, in all 5.5 words per
   parameter (the even share on 8 devices, times 8) where AdamW keeps 2; all of it stays with the owner of the matrix,
   not of the block.
