@@ -55,5 +55,5 @@ register(
     moreau_gradient,
     form="function",
     paper=PAPER,
-    example={"prox_fn": lambda x, lam: x, "params": {"w": np.ones(2)}, "lam": 0.5},
+    example={"prox_fn": lambda x, lam: x, "params": {"w": np.ones(2, np.float32)}, "lam": 0.5},
 )

@@ -174,9 +174,9 @@ register(
     form="function",
     paper=PAPER,
     example={
-        "kernel_rows": np.eye(2)[:1],
-        "alpha": np.ones(2),
-        "targets": np.ones(2),
+        "kernel_rows": np.eye(2, dtype=np.float32)[:1],
+        "alpha": np.ones(2, np.float32),
+        "targets": np.ones(2, np.float32),
         "noise_variance": 0.1,
         "idx": np.zeros(1, np.int32),
     },
