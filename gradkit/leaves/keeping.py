@@ -83,7 +83,7 @@ def with_number(state: Any, decision: Decision) -> Any:
     at = next((i for i, node in enumerate(nodes) if _is_empty(node)), None)
     if at is None:
         return state
-    return structure.unflatten([*nodes[:at], LayoutState(jnp.zeros((), jnp.int8)), *nodes[at + 1 :]])
+    return structure.unflatten([*nodes[:at], LayoutState(jnp.zeros((), jnp.int32)), *nodes[at + 1 :]])
 
 
 def _is_empty(node: Any) -> bool:

@@ -203,9 +203,9 @@ def test_states_are_stable_abstract_and_small() -> None:
             size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(second))
             entries = 8 * 300 + 4
             per_moment = {None: 4 * entries, "bfloat16": 2 * entries, "int8-block": entries + 4 * (8 * 2 + 1)}[state]
-            # Two moments of each leaf, those of the scalar in float32; three counters and the published learning
+            # Two moments of each leaf, those of the scalar in float32; two counters and the published learning
             # rate; the residuals of the bfloat16 leaves.
-            assert size == 2 * (per_moment + 4) + 4 * 4 + (4 * (8 * 300 + 1) if master else 0)
+            assert size == 2 * (per_moment + 4) + 3 * 4 + (4 * (8 * 300 + 1) if master else 0)
     kinds = {type(x) for x in jax.tree.leaves(first, is_leaf=lambda x: isinstance(x, Narrow | Blocks))}
     assert Blocks in kinds and Narrow not in kinds
 
