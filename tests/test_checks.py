@@ -76,10 +76,13 @@ def is_count(p: inspect.Parameter) -> bool:
 
 
 # Numbers whose default happens to be whole, and functions of arrays, which look at these first.
-REAL = {"prediction_steps", "delay", "period_mult"}
+REAL = {"prediction_steps", "delay", "period_mult", "power"}
 OF_ARRAYS = {"inverse_root", "orthogonalize", "solve_lcp", "project_out_subspace", "singular_basis", "lora_ga_init"}
 OF_ARRAYS |= {"clip_pixelwise", "clip_pixels", "tiled_contrastive_loss", "ring_contrastive_loss"}
-OF_ARRAYS |= {"damped_gauss_newton_solve"}
+OF_ARRAYS |= {"damped_gauss_newton_solve", "top_hessian_eigenvalue"}
+# Of functions, which are asked for first; and schedules whose batches and tokens are real numbers.
+OF_ARRAYS |= {"ift_hypergradient", "neumann_ihvp", "replay_grad", "metasmoothness", "plot"}
+OF_ARRAYS |= {"minimise_inner", "target_surrogate", "power_schedule"}
 TRANSFORMATIONS = {"inner", "outer", "denominator", "magnitude", "direction", "preconditioner", "bases", "tx"}
 KINDS: dict[str, tuple[Callable[[inspect.Parameter], bool], tuple[Any, ...]]] = {
     "count": (lambda p: is_count(p) and p.name not in REAL, (2**40, 10**30, -(10**30), 2.5, "3")),

@@ -31,15 +31,17 @@ def mismatch(method: str, updates: Any, state: Any) -> StateMismatchError | None
     """What is said of the first leaf that has an accumulator of its rank and another shape; None where all fit.
 
     >>> import jax.numpy as jnp
-    >>> print(mismatch("adam", {"w": jnp.ones((2, 3))}, {"mu": {"w": jnp.ones((2, 1))}}))
-    adam: the gradient of 'w' has shape (2, 3), and its state was made for a parameter of shape (2, 1): call init again
+    >>> print(mismatch("adam", {"w": jnp.ones((2, 3))}, {"mu": {"w": jnp.ones((2, 4))}}))
+    adam: the gradient of 'w' has shape (2, 3), and its state was made for a parameter of shape (2, 4): call init again
     """
     given = dict(zip(names(updates), shapes(updates), strict=True))
     for path, shape in zip(names(state), shapes(state), strict=True):
         # The longest name that the path ends with: 'a/kernel' and not 'kernel'.
         ends = (path[start:] for start in (0, *(i + 1 for i, c in enumerate(path) if c == "/")))
         name = next((end for end in ends if end in given), "" if "" in given else None)
-        if name is not None and len(shape) == len(given[name]) and shape != given[name]:
+        # Lengths of 1 are those of sums, as a method with one number per tensor keeps them.
+        own = None if name is None else given[name]
+        if own is not None and len(own) == len(shape) and any(a not in (1, b) for a, b in zip(shape, own, strict=True)):
             return StateMismatchError(
                 f"{method}: the gradient of {name!r} has shape {given[name]}, and its state was made for a parameter "
                 f"of shape {shape}: call init again"

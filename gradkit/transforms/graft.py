@@ -12,6 +12,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import inside, transformation
+from gradkit.engine.mismatches import check_fit, shapes
 from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Axes, Layout, axes_of, names
 
@@ -76,6 +77,8 @@ def graft(
     def update(updates: Any, state: GraftState, params: Any = None, **extra: Any) -> tuple[Any, GraftState]:
         a, kept = one.update(updates, state.magnitude, params, **extra)
         p, kept_too = other.update(updates, state.direction, params, **extra)
+        if shapes(a) != shapes(updates):
+            check_fit("graft", updates, state)
         lengths, leaves = jax.tree.leaves(a), jax.tree.leaves(p)
         chosen = [i for i, x in enumerate(leaves) if x.size]
         known = names(updates)
