@@ -28,7 +28,6 @@ def state_table(state: Any) -> str:
         mu     2 arrays, float32, 32 bytes
         nu     2 arrays, float32, 32 bytes
       1/scale_by_learning_rate
-        count                       0
         metrics/last_learning_rate  0.1
 
     Reference: printing a NamedTuple prints every array in it.

@@ -43,7 +43,7 @@ def mismatch(method: str, updates: Any, state: Any) -> StateMismatchError | None
         own = None if name is None else given[name]
         if own is not None and len(own) == len(shape) and any(a not in (1, b) for a, b in zip(shape, own, strict=True)):
             return StateMismatchError(
-                f"{method}: the gradient of {name!r} has shape {given[name]}, and its state was made for a parameter "
+                f"{method}: the gradient of {name!r} has shape {own}, and its state was made for a parameter "
                 f"of shape {shape}: call init again"
             )
     return None

@@ -121,8 +121,8 @@ def inspect(method: Any, params: Any, *, mesh: Mesh | str, name: str = "these pa
     Example:
       >>> import gradkit as gk
       >>> found = inspect("adamw", {"w": jax.ShapeDtypeStruct((5, 10), "float32")}, mesh="fsdp=1")
-      >>> found.parameter_bytes, found.state_bytes  # 50 numbers; two moments, three counters and a published rate
-      (200, 416)
+      >>> found.parameter_bytes, found.state_bytes  # 50 numbers; two moments, a counter and a published rate
+      (200, 408)
     """
     given = programs.subject(method)
     mesh = _mesh(mesh) if isinstance(mesh, str) else mesh

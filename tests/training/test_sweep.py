@@ -79,7 +79,8 @@ def test_bad_sweeps_are_refused(grid, options, message):
 def test_every_optimizer_of_the_catalogue_can_race():
     for name in methods.names():
         method = methods.find(name)
-        assert method.card is not None and method.centre is not None and method.centre > 0
+        # A method without a rate to tune has no grid, and the factor 1.
+        assert method.card is not None and (method.centre is None or method.centre > 0)
         params = {"kernel": np.ones((4, 2), np.float32)}
 
         def first_rate(rate, name=name, method=method, params=params):

@@ -68,9 +68,9 @@ def test_adamw_holds_its_even_share_and_a_matrix_with_its_owner_does_not() -> No
     params = {"w": jax.ShapeDtypeStruct((256, 128), F32), "v": jax.ShapeDtypeStruct((256, 128), F32)}
     found = inspect("adamw", params, mesh="fsdp=8")
     assert (found.leaves, found.distinct_shapes, found.collectives, found.routines) == (2, 1, {}, {})
-    # Two moments; three counters and a published rate, which every device has.
-    assert found.state_bytes == 2 * 2 * 256 * 128 * 4 / 8 + 16
-    assert found.state_share_bytes == 2 * 2 * 256 * 128 * 4 / 8 + 4 * 1
+    # Two moments; a counter and a published rate, which every device has.
+    assert found.state_bytes == 2 * 2 * 256 * 128 * 4 / 8 + 8
+    assert found.state_share_bytes == 2 * 2 * 256 * 128 * 4 / 8 + 2 * 1
     found = inspect("soap", params, mesh="fsdp=8")
     name, shape, here, even = found.largest_state[0]
     # Two matrices on eight devices: whoever has none has room for one.
@@ -112,7 +112,7 @@ def test_a_preset_is_inspected_on_the_devices_there_are(capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "8,030,261,248 of llama3-8b in 12 arrays of 9 distinct shapes" in out
     # Float32 parameters over four devices; two moments of each, and 16 bytes.
-    assert "parameters   8,030,261,248 bytes" in out and f"{2 * 8_030_261_248 + 16:,} bytes" in out
+    assert "parameters   8,030,261,248 bytes" in out and f"{2 * 8_030_261_248 + 8:,} bytes" in out
     assert "collectives  none" in out
 
 
