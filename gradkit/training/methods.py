@@ -163,8 +163,7 @@ def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTrans
     kwargs = {**card.example, **changes}
     if card.form == "optimizer":
         kwargs.pop(first_argument(card.function), None)
-        # A method without a rate to tune has the factor 1 where it is given none.
-        return card.function(*(() if learning_rate is None else (learning_rate,)), **kwargs)
+        return card.function(*_given(learning_rate), **kwargs)
     rate = scale_by_learning_rate(learning_rate)
     if card.form in ("primitive", "controller"):
         link = card.function(**kwargs)
@@ -174,6 +173,11 @@ def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTrans
     if card.wraps == "direction":
         return optax.chain(card.function(scale_by_adam(), **kwargs), rate)
     return card.function(sgd(learning_rate, momentum=0.9), **kwargs)
+
+
+def _given(learning_rate: Any) -> tuple[Any, ...]:
+    """A learning rate as an argument; none where it is None: a method without a rate to tune then has the factor 1."""
+    return () if learning_rate is None else (learning_rate,)
 
 
 def _of_card(name: str, card: Card, race: Race | None) -> Method:
@@ -186,6 +190,8 @@ def _of_card(name: str, card: Card, race: Race | None) -> Method:
             return optax.chain(card.function(**race.arguments), find(race.before).make(learning_rate))
         if race.around:
             return card.function(find(race.around).make(learning_rate), **race.arguments)
+        if card.form == "optimizer":
+            return card.function(*_given(learning_rate), **race.arguments)
         return build(card, learning_rate, **race.arguments)
 
     return Method(name, make, race.rate, race.decades, race.schedule, card)
