@@ -90,7 +90,7 @@ def limit_norm_growth(
             shape = [1 if a in summed else k for a, k in enumerate(x.shape)]
             return jnp.zeros(shape, jnp.finfo(wide_dtype(x.dtype)).dtype)
 
-        return LimitNormGrowthState(map_named(one, params), LayoutState(jnp.zeros((), jnp.int8)))
+        return LimitNormGrowthState(map_named(one, params), LayoutState(jnp.zeros((), jnp.int32)))
 
     def update(u: Any, state: LimitNormGrowthState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
