@@ -116,6 +116,7 @@ COLLECTED = pytest.StashKey[dict[str, Any]]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the tests of one chainable method behind each other, so that they share what they compute."""
+    report_time.mark_slow(items)
     config.stash[COLLECTED] = table.gathered(items)
     methods: dict[str, int] = {}
     for item in items:

@@ -1,14 +1,16 @@
 """What the tests cost: CPU seconds of every folder, child processes included, and of the whole.
 
-With GRADKIT_TEST_TIME=FILE a run in which nothing failed adds a line to the file.
+With GRADKIT_TEST_TIME=FILE a run in which nothing failed adds a line to the file, and writes `slow.txt` anew: the test
+functions that `make quick` leaves out, since all the cheaper ones together take as long as it may.
 """
 
 import datetime
+import itertools
 import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 
 BEGUN = pytest.StashKey[tuple[float, float]]()
 WORKERS = pytest.StashKey[list[float]]()
+# Functions of tests, and for how many CPU seconds of them `make quick` has room beside start and collection.
+SLOW, ROOM = Path(__file__).with_name("slow.txt"), 120.0
 HEAD = "# date, commit, tests, wall seconds, CPU seconds of the whole and of each folder (two workers)\n"
 
 
@@ -60,16 +64,37 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[WORKERS].append(getattr(node, "workeroutput", {}).get("cpu", 0.0))
 
 
-def summed(reports: Iterable[Any]) -> tuple[Counter[str], Counter[str]]:
-    """CPU seconds and number of tests of every folder."""
+def summed(reports: Iterable[Any], part: Callable[[str], str]) -> tuple[Counter[str], Counter[str]]:
+    """CPU seconds and number of tests of every part."""
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     for report in reports:
         for name, value in getattr(report, "user_properties", ()):
             if name == "cpu" and report.when == "teardown":
-                seconds[folder(report.nodeid)] += value
-                tests[folder(report.nodeid)] += 1
+                seconds[part(report.nodeid)] += value
+                tests[part(report.nodeid)] += 1
     return seconds, tests
+
+
+def dear(reports: Iterable[Any], room: float) -> list[str]:
+    """Functions of tests that have no room, those whose tests are cheap first."""
+    seconds, tests = summed(reports, function)
+    cheap_first = sorted(seconds, key=lambda name: (seconds[name] / tests[name], name))
+    total = itertools.accumulate(seconds[name] for name in cheap_first)
+    return sorted(name for name, used in zip(cheap_first, total, strict=True) if used > room)
+
+
+def function(nodeid: str) -> str:
+    """The name of a test without its parameters."""
+    return nodeid.split("[")[0]
+
+
+def mark_slow(items: Iterable[pytest.Item]) -> None:
+    """Marks the tests of the functions in `slow.txt`."""
+    names = set(SLOW.read_text().split("\n"))
+    for item in items:
+        if function(item.nodeid) in names:
+            item.add_marker(pytest.mark.slow)
 
 
 def line(seconds: Counter[str], tests: int, wall: float, whole: float) -> str:
@@ -82,7 +107,7 @@ def line(seconds: Counter[str], tests: int, wall: float, whole: float) -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     reports = {id(report): report for group in terminalreporter.stats.values() for report in group}
-    seconds, tests = summed(reports.values())
+    seconds, tests = summed(reports.values(), folder)
     if not seconds or hasattr(config, "workerinput"):
         return
     wall = time.perf_counter() - config.stash[BEGUN][1]
@@ -96,3 +121,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         path = Path(file)
         kept = path.read_text() if path.exists() else HEAD
         path.write_text(kept + line(seconds, tests.total(), wall, whole))
+        SLOW.write_text("".join(f"{name}\n" for name in dear(reports.values(), ROOM)))
