@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkit.engine.backend import rows_between
 from gradkit.engine.placement import in_order_of_leaf
 from gradkit.engine.stacks import Plan, Slot, Stack
 from gradkit.leaves import from_matrices, to_matrices
@@ -57,10 +58,8 @@ def _rows(pieces: Sequence[jax.Array], shape: Sequence[int]) -> jax.Array:
 def _of_slots(stack: Stack, x: jax.Array) -> list[jax.Array]:
     """The tensors (count, ...) of every slot of a stack, those of a slot one below another."""
     ends = list(itertools.accumulate((slot.count for slot in stack.slots), initial=0))
-    if x.ndim == 1:
-        return [jax.lax.slice_in_dim(x, a, b) for a, b in itertools.pairwise(ends)]
-    flat, d = x.reshape(-1, *x.shape[2:]), x.shape[1]
-    return [jax.lax.slice_in_dim(flat, a * d, b * d) for a, b in itertools.pairwise(ends)]
+    flat, d = (x, 1) if x.ndim == 1 else (x.reshape(-1, *x.shape[2:]), x.shape[1])
+    return rows_between(flat, [end * d for end in ends])
 
 
 def _orders(stack: Stack) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

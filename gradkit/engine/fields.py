@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from gradkit.engine.addresses import addresses_of
+from gradkit.engine.backend import one_device
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.exchange import enter, flattened, joined, leaf_of, leave, separated, unchanged, views
 from gradkit.engine.owned import Owned, kept, placed
 from gradkit.engine.parts import COUNTED, LIKE, bare, get, is_part, kind_of, merged, parts_of, placeholder, put
 from gradkit.engine.placement import as_it_lay, everywhere
 from gradkit.engine.stacks import Plan, Slot
-from gradkit.engine.sums import one_device
 from gradkit.leaves.derived import Companions, derived, flatten
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from gradkit.engine.at_once import at_once
+from gradkit.engine.backend import one_cpu
 from gradkit.engine.core import abs_sq, cast, real_dtype
-from gradkit.engine.sums import block_sums, one_device, own_parts, whole_shape
+from gradkit.engine.sums import block_sums, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, tensor_axes, unit_axes
 
 BLOCKS = ("tensor", "unit")
@@ -193,7 +194,7 @@ def _roots(*trees: Any) -> Any:
 def _in_one_pass() -> bool:
     """Whether the sums of numbers made smaller are made with those of squares, for nothing beside these where reading
     takes longest. XLA's CPU compiler makes a pass of each, and there no other device waits for them."""
-    return not (one_device() and jax.default_backend() == "cpu")
+    return not one_cpu()
 
 
 def _where_needed(sums: Any, small: Callable[[], Any]) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradkit.engine.backend import one_device
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.placement import Cut, cut_of, entries, merged, needed, specs_of, spread_over
 from gradkit.engine.shards import MatrixSharding
@@ -26,7 +27,9 @@ from gradkit.leaves import Axes, Layout, axes_of, names, tensor_axes
 from gradkit.leaves.derived import unboxed
 
 # XLA's CPU compiler makes one function per place that a result is sliced from a stack, and reuses it for other stacks.
+# On one device it is told the places (`rows_between`), and only large trees are worked on in parts, so that these are.
 LEAVES_PER_STACK = 24
+SMALL = 1 << 20
 # An axis of a tensor that has the length of the columns of its stack: of fused weights they differ.
 COLUMNS = None
 
@@ -194,6 +197,7 @@ def plan_stacks(
 
     # What is kept with its owner is the same on every kind of device.
     divided = mesh is None and not inside and jax.default_backend() == "cpu"
+    divided &= not one_device() or sum(map(math.prod, shapes)) > SMALL
     stacks: list[Stack] = []
     for (n, m, dtype, cut, splits, (dims, places, kind)), slots in (merged(groups, sizes) if merge else groups).items():
         all_of = (*cut.columns, *cut.rows, *cut.spread)

@@ -35,6 +35,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradkit.engine.at_once import at_once
+from gradkit.engine.backend import one_device
 
 Cut = tuple[tuple[str, ...], ...]  # per array axis: the mesh axes it is cut over
 AxesOf = tuple[tuple[int, ...], ...]  # per array: the axes summed over
@@ -204,11 +205,6 @@ def _summed(xs: Sequence[jax.Array], axes: AxesOf) -> list[jax.Array]:
         sums = _whole_at_once([xs[i] for i in others], tuple(axes[i] for i in others))
         found |= dict(zip(others, sums, strict=True))
     return [found[i] for i in range(len(xs))]
-
-
-def one_device() -> bool:
-    """Whether no program of this process is partitioned: JAX has one device, and no mesh of others is set."""
-    return jax.device_count() == 1 and jax.sharding.get_abstract_mesh().size <= 1
 
 
 _whole_at_once = at_once(_whole, static_argnums=(1,))
