@@ -91,17 +91,17 @@ def hutchinson(
       layout: what the axes of a leaf mean.
     """
 
-    def sample(i: Any, total: Any) -> Any:
+    def sample(i: Any) -> Any:
         z = probe(jax.random.fold_in(key, i), like, distribution)
         product = hvp_fn(z)
         check_match("the Hessian-vector product", product, like)
-        return jax.tree.map(lambda t, a, b: t + a * b, total, widen(z), widen(product))
+        return jax.tree.map(lambda a, b: a * b, widen(z), widen(product))
 
-    zero = jax.tree.map(jnp.zeros_like, widen(like))
     if type(num_samples) is int and num_samples == 1:
-        h = sample(0, zero)
+        h = sample(0)
     else:
-        total = jax.lax.fori_loop(0, num_samples, sample, zero)
+        zero = jax.tree.map(jnp.zeros_like, widen(like))
+        total = jax.lax.fori_loop(0, num_samples, lambda i, total: jax.tree.map(jnp.add, total, sample(i)), zero)
         h = jax.tree.map(lambda t: t / jnp.asarray(num_samples).astype(t.dtype), total)
     if absolute:
         h = jax.tree.map(jnp.abs, h)

@@ -37,6 +37,21 @@ class GuardState(NamedTuple):
     may_be_nan = ("window",)
 
 
+@jax.jit
+def _not_finite(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), 0, 1).astype(jnp.float32)
+
+
+@jax.jit
+def _zero_where(skip: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(skip, jnp.zeros_like(x), x)
+
+
+@jax.jit
+def _either(skip: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    return jnp.where(skip, old, new)
+
+
 def spikes(window: jax.Array, now: jax.Array, sigma: Any) -> jax.Array:
     """Whether a number is more than sigma standard deviations above the mean of those before, NaN where there are none.
 
@@ -124,12 +139,9 @@ def guard(
         """Whether it is so for any member."""
         return bad if axis_name is None else jax.lax.pmax(bad.astype(jnp.int32), axis_name) > 0
 
-    def not_finite(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), 0, 1).astype(jnp.float32), tree)
-
     def update(updates: Any, state: GuardState, params: Any = None, **extra: Any) -> tuple[Any, GuardState]:
         loss = extra.get("value")
-        (bad_entries,) = global_sums(not_finite(updates))
+        (bad_entries,) = global_sums(jax.tree.map(_not_finite, updates))
         broken = bad_entries > 0
         if loss is not None:
             broken |= ~jnp.isfinite(jnp.asarray(loss))
@@ -143,12 +155,12 @@ def guard(
             now = jnp.stack([jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (norm, level)])
             kept = jax.lax.dynamic_update_index_in_dim(kept, now, state.count % window_size, 1)
             spike = together(spike) & (state.in_a_row < max_skips)
-        safe = jax.tree.map(lambda g: jnp.where(broken, jnp.zeros_like(g), g), updates)
+        safe = jax.tree.map(lambda g: _zero_where(broken, g), updates)
         moved, after = below.update(safe, state.inner, params, **extra)
-        (bad_moves,) = global_sums(not_finite(moved))
+        (bad_moves,) = global_sums(jax.tree.map(_not_finite, moved))
         skip = broken | spike | together(bad_moves > 0)
-        moved = jax.tree.map(lambda u: jnp.where(skip, jnp.zeros_like(u), u), moved)
-        inner_state = jax.tree.map(lambda new, old: jnp.where(skip, old, new), after, state.inner)
+        moved = jax.tree.map(lambda u: _zero_where(skip, u), moved)
+        inner_state = jax.tree.map(lambda new, old: _either(skip, old, new), after, state.inner)
         row = jnp.where(skip, increment(state.in_a_row), jnp.zeros_like(state.in_a_row))
         total = state.metrics["skipped_total"] + skip.astype(jnp.float32)
         metrics = published(skip, total, row)
