@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradkit.engine.exchange import enter, flattened, gather, leaf_of, leave, on_fused, unchanged, views
 from gradkit.engine.fields import PerParameter, WithOwners
 from gradkit.engine.parts import merged
-from gradkit.engine.placement import as_it_lay, everywhere
+from gradkit.engine.placement import as_it_lay, check_explicit, everywhere
 from gradkit.engine.refreshes import anywhere
 from gradkit.engine.single import gathered, shards_of, spec_of
 from gradkit.engine.stacks import Plan
@@ -106,6 +106,8 @@ def map_stacks(
     if plan.mesh is None:
         out, new = local(leaves, others, held, numbers)
     else:
+        for own in (leaves, *others):
+            check_explicit(plan.method, plan.names, own, plan.specs, plan.mesh)
         given, restored = _traced(numbers)
         places = [
             jax.tree.map(lambda x, s=s: spec_of(x.shape, s.owners, s.single, plan.sizes), own)
@@ -113,7 +115,8 @@ def map_stacks(
         ]
         if AxisType.Explicit in plan.mesh.axis_types:
             # What an init under jit has made without out_shardings may still be replicated.
-            held = jax.tree.map(jax.sharding.reshard, held, places)
+            mesh = plan.mesh
+            held = jax.tree.map(lambda x, p: jax.sharding.reshard(x, NamedSharding(mesh, p)), held, places)
 
         def on_shards(leaves: Any, others: Any, held: Any, given: Any) -> Any:
             out, new = local(leaves, others, gathered(held, places, plan.sizes), restored(given))

@@ -147,6 +147,24 @@ def _given(method: str, known: list[str], specs: Any) -> list[PartitionSpec]:
     return [spec.spec if isinstance(spec, NamedSharding) else spec for spec in chosen]
 
 
+def check_explicit(
+    method: str, known: Sequence[str], leaves: Sequence[Any], specs: Sequence[Any], mesh: Mesh | AbstractMesh
+) -> None:
+    """Raises where arrays are not sharded over the Explicit axes of a mesh as they are said to be."""
+    explicit = {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    for name, x, spec in zip(known, leaves, specs, strict=True):
+        own: Any = jax.typeof(x).sharding
+        given, found = ([[a for a in e if a in explicit] for e in entries(p, x.ndim)] for p in (spec, own.spec))
+        if given != found or (any(found) and dict(own.mesh.shape) != dict(mesh.shape)):
+            where = f" of the mesh {dict(own.mesh.shape)}" if any(found) else ""
+            raise ValueError(
+                f"{method}: {name!r} is sharded over Explicit axes as {own.spec}{where}, but shard= has {spec} of the "
+                f"mesh {dict(mesh.shape)}; where {sorted(explicit)} are Explicit both must agree: write jax.device_put("
+                f"x, NamedSharding(mesh, {spec})) for the parameters and the gradients, or MatrixSharding without "
+                f"specs=, which then reads them off the arrays"
+            )
+
+
 def entries(spec: Any, rank: int) -> list[tuple[str, ...]]:
     """The mesh axes of every axis of a leaf.
 

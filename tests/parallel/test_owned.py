@@ -176,6 +176,35 @@ def test_state_has_the_order_of_the_leaf(projection: str, transposed: bool) -> N
         np.testing.assert_allclose(found[f"{k}/kernel[0,0]"], want / 2, rtol=1e-15)
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["shard", "axes alone"])
+def test_explicit_axes_need_no_mesh_around_the_update(given: bool) -> None:
+    """The mesh is in the types of the arrays: the same update inside of `jax.set_mesh` and outside."""
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    specs = {k: {"kernel": P(None, "y")} for k in SHAPES} | {"0": {"kernel": P("x")}, "ScanBlock_0": {"kernel": P("x")}}
+    params = jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), draw(0), specs)
+    tx = gk.scale_by_conda(shard=gk.MatrixSharding(mesh, ("x", "y"), min_dim=0) if given else None)
+    got, after = jax.jit(tx.update)(params, tx.init(params))
+    with jax.set_mesh(mesh):
+        want, state = jax.jit(tx.update)(params, init_sharded(tx, params))
+    for x, y in zip(jax.tree.leaves((got, after)), jax.tree.leaves((want, state)), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", [gk.scale_by_muon, gk.scale_by_soap, gk.scale_by_conda])
+@pytest.mark.parametrize("arrays", ["without a mesh", "sharded otherwise"])
+def test_arrays_that_are_not_sharded_as_the_argument_says_are_named(method: Any, arrays: str) -> None:
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    own = NamedSharding(mesh, P("y")) if arrays == "sharded otherwise" else None
+    params = {"w": jax.ShapeDtypeStruct((16, 16), np.float32, sharding=own)}
+    tx = method(shard=gk.MatrixSharding(mesh, ("x", "y"), min_dim=0, specs=P("x")))
+    match = (
+        r"^scale_by_\w+: 'w' is sharded over Explicit axes as .*, but shard= has P\('x',?\) of the mesh .* write jax"
+    )
+    with pytest.raises(ValueError, match=match):
+        jax.eval_shape(lambda g: tx.update(g, tx.init(params), g), params)
+
+
 def test_an_init_that_saw_something_else_is_named() -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=P())
