@@ -6,6 +6,8 @@ dictionary, key of a stack -> `Owned`, and nothing of it is sent (`WithOwners`).
 """
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,9 +21,13 @@ from gradkit.engine.core import wide_dtype
 from gradkit.engine.exchange import enter, flattened, joined, leaf_of, leave, separated, unchanged, views
 from gradkit.engine.owned import Owned, kept, placed
 from gradkit.engine.parts import COUNTED, LIKE, bare, get, is_part, kind_of, merged, parts_of, placeholder, put
-from gradkit.engine.placement import as_it_lay, everywhere
+from gradkit.engine.placement import as_it_lay, entries, everywhere
+from gradkit.engine.single import spec_of
 from gradkit.engine.stacks import Plan, Slot
 from gradkit.leaves.derived import Companions, derived, flatten
+
+# How much more than its share of the state a device may have before a warning says why.
+TOLERANCE = 1.05
 
 
 def init_fields(plan: Plan, params: Any) -> dict[str, Any]:
@@ -72,6 +78,7 @@ def init_fields(plan: Plan, params: Any) -> dict[str, Any]:
 
 
 def _init_owned(plan: Plan) -> dict[str, Any]:
+    _warn_of_replicas(plan)
     out: dict[str, Any] = {}
     for s, (key, stack) in enumerate(zip(plan.keys(), plan.stacks, strict=True)):
         for field, value in plan.made(s, kept(plan, stack)[0])._asdict().items():
@@ -79,6 +86,32 @@ def _init_owned(plan: Plan) -> dict[str, Any]:
             out.setdefault(field, {})[key] = own
     empty: dict[str, Any] = {field: {} for field in plan.fields()}
     return {f: None if own and all(x is None for x in own.values()) else own for f, own in (empty | out).items()}
+
+
+def _warn_of_replicas(plan: Plan) -> None:
+    """Warns where every device would have all of what is kept of some matrices, and so more than its share."""
+    if plan.mesh is None or plan.shard_given:
+        return
+    total, here, replicated = 0, 0.0, []
+    for s, stack in enumerate(plan.stacks):
+        rows, owners = kept(plan, stack)
+        for x in jax.tree.leaves(bare(plan.of_stack(s, rows))):
+            spec = spec_of(x.shape, owners, stack.single, plan.sizes)
+            total += x.size * x.dtype.itemsize
+            here += x.size * x.dtype.itemsize / math.prod(plan.sizes[a] for over in entries(spec, x.ndim) for a in over)
+        if not owners and not stack.single:
+            replicated += [plan.names[slot.leaf] for slot in stack.slots]
+    used = {a for spec in plan.specs for over in entries(spec, len(spec)) for a in over}
+    share = 1 / math.prod(plan.sizes[a] for a in used)
+    if replicated and here > TOLERANCE * share * total:
+        mesh, axes = dict(plan.mesh.shape), tuple(plan.mesh.axis_names)
+        more = f" and {len(replicated) - 4} more" if len(replicated) > 4 else ""
+        warnings.warn(
+            f"{plan.method}: every device of the mesh {mesh} would have {here / total:.0%} of the state, where "
+            f"{share:.0%} is its share, and do all of the work on {', '.join(replicated[:4])}{more}, which are "
+            f"replicated. Write shard=gk.MatrixSharding(mesh, {axes}) to share them out, or shard these parameters",
+            stacklevel=2,
+        )
 
 
 class PerParameter:

@@ -224,6 +224,7 @@ def plan_stacks(
         sides=view is as_matrices,
         transpose=bool(transpose),
         comm_dtype=None if shard is None else shard.comm_dtype,
+        shard_given=shard is not None,
         make=make,
     )
 

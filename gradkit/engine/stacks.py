@@ -83,6 +83,7 @@ class Plan:
       sides: whether tensors are matrices, whose axes are called inputs and outputs.
       transpose: whether the kernel may be given transposes.
       comm_dtype: dtype in which results are sent. None: their own.
+      shard_given: whether the user has said which devices share the work.
       make: (rows, lengths of the axes of a tensor, dtype, kind of the stack) -> a NamedTuple of fields, each a tree of
         `Part`s or None. None: nothing is kept.
     """
@@ -100,6 +101,7 @@ class Plan:
     sides: bool
     transpose: bool
     comm_dtype: Any
+    shard_given: bool
     make: Callable[..., Any] | None
 
     @property

@@ -1,6 +1,7 @@
 """State that lies with the owner of a matrix: the numbers of one device, 1 / N of the bytes, no more exchange."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,36 @@ def test_arrays_that_are_not_sharded_as_the_argument_says_are_named(method: Any,
     )
     with pytest.raises(ValueError, match=match):
         jax.eval_shape(lambda g: tx.update(g, tx.init(params), g), params)
+
+
+def replicated_over_explicit_axes() -> tuple[Any, Any]:
+    """A mesh, and parameters of which one is sharded over four devices and three are on all."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
+    specs = {"up": P("fsdp"), "b": P(), "c": P(), "d": P()}
+    return mesh, {k: jax.ShapeDtypeStruct((16, 16), np.float32, sharding=NamedSharding(mesh, specs[k])) for k in specs}
+
+
+def test_replicated_stacks_are_warned_of() -> None:
+    """Three quarters of the state would be on every device: one warning names them, and the argument that mends it."""
+    mesh, params = replicated_over_explicit_axes()
+    tx = gk.scale_by_soap(layout=gk.leaves.layout((gk.leaves.by_path(".*"), {"role": "matrix"})))
+    with jax.set_mesh(mesh), pytest.warns(UserWarning, match="would have 81% of the state, where 25% is") as found:
+        jax.eval_shape(tx.init, params)
+    (text,) = [str(w.message) for w in found]
+    assert text.startswith("scale_by_soap: ") and "b, c, d, which are replicated" in text
+    assert "Write shard=gk.MatrixSharding(mesh, ('data', 'fsdp'))" in text
+
+
+def test_what_is_shared_out_is_not_warned_of() -> None:
+    mesh, params = replicated_over_explicit_axes()
+    with jax.set_mesh(mesh):
+        tx = gk.scale_by_soap(shard=gk.MatrixSharding(mesh, ("data", "fsdp"), min_dim=0))
+        state = init_sharded(tx, params)
+        held = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
+        # Of the stack of three, padded to four, each device has one matrix; of the single one, `up`, an eighth.
+        assert held <= (1 + 1 / 8) / (4 + 1) * sum(x.size for x in jax.tree.leaves(state)) + 8
+        plain = {k: x for k, x in params.items() if k == "up"}
+        jax.eval_shape(gk.scale_by_soap().init, plain)
 
 
 def test_an_init_that_saw_something_else_is_named() -> None:
