@@ -189,6 +189,16 @@ def of_norm(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=65536)
+def of_scale(path: str) -> bool:
+    """Whether a leaf is the scale of a normalization by its name or its module's.
+
+    >>> of_scale("block/ln_1"), of_scale("block/norm/scale"), of_scale("block/q_bias")
+    (True, True, False)
+    """
+    return of_norm(path) or any(w in _NORM for w in _joined(own(path).rstrip("_0123456789")))
+
+
+@functools.lru_cache(maxsize=65536)
 def _heads(of: str) -> bool:
     mine = words(of)
     known = any(w in _HEAD or w.startswith("unembed") for w in mine) or "output_layer" in of.lower()

@@ -171,7 +171,27 @@ def find_stacks(leaves: Sequence[Leaf], widths: set[int]) -> None:
             if len(kernels) == 1 and gain < 5 and not any(naming.stacks(piece) for piece in module):
                 for x in below:
                     x.doubts.append(f"axis {position % len(x.shape)} is taken as a stack of {size} by its shape alone")
+    _side_by_side(leaves)
     _leftovers(leaves, accepted)
+
+
+def _side_by_side(leaves: Sequence[Leaf]) -> None:
+    """Bare weights of all layers beside weights of none: `{"embed": (V, D), "ln1": (L, D), "w_up": (L, D, F)}`.
+
+    The scales of two normalizations in one module with a leading axis of one size say that what else in the module
+    begins with it is stacked too, where it has enough axes.
+    """
+    modules: dict[str, list[Leaf]] = {}
+    for x in leaves:
+        if x.meanings is None and not x.stack and x.shape and x.shape[0] > 1:
+            modules.setdefault(x.path.rpartition("/")[0], []).append(x)
+    for beside in modules.values():
+        surplus = [x.shape[0] for x in beside if len(x.shape) == 2 and naming.of_scale(x.path)]
+        sizes = {size for size in surplus if surplus.count(size) > 1}
+        for x in beside:
+            wide = len(x.shape) > (1 if x.kind in ("vector", "norm") or naming.of_scale(x.path) else 2)
+            if len(sizes) == 1 and x.shape[0] in sizes and wide and _misfit(x, 0) <= _misfit(x):
+                x.stack.append(0)
 
 
 def _leftovers(leaves: Sequence[Leaf], accepted: Sequence[tuple[tuple[str, ...], int, int]]) -> None:
