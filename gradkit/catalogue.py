@@ -74,6 +74,29 @@ class Race:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tasks:
+    """The numbers of tasks that an aggregator takes.
+
+    Attributes:
+      fewest: the smallest number.
+      most: the largest number; None where there is none.
+      batches: the gradients of every task: 2 for a method that needs two independent batches.
+    """
+
+    fewest: int = 1
+    most: int | None = None
+    batches: int = 1
+
+    def nearest(self, count: int) -> int:
+        """The number of tasks nearest to `count` that the method takes.
+
+        >>> Tasks(2, 2).nearest(5), Tasks(4).nearest(3)
+        (2, 4)
+        """
+        return max(self.fewest, count if self.most is None else min(count, self.most))
+
+
+@dataclasses.dataclass(frozen=True)
 class Card:
     """What is known about one public method.
 
@@ -93,6 +116,7 @@ class Card:
       only: of a primitive, the leaves it is for: "matrices", or "" for all; others are refused.
       opt_outs: checks of the contract that it cannot meet by its nature -> the reason.
       same_as: the method that this is another name of, or the heart of, and is tested as.
+      tasks: of an aggregator, the numbers of tasks that it takes.
       notes: one line that a reader should see first.
       race: how it enters a race: rate, spread of the grid, schedule, arguments. None: with its `example` around a rate
         of 0.01.
@@ -111,6 +135,7 @@ class Card:
     only: str = ""
     opt_outs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     same_as: str = ""
+    tasks: Tasks = Tasks()
     notes: str = ""
     race: Race | None = None
     variants: Mapping[str, Race] = dataclasses.field(default_factory=dict)
@@ -142,6 +167,10 @@ class Card:
     @property
     def file(self) -> str:
         return self.function.__module__.replace(".", "/") + ".py"
+
+    def example_for(self, tasks: int) -> dict[str, Any]:
+        """The `example` for a number of tasks, of which the state of some aggregators has one entry each."""
+        return {**self.example, **({"num_tasks": tasks} if "num_tasks" in self.example else {})}
 
     @property
     def paper_check(self) -> str:

@@ -13,6 +13,7 @@ import pytest
 import gradkit as gk
 from gradkit.arguments import is_static
 from gradkit.catalogue import TRANSFORMATIONS, Card, cards
+from gradkit.engine.extras import samples
 from gradkit.training.methods import first_argument
 from tests.by_numpy import by_numpy
 from tests.contract.methods import close, draw, grads_like, supplied
@@ -112,19 +113,21 @@ def test_aggregators_and_strategies_as_with_python_numbers(name: str) -> None:
     """Over two tasks or replicas: under the same program, the bits are those of the Python numbers."""
     card = OTHERS[name]
     known = inspect.signature(card.function).parameters
-    given = dict(card.example)
+    tasks = card.tasks.nearest(2)
+    given = card.example_for(tasks)
     if "inner" in known:
         given["inner"] = optax.sgd(0.1, momentum=0.9)
     if "learning_rate" in known:
         given["learning_rate"] = 0.1
     x = draw(0, TREE)
-    g = jax.tree.map(lambda *rows: np.stack(rows), grads_like(x, 0), grads_like(x, 1))
+    g = jax.tree.map(lambda *rows: np.stack(rows), *(grads_like(x, i) for i in range(tasks * card.tasks.batches)))
+    extra = {name: value for name, value in samples(g, ("key", "losses")).items() if name in card.needs}
     each = jax.tree.map(lambda w: np.stack([w, w]), x)
     results = []
     for tx in (card.function(**given), optax.inject_hyperparams(card.function)(**given)):
 
         def step(g: Any, x: Any, tx: Any = tx) -> Any:
-            return tx.update(g, tx.init(x), x, **({"key": jax.random.key(0)} if "key" in card.needs else {}))[0]
+            return tx.update(g, tx.init(x), x, **extra)[0]
 
         of_all = step if card.form == "aggregator" else jax.vmap(step, axis_name="replica")
         results.append(by_numpy(of_all)(g, x if card.form == "aggregator" else each))

@@ -1,18 +1,41 @@
 """Gradients of tasks, examples or replicas into one update."""
 
+from gradkit.aggregation.aligned_mtl import aligned_mtl
+from gradkit.aggregation.cagrad import cagrad
+from gradkit.aggregation.config import config
 from gradkit.aggregation.differentially_private_aggregate import (
     DifferentiallyPrivateAggregateState,
     differentially_private_aggregate,
 )
+from gradkit.aggregation.dualproj import dualproj
+from gradkit.aggregation.fairgrad import fairgrad
 from gradkit.aggregation.gramian import combine, gramian
+from gradkit.aggregation.imtl_g import imtl_g
+from gradkit.aggregation.krum import krum
+from gradkit.aggregation.linear import constant, mean, random_weighting, sum
+from gradkit.aggregation.mgda import mgda
+from gradkit.aggregation.nash_mtl import nash_mtl
 from gradkit.aggregation.pcgrad import pcgrad
 from gradkit.aggregation.upgrad import upgrad
 
 __all__ = [
     "DifferentiallyPrivateAggregateState",
+    "aligned_mtl",
+    "cagrad",
     "combine",
+    "config",
+    "constant",
     "differentially_private_aggregate",
+    "dualproj",
+    "fairgrad",
     "gramian",
+    "imtl_g",
+    "krum",
+    "mean",
+    "mgda",
+    "nash_mtl",
     "pcgrad",
+    "random_weighting",
+    "sum",
     "upgrad",
 ]

@@ -3,6 +3,7 @@
 The gradients are a tree with a leading axis of length m on every leaf, or `LazyGradients`, which are computed when and
 as far as they are asked for. A maker is chosen by what the method looks at, and that decides what is in memory:
 
+    fixed_weights         weights from neither gradients nor losses     one gradient
     weights_of_gramian    weights from the inner products <g_i, g_j>    two gradients
     weights_of_losses     weights from the losses                       one gradient
     coordinatewise        a function of the m values of a coordinate    m gradients
@@ -72,6 +73,25 @@ def aggregator(
         return update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def number_of(gradients: Any) -> int:
+    """m, the number of gradients."""
+    return gradients.count if isinstance(gradients, LazyGradients) else jax.tree.leaves(gradients)[0].shape[0]
+
+
+def fixed_weights(
+    method: str, weigh: Weigh, *, init: Callable[[Any], Any] = nothing
+) -> optax.GradientTransformationExtraArgs:
+    """An aggregator whose weights follow from the number of gradients: `weigh` is (m, state, **extra) -> (weights,
+    state)."""
+
+    def update(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        del params
+        weights, state = weigh(number_of(gradients), state, **extra)
+        return combine(gradients, weights), state
+
+    return aggregator(method, update, init=init)
 
 
 def weights_of_gramian(

@@ -12,24 +12,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.aggregation.makers import weights_of_gramian
+from gradkit.aggregation.preferences import check_vector, vector_of
 from gradkit.catalogue import Paper, register
 from gradkit.linalg import solve_lcp
 
 PAPER = Paper("Jacobian Descent for Multi-Objective Optimization", "Quinton, Rey", 2024, "2406.16232")
 
 
-def upgrad_weights(G: jax.Array, p: jax.Array, norm_eps: Any, reg_eps: Any, max_iters: int) -> jax.Array:
-    """The weight of each gradient in UPGrad's combination, from the Gramian and the preferences alone."""
+def regularized(G: jax.Array, norm_eps: Any, reg_eps: Any) -> jax.Array:
+    """The Gramian of trace 1, or 0 where its trace is below `norm_eps`, with `reg_eps` on the diagonal."""
     trace = jnp.trace(G)
     vanishes = (trace < jnp.asarray(norm_eps, G.dtype)) | (trace == 0)
     G = jnp.where(vanishes, jnp.zeros_like(G), G / jnp.where(vanishes, jnp.ones_like(trace), trace))
-    G = G + jnp.asarray(reg_eps, G.dtype) * jnp.eye(len(G), dtype=G.dtype)
+    return G + jnp.asarray(reg_eps, G.dtype) * jnp.eye(len(G), dtype=G.dtype)
+
+
+def upgrad_weights(G: jax.Array, p: jax.Array, norm_eps: Any, reg_eps: Any, max_iters: int) -> jax.Array:
+    """The weight of each gradient in UPGrad's combination, from the Gramian and the preferences alone."""
+    G = regularized(G, norm_eps, reg_eps)
     # The problem scales with p_i, so only its sign enters the solver.
     s = jax.vmap(lambda sign, column: solve_lcp(G, sign * column, max_iters=max_iters))(jnp.sign(p), G.T)
     return p + jnp.sum(jnp.abs(p)[:, None] * s, axis=0)
@@ -75,28 +79,14 @@ def upgrad(
     checks.real("norm_eps", norm_eps, "[0, inf)")
     checks.real("reg_eps", reg_eps, "(0, inf)")
     checks.integer("max_iters", max_iters, 1)
-    if pref_vector is not None:
-        _check_preferences(pref_vector)
+    check_vector("pref_vector", pref_vector)
 
     def weigh(G: jax.Array, state: optax.EmptyState, **extra: Any) -> tuple[jax.Array, optax.EmptyState]:
         del extra
-        m = len(G)
-        p = jnp.full((m,), 1 / m, G.dtype) if pref_vector is None else jnp.asarray(pref_vector, G.dtype)
-        if p.shape != (m,):
-            raise ValueError(f"upgrad: pref_vector has shape {p.shape}, and {m} gradients came")
+        p = vector_of("upgrad", "pref_vector", pref_vector, len(G), G.dtype)
         return upgrad_weights(G, p, norm_eps, reg_eps, max_iters), state
 
     return weights_of_gramian("upgrad", weigh)
-
-
-def _check_preferences(pref_vector: Any) -> None:
-    if isinstance(pref_vector, Tracer):
-        return
-    values = np.asarray(pref_vector)
-    if values.ndim != 1:
-        raise ValueError(f"pref_vector must be a vector, one number per gradient, got {pref_vector!r}")
-    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise ValueError(f"pref_vector must be finite numbers, got {pref_vector!r}")
 
 
 register(upgrad, form="aggregator", paper=PAPER, collectives="gramian", golden=("estimators/upgrad",))

@@ -170,22 +170,22 @@ def _source(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str
     return "value and gradient of a minibatch", Program(fn, (params, _minibatch(problem, mesh)), None, ())
 
 
-def _several(x: Any, mesh: Mesh) -> Any:
+def _several(x: Any, mesh: Mesh, count: int = TASKS) -> Any:
     """The shape of several gradients along a leading axis, each sharded as its parameter."""
     sharding = NamedSharding(mesh, PartitionSpec(None, *x.sharding.spec))
-    return jax.ShapeDtypeStruct((TASKS, *x.shape), x.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=sharding)
 
 
 def _aggregator(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
-    tx = card.function(**card.example)
-
+    tasks = card.tasks.nearest(TASKS)
+    tx, count = card.function(**card.example_for(tasks)), tasks * card.tasks.batches
     state = init_sharded(tx, params)
 
     def update(params: Any, state: Any, grads: Any, key: Any) -> Any:
-        return tx.update(grads, state, params, **({"key": key} if "key" in card.needs else {}))
+        return tx.update(grads, state, params, **samples(grads, set(card.needs) - {"key"}), key=key)
 
-    arguments = (params, state, jax.tree.map(lambda x: _several(x, mesh), params), _key(mesh))
-    return f"one update from the gradients of {TASKS} tasks", Program(
+    arguments = (params, state, jax.tree.map(lambda x: _several(x, mesh, count), params), _key(mesh))
+    return f"one update from the gradients of {tasks} tasks", Program(
         update, arguments, (shardings_of(params), shardings_of(state)), state
     )
 

@@ -17,6 +17,7 @@ import gradkit as gk
 from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
 from tests.golden import extras, fixture
+from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.translate import (
     ARRAYS,
     adam_l2,
@@ -429,11 +430,6 @@ def _tract(hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 # method -> (hyper, arrays -> some of the arrays, computed)
 FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {"tract": _tract}
 
-# method -> (hyper of a case, its other arrays -> aggregator)
-AGGREGATORS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
-    "pcgrad": lambda hyper, arrays: gk.aggregation.pcgrad(order=arrays.get("order"), **hyper),
-    "upgrad": lambda hyper, arrays: gk.aggregation.upgrad(**hyper),
-}
 # Arrays of a case that an aggregator is built with; the others are handed to it step by step.
 CONSTRUCTED = ("order",)
 # method -> worker -> what is added to the seed of the file for its gradients. Default 1000 (worker + 1).

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.catalogue import Card
+from gradkit.engine.extras import samples
 from gradkit.parallel import init_replicas, make_mesh, replicate
 from gradkit.training import Checkpoints
 from tests.contract.forms import of
@@ -68,16 +69,17 @@ def test_a_source_on_a_mesh(card: Card) -> None:
 
 
 def aggregate(card: Card, grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
-    tx = card.function(**card.example)
-    extra = {"key": jax.random.key(5)} if "key" in card.needs else {}
+    tx = card.function(**card.example_for(card.tasks.nearest(3)))
+    extra = samples(grads, card.needs)
     return jax.jit(lambda g, s, p: tx.update(g, s, p, **extra))(grads, state, params)
 
 
 @of("aggregator", "mesh")
 def test_an_aggregator_on_a_mesh(card: Card, tmp_path: Path) -> None:
+    m = card.tasks.nearest(3) * card.tasks.batches
     params = draw(0, SHAPES)
-    grads = {name: jnp.asarray(x) for name, x in draw(1, {name: (3, *s) for name, s in SHAPES.items()}).items()}
-    state = card.function(**card.example).init(params)
+    grads = {name: jnp.asarray(x) for name, x in draw(1, {name: (m, *s) for name, s in SHAPES.items()}).items()}
+    state = card.function(**card.example_for(card.tasks.nearest(3))).init(params)
     want, after = aggregate(card, grads, params, state)
     got, _ = aggregate(card, put(grads, lead=(None,)), put(params), state)
     # A Gramian is of sums of 144 products in another order; three weights are made of it, some by a solver whose
