@@ -9,6 +9,7 @@ from gradkit.aggregation.differentially_private_aggregate import (
 )
 from gradkit.aggregation.dualproj import dualproj
 from gradkit.aggregation.fairgrad import fairgrad
+from gradkit.aggregation.graddrop import graddrop
 from gradkit.aggregation.gramian import combine, gramian
 from gradkit.aggregation.imtl_g import imtl_g
 from gradkit.aggregation.krum import krum
@@ -16,6 +17,7 @@ from gradkit.aggregation.linear import constant, mean, random_weighting, sum
 from gradkit.aggregation.mgda import mgda
 from gradkit.aggregation.nash_mtl import nash_mtl
 from gradkit.aggregation.pcgrad import pcgrad
+from gradkit.aggregation.trimmed_mean import trimmed_mean
 from gradkit.aggregation.upgrad import upgrad
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "differentially_private_aggregate",
     "dualproj",
     "fairgrad",
+    "graddrop",
     "gramian",
     "imtl_g",
     "krum",
@@ -37,5 +40,6 @@ __all__ = [
     "pcgrad",
     "random_weighting",
     "sum",
+    "trimmed_mean",
     "upgrad",
 ]
