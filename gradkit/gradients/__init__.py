@@ -24,6 +24,9 @@ from gradkit.gradients.flat_multi_task import (
     FlatMultiTask,
     flat_multi_task,
 )
+from gradkit.gradients.forward_gradient import (
+    forward_gradient,
+)
 from gradkit.gradients.gauss_newton_bartlett_diag import (
     gauss_newton_bartlett_diag,
 )
@@ -32,6 +35,10 @@ from gradkit.gradients.grad_cache import (
 )
 from gradkit.gradients.gradient_regularization import (
     gradient_regularization,
+)
+from gradkit.gradients.guided_forward_gradient import (
+    guided_forward_gradient,
+    project_onto_guess,
 )
 from gradkit.gradients.hutchinson_diag import (
     hutchinson_diag,
@@ -93,10 +100,12 @@ __all__ = [
     "displaced_gradient",
     "example_gradients",
     "flat_multi_task",
+    "forward_gradient",
     "gauss_newton_bartlett_diag",
     "grad_cache",
     "gradient_moments",
     "gradient_regularization",
+    "guided_forward_gradient",
     "hutchinson_diag",
     "ift_hypergradient",
     "lora_ga_init",
@@ -106,6 +115,7 @@ __all__ = [
     "microbatch",
     "multiply_by_noise",
     "neumann_ihvp",
+    "project_onto_guess",
     "replay_grad",
     "sam",
     "sga",

@@ -9,6 +9,7 @@
 two lines.
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import optax
 
 from gradkit import catalogue
 from gradkit.engine.extras import GradientMoments, Minibatch, missing, offered
+from gradkit.engine.keys import next_key
 from gradkit.gradients import LazyGradients, example_gradients, gradient_moments, microbatch, task_gradients
 from gradkit.leaves.recording import Link, links_of
 
@@ -107,6 +109,12 @@ def each_example(loss: Callable[..., Any], microbatches: int, has_aux: bool) -> 
     return fn
 
 
+def draws(source: Callable[..., Any]) -> bool:
+    """Whether a source of gradients is random: it is called as fn(params, batch, key=...)."""
+    key = inspect.signature(source).parameters.get("key")
+    return key is not None and key.kind is inspect.Parameter.KEYWORD_ONLY
+
+
 def one_step(
     loss: Callable[..., Any],
     tx: optax.GradientTransformation,
@@ -134,7 +142,7 @@ def one_step(
       batch: the minibatch.
       needs: extra arguments that are made besides the cheap ones: `needs_of(tx, params)`, and what the loop itself
         asks for.
-      key: the random key of the transformation for this step.
+      key: the random key of this step, for the transformation and for a source of gradients that draws.
       has_aux: whether the loss returns an aux.
       gradient: a source of gradients, loss -> function like `jax.value_and_grad(loss)`. Default: as `needs` says.
       microbatches: parts in which the batch is computed.
@@ -154,6 +162,8 @@ def one_step(
         source = plain = numbered(loss, microbatches, weight, has_aux)
     if gradient is not None:
         source = gradient(loss, has_aux=True) if has_aux else gradient(loss)
+        if draws(source):
+            source = functools.partial(source, key=next_key("gradient", None, key)[1])
     elif "task_gradients" in needs:
         if microbatches > 1:
             raise ValueError(

@@ -156,7 +156,8 @@ def make_train_step(
         wants `grad_moments`, `functools.partial(gk.gradients.gradient_moments, microbatches=8)`: the gradient is then
         their mean, and all parts have the same random key. Default: `jax.value_and_grad`; where the first link of `tx`
         is an aggregator, such as `gk.aggregation.upgrad`, `gk.gradients.task_gradients` or, as it asks,
-        `gk.gradients.example_gradients`.
+        `gk.gradients.example_gradients`. A source that draws, such as `gk.gradients.forward_gradient`, gets a key of
+        every step, where the state has one.
       microbatches: parts in which the batch is computed one after another, >= 1; see `gk.gradients.microbatch`. Of a
         chain that aggregates the gradients of examples, the number of chunks.
         Every part starts from the same model state, has random keys of its own, and the mean of their statistics

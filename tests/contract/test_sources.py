@@ -1,7 +1,7 @@
 """The contract of sources: they take the place of `jax.value_and_grad`, on any tree and in any program.
 
 Every source is called as fn(params, batch): one that looks at no batch passes it to the loss like any argument. One
-that gives a gradient per task or example is called with the mean of these behind it.
+that gives a gradient per task or example is called with the mean of these behind it; one that draws, with a key.
 """
 
 import functools
@@ -51,6 +51,8 @@ def linear(params: Any, batch: jax.Array) -> jax.Array:
 
 def make(card: Card, loss_fn: Any = loss, **changes: Any) -> Any:
     source = card.function(loss_fn, **{**card.example, **changes})
+    if "key" in card.needs:
+        source = functools.partial(source, key=7)
 
     def fn(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         value, g = source(*args, **kwargs)
@@ -219,17 +221,19 @@ def test_feeds_a_chain_and_descends(card: Card) -> None:
     tx = optax.chain(optax.clip_by_global_norm(5.0), gk.sgd(0.1))
 
     def source(loss: Any) -> Any:
-        def fn(params: Any, batch: Any) -> Any:
-            value, result = make(card, loss)(params, batch)
+        def fn(params: Any, batch: Any, **own: Any) -> Any:
+            value, result = make(card, loss)(params, batch, **own)
             return value, gradient(result, params)
 
+        if "key" in card.needs:  # every loop hands it the key of the step
+            return lambda params, batch, *, key: fn(params, batch, key=key)
         return fn
 
-    def step(carry: tuple[Any, Any], _: None) -> tuple:
-        made = one_step(regression, tx, *carry, (x, y), needs=(), gradient=source)
+    def step(carry: tuple[Any, Any], t: jax.Array) -> tuple:
+        made = one_step(regression, tx, *carry, (x, y), needs=(), gradient=source, key=jax.random.key(t))
         return (made.params, made.opt_state), made.value
 
-    (end, _), values = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, 60))(params)
+    (end, _), values = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), jnp.arange(60)))(params)
     design = np.column_stack([x, np.ones(BATCH)])
     best = np.mean((design @ np.linalg.lstsq(design, np.asarray(y), rcond=None)[0] - y) ** 2)
     assert regression(end, (x, y)) - best < 0.1 * (values[0] - best)
