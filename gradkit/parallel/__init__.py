@@ -2,6 +2,13 @@
 
 from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
 from gradkit.parallel.diloco import diloco, outer_nesterov
+from gradkit.parallel.fed_kseed import (
+    FedKSeed,
+    FedKSeedState,
+    Message,
+    fed_kseed,
+    seed_probabilities,
+)
 from gradkit.parallel.layered import layer_major, layered_gradient_accumulation, modular_stage
 from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
@@ -17,10 +24,19 @@ from gradkit.parallel.population_based_training import (
 from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
+from gradkit.parallel.shared_seed_spsa import (
+    log_byte_decode,
+    log_byte_encode,
+    shared_seed_gradient,
+    shared_seed_spsa,
+)
 from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
     "Collective",
+    "FedKSeed",
+    "FedKSeedState",
+    "Message",
     "PopulationHistory",
     "batch_sharding",
     "collective_bytes",
@@ -28,6 +44,7 @@ __all__ = [
     "diloco",
     "exploit",
     "explore",
+    "fed_kseed",
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
@@ -35,6 +52,8 @@ __all__ = [
     "layered_gradient_accumulation",
     "local_sgd",
     "local_updates",
+    "log_byte_decode",
+    "log_byte_encode",
     "make_mesh",
     "modular_stage",
     "outer_nesterov",
@@ -47,6 +66,9 @@ __all__ = [
     "replica_mean",
     "replicate",
     "ring_contrastive_loss",
+    "seed_probabilities",
+    "shared_seed_gradient",
+    "shared_seed_spsa",
     "state_shardings",
     "sync_steps",
     "synchronize",
