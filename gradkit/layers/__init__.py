@@ -1,5 +1,8 @@
 """Layers as pure functions: what they compute, or how their gradient is computed, is the method."""
 
+from gradkit.layers.autosparse import (
+    sparse_weight,
+)
 from gradkit.layers.column_row_sampling import (
     crs_linear,
     wta_crs_linear,
@@ -22,11 +25,22 @@ from gradkit.layers.power_norm import (
     PowerNormState,
     power_norm,
 )
+from gradkit.layers.quantize_cotangent import (
+    activation_gradient_pruning,
+    quantize_cotangent,
+)
 from gradkit.layers.randomized_linear import (
     randomized_linear,
 )
 from gradkit.layers.recompute_batch_stats import (
     recompute_batch_stats,
+)
+from gradkit.layers.reinmax import (
+    reinmax,
+    straight_through_categorical,
+)
+from gradkit.layers.reste import (
+    reste_sign,
 )
 from gradkit.layers.scaled_standardize_weight import (
     nf_gain,
@@ -35,6 +49,10 @@ from gradkit.layers.scaled_standardize_weight import (
 from gradkit.layers.served_by_flax import (
     batch_norm,
     layer_norm,
+)
+from gradkit.layers.shift_quantize import (
+    l1_normalize,
+    shift_quantize,
 )
 from gradkit.layers.standardize_weight import (
     batch_channel_norm,
@@ -58,21 +76,29 @@ __all__ = [
     "PowerNormState",
     "RunningStatistics",
     "UnifiedNormState",
+    "activation_gradient_pruning",
     "batch_channel_norm",
     "batch_norm",
     "condition_weight",
     "crs_linear",
     "ghost_batch_norm",
+    "l1_normalize",
     "layer_norm",
     "mip_combine",
     "mip_encode",
     "nf_gain",
     "online_norm",
     "power_norm",
+    "quantize_cotangent",
     "randomized_linear",
     "recompute_batch_stats",
+    "reinmax",
+    "reste_sign",
     "scaled_standardize_weight",
+    "shift_quantize",
+    "sparse_weight",
     "standardize_weight",
+    "straight_through_categorical",
     "tract",
     "tract_conv",
     "tract_linear",

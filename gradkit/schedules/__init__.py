@@ -7,6 +7,9 @@ from gradkit.schedules.ademamix import (
 from gradkit.schedules.array_schedule import (
     array_schedule,
 )
+from gradkit.schedules.autosparse import (
+    sigmoid_cosine_decay,
+)
 from gradkit.schedules.builders import (
     decay,
     hold,
@@ -56,6 +59,9 @@ from gradkit.schedules.refined import (
     linear_decay,
     refined_schedule,
 )
+from gradkit.schedules.reste import (
+    reste_power,
+)
 from gradkit.schedules.sgdr import (
     sgdr,
     sgdr_boundaries,
@@ -97,8 +103,10 @@ __all__ = [
     "ranger21_schedule",
     "refined_schedule",
     "repeat",
+    "reste_power",
     "sgdr",
     "sgdr_boundaries",
+    "sigmoid_cosine_decay",
     "stage_decay_schedule",
     "take",
     "tvlars_schedule",

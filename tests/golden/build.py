@@ -16,7 +16,7 @@ import optax
 import gradkit as gk
 from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
-from tests.golden import extras, fixture
+from tests.golden import estimators, extras, fixture
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.translate import (
     ARRAYS,
@@ -428,7 +428,10 @@ def _tract(hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 # method -> (hyper, arrays -> some of the arrays, computed)
-FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {"tract": _tract}
+FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
+    **estimators.FUNCTIONS,
+    "tract": _tract,
+}
 
 # Arrays of a case that an aggregator is built with; the others are handed to it step by step.
 CONSTRUCTED = ("order",)

@@ -1,0 +1,91 @@
+"""ReSTE: the sign of weights, with a gradient that goes from that of the identity to that of the sign."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.engine.core import scalar
+from gradkit.layers.axes import floating, wide
+
+PAPER = Paper(
+    "Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary Neural Networks "
+    "Training",
+    "Wu et al.",
+    2023,
+    "2308.06689",
+)
+
+
+@jax.custom_vjp
+def _sign(x: jax.Array, power: jax.Array, clip: jax.Array, interval: jax.Array) -> jax.Array:
+    del power, clip, interval
+    return jnp.sign(x)
+
+
+def _backward(kept: Any, c: jax.Array) -> tuple[Any, None, None, None]:
+    x, o, clip, interval = kept
+    size = jnp.abs(x)
+    near = size <= interval
+    chord = jnp.power(interval, 1 / o) / interval
+    slope = jnp.power(jnp.where(near, jnp.ones_like(size), size), (1 - o) / o) / o
+    factor = jnp.where(near, chord, jnp.where(size <= clip, slope, jnp.zeros_like(size)))
+    return c * factor, None, None, None
+
+
+_sign.defvjp(lambda x, *rest: (_sign(x, *rest), (x, *rest)), _backward)
+
+
+def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, interval: Any = 0.1) -> jax.Array:
+    """The sign of every entry, with the derivative of a root, sign(x) |x|^(1/o), in its place.
+
+        y = sign(x), 0 of 0
+        dL/dx = dL/dy times    interval^(1/o) / interval      |x| <= interval, the slope of the chord
+                               (1/o) |x|^((1-o)/o)            interval < |x| <= clip
+                               0                              clip < |x|
+        o the power: 1 is the straight-through estimator that is clipped at `clip`; a large one is near the sign itself
+
+    Binary weights of a layer in the released code: reste_sign(w, o) mean|w|, with the mean over the tensor.
+
+    Args:
+      x: floating point.
+      power: o, >= 1; a number, or traced: `gk.schedules.reste_power` raises it over a run.
+      clip: largest |x| with a gradient, > 0. Default 1.5 (official code).
+      interval: up to where the chord replaces the root, whose slope is infinite at 0; > 0 and at most `clip`. Default
+        0.1 (official code).
+
+    Returns:
+      An array like `x`. Reverse mode only.
+
+    Raises:
+      ValueError: an argument outside its range; x that is not floating point.
+
+    Example:
+      >>> import jax
+      >>> jax.vmap(jax.grad(lambda x: reste_sign(x, 2.0)))(jnp.array([0.01, 0.25, 2.0])).round(3).tolist()
+      [3.1619999408721924, 1.0, 0.0]
+
+    Reference: Wu et al. Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary
+    Neural Networks Training. 2023, arXiv 2308.06689.
+    """
+    checks.real("power", power, "[1, inf)")
+    checks.real("clip", clip, "(0, inf)")
+    checks.real("interval", interval, "(0, inf)")
+    low, high = checks.readable(interval), checks.readable(clip)
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"interval must be at most clip={high}, got {low}; write interval={high} or a larger clip")
+    x = floating("x", x)
+    w = wide(x)
+    power, clip, interval = (jnp.asarray(scalar(value, w), w.dtype) for value in (power, clip, interval))
+    return _sign(w, power, clip, interval).astype(x.dtype)
+
+
+register(
+    reste_sign,
+    form="layer",
+    paper=PAPER,
+    golden=("estimators/reste",),
+    example={"x": jax.ShapeDtypeStruct((8, 4), "float32"), "power": 2.0},
+)
