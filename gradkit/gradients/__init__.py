@@ -14,6 +14,11 @@ from gradkit.gradients.concurrent_adversarial import (
     ConcurrentAdversarialState,
     concurrent_adversarial,
 )
+from gradkit.gradients.direct_feedback_alignment import (
+    direct_feedback_alignment,
+    feedback_alignment,
+    init_feedback,
+)
 from gradkit.gradients.displaced import (
     displaced_gradient,
 )
@@ -47,6 +52,12 @@ from gradkit.gradients.ift_hypergradient import (
     ift_hypergradient,
     neumann_ihvp,
 )
+from gradkit.gradients.likelihood_ratio_gradient import (
+    LikelihoodRatioGradients,
+    LikelihoodRatioTape,
+    likelihood_ratio_gradient,
+    lr_dense,
+)
 from gradkit.gradients.lora_ga_init import (
     lora_ga_init,
 )
@@ -65,6 +76,9 @@ from gradkit.gradients.moments import (
 from gradkit.gradients.multiply_by_noise import (
     multiply_by_noise,
 )
+from gradkit.gradients.path_gradient_kl import (
+    path_gradient_kl,
+)
 from gradkit.gradients.replay_grad import (
     metagradient_descent,
     metasmoothness,
@@ -73,6 +87,9 @@ from gradkit.gradients.replay_grad import (
 from gradkit.gradients.sam import (
     asam,
     sam,
+)
+from gradkit.gradients.smoothgrad import (
+    smoothgrad,
 )
 from gradkit.gradients.svag import (
     svag,
@@ -90,6 +107,8 @@ __all__ = [
     "FlatMultiTask",
     "GradientMoments",
     "LazyGradients",
+    "LikelihoodRatioGradients",
+    "LikelihoodRatioTape",
     "Sga",
     "SgaState",
     "aggregate_inner_gradients",
@@ -97,8 +116,10 @@ __all__ = [
     "clip_pixels",
     "clip_pixelwise",
     "concurrent_adversarial",
+    "direct_feedback_alignment",
     "displaced_gradient",
     "example_gradients",
+    "feedback_alignment",
     "flat_multi_task",
     "forward_gradient",
     "gauss_newton_bartlett_diag",
@@ -108,17 +129,22 @@ __all__ = [
     "guided_forward_gradient",
     "hutchinson_diag",
     "ift_hypergradient",
+    "init_feedback",
+    "likelihood_ratio_gradient",
     "lora_ga_init",
+    "lr_dense",
     "map_cotangent",
     "metagradient_descent",
     "metasmoothness",
     "microbatch",
     "multiply_by_noise",
     "neumann_ihvp",
+    "path_gradient_kl",
     "project_onto_guess",
     "replay_grad",
     "sam",
     "sga",
+    "smoothgrad",
     "svag",
     "task_gradients",
     "vanishing_gradient_penalty",

@@ -70,18 +70,30 @@ from gradkit.layers.unified_norm import (
     UnifiedNormState,
     unified_norm,
 )
+from gradkit.layers.vector_quantize import (
+    Affine,
+    affine_codebook,
+    alternate_codebook_update,
+    init_affine,
+    replace_dead_codes,
+    vector_quantize,
+)
 
 __all__ = [
+    "Affine",
     "OnlineNormControl",
     "PowerNormState",
     "RunningStatistics",
     "UnifiedNormState",
     "activation_gradient_pruning",
+    "affine_codebook",
+    "alternate_codebook_update",
     "batch_channel_norm",
     "batch_norm",
     "condition_weight",
     "crs_linear",
     "ghost_batch_norm",
+    "init_affine",
     "l1_normalize",
     "layer_norm",
     "mip_combine",
@@ -93,6 +105,7 @@ __all__ = [
     "randomized_linear",
     "recompute_batch_stats",
     "reinmax",
+    "replace_dead_codes",
     "reste_sign",
     "scaled_standardize_weight",
     "shift_quantize",
@@ -103,5 +116,6 @@ __all__ = [
     "tract_conv",
     "tract_linear",
     "unified_norm",
+    "vector_quantize",
     "wta_crs_linear",
 ]

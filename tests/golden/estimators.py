@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import gradkit as gk
 from gradkit.layers.reinmax import of_sample
@@ -25,4 +26,21 @@ def _reste(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
     return {"forward": forward, "output": back(jnp.asarray(arrays["cotangent"]))[0]}
 
 
-FUNCTIONS = {"reinmax": _reinmax, "reste": _reste}
+def _feedback(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    own = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}[hyper["activation"]]
+    reduce = {"sum": jnp.sum, "mean": jnp.mean}[hyper["loss"].split(" ")[0]]
+    assert hyper["loss"].endswith("of softmax cross entropy")
+    depth = sum(name.startswith("w") for name in arrays)
+    params = [(jnp.asarray(arrays[f"w{i}"]), jnp.asarray(arrays[f"b{i}"])) for i in range(1, depth + 1)]
+    last = lambda p, x: x @ p[0] + p[1][None]  # noqa: E731
+    layers = [lambda p, x: own(last(p, x))] * (depth - 1) + [last]
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return reduce(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    fn = gk.gradients.direct_feedback_alignment(layers, loss, arrays["feedback"])
+    _, grads = fn(params, arrays["inputs"], jnp.asarray(arrays["labels"]))
+    return {f"output/{name}{i}": g for i, pair in enumerate(grads, 1) for name, g in zip("wb", pair, strict=True)}
+
+
+FUNCTIONS = {"direct_feedback_alignment": _feedback, "reinmax": _reinmax, "reste": _reste}
