@@ -72,7 +72,8 @@ from gradkit.transforms import (
 # Primitives: one link of a chain
 from gradkit.transforms import (
     adaptive_grad_clip, add_decayed_weights, block_norm, centralize_gradients, clip_by_block_norm, clip_by_global_norm,
-    limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss, normalize_and_project, normalize_gradients,
+    clip_top_coordinates, limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss, normalize_and_project,
+    normalize_gradients,
     project_updates, record_norms, scale_by_adam, scale_by_delayed_rss, scale_by_diag_curvature, scale_by_gsnr,
     scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss, scale_by_scheduled_adam, scale_by_sophia,
     scale_by_trust_ratio, trace,
@@ -116,6 +117,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
+    "clip_top_coordinates",
     "diagnostics",
     "direction_from_gradient",
     "eval_params",

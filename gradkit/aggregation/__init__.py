@@ -19,6 +19,7 @@ from gradkit.aggregation.nash_mtl import nash_mtl
 from gradkit.aggregation.pcgrad import pcgrad
 from gradkit.aggregation.trimmed_mean import trimmed_mean
 from gradkit.aggregation.upgrad import upgrad
+from gradkit.aggregation.winsorized_mean import median_of_means, winsorized_mean
 
 __all__ = [
     "DifferentiallyPrivateAggregateState",
@@ -35,6 +36,7 @@ __all__ = [
     "imtl_g",
     "krum",
     "mean",
+    "median_of_means",
     "mgda",
     "nash_mtl",
     "pcgrad",
@@ -42,4 +44,5 @@ __all__ = [
     "sum",
     "trimmed_mean",
     "upgrad",
+    "winsorized_mean",
 ]

@@ -1,11 +1,31 @@
 """Pure measurements of a training run."""
 
+from gradkit.diagnostics.algoperf_score import (
+    algoperf_score,
+    performance_profile,
+    time_to_result,
+)
+from gradkit.diagnostics.central_flow import (
+    FlowStep,
+    central_flow_step,
+    stable_flow_step,
+)
+from gradkit.diagnostics.coherence import (
+    coherence,
+    m_coherence,
+)
 from gradkit.diagnostics.convex_schedule_bound import (
     BaseRate,
     Terms,
     bound_curve,
     convex_schedule_bound,
     optimal_base_rate,
+)
+from gradkit.diagnostics.curvature_stability import (
+    CurvatureStability,
+    Sharpness,
+    curvature_stability,
+    sharpness,
 )
 from gradkit.diagnostics.directional_sharpness import (
     directional_sharpness,
@@ -14,6 +34,24 @@ from gradkit.diagnostics.extend_schedule import (
     extend_cooldown,
     extend_second_stage,
     transfer_base_rate,
+)
+from gradkit.diagnostics.farms_eigs import (
+    PowerLaw,
+    farms_eigs,
+    layer_alphas,
+    powerlaw_alpha,
+    tempbalance_rates,
+)
+from gradkit.diagnostics.gauss_newton_split import (
+    GaussNewtonSplit,
+    accumulated_hvp,
+    gauss_newton_split,
+    hvp,
+)
+from gradkit.diagnostics.gfs_sharpness import (
+    GfsSharpness,
+    gfs_sharpness,
+    scalar_gfs_sharpness,
 )
 from gradkit.diagnostics.gradient_noise_scale import (
     NoiseScale,
@@ -25,6 +63,12 @@ from gradkit.diagnostics.gradient_noise_scale import (
     from_moments,
     gradient_noise_scale,
     optimal_rate,
+)
+from gradkit.diagnostics.gradient_subspace_fraction import (
+    Eigenpairs,
+    gradient_subspace_fraction,
+    subspace_overlap,
+    top_eigenpairs,
 )
 from gradkit.diagnostics.lanczos import (
     HeavyBallPair,
@@ -40,9 +84,17 @@ from gradkit.diagnostics.metrics import (
 from gradkit.diagnostics.moreau_gradient import (
     moreau_gradient,
 )
+from gradkit.diagnostics.opposing_signals import (
+    OpposingSignals,
+    opposing_signals,
+)
 from gradkit.diagnostics.optimal_kronecker import (
     kronecker_cosine,
     optimal_kronecker,
+)
+from gradkit.diagnostics.policy_gradient_subspace import (
+    PolicyGradientSubspace,
+    policy_gradient_subspace,
 )
 from gradkit.diagnostics.project_out_subspace import (
     layer_importance,
@@ -51,6 +103,15 @@ from gradkit.diagnostics.project_out_subspace import (
 from gradkit.diagnostics.range_test import (
     Suggestion,
     suggest_learning_rate,
+)
+from gradkit.diagnostics.spectral_density import (
+    HessianCriteria,
+    SpectralDensity,
+    Trace,
+    hessian_criteria,
+    hessian_trace,
+    lanczos_tridiagonal,
+    spectral_density,
 )
 from gradkit.diagnostics.stability_ratio import (
     stability_ratio,
@@ -77,41 +138,80 @@ from gradkit.diagnostics.welore import (
 __all__ = [
     "BaseRate",
     "BatchScaling",
+    "CurvatureStability",
+    "Eigenpairs",
+    "FlowStep",
+    "GaussNewtonSplit",
+    "GfsSharpness",
     "HeavyBallPair",
+    "HessianCriteria",
     "NoiseScale",
     "NoiseScaleEstimate",
     "NoiseScaleState",
+    "OpposingSignals",
+    "PolicyGradientSubspace",
+    "PowerLaw",
     "Ritz",
+    "Sharpness",
+    "SpectralDensity",
     "StepsExamples",
     "Suggestion",
     "Terms",
+    "Trace",
+    "accumulated_hvp",
+    "algoperf_score",
     "batch_hessian_edge",
     "batch_scaling",
     "bound_curve",
+    "central_flow_step",
+    "coherence",
     "convex_schedule_bound",
     "critical_batch_size",
+    "curvature_stability",
     "directional_sharpness",
     "extend_cooldown",
     "extend_second_stage",
+    "farms_eigs",
     "fit_steps_examples",
     "from_moments",
+    "gauss_newton_split",
+    "gfs_sharpness",
     "gradient_noise_scale",
+    "gradient_subspace_fraction",
+    "hessian_criteria",
+    "hessian_trace",
+    "hvp",
     "kronecker_cosine",
     "lanczos",
     "lanczos_hyperparameters",
+    "lanczos_tridiagonal",
+    "layer_alphas",
     "layer_importance",
+    "m_coherence",
     "metrics",
     "moreau_gradient",
+    "opposing_signals",
     "optimal_base_rate",
     "optimal_kronecker",
     "optimal_rate",
+    "performance_profile",
+    "policy_gradient_subspace",
+    "powerlaw_alpha",
     "retained_rank",
     "ritz",
+    "scalar_gfs_sharpness",
+    "sharpness",
+    "spectral_density",
     "stability_ratio",
+    "stable_flow_step",
     "state_table",
     "steps_to_target",
     "sublayer_gain",
+    "subspace_overlap",
     "suggest_learning_rate",
+    "tempbalance_rates",
+    "time_to_result",
+    "top_eigenpairs",
     "top_hessian_eigenvalue",
     "transfer_base_rate",
     "welore_factorize",

@@ -26,8 +26,8 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import widen
 from gradkit.engine.keys import as_key
-from gradkit.engine.matching import check_leaves, check_match
-from gradkit.engine.norms import global_norm, global_sums
+from gradkit.engine.krylov import PROBES, iterate, start_vector, tridiagonal, wide_product
+from gradkit.engine.matching import check_leaves
 
 PAPER = Paper(
     "Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training",
@@ -35,26 +35,6 @@ PAPER = Paper(
     2020,
     "2006.09092",
 )
-
-
-def _inner(a: Any, b: Any) -> jax.Array:
-    return global_sums(jax.tree.map(lambda x, y: x * y, a, b))[0]
-
-
-def _times(factor: jax.Array, tree: Any) -> Any:
-    return jax.tree.map(lambda x: factor.astype(x.dtype) * x, tree)
-
-
-def _minus(a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: x - y, a, b)
-
-
-def _start(key: Any, like: Any, probe: str) -> Any:
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    draw = jax.random.normal if probe == "gaussian" else jax.random.rademacher
-    v = structure.unflatten([draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)])
-    return _times(1 / global_norm(v), v)
 
 
 def lanczos(
@@ -99,42 +79,12 @@ def lanczos(
     checks.function("hvp_fn", hvp_fn)
     checks.integer("steps", steps, 1)
     checks.choice("reorthogonalize", reorthogonalize, (True, False))
-    checks.choice("probe", probe, ("gaussian", "rademacher"))
+    checks.choice("probe", probe, PROBES)
     check_leaves("lanczos", like, complex_leaves=False)
-    v = _start(as_key(key), widen(like), probe)
-    dtype = global_norm(v).dtype
-    basis = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), v) if reorthogonalize else None
-
-    def product(v: Any) -> Any:
-        out = hvp_fn(jax.tree.map(lambda x, p: x.astype(p.dtype), v, like))
-        check_match("lanczos", out, like)
-        return widen(out)
-
-    def against(basis: Any, w: Any) -> Any:
-        """w without its components along the vectors so far; rows not yet there are 0."""
-        shares = jax.vmap(lambda row: _inner(row, w))(basis)
-        return jax.tree.map(lambda x, rows: x - jnp.tensordot(shares.astype(x.dtype), rows, 1), w, basis)
-
-    def step(carry: Any, j: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-        v, before, beta, size, basis = carry
-        w = product(v)
-        alpha = _inner(v, w)
-        w = _minus(_minus(w, _times(alpha, v)), _times(beta, before))
-        if reorthogonalize:
-            basis = jax.tree.map(lambda rows, x: rows.at[j].set(x), basis, v)
-            w = against(basis, against(basis, w))
-        new = global_norm(w)
-        # What is left of a vector that lies in the span of those before it is rounding.
-        size = jnp.maximum(size, jnp.abs(alpha) + beta)
-        over = new <= 10 * jnp.finfo(dtype).eps * size
-        new = jnp.where(over, 0, new)
-        w = _times(jnp.where(over, 0, 1 / jnp.where(over, 1, new)), w)
-        return (w, v, new, size, basis), (alpha, new)
-
-    zero = jnp.zeros((), dtype)
-    first = (v, jax.tree.map(jnp.zeros_like, v), zero, zero, basis)
-    _, (alphas, betas) = jax.lax.scan(step, first, jnp.arange(steps))
-    return alphas, betas[:-1]
+    product = wide_product("lanczos", hvp_fn, like)
+    start = start_vector(as_key(key), widen(like), probe)
+    found = iterate(product, start, steps, reorthogonalize=reorthogonalize)
+    return found.alphas, found.betas[:-1]
 
 
 class Ritz(NamedTuple):
@@ -168,7 +118,7 @@ def ritz(alphas: Any, betas: Any) -> Ritz:
     a, b = (jnp.asarray(x, jnp.result_type(float)) for x in (alphas, betas))
     if a.ndim != 1 or not a.size or b.shape != (a.size - 1,):
         raise ValueError(f"alphas and betas must have shapes (k,) and (k - 1,), got {a.shape} and {b.shape}")
-    values, vectors = jnp.linalg.eigh(jnp.diag(a) + jnp.diag(b, 1) + jnp.diag(b, -1))
+    values, vectors = jnp.linalg.eigh(tridiagonal(a, b))
     return Ritz(values, jnp.square(vectors[0]))
 
 

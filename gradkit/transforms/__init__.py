@@ -33,6 +33,9 @@ from gradkit.transforms.clip import (
 from gradkit.transforms.clip_block import (
     clip_by_block_norm,
 )
+from gradkit.transforms.clip_top_coordinates import (
+    clip_top_coordinates,
+)
 from gradkit.transforms.diag_curvature import (
     ScaleByDiagCurvatureState,
     scale_by_diag_curvature,
@@ -242,6 +245,7 @@ __all__ = [
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
+    "clip_top_coordinates",
     "direction_from_gradient",
     "eval_params",
     "find",
