@@ -244,11 +244,14 @@ def draw(rows: list[dict[str, Any]], problems: list[Workload], path: str) -> Non
                     continue
                 row, colour = own[name], colours[ENTRANTS[name].kind]
                 steps = np.minimum(row["arrived"], 1.12 * longest)
-                values = np.where(np.isfinite(row["finals"]), row["finals"], np.nan)
-                for axes, points, missed in ((above, steps, np.isinf(median(row))), (below, values, False)):
-                    middle = np.nanmedian(points)
-                    axes.plot([np.nanmin(points), np.nanmax(points)], [place, place], color=colour, linewidth=1.4)
-                    axes.plot(middle, place, "x" if missed else "o", color=colour, markersize=6.5)
+                above.plot([steps.min(), steps.max()], [place, place], color=colour, linewidth=1.4)
+                above.plot(np.median(steps), place, "ox"[bool(np.isinf(median(row)))], color=colour, markersize=6.5)
+                values = np.array([x for x in row["finals"] if np.isfinite(x)])
+                if len(values):
+                    below.plot([values.min(), values.max()], [place, place], color=colour, linewidth=1.4)
+                # A method most of whose runs diverged has no point, whatever the others reached.
+                if np.isfinite(final(row)):
+                    below.plot(final(row), place, "o", color=colour, markersize=6.5)
             above.axvline(problem.budget_steps, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
             below.axvline(problem.target, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
             above.set_xlim(0, 1.2 * longest)
