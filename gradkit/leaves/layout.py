@@ -10,13 +10,16 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gradkit import checks
 from gradkit.leaves.axes import ROLES, Axes
 from gradkit.leaves.infer import alone
 from gradkit.leaves.naming import lifts
-from gradkit.leaves.scopes import Layout, axes_of
+from gradkit.leaves.paths import masked_names, names
+from gradkit.leaves.scopes import Layout, axes_of, outermost
+from gradkit.leaves.selectors import near
 
 
 def _axes(field: str, value: Any) -> tuple[int, ...]:
@@ -83,7 +86,7 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout | None = N
 
     Raises:
       ValueError: an unknown field or role, or a value that is no tuple of axes; at use, an axis the leaf does not have
-        or one with two meanings.
+        or one with two meanings, and a selector that matches no leaf of the tree that `init` was given.
 
     Example:
       >>> from gradkit.leaves import by_path
@@ -103,8 +106,11 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout | None = N
             checks.choice("role", changes["role"], ROLES)
         rules.append((selector, {k: v if k == "role" else _axes(k, v) for k, v in changes.items()}))
 
+    seen: list[Any] = []
+
     def decide(path: str, shape: tuple[int, ...]) -> Axes:
         shape = tuple(shape)
+        _check_rules(rules, seen)
         for selector, changes in rules:
             if selector.test(path, shape, None):
                 axes = axes_of(default, path, shape, doubt=False)
@@ -118,6 +124,34 @@ def layout(*overrides: tuple[Any, Mapping[str, Any]], default: Layout | None = N
         return axes_of(default, path, shape)
 
     return decide
+
+
+def _check_rules(rules: Sequence[tuple[Any, Any]], seen: list[Any]) -> None:
+    """Raises where a rule matches no leaf of the tree that a transformation was given, as a misspelled name does.
+
+    Every `init` is checked; an `update` only of a method whose `init` asks for no layout, and then by names alone, as
+    shapes inside `shard_map` are those of shards.
+    """
+    scope = outermost()
+    if scope is None or id(rules) in scope.checked or (seen and not scope.starts):
+        return
+    scope.checked.add(id(rules))
+    known, others = names(scope.tree), masked_names(scope.tree)
+    if not known:
+        return
+    shapes = [np.shape(x) for x in jax.tree.leaves(scope.tree)]
+    for selector, changes in rules:
+        by_name = selector.by_name and any(selector.test(name, (), None) for name in (*known, *others))
+        by_shape = not selector.by_name and (
+            bool(others) or not scope.starts or any(map(selector.test, known, shapes, [None] * len(known)))
+        )
+        if not by_name and not by_shape and selector.required:
+            offer = near(selector.text, [*known, *others]) or f"; the leaves are {', '.join(map(repr, known[:12]))}"
+            raise ValueError(
+                f"layout: the rule ({selector.text}, {changes}) matches no leaf{offer} Leave it out for parameters "
+                "without such a leaf"
+            )
+    seen[:] = [True]
 
 
 def _checked(axes: Axes, path: str, shape: Sequence[int]) -> Axes:

@@ -40,6 +40,7 @@ class Scope:
       starts: whether it is that of an `init`.
       asked: whether anything read the decision.
       doubted: the names of uncertain leaves that were asked for.
+      checked: which layouts have been checked against the tree, by their identity.
     """
 
     tree: Any
@@ -48,6 +49,7 @@ class Scope:
     starts: bool = False
     asked: bool = False
     doubted: set[str] = dataclasses.field(default_factory=set)
+    checked: set[int] = dataclasses.field(default_factory=set)
 
     @functools.cached_property
     def decision(self) -> Decision:
@@ -60,6 +62,12 @@ class Scope:
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("scope", default=None)
+
+
+def outermost() -> Scope | None:
+    """The scope of the whole tree that a transformation was given, if one is at work."""
+    inner = _SCOPE.get()
+    return None if inner is None else inner.outwards()[0]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen
 from hypothesis import given
@@ -164,6 +165,20 @@ def test_layers_at_a_declared_axis_are_layers(x64: None) -> None:
             got: Any = by_numpy(own.update)(grads, own.init(params), params)[0]
             for i, want in enumerate(each):
                 np.testing.assert_allclose(np.moveaxis(np.asarray(got["mix"]), at, 0)[i], want["w"], rtol=1e-9)
+
+
+def test_a_rule_that_matches_no_leaf_is_named() -> None:
+    params = {"up": {"kernel": np.ones((4, 8), np.float32), "bias": np.ones(8, np.float32)}}
+    wrong, right = (layout((by_path(f".*/{name}"), {"inputs": (1,), "outputs": (0,)})) for name in ("kernal", "kernel"))
+    match = r"^layout: the rule \(by_path\('\.\*/kernal'\), .*\) matches no leaf; did you mean 'up/kernel'\?"
+    for method in (gk.scale_by_soap, gk.scale_by_trust_ratio, gk.scale_by_shampoo):
+        with pytest.raises(ValueError, match=match):
+            tx = method(layout=wrong)
+            jax.eval_shape(lambda x, tx=tx: tx.update(x, tx.init(x), x), params)
+        jax.eval_shape(method(layout=right).init, params)
+    # A layout is written once for all groups; what a group lacks may be in another.
+    groups = {"a": gk.scale_by_soap(layout=right), "b": gk.scale_by_shampoo(layout=right)}
+    jax.eval_shape(optax.partition(groups, {"up": {"kernel": "a", "bias": "b"}}).init, params)
 
 
 def test_blocks_of_a_leaf() -> None:
