@@ -236,7 +236,9 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
             }
             return state, {**metrics(state.opt_state, nonfinite=True), **read}
 
-        return jax.jit(evaluation, donate_argnums=0, out_shardings=(lies, replicated)).lower(state).compile()
+        # Methods that work on matrices gather them where they know the mesh, so that their numbers do not depend on it.
+        with jax.set_mesh(started.mesh):
+            return jax.jit(evaluation, donate_argnums=0, out_shardings=(lies, replicated)).lower(state).compile()
 
     def size() -> int:
         return int(state.opt_state[0].microbatches) if len(plan.sizes) > 1 else plan.microbatches
