@@ -22,8 +22,10 @@ from gradkit.optimizers.second_order.sania import (
     scale_by_preconditioned_polyak,
 )
 from gradkit.optimizers.second_order.smb import (
+    SmbiState,
     SmbState,
     smb,
+    smbi,
 )
 from gradkit.optimizers.second_order.sophia import (
     sophia,
@@ -36,6 +38,7 @@ __all__ = [
     "ScaleByLocalLipschitzState",
     "ScaleByPreconditionedPolyakState",
     "SmbState",
+    "SmbiState",
     "adahessian",
     "gradient_regularized_newton",
     "oasis",
@@ -47,6 +50,7 @@ __all__ = [
     "scale_by_oasis",
     "scale_by_preconditioned_polyak",
     "smb",
+    "smbi",
     "sophia",
     "sophia_g",
     "sophia_h",
