@@ -130,7 +130,9 @@ class TrainConfig:
     checkpoint_every: int | None = setting(None, "steps between checkpoints, evaluations divide it; default: every one")
     restore_step: int | None = setting(None, "go on from this checkpoint; later ones are set aside; default: the last")
     cooldown: str | None = setting(
-        None, "STEPS or START:STEPS: from the last checkpoint of a wsd training, or an earlier one, decay to 0"
+        None,
+        "STEPS or START:STEPS: from the last checkpoint of a wsd training, or an earlier one, decay to 0; "
+        f"{cooldown.FORM}: by a shape ({', '.join(cooldown.CURVES)}) to a fraction of the peak",
     )
     keep: int = setting(3, "how many checkpoints are kept")
     transplant: bool = setting(False, "take over from the checkpoint of another chain what matches")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradkit import interrupts, schedules
+from gradkit import interrupts
 from gradkit.diagnostics import metrics
 from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
 from gradkit.parallel.mesh import parse_axes
@@ -94,11 +94,7 @@ def _shape(config: TrainConfig, planned: int) -> tuple[Any, int]:
     if shape is None or config.cooldown is None:
         return shape, planned
     branch = cooldown.read(config.cooldown)
-
-    def cooled(peak: Any, steps: int) -> Any:
-        return schedules.wsd_cooldown(shape(peak, steps), start=branch.start or 0, decay_steps=branch.steps)
-
-    return cooled, branch.end
+    return cooldown.shaped(shape, branch), branch.end
 
 
 def mesh_of(config: TrainConfig) -> Mesh:
@@ -280,8 +276,9 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
     """Trains, and yields one record per evaluation.
 
     With `schedule="wsd"` the rate stays at its peak, and `cooldown="600:150"` trains a branch: from the checkpoint of
-    step 600 on it decays to 0 over 150 steps. The training it branches from is only read, and may go on meanwhile; the
-    checkpoints of the branch are in the folder `cooldown_600_150` below its own.
+    step 600 on it decays to 0 over 150 steps, as 1 - sqrt; `cooldown="600:150:cosine:0.1"` to a tenth of the peak, as a
+    cosine. The training it branches from is only read, and may go on meanwhile; the checkpoints of the branch are in
+    the folder `cooldown_600_150` below its own.
 
     With `checkpoint_dir` a run that was ended, however hard, goes on from its last checkpoint when it is started
     again, and ends with the same bits; its records begin where it goes on. Parameters lie on the mesh as

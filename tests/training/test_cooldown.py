@@ -10,7 +10,7 @@ import pytest
 
 from gradkit.cli import main
 from gradkit.training import Checkpoints, TrainConfig, methods, train
-from gradkit.training.cooldown import settled
+from gradkit.training.cooldown import Cooldown, read, settled, shaped
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +81,44 @@ def test_a_branch_that_was_ended_goes_on_from_its_own_checkpoint(tmp_path: Path)
     assert run(fresh, cooldown="40:60")[100]["metric"] == rest[100]["metric"]
 
 
+def test_a_branch_has_any_shape_and_a_floor_and_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Two branches of the same steps beside each other: 39 of 40 steps of each shape is what the last update has."""
+    run(tmp_path, steps=40)
+    p = 39 / 40
+    shares = {
+        "40:40": 1 - np.sqrt(p),
+        "40:40:linear:0.25": 0.25 + 0.75 * (1 - p),
+        "40:cosine": 0.5 + np.cos(np.pi * p) / 2,
+    }
+    for text, share in shares.items():
+        branch = run(tmp_path, steps=40, cooldown=text)
+        # float32: roundings of the curve, relative to the peak.
+        assert branch[80]["learning_rate"] == pytest.approx(0.1 * share, rel=1e-5, abs=1e-8)
+    names = sorted(path.name for path in (tmp_path / "trunk").iterdir() if path.is_dir())
+    assert names == ["20", "40", "cooldown_40_40", "cooldown_40_40_cosine", "cooldown_40_40_linear_0.25"]
+    assert run(tmp_path, steps=40, cooldown="40:40:linear:0.25") == {}, "it is over"
+
+
+@pytest.mark.parametrize(
+    ("shape", "floor", "half"),
+    [
+        ("linear", 0.0, 0.5),
+        ("1-sqrt", 0.2, 0.2 + 0.8 * (1 - np.sqrt(0.5))),
+        ("1-square", 0.0, 0.75),
+        ("cosine", 0.5, 0.75),
+        ("exponential", 0.01, 0.1),
+    ],
+)
+def test_the_middle_and_the_end_of_every_shape(shape: str, floor: float, half: float) -> None:
+    """As the head of `gradkit.schedules.phases` has them, times the peak, and the floor for ever after."""
+    text = f"60:20:{shape}" + (f":{floor}" if floor else "")
+    assert read(text) == Cooldown(60, 20, shape, floor) and read(read(text).text) == read(text)
+    schedule = shaped(methods.SHAPES["wsd"], read(text))(0.3, 100)
+    values = np.asarray(schedule(np.array([59, 60, 70, 80, 500])))
+    # float32: exponentials and cosines to a few roundings.
+    np.testing.assert_allclose(values, 0.3 * np.array([1, 1, half, floor, floor]), rtol=1e-5, atol=1e-7)
+
+
 def test_the_command_writes_files_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same command with one flag more: the metrics of the training stay as they are."""
     command = ["gradkit", "train", "--workload=heavytail", "--method=sgd", "--schedule=wsd", "--steps=60"]
@@ -122,6 +160,11 @@ def test_schedules_by_name(name: str) -> None:
     [
         ({"cooldown": "a:b"}, "cooldown must be STEPS from the last checkpoint on, or START:STEPS"),
         ({"cooldown": "40:0"}, "the steps of cooldown must be an integer >= 1"),
+        ({"cooldown": "40:20:0.1"}, "may end in a shape and a fraction of the peak"),
+        ({"cooldown": "40:20:cosin"}, "the shape of cooldown must be one of .*did you mean 'cosine'"),
+        ({"cooldown": "20:linear:1"}, r"the floor of cooldown must be in \[0, 1\)"),
+        ({"cooldown": "20:linear:low"}, r"the floor of cooldown must be a number in \[0, 1\), got 'low'"),
+        ({"cooldown": "20:exponential"}, "floor of an exponential cooldown must be above 0.*write 20:exponential:0.01"),
         ({"cooldown": "40:20", "schedule": None}, "cooldown needs the flags of the training"),
         ({"cooldown": "40:20", "restore_step": 40}, "no restore_step"),
         ({"cooldown": "40:20", "checkpoint_dir": None}, "give checkpoint_dir as well"),
