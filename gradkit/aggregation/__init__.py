@@ -8,15 +8,19 @@ from gradkit.aggregation.differentially_private_aggregate import (
     differentially_private_aggregate,
 )
 from gradkit.aggregation.dualproj import dualproj
+from gradkit.aggregation.dwa import dwa
 from gradkit.aggregation.fairgrad import fairgrad
+from gradkit.aggregation.famo import famo
 from gradkit.aggregation.graddrop import graddrop
 from gradkit.aggregation.gramian import combine, gramian
 from gradkit.aggregation.imtl_g import imtl_g
 from gradkit.aggregation.krum import krum
+from gradkit.aggregation.learned_weights import imtl_l, uncertainty_weighting
 from gradkit.aggregation.linear import constant, mean, random_weighting, sum
 from gradkit.aggregation.mgda import mgda
 from gradkit.aggregation.nash_mtl import nash_mtl
 from gradkit.aggregation.pcgrad import pcgrad
+from gradkit.aggregation.scalarizers import cosmos, geometric_mean_loss, pbi, stch
 from gradkit.aggregation.trimmed_mean import trimmed_mean
 from gradkit.aggregation.upgrad import upgrad
 from gradkit.aggregation.winsorized_mean import median_of_means, winsorized_mean
@@ -28,21 +32,29 @@ __all__ = [
     "combine",
     "config",
     "constant",
+    "cosmos",
     "differentially_private_aggregate",
     "dualproj",
+    "dwa",
     "fairgrad",
+    "famo",
+    "geometric_mean_loss",
     "graddrop",
     "gramian",
     "imtl_g",
+    "imtl_l",
     "krum",
     "mean",
     "median_of_means",
     "mgda",
     "nash_mtl",
+    "pbi",
     "pcgrad",
     "random_weighting",
+    "stch",
     "sum",
     "trimmed_mean",
+    "uncertainty_weighting",
     "upgrad",
     "winsorized_mean",
 ]

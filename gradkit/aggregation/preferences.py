@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from gradkit.engine.core import real_dtype, wide_dtype
+
 
 def check_vector(name: str, value: Any, *, positive: bool = False) -> None:
     """Raises where an argument is no vector of finite numbers; None and traced values pass.
@@ -38,6 +40,12 @@ def vector_of(method: str, name: str, value: Any, m: int, dtype: Any, default: f
     if found.shape != (m,):
         raise ValueError(f"{method}: {name} has shape {found.shape}, and {m} gradients came; give one number for each")
     return found
+
+
+def dtype_of(params: Any) -> Any:
+    """The dtype of what is kept per task: that of the Gramian, float32 or as wide as the widest parameter."""
+    dtypes = {real_dtype(wide_dtype(jnp.result_type(x))) for x in jax.tree.leaves(params)}
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
 def check_count(method: str, num_tasks: int, m: int) -> None:

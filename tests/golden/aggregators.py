@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 
 import gradkit as gk
+from gradkit.aggregation import learned_weights, scalarizers
+from tests.golden.fixture import Golden
 from tests.golden.translate import known
 
 Build = Callable[[dict[str, Any], dict[str, Any]], Any]
@@ -40,3 +42,64 @@ AGGREGATORS: dict[str, Build] = {
     "trimmed_mean": named(gk.aggregation.trimmed_mean),
     "upgrad": named(gk.aggregation.upgrad),
 }
+
+
+def weights(tx: Any, state: Any, losses: Any, **extra: Any) -> tuple[Any, Any]:
+    """The weights of an aggregator: its result for the gradients e_1 ... e_m."""
+    m = len(losses)
+    return tx.update(jnp.eye(m), tx.init(jnp.zeros(m)) if state is None else state, losses=jnp.asarray(losses), **extra)
+
+
+def _scalarizers(golden: Golden) -> dict[str, Any]:
+    """Of most the value and its derivative by the losses; of `famo` the logits after the step as well."""
+    room, hyper, arrays = gk.aggregation, golden.meta["hyper"], golden.arrays
+    own, z, s = (jnp.asarray(arrays[name]) for name in ("weights", "reference", "learned"))
+    L = {name.split("/")[1]: jnp.asarray(x) for name, x in arrays.items() if name.startswith("matrix/")}
+    mu, lambda_, theta = (hyper[name] for name in ("stch_mu", "cosmos_lambda", "pbi_theta"))
+    fixed = {
+        "stch": (scalarizers.stch_value(L["stch"], own, z, mu), room.stch(mu=mu, weights=own, reference=z)),
+        "geometric_mean": (jnp.exp(jnp.mean(jnp.log(L["geometric_mean"]))), room.geometric_mean_loss()),
+        "cosmos": (
+            scalarizers.cosmos_value(L["cosmos"], own, lambda_),
+            room.cosmos(lambda_=lambda_, weights=own),
+        ),
+        "pbi": (
+            scalarizers.pbi_value(L["pbi"], own, z, theta),
+            room.pbi(theta=theta, weights=own, reference=z),
+        ),
+    }
+    out = {f"output/{n}": jnp.array([value, *weights(tx, None, L[n])[0]]) for n, (value, tx) in fixed.items()}
+    for name, factory, value in (
+        ("uw", room.uncertainty_weighting, learned_weights.uncertainty_value),
+        ("imtl_l", room.imtl_l, learned_weights.imtl_l_value),
+    ):
+        tx = factory(num_tasks=len(s), weight_learning_rate=1.0)
+        w, after = weights(tx, tx.init(jnp.zeros(len(s)))._replace(learned=s), L[name])
+        out[f"output/{name}"] = jnp.array([value(L[name], s), *w])
+        out[f"{name}_grad_learned"] = s - after.learned
+    return {**out, "output/famo": _famo(L["famo"], hyper["famo"]), "output/dwa": _dwa(L["dwa"], hyper["dwa"])}
+
+
+def _famo(pairs: Any, hyper: dict[str, Any]) -> Any:
+    """The value is c z . log(L + 1e-8); the logits take their step when the losses after it are handed over."""
+    m = pairs.shape[-1]
+    tx = gk.aggregation.famo(num_tasks=m, weight_learning_rate=hyper["lr"], weight_decay=hyper["weight_decay"])
+    state, rows = None, []
+    for t, (before, after) in enumerate(pairs):
+        w, state = weights(tx, state, before, **({"losses_after": pairs[t - 1, 1]} if t else {}))
+        next_logits = weights(tx, state, after, losses_after=after)[1].logits
+        value = jnp.sum(w * (before + 1e-8) * jnp.log(before + 1e-8))
+        rows.append(jnp.concatenate([value[None], w, next_logits]))
+    return jnp.stack(rows)
+
+
+def _dwa(losses: Any, hyper: dict[str, Any]) -> Any:
+    tx, state, rows = gk.aggregation.dwa(num_tasks=losses.shape[1], **hyper), None, []
+    for L in losses:
+        w, state = weights(tx, state, L)
+        rows.append(w)
+    return jnp.stack(rows)
+
+
+# method -> (file -> the arrays that hold weights, computed)
+WEIGHTS: dict[str, Callable[[Golden], dict[str, Any]]] = {"scalarizers": _scalarizers}

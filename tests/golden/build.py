@@ -18,6 +18,7 @@ from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
 from tests.golden import estimators, extras, fixture
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
+from tests.golden.aggregators import WEIGHTS as WEIGHTS
 from tests.golden.translate import (
     ARRAYS,
     adam_l2,

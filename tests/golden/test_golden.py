@@ -31,6 +31,7 @@ MODES = {
     "ANSWERS": ("per-example", "schedule", "table"),
     "FUNCTIONS": ("function", "arrays"),
     "AGGREGATORS": ("matrix",),
+    "WEIGHTS": ("matrix",),
     "STRATEGIES": ("closure", "replay"),
 }
 Record = Callable[[str, object], None]
@@ -198,6 +199,18 @@ def test_aggregator(golden: Golden, x64: None, record_property: Record) -> None:
     errors = {case: drive.aggregator(golden, case) for case in golden.meta["cases"]}
     worst = max(errors, key=lambda case: errors[case])
     judge(golden, errors[worst], record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", _known("WEIGHTS"))
+def test_weights_of_tasks(golden: Golden, x64: None, record_property: Record) -> None:
+    """What an aggregator makes of losses, or of a Gramian of two batches: every array that is an output."""
+    answers = build.WEIGHTS[golden.method](golden)
+    assert {name for name in golden.arrays if name.startswith("output/")} <= answers.keys()
+    errors = [
+        np.abs(np.asarray(got) - golden.arrays[n]).max() / np.abs(golden.arrays[n]).max() for n, got in answers.items()
+    ]
+    judge(golden, max(errors), record_property)
 
 
 @pytest.mark.slow

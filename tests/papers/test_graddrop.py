@@ -16,7 +16,7 @@ def by_loops(J: np.ndarray, u: np.ndarray, f: object = None, leak: object = None
         P = 0.5 * (1 + (column.sum() / total if total else 0))
         P = P if f is None else f(P)
         for i, x in enumerate(column):
-            kept = (P > u[c] and x > 0) or (P < u[c] and x < 0)
+            kept = (u[c] < P and x > 0) or (u[c] > P and x < 0)
             rate = 0 if leak is None else leak[i]
             out[c] += (rate + (1 - rate) * kept) * x
     return out
