@@ -1,6 +1,7 @@
 """Gradients of tasks, examples or replicas into one update."""
 
 from gradkit.aggregation.aligned_mtl import aligned_mtl
+from gradkit.aggregation.bloop import bloop, dynamic_barrier, project_out
 from gradkit.aggregation.cagrad import cagrad
 from gradkit.aggregation.config import config
 from gradkit.aggregation.differentially_private_aggregate import (
@@ -20,6 +21,7 @@ from gradkit.aggregation.linear import constant, mean, random_weighting, sum
 from gradkit.aggregation.mgda import mgda
 from gradkit.aggregation.nash_mtl import nash_mtl
 from gradkit.aggregation.pcgrad import pcgrad
+from gradkit.aggregation.prograd import prograd
 from gradkit.aggregation.scalarizers import cosmos, geometric_mean_loss, pbi, stch
 from gradkit.aggregation.trimmed_mean import trimmed_mean
 from gradkit.aggregation.upgrad import upgrad
@@ -28,6 +30,7 @@ from gradkit.aggregation.winsorized_mean import median_of_means, winsorized_mean
 __all__ = [
     "DifferentiallyPrivateAggregateState",
     "aligned_mtl",
+    "bloop",
     "cagrad",
     "combine",
     "config",
@@ -36,6 +39,7 @@ __all__ = [
     "differentially_private_aggregate",
     "dualproj",
     "dwa",
+    "dynamic_barrier",
     "fairgrad",
     "famo",
     "geometric_mean_loss",
@@ -50,6 +54,8 @@ __all__ = [
     "nash_mtl",
     "pbi",
     "pcgrad",
+    "prograd",
+    "project_out",
     "random_weighting",
     "stch",
     "sum",

@@ -98,6 +98,7 @@ def famo(
         before = jnp.where(first, now, state.losses)
         d = jnp.log(before - b + EPS) - jnp.log(now - b + EPS)
         z = jax.nn.softmax(xi)
+        step: Any
         step, tx_state = tx.update(z * (d - jnp.sum(z * d)), state.tx_state, xi)
         xi = jnp.where(first, xi, xi + step.astype(xi.dtype))
         tx_state = jax.tree.map(lambda old, new: jnp.where(first, old, new), state.tx_state, tx_state)

@@ -63,6 +63,7 @@ def _learned(
         del extra
         check_count(method, num_tasks, len(losses))
         s = state.learned
+        step: Any
         weights, slope = jax.grad(value, (0, 1))(losses.astype(s.dtype), s)
         step, tx_state = tx.update(slope, state.tx_state, s)
         return weights, LearnedWeightsState(s + step.astype(s.dtype), tx_state)

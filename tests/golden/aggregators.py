@@ -103,3 +103,17 @@ def _dwa(losses: Any, hyper: dict[str, Any]) -> Any:
 
 # method -> (file -> the arrays that hold weights, computed)
 WEIGHTS: dict[str, Callable[[Golden], dict[str, Any]]] = {"scalarizers": _scalarizers}
+
+
+def bloop(hyper: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
+    """A run of each of the two directions, over two leaves."""
+    pairs = jnp.stack([jnp.asarray(arrays[name]) for name in ("main", "aux")], axis=1)
+    out = {}
+    for name, factory in (("output", gk.aggregation.bloop), ("output_dynamic_barrier", gk.aggregation.dynamic_barrier)):
+        tx = factory(**hyper)
+        state, rows = tx.init({"a": pairs[0, 0, :5], "b": pairs[0, 0, 5:]}), []
+        for pair in pairs:
+            u, state = tx.update({"a": pair[:, :5], "b": pair[:, 5:]}, state)
+            rows.append(jnp.concatenate([u["a"], u["b"]]))
+        out[name] = jnp.stack(rows)
+    return out

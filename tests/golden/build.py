@@ -19,6 +19,7 @@ from gradkit.transforms.weight_normalized import DirectionAndLength
 from tests.golden import estimators, extras, fixture
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.aggregators import WEIGHTS as WEIGHTS
+from tests.golden.aggregators import bloop
 from tests.golden.translate import (
     ARRAYS,
     adam_l2,
@@ -432,6 +433,7 @@ def _tract(hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
     **estimators.FUNCTIONS,
     "tract": _tract,
+    "bloop": bloop,
 }
 
 # Arrays of a case that an aggregator is built with; the others are handed to it step by step.

@@ -1,5 +1,7 @@
 """GradDrop: one sign per coordinate, by loops over coordinates and in expectation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from gradkit.aggregation import graddrop
 from tests.papers.stacks import aggregate, draw, runner, tree_of
 
 
-def by_loops(J: np.ndarray, u: np.ndarray, f: object = None, leak: object = None) -> np.ndarray:
+def by_loops(J: np.ndarray, u: np.ndarray, f: Any = None, leak: Any = None) -> np.ndarray:
     out = np.zeros(J.shape[1])
     for c, column in enumerate(J.T):
         total = np.abs(column).sum()
