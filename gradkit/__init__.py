@@ -58,6 +58,9 @@ from gradkit.optimizers.averaging import *
 # What has converged is frozen
 from gradkit.optimizers.freezing import *
 
+# Samples of the posterior
+from gradkit.optimizers.langevin import *
+
 # The Hessian, or its diagonal
 from gradkit.optimizers.second_order import *
 
@@ -71,12 +74,11 @@ from gradkit.transforms import (
 
 # Primitives: one link of a chain
 from gradkit.transforms import (
-    adaptive_grad_clip, add_decayed_weights, block_norm, centralize_gradients, clip_by_block_norm, clip_by_global_norm,
-    clip_top_coordinates, limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss, normalize_and_project,
-    normalize_gradients,
-    project_updates, record_norms, scale_by_adam, scale_by_delayed_rss, scale_by_diag_curvature, scale_by_gsnr,
-    scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss, scale_by_scheduled_adam, scale_by_sophia,
-    scale_by_trust_ratio, trace,
+    adaptive_grad_clip, add_decayed_weights, add_langevin_noise, block_norm, centralize_gradients, clip_by_block_norm,
+    clip_by_global_norm, clip_top_coordinates, limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss,
+    normalize_and_project, normalize_gradients, project_updates, record_norms, scale_by_adam, scale_by_delayed_rss,
+    scale_by_diag_curvature, scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss,
+    scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, trace,
 )
 
 # Wrappers: around any transformation
@@ -108,6 +110,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "accumulate_weighted",
     "adaptive_grad_clip",
     "add_decayed_weights",
+    "add_langevin_noise",
     "aggregation",
     "averaged_params",
     "batches",

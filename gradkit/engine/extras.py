@@ -236,6 +236,7 @@ _TABLE = (
           lambda g: jnp.asarray(0.25, jnp.float32)),
     Extra("grad_bound", "a bound of the norm of gradients at params", lambda g: jnp.asarray(10.0, jnp.float32)),
     Extra("index", "the number of the example, 0, 1, ...", lambda g: 0),
+    Extra("client", "the number of the client, or shard of the data, whose minibatch this is", lambda g: 1),
     Extra("weight", "how much this minibatch counts, such as its number of tokens", lambda g: 1),
     Extra("probe", "a tree like the gradients: the random direction of this step", local=True),
     Extra("residuals", "targets minus predictions, (examples,) or (examples, outputs)"),

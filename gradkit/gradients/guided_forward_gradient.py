@@ -14,7 +14,7 @@ from gradkit.gradients.forward_gradient import slope_along
 from gradkit.gradients.replicas import mean_over, own_copy
 
 PAPER = Paper("Can Forward Gradient Match Backpropagation?", "Fournier et al.", 2023, "2306.06968")
-PER = ("example", "leaf", "global")
+BLOCKS = ("example", "leaf", "global")
 
 
 def _total(tree: Any) -> jax.Array:
@@ -28,20 +28,20 @@ def _share(product: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
     return divide(product, square + scalar(eps, square))
 
 
-def project_onto_guess(target: Any, guess: Any, *, eps: Any = 1e-16, per: str = "leaf") -> Any:
+def project_onto_guess(target: Any, guess: Any, *, eps: Any = 1e-16, block: str = "leaf") -> Any:
     """The part of a gradient that is along a guess of it.
 
         g = <t, u> / (|u|^2 + eps) u        t the target, u the guess
 
-    per "leaf": of every leaf by itself. "example": of every leaf and every entry of its leading axis by itself.
+    block "leaf": of every leaf by itself. "example": of every leaf and every entry of its leading axis by itself.
     "global": of the whole tree. |g| <= |t| and <g, t> >= 0, so g is biased towards 0: of a random normal guess, E g is
     t / n in n dimensions.
 
     Args:
-      target: t, the gradient; a tree of floating point arrays. For per="example" with a leading axis of examples.
+      target: t, the gradient; a tree of floating point arrays. For block="example" with a leading axis of examples.
       guess: u, a tree like it. Need not be normalized.
       eps: added to |u|^2, >= 0. Default 1e-16 (official code); its README has 1e-14.
-      per: "example", "leaf" or "global". Default "leaf". The official code's estimator "weight" is "example", and the
+      block: "example", "leaf" or "global". Default "leaf". The official code's estimator "weight" is "example", and the
         sum over examples; "avg-weight" is "leaf".
 
     Returns:
@@ -58,20 +58,20 @@ def project_onto_guess(target: Any, guess: Any, *, eps: Any = 1e-16, per: str = 
     writes the estimate of a bias into the gradient of the weight beside it; here every leaf has its own.
     """
     checks.real("eps", eps, "[0, inf)")
-    checks.choice("per", per, PER)
+    checks.choice("block", block, BLOCKS)
     check_match("project_onto_guess", guess, target)
     for tree in (target, guess):
         check_leaves("project_onto_guess", tree, complex_leaves=False)
     t, u = widen(target), widen(guess)
-    if per == "example" and any(not x.ndim for x in jax.tree.leaves(t)):
-        raise ValueError("project_onto_guess: with per='example' every leaf must have a leading axis of examples")
+    if block == "example" and any(not x.ndim for x in jax.tree.leaves(t)):
+        raise ValueError("project_onto_guess: with block='example' every leaf must have a leading axis of examples")
 
     def leaf(t: jax.Array, u: jax.Array) -> jax.Array:
-        axes = tuple(range(1, t.ndim)) if per == "example" else tuple(range(t.ndim))
+        axes = tuple(range(1, t.ndim)) if block == "example" else tuple(range(t.ndim))
         sums = (jnp.sum(x, axis=axes, keepdims=True) for x in (t * u, u * u))
         return _share(*sums, eps) * u
 
-    if per == "global" and jax.tree.leaves(t):
+    if block == "global" and jax.tree.leaves(t):
         share = _share(_total(jax.tree.map(jnp.multiply, t, u)), _total(jax.tree.map(jnp.square, u)), eps)
         g = jax.tree.map(lambda u: share.astype(u.dtype) * u, u)
     else:
@@ -84,7 +84,7 @@ def guided_forward_gradient(
     guess_fn: Callable[..., Any],
     *,
     eps: Any = 1e-16,
-    per: str = "leaf",
+    block: str = "leaf",
     has_aux: bool = False,
     axis_name: Any = None,
 ) -> Callable[..., tuple[Any, Any]]:
@@ -92,14 +92,14 @@ def guided_forward_gradient(
 
         u = guess_fn(x),    d = <grad L(x), u> by a pass in forward mode,    g = d / (|u|^2 + eps) u
 
-    Of every leaf by itself (per "leaf", one pass for each) or of the whole tree (per "global", one pass). g is biased
+    Of every leaf by itself (block "leaf", one pass for each) or of the whole tree (block "global", one pass). g is biased
     towards 0, and never longer than the gradient; with the gradient as the guess it is the gradient.
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, aux); differentiable in forward mode.
       guess_fn: (params, *args, **kwargs) -> tree like params: such as the gradient of auxiliary losses of blocks.
       eps: added to |u|^2, >= 0. Default 1e-16 (official code); its README has 1e-14.
-      per: "leaf" or "global". Default "leaf" (official code). By examples: `project_onto_guess` on their gradients.
+      block: "leaf" or "global". Default "leaf" (official code). By examples: `project_onto_guess` on their gradients.
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
       axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch: guess, value and slopes are
         averaged over them; aux is not. Default None.
@@ -122,7 +122,7 @@ def guided_forward_gradient(
     checks.function("loss_fn", loss_fn)
     checks.function("guess_fn", guess_fn)
     checks.real("eps", eps, "[0, inf)")
-    checks.choice("per", per, ("leaf", "global"))
+    checks.choice("block", block, ("leaf", "global"))
     checks.switch(has_aux=has_aux)
     checks.axis_name("axis_name", axis_name)
 
@@ -140,7 +140,7 @@ def guided_forward_gradient(
             value, slope, aux = slope_along("guided_forward_gradient", loss, params, z, has_aux)
             return *mean_over((value, slope), axis_name), aux
 
-        one_by_one = per == "leaf" and len(leaves) > 1
+        one_by_one = block == "leaf" and len(leaves) > 1
         groups = [{i} for i in range(len(leaves))] if one_by_one else [set(range(len(leaves)))]
         g, value, aux = list(leaves), None, None
         for own in groups:

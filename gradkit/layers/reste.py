@@ -20,30 +20,30 @@ PAPER = Paper(
 
 
 @jax.custom_vjp
-def _sign(x: jax.Array, power: jax.Array, clip: jax.Array, interval: jax.Array) -> jax.Array:
-    del power, clip, interval
+def _sign(x: jax.Array, power: jax.Array, clip: jax.Array, chord: jax.Array) -> jax.Array:
+    del power, clip, chord
     return jnp.sign(x)
 
 
 def _backward(kept: Any, c: jax.Array) -> tuple[Any, None, None, None]:
-    x, o, clip, interval = kept
+    x, o, clip, chord = kept
     size = jnp.abs(x)
-    near = size <= interval
-    chord = jnp.power(interval, 1 / o) / interval
+    near = size <= chord
+    steepest = jnp.power(chord, 1 / o) / chord
     slope = jnp.power(jnp.where(near, jnp.ones_like(size), size), (1 - o) / o) / o
-    factor = jnp.where(near, chord, jnp.where(size <= clip, slope, jnp.zeros_like(size)))
+    factor = jnp.where(near, steepest, jnp.where(size <= clip, slope, jnp.zeros_like(size)))
     return c * factor, None, None, None
 
 
 _sign.defvjp(lambda x, *rest: (_sign(x, *rest), (x, *rest)), _backward)
 
 
-def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, interval: Any = 0.1) -> jax.Array:
+def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, chord: Any = 0.1) -> jax.Array:
     """The sign of every entry, with the derivative of a root, sign(x) |x|^(1/o), in its place.
 
         y = sign(x), 0 of 0
-        dL/dx = dL/dy times    interval^(1/o) / interval      |x| <= interval, the slope of the chord
-                               (1/o) |x|^((1-o)/o)            interval < |x| <= clip
+        dL/dx = dL/dy times    chord^(1/o) / chord            |x| <= chord, where a chord replaces the root
+                               (1/o) |x|^((1-o)/o)            chord < |x| <= clip
                                0                              clip < |x|
         o the power: 1 is the straight-through estimator that is clipped at `clip`; a large one is near the sign itself
 
@@ -53,7 +53,7 @@ def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, interval: Any = 0.1) -> j
       x: floating point.
       power: o, >= 1; a number, or traced: `gk.schedules.reste_power` raises it over a run.
       clip: largest |x| with a gradient, > 0. Default 1.5 (official code).
-      interval: up to where the chord replaces the root, whose slope is infinite at 0; > 0 and at most `clip`. Default
+      chord: up to where a chord replaces the root, whose slope is infinite at 0; > 0 and at most `clip`. Default
         0.1 (official code).
 
     Returns:
@@ -72,14 +72,14 @@ def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, interval: Any = 0.1) -> j
     """
     checks.real("power", power, "[1, inf)")
     checks.real("clip", clip, "(0, inf)")
-    checks.real("interval", interval, "(0, inf)")
-    low, high = checks.readable(interval), checks.readable(clip)
+    checks.real("chord", chord, "(0, inf)")
+    low, high = checks.readable(chord), checks.readable(clip)
     if low is not None and high is not None and low > high:
-        raise ValueError(f"interval must be at most clip={high}, got {low}; write interval={high} or a larger clip")
+        raise ValueError(f"chord must be at most clip={high}, got {low}; write chord={high} or a larger clip")
     x = floating("x", x)
     w = wide(x)
-    power, clip, interval = (jnp.asarray(scalar(value, w), w.dtype) for value in (power, clip, interval))
-    return _sign(w, power, clip, interval).astype(x.dtype)
+    power, clip, chord = (jnp.asarray(scalar(value, w), w.dtype) for value in (power, clip, chord))
+    return _sign(w, power, clip, chord).astype(x.dtype)
 
 
 register(

@@ -19,6 +19,10 @@ from gradkit.transforms.adaptive_grad_clip import (
     adaptive_grad_clip,
     block_norm,
 )
+from gradkit.transforms.add_langevin_noise import (
+    AddLangevinNoiseState,
+    add_langevin_noise,
+)
 from gradkit.transforms.block_leaves import (
     block_leaves,
 )
@@ -199,6 +203,7 @@ __all__ = [
     "AccumulateValueState",
     "AccumulateWeightedState",
     "AddDecayedWeightsState",
+    "AddLangevinNoiseState",
     "Bases",
     "ClipByGlobalNormState",
     "DirectionAndLength",
@@ -239,6 +244,7 @@ __all__ = [
     "accumulate_weighted",
     "adaptive_grad_clip",
     "add_decayed_weights",
+    "add_langevin_noise",
     "averaged_params",
     "block_leaves",
     "block_norm",

@@ -22,7 +22,8 @@ def _reinmax(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
 
 
 def _reste(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
-    forward, back = jax.vjp(lambda x: gk.layers.reste_sign(x, **known(hyper)), jnp.asarray(arrays["x"]))
+    own = {**known(hyper, "interval"), "chord": hyper["interval"]}
+    forward, back = jax.vjp(lambda x: gk.layers.reste_sign(x, **own), jnp.asarray(arrays["x"]))
     return {"forward": forward, "output": back(jnp.asarray(arrays["cotangent"]))[0]}
 
 

@@ -8,7 +8,7 @@ import pytest
 from gradkit.gradients import guided_forward_gradient, project_onto_guess
 from tests.papers.replay import assert_equal, normal
 
-PER = pytest.mark.parametrize("per", ["example", "leaf", "global"])
+BLOCK = pytest.mark.parametrize("block", ["example", "leaf", "global"])
 
 
 def trees() -> tuple[dict, dict]:
@@ -20,26 +20,26 @@ def inner(a: dict, b: dict) -> float:
     return sum(float(np.sum(np.asarray(x) * np.asarray(y))) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@PER
-def test_a_projection(per: str, x64: None) -> None:
+@BLOCK
+def test_a_projection(block: str, x64: None) -> None:
     """The target is its own projection; twice is once; never longer, and never against the target."""
     t, u = trees()
-    assert_equal(project_onto_guess(t, t, per=per), t)
-    g = project_onto_guess(t, u, per=per)
-    assert_equal(project_onto_guess(g, u, per=per), g)
+    assert_equal(project_onto_guess(t, t, block=block), t)
+    g = project_onto_guess(t, u, block=block)
+    assert_equal(project_onto_guess(g, u, block=block), g)
     assert inner(g, t) > 0 and inner(g, g) <= inner(t, t) * (1 + 1e-12)
     assert_equal(jnp.asarray(inner(g, t)), jnp.asarray(inner(g, g)))
-    scaled = project_onto_guess(t, jax.tree.map(lambda x: 7 * x, u), per=per)
+    scaled = project_onto_guess(t, jax.tree.map(lambda x: 7 * x, u), block=block)
     assert_equal(scaled, g)
-    zero = project_onto_guess(t, jax.tree.map(jnp.zeros_like, u), per=per, eps=0.0)
+    zero = project_onto_guess(t, jax.tree.map(jnp.zeros_like, u), block=block, eps=0.0)
     assert not any(np.any(x) for x in jax.tree.leaves(zero))
 
 
 def test_every_leaf_has_its_own_projection(x64: None) -> None:
     """Of a kernel and its bias: the released code puts the one of the bias into both places."""
     t, u = trees()
-    for per, axes in (("leaf", None), ("example", "rows")):
-        g = project_onto_guess(t, u, per=per)
+    for block, axes in (("leaf", None), ("example", "rows")):
+        g = project_onto_guess(t, u, block=block)
         for name in t:
             a, b = np.asarray(t[name]), np.asarray(u[name])
             over = tuple(range(1, a.ndim)) if axes else tuple(range(a.ndim))
@@ -60,16 +60,16 @@ def test_a_random_guess_has_the_mean_t_over_n(x64: None) -> None:
     assert np.all(np.abs(got.mean(0) - np.asarray(t) / n) < 5 * got.std(0) / np.sqrt(draws))
 
 
-@pytest.mark.parametrize("per", ["leaf", "global"])
-def test_the_source_is_the_projection_of_the_gradient(per: str, x64: None) -> None:
+@pytest.mark.parametrize("block", ["leaf", "global"])
+def test_the_source_is_the_projection_of_the_gradient(block: str, x64: None) -> None:
     params = {"kernel": normal(0, 3, 2), "bias": normal(1, 2)}
     x = normal(2, 5, 3)
     loss = lambda p, x: jnp.mean(jnp.tanh(x @ p["kernel"] + p["bias"][None]) ** 2)  # noqa: E731
     guess = lambda p, x: jax.grad(lambda p: jnp.mean(jnp.square(x[:2] @ p["kernel"] + p["bias"][None])))(p)  # noqa: E731
-    value, g = jax.jit(guided_forward_gradient(loss, guess, per=per))(params, x)
+    value, g = jax.jit(guided_forward_gradient(loss, guess, block=block))(params, x)
     assert_equal(value, loss(params, x))
-    assert_equal(g, project_onto_guess(jax.grad(loss)(params, x), guess(params, x), per=per))
-    exact = jax.jit(guided_forward_gradient(loss, lambda p, x: jax.grad(loss)(p, x), per=per))(params, x)[1]
+    assert_equal(g, project_onto_guess(jax.grad(loss)(params, x), guess(params, x), block=block))
+    exact = jax.jit(guided_forward_gradient(loss, lambda p, x: jax.grad(loss)(p, x), block=block))(params, x)[1]
     assert_equal(exact, jax.grad(loss)(params, x), rtol=1e-10)
 
 
@@ -86,6 +86,6 @@ def test_replicas_share_guess_and_slope(x64: None) -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="leading axis of examples"):
-        project_onto_guess(jnp.array(1.0), jnp.array(1.0), per="example")
+        project_onto_guess(jnp.array(1.0), jnp.array(1.0), block="example")
     with pytest.raises(ValueError, match="do not match"):
         guided_forward_gradient(jnp.sum, lambda p: {"a": p})(jnp.ones(2))

@@ -29,7 +29,7 @@ def test_the_derivative_is_that_of_the_root_beyond_the_chord(x64: None) -> None:
             x = (b - a) / 2 * points + (a + b) / 2
             got = (b - a) / 2 * np.sum(weights * factor(jnp.asarray(x), power))
             want = b ** (1 / power) - a ** (1 / power)
-            # The rule of 40 points has an error of 1e-9 for a root that starts at 0.1 of its interval.
+            # The rule of 40 points has an error of 1e-9 for a root that starts at 0.1 of its chord.
             np.testing.assert_allclose(got, want, rtol=1e-7)
         both = factor(jnp.array([0.5, -0.5]), power)
         assert both[0] == both[1] > 0
@@ -52,8 +52,8 @@ def test_the_schedule_is_the_formula_of_the_code(x64: None) -> None:
 
 
 def test_bad_input() -> None:
-    for name, bad in (("power", 0.5), ("clip", 0.0), ("interval", -1.0)):
+    for name, bad in (("power", 0.5), ("clip", 0.0), ("chord", -1.0)):
         with pytest.raises(ValueError, match=f"{name} must be"):
             reste_sign(jnp.ones(2), **{"power": 2.0, name: bad})
-    with pytest.raises(ValueError, match="interval must be at most clip"):
-        reste_sign(jnp.ones(2), 2.0, clip=0.1, interval=0.2)
+    with pytest.raises(ValueError, match="chord must be at most clip"):
+        reste_sign(jnp.ones(2), 2.0, clip=0.1, chord=0.2)

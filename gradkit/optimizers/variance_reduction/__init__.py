@@ -18,6 +18,10 @@ from gradkit.optimizers.variance_reduction.sarah import (
     SarahState,
     sarah_estimator,
 )
+from gradkit.optimizers.variance_reduction.storm import (
+    StormState,
+    storm,
+)
 from gradkit.optimizers.variance_reduction.svrg import SvrgState, svrg_estimator
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "ClusterMomentumState",
     "ImplicitGradientTransportState",
     "SarahState",
+    "StormState",
     "SvrgState",
     "TableState",
     "ai_sarah",
@@ -38,6 +43,7 @@ __all__ = [
     "sag_estimator",
     "saga_estimator",
     "sarah_estimator",
+    "storm",
     "svrg_estimator",
     "vr_adam",
     "vr_lamb",

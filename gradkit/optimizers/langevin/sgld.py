@@ -1,0 +1,69 @@
+"""Stochastic gradient Langevin dynamics: gradient descent that samples from the posterior."""
+
+from typing import Any
+
+import optax
+
+from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import optimizer
+from gradkit.leaves import Method
+from gradkit.transforms import add_langevin_noise, scale_by_learning_rate
+
+PAPER = Paper("Bayesian Learning via Stochastic Gradient Langevin Dynamics", "Welling, Teh", 2011)
+NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
+
+
+def sgld(
+    learning_rate: Any, *, temperature: Any = 1.0, num_data: Any = 1, key: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Stochastic gradient Langevin dynamics: samples of the posterior, from gradients of minibatches.
+
+        x <- x - learning_rate_t g_t + sqrt(2 learning_rate_t temperature / num_data) xi,    xi ~ N(0, I)
+
+    g is the gradient of the MEAN loss over num_data examples, with the prior in it as -log prior / num_data. In the
+    textbook's form this is x + (e / 2) (grad log prior + num_data mean grad log likelihood) + N(0, e), with the step
+    e = 2 learning_rate / num_data. What is often wrong elsewhere: noise in proportion to the rate instead of its root,
+    no num_data, no prior. At a constant rate the loss a x^2 / 2 has the stationary variance
+    temperature / (num_data a (1 - learning_rate a / 2)).
+
+    Args:
+      learning_rate: step size > 0, or a schedule; the noise has the rate of the same step.
+      temperature: >= 0. Default 1: the posterior. 0 is gradient descent.
+      num_data: number of examples of the whole data, >= 1. Default 1: the loss is the energy itself.
+      key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`.
+
+    Returns:
+      A transformation that needs the extra argument `key`, unless it is given here. State: a key, and two counters
+      where the rate is a schedule. Elementwise: no collective; replicas must have the same key.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; no key; complex leaves.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = sgld(0.5, temperature=0.0, key=0)
+      >>> x = jnp.array(1.0)
+      >>> float(tx.update(x, tx.init(x), x)[0])
+      -0.5
+
+    Reference: Welling, Teh. Bayesian Learning via Stochastic Gradient Langevin Dynamics. 2011. No step of acceptance,
+      as
+    there: rates fall, or a bias of their order is left.
+    """
+    return optimizer(
+        Method("sgld", learning_rate),
+        scale_by_learning_rate(learning_rate),
+        add_langevin_noise(learning_rate, temperature=temperature, num_data=num_data, key=key),
+    )
+
+
+register(
+    sgld,
+    form="optimizer",
+    paper=PAPER,
+    needs=("key",),
+    example={"num_data": 1_000_000},
+    opt_outs=NOT_STACKED,
+    race=Race(1e-1, {"num_data": 1_000_000}),
+    notes="a sampler: num_data is the number of examples that the loss is a mean over",
+)
