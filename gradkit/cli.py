@@ -30,6 +30,7 @@ from gradkit import catalogue, checks, interrupts, leaves
 from gradkit.engine.extras import EXTRAS
 from gradkit.parallel.mesh import parse_axes
 from gradkit.training import chains, cooldown, inspection, logs, methods, processes, programs, report, trees
+from gradkit.training import curvature as spectrum
 from gradkit.training.flags import definitions, parse, usage
 from gradkit.training.race import Progress, Result, race_config
 from gradkit.training.race import prepare as prepare_race
@@ -38,6 +39,7 @@ from gradkit.training.report.charts import number, reading
 from gradkit.training.report.curve import drawing
 from gradkit.training.settings import (
     DEFAULT_METHOD,
+    CurvatureConfig,
     DescribeConfig,
     InspectConfig,
     ListConfig,
@@ -164,7 +166,10 @@ def command_describe(arguments: list[str]) -> Task:
 
 
 def command_inspect(arguments: list[str]) -> Task:
-    """What one step of a method costs on a mesh: bytes of state, flops and collectives, from the compiled program."""
+    """What one step of a method costs on a mesh: bytes of state, flops and collectives, from the compiled program. With
+    --curvature: sharpness, trace and density of the Hessian of a workload's loss."""
+    if any(argument.lstrip("-").partition("=")[0] == "curvature" for argument in arguments):
+        return _curvature(arguments)
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("inspect takes the name of a method first: gradkit inspect lamb --mesh=fsdp=8")
     name, *rest = arguments
@@ -182,6 +187,25 @@ def command_inspect(arguments: list[str]) -> Task:
     source, called = trees.parameters(config.workload, config.model, config.params)
     found = inspection.inspect(name, source, mesh=config.mesh, name=called)
     return lambda: print(json.dumps(dataclasses.asdict(found)) if config.json else inspection.table(found))
+
+
+def _curvature(arguments: list[str]) -> Task:
+    named = bool(arguments) and not arguments[0].startswith("-")
+    config = parse(CurvatureConfig, arguments[1:] if named else arguments)
+    if not config.curvature:
+        raise ValueError("curvature must be left out, or on: without it, gradkit inspect NAME compiles a step")
+    method = methods.find(arguments[0] if named else DEFAULT_METHOD)
+    spectrum.check_png(config.png)
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name in ("curvature", "workload", "png", "json"):
+        own.pop(name)
+    problem = load(config.workload)
+
+    def task() -> None:
+        found = spectrum.curvature(problem, method=method, **own)
+        print(spectrum.show(found, config.png, json.dumps if config.json else None))
+
+    return task
 
 
 def command_list(arguments: list[str]) -> Task:

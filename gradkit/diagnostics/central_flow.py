@@ -202,8 +202,8 @@ def central_flow_step(
       b2: decay of nu, in (0, 1). Default 0.99 (paper).
       eps: >= 0, added to the root. Default 0 (paper's code).
       dt: length of the step in steps of the optimizer, > 0. Default 1/4 (paper's code).
-      max_critical: k, how many eigenvalues may be critical, from 1 to the number of parameters. With 1 (default) X is in
-        closed form; with more, by projected gradient steps. k (k + 1) / 2 gradients are in memory.
+      max_critical: k, how many eigenvalues may be critical, from 1 to the number of parameters. With 1 (default) X is
+        in closed form; with more, by projected gradient steps. k (k + 1) / 2 gradients are in memory.
       threshold: eigenvalues above it are critical, in (0, 2]; 2 is the edge. Default 1.95 (paper's code).
       lanczos_steps: products with the Hessian for the eigenvectors. Default None: 2 k + 10, or all.
       iterations: projected gradient steps for X where max_critical > 1, >= 1. Default 300.
@@ -276,6 +276,7 @@ def central_flow_step(
     drift = _state_drift(rule, state, g, c)
     stable = -jax.vmap(lambda row: inner(row, move))(G)
     B = 0.5 * inner_products(G, divided)
+    grown: Any = None
     # Where P changes with time, so does the edge: by what f says, and by the oscillation's part in nu.
     if rule != "gd":
         products = jax.tree.map(
@@ -339,14 +340,14 @@ def _oscillation(
     keep = mask[first, second]
     M = (M + M.T) / 2 * keep[:, None] * keep[None]
     values, vectors = jnp.linalg.eigh(M)
-    M = (vectors * jnp.maximum(values, 0)) @ vectors.T
+    M = (vectors * jnp.maximum(values, 0)[None]) @ vectors.T
     step = 1 / jnp.maximum(values[-1], tiny)
     a = r * A[first, second]
 
     def projected(x: jax.Array) -> jax.Array:
         """The nearest vector of a positive semidefinite matrix."""
         values, vectors = jnp.linalg.eigh((x / r)[place])
-        matrix = (vectors * jnp.maximum(values, 0)) @ vectors.T
+        matrix = (vectors * jnp.maximum(values, 0)[None]) @ vectors.T
         return r * matrix[first, second] * keep
 
     def one(carry: Any, _: None) -> tuple[Any, None]:

@@ -173,8 +173,9 @@ def layer_alphas(
     """The exponent of every matrix and convolution of a model.
 
     Of a matrix: `powerlaw_alpha(farms_eigs(outputs x inputs))`, with windows no wider than the matrix. Of a
-    convolution, whose kernel has a matrix per place of its window, each made tall (rows >= columns): rows // columns blocks of
-    int(columns / q_ratio) x columns, whose eigenvalues, halved, are pooled over the places; the mean over the blocks.
+    convolution, whose kernel has a matrix per place of its window, each made tall (rows >= columns): rows // columns
+    blocks of int(columns / q_ratio) x columns, whose eigenvalues, halved, are pooled over the places; the mean over
+    the blocks.
 
     Args:
       params: a tree of parameters; stacks of layers give one exponent per layer.

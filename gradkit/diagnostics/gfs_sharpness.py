@@ -64,8 +64,10 @@ def _flow(grad_fn: Callable[[Any], Any], x: Any, tolerance: Any, rtol: float, ma
         k4 = grad_fn(new)
         zero = jax.tree.map(jnp.zeros_like, x)
         off = moved(zero, (-5 * h / 72, g), (h / 12, k2), (h / 9, k3), (-h / 8, k4))
-        # Relative to where it is; of a step that leaves all finite numbers nothing is kept.
-        error = global_norm(off) / (rtol * (1 + global_norm(new)))
+        # Relative to where it is, and to how far it goes: near the end a step that is too long for stability would
+        # pass the former. Of a step that leaves all finite numbers nothing is kept.
+        allowed = jnp.minimum(rtol * (1 + global_norm(new)), 0.02 * h * global_norm(g))
+        error = global_norm(off) / jnp.where(allowed > 0, allowed, 1)
         good = error <= 1
         keep = lambda a, b: jnp.where(good, a, b)  # noqa: E731
         grown = jnp.where(error > 0, 0.9 * jnp.power(jnp.maximum(error, 1e-10), -1 / 3), 5.0)

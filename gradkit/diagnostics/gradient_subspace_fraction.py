@@ -16,9 +16,9 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.diagnostics.spectral_density import checked_steps
-from gradkit.engine.core import divide, widen
+from gradkit.engine.core import widen
 from gradkit.engine.keys import as_key
-from gradkit.engine.krylov import combination, inner, iterate, minus, start_vector, tridiagonal, wide_product
+from gradkit.engine.krylov import combination, inner, iterate, minus, start_vector, tridiagonal, unit, wide_product
 from gradkit.engine.lazy_gradients import inner_products
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.norms import global_norm
@@ -140,10 +140,7 @@ def gradient_subspace_fraction(vectors: Any, gradient: Any) -> jax.Array:
     check_leaves("gradient_subspace_fraction", gradient, complex_leaves=False)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), vectors)
     check_match("gradient_subspace_fraction", gradient, like)
-    # Scaled first: squares of a small gradient may be 0 in float32.
-    g = widen(gradient)
-    length = global_norm(g)
-    g = jax.tree.map(lambda x: divide(x, length.astype(x.dtype)), g)
+    g = unit(widen(gradient))
     shares = jax.vmap(lambda row: inner(row, g))(widen(vectors))
     return jnp.sum(jnp.square(shares))
 

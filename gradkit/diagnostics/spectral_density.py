@@ -76,8 +76,9 @@ def lanczos_tridiagonal(
 
     Returns:
       (alphas, betas, basis): (steps,) and (steps,) numbers, of which the last beta is the norm of what is left after
-      the last step; and the vectors as a tree with a leading axis, sharded like the parameters, or None. Where the vectors
-      are exhausted all that follow are 0. `gk.diagnostics.ritz(alphas, betas[:-1])` gives eigenvalues and weights.
+      the last step; and the vectors as a tree with a leading axis, sharded like the parameters, or None. Where the
+      vectors are exhausted all that follow are 0. `gk.diagnostics.ritz(alphas, betas[:-1])` gives eigenvalues and
+      weights.
 
     Raises:
       ValueError: steps outside their range, a product whose tree is another, leaves that are not real.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradkit.engine.core import widen
+from gradkit.engine.core import divide, widen
 from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_norm, global_sums
 
@@ -43,6 +43,20 @@ def minus(a: Any, b: Any) -> Any:
     [0.0, 0.0]
     """
     return jax.tree.map(lambda x, y: x - y, a, b)
+
+
+def unit(tree: Any) -> Any:
+    """A tree of norm 1 in its direction, also where squares of its entries are 0 in its dtype; 0 where it is 0.
+
+    >>> unit({"a": jnp.array([3e-30]), "b": jnp.array([-4e-30])})["a"].round(3).tolist()
+    [0.6000000238418579]
+    """
+    largest = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
+    widest = max((x.dtype for x in largest), key=lambda dtype: dtype.itemsize)
+    size = jnp.max(jnp.stack([x.astype(widest) for x in largest]))
+    tree = jax.tree.map(lambda x: divide(x, size.astype(x.dtype)), tree)
+    length = global_norm(tree)
+    return jax.tree.map(lambda x: divide(x, length.astype(x.dtype)), tree)
 
 
 def combination(coefficients: jax.Array, rows: Any) -> Any:

@@ -261,6 +261,30 @@ class InspectConfig:
         mesh.parse_axes(self.mesh)
 
 
+@dataclasses.dataclass(frozen=True)
+class CurvatureConfig:
+    """Where and how the Hessian of a workload's loss is measured."""
+
+    curvature: bool = setting(True, "measure sharpness, trace and density of the Hessian; the NAME may be left out")
+    workload: str = setting("digits_mlp", "the problem whose loss is measured")
+    train_steps: int = setting(0, "steps that the method NAME (default: adamw) trains before")
+    minibatches: int = setting(4, "over how many fixed minibatches the loss is a mean")
+    lanczos_steps: int = setting(50, "products with the Hessian per random vector")
+    probes: int = setting(2, "random vectors of the density")
+    trace_probes: int = setting(30, "random vectors of the trace")
+    top: int = setting(10, "eigenvectors that the gradient is compared with")
+    seed: int = setting(0, "of parameters, minibatches and random vectors")
+    png: str | None = setting(None, "a file for the density as a picture: .png, .svg or .pdf")
+    json: bool = setting(False, "print one JSON object instead of a table")
+
+    def __post_init__(self) -> None:
+        registry.check_name(self.workload)
+        checks.integer("train_steps", self.train_steps, 0)
+        checks.integer("seed", self.seed, 0)
+        for name in ("minibatches", "lanczos_steps", "probes", "trace_probes", "top"):
+            checks.integer(name, getattr(self, name), 1)
+
+
 def _check_parameters(config: DescribeConfig | InspectConfig) -> None:
     """Refuses several sources of parameters, and names that nothing has."""
     given = [name for name in ("workload", "model", "params") if getattr(config, name) is not None]

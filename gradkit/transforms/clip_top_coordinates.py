@@ -31,11 +31,11 @@ def _order_statistic(known: list[str], sizes: list[jax.Array], rank: Any, wide: 
     # Beyond what int32 counts, float32 numbers of entries are right to a share of 6e-8.
     total = sum(int(np.prod(whole_shape(name, x.shape))) for name, x in zip(known, sizes, strict=True))
     counts = jnp.int32 if total < 2**31 else jnp.float32
-    rank = jnp.asarray(rank).astype(counts)
 
     def enough(t: jax.Array) -> jax.Array:
         above = [(x >= t).astype(counts) for x in sizes]
-        return added_up(block_sums(known, above, [tuple(range(x.ndim)) for x in sizes])) > rank
+        found = added_up(block_sums(known, above, [tuple(range(x.ndim)) for x in sizes]))
+        return found > jnp.asarray(rank).astype(found.dtype)
 
     def bit(i: jax.Array, found: jax.Array) -> jax.Array:
         tried = found | jnp.left_shift(jnp.ones((), unsigned), (bits - 2 - i).astype(unsigned))
@@ -72,7 +72,8 @@ def clip_top_coordinates(fraction: Any, *, threshold_scale: Any = 1.0) -> optax.
       [[-2.0, 1.0], [2.0, 2.0]]
 
     Reference: Pan, Li. Toward Understanding Why Adam Converges Faster Than SGD for Transformers. 2023, arXiv
-    2306.00204. Their code sorts all coordinates, for which sharded leaves would be gathered; the threshold is the same number.
+    2306.00204. Their code sorts all coordinates, for which sharded leaves would be gathered; the threshold is the same
+    number.
     """
     checks.real("fraction", fraction, "[0, 1]")
     checks.real("threshold_scale", threshold_scale, "(0, inf)")

@@ -63,6 +63,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adaptive_grad_clip then trace then learning rate": agc,
     "amsgrad": direct(gk.amsgrad),
     "conda": conda,
+    "clip_top_coordinates": in_front(gk.clip_top_coordinates, "fraction", "threshold_scale"),
     "clip_adagrad": direct(gk.clip_adagrad),
     "clip_adam": direct(gk.clip_adam),
     "clip_adamd": direct(gk.clip_adamd),
@@ -429,9 +430,21 @@ def _tract(hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return {**out, "conv/grad_kernel_hwio": dk}
 
 
+def _farms(hyper: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
+    own = dict(hyper)
+    tail = {"xmin_pos": own.pop("xmin_pos"), "fitting": own.pop("pl_fitting")}
+    out = {}
+    for name in (name.removeprefix("matrix/") for name in arrays if name.startswith("matrix/")):
+        eigs = gk.diagnostics.farms_eigs(arrays[f"matrix/{name}"], **own)
+        found = gk.diagnostics.powerlaw_alpha(eigs, **tail)
+        out |= {f"eigs/{name}": eigs, f"output/{name}": jnp.stack([found.alpha, found.distance])}
+    return out
+
+
 # method -> (hyper, arrays -> some of the arrays, computed)
 FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
     **estimators.FUNCTIONS,
+    "farms": _farms,
     "tract": _tract,
     "bloop": bloop,
 }
