@@ -6,7 +6,7 @@ from gradkit.training.checkpoints import Checkpoints
 from gradkit.training.inspection import Inspection, inspect
 from gradkit.training.race import Race, Result, race
 from gradkit.training.report import save_plot
-from gradkit.training.scoring import performance_profile, robustness
+from gradkit.training.scoring import robustness
 from gradkit.training.settings import RaceConfig, TrainConfig
 from gradkit.training.statistics import statistics_at
 from gradkit.training.step import TrainState, TrainStep, make_train_step
@@ -25,7 +25,6 @@ __all__ = [
     "TrainStep",
     "inspect",
     "make_train_step",
-    "performance_profile",
     "race",
     "robustness",
     "save_plot",
