@@ -166,8 +166,7 @@ def command_describe(arguments: list[str]) -> Task:
 
 
 def command_inspect(arguments: list[str]) -> Task:
-    """What one step of a method costs on a mesh: bytes of state, flops and collectives, from the compiled program. With
-    --curvature: sharpness, trace and density of the Hessian of a workload's loss."""
+    """What one step of a method costs on a mesh, from the compiled program; --curvature: the Hessian of a loss."""
     if any(argument.lstrip("-").partition("=")[0] == "curvature" for argument in arguments):
         return _curvature(arguments)
     if not arguments or arguments[0].startswith("-"):
@@ -387,4 +386,7 @@ def _help_of(name: str) -> str:
     usual = " ".join(
         [f"usage: gradkit {name}", *(["NAME"] if name in NAMED else []), *(["[--flag=value …]"] if config else [])]
     )
-    return "\n\n".join([usual, textwrap.fill(_first_line(command), _columns()), definitions(rows, _columns())]).rstrip()
+    parts = [usual, textwrap.fill(_first_line(command), _columns()), definitions(rows, _columns())]
+    if name == "inspect":
+        parts += ["with --curvature:", definitions(usage(CurvatureConfig), _columns())]
+    return "\n\n".join(parts).rstrip()
