@@ -38,7 +38,7 @@ def _order_statistic(known: list[str], sizes: list[jax.Array], rank: Any, wide: 
         return found > jnp.asarray(rank).astype(found.dtype)
 
     def bit(i: jax.Array, found: jax.Array) -> jax.Array:
-        tried = found | jnp.left_shift(jnp.ones((), unsigned), (bits - 2 - i).astype(unsigned))
+        tried = found | jnp.left_shift(jnp.ones((), unsigned), jnp.asarray(bits - 2 - i).astype(unsigned))
         return jnp.where(enough(jax.lax.bitcast_convert_type(tried, wide)), tried, found)
 
     found = jax.lax.fori_loop(0, bits - 1, bit, jnp.zeros((), unsigned))
