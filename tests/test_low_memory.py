@@ -19,7 +19,7 @@ STATES: dict[str, tuple[Callable[[], Any], int]] = {
     "galore": (lambda: gk.galore(0.1, rank=R), N * R + 2 * R * M),
     "fira": (lambda: gk.fira(0.1, rank=R), N * R + 2 * R * M + 1),
     "conda": (lambda: gk.conda(0.1), 2 * N * M + N * N),
-    "dion": (lambda: gk.dion(0.1, rank=R, key=0), N * M + N * R),
+    "dion": (lambda: gk.dion(0.1, rank=R, key=0, adam_learning_rate=0.1), N * M + N * R),
     "adamw": (lambda: gk.adamw(0.1), 2 * N * M),
 }
 

@@ -17,6 +17,7 @@ def by_role(
     matrices: optax.GradientTransformation,
     others: optax.GradientTransformation,
     layout: Layout | None,
+    undecided: str = "",
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that gives matrices, convolutions and experts to one transformation, and embeddings, heads, vectors
     and scalars to another.
@@ -26,12 +27,19 @@ def by_role(
       matrices: a ready optimizer.
       others: a ready optimizer.
       layout: what decides the roles.
+      undecided: where it was not said how far the others go: what is wrong with that, and what to write. Default: it
+        was said.
+
+    Raises:
+      ValueError: at `init`, undecided, and there are other leaves.
     """
     members: dict[Any, Any] = {"matrices": matrices, "others": others}
 
-    def labels(tree: Any) -> Any:
-        return label_nodes(
-            lambda name, x: "matrices" if axes_of(layout, name, jnp.shape(x)).role in ROLES else "others", tree
-        )
+    def label(name: str, x: Any) -> str:
+        if axes_of(layout, name, jnp.shape(x)).role in ROLES:
+            return "matrices"
+        if undecided:
+            raise ValueError(f"{described.name}: {name!r} is no matrix and takes AdamW, {undecided}")
+        return "others"
 
-    return optimizer(described, optax.partition(members, labels))
+    return optimizer(described, optax.partition(members, lambda tree: label_nodes(label, tree)))

@@ -121,5 +121,11 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             gk.dion(0.1, **options)
+    # Of matrices alone, there is nothing to decide.
+    jax.eval_shape(gk.dion(0.1, key=0).init, {"kernel": jnp.ones((3, 2))})
+    with pytest.raises(
+        ValueError, match=r"^dion: 'bias' is no matrix and takes AdamW, .* give adam_learning_rate, 3e-4"
+    ):
+        gk.dion(0.1, key=0).init({"bias": jnp.ones(3), "kernel": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match=r"'bias' of shape .* is no matrix"):
         gk.scale_by_dion(key=0).init({"bias": jnp.ones(3)})

@@ -43,7 +43,7 @@ OWN: dict[str, Callable[[], Any]] = {
     "kron": lambda: gk.kron(0.1, key=jax.random.key(0)),
     "kronecker_statistics": lambda: gk.kronecker_statistics(),
     "conda": lambda: gk.conda(0.1),
-    "dion": lambda: gk.dion(0.1, key=0),
+    "dion": lambda: gk.dion(0.1, key=0, adam_learning_rate=0.1),
     "galore": lambda: gk.galore(0.1, rank=32),
     "fira": lambda: gk.fira(0.1, rank=32),
     "in_basis": lambda: gk.in_basis(gk.scale_by_adam()),

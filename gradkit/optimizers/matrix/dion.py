@@ -99,6 +99,12 @@ class ScaleByDionState(NamedTuple):
     Q: Any
 
 
+UNDECIDED = (
+    "for which Dion's rate is far too large: give adam_learning_rate, 3e-4 to 3e-3 for most models, or learning_rate "
+    "again, as the official code does"
+)
+
+
 def scale_by_dion(
     *,
     rank: int | None = None,
@@ -256,7 +262,8 @@ def dion(
         other leaves are averaged over them. Default None.
       weight_decay: decoupled decay of the matrices >= 0, or a schedule. Default 0.01 (official code).
       weight_decay_mask: which leaves decay, of all.
-      adam_learning_rate: step size of the other leaves >= 0, or a schedule. Default None: `learning_rate`.
+      adam_learning_rate: step size of the other leaves >= 0, or a schedule. Has to be given where there are other
+        leaves. The official code takes `learning_rate` for these too, which at 0.01 is far more than AdamW's own.
       adam_b1: decay of AdamW's first moment, in [0, 1). Default 0.9 (official code).
       adam_b2: decay of AdamW's second moment, in [0, 1). Default 0.95 (official code).
       adam_eps: AdamW's own eps, >= 0. Default 1e-8 (official code).
@@ -270,10 +277,10 @@ def dion(
       per parameter of the other leaves.
 
     Raises:
-      ValueError: a hyperparameter outside its range; no key.
+      ValueError: a hyperparameter outside its range; no key; at `init`, other leaves without `adam_learning_rate`.
 
     Example:
-      >>> tx = dion(0.1, key=0, weight_decay=0.0)
+      >>> tx = dion(0.1, key=0, weight_decay=0.0, adam_learning_rate=0.1)
       >>> x = {"bias": jnp.ones(2), "kernel": jnp.ones((1, 4))}
       >>> updates, _ = tx.update(x, tx.init(x), x)
       >>> print(updates["bias"].round(3), updates["kernel"].round(3))
@@ -316,6 +323,7 @@ def dion(
         ready("dion", learning_rate, weight_decay, direction),
         ready("adamw", adam_rate, adam_weight_decay, average, adam),
         layout,
+        "" if adam_learning_rate is not None else UNDECIDED,
     )
 
 
@@ -337,7 +345,7 @@ register(
     words=2,
     collectives="matrices",
     golden=("matrix/dion",),
-    example={"key": 0},
+    example={"key": 0, "adam_learning_rate": 0.01},
     notes="1 + r / m words for n x m, n <= m, Q at the short side; the words above are those of r = n = m",
-    race=Race(2e-2, {"key": 0}),
+    race=Race(2e-2, {"key": 0, "adam_learning_rate": 3e-3}),
 )
