@@ -57,7 +57,8 @@ class Race:
 
     Attributes:
       rate: the middle of its grid of learning rates; None for a method without one to tune: one run at the factor 1.
-      arguments: keyword arguments of the method, where its defaults do not suit a race.
+      arguments: keyword arguments of the method, where its defaults do not suit a race; "learning_rate" among them,
+        with a `rate` of None, is the learning rate at which it races untuned.
       decades: how far the grid reaches to each side of the middle.
       schedule: of the learning rate: "warmup_cosine", or None for a method that finds its step itself or has a schedule
         of its own: the rate is then constant.

@@ -180,19 +180,30 @@ def _given(learning_rate: Any) -> tuple[Any, ...]:
     return () if learning_rate is None else (learning_rate,)
 
 
+def _times(rate: float, factor: Any) -> Any:
+    """A learning rate that stays as it is, times the factor of a method without one to tune: a number, a schedule, or
+    None for 1."""
+    if factor is None:
+        return rate
+    return (lambda count: rate * factor(count)) if callable(factor) else rate * factor
+
+
 def _of_card(name: str, card: Card, race: Race | None) -> Method:
     """A method under one of the names on its card."""
     if race is None:
         return Method(name, functools.partial(build, card), card=card)
 
     def make(learning_rate: Any) -> optax.GradientTransformation:
+        arguments = dict(race.arguments)
+        if "learning_rate" in arguments:
+            learning_rate = _times(arguments.pop("learning_rate"), learning_rate)
         if race.before:
-            return optax.chain(card.function(**race.arguments), find(race.before).make(learning_rate))
+            return optax.chain(card.function(**arguments), find(race.before).make(learning_rate))
         if race.around:
-            return card.function(find(race.around).make(learning_rate), **race.arguments)
+            return card.function(find(race.around).make(learning_rate), **arguments)
         if card.form == "optimizer":
-            return card.function(*_given(learning_rate), **race.arguments)
-        return build(card, learning_rate, **race.arguments)
+            return card.function(*_given(learning_rate), **arguments)
+        return build(card, learning_rate, **arguments)
 
     return Method(name, make, race.rate, race.decades, race.schedule, card)
 

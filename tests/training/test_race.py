@@ -1,12 +1,14 @@
 """Races: grids that extend, scores from sweeps made by hand, and one small race for real."""
 
 import importlib
+import inspect
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import gradkit as gk
 from gradkit.training import Sweep, methods, report
 from gradkit.training.settings import RaceConfig
 from gradkit.workloads import load
@@ -153,3 +155,26 @@ def test_a_factor_is_one_where_none_is_given(name):
     extra = {"grad_fn": lambda x: x}
     ours, theirs = (m.update(x, m.init(x), x, **extra)[0] for m in map(optax.with_extra_args_support, (tx, one)))
     np.testing.assert_array_equal(ours["w"], theirs["w"])
+
+
+@pytest.mark.parametrize(
+    "kind", ["momo", "momo_adam", "schedule_free_sgd", "schedule_free_adamw", "schedule_free_radam"]
+)
+def test_untuned_is_at_the_default_of_the_method(kind):
+    """No grid, no schedule, and the rate of its signature; a factor of it is a factor, also as a schedule."""
+    method, factory = methods.find(f"default_{kind}"), getattr(gk, kind)
+    assert method.centre is None and method.schedule is None
+    x = {"w": jnp.ones(3)}
+
+    def first(tx):
+        # The first updates of RAdam are silent.
+        update, state = optax.with_extra_args_support(tx).update, tx.init(x)
+        for _ in range(7):
+            u, state = update(x, state, x, value=jnp.array(1.5))
+        return np.asarray(u["w"])
+
+    rate = inspect.signature(factory).parameters["learning_rate"].default
+    for factor, wanted in ((None, factory()), (1.0, factory()), (0.5, factory(0.5 * rate))):
+        np.testing.assert_array_equal(first(method.make(factor)), first(wanted))
+    np.testing.assert_array_equal(first(method.make(lambda count: 0.5)), first(factory(0.5 * rate)))
+    assert np.abs(first(method.make(None))).max() > 0

@@ -322,6 +322,7 @@ register(
     words=1,
     golden=("step_size/schedule_free_sgd",),
     race=Race(0.3, schedule=None),
+    variants={"default_schedule_free_sgd": Race(None, {"learning_rate": 1.0}, schedule=None)},
 )
 register(
     schedule_free_adamw,
@@ -330,6 +331,7 @@ register(
     words=2,
     golden=("step_size/schedule_free_adamw", "step_size/schedule_free_adamw_paper"),
     race=Race(5e-3, {"warmup_steps": 20}, schedule=None),
+    variants={"default_schedule_free_adamw": Race(None, {"learning_rate": 0.0025}, schedule=None)},
 )
 register(
     schedule_free_radam,
@@ -340,4 +342,5 @@ register(
     # So that the first steps move.
     example={"silent_sgd_phase": False},
     race=Race(5e-3, schedule=None),
+    variants={"default_schedule_free_radam": Race(None, {"learning_rate": 0.0025}, schedule=None)},
 )

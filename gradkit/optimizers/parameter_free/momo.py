@@ -303,7 +303,15 @@ COMMON: dict[str, Any] = {"paper": PAPER, "needs": ("value",), "collectives": "n
 TRAJECTORIES = ("step_size/momo", "step_size/momo_star")
 register(scale_by_momo, form="primitive", **COMMON, words=1, golden=TRAJECTORIES)
 # The rate is a cap: a schedule on top would take back what the loss says.
-register(momo, form="optimizer", **COMMON, words=1, golden=TRAJECTORIES, race=Race(1.0, schedule=None))
+register(
+    momo,
+    form="optimizer",
+    **COMMON,
+    words=1,
+    golden=TRAJECTORIES,
+    race=Race(1.0, schedule=None),
+    variants={"default_momo": Race(None, {"learning_rate": 1.0}, schedule=None)},
+)
 register(
     momo_adam,
     form="optimizer",
@@ -311,4 +319,5 @@ register(
     words=2,
     golden=("step_size/momo_adam", "step_size/momo_adam_star"),
     race=Race(1e-2, schedule=None),
+    variants={"default_momo_adam": Race(None, {"learning_rate": 1e-2}, schedule=None)},
 )
