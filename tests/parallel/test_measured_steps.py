@@ -23,6 +23,9 @@ METHODS = {
     "u_dog": lambda: gk.u_dog(init_step=("heuristic", 1e-2)),
     "a_dog": lambda: gk.a_dog(init_step=("heuristic", 1e-2)),
     "schedule_free": lambda: gk.schedule_free_adamw(0.05, warmup_steps=2),
+    # At this rate some steps fail: the loss at the end of a trial step is that of the global batch, too.
+    "smb": lambda: gk.smb(8.0),
+    "smbi": lambda: gk.smbi(8.0),
 }
 STEPS = 4
 
@@ -45,7 +48,8 @@ def stepper(tx: Any) -> Any:
     def step(params: Any, state: Any, batch: jax.Array) -> Any:
         value, g = jax.value_and_grad(loss)(params, batch)
         grad_fn = lambda x: jax.grad(loss)(x, batch)  # noqa: E731
-        updates, state = tx.update(g, state, params, value=value, grad_fn=grad_fn)
+        value_fn = lambda x: loss(x, batch)  # noqa: E731
+        updates, state = tx.update(g, state, params, value=value, value_fn=value_fn, grad_fn=grad_fn)
         return optax.apply_updates(params, updates), state
 
     return jax.jit(step)
