@@ -82,7 +82,7 @@ def famo(
     default = optax.chain(
         add_decayed_weights(weight_decay), scale_by_adam(), scale_by_learning_rate(weight_learning_rate)
     )
-    tx = inside(default if weight_tx is None else weight_tx, "weight_tx")
+    tx: Any = inside(default if weight_tx is None else weight_tx, "weight_tx")
 
     def init(params: Any) -> FamoState:
         xi, losses = (jnp.zeros((num_tasks,), dtype_of(params)) for _ in range(2))
@@ -98,7 +98,6 @@ def famo(
         before = jnp.where(first, now, state.losses)
         d = jnp.log(before - b + EPS) - jnp.log(now - b + EPS)
         z = jax.nn.softmax(xi)
-        step: Any
         step, tx_state = tx.update(z * (d - jnp.sum(z * d)), state.tx_state, xi)
         xi = jnp.where(first, xi, xi + step.astype(xi.dtype))
         tx_state = jax.tree.map(lambda old, new: jnp.where(first, old, new), state.tx_state, tx_state)

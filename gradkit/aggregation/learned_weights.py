@@ -53,7 +53,7 @@ def _learned(
 ) -> optax.GradientTransformationExtraArgs:
     num_tasks = checks.integer("num_tasks", num_tasks, 1)
     checks.real("weight_learning_rate", learning_rate, "[0, inf)")
-    tx = inside(optax.sgd(learning_rate) if weight_tx is None else weight_tx, "weight_tx")
+    tx: Any = inside(optax.sgd(learning_rate) if weight_tx is None else weight_tx, "weight_tx")
 
     def init(params: Any) -> LearnedWeightsState:
         s = jnp.zeros((num_tasks,), dtype_of(params))
@@ -63,7 +63,6 @@ def _learned(
         del extra
         check_count(method, num_tasks, len(losses))
         s = state.learned
-        step: Any
         weights, slope = jax.grad(value, (0, 1))(losses.astype(s.dtype), s)
         step, tx_state = tx.update(slope, state.tx_state, s)
         return weights, LearnedWeightsState(s + step.astype(s.dtype), tx_state)

@@ -10,6 +10,7 @@ as far as they are asked for. A maker is chosen by what the method looks at, and
     aggregator            anything; `fold` reduces them in turn         what the function keeps
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.aggregation.gramian import check_stacked, combine, gramian
+from gradkit.aggregation.preferences import dtype_of
 from gradkit.engine.core import need, wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, stacked
 from gradkit.engine.matching import check_leaves, check_match
@@ -139,3 +141,29 @@ def coordinatewise(
         return jax.tree.map(leaf, stacked(gradients)), state
 
     return aggregator(method, update, init=init, complex_leaves=False)
+
+
+def weights_from(
+    method: str, inner: optax.GradientTransformationExtraArgs, gradients: Any, state: Any, **extra: Any
+) -> tuple[jax.Array, Any]:
+    """The weights that another aggregator gives, and its state: it is handed gradients whose combinations are weights.
+
+    Raises:
+      ValueError: the other one is no aggregator of weights.
+    """
+    if isinstance(gradients, LazyGradients):
+        asked = gradients
+    else:
+        m = number_of(gradients)
+        losses = jnp.asarray(extra.pop("losses", jnp.zeros((m,), float)))
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), gradients)
+        asked = LazyGradients(losses, one, m, lambda _: gradients, lambda weights: weights)
+    like = jax.ShapeDtypeStruct((asked.count,), dtype_of(asked.like))
+    asked = dataclasses.replace(asked, like=like, weighted=lambda weights: weights)
+    weights, state = inner.update(asked, state, None, **extra)  # pyright: ignore[reportArgumentType]
+    if not isinstance(weights, jax.Array) or weights.shape != (asked.count,):
+        raise ValueError(
+            f"{method}: weighting must be an aggregator whose result is a weighted sum of the gradients, with weights "
+            "that follow from their inner products or from the losses; write weighting=gk.aggregation.upgrad()"
+        )
+    return weights, state

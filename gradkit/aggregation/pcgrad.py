@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradkit import checks
 from gradkit.aggregation.makers import weights_of_gramian
+from gradkit.aggregation.orders import check_order, orders_of
 from gradkit.catalogue import Paper, register
-from gradkit.engine.keys import check_key, first_key, needed_key
+from gradkit.engine.keys import check_key, first_key
 from gradkit.engine.lazy_gradients import HIGHEST
 
 PAPER = Paper("Gradient Surgery for Multi-Task Learning", "Yu et al.", 2020, "2001.06782")
@@ -48,18 +48,6 @@ class PCGradState(NamedTuple):
     """The random key of the next step; None where it comes with the step, or nothing is random."""
 
     key: Any
-
-
-def _check_order(order: Any) -> np.ndarray:
-    rows = np.asarray(order)
-    m = len(rows) if rows.ndim == 2 else 0
-    if m and rows.dtype.kind in "iu" and rows.shape[1] in (m - 1, m):
-        others = [sorted(j for j in row if j != i) == [j for j in range(m) if j != i] for i, row in enumerate(rows)]
-        if all(others):
-            return rows
-    raise ValueError(
-        f"order must be integers (m, m - 1) whose row i has every task but i once, or (m, m) with i too, got {order!r}"
-    )
 
 
 def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> optax.GradientTransformationExtraArgs:
@@ -98,24 +86,16 @@ def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> opt
     check_key(key)
     if key is not None and order is not None:
         raise ValueError("pcgrad takes a key or an order, not both: an order leaves nothing to be drawn")
-    rows = None if order is None else _check_order(order)
+    rows = None if order is None else check_order(order)
 
     def init(params: Any) -> PCGradState:
         del params
         return PCGradState(first_key(key))
 
     def weigh(G: jax.Array, state: PCGradState, **extra: Any) -> tuple[jax.Array, PCGradState]:
-        m = G.shape[0]
-        if rows is not None:
-            if len(rows) != m:
-                raise ValueError(f"pcgrad: order is for {len(rows)} gradients, and {m} came")
-            visits = jnp.asarray(rows)
-        else:
-            kept, now = needed_key("pcgrad", state.key, extra.get("key"))
-            state = PCGradState(kept)
-            visits = jax.vmap(lambda k: jax.random.permutation(k, m))(jax.random.split(now, m))
+        visits, kept = orders_of("pcgrad", rows, len(G), state.key, extra)
         weights = pcgrad_weights(G, visits)
-        return (weights / m if reduction == "mean" else weights), state
+        return (weights / len(G) if reduction == "mean" else weights), PCGradState(kept)
 
     return weights_of_gramian("pcgrad", weigh, init=init)
 

@@ -1,9 +1,12 @@
 """From the words of a golden file of an aggregator to the aggregator of this library."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
 
 import gradkit as gk
 from gradkit.aggregation import learned_weights, scalarizers
@@ -25,19 +28,55 @@ def _graddrop(hyper: dict[str, Any], arrays: dict[str, Any]) -> Any:
     return gk.aggregation.graddrop(uniform={"a": u[:half], "b": u[half:, None]}, **hyper)
 
 
+def per_task(factory: Callable[..., Any]) -> Build:
+    """With a state per task, of which there are as many as rows in the gradients of a file."""
+    return lambda hyper, arrays: _of_any_number(lambda m: factory(num_tasks=m, **hyper))
+
+
+def _of_any_number(make: Callable[..., Any], each: Any = None) -> Any:
+    """An aggregator that is made when the number of tasks is known; `each`: what it is made with anew in every step."""
+    steps = itertools.count()
+
+    def update(gradients: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        m = len(jax.tree.leaves(gradients)[0])
+        tx = make(m) if each is None else make(m, each[next(steps)])
+        return tx.update(gradients, tx.init(params) if state is None else state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: None, update)
+
+
+def _gradvac(hyper: dict[str, Any], arrays: dict[str, Any]) -> Any:
+    """Row i of a file's order permutes the tasks but i, in ascending order."""
+    orders = []
+    for step in arrays["order"]:
+        others = [[j for j in range(len(step)) if j != i] for i in range(len(step))]
+        orders.append([[own[j] for j in row] for own, row in zip(others, step, strict=True)])
+    return _of_any_number(lambda m, order: gk.aggregation.gradvac(num_tasks=m, order=order, **hyper), orders)
+
+
+def _cr_mogm(hyper: dict[str, Any], arrays: dict[str, Any]) -> Any:
+    own = known(hyper, "weighting")
+    weighting = AGGREGATORS[hyper["weighting"]]({}, {})
+    return _of_any_number(lambda m: gk.aggregation.cr_mogm(weighting, num_tasks=m, **own))
+
+
 # method -> (hyper of a case, its other arrays -> aggregator)
 AGGREGATORS: dict[str, Build] = {
     "aligned_mtl": named(gk.aggregation.aligned_mtl),
     "aligned_mtl_median": named(gk.aggregation.aligned_mtl),
     "cagrad": named(gk.aggregation.cagrad),
     "config": named(gk.aggregation.config),
+    "cr_mogm": _cr_mogm,
     "dualproj": named(gk.aggregation.dualproj),
+    "excess_mtl": per_task(gk.aggregation.excess_mtl),
     "fairgrad": named(gk.aggregation.fairgrad),
     "graddrop": _graddrop,
+    "gradvac": _gradvac,
     "imtl_g": named(gk.aggregation.imtl_g),
     # The reference adds up distances that are not squared.
     "krum": lambda hyper, arrays: gk.aggregation.krum(**{"squared": False, **known(hyper)}),
     "mgda": named(gk.aggregation.mgda),
+    "pcd": per_task(gk.aggregation.pcd),
     "pcgrad": lambda hyper, arrays: gk.aggregation.pcgrad(order=arrays.get("order"), **hyper),
     "trimmed_mean": named(gk.aggregation.trimmed_mean),
     "upgrad": named(gk.aggregation.upgrad),
@@ -101,8 +140,33 @@ def _dwa(losses: Any, hyper: dict[str, Any]) -> Any:
     return jnp.stack(rows)
 
 
+def _of_two_batches(factory: Callable[..., Any], names: dict[str, str]) -> Callable[[Golden], dict[str, Any]]:
+    """The first batch has the rows of the file's A = J_1 J_2^T as gradients, the second those of the unit matrix."""
+
+    def run(golden: Golden) -> dict[str, Any]:
+        hyper, out = {names.get(name, name): value for name, value in golden.hyper().items()}, {}
+        for case in golden.meta["cases"]:
+            rows = []
+            A = jnp.asarray(golden.arrays[f"matrix/{case}"])
+            m = A.shape[-1]
+            tx = factory(num_tasks=m, **hyper)
+            state = tx.init(jnp.zeros(m))
+            for matrix in A:
+                u, state = tx.update(jnp.concatenate([matrix, jnp.eye(m)]), state)
+                # u = (A + I)^T w / 2
+                rows.append(jnp.linalg.solve(matrix.T + jnp.eye(m), 2 * u))
+            out[f"output/{case}"] = jnp.stack(rows)
+        return out
+
+    return run
+
+
 # method -> (file -> the arrays that hold weights, computed)
-WEIGHTS: dict[str, Callable[[Golden], dict[str, Any]]] = {"scalarizers": _scalarizers}
+WEIGHTS: dict[str, Callable[[Golden], dict[str, Any]]] = {
+    "modo": _of_two_batches(gk.aggregation.modo, {}),
+    "scalarizers": _scalarizers,
+    "sdmgrad": _of_two_batches(gk.aggregation.sdmgrad, {"lr": "weight_learning_rate"}),
+}
 
 
 def bloop(hyper: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:

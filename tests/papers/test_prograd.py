@@ -33,7 +33,7 @@ def test_every_tensor_is_treated_by_itself(x64: None) -> None:
     J[1] = np.concatenate([-J[0, :3], 0.1 * J[0, 3:]])
     tx = prograd()
     got = tx.update(tree_of(J), tx.init(jax.tree.map(lambda x: x[0], tree_of(J))))[0]
-    np.testing.assert_allclose(got["a"], np.zeros(3), atol=1e-14)
+    np.testing.assert_allclose(np.asarray(got["a"]), np.zeros(3), atol=1e-14)
     np.testing.assert_array_equal(got["b"], J[0, 3:, None])
 
 
