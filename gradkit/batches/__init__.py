@@ -7,8 +7,25 @@ from gradkit.batches.adadagrad import (
     adadagrad,
     norm_test_controller,
 )
+from gradkit.batches.colm_select import (
+    ColmState,
+    colm_select,
+    facility_location,
+    init_colm,
+    similarity_matrix,
+    spsa_features,
+)
+from gradkit.batches.cooldown import (
+    scalarization_weights,
+    temperature_probs,
+)
 from gradkit.batches.geometric_batch_size import (
     geometric_batch_size,
+)
+from gradkit.batches.gio_select import (
+    GioSelection,
+    gio_kl,
+    gio_select,
 )
 from gradkit.batches.infobatch import (
     InfoBatch,
@@ -58,17 +75,24 @@ __all__ = [
     "AdaptiveBatches",
     "BatchController",
     "BatchState",
+    "ColmState",
+    "GioSelection",
     "InfoBatch",
     "InfoBatchState",
     "MultigridPlan",
     "MultigridRow",
     "SurgeFit",
     "adadagrad",
+    "colm_select",
     "example_variance",
+    "facility_location",
     "fit_surge",
     "geometric_batch_size",
+    "gio_kl",
+    "gio_select",
     "infobatch",
     "infobatch_loss",
+    "init_colm",
     "inner_product_test",
     "linear_scaling",
     "multigrid_schedule",
@@ -78,10 +102,14 @@ __all__ = [
     "orthogonality_test",
     "regime_adaptation",
     "reshuffle",
+    "scalarization_weights",
     "select_hard_batches",
     "sgd_learning_rate",
+    "similarity_matrix",
+    "spsa_features",
     "sqrt_scaling",
     "surge_learning_rate",
     "surge_noise_batch",
+    "temperature_probs",
     "weight_decay_width_scaling",
 ]

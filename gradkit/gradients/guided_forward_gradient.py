@@ -92,8 +92,8 @@ def guided_forward_gradient(
 
         u = guess_fn(x),    d = <grad L(x), u> by a pass in forward mode,    g = d / (|u|^2 + eps) u
 
-    Of every leaf by itself (block "leaf", one pass for each) or of the whole tree (block "global", one pass). g is biased
-    towards 0, and never longer than the gradient; with the gradient as the guess it is the gradient.
+    Of every leaf by itself (block "leaf", one pass for each) or of the whole tree (block "global", one pass). g is
+    biased towards 0, and never longer than the gradient; with the gradient as the guess it is the gradient.
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, aux); differentiable in forward mode.

@@ -17,6 +17,9 @@ from gradkit.schedules.builders import (
     take,
     warmup,
 )
+from gradkit.schedules.cooldown import (
+    cooldown,
+)
 from gradkit.schedules.drop_rate import (
     drop_rate_schedule,
 )
@@ -86,6 +89,7 @@ __all__ = [
     "ademamix_b3_schedule",
     "anneal_branch",
     "array_schedule",
+    "cooldown",
     "decay",
     "drop_rate_schedule",
     "explore_exploit_schedule",

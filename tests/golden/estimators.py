@@ -1,5 +1,6 @@
 """What this library answers to files of arrays about estimators, selections and layers."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,4 +45,22 @@ def _feedback(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
     return {f"output/{name}{i}": g for i, pair in enumerate(grads, 1) for name, g in zip("wb", pair, strict=True)}
 
 
-FUNCTIONS = {"direct_feedback_alignment": _feedback, "reinmax": _reinmax, "reste": _reste}
+def _gio(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    assert hyper["v_init"] == "mean" and hyper["scale_factor"] == "auto"
+    x, pool, start = (jnp.asarray(arrays[name]) for name in ("target", "train", "initial"))
+    kl = partial(gk.batches.gio_kl, x, k=hyper["k"])
+    center = jnp.mean(x, axis=0)
+    g = jax.grad(lambda v: kl(jnp.concatenate([start, v[None]])))(center)
+    # The file has a round more than it counts.
+    own = {"steps": hyper["grad_desc_iter"], "learning_rate": hyper["learning_rate"], "k": hyper["k"]}
+    found = gk.batches.gio_select(pool, x, start, num_select=hyper["max_iter"] + 1, stop="never", **own)
+    return {
+        "kl": kl(start),
+        "grad_at_mean": g,
+        "scale_factor": jnp.linalg.norm(center) / jnp.linalg.norm(g),
+        "selected": pool[found.indices],
+        "kls": found.kls,
+    }
+
+
+FUNCTIONS = {"direct_feedback_alignment": _feedback, "gio": _gio, "reinmax": _reinmax, "reste": _reste}
