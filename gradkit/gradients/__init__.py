@@ -9,6 +9,19 @@ from gradkit.gradients.aggregate_inner_gradients import (
     aggregate_inner_gradients,
     sga,
 )
+from gradkit.gradients.bilevel_directions import (
+    Bilevel,
+    BilevelState,
+    bilevel_directions,
+)
+from gradkit.gradients.bo_rep import (
+    bo_rep,
+)
+from gradkit.gradients.bsvrb import (
+    BsvrbMemory,
+    bsvrb,
+    storm_blocks,
+)
 from gradkit.gradients.concurrent_adversarial import (
     ConcurrentAdversarial,
     ConcurrentAdversarialState,
@@ -88,6 +101,9 @@ from gradkit.gradients.sam import (
     asam,
     sam,
 )
+from gradkit.gradients.sl_bamm import (
+    sl_bamm,
+)
 from gradkit.gradients.smoothgrad import (
     smoothgrad,
 )
@@ -102,6 +118,9 @@ from gradkit.gradients.vanishing_gradient_penalty import (
 )
 
 __all__ = [
+    "Bilevel",
+    "BilevelState",
+    "BsvrbMemory",
     "ConcurrentAdversarial",
     "ConcurrentAdversarialState",
     "FlatMultiTask",
@@ -113,6 +132,9 @@ __all__ = [
     "SgaState",
     "aggregate_inner_gradients",
     "asam",
+    "bilevel_directions",
+    "bo_rep",
+    "bsvrb",
     "clip_pixels",
     "clip_pixelwise",
     "concurrent_adversarial",
@@ -144,7 +166,9 @@ __all__ = [
     "replay_grad",
     "sam",
     "sga",
+    "sl_bamm",
     "smoothgrad",
+    "storm_blocks",
     "svag",
     "task_gradients",
     "vanishing_gradient_penalty",
