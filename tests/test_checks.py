@@ -79,7 +79,7 @@ def is_count(p: inspect.Parameter) -> bool:
 REAL = {"prediction_steps", "delay", "period_mult", "power"}
 OF_ARRAYS = {"inverse_root", "orthogonalize", "solve_lcp", "project_out_subspace", "singular_basis", "lora_ga_init"}
 OF_ARRAYS |= {"clip_pixelwise", "clip_pixels", "tiled_contrastive_loss", "ring_contrastive_loss"}
-OF_ARRAYS |= {"damped_gauss_newton_solve", "top_hessian_eigenvalue"}
+OF_ARRAYS |= {"damped_gauss_newton_solve", "top_hessian_eigenvalue", "sharpness"}
 # Of functions, which are asked for first; and schedules whose batches and tokens are real numbers.
 OF_ARRAYS |= {"ift_hypergradient", "neumann_ihvp", "replay_grad", "metasmoothness", "plot"}
 OF_ARRAYS |= {"minimise_inner", "target_surrogate", "power_schedule"}

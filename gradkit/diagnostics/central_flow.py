@@ -231,6 +231,7 @@ def central_flow_step(
     _check("central_flow_step", rule, params, state, numbers)
     checks.real("threshold", threshold, "(0, 2]")
     iterations = checks.integer("iterations", iterations, 1)
+    lanczos_steps = checks.integer("lanczos_steps", lanczos_steps, 1, optional=True)
     k = checks.integer("max_critical", max_critical, 1)
     params = jax.tree.map(jnp.asarray, widen(params))
     state = jax.tree.map(lambda v: jnp.asarray(v, jnp.result_type(float)), state)

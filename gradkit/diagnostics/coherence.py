@@ -47,7 +47,7 @@ def _squares(known: list[str], rows: list[jax.Array]) -> list[jax.Array]:
     return [s.reshape(1) for s in sums]
 
 
-def coherence(gradients: Any, *, microbatch_size: Any = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
+def coherence(gradients: Any, *, microbatch_size: int = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
     """The coherence of gradients: 0 where they cancel or are 0, 1 where all are equal.
 
         alpha = |sum_i g_i|^2 / (m sum_i |g_i|^2)
@@ -76,7 +76,7 @@ def coherence(gradients: Any, *, microbatch_size: Any = 1, unbiased: bool = Fals
     that are all 0 have coherence 0 here.
     """
     m = _count("coherence", gradients)
-    checks.real("microbatch_size", microbatch_size, "[1, inf)")
+    k = checks.integer("microbatch_size", microbatch_size, 1)
     checks.switch(unbiased=unbiased, leafwise=leafwise)
     if unbiased and m == 1:
         raise ValueError("coherence: unbiased must be False for one gradient, which has no pair; give two or more")
@@ -94,7 +94,6 @@ def coherence(gradients: Any, *, microbatch_size: Any = 1, unbiased: bool = Fals
 
     total, own = fold(gradients, add, start)
     together = _squares(known, total)
-    k = microbatch_size
 
     def alpha(together: jax.Array, own: jax.Array) -> jax.Array:
         found = divide(together - own, (m - 1) * own) if unbiased else divide(together, m * own)
@@ -106,7 +105,7 @@ def coherence(gradients: Any, *, microbatch_size: Any = 1, unbiased: bool = Fals
     return alpha(jnp.sum(concatenated(together)), jnp.sum(concatenated(own)))
 
 
-def m_coherence(gradients: Any, *, microbatch_size: Any = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
+def m_coherence(gradients: Any, *, microbatch_size: int = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
     """How many examples a step on one of them helps, on average.
 
         m-coherence = m k alpha,   alpha the coherence of examples, of m microbatches of k examples

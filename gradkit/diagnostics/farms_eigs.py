@@ -104,7 +104,7 @@ class PowerLaw(NamedTuple):
     distance: jax.Array
 
 
-def powerlaw_alpha(eigs: Any, *, xmin_pos: Any = 2, fitting: str = "median") -> PowerLaw:
+def powerlaw_alpha(eigs: Any, *, xmin_pos: Any = 2.0, fitting: str = "median") -> PowerLaw:
     """The exponent of the power law that the tail of a spectrum follows (Hill's estimate).
 
         alpha = 1 + n / (sum_{j >= i} log e_j - n log e_i)
@@ -167,7 +167,7 @@ def layer_alphas(
     num_row_samples: int = 100,
     q_ratio: Any = 2.0,
     ops_per_dim: int | None = 10,
-    xmin_pos: Any = 2,
+    xmin_pos: Any = 2.0,
     layout: Layout | None = None,
 ) -> dict[str, jax.Array]:
     """The exponent of every matrix and convolution of a model.
@@ -200,7 +200,10 @@ def layer_alphas(
     Reference: Hu et al. Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias. 2025, arXiv 2506.06280,
     and its code for convolutions.
     """
+    num_row_samples = checks.integer("num_row_samples", num_row_samples, 1)
+    ops_per_dim = checks.integer("ops_per_dim", ops_per_dim, 1, optional=True)
     checks.real("q_ratio", q_ratio, "[1, inf)")
+    checks.real("xmin_pos", xmin_pos, "(1, inf)")
     declared = resolve_layout(layout, params, method="layer_alphas")
     found = {}
     for name, x in zip(names(params), jax.tree.leaves(params), strict=True):

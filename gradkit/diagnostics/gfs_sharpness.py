@@ -48,7 +48,7 @@ class GfsSharpness(NamedTuple):
     gradient_norm: jax.Array
 
 
-def _flow(grad_fn: Callable[[Any], Any], x: Any, tolerance: Any, rtol: float, max_steps: int) -> Any:
+def _flow(grad_fn: Callable[[Any], Any], x: Any, tolerance: Any, error_per_step: float, total_steps: int) -> Any:
     """The end of dx/dt = -grad f: pairs of orders 3 and 2 (Bogacki, Shampine), whose difference sets the step."""
 
     def moved(x: Any, *terms: tuple[Any, Any]) -> Any:
@@ -66,7 +66,7 @@ def _flow(grad_fn: Callable[[Any], Any], x: Any, tolerance: Any, rtol: float, ma
         off = moved(zero, (-5 * h / 72, g), (h / 12, k2), (h / 9, k3), (-h / 8, k4))
         # Relative to where it is, and to how far it goes: near the end a step that is too long for stability would
         # pass the former. Of a step that leaves all finite numbers nothing is kept.
-        allowed = jnp.minimum(rtol * (1 + global_norm(new)), 0.02 * h * global_norm(g))
+        allowed = jnp.minimum(error_per_step * (1 + global_norm(new)), 0.02 * h * global_norm(g))
         error = global_norm(off) / jnp.where(allowed > 0, allowed, 1)
         good = error <= 1
         keep = lambda a, b: jnp.where(good, a, b)  # noqa: E731
@@ -75,7 +75,7 @@ def _flow(grad_fn: Callable[[Any], Any], x: Any, tolerance: Any, rtol: float, ma
         return jax.tree.map(keep, new, x), jax.tree.map(keep, k4, g), h, n + 1
 
     def unfinished(carry: Any) -> jax.Array:
-        return (global_norm(carry[1]) > tolerance) & (carry[3] < max_steps)
+        return (global_norm(carry[1]) > tolerance) & (carry[3] < total_steps)
 
     g = grad_fn(x)
     size = global_norm(g)
@@ -90,8 +90,8 @@ def gfs_sharpness(
     *args: Any,
     flow_solver: Callable[..., Any] | None = None,
     tolerance: Any = 1e-5,
-    rtol: float = 1e-5,
-    max_steps: int = 10_000,
+    error_per_step: float = 1e-5,
+    total_steps: int = 10_000,
     steps: int | None = None,
 ) -> GfsSharpness:
     """The sharpness of the minimum that gradient flow reaches from the parameters.
@@ -106,8 +106,8 @@ def gfs_sharpness(
       flow_solver: (loss of the parameters alone, params) -> the end of the flow. Default None: an explicit integrator
         of third order with steps by its error; a flow that is stiff (a sharp minimum far away) takes many steps.
       tolerance: of the default solver: the norm of the gradient at which it ends, > 0. Default 1e-5.
-      rtol: of the default solver: error per step, relative to the parameters, > 0. Default 1e-5.
-      max_steps: of the default solver, >= 1. Default 10,000.
+      error_per_step: of the default solver, relative to the parameters, > 0. Default 1e-5.
+      total_steps: of the default solver, >= 1. Default 10,000.
       steps: Lanczos steps for the eigenvalue. Default None: 12, or as many as there are parameters.
 
     Returns:
@@ -126,8 +126,8 @@ def gfs_sharpness(
     """
     checks.function("loss_fn", loss_fn)
     checks.real("tolerance", tolerance, "(0, inf)")
-    checks.real("rtol", rtol, "(0, inf)")
-    max_steps = checks.integer("max_steps", max_steps, 1)
+    checks.real("error_per_step", error_per_step, "(0, inf)")
+    total_steps = checks.integer("total_steps", total_steps, 1)
     check_leaves("gfs_sharpness", params, complex_leaves=False)
 
     def loss(x: Any) -> jax.Array:
@@ -135,7 +135,7 @@ def gfs_sharpness(
 
     params = widen(params)
     if flow_solver is None:
-        end = _flow(jax.grad(loss), params, tolerance, rtol, max_steps)
+        end = _flow(jax.grad(loss), params, tolerance, error_per_step, total_steps)
     else:
         checks.function("flow_solver", flow_solver)
         end = flow_solver(loss, params)

@@ -57,7 +57,7 @@ def policy_gradient_subspace(
       large_batch: what the losses are given for V: transitions of many steps, in the paper a million.
       minibatches: a tree with one leading axis of length n: the minibatches of the updates.
       k: dimension of the subspaces, >= 1; of a loss with fewer parameters, all. Default 100 (paper).
-      steps: products with each Hessian. Default None: 2 k + 10, or as many as there are parameters.
+      steps: products with each Hessian, at least k and at most as many as there are parameters. Default None: 2 k + 10.
 
     Returns:
       A `PolicyGradientSubspace` for every name.
@@ -75,6 +75,7 @@ def policy_gradient_subspace(
     Reference: Schneider et al. Identifying Policy Gradient Subspaces. 2024, arXiv 2401.06604.
     """
     k = checks.integer("k", k, 1)
+    steps = checks.integer("steps", steps, 1, optional=True)
     if not isinstance(loss_fns, Mapping) or not isinstance(params, Mapping) or set(loss_fns) != set(params):
         raise ValueError(
             "policy_gradient_subspace: loss_fns and params must be mappings with the same names, got "
@@ -94,7 +95,7 @@ def _one(
 ) -> PolicyGradientSubspace:
     size = checked_steps("policy_gradient_subspace", x, None, 2**62)
     own = min(k, size)
-    steps = None if steps is None else min(checks.integer("steps", steps, own), size)
+    steps = None if steps is None else min(max(steps, own), size)
     grad_fn = jax.grad(loss_fn)
     # Made once, and differentiated at every product.
     product = jax.linearize(lambda p: grad_fn(p, large), x)

@@ -203,11 +203,11 @@ def spectral_density(
 
 
 class Trace(NamedTuple):
-    """An estimate of a trace: the mean of the samples, its standard error, and the samples, shape (num_probes,)."""
+    """An estimate of a trace: the mean over probes, its standard error, and the number of each probe, (num_probes,)."""
 
     mean: jax.Array
     standard_error: jax.Array
-    samples: jax.Array
+    per_probe: jax.Array
 
 
 def hessian_trace(

@@ -79,7 +79,7 @@ def test_gradients_that_are_computed_one_after_another(x64: None) -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="gradients must be a tree with the same leading axis"):
         coherence({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))})
-    with pytest.raises(ValueError, match="microbatch_size must be"):
+    with pytest.raises(ValueError, match="microbatch_size must be an integer >= 1"):
         coherence(jnp.ones((2, 3)), microbatch_size=0)
     with pytest.raises(ValueError, match="unbiased must be False for one gradient"):
         coherence(jnp.ones((1, 3)), unbiased=True)

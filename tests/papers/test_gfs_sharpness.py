@@ -37,13 +37,13 @@ def test_the_end_keeps_what_gradient_flow_keeps(target: float, x64: None) -> Non
         return 0.5 * (jnp.prod(x) - target) ** 2
 
     def both(x: jax.Array, key: jax.Array) -> Any:
-        found = gfs_sharpness(f, x, key, tolerance=1e-9, rtol=1e-8)
+        found = gfs_sharpness(f, x, key, tolerance=1e-9, error_per_step=1e-8)
         return found, scalar_gfs_sharpness(x, target=target), jnp.linalg.eigvalsh(jax.hessian(f)(found.params))
 
     found, closed, values = jax.jit(both)(x, jax.random.key(0))
     y = np.asarray(found.params)
     assert found.gradient_norm < 1e-9
-    # The integrator is exact to rtol per step; there are some hundred.
+    # The integrator is exact to 1e-8 per step; there are some hundred.
     np.testing.assert_allclose(y**2 - y[0] ** 2, np.asarray(x) ** 2 - float(x[0]) ** 2, atol=1e-5)
     assert np.prod(y) == pytest.approx(target, rel=1e-8)
     assert float(found.sharpness) == pytest.approx(float(values[-1]), rel=1e-9)

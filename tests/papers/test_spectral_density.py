@@ -155,7 +155,7 @@ def test_the_trace_does_not_stop_by_chance(x64: None) -> None:
         return hessian_trace(lambda v: H @ v, key, H[0], num_probes=n)
 
     found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), keys))
-    samples, want = np.asarray(found.samples), float(jnp.trace(H))
+    samples, want = np.asarray(found.per_probe), float(jnp.trace(H))
     assert samples.shape == (keys, n)
     np.testing.assert_allclose(found.mean, samples.mean(1), rtol=1e-12)
     np.testing.assert_allclose(found.standard_error, samples.std(1, ddof=1) / np.sqrt(n), rtol=1e-12)
