@@ -7,7 +7,8 @@ The tree: `--leaves` float32 arrays of a transformer of width 64, kernels, biase
 process, so that other work on the machine counts little; XLA's default pipeline, no cache of compiled programs, and
 JAX's own caches cleared before each reading. Rounds of the two libraries alternate; each figure is the median over
 the rounds of the ratio (gradkit / optax) within one: 1 means as much as optax, 0.5 half of it.
-An eager update runs op by op, after one that has compiled the ops; the median of nine.
+An eager update runs op by op, after one that has compiled the ops; the median of nine. Sophia's is left out: in both
+libraries it compiles the products with the Hessian anew each time.
 
 `--growth`: how it grows with the number of leaves. lamb: leaves of one shape, 250 to 2000, beside optax's. soap:
 matrices of as many shapes as there are leaves, 37 to 300; optax has no SOAP.
@@ -41,12 +42,14 @@ PHASES = ("trace", "lower", "compile", "eager")
 
 
 class Case(NamedTuple):
-    """One method in both libraries, and what their updates need besides: parameters -> extra arguments."""
+    """One method in both libraries, what their updates need besides: parameters -> extra arguments; and whether they
+    are made eagerly as well."""
 
     peer: Callable[[], Any]
     ours: Callable[[], Any]
     peer_extra: Callable[[Any], dict[str, Any]] = lambda params: {}
     extra: Callable[[Any], dict[str, Any]] = lambda params: {}
+    eager: bool = True
 
 
 def quartic(params: Any) -> jax.Array:
@@ -92,6 +95,7 @@ CASES: dict[str, Case] = {
         lambda: gk.sophia_h(0.1),
         lambda params: {"obj_fn": quartic},
         products,
+        eager=False,
     ),
     "muon": Case(lambda: optax.contrib.muon(0.1), lambda: gk.muon(0.1, adam_learning_rate=0.1)),
     "galore": Case(lambda: optax.contrib.galore(0.1, rank=8), lambda: gk.galore(0.1, rank=8)),
@@ -176,17 +180,18 @@ def ratios(chosen: list[str]) -> None:
     print(f"{'method':<18}{heads}{'gradkit s':>12}{'optax s':>9}{'gradkit ms':>12}{'optax ms':>10}")
     for name in chosen:
         case, runs = CASES[name], ([], [])
+        asked = tuple(p for p in phases if case.eager or p != "eager")
         sides = ((case.peer, case.peer_extra), (case.ours, case.extra))
         for i in range(ROUNDS.value):
             # Whoever is second in one round is first in the next.
             for side in (0, 1) if i % 2 else (1, 0):
                 made, extra = sides[side]
-                runs[side].append(seconds(made(), params, extra, phases))
-        found = {p: statistics.median(b[p] / a[p] for a, b in zip(*runs, strict=True)) for p in phases}
-        peer, ours = ({p: statistics.median(r[p] for r in side) for p in phases} for side in runs)
-        cells = "".join(f"{found[p]:>9.2f}" for p in phases)
-        total = [sum(side[p] for p in phases if p != "eager") for side in (ours, peer)]
-        per_leaf = [1e3 * side["eager"] / len(params) for side in (ours, peer)]
+                runs[side].append(seconds(made(), params, extra, asked))
+        found = {p: statistics.median(b[p] / a[p] for a, b in zip(*runs, strict=True)) for p in asked}
+        peer, ours = ({p: statistics.median(r[p] for r in side) for p in asked} for side in runs)
+        cells = "".join(f"{found.get(p, math.nan):>9.2f}" for p in phases)
+        total = [sum(side[p] for p in asked if p != "eager") for side in (ours, peer)]
+        per_leaf = [1e3 * side.get("eager", math.nan) / len(params) for side in (ours, peer)]
         print(f"{name:<18}{cells}{total[0]:>12.2f}{total[1]:>9.2f}{per_leaf[0]:>12.3f}{per_leaf[1]:>10.3f}", flush=True)
 
 

@@ -52,7 +52,7 @@ def root(v: jax.Array, eps: Any, eps_root: Any = 0.0) -> jax.Array:
     return jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v)
 
 
-@functools.partial(jax.jit, inline=True)
+@jax.jit
 def over(x: jax.Array, denominator: jax.Array) -> jax.Array:
     """x / denominator in the dtype of x, complex or not; 0 where the denominator is 0.
 
@@ -63,9 +63,9 @@ def over(x: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def over_root(
-    x: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0, *, x_by: Any = None, v_by: Any = None, of_eps: Any = 1.0
+    x: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0, *, x_by: Any = None, v_by: Any = None, of_eps: Any = None
 ) -> jax.Array:
-    """x / x_by / (sqrt(v / v_by + eps_root) + of_eps eps), and 0 where the denominator is 0.
+    """x / x_by / (sqrt(v / v_by + eps_root) + of_eps eps), and 0 where the denominator is 0; None for 1.
 
     What all leaves share is divided by, not multiplied with: XLA then makes the same program of every leaf of a shape,
     and compiles it once. Factors it would order differently for the first leaf.
@@ -73,16 +73,35 @@ def over_root(
     >>> over_root(jnp.array([6.0, 0.0]), jnp.array([4.0, 0.0]), 1.0).tolist()
     [2.0, 0.0]
     """
-    return _over_root(x, v, (x_by, v_by), of_eps, eps, eps_root, guarded=may_be_zero(eps, eps_root))
+    guarded = may_be_zero(eps, eps_root)
+    # A call takes as long to lower as five equations, of which there are fewer where nothing is corrected.
+    run = _over_root if guarded or x_by is not None or v_by is not None else _over_root_inline
+    return run(x, v, (x_by, v_by), of_eps, none_for_0(eps), none_for_0(eps_root), guarded=guarded)
 
 
-@functools.partial(jax.jit, static_argnames="guarded")
-def _over_root(
+def _divided(
     x: jax.Array, v: jax.Array, by: tuple[Any, Any], of_eps: Any, eps: Any, eps_root: Any, *, guarded: bool
 ) -> jax.Array:
     x, v = (a if b is None else a / scalar(b, a) for a, b in zip((x, v), by, strict=True))
-    root = cast(jnp.sqrt(v + scalar(eps_root, v)) + scalar(eps, v) * scalar(of_eps, v), x.dtype)
+    root = jnp.sqrt(plus(v, eps_root))
+    if eps is not None:
+        root += scalar(eps, v) if of_eps is None else scalar(eps, v) * scalar(of_eps, v)
+    root = cast(root, x.dtype)
     return divide(x, root) if guarded else x / root
+
+
+_over_root = jax.jit(_divided, static_argnames="guarded")
+_over_root_inline = jax.jit(_divided, static_argnames="guarded", inline=True)
+
+
+def none_for_0(value: Any) -> Any:
+    """None for the number 0, so that a function under `jax.jit` adds nothing, and is passed nothing to add."""
+    return None if type(value) in (int, float) and value == 0 else value
+
+
+def plus(x: jax.Array, value: Any) -> jax.Array:
+    """x and a hyperparameter, None for 0."""
+    return x if value is None else x + scalar(value, x)
 
 
 def may_be_zero(*added: Any) -> bool:

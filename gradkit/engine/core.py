@@ -225,7 +225,8 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y, and 0 where y is 0."""
-    return jnp.where(y == 0, jnp.zeros((), x.dtype), x / jnp.where(y == 0, jnp.ones((), y.dtype), y))
+    no = y == 0
+    return jnp.where(no, jnp.zeros((), x.dtype), x / jnp.where(no, jnp.ones((), y.dtype), y))
 
 
 def need(method: str, extra: Mapping[str, Any], name: str) -> Any:

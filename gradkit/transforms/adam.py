@@ -115,11 +115,11 @@ def scale_by_adam(
 
         def corrections(g: jax.Array) -> tuple[Any, Any, Any, Any]:
             if not bias_correction:
-                return None, None, None, 1.0
+                return None, None, None, None
             c1, c2 = correction(b1, count, g), correction(b2, count, g)
             next_one = nesterov and nesterov_correction == "next"
             ahead = correction(b1, count + 1, g) if next_one else c1
-            return cast(ahead, g.dtype), cast(c1, g.dtype), c2, 1.0 if eps_in_hat else jax.lax.rsqrt(c2)
+            return cast(ahead, g.dtype), cast(c1, g.dtype), c2, None if eps_in_hat else jax.lax.rsqrt(c2)
 
         of_dtype = once_per_dtype(corrections)
 

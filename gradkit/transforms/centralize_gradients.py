@@ -4,6 +4,7 @@ centralize   g_j <- g_j - mean(g_j)      for every output unit j of a tensor wit
 normalize    g <- g / (std(g) + eps)     for every tensor of more than two entries; std with n - 1
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,22 @@ from gradkit.engine.sums import block_sums, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
+
+
+@functools.partial(jax.jit, inline=True)
+def _less_mean(x: jax.Array, total: jax.Array, count: Any) -> jax.Array:
+    return x - total / count
+
+
+@functools.partial(jax.jit, inline=True)
+def _square_off(x: jax.Array, total: jax.Array, count: Any) -> jax.Array:
+    return jnp.square(x - total / count)
+
+
+@functools.partial(jax.jit, inline=True)
+def _over_deviation(x: jax.Array, square: jax.Array, count: Any, eps: Any) -> jax.Array:
+    root = jnp.sqrt(square / count) + scalar(eps, square)
+    return x * divide(jnp.ones_like(root), root)
 
 
 def centralize_gradients(
@@ -79,9 +96,8 @@ def centralize_gradients(
         chosen = [i for i, x in enumerate(g) if x.size and sizes[i] > 1]
         of = lambda items: [items[i] for i in chosen]  # noqa: E731
         sums = block_sums(of(known), of(g), of(axes))
-        means = own_parts(of(known), of(g), [s / n for s, n in zip(sums, of(sizes), strict=True)])
-        for i, mean in zip(chosen, means, strict=True):
-            g[i] = g[i] - mean
+        for i, total in zip(chosen, own_parts(of(known), of(g), sums), strict=True):
+            g[i] = _less_mean(g[i], total, float(sizes[i]))
         return structure.unflatten(g), state
 
     return transformation("centralize_gradients", stateless("centralize_gradients", layout), update)
@@ -124,12 +140,11 @@ def normalize_gradients(*, eps: Any = 1e-8, layout: Layout | None = None) -> opt
 
         # The mean first: sums of squares alone cancel where it is far from 0.
         sums = packed_sums(known, "tensor", layout, large, like=large)
-        means = sums.own(sums.parts[0])
-        squares = [jnp.square(x - mean / k) for x, mean, k in zip(large, means, n, strict=True)]
+        totals = sums.own(sums.parts[0])
+        squares = [_square_off(x, total, float(k)) for x, total, k in zip(large, totals, n, strict=True)]
         sums = packed_sums(known, "tensor", layout, squares, like=large)
         for i, square, k in zip(chosen, sums.own(sums.parts[0]), n, strict=True):
-            root = jnp.sqrt(square / (k - 1)) + scalar(eps, square)
-            g[i] = g[i] * divide(jnp.ones_like(root), root)
+            g[i] = _over_deviation(g[i], square, float(k - 1), eps)
         return structure.unflatten(g), state
 
     return transformation("normalize_gradients", stateless("normalize_gradients", layout), update)

@@ -22,7 +22,7 @@ import optax
 
 from gradkit import checks
 from gradkit.engine import core
-from gradkit.engine.accumulators import ema, ema_of_square, over
+from gradkit.engine.accumulators import ema, ema_of_square, none_for_0, over, plus
 from gradkit.engine.core import (
     abs_sq,
     at_count,
@@ -49,24 +49,24 @@ class Mean(NamedTuple):
     called: tuple[str, str] = ("a decay", "a weight")
 
 
-@jax.jit
+@functools.partial(jax.jit, inline=True)
 def _weighted_sum(g: jax.Array, momenta: Sequence[jax.Array], w_0: Any, shares: Any, by: Any) -> jax.Array:
-    """w_0 g, where it is given, and the running means, each with its weight and its correction."""
+    """w_0 g, where it is given, and the running means, each with its weight, None for 1, and its correction."""
     terms = [] if w_0 is None else [scalar(w_0, g) * g]
     for weight, c, u in zip(shares, by, momenta, strict=True):
-        u = scalar(weight, g) * cast(u, g.dtype)
+        u = cast(u, g.dtype) if weight is None else scalar(weight, g) * cast(u, g.dtype)
         terms.append(u if c is None else u / scalar(c, g))
     return functools.reduce(operator.add, terms)
 
 
-@jax.jit
+@functools.partial(jax.jit, inline=True)
 def _root(v: jax.Array, g: jax.Array, c: Any, nu: Any, eps: Any, eps_root: Any) -> jax.Array:
-    """sqrt((1 - nu) |g|^2 + nu v / c + eps_root) + eps; nu and 1 - nu as a pair, None for 1 and 0."""
+    """sqrt((1 - nu) |g|^2 + nu v / c + eps_root) + eps; nu and 1 - nu as a pair, None for 1 and 0; eps None for 0."""
     square = v if c is None else v / c
     if nu is not None:
         share, rest = weights(nu, v)
         square = rest * abs_sq(g) + share * square
-    return jnp.sqrt(square + scalar(eps_root, v)) + scalar(eps, v)
+    return plus(jnp.sqrt(plus(square, eps_root)), eps)
 
 
 class WeightedMomentaState(NamedTuple):
@@ -84,6 +84,7 @@ def weighted_momenta(
     gradient_weight: Any = 0.0,
     *,
     denominator: optax.GradientTransformation | None = None,
+    positive: bool = False,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A weighted sum of the gradient and its running means, over a denominator; equations at the head of this file.
@@ -92,7 +93,8 @@ def weighted_momenta(
       method: the public name, for messages.
       means: the running means; their hyperparameters are checked by the method.
       gradient_weight: w_0, a number or a schedule.
-      denominator: gradient -> positive numbers of its shape. None: 1.
+      denominator: gradient -> numbers >= 0 of its shape. None: 1.
+      positive: whether it never makes 0, where the direction would be 0.
       mu_dtype: dtype in which the means are kept. Default float32, or float64 for float64 parameters.
     """
     below = None if denominator is None else inside(denominator, "denominator")
@@ -120,15 +122,16 @@ def weighted_momenta(
             return [core.bias_correction(mean.decay, count, g) if mean.bias_correction else None for mean in means]
 
         corrections = once_per_dtype(corrected)
+        factors = [None if type(w) in (int, float) and w == 1 else w for w in shares]
 
         def numerator(g: jax.Array, *momenta: jax.Array) -> jax.Array:
-            return _weighted_sum(g, momenta, w_0 if with_gradient or not momenta else None, shares, corrections(g))
+            return _weighted_sum(g, momenta, w_0 if with_gradient or not momenta else None, factors, corrections(g))
 
         direction = jax.tree.map(numerator, updates, *momenta)
         if below is None:
             return direction, WeightedMomentaState(count, momenta, None)
         d, state_below = below.update(updates, state.denominator, params, **extra)
-        direction = jax.tree.map(over, direction, d)
+        direction = jax.tree.map(lambda x, y: x / cast(y, x.dtype) if positive else over(x, y), direction, d)
         return direction, WeightedMomentaState(count, momenta, state_below)
 
     return transformation(method, init, update, complex_leaves=True)
@@ -172,6 +175,7 @@ def root_mean_square(
     checks.real("eps_root", eps_root, "[0, inf)")
     checks.real("nu", nu, "[0, 1]")
     mean_alone = isinstance(nu, int | float) and nu == 1
+    added = none_for_0(eps), none_for_0(eps_root)
 
     def init(params: optax.Params) -> RootMeanSquareState:
         return RootMeanSquareState(counter(bias_correction), zeros(params, real=True))
@@ -182,7 +186,7 @@ def root_mean_square(
         c2 = once_per_dtype(lambda v: core.bias_correction(b2, count, v) if bias_correction else None)
         share = None if mean_alone else pair(nu)
         v = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.v, updates)
-        d = jax.tree.map(lambda v, g: _root(v, g, c2(v), share, eps, eps_root), v, updates)
+        d = jax.tree.map(lambda v, g: _root(v, g, c2(v), share, *added), v, updates)
         return d, RootMeanSquareState(count, v)
 
     return optax.GradientTransformation(init, update)

@@ -15,6 +15,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import may_be_zero
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.schedules import ademamix_alpha_schedule, ademamix_b3_schedule
@@ -86,7 +87,12 @@ def scale_by_ademamix(
     means = [slow] if no_fast else [Mean(b1, 1.0, bias_correction=True), slow]
     denominator = root_mean_square(b2=b2, eps=eps, eps_root=eps_root)
     return weighted_momenta(
-        "scale_by_ademamix", means, 1.0 if no_fast else 0.0, denominator=denominator, mu_dtype=mu_dtype
+        "scale_by_ademamix",
+        means,
+        1.0 if no_fast else 0.0,
+        denominator=denominator,
+        positive=not may_be_zero(eps, eps_root),
+        mu_dtype=mu_dtype,
     )
 
 

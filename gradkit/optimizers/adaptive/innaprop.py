@@ -20,6 +20,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import may_be_zero
 from gradkit.engine.core import (
     at_count,
     check_decay_mask,
@@ -213,7 +214,8 @@ def scale_by_innaprop(
     learning. 2024, arXiv 2410.05871. Departures: at `scale_by_inna`.
     """
     checks.real("sigma", sigma, "[0, 1)")
-    scaled = weighted_momenta("scale_by_innaprop", (), 1.0, denominator=root_mean_square(b2=sigma, eps=eps))
+    root = root_mean_square(b2=sigma, eps=eps)
+    scaled = weighted_momenta("scale_by_innaprop", (), 1.0, denominator=root, positive=not may_be_zero(eps))
     inertia = scale_by_inna(
         learning_rate, alpha=alpha, beta=beta, weight_decay=weight_decay, weight_decay_mask=weight_decay_mask
     )

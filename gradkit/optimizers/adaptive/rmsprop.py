@@ -7,10 +7,11 @@ b_t = momentum b_{t-1} + u_t
 x_t = x_{t-1} - learning_rate b_t                              nesterov: u_t + momentum b_t for b_t
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradkit import checks
@@ -21,6 +22,11 @@ from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
+
+
+@functools.partial(jax.jit, inline=True)
+def _variance(v: jax.Array, m: jax.Array) -> jax.Array:
+    return jax.lax.max(v - abs_sq(m), np.zeros((), v.dtype))
 
 
 class ScaleByRmsState(NamedTuple):
@@ -51,6 +57,7 @@ def scale_by_rms(
       ValueError: a hyperparameter outside its range.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> tx = scale_by_rms(decay=0.75, eps=0.0)
       >>> g = jnp.array([3.0, -0.1])
       >>> tx.update(g, tx.init(g))[0].round(4).tolist()
@@ -74,7 +81,7 @@ def scale_by_rms(
         mu, variance = None, nu
         if centered:
             mu = jax.tree.map(lambda m, g: ema(m, g, decay), state.mu, updates)
-            variance = jax.tree.map(lambda v, m: jnp.maximum(v - abs_sq(m), jnp.zeros_like(v)), nu, mu)
+            variance = jax.tree.map(_variance, nu, mu)
         u = jax.tree.map(lambda g, v: over_root(g, v, outside, inside), updates, variance)
         return u, ScaleByRmsState(nu, mu)
 
@@ -114,6 +121,7 @@ def rmsprop(
       ValueError: a hyperparameter outside its range; Nesterov without momentum.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> tx = rmsprop(0.5, decay=0.75)
       >>> x = jnp.array([2.0, -0.01])
       >>> print(tx.update(x, tx.init(x), x)[0].round(4))  # sign / sqrt(1 - decay) times the rate

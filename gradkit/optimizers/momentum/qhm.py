@@ -13,6 +13,7 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import may_be_zero
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
@@ -149,7 +150,14 @@ def scale_by_qhadam(
         checks.real(name, value, "[0, 1]")
     denominator = root_mean_square(b2=b2, eps=eps, nu=nu2)
     means = [Mean(b1, nu1, bias_correction=True)]
-    return weighted_momenta("scale_by_qhadam", means, 1 - nu1, denominator=denominator, mu_dtype=mu_dtype)
+    return weighted_momenta(
+        "scale_by_qhadam",
+        means,
+        1 - nu1,
+        denominator=denominator,
+        positive=not may_be_zero(eps),
+        mu_dtype=mu_dtype,
+    )
 
 
 def qhadam(
