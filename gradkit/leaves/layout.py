@@ -147,6 +147,7 @@ def _check_rules(rules: Sequence[tuple[Any, Any]], seen: list[Any]) -> None:
         )
         if not by_name and not by_shape and selector.required:
             offer = near(selector.text, [*known, *others]) or f"; the leaves are {', '.join(map(repr, known[:12]))}"
+            offer += "" if offer.endswith("?") else "."
             raise ValueError(
                 f"layout: the rule ({selector.text}, {changes}) matches no leaf{offer} Leave it out for parameters "
                 "without such a leaf"

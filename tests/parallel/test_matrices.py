@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "query/kernel": (8, 8, 2),
     "d/kernel": (24, 24),
 }
-LAYOUT = layout((gk.leaves.by_path("qkv/kernel"), {"splits": (16, 8, 8)}))
+FUSED = layout((gk.leaves.by_path("qkv/kernel"), {"splits": (16, 8, 8)}))
 PLACES = {
     "replicated": dict.fromkeys(SHAPES, P()),
     "rows": {k: P(*[None] * default_layout(k, s).inputs[-1], "x") for k, s in SHAPES.items()},
@@ -68,7 +68,7 @@ def put(mesh: Mesh, tree: Any, specs: Any) -> Any:
 
 def spread(mesh: Mesh, tree: Any, specs: Any, shard: Any, **options: Any) -> tuple[Any, Any]:
     """One update of Muon's direction, compiled, and the program."""
-    tx = gk.scale_by_muon(layout=LAYOUT, shard=shard, **options)
+    tx = gk.scale_by_muon(layout=FUSED if "qkv" in tree else None, shard=shard, **options)
     there = put(mesh, tree, specs)
     with jax.set_mesh(mesh):
         state = jax.tree.map(jnp.zeros_like, tx.init(there))
@@ -77,7 +77,7 @@ def spread(mesh: Mesh, tree: Any, specs: Any, shard: Any, **options: Any) -> tup
 
 
 def alone(tree: Any, **options: Any) -> Any:
-    tx = gk.scale_by_muon(layout=LAYOUT, **options)
+    tx = gk.scale_by_muon(layout=FUSED if "qkv" in tree else None, **options)
     return by_numpy(lambda tree: tx.update(tree, tx.init(tree))[0])(tree)
 
 
