@@ -81,6 +81,9 @@ from gradkit.transforms import (
     scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, trace,
 )
 
+# Sparse training: a mask, and the link that keeps to it
+from gradkit.transforms import keep_updates, top_magnitude_mask
+
 # Wrappers: around any transformation
 from gradkit.transforms import (
     accumulate_value, accumulate_weighted, averaged_params, direction_from_gradient, eval_params, find, guard,
@@ -130,6 +133,8 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "guard",
     "in_basis",
     "inject_hyperparams",
+    "keep_updates",
+    "top_magnitude_mask",
     "interpolated_averaging",
     "kronecker_bases",
     "kronecker_statistics",

@@ -27,7 +27,7 @@ def sdmgrad(
     num_tasks: int,
     weight_learning_rate: Any = 10.0,
     momentum: Any = 0.5,
-    n_iter: int = 20,
+    iterations: int = 20,
     lambda_: Any = 0.3,
     pref_vector: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -37,7 +37,7 @@ def sdmgrad(
     With preferences p and the weights w of the last step, from 1 / m:
 
         A = J_1 J_2^T,   s = mean_i sqrt(max(A_ii, 0)),   a = A / (s^2 + 1e-8)
-        n_iter times:    v <- momentum v + a (w + lambda_ p)            v = a (w + lambda_ p) the first time
+        iterations times:    v <- momentum v + a (w + lambda_ p)            v = a (w + lambda_ p) the first time
                          w <- projection to the simplex of  w - weight_learning_rate v
         l = (w + lambda_ p) / (1 + lambda_)
         result = sum_i l_i (g_1i + g_2i) / 2
@@ -46,7 +46,7 @@ def sdmgrad(
       num_tasks: m, the number of tasks, >= 1: the state has a weight for each.
       weight_learning_rate: step size of w, >= 0. Default 10 (authors' code).
       momentum: of w, in [0, 1). Default 0.5 (authors' code).
-      n_iter: steps of w in every step, >= 1. Default 20 (authors' code).
+      iterations: steps of w in every step, >= 1. Default 20 (authors' code).
       lambda_: weight of the preferred direction, >= 0. Default 0.3 (authors' code).
       pref_vector: p, m finite numbers. Default 1 / m each.
 
@@ -73,7 +73,7 @@ def sdmgrad(
     num_tasks = checks.integer("num_tasks", num_tasks, 1)
     checks.real("weight_learning_rate", weight_learning_rate, "[0, inf)")
     checks.real("momentum", momentum, "[0, 1)")
-    n_iter = checks.integer("n_iter", n_iter, 1)
+    iterations = checks.integer("iterations", iterations, 1)
     checks.real("lambda_", lambda_, "[0, inf)")
     check_vector("pref_vector", pref_vector)
 
@@ -94,7 +94,7 @@ def sdmgrad(
             return project_to_simplex(w - rate * v), v
 
         start = state.weights.astype(A.dtype)
-        w, _ = jax.lax.fori_loop(0, n_iter, step, (start, jnp.zeros_like(start)))
+        w, _ = jax.lax.fori_loop(0, iterations, step, (start, jnp.zeros_like(start)))
         lam = (w + toward) / (1 + near)
         return jnp.concatenate([lam, lam]) / 2, TaskWeightsState(w.astype(state.weights.dtype))
 

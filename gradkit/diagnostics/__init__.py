@@ -14,6 +14,7 @@ from gradkit.diagnostics.coherence import (
     coherence,
     m_coherence,
 )
+from gradkit.diagnostics.conflict_incidence import conflict_incidence
 from gradkit.diagnostics.convex_schedule_bound import (
     BaseRate,
     Terms,
@@ -165,6 +166,7 @@ __all__ = [
     "bound_curve",
     "central_flow_step",
     "coherence",
+    "conflict_incidence",
     "convex_schedule_bound",
     "critical_batch_size",
     "curvature_stability",

@@ -3,10 +3,12 @@
 from gradkit.losses.flooding import (
     flooding,
 )
+from gradkit.losses.hessian_alignment import hgp_penalty, hutchinson_penalty
 from gradkit.losses.ppo_decoupled_loss import (
     ppo_decoupled_kl_loss,
     ppo_decoupled_loss,
 )
+from gradkit.losses.spectral_decoupling import spectral_decoupling
 from gradkit.losses.stablemax import (
     log_stablemax,
     stablemax_cross_entropy,
@@ -14,8 +16,11 @@ from gradkit.losses.stablemax import (
 
 __all__ = [
     "flooding",
+    "hgp_penalty",
+    "hutchinson_penalty",
     "log_stablemax",
     "ppo_decoupled_kl_loss",
     "ppo_decoupled_loss",
+    "spectral_decoupling",
     "stablemax_cross_entropy",
 ]

@@ -178,6 +178,7 @@ from gradkit.transforms.sophia import (
     ScaleBySophiaState,
     scale_by_sophia,
 )
+from gradkit.transforms.top_magnitude_mask import keep_updates, top_magnitude_mask
 from gradkit.transforms.trace import (
     TraceState,
     trace,
@@ -260,6 +261,7 @@ __all__ = [
     "in_basis",
     "inject_hyperparams",
     "interpolated_averaging",
+    "keep_updates",
     "kronecker_bases",
     "kronecker_statistics",
     "limit_norm_growth",
@@ -296,6 +298,7 @@ __all__ = [
     "shard_matrices",
     "shifted_parameters",
     "stable_weight_decay",
+    "top_magnitude_mask",
     "trace",
     "weight_normalized",
     "with_curvature",

@@ -165,7 +165,7 @@ def _of_two_batches(factory: Callable[..., Any], names: dict[str, str]) -> Calla
 WEIGHTS: dict[str, Callable[[Golden], dict[str, Any]]] = {
     "modo": _of_two_batches(gk.aggregation.modo, {}),
     "scalarizers": _scalarizers,
-    "sdmgrad": _of_two_batches(gk.aggregation.sdmgrad, {"lr": "weight_learning_rate"}),
+    "sdmgrad": _of_two_batches(gk.aggregation.sdmgrad, {"lr": "weight_learning_rate", "n_iter": "iterations"}),
 }
 
 

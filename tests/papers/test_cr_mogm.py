@@ -7,7 +7,7 @@ import pytest
 
 import gradkit as gk
 from gradkit.aggregation import cr_mogm, dwa, graddrop, mean, mgda, pcgrad, stch
-from tests.papers.stacks import aggregate, draw, runner, tree_of
+from tests.papers.stacks import aggregate, draw, flat, runner, tree_of
 
 
 def test_weights_are_averaged_and_gradients_are_not(x64: None) -> None:
@@ -41,7 +41,7 @@ def test_of_gradients_that_are_computed_when_asked_for(x64: None) -> None:
     _, lazy = gk.gradients.task_gradients(losses)(params)
     got, _ = tx.update(lazy, tx.init(params), params)
     want = aggregate(gk.aggregation.upgrad(), draw(4))
-    np.testing.assert_allclose(np.concatenate([got["a"], got["b"].ravel()]), want, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(flat(got), want, rtol=1e-12, atol=1e-13)
 
 
 def test_what_has_no_weights_is_refused(key: jax.Array) -> None:

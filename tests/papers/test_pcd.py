@@ -31,13 +31,13 @@ def test_without_a_conflict_the_others_do_not_matter(x64: None) -> None:
 
 def test_gradients_are_normalised_by_averages_over_steps(x64: None) -> None:
     """Debiased: gradients of constant norm are unit ones from the first step on, whatever beta."""
-    J, first, second = conflicting(2), None, None
+    J, results = conflicting(2), []
     for beta in (0.5, 0.999):
         run, state = runner(pcd(num_tasks=4, beta=beta)), None
         for _ in range(3):
             out, state = run(J, state)
-        first, second = second, out
-    np.testing.assert_allclose(first, second, rtol=1e-9)
+        results.append(out)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-9)
 
 
 def test_where_no_combination_helps_the_primary_gradient_is_followed(x64: None) -> None:

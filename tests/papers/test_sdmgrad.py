@@ -10,7 +10,7 @@ from tests.papers.test_modo import nearest
 
 @pytest.mark.parametrize("p", [None, [0.4, 0.3, 0.2, 0.1]])
 def test_three_steps(p: list[float] | None, x64: None) -> None:
-    own = {"weight_learning_rate": 0.5, "momentum": 0.6, "n_iter": 5, "lambda_": 0.4}
+    own = {"weight_learning_rate": 0.5, "momentum": 0.6, "iterations": 5, "lambda_": 0.4}
     run, state, w = runner(sdmgrad(num_tasks=4, pref_vector=p, **own), 8), None, np.full(4, 0.25)
     toward = 0.4 * (np.full(4, 0.25) if p is None else np.array(p))
     for t in range(3):
