@@ -29,12 +29,12 @@ def bo_rep(
     lower_learning_rate: Any = 2e-3,
     linear_learning_rate: Any = 1e-2,
     momentum: Any = 0.9,
-    interval: int = 3,
+    update_interval: int = 3,
     lower_steps: int = 3,
 ) -> Bilevel:
     """Bilevel optimization with normalized momentum for the upper variable, for losses whose smoothness is not bounded.
 
-        every `interval`-th step, from the first on:    y <- y - lower_learning_rate grad_y g,    lower_steps times
+        every `update_interval`-th step, from the first on, lower_steps times:    y <- y - lower_learning_rate grad_y g
         v <- v - linear_learning_rate d_v
         m <- momentum m + (1 - momentum) d_x,    x <- x - learning_rate m / (|m| + 1e-10)
 
@@ -49,7 +49,7 @@ def bo_rep(
       linear_learning_rate: of v, >= 0, or a schedule. Default 1e-2 (official code).
       momentum: in [0, 1). Default 0.9 (official code). m begins at 0 and is not corrected for it: its length does not
         matter.
-      interval: steps between refinements of y, >= 1. Default 3 (official code).
+      update_interval: steps between refinements of y, >= 1. Default 3 (official code).
       lower_steps: gradient steps of a refinement, >= 1. Default 3 (official code).
 
     Returns:
@@ -63,7 +63,8 @@ def bo_rep(
 
     Example:
       >>> upper, lower = (lambda x, y, _: (y - 1.0) ** 2 / 2), (lambda x, y, _: (y - x) ** 2 / 2)
-      >>> bo = bo_rep(upper, lower, learning_rate=0.1, lower_learning_rate=1.0, linear_learning_rate=1.0, interval=1)
+      >>> rates = dict(learning_rate=0.1, lower_learning_rate=1.0, linear_learning_rate=1.0)
+      >>> bo = bo_rep(upper, lower, **rates, update_interval=1)
       >>> state, step = bo.init(jnp.array(3.0), jnp.array(0.0)), jax.jit(bo.step)
       >>> for _ in range(3):
       ...     state, value = step(state)
@@ -81,7 +82,7 @@ def bo_rep(
     for name, value in {**rates, "linear_learning_rate": linear_learning_rate}.items():
         checks.real(name, value, "[0, inf)", schedule=True)
     checks.real("momentum", momentum, "[0, 1)")
-    interval = checks.integer("interval", interval, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     lower_steps = checks.integer("lower_steps", lower_steps, 1)
     directions = bilevel_directions(upper, lower)
 
@@ -108,7 +109,7 @@ def bo_rep(
             take = lambda y, batch: (descended(x, y, rate, batch), None)  # noqa: E731
             return jax.lax.scan(take, y, lower_batches, length=lower_steps)[0]
 
-        y = jax.lax.cond(count % interval == 0, refined, lambda y: y, y)
+        y = jax.lax.cond(count % update_interval == 0, refined, lambda y: y, y)
         value, d = directions({"x": x, "y": y, "v": v}, upper_batch, lower_batch)
         v = stepped(v, at_count(linear_learning_rate, count, "linear_learning_rate"), d["v"])
         m = jax.tree.map(lambda m, d: scalar(momentum, m) * m + (1 - scalar(momentum, m)) * d, m, d["x"])

@@ -182,9 +182,9 @@ def bsvrb(
 
         z = jax.tree.map(storm, kept.z, d["x"], before["x"])
         moves = {"learning_rate": (x, z), "lower_learning_rate": (y, s), "linear_learning_rate": (v, u)}
-        new = (stepped(tree, at_count(rates[name], count, name), g) for name, (tree, g) in moves.items())
+        new_x, new_y, new_v = (stepped(tree, at_count(rates[n], count, n), g) for n, (tree, g) in moves.items())
         memory = BsvrbMemory(s, u, kept.seen.at[i].set(True), z, (x, y, v))
-        return BilevelState(increment(count), *new, memory), value
+        return BilevelState(increment(count), new_x, new_y, new_v, memory), value
 
     return Bilevel(init, step)
 

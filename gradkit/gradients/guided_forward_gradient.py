@@ -68,8 +68,8 @@ def project_onto_guess(target: Any, guess: Any, *, eps: Any = 1e-16, block: str 
 
     def leaf(t: jax.Array, u: jax.Array) -> jax.Array:
         axes = tuple(range(1, t.ndim)) if block == "example" else tuple(range(t.ndim))
-        sums = (jnp.sum(x, axis=axes, keepdims=True) for x in (t * u, u * u))
-        return _share(*sums, eps) * u
+        product, square = (jnp.sum(x, axis=axes, keepdims=True) for x in (t * u, u * u))
+        return _share(product, square, eps) * u
 
     if block == "global" and jax.tree.leaves(t):
         share = _share(_total(jax.tree.map(jnp.multiply, t, u)), _total(jax.tree.map(jnp.square, u)), eps)

@@ -109,8 +109,8 @@ def sl_bamm(
             alpha = jnp.asarray(y_rate).astype(k.dtype) * mu**3 * k ** (-1.5 * slow)
         else:
             alpha = at_count(learning_rate, count, "learning_rate")
-        new = (stepped(tree, rate, d[name]) for tree, rate, name in ((x, alpha, "x"), (y, y_rate, "y"), (v, eta, "v")))
-        return BilevelState(increment(count), *new, None), value
+        new_x, new_y, new_v = stepped(x, alpha, d["x"]), stepped(y, y_rate, d["y"]), stepped(v, eta, d["v"])
+        return BilevelState(increment(count), new_x, new_y, new_v, None), value
 
     return Bilevel(init, step)
 

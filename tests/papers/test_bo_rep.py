@@ -44,7 +44,7 @@ def test_five_steps_of_the_algorithm(x64: None) -> None:
 
 
 def test_x_moves_by_its_rate_and_y_stays_between_refinements(x64: None) -> None:
-    bo = bo_rep(upper, lower, **RATES, interval=4)
+    bo = bo_rep(upper, lower, **RATES, update_interval=4)
     state, zero = bo.init({"a": normal(0, 3)}["a"], normal(1, 2)), jnp.asarray(0.0)
     step = jax.jit(bo.step)
     for t in range(9):
@@ -71,7 +71,7 @@ def test_the_first_refinement_and_lower_batches_of_their_own(x64: None) -> None:
 
 def test_it_gets_to_the_minimum_and_as_near_as_its_steps_are_long(x64: None) -> None:
     falling = lambda t: 0.1 / (1 + t.astype(float) / 20)  # noqa: E731
-    bo = bo_rep(upper, lower, **{**RATES, "learning_rate": falling}, interval=1)
+    bo = bo_rep(upper, lower, **{**RATES, "learning_rate": falling}, update_interval=1)
     zero = jnp.asarray(0.0)
     state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: bo.step(s, zero, zero), s, None, 2000))(
         bo.init(jnp.ones(3), jnp.zeros(2))
@@ -83,6 +83,6 @@ def test_it_gets_to_the_minimum_and_as_near_as_its_steps_are_long(x64: None) -> 
 
 
 def test_bad_input() -> None:
-    for name, bad in (("momentum", 1.0), ("interval", 0), ("lower_steps", 0), ("learning_rate", -1.0)):
+    for name, bad in (("momentum", 1.0), ("update_interval", 0), ("lower_steps", 0), ("learning_rate", -1.0)):
         with pytest.raises(ValueError, match=f"{name} must be"):
             bo_rep(upper, lower, **{name: bad})

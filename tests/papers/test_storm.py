@@ -36,4 +36,4 @@ def test_the_noise_of_batches_averages_out(x64: None) -> None:
         noise = jnp.asarray(rng.standard_normal(n))
         d, state = tx.update(noise, state, w, grad_fn=lambda w, noise=noise: w + noise)
     # What 60 steps leave of the first gradient is (0.9)^118, 4e-6.
-    assert abs(float(np.var(d)) / (a / (2 - a)) - 1) < 5 * np.sqrt(2 / n) + 1e-4
+    assert abs(float(np.var(np.asarray(d))) / (a / (2 - a)) - 1) < 5 * np.sqrt(2 / n) + 1e-4
