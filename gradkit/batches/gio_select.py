@@ -143,7 +143,7 @@ def gio_select(
     Example:
       >>> pool = jnp.array([[9.0], [2.1], [6.0], [1.8]])
       >>> x = jnp.array([[1.0], [1.2], [1.7], [2.0], [2.2], [3.1]])
-      >>> sorted(gio_select(pool, x, x[:1] + 4, num_select=2, k=2, stop="never").indices.tolist())
+      >>> sorted(gio_select(pool, x, x[:1] + 4, num_select=2, k=2, steps=2).indices.tolist())
       [1, 3]
 
     Reference: Everaert, Potts. GIO: Gradient Information Optimization for Training Dataset Selection. 2023, arXiv

@@ -104,8 +104,8 @@ def test_what_has_no_derivative_in_forward_mode_is_named() -> None:
 
 def test_a_training_step_hands_it_another_key_every_time() -> None:
     loss = lambda p, batch: jnp.sum(p["w"] * batch)  # noqa: E731
-    init, step = make_train_step(loss, sgd(1.0), gradient=forward_gradient)
-    state = init({"w": jnp.zeros(3)}, key=0)
+    step = make_train_step(loss, sgd(1.0), gradient=forward_gradient)
+    state = step.init({"w": jnp.zeros(3)}, key=0)
     moves = []
     for _ in range(2):
         before = np.asarray(state.params["w"])
@@ -114,4 +114,4 @@ def test_a_training_step_hands_it_another_key_every_time() -> None:
         assert np.isfinite(metrics["loss"])
     assert np.all(np.abs(moves[0] - moves[1]) > 1e-6)
     with pytest.raises(ValueError, match="forward_gradient needs a random key"):
-        step(init({"w": jnp.zeros(3)}), jnp.ones(3))
+        step(step.init({"w": jnp.zeros(3)}), jnp.ones(3))
