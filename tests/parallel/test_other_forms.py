@@ -53,10 +53,11 @@ def loss(params: Any, batch: jax.Array) -> jax.Array:
 def test_a_source_on_a_mesh(card: Card) -> None:
     """Parameters cut along two axes, the batch along the third."""
     source = card.function(loss, **card.example)
+    drawn = {"key": 7} if "key" in card.needs else {}
 
     @jax.jit
     def fn(params: Any, batch: jax.Array) -> Any:
-        value, g = source(params, batch)
+        value, g = source(params, batch, **drawn)
         return (value, g.stacked()) if isinstance(g, gk.gradients.LazyGradients) else (value, g)
 
     params = draw(0, SHAPES)
