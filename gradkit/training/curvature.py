@@ -51,7 +51,7 @@ class Curvature:
       smallest: the smallest Ritz value.
       trace: of the Hessian.
       trace_error: the standard error of the trace.
-      negative: the share of the density below 0.
+      negative: the share of the density below -1 % of the sharpness; nearer to 0 the sign is that of the smoothing.
       r_e: the smallest over the largest eigenvalue, in magnitude.
       K_n: the negative part of the spectrum over the positive, with n = 1/2.
       subspace: the share of the gradient's square along the eigenvectors of the largest eigenvalues.
@@ -177,7 +177,7 @@ def curvature(
         smallest=float(density.values.min()),
         trace=float(trace.mean),
         trace_error=float(trace.standard_error),
-        negative=float(mass[density.grid < 0].sum()),
+        negative=float(mass[density.grid < -0.01 * abs(float(sharpness))].sum()),
         r_e=float(criteria.r_e),
         K_n=float(criteria.K_n),
         subspace=float(share),
@@ -216,8 +216,8 @@ def table(found: Curvature) -> str:
          f"{f.minibatches:.0f} fixed minibatches"),
         ("sharpness", f"{f.sharpness:.5g}, an eigenvalue is within {f.residual:.2g}; gradient descent is stable below "
          f"a learning rate of {f.largest_rate:.3g}"),
-        ("smallest", f"{f.smallest:.5g}, r_e = {f.r_e:.3g}, K_n = {f.K_n:.3g}; {100 * f.negative:.1f} % of the density "
-         "is below 0"),
+        ("smallest", f"{f.smallest:.5g}, r_e = {f.r_e:.3g}, K_n = {f.K_n:.3g}; {100 * f.negative:.2g} % of the density "
+         "is below -1 % of the sharpness"),
         ("trace", f"{f.trace:.5g} +- {f.trace_error:.2g}, {f.trace / f.parameters:.3g} per parameter"),
         ("gradient", f"{100 * f.subspace:.1f} % of its square along the {f.subspace_size:.0f} sharpest directions"),
         ("measured", f"with {f.steps} Lanczos steps from {f.probes} random vectors, in {f.seconds:.1f} s"),

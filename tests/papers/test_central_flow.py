@@ -106,6 +106,19 @@ def test_rmsprop_on_a_parabola(x64: None) -> None:
         assert float(found.X[-1, 0, 0]) * rate / np.sqrt(float(nu_end)) == pytest.approx(rate**2 / 4, rel=1e-6)
 
 
+def test_eps_is_outside_of_the_root(x64: None) -> None:
+    """A step of the stable flow by hand: nu' = (1 - b2) / b2 (g^2 - nu), P = (sqrt(nu) + eps) / lr."""
+    x, nu = jnp.array([2.0, -1.0]), jnp.array([4.0, 9.0])
+    loss = lambda x: 0.5 * jnp.sum(jnp.array([1.0, 3.0]) * jnp.square(x))  # noqa: E731
+    g = np.array([2.0, -3.0])
+    new, state = stable_flow_step("rmsprop", loss, x, nu, learning_rate=0.1, b2=0.8, eps=0.5, dt=0.5)
+    assert_equal(new, np.asarray(x) - 0.5 * 0.1 * g / (np.sqrt(np.asarray(nu)) + 0.5))
+    assert_equal(state, np.asarray(nu) + 0.5 * 0.25 * (g**2 - np.asarray(nu)))
+    new, state = stable_flow_step("scalar_rmsprop", loss, x, jnp.array(4.0), learning_rate=0.1, b2=0.8, eps=0.5, dt=0.5)
+    assert_equal(new, np.asarray(x) - 0.5 * 0.1 * g / 2.5)
+    assert_equal(state, 4 + 0.5 * 0.25 * (13.0 - 4.0))
+
+
 def test_two_critical_eigenvalues_at_once(x64: None) -> None:
     """Two copies of the toy: X is diagonal with the value of each, or only of the one that is at the edge."""
 

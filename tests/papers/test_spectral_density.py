@@ -130,6 +130,27 @@ def test_narrow_peaks_do_not_fall_between_the_points_of_the_grid(x64: None) -> N
     assert inner == pytest.approx(weights[1] / (weights[1] + (weights[0] + weights[2]) * left), abs=1e-3)
 
 
+def test_weights_are_those_of_a_symmetric_eigensolver(x64: None) -> None:
+    """Without orthogonality the same eigenvalues return again and again; the eigenvectors of a symmetric solver are
+    orthonormal all the same: weights add up to 1, and the first moments are exact. Of a general solver they are not."""
+    d = jnp.concatenate([jnp.linspace(0.0, 1.0, 60), jnp.array([30.0, 50.0])])
+
+    def both(key: jax.Array) -> Any:
+        found = lanczos_tridiagonal(lambda v: d * v, key, d, 60, reorthogonalize=False)
+        return found, ritz(found.alphas, found.betas[:-1])
+
+    found, (values, weights) = jax.jit(both)(jax.random.key(0))
+    assert found.basis is None
+    assert float(weights.sum()) == pytest.approx(1, rel=1e-12)
+    a, b = float(found.alphas[0]), float(found.betas[0])
+    # (T e_1, e_1) and |T e_1|^2.
+    assert float(weights @ values) == pytest.approx(a, rel=1e-12)
+    assert float(weights @ values**2) == pytest.approx(a * a + b * b, rel=1e-12)
+    assert (np.abs(np.asarray(values) - 50) < 1e-9).sum() > 1
+    T = np.diag(found.alphas) + np.diag(found.betas[:-1], 1) + np.diag(found.betas[:-1], -1)
+    assert abs(np.sum(np.linalg.eig(T)[1][0].real ** 2) - 1) > 1e-9
+
+
 def test_one_rademacher_probe_has_the_trace_of_a_diagonal(x64: None) -> None:
     d = {"a": normal(0, 5), "b": normal(1, 2, 3)}
     hvp = lambda v: jax.tree.map(jnp.multiply, d, v)  # noqa: E731

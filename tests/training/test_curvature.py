@@ -38,7 +38,7 @@ def dense(minibatches: int, seed: int) -> tuple[np.ndarray, float]:
     flat, unravel = ravel_pytree(params)
 
     def mean(f: jax.Array) -> jax.Array:
-        return sum(LINEAR.loss(unravel(f), batch) for batch in batches) / minibatches
+        return jnp.mean(jnp.stack([LINEAR.loss(unravel(f), batch) for batch in batches]))
 
     H, value = jax.jit(lambda f: (jax.hessian(mean)(f), mean(f)))(flat)
     return np.linalg.eigvalsh(np.asarray(H, np.float64)), float(value)
@@ -61,13 +61,14 @@ def test_it_is_that_of_the_dense_hessian() -> None:
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a method's name it measures after training with it; a table with a picture, or one JSON object."""
-    few = ["--minibatches=1", "--lanczos_steps=4", "--probes=1", "--trace_probes=2", "--top=2", "--workload=digits_mlp"]
+    monkeypatch.setattr("gradkit.cli.load", lambda name: LINEAR)
+    few = ["--minibatches=1", "--lanczos_steps=4", "--probes=1", "--trace_probes=2", "--top=2", "--workload=bytelm"]
     picture = tmp_path / "density.png"
     assert main(["gradkit", "inspect", "sgd", "--curvature", "--train_steps=2", *few, f"--png={picture}"]) == 0
     said = capsys.readouterr().out
-    assert "digits_mlp, after 2 steps of sgd" in said and str(picture) in said
+    assert "linear, after 2 steps of sgd" in said and str(picture) in said
     assert picture.read_bytes()[1:4] == b"PNG"
     assert main(["gradkit", "inspect", "--curvature", *few, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
