@@ -301,7 +301,25 @@ def _chosen(
 
 
 REPS = jax.ShapeDtypeStruct((8, 4), "float32")
-register(colm_select, form="function", paper=PAPER)
-register(facility_location, form="function", paper=PAPER)
+COUNT: Any = jax.ShapeDtypeStruct((), "int32")
+MOMENTS: Any = jax.ShapeDtypeStruct((4,), "float32")
+register(
+    colm_select,
+    form="function",
+    paper=PAPER,
+    example={
+        "reps": REPS,
+        "sources": np.array([0, 0, 0, 0, 1, 1, 1, 2]),
+        "budget": 4,
+        "state": ColmState(COUNT, MOMENTS, MOMENTS),
+        "keep_sources": (2,),
+    },
+)
+register(
+    facility_location,
+    form="function",
+    paper=PAPER,
+    example={"similarity": jax.ShapeDtypeStruct((8, 8), "float32"), "budget": 4},
+)
 register(similarity_matrix, form="function", paper=PAPER, example={"features": REPS})
-register(spsa_features, form="function", paper=PAPER)
+register(spsa_features, form="program", paper=PAPER)

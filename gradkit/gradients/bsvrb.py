@@ -57,7 +57,7 @@ def storm_blocks(u: Any, h: Any, h_previous: Any, indices: Any, *, a: Any) -> An
     if len(structures) > 1 or any(jnp.shape(x)[:1] != (sampled,) for x in jax.tree.leaves((h, h_previous))):
         raise ValueError(
             f"storm_blocks: h and h_previous must be trees like u with a leading axis of {sampled} sampled blocks, got "
-            f" {jax.tree.map(jnp.shape, h)} and {jax.tree.map(jnp.shape, h_previous)}"
+            f"{jax.tree.map(jnp.shape, h)} and {jax.tree.map(jnp.shape, h_previous)}"
         )
 
     def leaf(u: jax.Array, h: jax.Array, before: jax.Array) -> jax.Array:
@@ -194,5 +194,11 @@ register(
     storm_blocks,
     form="function",
     paper=PAPER,
-    example={"u": (1.0, 5.0), "h": (3.0,), "h_previous": (1.0,), "indices": (0,), "a": 0.5},
+    example={
+        "u": jax.ShapeDtypeStruct((4, 3), "float32"),
+        "h": jax.ShapeDtypeStruct((2, 3), "float32"),
+        "h_previous": jax.ShapeDtypeStruct((2, 3), "float32"),
+        "indices": jax.ShapeDtypeStruct((2,), "int32"),
+        "a": 0.5,
+    },
 )

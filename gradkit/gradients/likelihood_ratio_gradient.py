@@ -148,10 +148,22 @@ def likelihood_ratio_gradient(
     )
 
 
-register(lr_dense, form="layer", paper=PAPER)
+ROWS: Any = jax.ShapeDtypeStruct((8, 4), "float32")
+KERNEL, BIAS = jax.ShapeDtypeStruct((4, 4), "float32"), jax.ShapeDtypeStruct((4,), "float32")
+SIGMA: Any = jax.ShapeDtypeStruct((), "float32")
+register(
+    lr_dense,
+    form="layer",
+    paper=PAPER,
+    example={"x": ROWS, "kernel": KERNEL, "bias": BIAS, "noise": ROWS, "sigma": 0.5},
+)
 register(
     likelihood_ratio_gradient,
     form="function",
     paper=PAPER,
+    example={
+        "losses": jax.ShapeDtypeStruct((8,), "float32"),
+        "tape": LikelihoodRatioTape(ROWS, ROWS, SIGMA),
+    },
     notes="the gradient of the loss smoothed by noise, for what cannot be differentiated",
 )

@@ -273,6 +273,22 @@ def replace_dead_codes(
 
 EXAMPLE = {"z": jax.ShapeDtypeStruct((8, 4), "float32"), "codebook": jax.ShapeDtypeStruct((16, 4), "float32")}
 register(vector_quantize, form="layer", paper=PAPER, example=EXAMPLE)
-register(affine_codebook, form="layer", paper=PAPER)
+GROUPS: Any = jax.ShapeDtypeStruct((2, 4), "float32")
+register(
+    affine_codebook,
+    form="layer",
+    paper=PAPER,
+    example={"codebook": EXAMPLE["codebook"], "affine": Affine(GROUPS, GROUPS)},
+)
 register(alternate_codebook_update, form="program", paper=PAPER)
-register(replace_dead_codes, form="function", paper=PAPER)
+register(
+    replace_dead_codes,
+    form="function",
+    paper=PAPER,
+    example={
+        **EXAMPLE,
+        "waited": jax.ShapeDtypeStruct((16,), "int32"),
+        "indices": jax.ShapeDtypeStruct((8,), "int32"),
+        "key": 0,
+    },
+)

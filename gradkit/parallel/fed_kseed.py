@@ -208,4 +208,5 @@ register(
     collectives="replicas",
     notes="K numbers are all that the server holds; any parameters of the run follow from them",
 )
-register(seed_probabilities, form="function", paper=PAPER)
+POOL: Any = jax.ShapeDtypeStruct((8,), "float32")
+register(seed_probabilities, form="function", paper=PAPER, example={"state": FedKSeedState(POOL, POOL, POOL)})

@@ -16,7 +16,7 @@ PAPER = Paper(
 
 
 def sigmoid_cosine_decay(total_steps: int, init: Any = 0.75) -> Schedule:
-    """The share alpha of `gk.layers.sparse_weight`: the larger of a cosine and a sigmoid, both falling.
+    """The larger of a cosine and a sigmoid, both falling: alpha of `gk.layers.sparse_weight` over a run.
 
         alpha_t = init max((1 + cos(pi t / T)) / 2, 1 - sigmoid(12 t / T - 6)),    T = total_steps
 

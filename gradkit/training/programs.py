@@ -163,11 +163,15 @@ def _update(given: Subject, problem: Workload | None, mesh: Mesh, params: Any) -
 def _source(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
     source = card.function(problem.loss, **card.example)
 
-    def fn(params: Any, batch: Any) -> Any:
-        value, grads = source(params, batch)
+    def fn(params: Any, batch: Any, **drawn: Any) -> Any:
+        value, grads = source(params, batch, **drawn)
         return value, grads.stacked() if isinstance(grads, LazyGradients) else grads
 
-    return "value and gradient of a minibatch", Program(fn, (params, _minibatch(problem, mesh)), None, ())
+    arguments = (params, _minibatch(problem, mesh))
+    if "key" in card.needs:
+        with_key = lambda params, batch, key: fn(params, batch, key=key)  # noqa: E731
+        return "value and gradient of a minibatch", Program(with_key, (*arguments, _key(mesh)), None, ())
+    return "value and gradient of a minibatch", Program(fn, arguments, None, ())
 
 
 def _several(x: Any, mesh: Mesh, count: int = TASKS) -> Any:
@@ -262,6 +266,8 @@ def _value(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
     if "loss_fn" in inspect.signature(card.function).parameters and not card.example:
         arguments = (params, params, _minibatch(problem, mesh))
         return "one measurement", Program(lambda *a: card.function(problem.loss, *a), arguments, None, ())
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(dict(card.example))):
+        return "its value for the shapes of its card", _called(card, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     made = card.function(**card.example)
