@@ -218,7 +218,8 @@ def central_flow_step(
 
     Example:
       >>> loss = lambda w: w[0] ** 2 * (1 + w[1]) / 2 - 4 * w[1] + 0.1 * w[1] ** 2
-      >>> found = central_flow_step("gd", loss, jnp.array([0.0, 19.0]), None, learning_rate=0.1)
+      >>> step = jax.jit(lambda w: central_flow_step("gd", loss, w, None, learning_rate=0.1))
+      >>> found = step(jnp.array([0.0, 19.0]))
       >>> abs(found.params).round(3).tolist(), round(found.X.item() * 0.1, 3)  # it stays, with a variance of 0.4
       ([0.0, 19.0], 0.4)
 

@@ -70,7 +70,8 @@ def sharpness(
     Example:
       >>> loss = lambda x, c: 0.5 * jnp.sum(c * x**2)
       >>> batches = jnp.array([[1.0, 5.0], [3.0, 0.0]])
-      >>> round(float(sharpness(loss, jnp.ones(2), 0, batches).value), 4)  # of the mean, [2, 2.5]
+      >>> measure = jax.jit(lambda x, key: sharpness(loss, x, key, batches))
+      >>> round(float(measure(jnp.ones(2), jax.random.key(0)).value), 4)  # of the mean, [2, 2.5]
       2.5
 
     Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv

@@ -118,7 +118,8 @@ def gfs_sharpness(
 
     Example:
       >>> loss = lambda x: 0.5 * (x[0] * x[1] - 1) ** 2
-      >>> round(float(gfs_sharpness(loss, jnp.array([2.0, 1.0]), 0).sharpness), 1)  # sqrt(3^2 + 4)
+      >>> measure = jax.jit(lambda x, key: gfs_sharpness(loss, x, key).sharpness)
+      >>> round(float(measure(jnp.array([2.0, 1.0]), jax.random.key(0))), 1)  # sqrt(3^2 + 4)
       3.6
 
     Reference: Kreisler et al. Gradient Descent Monotonically Decreases the Sharpness of Gradient Flow Solutions in

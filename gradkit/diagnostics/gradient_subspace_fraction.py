@@ -67,9 +67,9 @@ def top_eigenpairs(
 
     Example:
       >>> values = jnp.array([1.0, 3.0, -9.0, 3.0])
-      >>> found = top_eigenpairs(lambda v: values * v, 0, values, 2)
-      >>> print(found.values.round(3), found.vectors.shape)
-      [3. 3.] (2, 4)
+      >>> found = jax.jit(lambda key: top_eigenpairs(lambda v: values * v, key, values, 2))(jax.random.key(0))
+      >>> [round(float(x), 3) for x in found.values], found.vectors.shape
+      ([3.0, 3.0], (2, 4))
 
     Reference: Gur-Ari, Roberts, Dyer. Gradient Descent Happens in a Tiny Subspace. 2018, arXiv 1812.04754. Where the
     vectors are exhausted, as they are with multiple eigenvalues, the steps go on from a new random vector, so that

@@ -68,7 +68,8 @@ def policy_gradient_subspace(
     Example:
       >>> loss = lambda x, c: 0.5 * jnp.sum(c * x**2)
       >>> batch = jnp.array([9.0, 1.0, 0.0])
-      >>> found = policy_gradient_subspace({"actor": loss}, {"actor": jnp.ones(3)}, 0, batch, batch[None], k=1)
+      >>> measure = lambda x, key: policy_gradient_subspace({"actor": loss}, {"actor": x}, key, batch, batch[None], k=1)
+      >>> found = jax.jit(measure)(jnp.ones(3), jax.random.key(0))
       >>> round(float(found["actor"].large_fraction), 3)  # 81 / 82
       0.988
 

@@ -85,7 +85,7 @@ def lanczos_tridiagonal(
 
     Example:
       >>> values = jnp.array([1.0, 4.0])
-      >>> found = lanczos_tridiagonal(lambda v: values * v, 0, values, 2)
+      >>> found = jax.jit(lambda key: lanczos_tridiagonal(lambda v: values * v, key, values, 2))(jax.random.key(0))
       >>> ritz(found.alphas, found.betas[:-1]).values.round(3).tolist(), found.basis.shape
       ([1.0, 4.0], (2, 2))
 
@@ -162,7 +162,8 @@ def spectral_density(
 
     Example:
       >>> values = jnp.array([0.0, 0.0, 0.0, 1.0])
-      >>> found = spectral_density(lambda v: values * v, 0, values, num_probes=4, num_points=101)
+      >>> measure = jax.jit(lambda key: spectral_density(lambda v: values * v, key, values, num_points=101))
+      >>> found = measure(jax.random.key(0))
       >>> round(float(found.density.sum() * (found.grid[1] - found.grid[0])), 4)
       1.0
 
