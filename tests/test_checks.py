@@ -33,15 +33,35 @@ def public() -> dict[str, Callable[..., Any]]:
     return found
 
 
+def loss(params: Any, *rest: Any) -> Any:
+    """A loss."""
+    del params, rest
+    return jnp.float32(0)
+
+
+def cards_example(name: str) -> Mapping[str, Any]:
+    """What a card gives as an example of arguments."""
+    return cards()[name].example if name in cards() else {}
+
+
+# What functions without an example take for these arguments.
+RIGHT: dict[str, Any] = {
+    **dict.fromkeys(("loss_fn", "grad_fn", "value_func", "spec"), loss),
+    **dict.fromkeys(("learning_rate", "damping", "radius", "eps", "step"), 0.1),
+}
+
+
 def arguments(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     """What a function must be given: the example of its card, and a transformation for the rest."""
-    given = dict(cards()[name].example) if name in cards() else {}
+    given = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, dict(cards_example(name))
+    )
     for parameter in inspect.signature(function).parameters.values():
         if parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
         ):
-            given.setdefault(parameter.name, 0.1 if parameter.name == "learning_rate" else optax.trace(0.5))
+            given.setdefault(parameter.name, RIGHT.get(parameter.name, optax.trace(0.5)))
     return given
 
 
@@ -94,19 +114,10 @@ KINDS: dict[str, tuple[Callable[[inspect.Parameter], bool], tuple[Any, ...]]] = 
 }
 
 
-def cards_example(name: str) -> Mapping[str, Any]:
-    """What a card gives as an example of arguments."""
-    return cards()[name].example if name in cards() else {}
-
-
 def first_complaint(name: str, argument: str, value: Any) -> str | None:
     """What a function says to a wrong value; None where the value is taken."""
     function = public()[name]
     given = {**arguments(name, function), argument: value}
-    loss = lambda params, *rest: jnp.float32(0)  # noqa: E731
-    right = dict.fromkeys(("loss_fn", "grad_fn", "value_func", "spec"), loss)
-    right |= dict.fromkeys(("damping", "radius", "eps", "step"), 0.1)
-    given |= {k: value for k, value in right.items() if k in given and k not in (argument, *cards_example(name))}
     try:
         function(**given)
     except ValueError as error:
