@@ -111,6 +111,8 @@ def gio_select(
     steps: int = 50,
     learning_rate: Any = 0.01,
     eps: Any = 1e-8,
+    scale: Any = None,
+    v_init: str = "mean",
     stop: str = "increase",
     key: Any = None,
 ) -> GioSelection:
@@ -118,7 +120,7 @@ def gio_select(
 
         v = mean of X,    scale = |v| / |grad_v D(X || W + [v])|        once, with the first W
         `steps` times (3 steps in the first round):    v <- v - learning_rate scale grad_v D(X || W + [v])
-        the example of the pool nearest to v goes from the pool to W;  again from v = mean of X
+        the example of the pool nearest to v goes from the pool to W;  again, from v = mean of X
 
     Args:
       train: the pool, (examples, d), floating point: embeddings; of a large pool the centroids of its clusters.
@@ -130,6 +132,9 @@ def gio_select(
       steps: gradient steps per example, >= 1. Default 50 (official code).
       learning_rate: of these, > 0. Default 0.01 (official code).
       eps: see `gio_kl`. Default 1e-8.
+      scale: of the gradient, > 0. Default None: as above, so that a step is a share of |v| ("auto").
+      v_init: where v begins in later rounds: "mean" of the target, or "prev_opt", where the round before ended. Default
+        "mean" (official code).
       stop: "increase": at the first example that raises the divergence, which is not taken; "never". Default
         "increase".
       key: for `initial=None`.
@@ -147,11 +152,14 @@ def gio_select(
       [1, 3]
 
     Reference: Everaert, Potts. GIO: Gradient Information Optimization for Training Dataset Selection. 2023, arXiv
-    2306.11670. Starts from the mean of the target alone, the official code's default.
+    2306.11670. The official code can also start from random targets ("jump"), start anew from the whole pool, and stop
+    by other rules.
     """
     for name, value in (("learning_rate", learning_rate), ("eps", eps)):
         checks.real(name, value, "(0, inf)")
     checks.choice("stop", stop, ("increase", "never"))
+    checks.choice("v_init", v_init, ("mean", "prev_opt"))
+    checks.real("scale", scale, "(0, inf)", optional=True)
     steps = checks.integer("steps", steps, 1)
     if initial is None:
         if key is None:
@@ -169,24 +177,26 @@ def gio_select(
         return jax.grad(lambda v: jnp.sum(_logs(target, v[None], eps)))(v) * dim / (m + 1).astype(v.dtype)
 
     first = jnp.asarray(len(initial), jnp.int32)
-    scale = jnp.linalg.norm(center) / jnp.linalg.norm(slope(center, first))
-    rate = jnp.asarray(learning_rate).astype(center.dtype) * scale
+    if scale is None:
+        scale = jnp.linalg.norm(center) / jnp.linalg.norm(slope(center, first))
+    rate = jnp.asarray(learning_rate).astype(center.dtype) * jnp.asarray(scale).astype(center.dtype)
     start = jnp.sum(_logs(target, initial, eps))
     before = _divergence(spread, start, first, dim, n, k)
 
     def choose(carry: Any, t: jax.Array) -> Any:
-        taken, logs, m, last, stopped = carry
+        v, taken, logs, m, last, stopped = carry
         turns = jnp.where(t == 0, 3 * steps, steps)
-        v = jax.lax.fori_loop(0, turns, lambda _, v: v - rate * slope(v, m), center)
+        v = jax.lax.fori_loop(0, turns, lambda _, v: v - rate * slope(v, m), v)
         far = jnp.where(taken, jnp.inf, jnp.sum(jnp.square(train - v[None]), axis=1))
         i = jnp.argmin(far)
         logs, m = logs + _logs(target, train[i][None], eps)[0], m + 1
         now = _divergence(spread, logs, m, dim, n, k)
         stopped = stopped | (now > last) if stop == "increase" else stopped
         chosen = jnp.where(stopped, -1, i).astype(jnp.int32)
-        return (taken.at[i].set(True), logs, m, now, stopped), (chosen, now)
+        v = center if v_init == "mean" else v
+        return (v, taken.at[i].set(True), logs, m, now, stopped), (chosen, now)
 
-    carry = (jnp.zeros(len(train), bool), start, first, before, jnp.asarray(False))
+    carry = (center, jnp.zeros(len(train), bool), start, first, before, jnp.asarray(False))
     _, (indices, kls) = jax.lax.scan(choose, carry, jnp.arange(num_select))
     return GioSelection(indices, kls)
 

@@ -63,7 +63,7 @@ def _check(method: str, layers: Any, loss_fn: Any, feedback: Any) -> jax.Array:
     return feedback
 
 
-def _sent(method: str, e: jax.Array, B: jax.Array, y: jax.Array, number: int) -> jax.Array:
+def _sent(method: str, e: jax.Array, B: jax.Array, normalize: bool, y: jax.Array, number: int) -> jax.Array:
     """e B_l, in the shape of the output of a layer."""
     width = y[0].size
     if width > B.shape[1]:
@@ -71,7 +71,7 @@ def _sent(method: str, e: jax.Array, B: jax.Array, y: jax.Array, number: int) ->
             f"{method}: feedback must be as wide as the widest layer, got {B.shape[1]} columns for layer {number} with "
             f"{width} outputs; write init_feedback(key, widths, num_classes) with all widths"
         )
-    columns = B[:, :width].astype(e.dtype) * (B.shape[1] / width) ** 0.5
+    columns = B[:, :width].astype(e.dtype) * ((B.shape[1] / width) ** 0.5 if normalize else 1.0)
     return jnp.dot(e, columns, precision="highest").reshape(y.shape).astype(y.dtype)
 
 
@@ -85,7 +85,7 @@ def _error(method: str, loss: Callable[[Any], Any], logits: jax.Array, B: jax.Ar
 
 
 def direct_feedback_alignment(
-    layers: Sequence[Layer], loss_fn: Callable[..., Any], feedback: Any
+    layers: Sequence[Layer], loss_fn: Callable[..., Any], feedback: Any, *, normalize: bool = True
 ) -> Callable[..., tuple[Any, Any]]:
     """Gradients without a backward pass through the network: every hidden layer gets the error through a random matrix.
 
@@ -102,6 +102,8 @@ def direct_feedback_alignment(
       loss_fn: (logits, *args) -> scalar.
       feedback: B, (classes, widest), from `init_feedback`. With B the transposed last matrix, one hidden layer has the
         gradient of backpropagation.
+      normalize: whether the columns of a layer are multiplied by sqrt(widest / d_l). Default True; False together with
+        that of `init_feedback`.
 
     Returns:
       fn(params, x, *args) -> (value, gradients): params is a sequence of one tree per layer, and so are the gradients.
@@ -122,6 +124,7 @@ def direct_feedback_alignment(
     is that of the loss.
     """
     B = _check("direct_feedback_alignment", layers, loss_fn, feedback)
+    checks.switch(normalize=normalize)
 
     def fn(params: Any, x: Any, *args: Any) -> tuple[Any, Any]:
         if len(params) != len(layers):
@@ -136,7 +139,7 @@ def direct_feedback_alignment(
             outputs.append(h)
         value, e = _error("direct_feedback_alignment", lambda y: loss_fn(y, *args), h, B)
         grads = [
-            pullback(e if i + 1 == len(layers) else _sent("direct_feedback_alignment", e, B, y, i))[0]
+            pullback(e if i + 1 == len(layers) else _sent("direct_feedback_alignment", e, B, normalize, y, i))[0]
             for i, (pullback, y) in enumerate(zip(pullbacks, outputs, strict=True))
         ]
         return value, type(params)(grads) if isinstance(params, list | tuple) else grads
@@ -145,7 +148,7 @@ def direct_feedback_alignment(
 
 
 def feedback_alignment(
-    layers: Sequence[Layer], loss_fn: Callable[..., Any], feedback: Any
+    layers: Sequence[Layer], loss_fn: Callable[..., Any], feedback: Any, *, normalize: bool = True
 ) -> Callable[..., list[jax.Array]]:
     """How far direct feedback points where backpropagation would, of every hidden layer and every example.
 
@@ -155,6 +158,7 @@ def feedback_alignment(
       layers: as of `direct_feedback_alignment`.
       loss_fn: (logits, *args) -> scalar.
       feedback: B.
+      normalize: as of `direct_feedback_alignment`. Default True.
 
     Returns:
       fn(params, x, *args) -> a list of arrays (batch,), one per hidden layer; 0 where one of both is 0.
@@ -172,6 +176,7 @@ def feedback_alignment(
     1906.04554. Of the outputs of layers, behind the activation, whose derivative the paper's angle has as a factor.
     """
     B = _check("feedback_alignment", layers, loss_fn, feedback)
+    checks.switch(normalize=normalize)
 
     def fn(params: Any, x: Any, *args: Any) -> list[jax.Array]:
         outputs, h = [], jnp.asarray(x)
@@ -182,7 +187,9 @@ def feedback_alignment(
         found, true = [], e
         for i in reversed(range(1, len(layers))):
             (true,) = jax.vjp(lambda h, i=i: layers[i](params[i], h), outputs[i - 1])[1](true)
-            sent, own = (v.reshape(len(v), -1) for v in (_sent("feedback_alignment", e, B, true, i - 1), true))
+            sent, own = (
+                v.reshape(len(v), -1) for v in (_sent("feedback_alignment", e, B, normalize, true, i - 1), true)
+            )
             lengths = jnp.linalg.norm(sent, axis=1) * jnp.linalg.norm(own, axis=1)
             found.append(divide(jnp.sum(sent * own, axis=1), lengths))
         return found[::-1]

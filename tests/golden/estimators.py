@@ -40,24 +40,25 @@ def _feedback(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return reduce(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    fn = gk.gradients.direct_feedback_alignment(layers, loss, arrays["feedback"])
+    rescale = hyper["feedback_normalization"]
+    fn = gk.gradients.direct_feedback_alignment(layers, loss, arrays["feedback"], normalize=rescale)
     _, grads = fn(params, arrays["inputs"], jnp.asarray(arrays["labels"]))
     return {f"output/{name}{i}": g for i, pair in enumerate(grads, 1) for name, g in zip("wb", pair, strict=True)}
 
 
 def _gio(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
-    assert hyper["v_init"] == "mean" and hyper["scale_factor"] == "auto"
     x, pool, start = (jnp.asarray(arrays[name]) for name in ("target", "train", "initial"))
     kl = partial(gk.batches.gio_kl, x, k=hyper["k"])
     center = jnp.mean(x, axis=0)
     g = jax.grad(lambda v: kl(jnp.concatenate([start, v[None]])))(center)
     # The file has a round more than it counts.
     own = {"steps": hyper["grad_desc_iter"], "learning_rate": hyper["learning_rate"], "k": hyper["k"]}
+    own |= {"v_init": hyper["v_init"], "scale": None if hyper["scale_factor"] == "auto" else hyper["scale_factor"]}
     found = gk.batches.gio_select(pool, x, start, num_select=hyper["max_iter"] + 1, stop="never", **own)
     return {
         "kl": kl(start),
         "grad_at_mean": g,
-        "scale_factor": jnp.linalg.norm(center) / jnp.linalg.norm(g),
+        "scale_factor": own["scale"] or jnp.linalg.norm(center) / jnp.linalg.norm(g),
         "selected": pool[found.indices],
         "kls": found.kls,
     }

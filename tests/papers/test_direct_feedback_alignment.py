@@ -63,6 +63,8 @@ def test_every_layer_gets_the_error_of_the_mean_loss_through_its_columns(x64: No
     deltas = [e @ B[:, :d] * np.sqrt(6 / d) * (1 - h**2) for d, h in zip(WIDTHS, a[1:], strict=True)] + [e]
     for own, delta, h in zip(g, deltas, a, strict=True):
         assert_equal((own["w"], own["b"]), (h.T @ delta, delta.sum(0)), rtol=1e-10)
+    _, plain = direct_feedback_alignment(layers, loss, B, normalize=False)(params, x, labels)
+    assert_equal(jax.tree.map(lambda p: p * np.sqrt(6 / 4), plain[1]), g[1], rtol=1e-10)
 
 
 def test_feedback_aligns_while_a_network_learns() -> None:

@@ -47,6 +47,24 @@ def test_it_takes_what_is_like_the_target_and_stops(x64: None) -> None:
     assert_equal(more.kls[-1], gio_kl(X, jnp.concatenate([normal(3, 6, 2), pool])))
 
 
+def test_later_rounds_may_begin_where_the_last_one_ended(x64: None) -> None:
+    """One round is the same; with a scale of its own a step is that times the rate and the gradient."""
+    X, pool, W = normal(0, 12, 2) + 2, normal(1, 9, 2) + 2, normal(2, 4, 2)
+    more = {"stop": "never", "steps": 2, "k": 3, "learning_rate": 1.0, "scale": 0.5}
+    mean, end = (gio_select(pool, X, W, num_select=3, v_init=v, **more).indices.tolist() for v in ("mean", "prev_opt"))
+    taken, w, v = [], np.asarray(W), np.asarray(X).mean(0)
+    for t in range(3):
+        for _ in range(6 if t == 0 else 2):
+            v = v - 0.5 * np.asarray(
+                jax.grad(lambda v, w=w: gio_kl(X, jnp.concatenate([w, v[None]]), k=3))(jnp.asarray(v))
+            )
+        far = np.linalg.norm(np.asarray(pool) - v, axis=1)
+        far[taken] = np.inf
+        taken.append(int(far.argmin()))
+        w = np.concatenate([w, np.asarray(pool)[taken[-1:]]])
+    assert end == taken and mean[0] == end[0]
+
+
 def test_without_a_start_it_begins_with_points_on_the_sphere(x64: None) -> None:
     X, pool = normal(0, 25, 3) + 2, normal(1, 10, 3) + 2
     one, same, other = (gio_select(pool, X, num_select=2, stop="never", key=key) for key in (0, 0, 1))
