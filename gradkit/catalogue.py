@@ -23,6 +23,7 @@ FORMS = (
     "aggregator",
     "controller",
     "strategy",
+    "exchange",
     "diagnostic",
     "rule",
     "function",
@@ -30,7 +31,7 @@ FORMS = (
     "program",
 )
 # The forms that give an optax transformation.
-TRANSFORMATIONS = ("primitive", "optimizer", "wrapper", "aggregator", "strategy", "controller")
+TRANSFORMATIONS = ("primitive", "optimizer", "wrapper", "aggregator", "strategy", "exchange", "controller")
 # Those that take one gradient and are links of a chain, whatever the room.
 LINKS = ("primitive", "optimizer", "wrapper")
 SCHEDULES = ("warmup_cosine", None)

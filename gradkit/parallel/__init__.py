@@ -1,7 +1,9 @@
 """On which devices all of it lies, what a compiled step moves between them, and training that seldom moves anything."""
 
+from gradkit.parallel.compressors import Compressor, compressor_of
 from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
 from gradkit.parallel.diloco import diloco, outer_nesterov
+from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
     FedKSeed,
     FedKSeedState,
@@ -22,6 +24,7 @@ from gradkit.parallel.population_based_training import (
     population_based_training,
 )
 from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
+from gradkit.parallel.quantized_replica_mean import int8_compressor, quantized_replica_mean
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
 from gradkit.parallel.shared_seed_spsa import (
@@ -34,20 +37,24 @@ from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
     "Collective",
+    "Compressor",
     "FedKSeed",
     "FedKSeedState",
     "Message",
     "PopulationHistory",
     "batch_sharding",
     "collective_bytes",
+    "compressor_of",
     "declare_specs",
     "diloco",
+    "error_feedback",
     "exploit",
     "explore",
     "fed_kseed",
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
+    "int8_compressor",
     "layer_major",
     "layered_gradient_accumulation",
     "local_sgd",
@@ -55,6 +62,7 @@ __all__ = [
     "log_byte_decode",
     "log_byte_encode",
     "make_mesh",
+    "mean_compressor",
     "modular_stage",
     "outer_nesterov",
     "param_shardings",
@@ -63,6 +71,7 @@ __all__ = [
     "population_based_training",
     "quadratic_synchronization",
     "quadratic_weighted_average",
+    "quantized_replica_mean",
     "replica_mean",
     "replicate",
     "ring_contrastive_loss",

@@ -196,10 +196,20 @@ def _aggregator(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple
 
 def _strategy(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
     del problem
-    if "replica" not in mesh.axis_names:
-        raise ValueError(f"{card.name} is of replicas that train apart: the mesh must have an axis replica")
     first = next(iter(inspect.signature(card.function).parameters))
     tx = card.function(0.1 if first == "learning_rate" else sgd(0.1, momentum=0.9), **card.example)
+    return "a step of every replica that ends a round", _of_replicas(card, tx, mesh, params, sync=True)
+
+
+def _exchange(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
+    del problem
+    return "one exchange of all replicas", _of_replicas(card, card.function(**card.example), mesh, params)
+
+
+def _of_replicas(card: Card, tx: Any, mesh: Mesh, params: Any, **extra: Any) -> Program:
+    """An update of all replicas, each with parameters and a state of its own."""
+    if "replica" not in mesh.axis_names:
+        raise ValueError(f"{card.name} is of replicas: the mesh must have an axis replica")
     replicas = mesh.shape["replica"]
 
     def ahead(x: Any, sharding: NamedSharding) -> Any:
@@ -210,12 +220,9 @@ def _strategy(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[s
     params = jax.tree.map(lambda x: ahead(x, x.sharding), params)
 
     def update(params: Any, state: Any, grads: Any) -> Any:
-        return jax.vmap(lambda p, s, g: tx.update(g, s, p, sync=True), axis_name="replica")(params, state, grads)
+        return jax.vmap(lambda p, s, g: tx.update(g, s, p, **extra), axis_name="replica")(params, state, grads)
 
-    arguments = (params, state, params)
-    return "a step of every replica that ends a round", Program(
-        update, arguments, (shardings_of(params), shardings_of(state)), state
-    )
+    return Program(update, (params, state, params), (shardings_of(params), shardings_of(state)), state)
 
 
 def _layer(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
@@ -298,6 +305,7 @@ _PROGRAMS: dict[str, Callable[..., tuple[str, Program]]] = {
     "source": _source,
     "aggregator": _aggregator,
     "strategy": _strategy,
+    "exchange": _exchange,
     "layer": _layer,
     "program": _program,
 }
