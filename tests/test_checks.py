@@ -46,7 +46,7 @@ def cards_example(name: str) -> Mapping[str, Any]:
 
 # What functions without an example take for these arguments.
 RIGHT: dict[str, Any] = {
-    **dict.fromkeys(("loss_fn", "grad_fn", "value_func", "spec"), loss),
+    **dict.fromkeys(("loss_fn", "grad_fn", "value_func", "spec", "fn", "upper", "lower"), loss),
     **dict.fromkeys(("learning_rate", "damping", "radius", "eps", "step"), 0.1),
 }
 
@@ -96,7 +96,7 @@ def is_count(p: inspect.Parameter) -> bool:
 
 
 # Numbers whose default happens to be whole, and functions of arrays, which look at these first.
-REAL = {"prediction_steps", "delay", "period_mult", "power"}
+REAL = {"prediction_steps", "delay", "period_mult", "power", "num_data"}
 OF_ARRAYS = {"inverse_root", "orthogonalize", "solve_lcp", "project_out_subspace", "singular_basis", "lora_ga_init"}
 OF_ARRAYS |= {"clip_pixelwise", "clip_pixels", "tiled_contrastive_loss", "ring_contrastive_loss"}
 OF_ARRAYS |= {"damped_gauss_newton_solve", "top_hessian_eigenvalue", "sharpness"}

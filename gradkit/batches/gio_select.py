@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
-from gradkit.engine.keys import as_key
+from gradkit.engine.keys import as_key, check_key
 
 PAPER = Paper(
     "GIO: Gradient Information Optimization for Training Dataset Selection", "Everaert, Potts", 2023, "2306.11670"
@@ -161,6 +161,7 @@ def gio_select(
     checks.choice("v_init", v_init, ("mean", "prev_opt"))
     checks.real("scale", scale, "(0, inf)", optional=True)
     steps = checks.integer("steps", steps, 1)
+    check_key(key)
     if initial is None:
         if key is None:
             raise ValueError("gio_select: key must be given where initial is None, for 20 random points; write key=0")

@@ -70,7 +70,7 @@ def log_byte_decode(byte: Any, dtype: Any = jnp.float32) -> jax.Array:
       Real numbers of the same shape.
 
     Raises:
-      ValueError: numbers that are not int8.
+      ValueError: numbers that are not int8, a dtype of no floating point numbers.
 
     Example:
       >>> log_byte_decode(jnp.array([64, -72, 0], jnp.int8)).round(3).tolist()
@@ -78,6 +78,7 @@ def log_byte_decode(byte: Any, dtype: Any = jnp.float32) -> jax.Array:
 
     Reference: Zelikman et al. Just One Byte (per gradient). 2023, arXiv 2306.10015.
     """
+    checks.floating_dtype(dtype=dtype)
     byte = jnp.asarray(byte)
     if byte.dtype != jnp.int8:
         raise ValueError(f"byte must be int8 numbers of log_byte_encode, got {byte.dtype}")
