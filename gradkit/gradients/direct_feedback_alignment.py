@@ -123,8 +123,8 @@ def direct_feedback_alignment(
     1906.04554. In the official code the hidden layers' error is not divided by the batch whatever the loss is; here it
     is that of the loss.
     """
-    B = _check("direct_feedback_alignment", layers, loss_fn, feedback)
     checks.switch(normalize=normalize)
+    B = _check("direct_feedback_alignment", layers, loss_fn, feedback)
 
     def fn(params: Any, x: Any, *args: Any) -> tuple[Any, Any]:
         if len(params) != len(layers):
@@ -175,8 +175,8 @@ def feedback_alignment(
     Reference: Launay et al. Principled Training of Neural Networks with Direct Feedback Alignment. 2019, arXiv
     1906.04554. Of the outputs of layers, behind the activation, whose derivative the paper's angle has as a factor.
     """
-    B = _check("feedback_alignment", layers, loss_fn, feedback)
     checks.switch(normalize=normalize)
+    B = _check("feedback_alignment", layers, loss_fn, feedback)
 
     def fn(params: Any, x: Any, *args: Any) -> list[jax.Array]:
         outputs, h = [], jnp.asarray(x)
