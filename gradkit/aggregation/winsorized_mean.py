@@ -14,6 +14,7 @@ import optax
 from gradkit import checks
 from gradkit.aggregation.makers import coordinatewise
 from gradkit.catalogue import Paper, register
+from gradkit.engine.sorting import sorted_rows
 
 PAPER = Paper("On the Generalization Mystery in Deep Learning", "Chatterjee, Zielinski", 2022, "2203.10036")
 
@@ -58,7 +59,7 @@ def winsorized_mean(*, fraction: float = 0.1) -> optax.GradientTransformationExt
         r = math.floor(share * g.shape[0] + 1e-9)
         if not r:
             return jnp.mean(g, axis=0)
-        ordered = jnp.sort(g, axis=0)
+        ordered = sorted_rows(g)
         return jnp.mean(jnp.clip(g, ordered[r][None], ordered[g.shape[0] - 1 - r][None]), axis=0)
 
     return coordinatewise("winsorized_mean", rule)
@@ -94,7 +95,7 @@ def median_of_means(*, groups: int = 3) -> optax.GradientTransformationExtraArgs
     def rule(g: jax.Array) -> jax.Array:
         n = min(groups, g.shape[0])
         means = jnp.stack([jnp.mean(part, axis=0) for part in jnp.array_split(g, n)])
-        ordered = jnp.sort(means, axis=0)
+        ordered = sorted_rows(means)
         return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
     return coordinatewise("median_of_means", rule)

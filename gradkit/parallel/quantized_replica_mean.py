@@ -103,18 +103,14 @@ def two_phase_mean(tree: Any, axis_name: Any, bits: int, block: int) -> tuple[An
     ]
     second = [encode_blocks(x, bits) for x in means]
     lost = [m - decode_blocks(q, scale, bits, m.dtype) for m, (q, scale) in zip(means, second, strict=True)]
-    q, scales = (
-        jax.lax.all_gather(_joined([pair[i] for pair in second]), axis_name, tiled=True) for i in range(2)
-    )
+    q, scales = (jax.lax.all_gather(_joined([pair[i] for pair in second]), axis_name, tiled=True) for i in range(2))
     out = [
         decode_blocks(q, scale, bits, x.dtype)
         for q, scale, x in zip(_separated(q, of_q), _separated(scales, of_scale), leaves, strict=True)
     ]
     own = jax.lax.axis_index(axis_name)
     sent = [s.at[own].add(-W * e[0]) for s, e in zip(said, lost, strict=True)]
-    whole = [
-        [y.reshape(-1)[: x.size].reshape(x.shape) for y, x in zip(ys, leaves, strict=True)] for ys in (out, sent)
-    ]
+    whole = [[y.reshape(-1)[: x.size].reshape(x.shape) for y, x in zip(ys, leaves, strict=True)] for ys in (out, sent)]
     return structure.unflatten(whole[0]), structure.unflatten(whole[1])
 
 

@@ -27,7 +27,9 @@ def gradients(step: int, shapes: Any = None, replicas: int = W, seed: int = 0, d
     rng = np.random.default_rng([seed, step])
     shapes = SHAPES if shapes is None else shapes
     drawn = {name: rng.standard_normal(s) + rng.standard_normal((replicas, *s)) for name, s in shapes.items()}
-    return {name: jnp.asarray(x.astype(dtype if jax.config.jax_enable_x64 else np.float32)) for name, x in drawn.items()}
+    return {
+        name: jnp.asarray(x.astype(dtype if jax.config.jax_enable_x64 else np.float32)) for name, x in drawn.items()
+    }
 
 
 def run(tx: Any, steps: int, *, fixed: bool = False, **given: Any) -> tuple[list[Any], Any]:
