@@ -71,7 +71,7 @@ from gradkit.layers.unified_norm import (
     unified_norm,
 )
 from gradkit.layers.vector_quantize import (
-    Affine,
+    CodebookAffine,
     affine_codebook,
     alternate_codebook_update,
     init_affine,
@@ -80,7 +80,7 @@ from gradkit.layers.vector_quantize import (
 )
 
 __all__ = [
-    "Affine",
+    "CodebookAffine",
     "OnlineNormControl",
     "PowerNormState",
     "RunningStatistics",

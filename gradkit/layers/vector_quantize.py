@@ -20,14 +20,14 @@ PAPER = Paper(
 )
 
 
-class Affine(NamedTuple):
+class CodebookAffine(NamedTuple):
     """A learnt scale and shift of every group of codes, both (groups, dim); zeros to begin with."""
 
     scale: jax.Array
     shift: jax.Array
 
 
-def init_affine(groups: int, dim: int) -> Affine:
+def init_affine(groups: int, dim: int) -> CodebookAffine:
     """The parameters of `affine_codebook` at their start: the codebook as it is.
 
     Args:
@@ -35,7 +35,7 @@ def init_affine(groups: int, dim: int) -> Affine:
       dim: of a code, >= 1.
 
     Returns:
-      `Affine` of zeros.
+      `CodebookAffine` of zeros.
 
     Raises:
       ValueError: an argument outside its range.
@@ -47,7 +47,7 @@ def init_affine(groups: int, dim: int) -> Affine:
     Reference: Huh et al. Straightening Out the Straight-Through Estimator. 2023, arXiv 2305.08842.
     """
     shape = (checks.integer("groups", groups, 1), checks.integer("dim", dim, 1))
-    return Affine(jnp.zeros(shape), jnp.zeros(shape))
+    return CodebookAffine(jnp.zeros(shape), jnp.zeros(shape))
 
 
 def _codes(codebook: Any) -> jax.Array:
@@ -57,7 +57,7 @@ def _codes(codebook: Any) -> jax.Array:
     return codebook
 
 
-def affine_codebook(codebook: Any, affine: Affine, *, affine_rate: Any = 10.0) -> jax.Array:
+def affine_codebook(codebook: Any, affine: CodebookAffine, *, affine_rate: Any = 10.0) -> jax.Array:
     """The codebook that is looked up: all codes of a group move together, also those that were not used.
 
         C' = (1 + affine_rate s) C + affine_rate b        s, b of the group of a code; groups are runs of rows
@@ -75,7 +75,7 @@ def affine_codebook(codebook: Any, affine: Affine, *, affine_rate: Any = 10.0) -
 
     Example:
       >>> c = jnp.ones((4, 2))
-      >>> affine = Affine(jnp.zeros((2, 2)), jnp.array([[0.0, 0.0], [0.1, 0.1]]))
+      >>> affine = CodebookAffine(jnp.zeros((2, 2)), jnp.array([[0.0, 0.0], [0.1, 0.1]]))
       >>> affine_codebook(c, affine)[:, 0].tolist()
       [1.0, 1.0, 2.0, 2.0]
 
@@ -108,7 +108,7 @@ def nearest_codes(z: jax.Array, codebook: jax.Array) -> jax.Array:
 def vector_quantize(
     z: Any,
     codebook: Any,
-    affine: Affine | None = None,
+    affine: CodebookAffine | None = None,
     *,
     beta: Any = 0.95,
     sync_nu: Any = 0.0,
@@ -168,7 +168,7 @@ def alternate_codebook_update(
     z: Any,
     codebook: Any,
     opt_state: Any,
-    affine: Affine | None = None,
+    affine: CodebookAffine | None = None,
     *,
     sync_nu: Any = 0.0,
     affine_rate: Any = 10.0,
@@ -208,7 +208,7 @@ def alternate_codebook_update(
     z = jnp.asarray(z)
     trained = codebook if affine is None else (codebook, affine)
 
-    def of(trained: Any) -> tuple[Any, Affine | None]:
+    def of(trained: Any) -> tuple[Any, CodebookAffine | None]:
         return (trained, None) if affine is None else trained
 
     fixed = jax.lax.stop_gradient(z)
@@ -278,7 +278,7 @@ register(
     affine_codebook,
     form="layer",
     paper=PAPER,
-    example={"codebook": EXAMPLE["codebook"], "affine": Affine(GROUPS, GROUPS)},
+    example={"codebook": EXAMPLE["codebook"], "affine": CodebookAffine(GROUPS, GROUPS)},
 )
 register(alternate_codebook_update, form="program", paper=PAPER)
 register(

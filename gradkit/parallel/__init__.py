@@ -6,8 +6,8 @@ from gradkit.parallel.diloco import diloco, outer_nesterov
 from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
     FedKSeed,
+    FedKSeedMessage,
     FedKSeedState,
-    Message,
     fed_kseed,
     seed_probabilities,
 )
@@ -39,8 +39,8 @@ __all__ = [
     "Collective",
     "Compressor",
     "FedKSeed",
+    "FedKSeedMessage",
     "FedKSeedState",
-    "Message",
     "PopulationHistory",
     "batch_sharding",
     "collective_bytes",

@@ -31,7 +31,7 @@ class FedKSeedState(NamedTuple):
     counts: jax.Array
 
 
-class Message(NamedTuple):
+class FedKSeedMessage(NamedTuple):
     """What a client sends after its local steps: of each, the number of the seed and c, NaN where it was skipped."""
 
     seeds: jax.Array
@@ -52,7 +52,7 @@ class FedKSeed(NamedTuple):
 
     init: Callable[[], FedKSeedState]
     params: Callable[[Any, FedKSeedState], Any]
-    client: Callable[..., tuple[Message, Any]]
+    client: Callable[..., tuple[FedKSeedMessage, Any]]
     server: Callable[..., FedKSeedState]
 
 
@@ -166,7 +166,7 @@ def fed_kseed(
         x = jax.lax.fori_loop(0, num_seeds, lambda j, x: step(x, state.accumulated[j], along(x, j)), wide)
         return jax.tree.map(lambda x, like: x.astype(like.dtype), x, x0)
 
-    def client(x: Any, batches: Any, key: Any, probabilities: Any = None) -> tuple[Message, Any]:
+    def client(x: Any, batches: Any, key: Any, probabilities: Any = None) -> tuple[FedKSeedMessage, Any]:
         check_leaves("fed_kseed", x, complex_leaves=False)
         (steps,) = {jnp.shape(b)[0] for b in jax.tree.leaves(batches)}
         drawn = jax.random.choice(as_key(key), num_seeds, (steps,), p=probabilities)
@@ -180,9 +180,9 @@ def fed_kseed(
             return moved, jnp.where(known, c, jnp.full_like(c, jnp.nan))
 
         end, scalars = jax.lax.scan(local, x, (drawn, batches))
-        return Message(drawn, scalars), end
+        return FedKSeedMessage(drawn, scalars), end
 
-    def server(state: FedKSeedState, message: Message, weight: Any = None) -> FedKSeedState:
+    def server(state: FedKSeedState, message: FedKSeedMessage, weight: Any = None) -> FedKSeedState:
         seeds, c = (gathered(x, axis_name) if axis_name is not None else x for x in message)
         if weight is None:
             own = jnp.full(c.shape[0], 1 / c.shape[0], c.dtype)

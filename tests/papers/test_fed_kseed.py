@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gradkit.engine.directions import direction
-from gradkit.parallel import FedKSeedState, Message, fed_kseed, seed_probabilities
+from gradkit.parallel import FedKSeedMessage, FedKSeedState, collective_bytes, fed_kseed, seed_probabilities
 from tests.papers.replay import assert_equal, normal
 
 K, CLIENTS, STEPS = 7, 4, 5
@@ -38,7 +38,7 @@ def test_the_numbers_give_the_parameters_of_the_run(x64: None) -> None:
     assert_equal(x, want, rtol=1e-9)
     one = jnp.ones(1)
     for order in (slice(None), slice(None, None, -1)):
-        sent = Message(message.seeds[order][None], message.scalars[order][None])
+        sent = FedKSeedMessage(message.seeds[order][None], message.scalars[order][None])
         state = fed.server(fed.init(), sent, one)
         assert_equal(jax.jit(fed.params)(x0, state), want, rtol=1e-9)
     assert jax.tree.map(jnp.shape, state) == FedKSeedState((K,), (K,), (K,))
@@ -64,16 +64,17 @@ def rounds(mapped: Any) -> Any:
     return state, messages
 
 
+def on_mesh(one: Any) -> Any:
+    def block(x0: Any, state: Any, batches: Any, weight: Any, key: Any) -> Any:
+        return jax.tree.map(lambda o: o[None], one(x0, state, batches[0], weight[0], key))
+
+    mesh = jax.make_mesh((CLIENTS,), ("client",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:CLIENTS])
+    specs = (P(), P(), P("client"), P("client"), P())
+    return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=P("client"), check_vma=False))
+
+
 def test_a_mesh_has_the_same_numbers_and_a_log_replays_the_run() -> None:
     """Under vmap, on a mesh, and from the logged pairs alone: the same bits."""
-
-    def on_mesh(one: Any) -> Any:
-        def block(x0: Any, state: Any, batches: Any, weight: Any, key: Any) -> Any:
-            return jax.tree.map(lambda o: o[None], one(x0, state, batches[0], weight[0], key))
-
-        mesh = jax.make_mesh((CLIENTS,), ("client",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:CLIENTS])
-        specs = (P(), P(), P("client"), P("client"), P())
-        return jax.jit(jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=P("client"), check_vma=False))
 
     by_vmap = lambda one: jax.jit(jax.vmap(one, (None, None, 0, 0, None), axis_name="client"))  # noqa: E731
     (state, messages), (meshed, _) = rounds(by_vmap), rounds(on_mesh)
@@ -88,6 +89,20 @@ def test_a_mesh_has_the_same_numbers_and_a_log_replays_the_run() -> None:
     x0, batches = setting()
     end = jax.jit(fed.params)(x0, state)
     assert np.mean([loss(end, b) for b in batches[:, 0]]) < np.mean([loss(x0, b) for b in batches[:, 0]])
+
+
+def test_a_round_moves_a_pair_per_step_and_a_weight_per_client() -> None:
+    """Whatever the size of the model: the kernel here has 1000 times as many entries."""
+    fed = fed_kseed(loss, 0.05, key=3, num_seeds=K, axis_name="client")
+
+    def one(x0: dict, state: FedKSeedState, batches: jax.Array, weight: jax.Array, key: jax.Array) -> Any:
+        message, _ = fed.client(fed.params(x0, state), batches, key)
+        return fed.server(state, message, weight)
+
+    x0, weight = {"kernel": jnp.zeros((3, 2000)), "bias": jnp.zeros(2000)}, jnp.full(CLIENTS, 1 / CLIENTS)
+    compiled = on_mesh(one).lower(x0, fed.init(), setting()[1], weight, jax.random.key(0)).compile()
+    moved = collective_bytes(compiled)
+    assert sum(c.result_bytes for c in moved) == CLIENTS * (STEPS * 8 + 4), moved
 
 
 def test_probabilities_of_seeds(x64: None) -> None:
@@ -109,7 +124,7 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_leaves_no_trace(x64: None)
     np.testing.assert_array_equal(x, x0)
     state = fed.server(fed.init(), jax.tree.map(lambda m: m[None], message))
     assert not any(np.any(np.asarray(s)) for s in state)
-    large = fed.server(fed.init(), Message(jnp.array([[1]]), jnp.array([[-5e6]])))
+    large = fed.server(fed.init(), FedKSeedMessage(jnp.array([[1]]), jnp.array([[-5e6]])))
     assert float(large.sums[1]) == 1000.0 and float(large.accumulated[1]) == -5e6
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from gradkit.layers import (
-    Affine,
+    CodebookAffine,
     affine_codebook,
     alternate_codebook_update,
     init_affine,
@@ -53,7 +53,7 @@ def test_the_task_reaches_the_input_as_it_is_and_the_codebook_by_nu(nu: float, x
 def test_zeros_are_plain_quantization_and_a_group_moves_together(x64: None) -> None:
     z, c = setting()
     assert_equal(vector_quantize(z, c, init_affine(2, 4)), vector_quantize(z, c))
-    affine = Affine(0.1 * normal(3, 2, 4), 0.1 * normal(4, 2, 4))
+    affine = CodebookAffine(0.1 * normal(3, 2, 4), 0.1 * normal(4, 2, 4))
     s, b = (np.repeat(np.asarray(a), 4, axis=0) for a in affine)
     assert_equal(affine_codebook(c, affine, affine_rate=3.0), (1 + 3 * s) * np.asarray(c) + 3 * b)
     moved = jax.grad(lambda a: vector_quantize(z, c, a)[2])(init_affine(1, 4))
