@@ -92,10 +92,10 @@ def curvature(
     *,
     method: Any = "adamw",
     train_steps: int = 0,
-    minibatches: int = 4,
+    minibatches: int = 2,
     lanczos_steps: int = 50,
-    probes: int = 2,
-    trace_probes: int = 30,
+    probes: int = 1,
+    trace_probes: int = 20,
     top: int = 10,
     seed: int = 0,
 ) -> Curvature:
@@ -147,7 +147,7 @@ def curvature(
             return accumulated_hvp(problem.loss, params, v, batches)
 
         first, second, third = jax.random.split(key, 3)
-        pairs = top_eigenpairs(product, first, params, top, steps=min(max(steps, top), size))
+        pairs = top_eigenpairs(product, first, params, top, steps=min(2 * top + 20, size))
         value, gradient = jax.value_and_grad(
             lambda x: jnp.mean(jax.lax.map(lambda batch: problem.loss(x, batch), batches))
         )(params)
