@@ -2,6 +2,7 @@
 
 from gradkit.parallel.compressors import Compressor, compressor_of
 from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
+from gradkit.parallel.deep_gradient_compression import deep_gradient_compression, dgc_warmup, top_k_compressor
 from gradkit.parallel.diloco import diloco, outer_nesterov
 from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
@@ -23,6 +24,7 @@ from gradkit.parallel.population_based_training import (
     pbt_step,
     population_based_training,
 )
+from gradkit.parallel.powersgd import low_rank_compressor, powersgd
 from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.quantized_replica_mean import int8_compressor, quantized_replica_mean
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
@@ -33,6 +35,7 @@ from gradkit.parallel.shared_seed_spsa import (
     shared_seed_gradient,
     shared_seed_spsa,
 )
+from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     "collective_bytes",
     "compressor_of",
     "declare_specs",
+    "deep_gradient_compression",
+    "dgc_warmup",
     "diloco",
     "error_feedback",
     "exploit",
@@ -61,6 +66,7 @@ __all__ = [
     "local_updates",
     "log_byte_decode",
     "log_byte_encode",
+    "low_rank_compressor",
     "make_mesh",
     "mean_compressor",
     "modular_stage",
@@ -69,6 +75,7 @@ __all__ = [
     "partition_fn",
     "pbt_step",
     "population_based_training",
+    "powersgd",
     "quadratic_synchronization",
     "quadratic_weighted_average",
     "quantized_replica_mean",
@@ -81,5 +88,8 @@ __all__ = [
     "state_shardings",
     "sync_steps",
     "synchronize",
+    "ternary_compressor",
+    "terngrad",
     "tiled_contrastive_loss",
+    "top_k_compressor",
 ]

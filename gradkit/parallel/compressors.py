@@ -146,3 +146,21 @@ def no_state(like: Any) -> optax.EmptyState:
     """The state of a compressor that keeps nothing."""
     del like
     return optax.EmptyState()
+
+
+def join(pieces: list[jax.Array]) -> tuple[jax.Array, ...]:
+    """Flat arrays joined, one for each dtype there is, in the order in which dtypes come: what travels together."""
+    groups: dict[Any, list[jax.Array]] = {}
+    for x in pieces:
+        groups.setdefault(x.dtype, []).append(x.reshape(-1))
+    return tuple(jnp.concatenate(group) for group in groups.values())
+
+
+def separate(joined: tuple[jax.Array, ...], like: list[Any]) -> list[jax.Array]:
+    """The inverse of `join`; `like` has the shapes and dtypes of the pieces."""
+    rest, ends = {x.dtype: x for x in joined}, dict.fromkeys((x.dtype for x in joined), 0)
+    out = []
+    for x in like:
+        start, ends[x.dtype] = ends[x.dtype], ends[x.dtype] + x.size
+        out.append(rest[x.dtype][start : start + x.size].reshape(x.shape))
+    return out
