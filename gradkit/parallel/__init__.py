@@ -3,6 +3,11 @@
 from gradkit.parallel.compressors import Compressor, compressor_of
 from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
 from gradkit.parallel.deep_gradient_compression import deep_gradient_compression, dgc_warmup, top_k_compressor
+from gradkit.parallel.arrivals import Aggregations, Arrivals, arrival_schedule
+from gradkit.parallel.async_coordinate_update import async_coordinate_update, degas
+from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
+from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, optimistic_delayed_dual_averaging
+from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
 from gradkit.parallel.diloco import diloco, outer_nesterov
 from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
@@ -12,6 +17,8 @@ from gradkit.parallel.fed_kseed import (
     fed_kseed,
     seed_probabilities,
 )
+from gradkit.parallel.fedbuff import fedbuff, flush_buffer, polynomial_staleness, threshold_staleness
+from gradkit.parallel.fedfix import arrival_weights, async_fedavg, fedfix
 from gradkit.parallel.layered import layer_major, layered_gradient_accumulation, modular_stage
 from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
@@ -29,6 +36,7 @@ from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.quantized_replica_mean import int8_compressor, quantized_replica_mean
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
+from gradkit.parallel.shared_rmsprop import shared_rmsprop
 from gradkit.parallel.shared_seed_spsa import (
     log_byte_decode,
     log_byte_encode,
@@ -36,15 +44,24 @@ from gradkit.parallel.shared_seed_spsa import (
     shared_seed_spsa,
 )
 from gradkit.parallel.terngrad import ternary_compressor, terngrad
+from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
 from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
+    "Aggregations",
+    "Arrivals",
     "Collective",
     "Compressor",
     "FedKSeed",
     "FedKSeedMessage",
     "FedKSeedState",
     "PopulationHistory",
+    "Simulation",
+    "arrival_schedule",
+    "arrival_weights",
+    "async_coordinate_update",
+    "async_fedavg",
+    "async_local_sgd",
     "batch_sharding",
     "collective_bytes",
     "compressor_of",
@@ -53,9 +70,17 @@ __all__ = [
     "dgc_warmup",
     "diloco",
     "error_feedback",
+    "degas",
+    "delayed_dual_averaging",
+    "delayed_nesterov",
+    "diloco",
+    "dynamic_local_steps",
     "exploit",
     "explore",
     "fed_kseed",
+    "fedbuff",
+    "fedfix",
+    "flush_buffer",
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
@@ -70,10 +95,12 @@ __all__ = [
     "make_mesh",
     "mean_compressor",
     "modular_stage",
+    "optimistic_delayed_dual_averaging",
     "outer_nesterov",
     "param_shardings",
     "partition_fn",
     "pbt_step",
+    "polynomial_staleness",
     "population_based_training",
     "powersgd",
     "quadratic_synchronization",
@@ -83,13 +110,17 @@ __all__ = [
     "replicate",
     "ring_contrastive_loss",
     "seed_probabilities",
+    "shared_rmsprop",
     "shared_seed_gradient",
     "shared_seed_spsa",
+    "simulate_events",
+    "start_simulation",
     "state_shardings",
     "sync_steps",
     "synchronize",
     "ternary_compressor",
     "terngrad",
+    "threshold_staleness",
     "tiled_contrastive_loss",
     "top_k_compressor",
 ]

@@ -20,6 +20,7 @@ from tests.golden import estimators, extras, fixture
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.aggregators import WEIGHTS as WEIGHTS
 from tests.golden.aggregators import bloop
+from tests.golden.servers import SERVERS as SERVERS
 from tests.golden.translate import (
     ARRAYS,
     adam_l2,
@@ -73,6 +74,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "auon": direct(gk.auon),
     # The simple form of the code: Q stands at the inputs; where it starts from is in the file.
     "dion": lambda hyper: gk.dion(**{"side": "inputs", "key": 0, **known(hyper)}),
+    "delayed_nesterov": direct(gk.parallel.delayed_nesterov),
     "dog": averaged(gk.dog),
     "dog_init_eta": averaged(gk.dog),
     "distributed_shampoo": direct(gk.distributed_shampoo),

@@ -33,6 +33,7 @@ MODES = {
     "AGGREGATORS": ("matrix",),
     "WEIGHTS": ("matrix",),
     "STRATEGIES": ("closure", "replay"),
+    "SERVERS": ("closure",),
 }
 Record = Callable[[str, object], None]
 
@@ -217,6 +218,12 @@ def test_weights_of_tasks(golden: Golden, x64: None, record_property: Record) ->
 @pytest.mark.parametrize("golden", _known("STRATEGIES"))
 def test_strategy(golden: Golden, x64: None, record_property: Record) -> None:
     judge(golden, drive.strategy(golden), record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", _known("SERVERS"))
+def test_server(golden: Golden, x64: None, record_property: Record) -> None:
+    judge(golden, build.SERVERS[golden.method](golden), record_property)
 
 
 def test_every_file_of_a_method_that_is_built_is_driven(record_property: Record) -> None:

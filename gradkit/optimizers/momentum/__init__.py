@@ -28,6 +28,15 @@ from gradkit.optimizers.momentum.sgd import (
     nag,
     sgd,
 )
+from gradkit.optimizers.momentum.spike_compensation import (
+    ScaleBySpikeCompensationState,
+    StaleGradients,
+    linear_weight_prediction,
+    scale_by_spike_compensation,
+    scale_hyperparameters,
+    spike_compensation,
+    stale_gradients,
+)
 from gradkit.optimizers.momentum.xgrad import (
     xgrad,
     xgrad_adam,
@@ -37,9 +46,12 @@ from gradkit.optimizers.momentum.xgrad import (
 
 __all__ = [
     "ScaleByGravityState",
+    "ScaleBySpikeCompensationState",
+    "StaleGradients",
     "correct_momentum",
     "gravity",
     "heavy_ball",
+    "linear_weight_prediction",
     "momentum",
     "nag",
     "nesterov_large_batch",
@@ -49,7 +61,11 @@ __all__ = [
     "scale_by_gravity",
     "scale_by_qhadam",
     "scale_by_qhm",
+    "scale_by_spike_compensation",
+    "scale_hyperparameters",
     "sgd",
+    "spike_compensation",
+    "stale_gradients",
     "xgrad",
     "xgrad_adam",
     "xgrad_adamw",

@@ -1,0 +1,161 @@
+"""Dual averaging of gradients that arrive late, in any order: the point is a function of their sum.
+
+S: the gradients that have arrived, x_1: the start, R the radius (`learning_rate`), b the `initial`:
+
+    L_t   = sum_{s in S} |g_s|^2 + 2 sum over pairs s, l in S, l outstanding when s was played, of |g_s| |g_l|
+    eta_t = R / sqrt(b + L_t)
+    x_t   = x_1 - eta_t sum_{s in S} g_s
+    optimistic: played at x_t - lookahead eta_t g, with the last gradient that has arrived as a guess of what is missing
+
+Norms are of the whole tree.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.core import at_count, counter, increment, scalar, transformation, zeros
+from gradkit.engine.norms import global_square
+from gradkit.leaves import Method
+from gradkit.parallel.local_updates import anchor
+
+PAPER = Paper(
+    "Multi-Agent Online Optimization with Delays: Asynchronicity, Adaptivity, and Optimism",
+    "Hsieh et al.",
+    2020,
+    "2012.11579",
+)
+
+
+class DelayedDualAveragingState(NamedTuple):
+    """Updates made, where the radius is a schedule; the start, the sum of gradients, and L."""
+
+    count: Any
+    start: Any
+    total: Any
+    lag: jax.Array
+
+    exact_fields = ("start",)
+
+
+def delayed_dual_averaging(learning_rate: Any, *, initial: Any = 1.0) -> optax.GradientTransformationExtraArgs:
+    """Dual averaging with a step that knows how much was outstanding.
+
+    Equations: at the head of this file. `update` gets the gradients as they arrive, and, as an extra argument,
+    `outstanding_norms`: the sum of |g_l| over those l that were outstanding when this one was played and have arrived
+    since (default 0: no delays). Nodes only add up what arrives, so they agree whatever the order was.
+
+    Args:
+      learning_rate: R, the radius: a guess of the distance to the solution, >= 0; a schedule of it must not increase.
+      initial: b > 0, of the order of a squared gradient norm times the delay. Default 1.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter (the start, the sum) and a scalar. Collectives:
+      one number per leaf where parameters are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx, x = delayed_dual_averaging(1.0, initial=7.0), jnp.array(0.0)
+      >>> print(tx.update(jnp.array(3.0), tx.init(x), x)[0])  # 3 / sqrt(7 + 9)
+      -0.75
+
+    Reference: Hsieh et al. Multi-Agent Online Optimization with Delays: Asynchronicity, Adaptivity, and Optimism. 2020,
+    arXiv 2012.11579. Euclidean and without constraints; how b is chosen from bounds is not part of it.
+    """
+    return _dual_averaging("delayed_dual_averaging", learning_rate, initial, None)
+
+
+def optimistic_delayed_dual_averaging(
+    learning_rate: Any, *, lookahead: Any = 2.0, initial: Any = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    """Delayed dual averaging that plays ahead, by a guess of the gradients that are missing.
+
+    Equations: at the head of this file; the parameters are the point that is played. `outstanding_norms` as in
+    `delayed_dual_averaging`.
+
+    Args:
+      learning_rate: R, the radius, >= 0; a schedule of it must not increase.
+      lookahead: >= 0, of the order of the number of missing gradients plus 1: the optimistic step is larger than that
+        of the update. Default 2, for a delay of one; 0 is `delayed_dual_averaging`.
+      initial: b > 0. Default 1.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter and a scalar. Collectives: one number per leaf
+      where parameters are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range.
+
+    Example:
+      >>> tx, x = optimistic_delayed_dual_averaging(1.0, lookahead=1.0, initial=7.0), jnp.array(0.0)
+      >>> print(tx.update(jnp.array(3.0), tx.init(x), x)[0])  # the step once more
+      -1.5
+
+    Reference: Hsieh et al. Multi-Agent Online Optimization with Delays: Asynchronicity, Adaptivity, and Optimism. 2020,
+    arXiv 2012.11579. The guess is the last gradient that has arrived.
+    """
+    checks.real("lookahead", lookahead, "[0, inf)")
+    return _dual_averaging("optimistic_delayed_dual_averaging", learning_rate, initial, lookahead)
+
+
+def _dual_averaging(name: str, radius: Any, initial: Any, lookahead: Any) -> optax.GradientTransformationExtraArgs:
+    checks.real("learning_rate", radius, "[0, inf)", schedule=True)
+    checks.real("initial", initial, "(0, inf)")
+
+    def init(params: Any) -> DelayedDualAveragingState:
+        lag = jnp.zeros((), jnp.result_type(float))
+        return DelayedDualAveragingState(counter(callable(radius)), anchor(params), zeros(params), lag)
+
+    def update(
+        updates: Any,
+        state: DelayedDualAveragingState,
+        params: Any = None,
+        *,
+        outstanding_norms: Any = None,
+        **extra: Any,
+    ) -> tuple[Any, Any]:
+        del extra
+        square = global_square(updates).astype(state.lag.dtype)
+        others = jnp.zeros_like(square) if outstanding_norms is None else scalar(outstanding_norms, square)
+        lag = state.lag + square + 2 * jnp.sqrt(square) * others
+        rate = at_count(radius, state.count, f"{name}: learning_rate")
+        eta = scalar(rate, lag) / jnp.sqrt(scalar(initial, lag) + lag)
+        total = jax.tree.map(jnp.add, state.total, updates)
+
+        def moved(start: jax.Array, S: jax.Array, g: jax.Array, x: jax.Array) -> jax.Array:
+            step = eta.astype(S.dtype) * (S if lookahead is None else S + scalar(lookahead, S) * g)
+            return (start - x) - step
+
+        u = jax.tree.map(moved, state.start, total, updates, params)
+        return u, DelayedDualAveragingState(increment(state.count), state.start, total, lag)
+
+    described = Method(name, radius)
+    return transformation(
+        name,
+        init,
+        update,
+        needs_params=True,
+        complex_leaves=True,
+        as_params=True,
+        described=described,
+        complete=True,
+    )
+
+
+NOTES = "of a server or node that gradients reach late"
+for _function in (delayed_dual_averaging, optimistic_delayed_dual_averaging):
+    register(
+        _function,
+        form="optimizer",
+        paper=PAPER,
+        words=2,
+        collectives="norms",
+        race=Race(1.0, schedule=None),
+        notes=NOTES,
+    )
