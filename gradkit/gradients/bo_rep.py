@@ -76,14 +76,14 @@ def bo_rep(
     2024, arXiv 2401.09587. As in the released code y is not projected onto a ball nor averaged, as the paper has it.
     The code sums the gradients of the lower steps instead of taking one after another, and leaves out grad_x F.
     """
-    checks.function("upper", upper)
-    checks.function("lower", lower)
     rates = {"learning_rate": learning_rate, "lower_learning_rate": lower_learning_rate}
     for name, value in {**rates, "linear_learning_rate": linear_learning_rate}.items():
         checks.real(name, value, "[0, inf)", schedule=True)
     checks.real("momentum", momentum, "[0, 1)")
     update_interval = checks.integer("update_interval", update_interval, 1)
     lower_steps = checks.integer("lower_steps", lower_steps, 1)
+    checks.function("upper", upper)
+    checks.function("lower", lower)
     directions = bilevel_directions(upper, lower)
 
     def descended(x: Any, y: Any, rate: Any, batch: Any) -> Any:

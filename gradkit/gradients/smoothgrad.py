@@ -42,10 +42,10 @@ def smoothgrad(
 
     Reference: Smilkov et al. SmoothGrad: removing noise by adding noise. 2017, arXiv 1706.03825.
     """
-    checks.function("fn", fn)
     num_samples = checks.integer("num_samples", num_samples, 1)
     checks.real("noise_level", noise_level, "[0, inf)")
     checks.switch(squared=squared)
+    checks.function("fn", fn)
 
     def saliency(x: Any, key: Any, *args: Any) -> jax.Array:
         x = jnp.asarray(x)

@@ -70,7 +70,7 @@ def log_byte_decode(byte: Any, dtype: Any = jnp.float32) -> jax.Array:
       Real numbers of the same shape.
 
     Raises:
-      ValueError: numbers that are not int8, a dtype of no floating point numbers.
+      ValueError: numbers that are not int8; a dtype that is not floating point.
 
     Example:
       >>> log_byte_decode(jnp.array([64, -72, 0], jnp.int8)).round(3).tolist()

@@ -30,7 +30,7 @@ class AddLangevinNoiseState(NamedTuple):
 
 
 def add_langevin_noise(
-    learning_rate: Any, *, temperature: Any = 1.0, num_data: Any = 1, key: Any = None
+    learning_rate: Any, *, temperature: Any = 1.0, num_data: Any = 1.0, key: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """The last link of a sampler: adds the noise that belongs to steps of this learning rate.
 

@@ -32,7 +32,7 @@ class ConduciveGradientState(NamedTuple):
 
 
 def conducive_gradient(
-    means: Stacked, precisions: Stacked, shard_probs: Sequence[float] | Any, *, num_data: Any = 1
+    means: Stacked, precisions: Stacked, shard_probs: Sequence[float] | Any, *, num_data: Any = 1.0
 ) -> optax.GradientTransformationExtraArgs:
     """A link ahead of the learning rate: adds to the gradient of one client what is known of all the others.
 
@@ -124,7 +124,7 @@ def fsgld(
     precisions: Stacked,
     shard_probs: Sequence[float] | Any,
     temperature: Any = 1.0,
-    num_data: Any = 1,
+    num_data: Any = 1.0,
     key: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Federated stochastic gradient Langevin dynamics: one client at a time, with conducive gradients.

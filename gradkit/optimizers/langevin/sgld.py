@@ -14,7 +14,7 @@ NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of te
 
 
 def sgld(
-    learning_rate: Any, *, temperature: Any = 1.0, num_data: Any = 1, key: Any = None
+    learning_rate: Any, *, temperature: Any = 1.0, num_data: Any = 1.0, key: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic gradient Langevin dynamics: samples of the posterior, from gradients of minibatches.
 
