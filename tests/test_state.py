@@ -17,6 +17,7 @@ from gradkit.engine.extras import samples
 from gradkit.engine.owned import Owned
 from tests.contract.methods import METHODS, SMALL, draw, grads_like, make
 from tests.contract.test_aggregators import make as make_aggregator
+from tests.contract.test_exchanges import make as make_exchange
 from tests.contract.test_strategies import make as make_strategy
 
 # What a key is for in methods that do without one by default.
@@ -34,6 +35,7 @@ def every_state() -> dict[str, Any]:
     states = {name: make(card).init(params) for name, card in METHODS.items()}
     states |= {f"{name}(key)": make(METHODS[name], **own).init(params) for name, own in KEYED.items()}
     states |= {name: make_strategy(card).init(params) for name, card in cards("strategy").items()}
+    states |= {name: make_exchange(card).init(params) for name, card in cards("exchange").items()}
     states |= {name: make_aggregator(card).init(params) for name, card in cards("aggregator").items()}
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     wrapped = {kind: gk.precision(gk.adamw(0.1), state=kind) for kind in ("bfloat16", "int8-block")}

@@ -295,7 +295,6 @@ register(
     collectives="replicas",
     golden=("parallel/deep_gradient_compression", "parallel/deep_gradient_compression_two_workers"),
     example={"ratio": 0.25},
-    opt_outs={"one replica": "momentum is inside", "zeros": "momentum is inside"},
     notes="its momentum is inside: follow it with a learning rate alone",
 )
 register(top_k_compressor, form="exchange", paper=PAPER, collectives="replicas", example={"ratio": 0.25})

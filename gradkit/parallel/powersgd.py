@@ -369,6 +369,7 @@ def _late(inner: Compressor, start_step: int) -> Compressor:
     return Compressor(inner.init, exchange)
 
 
+NAMED = "what is a matrix depends on names: a matrix called b is a stack of biases in the default layout"
 register(
     powersgd,
     form="exchange",
@@ -377,6 +378,7 @@ register(
     collectives="replicas",
     golden=("parallel/powersgd", "parallel/powersgd_alternating"),
     example={"min_compression_rate": 0.0},
+    opt_outs={"trees": NAMED},
     notes="two thin factors of every matrix travel",
 )
 register(
@@ -385,4 +387,5 @@ register(
     paper=PAPER,
     collectives="replicas",
     example={"min_compression_rate": 0.0},
+    opt_outs={"trees": NAMED},
 )

@@ -16,7 +16,7 @@ import optax
 import gradkit as gk
 from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
-from tests.golden import estimators, extras, fixture
+from tests.golden import estimators, extras, fixture, parallel
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.aggregators import WEIGHTS as WEIGHTS
 from tests.golden.aggregators import bloop
@@ -138,6 +138,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "xgrad_adam": direct(gk.xgrad_adam),
     "xgrad_adamw": direct(gk.xgrad_adamw),
     "xgrad_sgd": direct(gk.xgrad_sgd),
+    **parallel.TRANSFORMATIONS,
 }
 
 
@@ -150,7 +151,7 @@ def _dion_start(state: Any, reader: extras.Reader) -> Any:
 
 
 # method -> (state, arrays of the file) -> the state to start from; and the state to go on from after the first step
-STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {"dion": _dion_start}
+STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {"dion": _dion_start, **parallel.STARTS}
 SECOND_STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {}
 
 # method -> arrays of its files that are handed to `update` under another name: array -> argument
@@ -193,6 +194,7 @@ MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] =
     "scaled_standardize_weight": _effective(gk.layers.scaled_standardize_weight),
     "standardize_weight": _effective(gk.layers.standardize_weight),
     "weight_normalized(sgd)": _direction_and_length,
+    **parallel.MEASURED,
 }
 
 # Arrays of a file that say nothing more: method -> beginnings of their names.
@@ -477,4 +479,5 @@ def _diloco(hyper: dict[str, Any]) -> Any:
 STRATEGIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "diloco": _diloco,
     "local_sgd": _strategy(gk.parallel.local_updates),
+    **parallel.STRATEGIES,
 }

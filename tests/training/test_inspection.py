@@ -41,7 +41,7 @@ KINDS = {"none": set(), "norms": {"all-reduce"}, "gramian": {"all-reduce"}}
 
 @pytest.mark.parametrize("card", catalogue.cards().values(), ids=catalogue.cards())
 def test_every_method_can_be_inspected(card: Card) -> None:
-    mesh = make_mesh("replica=2,fsdp=4" if card.form == "strategy" else "fsdp=8")
+    mesh = make_mesh("replica=2,fsdp=4" if card.form in ("strategy", "exchange") else "fsdp=8")
     found = inspect(card, TINY, mesh=mesh)
     assert found.parameters == 144
     if card.form not in ("schedule", "rule", "diagnostic"):
