@@ -45,6 +45,7 @@ from gradkit.parallel.shared_seed_spsa import (
 )
 from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
+from gradkit.parallel.streaming_diloco import fragment_steps, streaming_diloco
 from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "fedbuff",
     "fedfix",
     "flush_buffer",
+    "fragment_steps",
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
@@ -116,6 +118,7 @@ __all__ = [
     "simulate_events",
     "start_simulation",
     "state_shardings",
+    "streaming_diloco",
     "sync_steps",
     "synchronize",
     "ternary_compressor",

@@ -32,12 +32,13 @@ PAPER = Paper(
 
 
 class DelayedDualAveragingState(NamedTuple):
-    """Updates made, where the radius is a schedule; the start, the sum of gradients, and L."""
+    """Updates made, where the radius is a schedule; the start, the sum of gradients, and L; the radius as a metric."""
 
     count: Any
     start: Any
     total: Any
     lag: jax.Array
+    metrics: dict[str, jax.Array]
 
     exact_fields = ("start",)
 
@@ -108,9 +109,15 @@ def _dual_averaging(name: str, radius: Any, initial: Any, lookahead: Any) -> opt
     checks.real("learning_rate", radius, "[0, inf)", schedule=True)
     checks.real("initial", initial, "(0, inf)")
 
+    def rate_at(count: Any) -> Any:
+        return at_count(radius, count, f"{name}: learning_rate")
+
+    def published(rate: Any) -> dict[str, jax.Array]:
+        return {"last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
+
     def init(params: Any) -> DelayedDualAveragingState:
-        lag = jnp.zeros((), jnp.result_type(float))
-        return DelayedDualAveragingState(counter(callable(radius)), anchor(params), zeros(params), lag)
+        lag, count = jnp.zeros((), jnp.result_type(float)), counter(callable(radius))
+        return DelayedDualAveragingState(count, anchor(params), zeros(params), lag, published(rate_at(count)))
 
     def update(
         updates: Any,
@@ -124,7 +131,7 @@ def _dual_averaging(name: str, radius: Any, initial: Any, lookahead: Any) -> opt
         square = global_square(updates).astype(state.lag.dtype)
         others = jnp.zeros_like(square) if outstanding_norms is None else scalar(outstanding_norms, square)
         lag = state.lag + square + 2 * jnp.sqrt(square) * others
-        rate = at_count(radius, state.count, f"{name}: learning_rate")
+        rate = rate_at(state.count)
         eta = scalar(rate, lag) / jnp.sqrt(scalar(initial, lag) + lag)
         total = jax.tree.map(jnp.add, state.total, updates)
 
@@ -133,7 +140,7 @@ def _dual_averaging(name: str, radius: Any, initial: Any, lookahead: Any) -> opt
             return (start - x) - step
 
         u = jax.tree.map(moved, state.start, total, updates, params)
-        return u, DelayedDualAveragingState(increment(state.count), state.start, total, lag)
+        return u, DelayedDualAveragingState(increment(state.count), state.start, total, lag, published(rate))
 
     described = Method(name, radius)
     return transformation(

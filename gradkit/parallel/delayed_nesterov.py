@@ -22,9 +22,10 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Race, register
-from gradkit.engine.core import at_count, increment, scalar, transformation, zeros
+from gradkit.engine.core import increment, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.parallel.arrivals import EQUAL, PAPER, positive
+from gradkit.transforms import scale_by_learning_rate
 
 NAME = "delayed_nesterov"
 
@@ -73,7 +74,6 @@ def delayed_nesterov(
     Reference: Liu et al. Asynchronous Local-SGD Training for Language Modeling. 2024, arXiv 2401.09135, Algorithm 3.
     The numbers are those of the public code of HALoS; the authors' notebook has only the baselines.
     """
-    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     checks.real("momentum", momentum, "[0, 1]")
     N = checks.integer("buffer_size", buffer_size, 1)
     checks.real("activation", activation, "[0, 1]")
@@ -86,7 +86,6 @@ def delayed_nesterov(
     def update(updates: Any, state: DelayedNesterovState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
         count = increment(state.count)
-        rate = at_count(learning_rate, state.count, f"{NAME}: learning_rate")
         full = count % N == 0
         buffer = jax.tree.map(jnp.add, state.buffer, updates)
 
@@ -98,14 +97,17 @@ def delayed_nesterov(
         def moved(g: jax.Array, m: jax.Array) -> jax.Array:
             c = scalar(activation, m)
             share = jnp.where(full, 1 - c * N + c, c).astype(m.dtype)
-            return -scalar(rate, m) * (share * beta_m(m) + g / N)
+            return share * beta_m(m) + g / N
 
         u = jax.tree.map(moved, updates, new)
         left = jax.tree.map(lambda D: jnp.where(full, jnp.zeros_like(D), D), buffer)
         return u, DelayedNesterovState(count, new, left)
 
-    described = Method(NAME, learning_rate)
-    return transformation(NAME, init, update, complex_leaves=True, as_params=True, described=described, complete=True)
+    return optimizer(
+        Method(NAME, learning_rate),
+        transformation(NAME, init, update, complex_leaves=True),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 def dynamic_local_steps(seconds_per_step: Any, sync_every: int) -> np.ndarray:

@@ -43,10 +43,10 @@ def outer_nesterov(learning_rate: Any = 0.7, momentum: Any = 0.9) -> optax.Gradi
 
     Reference: Douillard et al. 2023, arXiv 2311.08105.
     """
-    return _outer("learning_rate", learning_rate, "momentum", momentum, True)
+    return outer_momentum_sgd("learning_rate", learning_rate, "momentum", momentum, True)
 
 
-def _outer(
+def outer_momentum_sgd(
     rate_name: str, rate: Any, decay_name: str, decay: Any, nesterov: bool
 ) -> optax.GradientTransformationExtraArgs:
     checks.real(rate_name, rate, "[0, inf)", schedule=True)
@@ -123,7 +123,7 @@ def diloco(
     checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(outer_nesterov=outer_nesterov)
     names = ("outer_learning_rate", "outer_momentum")
-    outer = _outer(names[0], outer_learning_rate, names[1], outer_momentum, outer_nesterov)
+    outer = outer_momentum_sgd(names[0], outer_learning_rate, names[1], outer_momentum, outer_nesterov)
     return local_updates(inner, sync_every=sync_every, axis_name=axis_name, outer=outer)
 
 

@@ -3,7 +3,7 @@
 arrival of delta, which was computed from parameters tau versions old, with weight w:
 
     S <- S + w s(tau) delta,    s(tau) = (1 + tau)^(-a)
-    after K arrivals:  theta <- theta + server(S / K),   S <- 0        or S / sum of w s(tau)
+    after K arrivals:  theta <- theta + inner(S / K),   S <- 0        or S / sum of w s(tau)
 """
 
 from collections.abc import Callable
@@ -96,7 +96,7 @@ class FedbuffState(NamedTuple):
 
 
 def fedbuff(
-    server: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
     *,
     buffer_size: int = 10,
     staleness: Any = None,
@@ -109,14 +109,14 @@ def fedbuff(
     (default 1). Between two steps of the server all updates are 0.
 
     Args:
-      server: optimizer of the mean pseudo-gradient: `optax.sgd(1.0)` is FedAvg, `gk.adam(...)` FedAdam.
+      inner: optimizer of the mean pseudo-gradient: `optax.sgd(1.0)` is FedAvg, `gk.adam(...)` FedAdam.
       buffer_size: K >= 1. Default 10 (paper).
       staleness: number of versions -> weight: `polynomial_staleness(...)`, `threshold_staleness(...)`. Default None:
         `polynomial_staleness(0.5)` (paper).
       normalize: what the sum is divided by: "buffer" (default: FedBuff), K; "weights" (Papaya), the sum of all weights.
 
     Returns:
-      A transformation. State: 1 word per parameter and that of `server`. Elementwise: no collective. A version is
+      A transformation. State: 1 word per parameter and that of `inner`. Elementwise: no collective. A version is
       published once per K arrivals, so staleness in versions is that of the table divided by K. What is left in the
       buffer at the end takes effect by `flush_buffer`.
 
@@ -134,12 +134,11 @@ def fedbuff(
     et al. Federated Learning with Buffered Asynchronous Aggregation. 2021, arXiv 2106.06639. Clipping and noise for
     privacy are links in front of it and behind. A buffer whose weights are all 0 makes no step with "weights".
     """
-    checks.transformation(server=server)
     K = checks.integer("buffer_size", buffer_size, 1)
     checks.choice("normalize", normalize, NORMALIZE)
     discount = polynomial_staleness() if staleness is None else staleness
     checks.function("staleness", discount)
-    tx = inside(server, "server")
+    tx = inside(inner)
 
     def init(params: Any) -> FedbuffState:
         return FedbuffState(jnp.zeros((), jnp.int32), zeros(params), jnp.zeros((), jnp.float32), tx.init(params))
@@ -187,11 +186,11 @@ def _step_if(
     return u, FedbuffState(*where(empty, held), where(server, state.server))
 
 
-def flush_buffer(server: optax.GradientTransformation, params: Any, state: FedbuffState) -> tuple[Any, FedbuffState]:
+def flush_buffer(inner: optax.GradientTransformation, params: Any, state: FedbuffState) -> tuple[Any, FedbuffState]:
     """The last step of a run: what is left in the buffer, divided by how many arrivals it is of.
 
     Args:
-      server: what `fedbuff` was made with.
+      inner: what `fedbuff` was made with.
       params: of the server.
       state: of `fedbuff`.
 
@@ -199,7 +198,7 @@ def flush_buffer(server: optax.GradientTransformation, params: Any, state: Fedbu
       (params, state) after a step of the server, or as they were where the buffer is empty.
 
     Raises:
-      ValueError: `server` is no transformation.
+      ValueError: `inner` is no transformation.
 
     Example:
       >>> tx, x = fedbuff(optax.sgd(1.0), buffer_size=5), jnp.array(1.0)
@@ -209,7 +208,7 @@ def flush_buffer(server: optax.GradientTransformation, params: Any, state: Fedbu
     """
     some = state.arrived > 0
     count = jnp.maximum(state.arrived, 1)
-    u, state = _step_if(inside(server, "server"), some, count, state, params, {})
+    u, state = _step_if(inside(inner), some, count, state, params, {})
     return jax.tree.map(lambda x, u: x + u.astype(x.dtype), params, u), state
 
 

@@ -148,7 +148,7 @@ def local_updates(
         def meet() -> tuple[Any, LocalUpdatesState]:
             reached = jax.tree.map(lambda x, u: x + u.astype(x.dtype), widen(params), updates)
             x, new = exchange(reached, state)
-            return jax.tree.map(_step_to, x, params, updates), new
+            return jax.tree.map(step_to, x, params, updates), new
 
         if sync is None:
             sync = count >= state.next_sync
@@ -282,7 +282,7 @@ def _mean_of_floating(tree: Any, axis_name: Any) -> Any:
     return structure.unflatten([next(means).astype(x.dtype) if f else x for x, f in zip(leaves, floating, strict=True)])
 
 
-def _step_to(x: jax.Array, p: jax.Array, like: jax.Array) -> jax.Array:
+def step_to(x: jax.Array, p: jax.Array, like: jax.Array) -> jax.Array:
     """What leads from p to x, once x is rounded to the dtype of p."""
     if jnp.finfo(p.dtype).bits < 32:
         x = nearest(x, p.dtype)

@@ -475,9 +475,16 @@ def _diloco(hyper: dict[str, Any]) -> Any:
     return _strategy(gk.parallel.diloco, "fragments", "delay", "mixing")(hyper)
 
 
+def _streaming_diloco(hyper: dict[str, Any]) -> Any:
+    """A file lists the leaves of each fragment."""
+    labels = {leaf: f for f, leaves in enumerate(hyper["fragments"]) for leaf in leaves}
+    return _strategy(gk.parallel.streaming_diloco)({**hyper, "fragments": labels})
+
+
 # method -> (hyper -> transformation of one worker)
 STRATEGIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "diloco": _diloco,
     "local_sgd": _strategy(gk.parallel.local_updates),
     **parallel.STRATEGIES,
+    "streaming_diloco": _streaming_diloco,
 }

@@ -23,7 +23,7 @@ def path(tx: Any, g: Any, x: Any = None) -> Any:
     return jax.tree.map(np.asarray, jax.jit(lambda x, g: jax.lax.scan(step, (x, tx.init(x)), g)[1])(x, g))
 
 
-RATE = 0.04  # at which momentum of gradients four steps old diverges on a curvature of 1
+RATE = 0.03  # at which momentum of gradients four steps old diverges on a curvature of 1
 G = np.random.default_rng(0).standard_normal((9, 3))
 
 

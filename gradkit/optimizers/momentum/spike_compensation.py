@@ -56,7 +56,9 @@ def _check_delay(delay: Any) -> None:
         checks.integer("delay", d)
 
 
-def scale_by_spike_compensation(*, momentum: Any = 0.9, delay: Any = 1) -> optax.GradientTransformationExtraArgs:
+def scale_by_spike_compensation(
+    *, momentum: Any = 0.9, delay: int | optax.Params = 1
+) -> optax.GradientTransformationExtraArgs:
     """Momentum that makes up for the delay of its gradients.
 
     Equations: at the head of this file, a v + b g.
@@ -115,7 +117,7 @@ def spike_compensation(
     learning_rate: Any,
     *,
     momentum: Any = 0.9,
-    delay: Any = 1,
+    delay: int | optax.Params = 1,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -173,8 +175,8 @@ def linear_weight_prediction(params: Any, velocity: Any, step: Any, horizon: Any
       ValueError: a negative horizon; trees that differ.
 
     Example:
-      >>> print(linear_weight_prediction(jnp.array(1.0), jnp.array(2.0), 0.1, 3))
-      0.4
+      >>> print(linear_weight_prediction(jnp.array(1.0), jnp.array(2.0), 0.25, 3))
+      -0.5
 
     Reference: Kosson et al. Pipelined Backpropagation at Scale: Training Large Models without Batches. 2020, arXiv
     2003.11666.
@@ -212,7 +214,7 @@ class History(NamedTuple):
     exact_fields = ("ring",)
 
 
-def stale_gradients(value_and_grad: Callable[..., tuple[Any, Any]], delay: Any) -> StaleGradients:
+def stale_gradients(value_and_grad: Callable[..., tuple[Any, Any]], delay: int | optax.Params) -> StaleGradients:
     """Gradients at parameters that are some steps old, leaf by leaf: what a pipeline without flushing computes.
 
         leaf of delay D:  x_{t-D}, and the start while t < D;    g_t = the gradient of minibatch t at these
@@ -287,7 +289,7 @@ def scale_hyperparameters(hparams: Mapping[str, Any], batch_size: Any, reference
     Example:
       >>> new = scale_hyperparameters({"learning_rate": 0.1, "momentum": 0.9}, 1, 128)
       >>> round(new["momentum"], 6), round(new["learning_rate"], 10)
-      (0.999177, 6.429e-06)
+      (0.999177, 6.428e-06)
 
     Reference: Kosson et al. Pipelined Backpropagation at Scale: Training Large Models without Batches. 2020, arXiv
     2003.11666.

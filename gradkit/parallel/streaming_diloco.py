@@ -1,0 +1,248 @@
+"""Streaming DiLoCo: the parameters meet one fragment at a time, and training goes on while a fragment is on its way.
+
+F fragments of the leaves, a round of H steps, h = H / F; fragment f is due after the steps t = (f + 1) h, then every H:
+
+    after step t_due - tau:    D_f     =  (1/W) sum_k (theta_f - x_kf)       is sent
+                               m_f     <- beta m_f + D_f
+                               theta_f <- theta_f - gamma (D_f + beta m_f)
+    after step t_due:          x_kf    <- (1 - alpha) theta_f + alpha x_kf    which has moved on in the meantime
+
+With F = 1, tau = 0 and alpha = 0 it is DiLoCo. What is sent before step t_due is used after it, and by no step between.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.engine.core import as_arrays, increment, scalar, widen
+from gradkit.engine.matching import check_leaves, check_match
+from gradkit.leaves import names
+from gradkit.parallel.diloco import outer_momentum_sgd
+from gradkit.parallel.local_updates import anchor, step_to
+from gradkit.parallel.replicas import alike, wide_mean
+
+PAPER = Paper("Streaming DiLoCo with overlapping communication", "Douillard et al.", 2025, "2501.18512")
+NAME = "streaming_diloco"
+
+
+class StreamingDilocoState(NamedTuple):
+    """Steps made; theta; of each fragment the state of the outer optimizer; the inner state."""
+
+    count: jax.Array
+    start: Any
+    outer: Any
+    inner: Any
+
+    exact_fields = ("start",)
+
+
+def _labels(fragments: Any, params: Any) -> tuple[list[int], int]:
+    """The fragment of every leaf, in their order, and how many there are."""
+    count = len(jax.tree.leaves(params))
+    if isinstance(fragments, int | np.integer):
+        F = int(fragments)
+        return [i % F for i in range(count)], F
+    tree = fragments(params) if callable(fragments) else fragments
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+        raise ValueError(
+            f"{NAME}: fragments must be an integer >= 1, or a number per leaf in a tree like the parameters "
+            f"{names(params)}, got {tree!r}"
+        )
+    labels = [checks.integer("fragments", f) for f in jax.tree.leaves(tree)]
+    F = max(labels, default=0) + 1
+    if empty := sorted(set(range(F)) - set(labels)):
+        raise ValueError(f"{NAME}: fragments must number the leaves from 0 without gaps, got none of {empty}")
+    return labels, F
+
+
+def _lengths(sync_every: int, F: int, delay: int) -> int:
+    """h; the lengths fit each other."""
+    if sync_every % F:
+        raise ValueError(
+            f"sync_every must be a multiple of the {F} fragments, got {sync_every}; write {-(-sync_every // F) * F}"
+        )
+    if delay >= sync_every // F:
+        raise ValueError(f"delay must be below sync_every / fragments = {sync_every // F}, got {delay}")
+    return sync_every // F
+
+
+def streaming_diloco(
+    inner: optax.GradientTransformation,
+    *,
+    sync_every: int = 100,
+    fragments: int | Callable[[Any], Any] | optax.Params = 1,
+    delay: int = 0,
+    mixing: Any = 0.0,
+    outer_learning_rate: Any = 0.7,
+    outer_momentum: Any = 0.9,
+    outer_nesterov: bool = True,
+    axis_name: Any = "replica",
+) -> optax.GradientTransformationExtraArgs:
+    """DiLoCo whose exchange is spread over the round, and hidden behind the steps of the replicas.
+
+    Equations: at the head of this file. `update` takes an extra argument:
+
+        sync=None    (default) the state knows which fragment is sent and which is due. One program for all steps.
+        sync=f       fragment f, an integer, is sent in this step: a program with the collective of that fragment alone.
+                     `fragment_steps` says in which step.
+        sync=False   nothing is sent. Compiles to no collective. What was sent before and is due now is taken over.
+        sync=True    all fragments are sent and taken over at once, with no mixing.
+
+    Args:
+      inner: the transformation of each replica; the paper has AdamW.
+      sync_every: H, a multiple of the number of fragments. Default 100 (paper).
+      fragments: how many, >= 1: leaves are dealt out in turn (the paper's strided layers). Or the number of its
+        fragment for every leaf, from 0 without gaps, in a tree like the parameters, or parameters -> such a tree. A
+        leaf is in one fragment, also one of stacked layers. Default 1.
+      delay: tau, the steps that an exchange may take, 0 <= tau < h. Default 0; up to 5 in the paper.
+      mixing: alpha in [0, 1], the share of the replica's own parameters. Default 0; the paper has 0.5 with a delay. 1
+        never takes anything over.
+      outer_learning_rate: gamma >= 0, or a schedule of the rounds. Default 0.7 (DiLoCo).
+      outer_momentum: beta in [0, 1]. Default 0.9.
+      outer_nesterov: whether the outer momentum looks ahead. Default True.
+      axis_name: name of the axis of the replicas. Default "replica".
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter (theta, m) and the inner state, once per
+      replica; nothing for what is on its way. Collectives: per round one all-reduce of each fragment, in float32.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; lengths that do not fit; leaves of integers; no axis of this name.
+
+    Example:
+      >>> tx = streaming_diloco(optax.sgd(1.0), sync_every=2, delay=1, mixing=0.5, outer_momentum=0.0)
+      >>> x, g = jnp.array([8.0, 8.0]), jnp.array([0.0, 2.0])  # two replicas
+      >>> state, step = jax.vmap(tx.init)(x), jax.vmap(tx.update, axis_name="replica")
+      >>> for _ in range(2):  # after one step the mean has moved by 1, so theta is 8 - 0.7; it is due after the second
+      ...     u, state = step(g, state, x)
+      ...     x = x + u
+      >>> print(x)
+      [7.65 5.65]
+
+    Reference: Douillard et al. Streaming DiLoCo with overlapping communication. 2025, arXiv 2501.18512. The numbers are
+    those of torchft, which makes the outer step when a fragment is due; here it is made when it is sent (as in
+    MaxText), which changes no parameter of a replica and saves a word. Gradients in 4 bits are not part of it.
+    """
+    checks.axis_name("axis_name", axis_name, optional=False)
+    checks.switch(outer_nesterov=outer_nesterov)
+    checks.transformation(inner=inner)
+    H, tau = checks.integer("sync_every", sync_every, 1), checks.integer("delay", delay)
+    checks.real("mixing", mixing, "[0, 1]")
+    if not callable(fragments):
+        for f in jax.tree.leaves(fragments) or [fragments]:
+            checks.integer("fragments", f, 1 if f is fragments else 0)
+    own_names = ("outer_learning_rate", "outer_momentum")
+    far = outer_momentum_sgd(own_names[0], outer_learning_rate, own_names[1], outer_momentum, outer_nesterov)
+    tx = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> StreamingDilocoState:
+        check_leaves(NAME, params, complex_leaves=True)
+        params = as_arrays(params)
+        labels, F = _labels(fragments, params)
+        _lengths(H, F, tau)
+        start = anchor(params)
+        outer = tuple(far.init(_of(labels, f, jax.tree.leaves(start))) for f in range(F))
+        return StreamingDilocoState(jnp.zeros((), jnp.int32), start, outer, tx.init(params))
+
+    def send(f: int, x: Any, state: StreamingDilocoState, labels: list[int]) -> StreamingDilocoState:
+        """theta and m of fragment f after its exchange."""
+        theta, structure = jax.tree.flatten(state.start)
+        mine = _of(labels, f, theta)
+        D = wide_mean(NAME, jax.tree.map(jnp.subtract, mine, _of(labels, f, jax.tree.leaves(x))), axis_name)
+        moved, there = far.update(D, state.outer[f], mine)
+        new = iter([s + u.astype(s.dtype) for s, u in zip(mine, moved, strict=True)])
+        start = structure.unflatten([next(new) if label == f else s for label, s in zip(labels, theta, strict=True)])
+        outer = (*state.outer[:f], there, *state.outer[f + 1 :])
+        return alike(state._replace(start=start, outer=outer), state)
+
+    def update(updates: Any, state: Any, params: Any = None, *, sync: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(f"{NAME} needs params: call update(grads, state, params)")
+        check_match(NAME, updates, params)
+        check_leaves(NAME, updates, complex_leaves=True)
+        updates, params = as_arrays(updates), as_arrays(params)
+        labels, F = _labels(fragments, params)
+        h = _lengths(H, F, tau)
+        if sync is not None and not (isinstance(sync, int | np.integer | np.bool_) and 0 <= sync < F + (sync is True)):
+            raise ValueError(f"sync must be None, True, False or a fragment from 0 to {F - 1}, got {sync!r}")
+        count = increment(state.count)
+        updates, own = tx.update(updates, state.inner, params, **extra)
+        x = jax.tree.map(lambda x, u: x + u.astype(x.dtype), widen(params), updates)
+        state, phase = state._replace(count=count, inner=own), count % H
+        if isinstance(sync, bool | np.bool_) and sync:
+            for f in range(F):
+                state = send(f, x, state, labels)
+            return jax.tree.map(step_to, state.start, params, updates), state
+        for f in range(F):
+            if sync is None:
+                now = phase == ((f + 1) * h - tau) % H
+                state = jax.lax.cond(now, lambda s, f=f: send(f, x, s, labels), lambda s: s, state)
+            elif not isinstance(sync, bool | np.bool_) and sync == f:
+                state = send(f, x, state, labels)
+        leaves = zip(labels, *map(jax.tree.leaves, (updates, params, state.start, x)), strict=True)
+        new = [_taken(phase == (label + 1) * h % H, mixing, *one) for label, *one in leaves]
+        return jax.tree.structure(updates).unflatten(new), state
+
+    def meet_exactly(params: Any, state: StreamingDilocoState) -> tuple[Any, StreamingDilocoState]:
+        check_leaves("synchronize", params, complex_leaves=True)
+        labels, F = _labels(fragments, params)
+        x = widen(params)
+        for f in range(F):
+            state = send(f, x, state, labels)
+        return jax.tree.map(lambda new, old: alike(new.astype(old.dtype), old), state.start, params), state
+
+    update.synchronize = meet_exactly  # pyright: ignore[reportFunctionMemberAccess]
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of(labels: list[int], f: int, leaves: list[Any]) -> list[Any]:
+    return [x for label, x in zip(labels, leaves, strict=True) if label == f]
+
+
+def _taken(due: jax.Array, mixing: Any, u: jax.Array, p: jax.Array, theta: jax.Array, x: jax.Array) -> jax.Array:
+    """The update of a leaf: where its fragment is due, what leads to the mixture of theta and x."""
+    a = scalar(mixing, x)
+    return jnp.where(due, step_to(theta + a * (x - theta), p, u), u)
+
+
+def fragment_steps(sync_every: int, fragments: int, steps: int, *, delay: int = 0) -> np.ndarray:
+    """Which fragment each step sends, for a loop that picks its program ahead of time.
+
+    Args:
+      sync_every: H, a multiple of the fragments.
+      fragments: how many, >= 1.
+      steps: of the whole run, >= 0.
+      delay: tau, as in `streaming_diloco`. Default 0.
+
+    Returns:
+      Integers of length `steps`: what to give `update` as `sync`, and -1 where nothing is sent: sync=False.
+
+    Raises:
+      ValueError: an argument outside its range; lengths that do not fit.
+
+    Example:
+      >>> fragment_steps(6, 2, 8, delay=1).tolist()
+      [-1, 0, -1, -1, 1, -1, -1, 0]
+    """
+    H, F = checks.integer("sync_every", sync_every, 1), checks.integer("fragments", fragments, 1)
+    tau = checks.integer("delay", delay)
+    h = _lengths(H, F, tau)
+    reached = np.arange(1, checks.integer("steps", steps) + 1) + tau
+    return np.where(reached % h == 0, (reached // h - 1) % F, -1)
+
+
+register(
+    streaming_diloco,
+    form="strategy",
+    paper=PAPER,
+    words=2,
+    collectives="replicas",
+    golden=("parallel/streaming_diloco",),
+    example={"sync_every": 2},
+)
