@@ -128,7 +128,7 @@ def fedbuff(
       >>> state = tx.init(jnp.array(0.0))
       >>> u, state = tx.update(jnp.array(4.0), state, staleness=3)  # counts half
       >>> print(u, tx.update(jnp.array(2.0), state)[0])
-      -0.0 -2.0
+      0.0 -2.0
 
     Reference: Huba et al. Papaya: Practical, Private, and Scalable Federated Learning. 2021, arXiv 2111.04877; Nguyen
     et al. Federated Learning with Buffered Asynchronous Aggregation. 2021, arXiv 2106.06639. Clipping and noise for

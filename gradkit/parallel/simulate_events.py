@@ -121,7 +121,7 @@ def simulate_events(
       >>> run = start_simulation(jnp.array(1.0), tx, 2)
       >>> run, path = simulate_events(table, lambda x, own, data, steps: (x, own), tx, run, record=lambda x: x)
       >>> print(path)  # worker 0 sees 1, worker 1 still sees 1, worker 0 sees 0.5
-      [0.5   0.    -0.25]
+      [ 0.5   0.   -0.25]
 
     Reference: Liu et al. Asynchronous Local-SGD Training for Language Modeling. 2024, arXiv 2401.09135.
     Pseudo-gradients are against the parameters that the worker read (FedBuff), not against the server's (FedAsync).

@@ -91,7 +91,7 @@ def streaming_diloco(
         sync=None    (default) the state knows which fragment is sent and which is due. One program for all steps.
         sync=f       fragment f, an integer, is sent in this step: a program with the collective of that fragment alone.
                      `fragment_steps` says in which step.
-        sync=False   nothing is sent. Compiles to no collective. What was sent before and is due now is taken over.
+        sync=False   (or -1) nothing is sent. Compiles to no collective. What was sent before and is due now is taken over.
         sync=True    all fragments are sent and taken over at once, with no mixing.
 
     Args:
@@ -169,7 +169,8 @@ def streaming_diloco(
         updates, params = as_arrays(updates), as_arrays(params)
         labels, F = _labels(fragments, params)
         h = _lengths(H, F, tau)
-        if sync is not None and not (isinstance(sync, int | np.integer | np.bool_) and 0 <= sync < F + (sync is True)):
+        known = isinstance(sync, bool | np.bool_) or (isinstance(sync, int | np.integer) and -1 <= sync < F)
+        if sync is not None and not known:
             raise ValueError(f"sync must be None, True, False or a fragment from 0 to {F - 1}, got {sync!r}")
         count = increment(state.count)
         updates, own = tx.update(updates, state.inner, params, **extra)
@@ -221,7 +222,7 @@ def fragment_steps(sync_every: int, fragments: int, steps: int, *, delay: int = 
       delay: tau, as in `streaming_diloco`. Default 0.
 
     Returns:
-      Integers of length `steps`: what to give `update` as `sync`, and -1 where nothing is sent: sync=False.
+      Integers of length `steps`: what to give `update` as `sync`; -1 where nothing is sent.
 
     Raises:
       ValueError: an argument outside its range; lengths that do not fit.
