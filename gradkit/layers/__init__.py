@@ -40,6 +40,7 @@ from gradkit.layers.reinmax import (
     straight_through_categorical,
 )
 from gradkit.layers.reste import (
+    reste_indicators,
     reste_sign,
 )
 from gradkit.layers.scaled_standardize_weight import (
@@ -106,6 +107,7 @@ __all__ = [
     "recompute_batch_stats",
     "reinmax",
     "replace_dead_codes",
+    "reste_indicators",
     "reste_sign",
     "scaled_standardize_weight",
     "shift_quantize",

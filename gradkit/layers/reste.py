@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import scalar
+from gradkit.engine.core import scalar, widen
+from gradkit.engine.matching import check_match
 from gradkit.layers.axes import floating, wide
 
 PAPER = Paper(
@@ -82,10 +83,60 @@ def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, chord: Any = 0.1) -> jax.
     return _sign(w, power, clip, chord).astype(x.dtype)
 
 
+def reste_indicators(weights: Any, grads: Any, power: Any) -> tuple[jax.Array, jax.Array]:
+    """How far the estimator is from the sign, and how unsteady its gradients are: what the power trades.
+
+        error = sum over leaves of |sign(w) |w|^(1/o) - sign(w)|_2
+        stability = sum over leaves of the sample variance of |g| over their entries
+
+    A larger power o has a smaller error, and less steady gradients.
+
+    Args:
+      weights: tree of the weights that are made binary.
+      grads: tree like it, of their gradients.
+      power: o, >= 1; a number, or traced.
+
+    Returns:
+      (error, stability), scalars in float32 or wider. A leaf of one entry has no variance, and adds 0.
+
+    Raises:
+      ValueError: a power below 1; trees that do not match.
+
+    Example:
+      >>> error, stability = reste_indicators(jnp.array([0.25, 1.0]), jnp.array([1.0, -3.0]), 2.0)
+      >>> float(error), float(stability)  # 1 - sqrt(0.25); the variance of 1 and 3
+      (0.5, 2.0)
+
+    Reference: Wu et al. Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary
+    Neural Networks Training. 2023, arXiv 2308.06689.
+    """
+    checks.real("power", power, "[1, inf)")
+    check_match("reste_indicators", grads, weights)
+    total = jnp.zeros((), jnp.result_type(float))
+    error = stability = total
+    for w, g in zip(jax.tree.leaves(widen(weights)), jax.tree.leaves(widen(grads)), strict=True):
+        size = jnp.abs(w)
+        root = jnp.power(size, 1 / jnp.asarray(scalar(power, w), w.dtype))
+        error += jnp.linalg.norm((jnp.sign(w) * (root - 1)).reshape(-1)).astype(total.dtype)
+        if g.size > 1:
+            stability += jnp.var(jnp.abs(g), ddof=1).astype(total.dtype)
+    return error, stability
+
+
 register(
     reste_sign,
     form="layer",
     paper=PAPER,
     golden=("estimators/reste",),
     example={"x": jax.ShapeDtypeStruct((8, 4), "float32"), "power": 2.0},
+)
+register(
+    reste_indicators,
+    form="function",
+    paper=PAPER,
+    example={
+        "weights": jax.ShapeDtypeStruct((8, 4), "float32"),
+        "grads": jax.ShapeDtypeStruct((8, 4), "float32"),
+        "power": 2.0,
+    },
 )

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.layers import reste_sign
+from gradkit.layers import reste_indicators, reste_sign
 from gradkit.schedules import reste_power
-from tests.papers.replay import assert_equal
+from tests.papers.replay import assert_equal, normal
 
 
 def factor(x: jax.Array, power: float, **more: float) -> np.ndarray:
@@ -49,6 +49,23 @@ def test_the_schedule_is_the_formula_of_the_code(x64: None) -> None:
     want = 1 + (1 - np.cos(np.pi / 2 * np.minimum(t / 10, 1))) * (4.0 - 1)
     assert_equal(reste_power(10, 4.0)(jnp.asarray(t)), want)
     assert_equal(reste_power(10)(10), 3.0)
+
+
+def test_a_larger_power_is_nearer_to_the_sign_and_less_steady(x64: None) -> None:
+    """Both indicators in NumPy, over two layers; the gradients are those of the estimator itself."""
+    w = {"a": 0.5 * normal(0, 6, 4), "b": 0.5 * normal(1, 5)}
+    found = []
+    for power in (1.0, 2.0, 4.0):
+        grads = jax.tree.map(lambda w, o=power: jnp.asarray(factor(w.reshape(-1), o)).reshape(w.shape), w)
+        got = reste_indicators(w, grads, power)
+        flat = [np.ravel(x) for x in w.values()]
+        error = sum(np.linalg.norm(np.sign(x) * np.abs(x) ** (1 / power) - np.sign(x)) for x in flat)
+        assert_equal(got, (error, sum(np.var(np.abs(g), ddof=1) for g in map(np.asarray, grads.values()))))
+        found.append([float(x) for x in got])
+    errors, stabilities = zip(*found, strict=True)
+    assert errors[0] > errors[1] > errors[2] and stabilities[0] < stabilities[1] < stabilities[2]
+    with pytest.raises(ValueError, match="do not match"):
+        reste_indicators(w, {"a": w["a"]}, 2.0)
 
 
 def test_bad_input() -> None:
