@@ -177,7 +177,7 @@ def raced(problem: Workload, name: str) -> dict[str, Any]:
         "setting": setting,
         "ends_at_budget": ends,
         "at": found.steps.tolist(),
-        "curves": curves.tolist(),
+        "curves": [[float(f"{x:.5g}") for x in curve] for curve in curves],
         "arrived": steps_or_infinity(curves, found.steps, problem.target).tolist(),
         "finals": curves[:, found.steps.tolist().index(budget)].tolist(),
         "seconds": time.perf_counter() - began,
@@ -241,7 +241,9 @@ def table(rows: list[dict[str, Any]], problem: Workload) -> str:
         f"{problem.name}: {problem.metric_name} <= {number(problem.target)}; budget {budget} steps, "
         f"{budget * FLAGS.patience} without a schedule; final: at step {budget}"
     )
-    return "\n".join([title, *text])
+    missing = [name for name in FLAGS.entrants or ENTRANTS if name not in {row["entrant"] for row in own}]
+    left = [f"not run yet, the command goes on with: {'; '.join(missing)}"] if missing else []
+    return "\n".join([title, *text, *left])
 
 
 def draw(rows: list[dict[str, Any]], problems: list[Workload], path: str) -> None:
