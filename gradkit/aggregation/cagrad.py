@@ -22,7 +22,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.linalg import solve_lcp
 
 PAPER = Paper("Conflict-Averse Gradient Descent for Multi-task Learning", "Liu et al.", 2021, "2110.14048")
-# Added to the diagonal of a Gramian of trace 1, in units of m eps of its dtype.
+# Added to the diagonal of a Gramian of unit vectors, in units of m eps of its dtype.
 RIDGE = 8.0
 # The least tau = |sum w_i g_i| that the bisection looks at, for gradients whose squared norms add up to 1.
 LEAST_TAU = 1e-12
@@ -36,12 +36,18 @@ def shortest_shifted(G: jax.Array, kappa: jax.Array) -> jax.Array:
     m = len(G)
     of_mean = jnp.mean(G, axis=1)
     H = G + kappa * (of_mean[:, None] + of_mean[None, :]) + jnp.square(kappa) * jnp.mean(G)
-    size = jnp.trace(H)
-    H = H / jnp.where(size > 0, size, jnp.ones_like(size))
+    eps = float(jnp.finfo(G.dtype).eps)
+    size = jnp.max(jnp.abs(jnp.diagonal(H)))
+    # In units of each shifted gradient, so that the rounding of long ones does not hide short ones.
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(H), eps * eps * jnp.where(size > 0, size, jnp.ones_like(size))))
+    H = H / norms[:, None] / norms[None, :]
     # Gradients that are linearly dependent have many minima; any of them is as good.
-    ridge = RIDGE * m * float(jnp.finfo(G.dtype).eps)
-    w = solve_lcp(H + ridge * jnp.eye(m, dtype=G.dtype), -jnp.ones((m,), G.dtype))
-    return w / jnp.sum(w)
+    u = solve_lcp(H + RIDGE * m * eps * jnp.eye(m, dtype=G.dtype), -jnp.min(norms) / norms)
+    w, finite = u / norms, jnp.isfinite(u).all()
+    total = jnp.sum(w)
+    # Where rounding keeps the solver from an answer, all gradients alike.
+    solved = w / jnp.where(total > 0, total, jnp.ones_like(total))
+    return jnp.where(finite & (total > 0), solved, jnp.where(finite, 1 / m, jnp.nan))
 
 
 def _norm(G: jax.Array, w: jax.Array) -> jax.Array:
@@ -72,8 +78,9 @@ def cagrad_weights(G: jax.Array, c: Any, norm_eps: Any) -> jax.Array:
     low, high = jax.lax.fori_loop(0, int(np.ceil(np.log2(width / eps))), halve, ends)
     w = shortest_shifted(G, jnp.exp((low + high) / 2) / safe)
     g = _norm(G, w)
-    # With the ridge, and in the rounding of a Gramian, a norm of zero is as large as the root of it.
-    stationary = g < jnp.maximum(least, 2 * jnp.sqrt(RIDGE * m * jnp.asarray(eps, dtype)))
+    # With the ridge, and in the rounding of a Gramian, a sum that cancels is as large as the root of eps of its terms.
+    rounding = 2 * jnp.sqrt(RIDGE * m * jnp.asarray(eps, dtype)) * _norm(jnp.abs(G), w)
+    stationary = (g < least) | (g <= rounding)
     toward = phi / jnp.where(stationary, jnp.ones_like(g), g) * w
     return jnp.where(vanishes | (stationary & (phi > 0)), jnp.zeros_like(e), e + toward)
 

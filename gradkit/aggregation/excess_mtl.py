@@ -14,7 +14,7 @@ from gradkit.aggregation.gramian import combine
 from gradkit.aggregation.makers import aggregator
 from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import abs_sq, increment, real_dtype, scalar, wide_dtype
+from gradkit.engine.core import abs_sq, increment, rows_of, scalar, wide_dtype, zeros
 from gradkit.engine.lazy_gradients import stacked
 
 PAPER = Paper("Robust Multi-Task Learning with Excess Risks", "He et al.", 2024)
@@ -75,12 +75,10 @@ def excess_mtl(
     n_warmup_steps = checks.integer("n_warmup_steps", n_warmup_steps, 0)
 
     def init(params: Any) -> ExcessMtlState:
-        def square(x: Any) -> jax.Array:
-            return jnp.zeros((num_tasks, *jnp.shape(x)), real_dtype(wide_dtype(jnp.result_type(x))))
-
         dtype = dtype_of(params)
         weights, baseline = jnp.full((num_tasks,), 1 / num_tasks, dtype), jnp.zeros((num_tasks,), dtype)
-        return ExcessMtlState(jnp.zeros((), jnp.int32), weights, baseline, jax.tree.map(square, params))
+        squares = jax.tree.map(lambda x: rows_of(x, num_tasks), zeros(params, real=True))
+        return ExcessMtlState(jnp.zeros((), jnp.int32), weights, baseline, squares)
 
     def update(gradients: Any, state: ExcessMtlState, params: Any, **extra: Any) -> tuple[Any, ExcessMtlState]:
         del params, extra

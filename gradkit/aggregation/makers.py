@@ -20,7 +20,7 @@ import optax
 
 from gradkit.aggregation.gramian import check_stacked, combine, gramian
 from gradkit.aggregation.preferences import dtype_of
-from gradkit.engine.core import need, wide_dtype
+from gradkit.engine.core import boxless, need, wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, stacked
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.leaves import Method
@@ -74,7 +74,7 @@ def aggregator(
             check_leaves(method, updates, complex_leaves=complex_leaves)
         return update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return boxless(init_fn, update_fn)
 
 
 def number_of(gradients: Any) -> int:

@@ -46,6 +46,7 @@ class Method(NamedTuple):
       decades: how far the grid reaches to each side.
       schedule: "warmup_cosine", or None where the rate stays constant.
       card: its card, where it has one.
+      aggregator: the card of the aggregator of the gradients of tasks that stands in front of it.
     """
 
     name: str
@@ -54,6 +55,20 @@ class Method(NamedTuple):
     decades: float = 1.0
     schedule: str | None = "warmup_cosine"
     card: Card | None = None
+    aggregator: Card | None = None
+
+    def on(self, tasks: int) -> "Method":
+        """The method on a problem of so many tasks: its aggregator is made for their number.
+
+        >>> aggregated("dwa", find("lion")).on(2).make(0.1).init(0.0)[0].total.shape
+        (2,)
+        """
+        card = self.aggregator
+        if card is None:
+            return self
+        return self._replace(
+            make=lambda rate: optax.chain(make_aggregator(card, tasks), self.make(rate)), aggregator=None
+        )
 
     def scheduled(
         self, learning_rate: Any, steps: int, shape: Callable[[Any, int], Any] | None = None
@@ -110,7 +125,8 @@ SHAPES: dict[str, Callable[[Any, int], Any]] = {
 
 
 def find_aggregator(name: str) -> Card:
-    """The card of an aggregator of the gradients of tasks that is built without arguments, for `--aggregator`.
+    """The card of an aggregator of the gradients of tasks that is built without arguments but the number of tasks, for
+    `--aggregator`.
 
     Raises:
       ValueError: a name that no such aggregator has, with the nearest.
@@ -121,7 +137,11 @@ def find_aggregator(name: str) -> Card:
     ready = {
         name: card
         for name, card in catalogue.cards("aggregator").items()
-        if all(p.default is not p.empty for p in inspect.signature(card.function).parameters.values())
+        if card.tasks.batches == 1
+        and all(
+            p.default is not p.empty or p.name == "num_tasks"
+            for p in inspect.signature(card.function).parameters.values()
+        )
     }
     if name not in ready:
         offer = checks.nearest(name, ready) or f"; there are {', '.join(ready)}"
@@ -132,18 +152,32 @@ def find_aggregator(name: str) -> Card:
     return ready[name]
 
 
+def make_aggregator(card: Card, tasks: int) -> optax.GradientTransformation:
+    """The aggregator of `find_aggregator` for so many tasks.
+
+    Raises:
+      ValueError: another number of tasks than it takes.
+
+    >>> make_aggregator(find_aggregator("gradvac"), 3).init(0.0).phi.shape
+    (3, 3)
+    """
+    if card.tasks.nearest(tasks) != tasks:
+        few, most = card.tasks.fewest, card.tasks.most
+        takes = f"{few}" if few == most else f"{few} or more" if most is None else f"{few} to {most}"
+        raise ValueError(f"aggregator must be one for {tasks} tasks, got {card.name}, which takes {takes}")
+    needs_tasks = "num_tasks" in inspect.signature(card.function).parameters
+    return card.function(**({"num_tasks": tasks} if needs_tasks else {}))
+
+
 def aggregated(aggregator: str, method: Method) -> Method:
     """A method behind an aggregator of the gradients of tasks.
+
+    It is made when the number of tasks is known: `Method.on`.
 
     >>> aggregated("upgrad", find("lion")).name
     'upgrad+lion'
     """
-    card = find_aggregator(aggregator)
-
-    def make(learning_rate: Any) -> optax.GradientTransformation:
-        return optax.chain(card.function(), method.make(learning_rate))
-
-    return method._replace(name=f"{aggregator}+{method.name}", make=make)
+    return method._replace(name=f"{aggregator}+{method.name}", aggregator=find_aggregator(aggregator))
 
 
 def first_argument(function: Callable[..., Any]) -> str:

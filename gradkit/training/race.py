@@ -153,7 +153,7 @@ def race_config(config: RaceConfig, watch: Callable[[Progress], None] = lambda _
     problems = prepare(config)
     results: list[Result] = []
     for problem in problems:
-        tuned = [tune(problem, method, config, watch) for method in config.contestants]
+        tuned = [tune(problem, method.on(problem.num_tasks), config, watch) for method in config.contestants]
         results += measure(problem, tuned, config, watch)
     step_scores = {name: [row.steps for row in results if row.method == name] for name in config.method_names}
     time_scores = {name: [row.seconds for row in results if row.method == name] for name in config.method_names}
@@ -168,13 +168,13 @@ def prepare(config: RaceConfig) -> list[Workload]:
     for problem in problems:
         steps = config.steps or problem.budget_steps
         check_steps(steps, config.eval_every or problem.eval_every)
-        for method in config.contestants:
-            method.scheduled(1.0 if method.centre is None else method.centre, steps)
         if problem.losses is None and set(config.aggregator) - {"sum"}:
             raise ValueError(
                 f"aggregator must be left out on the workload {problem.name}, which has one loss, got "
                 f"{','.join(config.aggregator)}; --workloads=multitask has several"
             )
+        for method in config.contestants:
+            method.on(problem.num_tasks).scheduled(1.0 if method.centre is None else method.centre, steps)
     return problems
 
 
@@ -260,7 +260,7 @@ def measure(
 ) -> list[Result]:
     """Adds seconds per step at each method's best rate: a program of one run, in interleaved rounds."""
     total = config.steps or problem.budget_steps
-    by_name = {method.name: method for method in config.contestants}
+    by_name = {method.name: method.on(problem.num_tasks) for method in config.contestants}
     programs, counts, compile_seconds = [], [], []
     for result in results:
         watch(Progress(problem.name, result.method, "compile", 0, config.timing_rounds))

@@ -75,7 +75,10 @@ def prepare(config: TrainConfig) -> Plan:
         rate = None if config.learning_rate is None else shape(config.learning_rate, planned)
         tx = chains.build(config.chain, rate)
     if config.aggregator is not None:
-        tx = optax.chain(methods.find_aggregator(config.aggregator).function(), tx)
+        card = methods.find_aggregator(config.aggregator)
+        # On a workload of one task `check_source` says what is missing.
+        tasks = card.tasks.nearest(1) if problem.losses is None else problem.num_tasks
+        tx = optax.chain(methods.make_aggregator(card, tasks), tx)
     run.check_source(problem, tx)
     needs: tuple[str, ...] = ()
     sizes = (microbatches,)

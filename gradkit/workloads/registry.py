@@ -12,6 +12,7 @@ from gradkit.workloads.digits_cnn import digits_cnn
 from gradkit.workloads.digits_mlp import digits_mlp
 from gradkit.workloads.heavytail import heavytail
 from gradkit.workloads.multitask import multitask
+from gradkit.workloads.multitask_six import multitask_six
 from gradkit.workloads.sensing import sensing, sensing_1000
 from gradkit.workloads.workload import Workload
 
@@ -25,6 +26,7 @@ _MAKERS: dict[str, Callable[..., Workload]] = {
     "linear_autoencoder": linear_autoencoder,
     "heavytail": heavytail,
     "multitask": multitask,
+    "multitask_six": multitask_six,
     "sensing": sensing,
     "sensing_1000": sensing_1000,
 }

@@ -50,6 +50,14 @@ class Workload:
     predictions: Callable[[Any], tuple[Callable[[Any], jax.Array], jax.Array]] | None = None
     model_state: Callable[[jax.Array], Any] | None = None
 
+    @property
+    def num_tasks(self) -> int:
+        """The number of losses."""
+        losses = self.losses
+        if losses is None:
+            return 1
+        return jax.eval_shape(lambda key: losses(self.init(key), self.batch(key)), jax.random.key(0)).shape[0]
+
 
 def with_fixed_state(workload: Workload) -> Workload:
     """The workload without a model state: loss and metric at the one that it begins with."""

@@ -69,3 +69,15 @@ def test_at_a_pareto_stationary_point(x64: None) -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"\bc must be in \[0, inf\)"):
         cagrad(c=-0.1)
+
+
+def test_losses_of_very_different_sizes_in_float32(x64: None) -> None:
+    """Norms from 0.1 to 30: the small gradients decide, and neither vanish in the rounding of the large ones nor are
+    they taken for none."""
+    for seed in range(5):
+        J = draw(seed, 6, 40) * np.array([1, 10, 0.1, 1, 30, 0.3])[:, None]
+        exact = aggregate(cagrad(), J)
+        np.testing.assert_allclose(np.linalg.norm(exact - J.mean(0)), 0.5 * np.linalg.norm(J.mean(0)), rtol=1e-9)
+        rounded = aggregate(cagrad(), J.astype(np.float32))
+        # Inner products of 2^-24, whose root the norm of the shortest vector is known to.
+        assert np.linalg.norm(rounded - exact) < 1e-3 * np.linalg.norm(exact)

@@ -42,6 +42,18 @@ def test_a_race_has_every_method_behind_every_aggregator() -> None:
     assert aggregated("upgrad", find("muon")).centre == find("muon").centre
 
 
+def test_aggregators_with_a_state_per_task_are_made_for_the_tasks_of_a_problem() -> None:
+    """Two and six tasks, in one race; the command line needs no number of them."""
+    found = race(
+        ("multitask", "multitask_six"), ["sgd"], aggregator=("gradvac", "uncertainty_weighting"), rates=2, seeds=1,
+        steps=10, extensions=0,
+    )  # fmt: skip
+    assert [row.method for row in found.results] == ["gradvac+sgd", "uncertainty_weighting+sgd"] * 2
+    assert all(np.isfinite(row.sweep.curves).all() for row in found.results)
+    record = list(train(TrainConfig(workload="multitask_six", aggregator="dwa", steps=20, eval_every=20)))[-1]
+    assert np.isfinite(record["metric"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -51,6 +63,8 @@ def test_a_race_has_every_method_behind_every_aggregator() -> None:
         (["train", "--workload=multitask", "--aggregator=upgrad", "--microbatch=64"], "aggregator must be left out"),
         (["race", "--aggregator=sum,upgrad"], "aggregator must be left out on the workload digits_mlp"),
         (["race", "--aggregator=sum,upgard"], "did you mean 'upgrad'"),
+        (["train", "--aggregator=modo", "--workload=multitask"], "needs no arguments"),
+        (["train", "--aggregator=bloop", "--workload=multitask_six"], "one for 6 tasks, got bloop, which takes 2"),
     ],
 )
 def test_what_does_not_go_together_is_said_in_one_line(
