@@ -113,6 +113,7 @@ def test_what_is_public_is_documented(name: str) -> None:
 
 # They put transformations together, as `optax.chain` does, and are of no paper.
 TOOLS = {
+    "gk.aggregation.aggregate",
     "gk.inject_hyperparams",
     "gk.leaves.groups",
     "gk.leaves.layerwise_decay",

@@ -1,5 +1,6 @@
 """Gradients of tasks, examples or replicas into one update."""
 
+from gradkit.aggregation.aggregate import aggregate
 from gradkit.aggregation.aligned_mtl import aligned_mtl
 from gradkit.aggregation.bloop import bloop, dynamic_barrier, project_out
 from gradkit.aggregation.cagrad import cagrad
@@ -36,6 +37,7 @@ from gradkit.aggregation.winsorized_mean import median_of_means, winsorized_mean
 
 __all__ = [
     "DifferentiallyPrivateAggregateState",
+    "aggregate",
     "aligned_mtl",
     "bloop",
     "cagrad",
