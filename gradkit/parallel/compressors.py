@@ -31,8 +31,8 @@ class Compressor(NamedTuple):
       init: like -> state, of one replica.
       exchange: (tree, state, axis_name, *, key=None) -> (mean, sent, state), on leaves of float32 or wider. To be
         called under the axis of the replicas.
-      encode: (tree, state, *, worker, key=None) -> (payload, state), where the payload of a replica has a meaning of its
-        own; None where the exchange takes several rounds. The payload is a tuple of arrays, the only thing that
+      encode: (tree, state, *, worker, key=None) -> (payload, state), where the payload of a replica has a meaning of
+        its own; None where the exchange takes several rounds. The payload is a tuple of arrays, the only thing that
         travels. `worker`: the number of the replica.
       decode: (payload, like) -> tree; None where `encode` is.
     """

@@ -174,9 +174,9 @@ def deep_gradient_compression(
       >>> print(out, step(g, state)[0])  # of 1, then 0.9 + 1 more
       [[2. 0.]] [[0.  2.9]]
 
-    Reference: Lin et al. Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training. 2017,
-    arXiv 1712.01887; ICLR 2018. As the official code with its sampling of thresholds off: the exact k largest. The code
-    clips leaf by leaf where it clips; here the norm is that of the whole tree, as in the paper.
+    Reference: Lin et al. Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training.
+    2017, arXiv 1712.01887; ICLR 2018. As the official code with its sampling of thresholds off: the exact k largest.
+    The code clips leaf by leaf where it clips; here the norm is that of the whole tree, as in the paper.
     """
     check_ratio(ratio)
     checks.real("momentum", momentum, "[0, 1)")
@@ -232,7 +232,10 @@ def deep_gradient_compression(
     def _exchanged(v: list[jax.Array], axis_name: Any, W: int) -> tuple[list[jax.Array], list[jax.Array]]:
         """Of every leaf which entries are sent, and the mean of what all send."""
         values, places = _chosen(ratio, v)
-        own = [alike(jnp.zeros((x.size,), bool), x).at[i].set(True).reshape(x.shape) for x, i in zip(v, places)]
+        own = [
+            alike(jnp.zeros((x.size,), bool), x).at[i].set(True).reshape(x.shape)
+            for x, i in zip(v, places, strict=True)
+        ]
         everyone = jax.lax.all_gather((*join(values), *join(places)), axis_name)
         start = [alike(jnp.zeros_like(x), x) for x in v]
 

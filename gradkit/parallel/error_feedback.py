@@ -70,8 +70,8 @@ def error_feedback(
       [[2. 0.]] [[0. 1.]]
 
     Reference: Karimireddy et al. Error Feedback Fixes SignSGD and other Gradient Compression Schemes. 2019, arXiv
-    1901.09847. There the memory is in units of the step, gamma g; here in those of the gradient, so that the link stands
-    in front of any optimizer.
+    1901.09847. There the memory is in units of the step, gamma g; here in those of the gradient, so that the link
+    stands in front of any optimizer.
     """
     inner = compressor_of(compressor, "compressor")
     checks.real("decay", decay, "[0, 1]")

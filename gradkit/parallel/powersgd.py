@@ -13,8 +13,8 @@ Q (alternating: P) starts as normal numbers, the same on all replicas, and goes 
 Leaves that are no matrices, or too small to gain by it, are averaged whole: where r (rows + columns) rate >= rows *
 columns.
 
-`powersgd` is this inside error feedback. `sent_w` has the replica's own factor: with the mean factor in its place, as in
-the paper's code, the mean is the same and the memory of every replica grows without bound.
+`powersgd` is this inside error feedback. `sent_w` has the replica's own factor: with the mean factor in its place, as
+in the paper's code, the mean is the same and the memory of every replica grows without bound.
 """
 
 import math
@@ -55,8 +55,8 @@ class LowRankState(NamedTuple):
 def orthonormal(P: jax.Array, eps: Any = 0.0) -> jax.Array:
     """Orthonormal columns that span those of matrices (..., n, r): Gram and Schmidt's, in the order of columns.
 
-    eps = 0: twice, and a column that depends on those before it becomes 0, as does a matrix of zeros. eps > 0: once, and
-    every norm that is divided by has eps added, as in the paper's code.
+    eps = 0: twice, and a column that depends on those before it becomes 0, as does a matrix of zeros. eps > 0: once,
+    and every norm that is divided by has eps added, as in the paper's code.
     """
     dtype, r = P.dtype, P.shape[-1]
     before = jnp.sqrt(jnp.sum(jnp.square(P), axis=-2))
@@ -151,11 +151,12 @@ def low_rank_compressor(
     Returns:
       A compressor, and as a transformation: the gradient of a replica in, the approximate mean out. State: the factors,
       r (rows + columns) words per matrix or less, the same on all replicas. Collectives: two all-reduces, of r rows and
-      of r columns words of every matrix (alternating: one of them per step), the first with the leaves that are averaged
-      whole.
+      of r columns words of every matrix (alternating: one of them per step), the first with the leaves that are
+      averaged whole.
 
     Raises:
-      ValueError: an argument outside its range; alternating=True without `warm_start`; at `update`, no axis of this name.
+      ValueError: an argument outside its range; alternating=True without `warm_start`; at `update`, no axis of this
+        name.
 
     Example:
       >>> tx = low_rank_compressor(1, min_compression_rate=0.0)
@@ -164,9 +165,9 @@ def low_rank_compressor(
       [[3. 1. 0.]
        [6. 2. 0.]]
 
-    Reference: Vogels, Karimireddy, Jaggi. PowerSGD. 2019, arXiv 1905.13727; the alternating form is that of the authors'
-    later package `powersgd`. A tensor with more axes is inputs times outputs of its layout, where the code has its first
-    axis times the others.
+    Reference: Vogels, Karimireddy, Jaggi. PowerSGD. 2019, arXiv 1905.13727; the alternating form is that of the
+    authors' later package `powersgd`. A tensor with more axes is inputs times outputs of its layout, where the code has
+    its first axis times the others.
     """
     rank = checks.integer("rank", rank, 1)
     checks.switch(warm_start=warm_start, alternating=alternating)
@@ -181,7 +182,7 @@ def low_rank_compressor(
         )
     if alternating and not warm_start:
         raise ValueError(
-            "warm_start must be True where factors alternate, got False: a step needs the other factor of the last one; "
+            "warm_start must be True where factors alternate, got False: a step needs the factor of the last one; "
             "write warm_start=True or alternating=False"
         )
 
@@ -237,9 +238,7 @@ def low_rank_compressor(
                 nodes[i] = x
             return structure.unflatten(nodes)
 
-        new = LowRankState(
-            increment(state.count), kept(P) if P is not None else None, kept(Q) if warm_start else None
-        )
+        new = LowRankState(increment(state.count), kept(P) if P is not None else None, kept(Q) if warm_start else None)
         return back(means, wholes), back(sent, [leaves[i] for i in dense]), alike(new, state)
 
     return compressing(NAME, Compressor(init, exchange), axis_name)

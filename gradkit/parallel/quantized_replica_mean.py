@@ -14,6 +14,7 @@ so they hold the same bits. Never a sum of int8: it wraps around, and the scales
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,7 +77,7 @@ def _joined(pieces: list[jax.Array]) -> jax.Array:
     return jnp.concatenate([x.reshape(len(x), -1) for x in pieces], axis=1)
 
 
-def _separated(x: jax.Array, like: list[tuple[int, ...]]) -> list[jax.Array]:
+def _separated(x: jax.Array, like: Sequence[tuple[int, ...]]) -> list[jax.Array]:
     ends = np.cumsum([math.prod(shape) for shape in like])[:-1]
     return [p.reshape(-1, *shape) for p, shape in zip(jnp.split(x, ends, axis=1), like, strict=True)]
 

@@ -123,8 +123,8 @@ def ternary_compressor(
       `scale_sharing` an all-gather).
 
     Raises:
-      ValueError: an argument outside its range; wire="int8" without `scale_sharing`; at `update`, no key, no axis of this
-        name, or more than 127 replicas with wire="int8", whose sum would wrap around.
+      ValueError: an argument outside its range; wire="int8" without `scale_sharing`; at `update`, no key, no axis of
+        this name, or more than 127 replicas with wire="int8", whose sum would wrap around.
 
     Example:
       >>> tx = ternary_compressor(key=0)
@@ -148,8 +148,8 @@ def terngrad(
 ) -> optax.GradientTransformationExtraArgs:
     """TernGrad: the mean of ternary gradients, clipped as the paper does.
 
-    Equations: at the head of this file. The first link of a chain, `optax.chain(gk.parallel.terngrad(key=0), ...)`. It is
-    `ternary_compressor` with the paper's clipping, which is biased and lowers the variance.
+    Equations: at the head of this file. The first link of a chain, `optax.chain(gk.parallel.terngrad(key=0), ...)`. It
+    is `ternary_compressor` with the paper's clipping, which is biased and lowers the variance.
 
     Args:
       clip_factor: c > 0, clips every leaf at c standard deviations around 0. Default 2.5 (paper). None: no clipping.
@@ -187,8 +187,8 @@ def _ternary_compressor(
     check_key(key)
     if wire == "int8" and not scale_sharing:
         raise ValueError(
-            f"{name}: wire='int8' adds up whole numbers of one scale, got scale_sharing=False; write scale_sharing=True, "
-            "or wire='packed'"
+            f"{name}: wire='int8' adds up whole numbers of one scale, got scale_sharing=False; write "
+            "scale_sharing=True, or wire='packed'"
         )
 
     def init(like: Any) -> TernaryState:

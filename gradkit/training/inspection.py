@@ -100,9 +100,9 @@ def inspect(method: Any, params: Any, *, mesh: Mesh | str, name: str = "these pa
       method: a name of any form, as `gradkit list` has it; an optimizer of optax, `"optax.adamw"`; a function of a
         learning rate, a transformation, or a file that defines `chain`. What is compiled: of an optimizer, primitive
         or wrapper the update; of a source, value and gradient; of an aggregator, the update from the gradients of four
-        tasks; of a strategy, the step that ends a round; of an exchange, one of it; of a layer, its value; of a schedule, rule, diagnostic or
-        function, its value at one step; of a program, nothing. A method with an argument `shard`, given by name, gets
-        a `gk.MatrixSharding` over all axes of the mesh.
+        tasks; of a strategy, the step that ends a round; of an exchange, one of it; of a layer, its
+        value; of a schedule, rule, diagnostic or function, its value at one step; of a program, nothing. A method with
+        an argument `shard`, given by name, gets a `gk.MatrixSharding` over all axes of the mesh.
       params: arrays or `jax.ShapeDtypeStruct`s, bare or in boxes with the names of their axes, as
         `gk.workloads.model_shapes` makes them; or a `Workload`, whose loss serves methods that ask for one. Without a
         loss, extra arguments are samples, and what it costs to make them is not counted.

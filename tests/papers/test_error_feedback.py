@@ -56,7 +56,7 @@ def test_the_memory_does_not_grow_where_replicas_differ(x64: None) -> None:
 
 
 def test_what_is_no_compressor_is_refused() -> None:
-    with pytest.raises(ValueError, match="compressor must be a compressor of gk.parallel"):
+    with pytest.raises(ValueError, match=r"compressor must be a compressor of gk\.parallel"):
         parallel.error_feedback(gk.sgd(0.1))
     with pytest.raises(ValueError, match="compressor must be an optax transformation"):
         parallel.error_feedback(0.1)  # pyright: ignore

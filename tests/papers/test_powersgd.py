@@ -37,7 +37,7 @@ def test_a_mean_of_that_rank_is_exact(alternating: bool, x64: None) -> None:
     apart = rng.standard_normal((W, 6, 4))
     g = jnp.asarray(low + apart - apart.mean(0))
     tx = parallel.low_rank_compressor(2, alternating=alternating, **DENSE)
-    state, step = parallel.init_replicas(tx, g), jax.jit(jax.vmap(tx.update, axis_name="replica"))
+    state, step, mean = parallel.init_replicas(tx, g), jax.jit(jax.vmap(tx.update, axis_name="replica")), g
     for _ in range(3 if alternating else 1):
         mean, state = step(g, state)
     np.testing.assert_allclose(mean[0], low, rtol=0, atol=1e-12)
@@ -55,7 +55,7 @@ def test_a_constant_gradient_is_seen_along_its_first_singular_vectors(x64: None)
 
 def run_of(tx: Any, M: np.ndarray, steps: int) -> tuple[np.ndarray, Any]:
     g = jnp.asarray(M)[None]
-    state, step = parallel.init_replicas(tx, g), jax.jit(jax.vmap(tx.update, axis_name="replica"))
+    state, step, mean = parallel.init_replicas(tx, g), jax.jit(jax.vmap(tx.update, axis_name="replica")), g
     for _ in range(steps):
         mean, state = step(g, state)
     return np.asarray(mean[0]), state
@@ -128,5 +128,5 @@ def test_bad_arguments_are_refused() -> None:
         parallel.powersgd(0)
     with pytest.raises(ValueError, match="warm_start must be True where factors alternate"):
         parallel.powersgd(1, alternating=True, warm_start=False)
-    with pytest.raises(ValueError, match="only floating point leaves|complex"):
+    with pytest.raises(ValueError, match="complex"):
         parallel.powersgd(1).init({"kernel": jnp.zeros((4, 4), jnp.complex64)})

@@ -18,7 +18,7 @@ def mean(x: Any, **given: Any) -> np.ndarray:
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("replicas", [1, 3, 8])
 def test_the_error_is_that_of_two_roundings(bits: int, replicas: int) -> None:
-    """Of a mean of numbers of size s at most, each rounding is half of s / L or less; 37 entries fill no chunk evenly."""
+    """Of a mean of numbers of size s at most, each rounding is half of s / L or less; chunks are not full."""
     x = np.random.default_rng(bits + replicas).uniform(-1, 1, (replicas, 37)).astype(np.float32)
     got = mean(jnp.asarray(x), bits=bits, block=6)
     assert np.abs(got - x.mean(0)).max() <= 2 * 0.5 / (2 ** (bits - 1) - 1) + 1e-6

@@ -94,6 +94,10 @@ def test_bad_arguments_are_refused() -> None:
         parallel.terngrad(wire="float")
     tx = parallel.terngrad(key=0, wire="int8")
     with pytest.raises(ValueError, match="up to 127 replicas, got 128"):
-        jax.eval_shape(lambda g: jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name="replica")(g), jnp.ones((128, 2)))
+        jax.eval_shape(
+            lambda g: jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name="replica")(g), jnp.ones((128, 2))
+        )
     with pytest.raises(ValueError, match="terngrad needs a random key"):
-        jax.vmap(lambda g: parallel.terngrad().update(g, parallel.terngrad().init(g)), axis_name="replica")(jnp.ones((2, 2)))
+        jax.vmap(lambda g: parallel.terngrad().update(g, parallel.terngrad().init(g)), axis_name="replica")(
+            jnp.ones((2, 2))
+        )

@@ -27,8 +27,12 @@ EXPECTED: dict[str, tuple[Any, list[tuple[str, str, int]]]] = {
     ),
     "int4": (
         parallel.error_feedback(parallel.int8_compressor(bits=4)),
-        [("all-gather", "f32", 16), ("all-gather", "u8", N // 2)]
-        + [("all-to-all", "f32", 16), ("all-to-all", "u8", N // 2)],
+        [
+            ("all-gather", "f32", 16),
+            ("all-gather", "u8", N // 2),
+            ("all-to-all", "f32", 16),
+            ("all-to-all", "u8", N // 2),
+        ],
     ),
     "top_k": (
         parallel.error_feedback(parallel.top_k_compressor(0.01)),
