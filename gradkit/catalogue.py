@@ -112,6 +112,7 @@ class Card:
       collectives: what a step moves between devices when parameters are sharded: "none"
         (elementwise), "norms" (a few scalars per tensor, packed), "gramian" (one number per pair of
         tasks), "matrices", "replicas".
+      sent: of a strategy, the words per parameter that a replica sends when a round ends, uncompressed.
       golden: the independent trajectories that pin it, as "group/file".
       example: keyword arguments with which the contract builds it.
       wraps: of a wrapper, what it goes around: "optimizer", or "direction", which a learning rate follows.
@@ -131,6 +132,7 @@ class Card:
     needs: tuple[str, ...] = ()
     words: float = 0
     collectives: str = "none"
+    sent: float = 1
     golden: tuple[str, ...] = ()
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wraps: str = "optimizer"

@@ -1,11 +1,11 @@
 """On which devices all of it lies, what a compiled step moves between them, and training that seldom moves anything."""
 
+from gradkit.parallel.alternating_tuning_merging import alternating_tuning_merging, task_arithmetic, task_vector
+from gradkit.parallel.arrivals import Aggregations, Arrivals, arrival_schedule
+from gradkit.parallel.async_coordinate_update import async_coordinate_update, degas
 from gradkit.parallel.compressors import Compressor, compressor_of
 from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
 from gradkit.parallel.deep_gradient_compression import deep_gradient_compression, dgc_warmup, top_k_compressor
-from gradkit.parallel.arrivals import Aggregations, Arrivals, arrival_schedule
-from gradkit.parallel.async_coordinate_update import async_coordinate_update, degas
-from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
 from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, optimistic_delayed_dual_averaging
 from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
 from gradkit.parallel.diloco import diloco, outer_nesterov
@@ -19,11 +19,13 @@ from gradkit.parallel.fed_kseed import (
 )
 from gradkit.parallel.fedbuff import fedbuff, flush_buffer, polynomial_staleness, threshold_staleness
 from gradkit.parallel.fedfix import arrival_weights, async_fedavg, fedfix
+from gradkit.parallel.fedspeed import fedspeed, prox_correction
 from gradkit.parallel.layered import layer_major, layered_gradient_accumulation, modular_stage
 from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
 from gradkit.parallel.manual import declare_specs, inside_shard_map
 from gradkit.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from gradkit.parallel.mt_dao import mt_dao, periodic_sync
 from gradkit.parallel.population_based_training import (
     PopulationHistory,
     exploit,
@@ -35,6 +37,7 @@ from gradkit.parallel.powersgd import low_rank_compressor, powersgd
 from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.quantized_replica_mean import int8_compressor, quantized_replica_mean
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
+from gradkit.parallel.savic import savic, scale_by_synced_preconditioner
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
 from gradkit.parallel.shared_rmsprop import shared_rmsprop
 from gradkit.parallel.shared_seed_spsa import (
@@ -43,9 +46,9 @@ from gradkit.parallel.shared_seed_spsa import (
     shared_seed_gradient,
     shared_seed_spsa,
 )
-from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
 from gradkit.parallel.streaming_diloco import fragment_steps, streaming_diloco
+from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "FedKSeedState",
     "PopulationHistory",
     "Simulation",
+    "alternating_tuning_merging",
     "arrival_schedule",
     "arrival_weights",
     "async_coordinate_update",
@@ -68,19 +72,19 @@ __all__ = [
     "compressor_of",
     "declare_specs",
     "deep_gradient_compression",
-    "dgc_warmup",
-    "diloco",
-    "error_feedback",
     "degas",
     "delayed_dual_averaging",
     "delayed_nesterov",
+    "dgc_warmup",
     "diloco",
     "dynamic_local_steps",
+    "error_feedback",
     "exploit",
     "explore",
     "fed_kseed",
     "fedbuff",
     "fedfix",
+    "fedspeed",
     "flush_buffer",
     "fragment_steps",
     "init_replicas",
@@ -97,20 +101,25 @@ __all__ = [
     "make_mesh",
     "mean_compressor",
     "modular_stage",
+    "mt_dao",
     "optimistic_delayed_dual_averaging",
     "outer_nesterov",
     "param_shardings",
     "partition_fn",
     "pbt_step",
+    "periodic_sync",
     "polynomial_staleness",
     "population_based_training",
     "powersgd",
+    "prox_correction",
     "quadratic_synchronization",
     "quadratic_weighted_average",
     "quantized_replica_mean",
     "replica_mean",
     "replicate",
     "ring_contrastive_loss",
+    "savic",
+    "scale_by_synced_preconditioner",
     "seed_probabilities",
     "shared_rmsprop",
     "shared_seed_gradient",
@@ -121,6 +130,8 @@ __all__ = [
     "streaming_diloco",
     "sync_steps",
     "synchronize",
+    "task_arithmetic",
+    "task_vector",
     "ternary_compressor",
     "terngrad",
     "threshold_staleness",

@@ -91,8 +91,8 @@ def streaming_diloco(
         sync=None    (default) the state knows which fragment is sent and which is due. One program for all steps.
         sync=f       fragment f, an integer, is sent in this step: a program with the collective of that fragment alone.
                      `fragment_steps` says in which step.
-        sync=False   (or -1) nothing is sent. Compiles to no collective. What was sent before and is due now is taken over.
-        sync=True    all fragments are sent and taken over at once, with no mixing.
+        sync=False   (or -1) nothing is sent. Compiles to no collective. What was sent before and is due now is taken
+        over. sync=True    all fragments are sent and taken over at once, with no mixing.
 
     Args:
       inner: the transformation of each replica; the paper has AdamW.

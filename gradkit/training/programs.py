@@ -220,7 +220,10 @@ def _of_replicas(card: Card, tx: Any, mesh: Mesh, params: Any, **extra: Any) -> 
     params = jax.tree.map(lambda x: ahead(x, x.sharding), params)
 
     def update(params: Any, state: Any, grads: Any) -> Any:
-        return jax.vmap(lambda p, s, g: tx.update(g, s, p, **extra), axis_name="replica")(params, state, grads)
+        def one(p: Any, s: Any, g: Any) -> Any:
+            return tx.update(g, s, p, **samples(g, card.needs), **extra)
+
+        return jax.vmap(one, axis_name="replica")(params, state, grads)
 
     return Program(update, (params, state, params), (shardings_of(params), shardings_of(state)), state)
 

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 from gradkit.catalogue import Card
+from gradkit.engine.extras import samples
 from gradkit.parallel import collective_bytes, init_replicas, replicate, synchronize
 from tests.contract.forms import of, refuses
 from tests.contract.methods import close, draw, grads_like, other_trees, same, step
@@ -106,7 +107,7 @@ def test_one_device_equals_a_mesh(card: Card, kind: AxisType) -> None:
             s: collective_bytes(on_mesh(tx, mesh, s).lower(there, state, grads).compile()) for s in (None, False, True)
         }
     assert rows[False] == ()
-    size = 4 * sum(x.size for x in jax.tree.leaves(params))
+    size = card.sent * 4 * sum(x.size for x in jax.tree.leaves(params))
     assert sum(row.result_bytes for row in rows[True]) == sum(row.result_bytes for row in rows[None]) == size
 
 
@@ -247,7 +248,11 @@ def test_what_does_not_fit_is_refused_before_any_arithmetic(card: Card) -> None:
     with pytest.raises(ValueError, match="only floating point leaves"):
         tx.init({"n": jnp.zeros(3, jnp.int32)})
     with pytest.raises(ValueError, match="there is no axis 'replica' here"):
-        tx.update(params, state, params)
+        tx.update(params, state, params, **samples(params, card.needs))
+    other = make(card, sync_every=1, axis_name="worker")
+
+    def elsewhere(params: Any, state: Any) -> Any:
+        return other.update(params, state, params, **samples(params, card.needs))
+
     with pytest.raises(ValueError, match="there is no axis 'worker' here"):
-        other = make(card, sync_every=1, axis_name="worker")
-        jax.vmap(other.update, axis_name="replica")(replicate(params, W), replicate(state, W), replicate(params, W))
+        jax.vmap(elsewhere, axis_name="replica")(replicate(params, W), replicate(state, W))

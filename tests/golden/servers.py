@@ -94,6 +94,37 @@ def buffer(golden: Golden) -> float:
     return _worst(path, golden, start)
 
 
+def fedspeed(golden: Golden) -> float:
+    """Rounds of all workers, of which some are absent; at last the dual variables too, as -prox times them."""
+    hyper, start, active = golden.hyper(), fixture.params(golden), golden.extra()["active"]
+    workers, K = hyper.pop("workers"), hyper.pop("local_steps")
+    rows = [
+        [[_problem(golden.worker(1000 * (i + 1)), r * K + k) for i in range(workers)] for k in range(K)]
+        for r in range(len(golden.steps))
+    ]
+    tx = gk.parallel.fedspeed(sync_every=K, **hyper)
+
+    def step(x: Any, state: Any, problem: Any, there: Any) -> tuple[Any, Any]:
+        def grad(x: Any) -> Any:
+            return jax.tree.map(lambda x, a, c: a * (x - c) + 0.4 * (x - c) ** 3, x, *problem)
+
+        u, state = tx.update(grad(x), state, x, grad_fn=grad, active=there)
+        return optax.apply_updates(x, u), state
+
+    program = jax.jit(jax.vmap(step, axis_name="replica"))
+    x: Any = gk.parallel.replicate(start, workers)
+    state, worst = gk.parallel.init_replicas(tx, x), 0.0
+    for row, there, want in zip(rows, active, golden.steps, strict=True):
+        for problems in row:
+            x, state = program(x, state, jax.tree.map(lambda *v: np.stack(v), *problems), there)
+        worst = max(worst, fixture.error({leaf: v[0] for leaf, v in x.items()}, want, start))
+    for i in range(workers):
+        want = {leaf: golden.extra()[f"h_worker{i}_{leaf}"] for leaf in start}
+        got = {leaf: -hyper["prox"] * v[i] for leaf, v in state.dual.items()}
+        worst = max(worst, fixture.error(got, want, {leaf: np.zeros_like(v) for leaf, v in start.items()}))
+    return worst
+
+
 def _worst(path: Any, golden: Golden, start: Any) -> float:
     return max(
         fixture.error(jax.tree.map(lambda v, n=n: v[n], path), want, start) for n, want in enumerate(golden.steps)
@@ -105,4 +136,5 @@ SERVERS: dict[str, Callable[[Golden], float]] = {
     "async_fedavg": aggregations,
     "fedbuff": buffer,
     "fedfix": aggregations,
+    "fedspeed": fedspeed,
 }
