@@ -1,11 +1,12 @@
 """Every aggregator of the gradients of tasks on six conflicting tasks, tuned alike: does any beat the plain mean?
 
-    .venv/bin/python experiments/multitask.py [--steps=500] [--seeds=5] [--only=mean,upgrad]
+    .venv/bin/python experiments/multitask.py [--steps=200] [--seeds=5] [--only=mean,upgrad]
 
 The workload `multitask_six`: six losses of sizes 0.1 to 30 on one narrow trunk. Behind every aggregator stands Adam,
 with the same four learning rates, a warm-up and a cosine, and the same five seeds. A run is judged by the mean over the
 tasks of the relative loss (that of the best constant prediction is 1) of the test images; the rate is chosen by the
-median of that on the training images. What is printed is in `experiments/results/multitask.txt`.
+median of that on the training images. A seed counts as better than the mean where its loss is lower by a thousandth or
+more. What is printed is in `experiments/results/multitask.txt`.
 """
 
 import inspect
@@ -94,7 +95,7 @@ def conflicts() -> float:
 
 def main() -> None:
     given = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
-    steps, seeds = int(given.get("steps", 500)), int(given.get("seeds", 5))
+    steps, seeds = int(given.get("steps", 200)), int(given.get("seeds", 5))
     names = [name for name in gk.catalogue.cards("aggregator") if name not in WITHOUT]
     names = given["only"].split(",") if "only" in given else ["mean", *(n for n in names if n != "mean")]
     print(f"six tasks, {steps} steps of Adam, rates {RATES}, {seeds} seeds; conflicts at the start: {conflicts():.0%}")
@@ -110,7 +111,7 @@ def main() -> None:
         own = test[best].mean(-1)
         baseline = own if baseline is None else baseline
         low, middle, high = np.min(own), np.median(own), np.max(own)
-        worst, wins = np.median(test[best].max(-1)), int(np.sum(own < baseline))
+        worst, wins = np.median(test[best].max(-1)), int(np.sum(own < 0.999 * baseline))
         print(
             f"{name:<24} {RATES[best]:>6} {middle:>12.4f} [{low:.4f}, {high:.4f}] {worst:>11.3f} {wins:>9} of {seeds}"
             f"   ({time.perf_counter() - began:.0f} s)",
