@@ -48,8 +48,8 @@ NAMES = [name for name, card in cards("aggregator").items() if card.tasks.most !
 
 # No task gets worse, whatever the conflict.
 NON_CONFLICTING = ("config", "cr_mogm", "dualproj", "fairgrad", "mgda", "nash_mtl", "upgrad")
-# The order matters: weights by the number of the task, the first task is the primary one, a given order or draw.
-ORDERED = ("constant", "gradvac", "pcd", "pcgrad", "random_weighting")
+# The order matters: weights or groups by the number of the task, a primary task, a given order or draw.
+ORDERED = ("constant", "gradvac", "median_of_means", "pcd", "pcgrad", "random_weighting")
 # A sum over tasks of what depends on the scale of the others through their directions alone.
 LINEAR = ("constant", "cr_mogm", "mean", "pcgrad", "gradvac", "random_weighting", "sum", "upgrad")
 # Weights of losses do not look at gradients, and are linear too.
