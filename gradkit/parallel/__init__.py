@@ -5,10 +5,12 @@ from gradkit.parallel.arrivals import Aggregations, Arrivals, arrival_schedule
 from gradkit.parallel.async_coordinate_update import async_coordinate_update, degas
 from gradkit.parallel.compressors import Compressor, compressor_of
 from gradkit.parallel.contrastive import ring_contrastive_loss, tiled_contrastive_loss
+from gradkit.parallel.dadao import Dadao, DadaoState, dadao, poisson_events
 from gradkit.parallel.deep_gradient_compression import deep_gradient_compression, dgc_warmup, top_k_compressor
 from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, optimistic_delayed_dual_averaging
 from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
 from gradkit.parallel.diloco import diloco, outer_nesterov
+from gradkit.parallel.dproxsgt import compressed_dproxsgt, dproxsgt
 from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
     FedKSeed,
@@ -20,6 +22,7 @@ from gradkit.parallel.fed_kseed import (
 from gradkit.parallel.fedbuff import fedbuff, flush_buffer, polynomial_staleness, threshold_staleness
 from gradkit.parallel.fedfix import arrival_weights, async_fedavg, fedfix
 from gradkit.parallel.fedspeed import fedspeed, prox_correction
+from gradkit.parallel.gossip import gossip_mix, ring_mixing
 from gradkit.parallel.layered import layer_major, layered_gradient_accumulation, modular_stage
 from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
@@ -56,6 +59,8 @@ __all__ = [
     "Arrivals",
     "Collective",
     "Compressor",
+    "Dadao",
+    "DadaoState",
     "FedKSeed",
     "FedKSeedMessage",
     "FedKSeedState",
@@ -69,7 +74,9 @@ __all__ = [
     "async_local_sgd",
     "batch_sharding",
     "collective_bytes",
+    "compressed_dproxsgt",
     "compressor_of",
+    "dadao",
     "declare_specs",
     "deep_gradient_compression",
     "degas",
@@ -78,6 +85,7 @@ __all__ = [
     "dgc_warmup",
     "diloco",
     "dynamic_local_steps",
+    "dproxsgt",
     "error_feedback",
     "exploit",
     "explore",
@@ -87,6 +95,7 @@ __all__ = [
     "fedspeed",
     "flush_buffer",
     "fragment_steps",
+    "gossip_mix",
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
@@ -109,6 +118,7 @@ __all__ = [
     "pbt_step",
     "periodic_sync",
     "polynomial_staleness",
+    "poisson_events",
     "population_based_training",
     "powersgd",
     "prox_correction",
@@ -120,6 +130,7 @@ __all__ = [
     "ring_contrastive_loss",
     "savic",
     "scale_by_synced_preconditioner",
+    "ring_mixing",
     "seed_probabilities",
     "shared_rmsprop",
     "shared_seed_gradient",

@@ -1,0 +1,179 @@
+"""Decentralised training: every replica talks to its neighbours alone.
+
+    mix(x)_i = sum_j W_ij x_j             W symmetric, its rows and columns add up to 1
+
+DProxSGT, replica i, with the gradient g_i of its own loss at its own x_i; y, g^- start at 0:
+
+    h     = y + g - g^-                   the difference of two samples' gradients, not of one sample at two points
+    y     <- mix(h)                       its mean over replicas is the mean of g
+    z     = prox(x - eta y, eta)
+    x     <- mix(z)
+
+compressed, with two compressors Q, and x^, y^ (what the neighbours know of this replica) and their mixtures X, Y, all
+of which start at 0:
+
+    h     = y + g - g^-
+    q     = Q_y(h - y^);   y^ <- y^ + q;   Y <- Y + mix(q);   y <- h + gamma_y (Y - y^)
+    z     = prox(x - eta y, eta)
+    q     = Q_x(z - x^);   x^ <- x^ + q;   X <- X + mix(q);   x <- z + gamma_x (X - x^)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from gradkit import checks
+from gradkit.engine.core import wide_dtype
+from gradkit.parallel.compressors import Compressor, number_of_replicas
+from gradkit.parallel.replicas import alike
+
+NAME = "gossip_mix"
+RING = "ring"
+# Rows of a mixing matrix that a user has written with seven digits.
+CLOSE = 1e-6
+
+
+def ring_mixing(replicas: int) -> np.ndarray:
+    """The mixing matrix of a ring: a third of oneself and of each neighbour.
+
+    Args:
+      replicas: how many, >= 1.
+
+    Returns:
+      A symmetric matrix (replicas, replicas) whose rows add up to 1. Of two replicas, halves; of one, 1.
+
+    Raises:
+      ValueError: `replicas` below 1.
+
+    Example:
+      >>> print(ring_mixing(4).round(2)[0])
+      [0.33 0.33 0.   0.33]
+    """
+    replicas = checks.integer("replicas", replicas, 1)
+    shifts = sorted({0, 1 % replicas, replicas - 1})
+    W = np.zeros((replicas, replicas))
+    for shift in shifts:
+        W[np.arange(replicas), (np.arange(replicas) + shift) % replicas] = 1 / len(shifts)
+    return W
+
+
+def check_mixing(mixing: Any) -> Any:
+    """"ring", or the matrix in float64.
+
+    Raises:
+      ValueError: it is neither: not square, not symmetric, an entry below 0, or rows that do not add up to 1.
+    """
+    if isinstance(mixing, str) and mixing == RING:
+        return mixing
+    known = not isinstance(mixing, Tracer | str) and np.ndim(mixing) == 2
+    W = np.asarray(mixing, np.float64) if known else np.zeros((0, 0))
+    square = W.shape[0] == W.shape[1] and W.size > 0
+    if not square or not (np.abs(W - W.T) <= CLOSE).all() or not (np.abs(W.sum(0) - 1) <= CLOSE).all() or W.min() < 0:
+        raise ValueError(
+            "mixing must be 'ring', or a symmetric matrix of numbers >= 0 whose rows add up to 1, one row per replica, "
+            f"got {mixing!r}; write mixing=gk.parallel.ring_mixing(replicas)"
+        )
+    return W
+
+
+def _matrix(mixing: Any, method: str, axis_name: Any) -> np.ndarray:
+    """The matrix for the replicas that there are."""
+    replicas = number_of_replicas(method, axis_name)
+    W = ring_mixing(replicas) if isinstance(mixing, str) else mixing
+    if replicas != len(W):
+        raise ValueError(
+            f"{method}: mixing must have one row per replica, got {len(W)} rows and {replicas} replicas along "
+            f"{axis_name!r}; write a matrix of {replicas} rows, or mixing='ring'"
+        )
+    return W
+
+
+def _shifts(W: np.ndarray) -> dict[int, float] | None:
+    """Shift -> weight, of a matrix that gives all replicas the same neighbours relative to themselves; else None."""
+    n = len(W)
+    rows = np.stack([np.roll(W[i], -i) for i in range(n)])
+    if np.abs(rows - rows[:1]).max() > 0 or np.count_nonzero(rows[0]) > (n + 1) // 2 + 1:
+        return None
+    return {shift: float(w) for shift, w in enumerate(rows[0]) if w}
+
+
+def mix_payloads(
+    payload: Any, mixing: Any, axis_name: Any, decode: Callable[[Any], Any], method: str = NAME
+) -> Any:
+    """sum_j W_ij decode(payload_j): the payloads travel, to the neighbours alone where all have the same ones."""
+    W = _matrix(mixing, method, axis_name)
+    replicas = len(W)
+    shifts = _shifts(W)
+    if shifts is not None:
+        total = None
+        for shift, weight in shifts.items():
+            pairs = [((i + shift) % replicas, i) for i in range(replicas)]
+            there = payload if shift == 0 else jax.lax.ppermute(payload, axis_name, pairs)
+            share = jax.tree.map(lambda x, w=weight: w * x, decode(there))
+            total = share if total is None else jax.tree.map(jnp.add, total, share)
+        return total
+    rows = jnp.asarray(W)[jax.lax.axis_index(axis_name)]
+    everyone = jax.lax.all_gather(payload, axis_name)
+
+    def add(total: Any, item: Any) -> tuple[Any, None]:
+        weight, row = item
+        return jax.tree.map(lambda t, x: t + weight.astype(x.dtype) * x, total, decode(row)), None
+
+    like = decode(payload)
+    start = jax.tree.map(lambda x: alike(jnp.zeros_like(x), x), like)
+    total, _ = jax.lax.scan(add, start, (alike(rows, jax.tree.leaves(payload)[0]), everyone))
+    return total
+
+
+def gossip_mix(tree: Any, mixing: Any = RING, axis_name: Any = "replica") -> Any:
+    """One round of gossip: every replica gets a weighted mean of its neighbours' trees.
+
+        x_i <- sum_j W_ij x_j
+
+    Args:
+      tree: real floating point leaves, of one replica.
+      mixing: W, a symmetric matrix of NumPy of numbers >= 0 whose rows add up to 1, one row per replica; or "ring", that
+        of `ring_mixing`. Default "ring".
+      axis_name: name of the axis of the replicas, of `jax.vmap` or `jax.shard_map`. Default "replica".
+
+    Returns:
+      A tree like the one given, of its dtypes, mixed in float32 or wider; the mean over the replicas does not change.
+      Collectives: where all replicas have the same neighbours relative to themselves, as on a ring, one permutation per
+      neighbour; else an all-gather.
+
+    Raises:
+      ValueError: a matrix that is none, or of another size than the axis; no axis of this name.
+
+    Example:
+      >>> x = jnp.array([[3.0], [0.0], [0.0], [0.0]])
+      >>> print(jax.vmap(lambda x: gossip_mix(x), axis_name="replica")(x)[:, 0])
+      [1. 1. 0. 1.]
+
+    Reference: the communication of decentralised methods, as in Yan et al. Compressed Decentralized Proximal Stochastic
+    Gradient Method for Nonconvex Composite Problems with Heterogeneous Data. 2023.
+    """
+    checks.axis_name("axis_name", axis_name, optional=False)
+    mixing = check_mixing(mixing)
+    tree = jax.tree.map(jnp.asarray, tree)
+    wide = jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
+    if not jax.tree.leaves(tree):
+        return tree
+    return jax.tree.map(lambda m, x: m.astype(x.dtype), mix_payloads(wide, mixing, axis_name, lambda x: x), tree)
+
+
+def mixed_differences(
+    value: Any, known: Any, mixture: Any, own: Any, compressor: Compressor, mixing: Any, axis_name: Any, key: Any
+) -> tuple[Any, Any, Any]:
+    """(known, mixture, state of the compressor) after this replica told its neighbours how far it is from `known`."""
+    assert compressor.encode is not None and compressor.decode is not None
+    difference = jax.tree.map(jnp.subtract, value, known)
+    worker = jax.lax.axis_index(axis_name)
+    payload, own = compressor.encode(difference, own, worker=worker, key=key)
+    decode = lambda payload: compressor.decode(payload, difference)  # noqa: E731
+    said = decode(payload)
+    mixed = mix_payloads(payload, mixing, axis_name, decode, "compressed_dproxsgt")
+    return jax.tree.map(jnp.add, known, said), jax.tree.map(jnp.add, mixture, mixed), own
