@@ -488,3 +488,6 @@ STRATEGIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     **parallel.STRATEGIES,
     "streaming_diloco": _streaming_diloco,
 }
+
+# method -> (file -> the largest error of what its table of events makes of its own data)
+EVENTS: dict[str, Callable[[fixture.Golden], float]] = parallel.EVENTS

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import gradkit as gk
@@ -78,7 +79,24 @@ def _deep_gradient_compression(hyper: dict[str, Any]) -> Any:
     return optax.chain(exchange, optax.scale_by_learning_rate(hyper["learning_rate"]))
 
 
+def _dadao(golden: fixture.Golden) -> float:
+    """Quadratics (x - b)^T A (x - b) / 2 of every worker; all six fields after every event."""
+    arrays, hyper = golden.extra(), golden.hyper()
+    rules = gk.parallel.dadao(hyper["mu"], hyper["L"], hyper["chi_1"])
+    A, b = jnp.asarray(arrays["A"]), jnp.asarray(arrays["b"])
+    computed = jax.jit(lambda state, i, time: rules.gradient_event(state, i, time, lambda x, i: A[i] @ (x - b[i])))
+    talked = jax.jit(rules.gossip_event)
+    state, worst = rules.init(jnp.asarray(arrays["x0"])), 0.0
+    for (kind, time, i, j), want in zip(arrays["events"], golden.steps, strict=True):
+        state = computed(state, int(i), time) if kind else talked(state, int(i), int(j), time)
+        for name, value in want.items():
+            error = np.abs(np.asarray(getattr(state, name)) - value).max()
+            worst = max(worst, float(error / (np.abs(value).max() or 1.0)))
+    return worst
+
+
 TRANSFORMATIONS: dict[str, Build] = {"powersgd": _powersgd}
 STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {"powersgd": _powersgd_start}
 MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] = {"powersgd": _powersgd_error}
+EVENTS: dict[str, Callable[[fixture.Golden], float]] = {"dadao": _dadao}
 STRATEGIES: dict[str, Build] = {"deep_gradient_compression": _deep_gradient_compression}

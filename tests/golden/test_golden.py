@@ -34,6 +34,7 @@ MODES = {
     "WEIGHTS": ("matrix",),
     "STRATEGIES": ("closure", "replay"),
     "SERVERS": ("closure",),
+    "EVENTS": ("events",),
 }
 Record = Callable[[str, object], None]
 
@@ -224,6 +225,11 @@ def test_strategy(golden: Golden, x64: None, record_property: Record) -> None:
 @pytest.mark.parametrize("golden", _known("SERVERS"))
 def test_server(golden: Golden, x64: None, record_property: Record) -> None:
     judge(golden, build.SERVERS[golden.method](golden), record_property)
+
+
+@pytest.mark.parametrize("golden", _known("EVENTS"))
+def test_events(golden: Golden, x64: None, record_property: Record) -> None:
+    judge(golden, build.EVENTS[golden.method](golden), record_property)
 
 
 def test_every_file_of_a_method_that_is_built_is_driven(record_property: Record) -> None:
