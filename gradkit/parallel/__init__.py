@@ -11,6 +11,7 @@ from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, opti
 from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
 from gradkit.parallel.diloco import diloco, outer_nesterov
 from gradkit.parallel.dproxsgt import compressed_dproxsgt, dproxsgt
+from gradkit.parallel.dilocox import dilocox, effective_rank, one_step_delay
 from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
     FedKSeed,
@@ -84,8 +85,10 @@ __all__ = [
     "delayed_nesterov",
     "dgc_warmup",
     "diloco",
+    "dilocox",
     "dynamic_local_steps",
     "dproxsgt",
+    "effective_rank",
     "error_feedback",
     "exploit",
     "explore",
@@ -111,6 +114,7 @@ __all__ = [
     "mean_compressor",
     "modular_stage",
     "mt_dao",
+    "one_step_delay",
     "optimistic_delayed_dual_averaging",
     "outer_nesterov",
     "param_shardings",

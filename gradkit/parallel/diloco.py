@@ -62,6 +62,7 @@ def diloco(
     outer_momentum: Any = 0.9,
     outer_nesterov: bool = True,
     axis_name: Any = "replica",
+    exchange: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo: long rounds of any optimizer on every replica, and an outer step with momentum between them.
 
@@ -100,10 +101,12 @@ def diloco(
       outer_momentum: beta in [0, 1]. Default 0.9 (paper). With 0 and gamma = 1, local SGD.
       outer_nesterov: whether the outer momentum looks ahead. Default True (paper); False is SlowMo.
       axis_name: name of the axis of the replicas. Default "replica".
+      exchange: a compressor of the pseudo-gradients, as in `local_updates`. Default None: their mean in float32.
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter (theta, m) and the inner state, once per
-      replica. Collectives: one all-reduce of the parameters per round, in float32.
+      replica, and that of `exchange`. Collectives: one all-reduce of the parameters per round, in float32, or those of
+      `exchange`.
 
     Raises:
       ValueError: a hyperparameter outside its range; leaves of integers; no axis of this name (at a sync step).
@@ -124,7 +127,7 @@ def diloco(
     checks.switch(outer_nesterov=outer_nesterov)
     names = ("outer_learning_rate", "outer_momentum")
     outer = outer_momentum_sgd(names[0], outer_learning_rate, names[1], outer_momentum, outer_nesterov)
-    return local_updates(inner, sync_every=sync_every, axis_name=axis_name, outer=outer)
+    return local_updates(inner, sync_every=sync_every, axis_name=axis_name, outer=outer, exchange=exchange)
 
 
 register(

@@ -10,6 +10,9 @@ Replica k of W, step t = 1, 2, ...:
         theta <- theta + outer(D)
         x_k   <- theta
 
+With an `exchange`, D is what a compressor of gk.parallel makes of theta - x_j; without an outer optimizer theta - D
+then takes the place of the mean.
+
 A round that starts after t steps has H(t) of them; H is read there and kept until the round ends.
 """
 
@@ -29,6 +32,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.codecs import nearest
 from gradkit.engine.core import as_arrays, increment, wide_dtype, widen
 from gradkit.engine.matching import check_leaves, check_match
+from gradkit.parallel.compressors import compressor_of
 from gradkit.parallel.replicas import alike, wide_mean
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")
@@ -37,13 +41,14 @@ NEVER = np.iinfo(np.int32).max
 
 class LocalUpdatesState(NamedTuple):
     """Steps made; the step that ends this round; of an outer optimizer the point where the round started, and its
-    state (else two empty nodes); the inner state."""
+    state (else two empty nodes); the inner state; what a compressor of the exchange keeps."""
 
     count: jax.Array
     next_sync: jax.Array
     start: Any
     outer: Any
     inner: Any
+    exchange: Any = optax.MaskedNode()
 
 
 def local_updates(
@@ -53,6 +58,7 @@ def local_updates(
     axis_name: Any = "replica",
     outer: optax.GradientTransformation | None = None,
     average_state: bool = False,
+    exchange: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lets replicas train apart, and brings them together at the end of each round.
 
@@ -80,11 +86,14 @@ def local_updates(
         itself.
       average_state: whether floating leaves of the inner state are averaged with the parameters; counters and keys
         never are. Default False: momenta stay apart (Stich; DiLoCo).
+      exchange: a compressor of what the replicas moved, such as `gk.parallel.int8_compressor()`, or one inside
+        `gk.parallel.error_feedback(...)`; it exchanges over `axis_name`. Default None: the mean in float32.
 
     Returns:
       A transformation that needs `params`. State: that of `inner`, and with `outer` its own and 1 word per parameter,
-      a float32 copy of the point where the round started. All of it is kept once per replica. Collectives: one
-      all-reduce of the parameters per round, in float32.
+      a float32 copy of the point where the round started (also with an `exchange`, and then its state). All of it is
+      kept once per replica. Collectives: one all-reduce of the parameters per round, in float32, or those of
+      `exchange`.
 
     Raises:
       ValueError: `sync_every` is none of the three, or below 1; leaves of integers; no axis of this name (at a sync
@@ -111,6 +120,9 @@ def local_updates(
     period = _period(sync_every)
     checks.transformation(inner=inner, **({} if outer is None else {"outer": outer}))
     inner = optax.with_extra_args_support(inner)
+    compressor = None if exchange is None else compressor_of(exchange)
+    if compressor is not None and outer is None:
+        outer = optax.sgd(1.0)
     far = None if outer is None else optax.with_extra_args_support(outer)
 
     def init(params: Any) -> LocalUpdatesState:
@@ -119,20 +131,25 @@ def local_updates(
         count = jnp.zeros((), jnp.int32)
         start = optax.MaskedNode() if far is None else anchor(params)
         there = optax.MaskedNode() if far is None else far.init(start)
-        return LocalUpdatesState(count, _end(count, period), start, there, inner.init(params))
+        kept = optax.MaskedNode() if compressor is None else compressor.init(start)
+        return LocalUpdatesState(count, _end(count, period), start, there, inner.init(params), kept)
 
-    def exchange(x: Any, state: LocalUpdatesState) -> tuple[Any, LocalUpdatesState]:
+    def met(x: Any, state: LocalUpdatesState, key: Any = None) -> tuple[Any, LocalUpdatesState]:
         """The new point of all replicas from those they reached, and the state there."""
-        start, there, own = state.start, state.outer, state.inner
+        start, there, own, kept = state.start, state.outer, state.inner, state.exchange
         if far is None:
             x = wide_mean("local_updates", x, axis_name)
         else:
-            D = wide_mean("local_updates", jax.tree.map(jnp.subtract, start, x), axis_name)
+            D = jax.tree.map(jnp.subtract, start, x)
+            if compressor is None:
+                D = wide_mean("local_updates", D, axis_name)
+            else:
+                D, _, kept = compressor.exchange(D, kept, axis_name, key=key)
             moved, there = far.update(D, there, start)
             x = start = jax.tree.map(lambda s, u: s + u.astype(s.dtype), start, moved)
         if average_state:
             own = _mean_of_floating(own, axis_name)
-        new = LocalUpdatesState(state.count, _end(state.count, period), start, there, own)
+        new = LocalUpdatesState(state.count, _end(state.count, period), start, there, own, kept)
         return x, alike(new, state)
 
     def update(updates: Any, state: Any, params: Any = None, *, sync: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -147,7 +164,7 @@ def local_updates(
 
         def meet() -> tuple[Any, LocalUpdatesState]:
             reached = jax.tree.map(lambda x, u: x + u.astype(x.dtype), widen(params), updates)
-            x, new = exchange(reached, state)
+            x, new = met(reached, state, extra.get("key"))
             return jax.tree.map(step_to, x, params, updates), new
 
         if sync is None:
@@ -160,7 +177,7 @@ def local_updates(
 
     def meet_exactly(params: Any, state: LocalUpdatesState) -> tuple[Any, LocalUpdatesState]:
         check_leaves("synchronize", params, complex_leaves=True)
-        x, state = exchange(widen(params), state)
+        x, state = met(widen(params), state)
         return alike(jax.tree.map(lambda new, old: new.astype(old.dtype), x, params), params), state
 
     update.synchronize = meet_exactly  # pyright: ignore[reportFunctionMemberAccess]

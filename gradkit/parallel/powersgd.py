@@ -32,6 +32,7 @@ from gradkit.engine.keys import as_key, check_key
 from gradkit.leaves import Axes, Layout, from_matrices, names, resolve_layout, to_matrices
 from gradkit.parallel.compressors import Compressor, compressing, compressor_of, number_of_replicas
 from gradkit.parallel.error_feedback import error_feedback as remembering
+from gradkit.parallel.quantized_replica_mean import two_phase_mean
 from gradkit.parallel.replicas import alike, wide_mean
 
 PAPER = Paper(
@@ -127,6 +128,7 @@ def low_rank_compressor(
     eps: Any = 0.0,
     key: Any = 0,
     layout: Layout | None = None,
+    bits: int | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """The compressor that sends two thin factors of every matrix.
@@ -146,6 +148,8 @@ def low_rank_compressor(
       key: of the random columns to start from, the same on all replicas. Default 0.
       layout: which axes are inputs, outputs, and stacks. Stacked layers are matrices of their own; fused weights are
         one.
+      bits: of the entries of the factors, and of the leaves that are averaged whole, that travel: 8 or 4, as in
+        `quantized_replica_mean`; two-sided only. Default None: float32.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
@@ -173,6 +177,9 @@ def low_rank_compressor(
     checks.switch(warm_start=warm_start, alternating=alternating)
     checks.real("min_compression_rate", min_compression_rate, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
+    checks.choice("bits", bits, (None, 8, 4))
+    if alternating and bits is not None:
+        raise ValueError(f"bits must be None where factors alternate, got {bits}; write alternating=False")
     check_key(key)
     rate = checks.readable(min_compression_rate)
     if rate is None or key is None:
@@ -217,12 +224,12 @@ def low_rank_compressor(
         M = [to_matrices(leaves[i], plans[i].axes)[0] for i in chosen]  # pyright: ignore[reportOptionalMemberAccess]
         Q = state.Q if warm_start else start(tree, plans, state.count, "Q")
         Q = [structure.flatten_up_to(Q)[i] for i in chosen]
+        said, P = [leaves[i] for i in dense], None
         if alternating:
             P = [structure.flatten_up_to(state.P)[i] for i in chosen]
-            means, sent, wholes, P, Q = _half_step(M, P, Q, [leaves[i] for i in dense], state.count, axis_name, eps)
+            means, sent, wholes, P, Q = _half_step(M, P, Q, said, state.count, axis_name, eps)
         else:
-            P = None
-            means, sent, wholes, Q = _step(M, Q, [leaves[i] for i in dense], axis_name, eps)
+            means, sent, wholes, said, Q = _step(M, Q, said, axis_name, eps, bits)
 
         def back(matrices: list[jax.Array], others: list[jax.Array]) -> Any:
             out = list(leaves)
@@ -239,18 +246,21 @@ def low_rank_compressor(
             return structure.unflatten(nodes)
 
         new = LowRankState(increment(state.count), kept(P) if P is not None else None, kept(Q) if warm_start else None)
-        return back(means, wholes), back(sent, [leaves[i] for i in dense]), alike(new, state)
+        return back(means, wholes), back(sent, said), alike(new, state)
 
     return compressing(NAME, Compressor(init, exchange), axis_name)
 
 
-def _step(M: list, Q: list, others: list, axis_name: Any, eps: Any) -> tuple[list, list, list, list]:
-    """Means, what was sent, the other leaves' means, and Q: two exchanges."""
-    P, wholes = wide_mean(NAME, ([_product(m, q) for m, q in zip(M, Q, strict=True)], others), axis_name)
+def _step(M: list, Q: list, others: list, axis_name: Any, eps: Any, bits: int | None) -> tuple[list, ...]:
+    """Means, what was sent, the other leaves' means and what was sent of them, and Q: two exchanges."""
+
+    def exchanged(tree: Any) -> tuple[Any, Any]:
+        return (wide_mean(NAME, tree, axis_name), tree) if bits is None else two_phase_mean(tree, axis_name, bits, 256)
+
+    (P, wholes), (_, said) = exchanged(([_product(m, q) for m, q in zip(M, Q, strict=True)], others))
     P = [orthonormal(p, eps) for p in P]
-    own = [_product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, P, strict=True)]
-    Q = wide_mean(NAME, own, axis_name)
-    return _both(P, Q), _both(P, own), wholes, Q
+    Q, own = exchanged([_product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, P, strict=True)])
+    return _both(P, Q), _both(P, own), wholes, said, Q
 
 
 def _half_step(

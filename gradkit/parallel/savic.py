@@ -59,7 +59,7 @@ def _rule(preconditioner: str, b2: Any, alpha: Any) -> _Rule:
 
         def leaf(g: jax.Array, D: jax.Array) -> jax.Array:
             size = jnp.maximum(scalar(alpha, D), jnp.abs(D) if hessian else jnp.sqrt(D))
-            return g / jnp.where(first, jnp.ones_like(size), size)
+            return g / jnp.where(first, jnp.ones_like(size), size).astype(g.dtype)
 
         return jax.tree.map(leaf, g, state.D)
 

@@ -23,6 +23,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import as_arrays, increment, scalar, widen
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.leaves import names
+from gradkit.parallel.compressors import compressor_of
 from gradkit.parallel.diloco import outer_momentum_sgd
 from gradkit.parallel.local_updates import anchor, step_to
 from gradkit.parallel.replicas import alike, wide_mean
@@ -32,11 +33,12 @@ NAME = "streaming_diloco"
 
 
 class StreamingDilocoState(NamedTuple):
-    """Steps made; theta; of each fragment the state of the outer optimizer; the inner state."""
+    """Steps made; theta; of each fragment the state of the outer optimizer, and of a compressor; the inner state."""
 
     count: jax.Array
     start: Any
     outer: Any
+    exchange: Any
     inner: Any
 
     exact_fields = ("start",)
@@ -83,6 +85,7 @@ def streaming_diloco(
     outer_momentum: Any = 0.9,
     outer_nesterov: bool = True,
     axis_name: Any = "replica",
+    exchange: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo whose exchange is spread over the round, and hidden behind the steps of the replicas.
 
@@ -107,10 +110,12 @@ def streaming_diloco(
       outer_momentum: beta in [0, 1]. Default 0.9.
       outer_nesterov: whether the outer momentum looks ahead. Default True.
       axis_name: name of the axis of the replicas. Default "replica".
+      exchange: a compressor of the pseudo-gradients, as in `local_updates`. Default None: their mean in float32.
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter (theta, m) and the inner state, once per
-      replica; nothing for what is on its way. Collectives: per round one all-reduce of each fragment, in float32.
+      replica; nothing for what is on its way. Collectives: per round one all-reduce of each fragment, in float32, or
+      those of `exchange`.
 
     Raises:
       ValueError: a hyperparameter outside its range; lengths that do not fit; leaves of integers; no axis of this name.
@@ -127,7 +132,8 @@ def streaming_diloco(
 
     Reference: Douillard et al. Streaming DiLoCo with overlapping communication. 2025, arXiv 2501.18512. The numbers are
     those of torchft, which makes the outer step when a fragment is due; here it is made when it is sent (as in
-    MaxText), which changes no parameter of a replica and saves a word. Gradients in 4 bits are not part of it.
+    MaxText), which changes no parameter of a replica and saves a word. The paper sends floats of
+    4 bits; here `exchange=gk.parallel.int8_compressor(bits=4)` sends integers.
     """
     checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(outer_nesterov=outer_nesterov)
@@ -140,6 +146,7 @@ def streaming_diloco(
     own_names = ("outer_learning_rate", "outer_momentum")
     far = outer_momentum_sgd(own_names[0], outer_learning_rate, own_names[1], outer_momentum, outer_nesterov)
     tx = optax.with_extra_args_support(inner)
+    compressor = None if exchange is None else compressor_of(exchange)
 
     def init(params: Any) -> StreamingDilocoState:
         check_leaves(NAME, params, complex_leaves=True)
@@ -147,19 +154,25 @@ def streaming_diloco(
         labels, F = _labels(fragments, params)
         _lengths(H, F, tau)
         start = anchor(params)
-        outer = tuple(far.init(_of(labels, f, jax.tree.leaves(start))) for f in range(F))
-        return StreamingDilocoState(jnp.zeros((), jnp.int32), start, outer, tx.init(params))
+        parts = [_of(labels, f, jax.tree.leaves(start)) for f in range(F)]
+        kept = () if compressor is None else tuple(map(compressor.init, parts))
+        return StreamingDilocoState(jnp.zeros((), jnp.int32), start, tuple(map(far.init, parts)), kept, tx.init(params))
 
-    def send(f: int, x: Any, state: StreamingDilocoState, labels: list[int]) -> StreamingDilocoState:
+    def send(f: int, x: Any, state: StreamingDilocoState, labels: list[int], key: Any = None) -> StreamingDilocoState:
         """theta and m of fragment f after its exchange."""
         theta, structure = jax.tree.flatten(state.start)
         mine = _of(labels, f, theta)
-        D = wide_mean(NAME, jax.tree.map(jnp.subtract, mine, _of(labels, f, jax.tree.leaves(x))), axis_name)
+        D, kept = jax.tree.map(jnp.subtract, mine, _of(labels, f, jax.tree.leaves(x))), state.exchange
+        if compressor is None:
+            D = wide_mean(NAME, D, axis_name)
+        else:
+            D, _, own = compressor.exchange(D, kept[f], axis_name, key=key)
+            kept = (*kept[:f], own, *kept[f + 1 :])
         moved, there = far.update(D, state.outer[f], mine)
         new = iter([s + u.astype(s.dtype) for s, u in zip(mine, moved, strict=True)])
         start = structure.unflatten([next(new) if label == f else s for label, s in zip(labels, theta, strict=True)])
         outer = (*state.outer[:f], there, *state.outer[f + 1 :])
-        return alike(state._replace(start=start, outer=outer), state)
+        return alike(state._replace(start=start, outer=outer, exchange=kept), state)
 
     def update(updates: Any, state: Any, params: Any = None, *, sync: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None:
@@ -175,17 +188,17 @@ def streaming_diloco(
         count = increment(state.count)
         updates, own = tx.update(updates, state.inner, params, **extra)
         x = jax.tree.map(lambda x, u: x + u.astype(x.dtype), widen(params), updates)
-        state, phase = state._replace(count=count, inner=own), count % H
+        state, phase, key = state._replace(count=count, inner=own), count % H, extra.get("key")
         if isinstance(sync, bool | np.bool_) and sync:
             for f in range(F):
-                state = send(f, x, state, labels)
+                state = send(f, x, state, labels, key)
             return jax.tree.map(step_to, state.start, params, updates), state
         for f in range(F):
             if sync is None:
                 now = phase == ((f + 1) * h - tau) % H
-                state = jax.lax.cond(now, lambda s, f=f: send(f, x, s, labels), lambda s: s, state)
+                state = jax.lax.cond(now, lambda s, f=f: send(f, x, s, labels, key), lambda s: s, state)
             elif not isinstance(sync, bool | np.bool_) and sync == f:
-                state = send(f, x, state, labels)
+                state = send(f, x, state, labels, key)
         leaves = zip(labels, *map(jax.tree.leaves, (updates, params, state.start, x)), strict=True)
         new = [_taken(phase == (label + 1) * h % H, mixing, *one) for label, *one in leaves]
         return jax.tree.structure(updates).unflatten(new), state

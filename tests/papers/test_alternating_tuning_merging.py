@@ -53,7 +53,7 @@ def test_a_scale_of_one_is_the_mean_of_models(x64: None) -> None:
 
 
 def test_tuning_starts_afresh_in_every_round(x64: None) -> None:
-    """The first step after a merge is the first step of Adam, of the size of its rate; momenta of local updates go on."""
+    """The first step after a merge is the first of Adam, of the size of its rate; momenta of local updates go on."""
     path, _ = train(alternating_tuning_merging(gk.adam(0.01), sync_every=3), 4)
     np.testing.assert_allclose(np.abs(path[3] - path[2]), 0.01, rtol=1e-4)
     other, _ = train(local_updates(gk.adam(0.01), sync_every=3), 4)

@@ -51,8 +51,8 @@ def test_without_pull_and_ascent_it_is_local_sgd(x64: None) -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_equations(normalize: bool, x64: None) -> None:
     """Two rounds of two steps in NumPy."""
-    l, rho, mix, wd, rate = 2.0, 0.3, 0.7, 0.05, 0.1
-    tx = fedspeed(rate, sync_every=2, prox=l, rho=rho, mix=mix, weight_decay=wd, normalize=normalize)
+    lam, rho, mix, wd, rate = 2.0, 0.3, 0.7, 0.05, 0.1
+    tx = fedspeed(rate, sync_every=2, prox=lam, rho=rho, mix=mix, weight_decay=wd, normalize=normalize)
     path, state = train(tx, 4)
     start, h = np.ones((W, N)), np.zeros((W, N))
     for r in range(2):
@@ -61,9 +61,9 @@ def test_the_equations(normalize: bool, x64: None) -> None:
             g1 = grad(x, A, C)
             size = np.linalg.norm(g1, axis=1, keepdims=True) + 1e-7 if normalize else 1.0
             g = (1 - mix) * g1 + mix * grad(x + rho * g1 / size, A, C)
-            x = x - rate * (g - h + wd * x + (x - start) / l)
-        h = h - (x - start) / l
-        start = np.tile((x - l * h).mean(0), (W, 1))
+            x = x - rate * (g - h + wd * x + (x - start) / lam)
+        h = h - (x - start) / lam
+        start = np.tile((x - lam * h).mean(0), (W, 1))
         np.testing.assert_allclose(path[2 * r + 1], start, rtol=1e-12)
     np.testing.assert_allclose(state.dual, h, rtol=1e-11)
 
@@ -119,12 +119,12 @@ def test_grad_fn_is_asked_for() -> None:
 
 def test_the_pull_of_fedprox(x64: None) -> None:
     """In front of the optimizer of local updates: to where the round started, which moves on with the rounds."""
-    l = 2.0
-    inner = optax.chain(prox_correction(prox=l, sync_every=3), gk.sgd(0.1))
+    lam = 2.0
+    inner = optax.chain(prox_correction(prox=lam, sync_every=3), gk.sgd(0.1))
     path, _ = train(local_updates(inner, sync_every=3), 7)
     x = start = np.ones((W, N))
     for t in range(7):
-        x = x - 0.1 * (grad(x, A, C) + (x - start) / l)
+        x = x - 0.1 * (grad(x, A, C) + (x - start) / lam)
         if (t + 1) % 3 == 0:
             x = start = np.tile(x.mean(0), (W, 1))
         np.testing.assert_allclose(path[t], x, rtol=1e-12)

@@ -1,0 +1,186 @@
+"""DiLoCoX: the compressed pseudo-gradient of a round travels while the next round trains.
+
+round r of H steps, on every replica k, from theta:
+
+    x_k <- theta, then H inner steps
+    c_k =  C(theta - x_k + e_k),   e_k <- theta - x_k + e_k - c_k       C: factors of rank r, in integers
+    D_r =  (1/W) sum_k c_k                                              on its way during round r + 1
+    theta <- theta + outer(D_{r-1})                                     one round late; D_{-1} = 0
+
+A round starts from theta, without what its own replica has just done: that comes with D, for all of them. So with one
+replica and nothing compressed it is DiLoCo with a pseudo-gradient that is one round old.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.engine.core import inside, transformation, zeros
+from gradkit.parallel.diloco import outer_momentum_sgd
+from gradkit.parallel.error_feedback import error_feedback
+from gradkit.parallel.local_updates import local_updates
+from gradkit.parallel.powersgd import low_rank_compressor
+
+PAPER = Paper(
+    "DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster",
+    "Qi et al.",
+    2025,
+    "2506.21263",
+)
+
+
+class OneStepDelayState(NamedTuple):
+    """What came in with the step before, and the inner state."""
+
+    pending: Any
+    inner: Any
+
+
+def one_step_delay(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Hands every gradient on one step late, so that its exchange may take as long as a step.
+
+        u_t = inner(g_{t-1}),    g_{-1} = 0
+
+    As the `outer` of `local_updates` it makes what replicas exchange at the end of a round something that nothing needs
+    before the end of the next.
+
+    Args:
+      inner: any transformation.
+
+    Returns:
+      A transformation. State: 1 word per parameter and the inner state. Elementwise: no collective.
+
+    Raises:
+      ValueError: `inner` is no transformation.
+
+    Example:
+      >>> tx = one_step_delay(optax.sgd(1.0))
+      >>> state = tx.init(jnp.array(0.0))
+      >>> for g in (1.0, 2.0):
+      ...     u, state = tx.update(jnp.array(g), state)
+      >>> print(u)
+      -1.0
+
+    Reference: Qi et al. DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster. 2025,
+    arXiv 2506.21263.
+    """
+    tx = inside(inner)
+
+    def init(params: Any) -> OneStepDelayState:
+        return OneStepDelayState(zeros(params), tx.init(params))
+
+    def update(updates: Any, state: OneStepDelayState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        late, own = tx.update(state.pending, state.inner, params, **extra)
+        return late, OneStepDelayState(updates, own)
+
+    return transformation("one_step_delay", init, update, complex_leaves=True)
+
+
+def dilocox(
+    inner: optax.GradientTransformation,
+    *,
+    sync_every: Any = 125,
+    rank: int | None = 64,
+    bits: int | None = 4,
+    outer_learning_rate: Any = 0.7,
+    outer_momentum: Any = 0.9,
+    outer_nesterov: bool = True,
+    key: Any = 0,
+    axis_name: Any = "replica",
+) -> optax.GradientTransformationExtraArgs:
+    """DiLoCo over slow links: factors of low rank in few bits, with error feedback, exchanged behind the next round.
+
+    Equations: at the head of this file. It is
+
+        local_updates(inner, outer=one_step_delay(outer_nesterov(...)),
+                      exchange=error_feedback(low_rank_compressor(rank, bits=bits)))
+
+    Args:
+      inner: the transformation of each replica; the paper has AdamW.
+      sync_every: H, as in `local_updates`. Default 125.
+      rank: of the factors, >= 1; a program has one rank. Default 64. None: nothing is compressed, whatever `bits` is.
+      bits: of the factors, 4, 8 or None for float32. Default 4 (paper).
+      outer_learning_rate: gamma >= 0, or a schedule of the rounds. Default 0.7.
+      outer_momentum: beta in [0, 1]. Default 0.9.
+      outer_nesterov: whether the outer momentum looks ahead. Default True.
+      key: of the random columns from which the factors start, the same on all replicas. Default 0.
+      axis_name: name of the axis of the replicas. Default "replica".
+
+    Returns:
+      A transformation that needs `params`. State: 3 words per parameter (theta, m, the pending D) and the inner state;
+      compressed, 1 more (e) and the factors; all of it once per replica. Collectives: per round those of the factors.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; leaves of integers; no axis of this name.
+
+    Example:
+      >>> tx = dilocox(optax.sgd(1.0), sync_every=1, rank=None, outer_learning_rate=0.5, outer_momentum=0.0)
+      >>> x, g = jnp.array([5.0, 5.0]), jnp.array([0.0, 2.0])
+      >>> state, step = jax.vmap(tx.init)(x), jax.vmap(tx.update, axis_name="replica")
+      >>> for _ in range(2):
+      ...     u, state = step(g, state, x)
+      ...     x = x + u
+      >>> print(x)  # the first round's mean of 1, after the second round
+      [4.5 4.5]
+
+    Reference: Qi et al. DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster. 2025,
+    arXiv 2506.21263. There is no public code; where a round starts, and the form of the momentum, are as above. Rank
+    and H that follow the effective rank of D are the loop's: `effective_rank` measures it, and every rank is a program.
+    """
+    checks.integer("rank", rank, 1, optional=True)
+    checks.choice("bits", bits, (None, 8, 4))
+    checks.switch(outer_nesterov=outer_nesterov)
+    own_names = ("outer_learning_rate", "outer_momentum")
+    far = outer_momentum_sgd(own_names[0], outer_learning_rate, own_names[1], outer_momentum, outer_nesterov)
+    exchange = None if rank is None else error_feedback(low_rank_compressor(rank, bits=bits, key=key))
+    return local_updates(
+        inner, sync_every=sync_every, outer=one_step_delay(far), exchange=exchange, axis_name=axis_name
+    )
+
+
+def effective_rank(M: Any) -> jax.Array:
+    """How many directions a matrix has, counted by their size.
+
+        (sum_i sigma_i)^2 / sum_i sigma_i^2        of the singular values sigma: r where r of them are equal, else less
+
+    Args:
+      M: (..., rows, columns).
+
+    Returns:
+      Numbers (...,) from 1 to the smaller side; 0 of a matrix of zeros.
+
+    Raises:
+      ValueError: an array without two axes.
+
+    Example:
+      >>> print(effective_rank(jnp.diag(jnp.array([2.0, 2.0, 0.0]))))
+      2.0
+
+    Reference: Qi et al. DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster. 2025,
+    arXiv 2506.21263; which of the measures of this name its rank follows is not stated there: this is the participation
+    ratio.
+    """
+    M = jnp.asarray(M)
+    if M.ndim < 2:
+        raise ValueError(f"M must be a matrix (..., rows, columns), got shape {M.shape}")
+    sigma = jnp.linalg.svd(M, compute_uv=False)
+    total, square = jnp.sum(sigma, -1), jnp.sum(jnp.square(sigma), -1)
+    none = square == 0
+    return jnp.where(none, jnp.zeros_like(total), jnp.square(total) / jnp.where(none, jnp.ones_like(square), square))
+
+
+register(one_step_delay, form="wrapper", paper=PAPER, words=1)
+register(
+    dilocox,
+    form="strategy",
+    paper=PAPER,
+    words=3,
+    collectives="replicas",
+    example={"sync_every": 2, "rank": None},
+    notes="with a rank, 1 word more and factors that travel",
+)
+register(effective_rank, form="function", paper=PAPER, example={"M": ((1.0, 0.0), (0.0, 1.0))})
