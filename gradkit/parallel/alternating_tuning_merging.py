@@ -9,7 +9,7 @@ One round is task arithmetic. With one full-batch step of gradient descent per r
 loss of the tasks, its rate times `scale`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -126,8 +126,10 @@ def alternating_tuning_merging(
     checks.real("scale", scale, "[0, inf)")
     base = local_updates(inner, sync_every=sync_every, axis_name=axis_name, outer=optax.sgd(scale))
 
+    advance: Callable[..., tuple[Any, Any]] = base.update
+
     def update(updates: Any, state: Any, params: Any = None, *, sync: Any = None, **extra: Any) -> tuple[Any, Any]:
-        u, new = base.update(updates, state, params, sync=sync, **extra)
+        u, new = advance(updates, state, params, sync=sync, **extra)
         ended = new.count >= state.next_sync if sync is None else sync
         if isinstance(ended, bool | np.bool_) and not ended:
             return u, new

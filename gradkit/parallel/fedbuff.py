@@ -183,7 +183,8 @@ def _step_if(
     u = where(u, jax.tree.map(jnp.zeros_like, u))
     empty = (jnp.zeros_like(state.arrived), jax.tree.map(jnp.zeros_like, state.total), jnp.zeros_like(state.weight))
     held = (state.arrived, state.total, state.weight)
-    return u, FedbuffState(*where(empty, held), where(server, state.server))
+    arrived, total, weight = where(empty, held)
+    return u, FedbuffState(arrived, total, weight, where(server, state.server))
 
 
 def flush_buffer(inner: optax.GradientTransformation, params: Any, state: FedbuffState) -> tuple[Any, FedbuffState]:

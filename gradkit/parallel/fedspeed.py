@@ -93,6 +93,7 @@ def fedspeed(
 
     Reference: Sun et al. FedSpeed: Larger Local Interval, Less Communication Round, and Higher Generalization Accuracy.
     2023, arXiv 2302.10429. The numbers are those of the official code, which keeps -l h_i.
+    With a large l the steps are those of local SGD, and what a round has moved is added once more by the duals.
     """
     checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(normalize=normalize)
@@ -136,7 +137,7 @@ def fedspeed(
 
     def update(
         updates: Any,
-        state: FedspeedState,
+        state: Any,
         params: Any = None,
         *,
         sync: Any = None,

@@ -77,8 +77,8 @@ def start_simulation(
     workers = checks.integer("workers", workers, 1)
     check_leaves("start_simulation", params, complex_leaves=True)
     params = jax.tree.map(jnp.array, as_arrays(params))
-    several = jax.tree.map(lambda x: rows_of(jnp.asarray(x), workers), (params, worker_state))
-    return Simulation(params, server.init(params), *several, jnp.zeros((), jnp.int32))
+    snapshots, own = jax.tree.map(lambda x: rows_of(jnp.asarray(x), workers), (params, worker_state))
+    return Simulation(params, server.init(params), snapshots, own, jnp.zeros((), jnp.int32))
 
 
 def simulate_events(

@@ -168,8 +168,8 @@ def streaming_diloco(
         else:
             D, _, own = compressor.exchange(D, kept[f], axis_name, key=key)
             kept = (*kept[:f], own, *kept[f + 1 :])
-        moved, there = far.update(D, state.outer[f], mine)
-        new = iter([s + u.astype(s.dtype) for s, u in zip(mine, moved, strict=True)])
+        u, there = far.update(D, state.outer[f], mine)
+        new = iter(jax.tree.map(lambda s, u: s + u.astype(s.dtype), mine, u))
         start = structure.unflatten([next(new) if label == f else s for label, s in zip(labels, theta, strict=True)])
         outer = (*state.outer[:f], there, *state.outer[f + 1 :])
         return alike(state._replace(start=start, outer=outer, exchange=kept), state)

@@ -38,12 +38,12 @@ def train(tx: Any, steps: int, active: Any = None, workers: int = W) -> Any:
     return np.stack(path), state
 
 
-def test_without_pull_and_ascent_it_is_local_sgd(x64: None) -> None:
+def test_without_pull_and_ascent_a_round_is_that_of_local_sgd_and_counts_twice(x64: None) -> None:
     path, _ = train(fedspeed(0.1, sync_every=3, prox=1e12, rho=0.0), 7)
     # The pull of 1e-12 acts seven times on numbers of size 1; l h is of size 0.3 and right to 1e-12 * 1e12 * 2^-53.
     np.testing.assert_allclose(path[:2], train(local_sgd(0.1, sync_every=3), 2)[0], rtol=1e-10)
     dual = fedspeed(0.1, sync_every=3, prox=1e12, rho=0.0)
-    x, state = train(dual, 3)
+    x, _ = train(dual, 3)
     ended = path[1] - 0.1 * grad(path[1], A, C)
     np.testing.assert_allclose(x[2], np.tile((2 * ended - 1.0).mean(0), (W, 1)), rtol=1e-9)
 
@@ -110,7 +110,7 @@ def test_the_corrected_gradient_is_clipped(x64: None) -> None:
 
 def test_grad_fn_is_asked_for() -> None:
     tx, x = fedspeed(0.1, sync_every=3), jnp.ones(N)
-    with pytest.raises(ValueError, match="fedspeed needs .*grad_fn"):
+    with pytest.raises(ValueError, match=r"fedspeed needs .*grad_fn"):
         tx.update(x, tx.init(x), x, sync=False)
     fedspeed(0.1, sync_every=3, mix=0.0).update(x, tx.init(x), x, sync=False)
     with pytest.raises(ValueError, match="prox must be"):

@@ -80,8 +80,8 @@ def test_oasis_takes_curvature(x64: None) -> None:
     tx = savic(0.1, sync_every=1, preconditioner="oasis", alpha=0.1)
     x, own = jnp.ones(N), jax.tree.map(lambda v: v[0], state)
     u, _ = tx.update(jnp.ones(N), own, x, sync=False)
-    np.testing.assert_allclose(u, -0.1 / np.array([4.0, 9.0, 0.1]), rtol=1e-12)
-    with pytest.raises(ValueError, match="savic needs .*curvature"):
+    np.testing.assert_allclose(np.asarray(u), -0.1 / np.array([4.0, 9.0, 0.1]), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"savic needs .*curvature"):
         tx.update(x, tx.init(x), x, sync=True)
 
 

@@ -56,12 +56,12 @@ def test_very_old_gradients_move_all_at_once(x64: None) -> None:
 
 
 def test_momentum_of_one_and_traced_momentum(x64: None) -> None:
-    u = lambda m: gk.scale_by_spike_compensation(momentum=m, delay=3)  # noqa: E731
+    made: Any = lambda m: gk.scale_by_spike_compensation(momentum=m, delay=3)  # noqa: E731
     g = jnp.array([2.0])
-    np.testing.assert_allclose(u(1.0).update(g, u(1.0).init(g))[0], 2.0 + 3 * 2.0)
+    np.testing.assert_allclose(made(1.0).update(g, made(1.0).init(g))[0], 2.0 + 3 * 2.0)
     for m in (1.0, 0.9):
-        traced = jax.jit(lambda m: u(m).update(g, u(m).init(g))[0])(m)
-        np.testing.assert_allclose(traced, u(m).update(g, u(m).init(g))[0], rtol=1e-12)
+        traced = jax.jit(lambda m: made(m).update(g, made(m).init(g))[0])(m)
+        np.testing.assert_allclose(traced, made(m).update(g, made(m).init(g))[0], rtol=1e-12)
 
 
 def test_every_leaf_has_its_own_delay(x64: None) -> None:
