@@ -87,9 +87,9 @@ from gradkit.transforms import keep_updates, top_magnitude_mask
 # Wrappers: around any transformation
 from gradkit.transforms import (
     accumulate_value, accumulate_weighted, averaged_params, direction_from_gradient, eval_params, find, guard,
-    inject_hyperparams, interpolated_averaging, minimise_inner, polynomial_decay_average, precision, project_low_rank,
-    project_scale_invariant, projected, reparameterize, running_average, schedule_free, schedule_free_eval_params,
-    shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
+    inject_hyperparams, interpolated_averaging, keep_best, minimise_inner, polynomial_decay_average, precision,
+    project_low_rank, project_scale_invariant, projected, reparameterize, running_average, schedule_free,
+    schedule_free_eval_params, shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
 )
 
 # Rooms
@@ -133,6 +133,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "guard",
     "in_basis",
     "inject_hyperparams",
+    "keep_best",
     "keep_updates",
     "top_magnitude_mask",
     "interpolated_averaging",

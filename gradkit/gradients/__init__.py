@@ -116,6 +116,22 @@ from gradkit.gradients.task_gradients import (
 from gradkit.gradients.vanishing_gradient_penalty import (
     vanishing_gradient_penalty,
 )
+from gradkit.gradients.zeroth_order_gradient import (
+    directional_difference,
+    zeroth_order_gradient,
+)
+from gradkit.gradients.zo_history import (
+    ZoHistoryState,
+    zo_history,
+)
+from gradkit.gradients.zo_sgd import (
+    ZerothOrder,
+    zo_adam,
+    zo_adamm,
+    zo_conservative,
+    zo_sgd,
+    zo_sign_sgd,
+)
 
 __all__ = [
     "Bilevel",
@@ -130,6 +146,8 @@ __all__ = [
     "LikelihoodRatioTape",
     "Sga",
     "SgaState",
+    "ZerothOrder",
+    "ZoHistoryState",
     "aggregate_inner_gradients",
     "asam",
     "bilevel_directions",
@@ -139,6 +157,7 @@ __all__ = [
     "clip_pixelwise",
     "concurrent_adversarial",
     "direct_feedback_alignment",
+    "directional_difference",
     "displaced_gradient",
     "example_gradients",
     "feedback_alignment",
@@ -172,4 +191,11 @@ __all__ = [
     "svag",
     "task_gradients",
     "vanishing_gradient_penalty",
+    "zeroth_order_gradient",
+    "zo_adam",
+    "zo_adamm",
+    "zo_conservative",
+    "zo_history",
+    "zo_sgd",
+    "zo_sign_sgd",
 ]

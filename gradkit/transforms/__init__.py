@@ -78,6 +78,9 @@ from gradkit.transforms.interpolated_averaging import (
     InterpolatedAveragingState,
     interpolated_averaging,
 )
+from gradkit.transforms.keep_best import (
+    keep_best,
+)
 from gradkit.transforms.kron import (
     ScaleByKronState,
     scale_by_kron,
@@ -261,6 +264,7 @@ __all__ = [
     "in_basis",
     "inject_hyperparams",
     "interpolated_averaging",
+    "keep_best",
     "keep_updates",
     "kronecker_bases",
     "kronecker_statistics",

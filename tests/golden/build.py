@@ -16,10 +16,11 @@ import optax
 import gradkit as gk
 from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
-from tests.golden import estimators, extras, fixture, parallel
+from tests.golden import estimators, extras, fixture, parallel, second_shelf
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.aggregators import WEIGHTS as WEIGHTS
 from tests.golden.aggregators import bloop
+from tests.golden.second_shelf import RUNS as RUNS
 from tests.golden.servers import SERVERS as SERVERS
 from tests.golden.translate import (
     ARRAYS,
@@ -448,6 +449,7 @@ def _farms(hyper: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
 # method -> (hyper, arrays -> some of the arrays, computed)
 FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
     **estimators.FUNCTIONS,
+    **second_shelf.FUNCTIONS,
     "farms": _farms,
     "tract": _tract,
     "bloop": bloop,

@@ -35,6 +35,7 @@ MODES = {
     "STRATEGIES": ("closure", "replay"),
     "SERVERS": ("closure",),
     "EVENTS": ("events",),
+    "RUNS": ("closure",),
 }
 Record = Callable[[str, object], None]
 
@@ -230,6 +231,12 @@ def test_server(golden: Golden, x64: None, record_property: Record) -> None:
 @pytest.mark.parametrize("golden", _known("EVENTS"))
 def test_events(golden: Golden, x64: None, record_property: Record) -> None:
     judge(golden, build.EVENTS[golden.method](golden), record_property)
+
+
+@pytest.mark.parametrize("golden", _known("RUNS"))
+def test_run(golden: Golden, x64: None, record_property: Record) -> None:
+    """A program around the loss of every step, whose random directions are those of the file."""
+    judge(golden, build.RUNS[golden.method](golden), record_property)
 
 
 def test_every_file_of_a_method_that_is_built_is_driven(record_property: Record) -> None:

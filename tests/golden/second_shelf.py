@@ -1,0 +1,60 @@
+"""What this library answers to the files of the second shelf."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import gradkit as gk
+from tests.golden import fixture
+from tests.golden.fixture import Golden
+from tests.golden.translate import known
+
+Arrays = dict[str, Any]
+
+
+def _zeroth_order(factory: Callable[..., Any], *drop: str) -> Callable[[Golden], float]:
+    """The directions of step t are the arrays z{t}/LEAF; a file of one direction per step has no axis for it."""
+
+    def run(golden: Golden) -> float:
+        start, extra, hyper = fixture.params(golden), golden.extra(), golden.hyper()
+        count = hyper.get("num_directions", 1)
+        # The coefficients of every step are arguments of one program.
+        centre = fixture._draw(golden.meta["seed"], "centre")
+
+        def loss(x: Any, curvature: Any) -> jax.Array:
+            parts = [
+                jnp.sum((0.5 + jnp.abs(curvature[n])) * (x[n] - centre[n]) ** 2 / 2 + 0.1 * (x[n] - centre[n]) ** 4)
+                for n in x
+            ]
+            return jnp.sum(jnp.stack(parts))
+
+        method = factory(loss, **known(hyper, *drop))
+        update = jax.jit(method.update)
+        x: Any = jax.tree.map(jnp.asarray, start)
+        state, worst = method.init(x), 0.0
+        for t, want in enumerate(golden.steps):
+            z = {leaf: extra[f"z{t + 1}/{leaf}"] for leaf in start}
+            z = {leaf: a if a.ndim > start[leaf].ndim else a[None] for leaf, a in z.items()}
+            assert all(len(a) == count for a in z.values())
+            curvature = fixture._draw(golden.meta["seed"], "curv", t)
+            _, updates, state = update(state, x, {n: jnp.asarray(curvature[n]) for n in start}, direction=z)
+            x = optax.apply_updates(x, updates)
+            worst = max(worst, fixture.error(x, want, start))
+        return worst
+
+    return run
+
+
+# method -> (file -> the largest error of its run)
+RUNS: dict[str, Callable[[Golden], float]] = {
+    "zo_adam": _zeroth_order(gk.gradients.zo_adam),
+    "zo_adamm": _zeroth_order(gk.gradients.zo_adamm),
+    "zo_conservative": _zeroth_order(gk.gradients.zo_conservative),
+    "zo_history": _zeroth_order(gk.gradients.zo_history, "num_directions"),
+    "zo_sgd": _zeroth_order(gk.gradients.zo_sgd),
+    "zo_sign_sgd": _zeroth_order(gk.gradients.zo_sign_sgd, "scalar_sign"),
+}
+FUNCTIONS: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {}
