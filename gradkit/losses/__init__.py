@@ -8,6 +8,7 @@ from gradkit.losses.ppo_decoupled_loss import (
     ppo_decoupled_kl_loss,
     ppo_decoupled_loss,
 )
+from gradkit.losses.sigmoid_contrastive import sigmoid_contrastive_loss
 from gradkit.losses.spectral_decoupling import spectral_decoupling
 from gradkit.losses.stablemax import (
     log_stablemax,
@@ -21,6 +22,7 @@ __all__ = [
     "log_stablemax",
     "ppo_decoupled_kl_loss",
     "ppo_decoupled_loss",
+    "sigmoid_contrastive_loss",
     "spectral_decoupling",
     "stablemax_cross_entropy",
 ]

@@ -42,6 +42,7 @@ from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.quantized_replica_mean import int8_compressor, quantized_replica_mean
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
 from gradkit.parallel.savic import savic, scale_by_synced_preconditioner
+from gradkit.parallel.ring import ring_reduce
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
 from gradkit.parallel.shared_rmsprop import shared_rmsprop
 from gradkit.parallel.shared_seed_spsa import (
@@ -50,6 +51,8 @@ from gradkit.parallel.shared_seed_spsa import (
     shared_seed_gradient,
     shared_seed_spsa,
 )
+from gradkit.parallel.sigmoid_contrastive import ring_sigmoid_contrastive_loss
+from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
 from gradkit.parallel.streaming_diloco import fragment_steps, streaming_diloco
 from gradkit.parallel.terngrad import ternary_compressor, terngrad
@@ -135,6 +138,8 @@ __all__ = [
     "savic",
     "scale_by_synced_preconditioner",
     "ring_mixing",
+    "ring_reduce",
+    "ring_sigmoid_contrastive_loss",
     "seed_probabilities",
     "shared_rmsprop",
     "shared_seed_gradient",

@@ -14,7 +14,6 @@ pairs. Blocks of keys visit all of them, and take along what is summed over quer
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.gradients.replicas import own_copy
 from gradkit.parallel.replicas import alike
+from gradkit.parallel.ring import visit_all
 
 PAPER = Paper(
     "Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive Loss",
@@ -32,7 +32,6 @@ PAPER = Paper(
     2024,
     "2410.17243",
 )
-Visit = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def _tiles(x: jax.Array, tile: int, fill: float = 0.0) -> jax.Array:
@@ -49,38 +48,6 @@ def _products(q: jax.Array, k: jax.Array) -> jax.Array:
 def _logits(products: jax.Array, s: jax.Array, real_q: jax.Array, real_k: jax.Array) -> jax.Array:
     """z of one tile; -inf for what only fills the tile up."""
     return jnp.where(real_q[:, None] & real_k[None], s * products, -jnp.inf)
-
-
-def _ring(visit: Visit, acc: Any, block: Any, empty: Any, axis_name: Any, n: int) -> tuple[Any, Any, Any]:
-    """Lets every block visit every device once, its own one first.
-
-    Args:
-      visit: (what a device sums, block, what the block gathers) -> (the first, the last).
-      acc: what this device sums.
-      block: what is sent round.
-      empty: what a block gathers, before it has.
-      axis_name: the axis of the ring.
-      n: its length; 1 for a device alone.
-
-    Returns:
-      (what this device summed, what its block gathered at home, what it gathered elsewhere).
-    """
-    acc, home = visit(acc, block, empty)
-    if n == 1:
-        return acc, home, empty
-
-    def send(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, [(i, (i + 1) % n) for i in range(n)]), tree)
-
-    def hop(carry: Any, _: None) -> tuple[Any, None]:
-        acc, block, gathered = carry
-        ahead = send(block)  # nothing waits for it: it is under way while this block is worked on
-        acc, gathered = visit(acc, block, gathered)
-        return (acc, ahead, send(gathered)), None
-
-    (acc, block, gathered), _ = jax.lax.scan(hop, (acc, send(block), alike(empty, home)), None, n - 2)
-    acc, gathered = visit(acc, block, gathered)
-    return acc, home, send(gathered)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -111,7 +78,7 @@ def _forward(q: Any, k: Any, s: Any, tile: int, axis_name: Any, n: int, symmetri
         return r, c
 
     nothing = alike(jnp.full(Q.shape[:2], -jnp.inf, s.dtype), q)
-    r, home, elsewhere = _ring(visit, nothing, _tiles(k, tile), nothing if symmetric else None, axis_name, n)
+    r, home, elsewhere = visit_all(visit, nothing, _tiles(k, tile), nothing if symmetric else None, axis_name, n)
     r = r.reshape(-1)[:b]
     c = jnp.logaddexp(home, elsewhere).reshape(-1)[:b] if symmetric else None
     z = s * jnp.einsum("id,id->i", q, k, preferred_element_type=s.dtype)
@@ -149,7 +116,7 @@ def _backward(tile: int, axis_name: Any, n: int, symmetric: bool, saved: Any, g:
 
     zero, none = alike((jnp.zeros(Q.shape, s.dtype), jnp.zeros((), s.dtype)), (q, q))
     C = _tiles(c, tile, jnp.inf) if symmetric else None
-    (dq, ds), home, elsewhere = _ring(visit, (zero, none), (_tiles(k, tile), C), zero, axis_name, n)
+    (dq, ds), home, elsewhere = visit_all(visit, (zero, none), (_tiles(k, tile), C), zero, axis_name, n)
     dq, dk = (x.reshape(-1, q.shape[1])[:b] for x in (dq, home + elsewhere))
     wide_q, wide_k = q.astype(s.dtype), k.astype(s.dtype)
     dq, dk = dq - g * s * wide_k, dk - g * s * wide_q

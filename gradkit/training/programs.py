@@ -234,7 +234,10 @@ def _layer(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str,
     if not signature or any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(dict(card.example))):
         return "its value for the shapes of its card", _called(card, mesh)
     n = 16 * (mesh.size // batch_sharding(mesh).shard_shape((mesh.size,))[0])
-    shapes = {"labels": ((n,), jnp.int32), **dict.fromkeys(("logits", "q", "k"), ((n, CLASSES), jnp.float32))}
+    shapes = {
+        "labels": ((n,), jnp.int32),
+        **dict.fromkeys(("logits", "q", "k", "image", "text"), ((n, CLASSES), jnp.float32)),
+    }
     shapes |= dict.fromkeys(("log_prob", "behavior_log_prob", "proximal_log_prob", "advantages"), ((n,), jnp.float32))
     shapes |= dict.fromkeys(("x", "hidden_cotangents"), ((n, 8, 8), jnp.float32))
     function, names = functools.partial(card.function, **card.example), [name for name in signature if name in shapes]

@@ -16,7 +16,7 @@ import optax
 import gradkit as gk
 from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
-from tests.golden import estimators, extras, fixture, parallel, second_shelf
+from tests.golden import estimators, extras, fixture, parallel, second_shelf, second_shelf_layers
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.aggregators import WEIGHTS as WEIGHTS
 from tests.golden.aggregators import bloop
@@ -450,6 +450,7 @@ def _farms(hyper: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
 FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]] = {
     **estimators.FUNCTIONS,
     **second_shelf.FUNCTIONS,
+    **second_shelf_layers.FUNCTIONS,
     "farms": _farms,
     "tract": _tract,
     "bloop": bloop,

@@ -1,0 +1,33 @@
+"""What this library answers to files of arrays about losses, selections, layers and maps between models."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import gradkit as gk
+from gradkit.losses.sigmoid_contrastive import pair_losses
+
+Arrays = dict[str, Any]
+
+
+def _sigmoid(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    """The loss of a device is the sum over its images, divided by their number."""
+    names = ("image", "text", "log_temperature", "bias")
+    given = [jnp.asarray(arrays[name]) for name in names]
+    loss, grads = jax.jit(jax.value_and_grad(gk.losses.sigmoid_contrastive_loss, (0, 1, 2, 3)))(*given)
+    image, text, t, b = given
+    devices = hyper["devices"]
+
+    def own(image: jax.Array, text: jax.Array) -> jax.Array:
+        def block(s: Any, text: Any, own: bool) -> jax.Array:
+            return pair_losses(*s[:1], text, *s[1:], own, None)
+
+        return gk.parallel.ring_reduce(block, (image, t, b), text, axis_name="i") / len(image)
+
+    shards = [x.reshape(devices, -1, x.shape[1]) for x in (image, text)]
+    found = jax.jit(jax.vmap(own, axis_name="i"))(*shards)
+    return {"loss": loss, "device_loss": found, **{f"grad_{n}": g for n, g in zip(names, grads, strict=True)}}
+
+
+FUNCTIONS = {"sigmoid_contrastive_loss": _sigmoid}
