@@ -21,6 +21,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import as_arrays, wide_dtype
 from gradkit.engine.matching import check_match
+from gradkit.parallel.compressors import Compressor, compressing, number_of_replicas
 from gradkit.parallel.local_updates import local_updates
 
 PAPER = Paper("ATM: Improving Model Merging by Alternating Tuning and Merging", "Zhou et al.", 2024, "2411.03055")
@@ -92,6 +93,7 @@ def alternating_tuning_merging(
     *,
     sync_every: Any = 100,
     scale: Any = 1.0,
+    combine: optax.GradientTransformation | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """Tunes one model on several tasks at once, one per replica, and merges by task vectors after every round.
@@ -104,11 +106,13 @@ def alternating_tuning_merging(
       inner: the transformation that tunes.
       sync_every: K, the steps of a round, as in `local_updates`; the paper has one epoch. Default 100.
       scale: of the mean task vector, >= 0. Default 1, the mean of the tuned models; T is the sum of task arithmetic.
+      combine: an aggregator of gk.aggregation that takes the place of the mean of task vectors, which it is given as
+        gradients, theta - x_t: `gk.aggregation.upgrad()`. Default None: the mean.
       axis_name: name of the axis of the tasks. Default "replica".
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter (theta) and the inner state, once per replica.
-      Collectives: one all-reduce of the parameters per round, in float32.
+      Collectives: one all-reduce of the parameters per round, in float32; with `combine` an all-gather.
 
     Raises:
       ValueError: a hyperparameter outside its range; leaves of integers; no axis of this name (at a sync step).
@@ -124,7 +128,8 @@ def alternating_tuning_merging(
     scale is of the mean of task vectors, as in the paper's iterative form; task arithmetic's is of their sum.
     """
     checks.real("scale", scale, "[0, inf)")
-    base = local_updates(inner, sync_every=sync_every, axis_name=axis_name, outer=optax.sgd(scale))
+    exchange = None if combine is None else _combined(combine, axis_name)
+    base = local_updates(inner, sync_every=sync_every, axis_name=axis_name, outer=optax.sgd(scale), exchange=exchange)
 
     advance: Callable[..., tuple[Any, Any]] = base.update
 
@@ -148,6 +153,20 @@ def alternating_tuning_merging(
 
     update.synchronize = synchronize  # pyright: ignore[reportFunctionMemberAccess]
     return optax.GradientTransformationExtraArgs(base.init, update)
+
+
+def _combined(aggregator: optax.GradientTransformation, axis_name: Any) -> optax.GradientTransformationExtraArgs:
+    """The exchange that gathers what all replicas moved, of which every replica makes the same combination."""
+    checks.transformation(combine=aggregator)
+    tx = optax.with_extra_args_support(aggregator)
+
+    def exchange(tree: Any, state: Any, axis_name: Any, *, key: Any = None) -> tuple[Any, Any, Any]:
+        number_of_replicas("alternating_tuning_merging", axis_name)
+        extra = {} if key is None else {"key": key}
+        one, new = tx.update(jax.lax.all_gather(tree, axis_name), state, tree, **extra)
+        return one, tree, new
+
+    return compressing("alternating_tuning_merging", Compressor(tx.init, exchange), axis_name)
 
 
 register(task_vector, form="function", paper=PAPER, example={"base": 1.0, "tuned": 2.0})

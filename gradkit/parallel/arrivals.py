@@ -53,7 +53,7 @@ class Aggregations(NamedTuple):
     weights: np.ndarray
 
     @property
-    def frequency(self) -> np.ndarray:
+    def participation(self) -> np.ndarray:
         """In which share of the aggregations each worker took part."""
         return (self.sent >= 0).mean(0)
 

@@ -20,6 +20,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import inside, transformation, zeros
+from gradkit.engine.keys import check_key
 from gradkit.parallel.diloco import outer_momentum_sgd
 from gradkit.parallel.error_feedback import error_feedback
 from gradkit.parallel.local_updates import local_updates
@@ -133,6 +134,7 @@ def dilocox(
     """
     checks.integer("rank", rank, 1, optional=True)
     checks.choice("bits", bits, (None, 8, 4))
+    check_key(key)
     checks.switch(outer_nesterov=outer_nesterov)
     own_names = ("outer_learning_rate", "outer_momentum")
     far = outer_momentum_sgd(own_names[0], outer_learning_rate, own_names[1], outer_momentum, outer_nesterov)

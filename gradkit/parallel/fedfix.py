@@ -45,7 +45,7 @@ def _importance(importance: Any, workers: int) -> np.ndarray:
 
 
 def arrival_weights(
-    scheme: str, tau: Any, importance: Any = None, *, period: Any = None, frequency: Any = None
+    scheme: str, tau: Any, importance: Any = None, *, period: Any = None, participation: Any = None
 ) -> np.ndarray:
     """The weight of each worker's result with which asynchronous training minimises what synchronous training does.
 
@@ -57,8 +57,8 @@ def arrival_weights(
       tau: times of a round, > 0, one per worker.
       importance: p, positive, with the sum 1. Default None: equal.
       period: of "fedfix", > 0.
-      frequency: of "fedbuff", in which share of the aggregations a worker takes part, in (0, 1]:
-        `Aggregations.frequency`.
+      participation: of "fedbuff", in which share of the aggregations a worker takes part, in (0, 1]:
+        `Aggregations.participation`.
 
     Returns:
       d, one number per worker.
@@ -84,11 +84,11 @@ def arrival_weights(
     if scheme == "fedfix":
         checks.real("period", period, "(0, inf)")
         return p * _periods(tau, float(period))
-    if frequency is None:
-        raise ValueError("frequency must be given for fedbuff: write frequency=table.frequency")
-    f = positive("frequency", frequency)
+    if participation is None:
+        raise ValueError("participation must be given for fedbuff: write participation=table.participation")
+    f = positive("participation", participation)
     if f.shape != tau.shape or (f > 1).any():
-        raise ValueError(f"frequency must be {len(tau)} numbers in (0, 1], got {frequency!r}")
+        raise ValueError(f"participation must be {len(tau)} numbers in (0, 1], got {participation!r}")
     return p / f
 
 

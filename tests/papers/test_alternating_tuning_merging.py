@@ -60,6 +60,19 @@ def test_tuning_starts_afresh_in_every_round(x64: None) -> None:
     assert np.abs(np.abs(other[3] - other[2]) - 0.01).max() > 1e-4
 
 
+def test_an_aggregator_of_many_gradients_merges(x64: None) -> None:
+    """The mean as an aggregator is the mean; another one sees the task vectors of all, as gradients."""
+    want, _ = train(alternating_tuning_merging(gk.sgd(0.1), sync_every=2, scale=0.7), 4)
+    mean = alternating_tuning_merging(gk.sgd(0.1), sync_every=2, scale=0.7, combine=gk.aggregation.mean())
+    np.testing.assert_allclose(train(mean, 4)[0], want, rtol=1e-12)
+    tx = alternating_tuning_merging(gk.sgd(0.1), sync_every=2, combine=gk.aggregation.mgda())
+    path, _ = train(tx, 2)
+    vectors = 1.0 - (C + (1 - 0.1 * A) ** 2 * (1 - C))
+    own = gk.aggregation.mgda()
+    short, _ = own.update(jnp.asarray(vectors), own.init(jnp.ones(N)))
+    np.testing.assert_allclose(path[1], np.tile(1.0 - np.asarray(short), (T, 1)), rtol=1e-9)
+
+
 def test_vectors_of_mixed_dtypes_and_bad_input() -> None:
     base = {"w": jnp.ones(2, jnp.bfloat16)}
     vector = task_vector(base, {"w": jnp.full(2, 1.5, jnp.bfloat16)})

@@ -88,4 +88,4 @@ def test_bad_input(name: str, change: dict) -> None:
 
 def test_the_frequency_of_a_table() -> None:
     sent = np.array([[0, -1], [1, 0], [2, -1], [3, 2]])
-    np.testing.assert_array_equal(Aggregations(sent, np.arange(4.0), np.ones(2)).frequency, [1.0, 0.5])
+    np.testing.assert_array_equal(Aggregations(sent, np.arange(4.0), np.ones(2)).participation, [1.0, 0.5])

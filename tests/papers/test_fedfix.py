@@ -39,7 +39,7 @@ def test_the_table_of_the_paper() -> None:
     assert table.sent.tolist() == [[-1, -1, 0], [0, 0, 1], [-1, -1, 2], [2, 2, 3]]
     np.testing.assert_allclose(table.time, [0.5, 1.0, 1.5, 2.0])
     np.testing.assert_allclose(table.weights, [2 / 3, 2 / 3, 1 / 3])
-    np.testing.assert_array_equal(table.frequency, [0.5, 0.5, 1.0])
+    np.testing.assert_array_equal(table.participation, [0.5, 0.5, 1.0])
 
 
 def test_a_long_period_is_synchronous() -> None:
@@ -58,9 +58,9 @@ def test_multiples_of_the_period_in_binary() -> None:
 def test_unbiased_weights_are_importance_over_frequency(scheme: str) -> None:
     by_time = fedfix(TAU, 600, period=0.5, importance=P)
     table = async_fedavg(TAU, 2000, importance=P) if scheme == "async" else by_time
-    own = {"period": 0.5} if scheme == "fedfix" else {"frequency": table.frequency} if scheme == "fedbuff" else {}
+    own = {"period": 0.5} if scheme == "fedfix" else {"participation": table.participation} if scheme == "fedbuff" else {}
     # A count of 2000 arrivals is right to one arrival.
-    np.testing.assert_allclose(arrival_weights(scheme, TAU, P, **own) * table.frequency, P, rtol=4e-3)
+    np.testing.assert_allclose(arrival_weights(scheme, TAU, P, **own) * table.participation, P, rtol=4e-3)
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -70,7 +70,7 @@ def test_the_limit(unbiased: bool, x64: None) -> None:
         async_fedavg(TAU, 6000, importance=P, unbiased=unbiased),
         fedfix(TAU, 4000, period=0.5, importance=P, unbiased=unbiased),
     ):
-        q = P if unbiased else table.frequency
+        q = P if unbiased else table.participation
         # Steps of 0.01: the end hovers around the minimum by that share of the distances between the c_i.
         assert abs(end(table, 1.0) - minimum(q)) < 0.03
     assert abs(minimum(P) - minimum(np.ones(3))) > 0.1
@@ -83,10 +83,10 @@ def test_bad_input() -> None:
         fedfix(TAU, 3, period=0.0)
     with pytest.raises(ValueError, match="period must be"):
         arrival_weights("fedfix", TAU)
-    with pytest.raises(ValueError, match="frequency must be given"):
+    with pytest.raises(ValueError, match="participation must be given"):
         arrival_weights("fedbuff", TAU)
-    with pytest.raises(ValueError, match=r"frequency must be 3 numbers in \(0, 1\]"):
-        arrival_weights("fedbuff", TAU, frequency=[0.5, 0.5, 2.0])
+    with pytest.raises(ValueError, match=r"participation must be 3 numbers in \(0, 1\]"):
+        arrival_weights("fedbuff", TAU, participation=[0.5, 0.5, 2.0])
     with pytest.raises(ValueError, match="scheme must be one of"):
         arrival_weights("fedavg", TAU)
     with pytest.raises(ValueError, match="tau must be"):
