@@ -10,8 +10,8 @@ from gradkit.parallel.deep_gradient_compression import deep_gradient_compression
 from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, optimistic_delayed_dual_averaging
 from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
 from gradkit.parallel.diloco import diloco, outer_nesterov
-from gradkit.parallel.dproxsgt import compressed_dproxsgt, dproxsgt
 from gradkit.parallel.dilocox import dilocox, effective_rank, one_step_delay
+from gradkit.parallel.dproxsgt import compressed_dproxsgt, dproxsgt
 from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
     FedKSeed,
@@ -40,9 +40,9 @@ from gradkit.parallel.population_based_training import (
 from gradkit.parallel.powersgd import low_rank_compressor, powersgd
 from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.quantized_replica_mean import int8_compressor, quantized_replica_mean
-from gradkit.parallel.replicas import init_replicas, replica_mean, replicate
-from gradkit.parallel.savic import savic, scale_by_synced_preconditioner
+from gradkit.parallel.replicas import init_replicas, replica_mean, replicate, resize_replicas
 from gradkit.parallel.ring import ring_reduce
+from gradkit.parallel.savic import savic, scale_by_synced_preconditioner
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
 from gradkit.parallel.shared_rmsprop import shared_rmsprop
 from gradkit.parallel.shared_seed_spsa import (
@@ -52,7 +52,6 @@ from gradkit.parallel.shared_seed_spsa import (
     shared_seed_spsa,
 )
 from gradkit.parallel.sigmoid_contrastive import ring_sigmoid_contrastive_loss
-from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
 from gradkit.parallel.streaming_diloco import fragment_steps, streaming_diloco
 from gradkit.parallel.terngrad import ternary_compressor, terngrad
@@ -89,8 +88,8 @@ __all__ = [
     "dgc_warmup",
     "diloco",
     "dilocox",
-    "dynamic_local_steps",
     "dproxsgt",
+    "dynamic_local_steps",
     "effective_rank",
     "error_feedback",
     "exploit",
@@ -124,8 +123,8 @@ __all__ = [
     "partition_fn",
     "pbt_step",
     "periodic_sync",
-    "polynomial_staleness",
     "poisson_events",
+    "polynomial_staleness",
     "population_based_training",
     "powersgd",
     "prox_correction",
@@ -134,12 +133,13 @@ __all__ = [
     "quantized_replica_mean",
     "replica_mean",
     "replicate",
+    "resize_replicas",
     "ring_contrastive_loss",
-    "savic",
-    "scale_by_synced_preconditioner",
     "ring_mixing",
     "ring_reduce",
     "ring_sigmoid_contrastive_loss",
+    "savic",
+    "scale_by_synced_preconditioner",
     "seed_probabilities",
     "shared_rmsprop",
     "shared_seed_gradient",

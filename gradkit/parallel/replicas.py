@@ -125,6 +125,51 @@ def replicate(tree: Any, replicas: int, *, axis_name: str = "replica") -> Any:
     return jax.jit(copies, out_shardings=jax.tree.map(lambda x: _ahead(x.sharding, axis_name), tree))(tree)
 
 
+def resize_replicas(tree: Any, replicas: int) -> Any:
+    """Parameters and states of all replicas, for another number of replicas: the mean of what the old ones held.
+
+        floating leaves      (1/W) sum_k x_k for every new replica; exactly x where all of them held x
+        integers, booleans   those of the first replica: counters, which all have in common
+        random keys          of new replica i: fold_in(the key of replica i mod W, i div W)
+
+    What the replicas have in common, such as where a round started, stays as it is; so does the mean of all others, and
+    of what error feedback remembers: nothing that was not yet sent is lost.
+
+    Args:
+      tree: leaves with a leading axis of the old replicas, as `init_replicas` gives them; between two rounds, after
+        `synchronize`, or anywhere else.
+      replicas: of the new run, >= 1.
+
+    Returns:
+      The tree with leading axes of the new length, on one device; `jax.device_put` places it on a mesh.
+
+    Raises:
+      ValueError: replicas < 1; leaves of different numbers of replicas.
+
+    Example:
+      >>> print(resize_replicas(jnp.array([1.0, 3.0]), 3))
+      [2. 2. 2.]
+    """
+    checks.integer("replicas", replicas, 1)
+    tree = jax.tree.map(jnp.asarray, tree)
+    counts = {x.shape[:1] for x in jax.tree.leaves(tree)}
+    if len(counts) > 1 or () in counts:
+        found = {name: x.shape for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True)}
+        raise ValueError(f"resize_replicas: all leaves must have one leading axis of replicas, got {found}")
+
+    def resized(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            i = jnp.arange(replicas)
+            return jax.vmap(jax.random.fold_in)(x[i % len(x)], i // len(x))
+        one = x[0]
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            mean = jnp.mean(x.astype(wide_dtype(x.dtype)), axis=0).astype(x.dtype)
+            one = jnp.where(jnp.all(x == x[:1], axis=0), one, mean)
+        return jax.lax.broadcast(one, (replicas,))
+
+    return jax.jit(lambda tree: jax.tree.map(resized, tree))(tree)
+
+
 def init_replicas(tx: optax.GradientTransformation, params: Any, *, axis_name: str = "replica") -> Any:
     """Makes the state of a transformation for every replica, where it belongs.
 

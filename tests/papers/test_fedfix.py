@@ -58,7 +58,7 @@ def test_multiples_of_the_period_in_binary() -> None:
 def test_unbiased_weights_are_importance_over_frequency(scheme: str) -> None:
     by_time = fedfix(TAU, 600, period=0.5, importance=P)
     table = async_fedavg(TAU, 2000, importance=P) if scheme == "async" else by_time
-    own = {"period": 0.5} if scheme == "fedfix" else {"participation": table.participation} if scheme == "fedbuff" else {}
+    own = {"fedfix": {"period": 0.5}, "fedbuff": {"participation": table.participation}}.get(scheme, {})
     # A count of 2000 arrivals is right to one arrival.
     np.testing.assert_allclose(arrival_weights(scheme, TAU, P, **own) * table.participation, P, rtol=4e-3)
 

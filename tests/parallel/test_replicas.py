@@ -98,3 +98,33 @@ def test_bad_input() -> None:
         jax.vmap(replica_mean, axis_name="replica")({"n": jnp.ones(3, jnp.int32)})
     with pytest.raises(ValueError, match="there is no axis 'replica' here"):
         replica_mean(jnp.ones(3))
+
+
+def test_another_number_of_replicas_keeps_the_mean_and_what_is_common() -> None:
+    """Three go on as five: equal parameters to the last bit, the memory of error feedback in the mean."""
+    tx = gk.parallel.diloco(
+        gk.adamw(0.1), sync_every=2, exchange=gk.parallel.error_feedback(gk.parallel.top_k_compressor(0.3))
+    )
+    x = {"w": jnp.asarray(np.random.default_rng(0).standard_normal(7), jnp.float32)}
+    old = replicate(x, 3)
+    state = init_replicas(tx, old)
+    g = {"w": np.random.default_rng(1).standard_normal((3, 7)).astype(np.float32)}
+    u, state = jax.jit(jax.vmap(tx.update, axis_name="replica"))(g, state, old)
+    moved = optax.apply_updates(old, u)
+    old, state = jax.vmap(lambda x, s: gk.parallel.synchronize(tx, x, s), axis_name="replica")(moved, state)
+    new, after = gk.parallel.resize_replicas((old, state), 5)
+    np.testing.assert_array_equal(new["w"], np.tile(np.asarray(old["w"])[:1], (5, 1)))
+    assert after.count.tolist() == [1] * 5
+    before, now = (np.asarray(s.exchange.error["w"]) for s in (state, after))
+    # A mean of three numbers below 2 in float32, and one of five equal ones.
+    np.testing.assert_allclose(now.mean(0), before.mean(0), atol=8 * 2**-23)
+    assert np.abs(before).max() > 0 and np.ptp(now, axis=0).max() == 0
+    jax.vmap(tx.update, axis_name="replica")(new, after, new)
+
+
+def test_replicas_get_keys_of_their_own() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    new = gk.parallel.resize_replicas({"key": keys, "x": jnp.ones((2, 3))}, 5)["key"]
+    assert len({tuple(row) for row in np.asarray(jax.random.key_data(new)).tolist()}) == 5
+    with pytest.raises(ValueError, match="all leaves must have one leading axis of replicas"):
+        gk.parallel.resize_replicas({"a": jnp.ones(2), "b": jnp.ones(3)}, 4)
