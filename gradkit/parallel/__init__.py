@@ -9,9 +9,12 @@ from gradkit.parallel.dadao import Dadao, DadaoState, dadao, poisson_events
 from gradkit.parallel.deep_gradient_compression import deep_gradient_compression, dgc_warmup, top_k_compressor
 from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, optimistic_delayed_dual_averaging
 from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
+from gradkit.parallel.diff2 import Diff2, Diff2State, diff2
 from gradkit.parallel.diloco import diloco, outer_nesterov
 from gradkit.parallel.dilocox import dilocox, effective_rank, one_step_delay
 from gradkit.parallel.dproxsgt import compressed_dproxsgt, dproxsgt
+from gradkit.parallel.dynamic_backup_workers import BackupState, BackupWorkers, backup_mean, dynamic_backup_workers
+from gradkit.parallel.effective_rank import adaptive_rank, effective_rank
 from gradkit.parallel.error_feedback import error_feedback, mean_compressor
 from gradkit.parallel.fed_kseed import (
     FedKSeed,
@@ -24,6 +27,15 @@ from gradkit.parallel.fedbuff import fedbuff, flush_buffer, polynomial_staleness
 from gradkit.parallel.fedfix import arrival_weights, async_fedavg, fedfix
 from gradkit.parallel.fedspeed import fedspeed, prox_correction
 from gradkit.parallel.gossip import gossip_mix, ring_mixing
+from gradkit.parallel.gradient_coding import (
+    SequentialCode,
+    coded_mean,
+    decode_gradients,
+    encode_gradients,
+    gradient_code,
+    m_sgc,
+    sr_sgc,
+)
 from gradkit.parallel.layered import layer_major, layered_gradient_accumulation, modular_stage
 from gradkit.parallel.local_sgd import local_sgd, quadratic_weighted_average
 from gradkit.parallel.local_updates import local_updates, sync_steps, synchronize
@@ -45,6 +57,7 @@ from gradkit.parallel.ring import ring_reduce
 from gradkit.parallel.savic import savic, scale_by_synced_preconditioner
 from gradkit.parallel.shardings import init_sharded, partition_fn, state_shardings
 from gradkit.parallel.shared_rmsprop import shared_rmsprop
+from gradkit.parallel.shared_seed_exchange import shared_seed_exchange
 from gradkit.parallel.shared_seed_spsa import (
     log_byte_decode,
     log_byte_encode,
@@ -54,16 +67,21 @@ from gradkit.parallel.shared_seed_spsa import (
 from gradkit.parallel.sigmoid_contrastive import ring_sigmoid_contrastive_loss
 from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
 from gradkit.parallel.streaming_diloco import fragment_steps, streaming_diloco
+from gradkit.parallel.shuffle_private_mean import shuffle_private_mean
 from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.traffic import Collective, collective_bytes
 
 __all__ = [
     "Aggregations",
     "Arrivals",
+    "BackupState",
+    "BackupWorkers",
     "Collective",
     "Compressor",
     "Dadao",
     "DadaoState",
+    "Diff2",
+    "Diff2State",
     "FedKSeed",
     "FedKSeedMessage",
     "FedKSeedState",
@@ -75,22 +93,31 @@ __all__ = [
     "async_coordinate_update",
     "async_fedavg",
     "async_local_sgd",
+    "SequentialCode",
+    "adaptive_rank",
+    "backup_mean",
     "batch_sharding",
+    "coded_mean",
     "collective_bytes",
     "compressed_dproxsgt",
     "compressor_of",
     "dadao",
     "declare_specs",
+    "decode_gradients",
     "deep_gradient_compression",
     "degas",
     "delayed_dual_averaging",
     "delayed_nesterov",
     "dgc_warmup",
+    "diff2",
     "diloco",
     "dilocox",
     "dproxsgt",
     "dynamic_local_steps",
     "effective_rank",
+    "dynamic_backup_workers",
+    "effective_rank",
+    "encode_gradients",
     "error_feedback",
     "exploit",
     "explore",
@@ -101,6 +128,7 @@ __all__ = [
     "flush_buffer",
     "fragment_steps",
     "gossip_mix",
+    "gradient_code",
     "init_replicas",
     "init_sharded",
     "inside_shard_map",
@@ -112,6 +140,7 @@ __all__ = [
     "log_byte_decode",
     "log_byte_encode",
     "low_rank_compressor",
+    "m_sgc",
     "make_mesh",
     "mean_compressor",
     "modular_stage",
@@ -146,6 +175,11 @@ __all__ = [
     "shared_seed_spsa",
     "simulate_events",
     "start_simulation",
+    "shared_seed_exchange",
+    "shared_seed_gradient",
+    "shared_seed_spsa",
+    "shuffle_private_mean",
+    "sr_sgc",
     "state_shardings",
     "streaming_diloco",
     "sync_steps",

@@ -1,9 +1,9 @@
 """DADAO: accelerated decentralised training in which every worker and every edge has a clock of its own.
 
-Worker i holds x, x~, y, y~, z, z~, and the time of its last event. Constants, of functions that are mu-strongly convex and
-L-smooth:
+Worker i holds x, x~, y, y~, z, z~, and the time of its last event. Constants, of functions that are mu-strongly convex
+and L-smooth:
 
-    nu = mu / 2                alpha = eta = eta~ ...:  alpha = 1/4 sqrt(nu/L),  alpha~ = eta = eta~ = 1/8 sqrt(nu/L)
+    nu = mu / 2                alpha = 1/4 sqrt(nu/L),  alpha~ = eta = eta~ = 1/8 sqrt(nu/L)
     theta = 1/2 sqrt(L/nu)     beta = 1/2,  beta~ = 2 chi_1 sqrt(L/nu)
     delta = 1/4 sqrt(nu/L),  delta~ = 1,  gamma = 1 / (4 L),  gamma~ = 1 / (4 sqrt(nu L))
 
@@ -14,7 +14,8 @@ Between events, of a worker when an event touches it, in closed form for the tim
     z' = alpha (z~ - z)    z~' = alpha~ (z - z~)
 
     a gradient at i:   u = grad f_i(x) - nu x - y~;   x -= gamma u;   x~ -= gamma~ u;   y~ += (delta + delta~) u
-    gossip of i, j:    p = (y_i + z_i) - (y_j + z_j);   z_i -= beta p,  z_j += beta p;   z~_i -= beta~ p,  z~_j += beta~ p
+    gossip of i, j:    p = (y_i + z_i) - (y_j + z_j)
+                       z_i -= beta p,  z_j += beta p;   z~_i -= beta~ p,  z~_j += beta~ p
 """
 
 import math
@@ -30,7 +31,9 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key, check_key
 
-PAPER = Paper("DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization", "Nabli, Oyallon", 2022, "2208.00779")
+PAPER = Paper(
+    "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization", "Nabli, Oyallon", 2022, "2208.00779"
+)
 
 
 class DadaoState(NamedTuple):
@@ -176,13 +179,13 @@ def poisson_events(key: Any, rate_grad: Any, edge_rates: Any, horizon: float) ->
     Args:
       key: a random key (typed key or integer); the numbers are drawn by NumPy from it.
       rate_grad: ticks per unit of time: one number for all workers, or one per worker; >= 0.
-      edge_rates: symmetric matrix (workers, workers) of numbers >= 0: the ticks of every edge; its diagonal is not read.
-        The edges must connect all workers. The theory asks them together for sqrt(2 chi_1 chi_2) or more.
+      edge_rates: symmetric matrix (workers, workers) of numbers >= 0: the ticks of every edge; its diagonal is not
+        read. The edges must connect all workers. The theory asks them together for sqrt(2 chi_1 chi_2) or more.
       horizon: time until which events are drawn, > 0.
 
     Returns:
-      A NumPy array (events, 4), in the order of time: 1 for a gradient or 0 for gossip; the time; worker i; worker j, -1
-      for a gradient.
+      A NumPy array (events, 4), in the order of time: 1 for a gradient or 0 for gossip; the time; worker i; worker j,
+      -1 for a gradient.
 
     Raises:
       ValueError: an argument outside its range, a matrix that is not symmetric, edges that do not connect all workers.

@@ -62,7 +62,7 @@ def ring_mixing(replicas: int) -> np.ndarray:
 
 
 def check_mixing(mixing: Any) -> Any:
-    """"ring", or the matrix in float64.
+    """The matrix in float64, or "ring".
 
     Raises:
       ValueError: it is neither: not square, not symmetric, an entry below 0, or rows that do not add up to 1.
@@ -101,9 +101,7 @@ def _shifts(W: np.ndarray) -> dict[int, float] | None:
     return {shift: float(w) for shift, w in enumerate(rows[0]) if w}
 
 
-def mix_payloads(
-    payload: Any, mixing: Any, axis_name: Any, decode: Callable[[Any], Any], method: str = NAME
-) -> Any:
+def mix_payloads(payload: Any, mixing: Any, axis_name: Any, decode: Callable[[Any], Any], method: str = NAME) -> Any:
     """sum_j W_ij decode(payload_j): the payloads travel, to the neighbours alone where all have the same ones."""
     W = _matrix(mixing, method, axis_name)
     replicas = len(W)
@@ -136,8 +134,8 @@ def gossip_mix(tree: Any, mixing: Any = RING, axis_name: Any = "replica") -> Any
 
     Args:
       tree: real floating point leaves, of one replica.
-      mixing: W, a symmetric matrix of NumPy of numbers >= 0 whose rows add up to 1, one row per replica; or "ring", that
-        of `ring_mixing`. Default "ring".
+      mixing: W, a symmetric matrix of NumPy of numbers >= 0 whose rows add up to 1, one row per replica; or "ring",
+        that of `ring_mixing`. Default "ring".
       axis_name: name of the axis of the replicas, of `jax.vmap` or `jax.shard_map`. Default "replica".
 
     Returns:

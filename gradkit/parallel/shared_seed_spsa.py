@@ -12,6 +12,7 @@ from gradkit.engine.core import cast, wide_dtype
 from gradkit.engine.directions import direction, directional_difference
 from gradkit.engine.keys import as_key
 from gradkit.engine.matching import check_leaves
+from gradkit.parallel.replicas import alike
 
 PAPER = Paper(
     "Just One Byte (per gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using Shared "
@@ -122,7 +123,7 @@ def shared_seed_gradient(key: Any, scalars: Any, like: Any, *, reduction: str = 
         )
     random, samples = as_key(key), scalars.shape[1]
     c = log_byte_decode(scalars) if scalars.dtype == jnp.int8 else scalars
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_dtype(x.dtype)), like)
+    start = jax.tree.map(lambda x: alike(jnp.zeros(x.shape, wide_dtype(x.dtype)), c), like)
 
     def add(i: Any, total: Any) -> Any:
         own = jax.random.fold_in(jax.random.fold_in(random, i // samples), i % samples)

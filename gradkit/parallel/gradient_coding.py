@@ -1,0 +1,365 @@
+"""Gradient coding: redundant work, so that the sum of all gradients follows from the workers that are in time.
+
+n workers, the data in n chunks, s stragglers allowed. Worker i computes the gradients g_j of s + 1 chunks and sends
+l_i = sum_j B_ij g_j. From any set F of n - s workers, coefficients a with a B_F = (1, ..., 1) give
+
+    sum over i in F of a_i l_i = g_1 + ... + g_n
+
+cyclic: worker i has the chunks i ... i + s. H is a random s x n matrix whose rows add up to 0, and row i of B is the
+vector with B_ii = 1 on these chunks that H sends to 0. fractional, where s + 1 divides n: groups of s + 1 workers have
+the same s + 1 chunks with coefficients 1, and any worker of a group is enough.
+
+Over rounds, one job per round, decoded a few rounds later:
+
+    SR-SGC(n, B, W, lam)   jobs are coded with s = ceil(B lam / (W - 1 + B)); in round t + B the workers that failed job
+                           t repeat it, as many of them as are needed. Delay B, load (s + 1) / n.
+    M-SGC(n, B, W, lam)    a job is W - 1 + B mini-tasks per worker, the first W - 1 of them its own chunks, uncoded;
+                           the last B a coded piece each, or a chunk again that the worker has failed. Delay W - 2 + B.
+
+Stragglers are (B, W, lam)-bursty: in any W rounds at most lam workers straggle, each within B rounds in a row.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.engine.core import cast, wide_dtype
+from gradkit.engine.keys import as_key, check_key
+from gradkit.parallel.compressors import number_of_replicas
+
+PAPER = Paper("Sequential Gradient Coding For Straggler Mitigation", "Krishnan, Ebrahimi, Khisti", 2022, "2211.13802")
+KINDS = ("cyclic", "fractional")
+# A right side that is met to half of float32's digits: beyond, too few workers have come.
+MET = 1e-4
+
+
+def gradient_code(workers: int, stragglers: int, *, kind: str = "cyclic", key: Any = 0) -> np.ndarray:
+    """The matrix B of a gradient code: which chunks a worker computes, and with which coefficients it adds them.
+
+    Equations: at the head of this file.
+
+    Args:
+      workers: n >= 1, of as many chunks.
+      stragglers: s, how many workers may be missing, from 0 to n - 1.
+      kind: "cyclic", for any s; or "fractional", where s + 1 divides n. Default "cyclic".
+      key: of the random matrix behind the cyclic code (typed key or integer). Default 0.
+
+    Returns:
+      A float64 NumPy array (n, n), s + 1 entries per row that are not 0.
+
+    Raises:
+      ValueError: an argument outside its range; s >= n; a fractional code where s + 1 does not divide n.
+
+    Example:
+      >>> B = gradient_code(4, 1)
+      >>> print((B != 0).astype(int))
+      [[1 1 0 0]
+       [0 1 1 0]
+       [0 0 1 1]
+       [1 0 0 1]]
+
+    Reference: the codes of Tandon et al. Gradient Coding. 2016, arXiv 1612.03301; used over rounds by Krishnan,
+    Ebrahimi, Khisti. Sequential Gradient Coding For Straggler Mitigation. 2022, arXiv 2211.13802.
+    """
+    n, s = checks.integer("workers", workers, 1), checks.integer("stragglers", stragglers)
+    checks.choice("kind", kind, KINDS)
+    check_key(key)
+    if s >= n:
+        raise ValueError(f"stragglers must be an integer from 0 to workers - 1 = {n - 1}, got {s}; write a smaller one")
+    if kind == "fractional":
+        if n % (s + 1):
+            raise ValueError(
+                f"workers must be a multiple of stragglers + 1 = {s + 1} for kind='fractional', got {n}; write "
+                "kind='cyclic'"
+            )
+        return np.kron(np.eye(n // (s + 1)), np.ones((s + 1, s + 1)))
+    B = np.eye(n)
+    if s == 0:
+        return B
+    H = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key)))).standard_normal((s, n))
+    H[:, -1] = -H[:, :-1].sum(1)
+    for i in range(n):
+        others = [(i + d) % n for d in range(1, s + 1)]
+        B[i, others] = -np.linalg.solve(H[:, others], H[:, i])
+    return B
+
+
+def encode_gradients(B: Any, chunk_grads: Any) -> Any:
+    """What every worker sends: l_i = sum_j B_ij g_j.
+
+    Args:
+      B: a matrix of `gradient_code`, (n, n); or some of its rows.
+      chunk_grads: a tree of the gradients of all chunks, (n, ...).
+
+    Returns:
+      A tree with a leading axis of workers.
+
+    Example:
+      >>> print(encode_gradients(gradient_code(2, 1, kind="fractional"), jnp.array([1.0, 2.0])))
+      [3. 3.]
+    """
+    B = jnp.asarray(B)
+
+    def leaf(g: jax.Array) -> jax.Array:
+        wide = g.astype(wide_dtype(g.dtype))
+        return jnp.tensordot(B.astype(wide.dtype), wide, axes=1, precision="highest").astype(g.dtype)
+
+    return jax.tree.map(leaf, chunk_grads)
+
+
+def decode_gradients(B: Any, arrived: Any) -> tuple[jax.Array, jax.Array]:
+    """The coefficients with which the messages that arrived add up to the sum of all gradients.
+
+    Args:
+      B: a matrix of `gradient_code`, (n, n).
+      arrived: (n,) booleans, which may be traced.
+
+    Returns:
+      (a, possible): (n,) coefficients, 0 for workers that are missing; and whether they give the sum. Where too many
+      are missing, `a` is NaN, and not the nearest solution.
+
+    Raises:
+      ValueError: `arrived` is concrete, and too many are missing.
+
+    Example:
+      >>> B = gradient_code(3, 1)
+      >>> a, possible = decode_gradients(B, [True, False, True])
+      >>> print((a @ B).round(4), bool(possible), float(a[1]))
+      [1. 1. 1.] True 0.0
+    """
+    B = cast(jnp.asarray(B), wide_dtype(jnp.asarray(B).dtype))
+    here = jnp.asarray(arrived)
+    if here.shape != B.shape[:1] or here.dtype != bool:
+        raise ValueError(
+            f"arrived must be {B.shape[0]} booleans, one per worker, got {here.dtype} of shape {here.shape}"
+        )
+    own = B * here[:, None].astype(B.dtype)
+    ones = jnp.ones((B.shape[1],), B.dtype)
+    a = jnp.linalg.lstsq(own.T, ones)[0] * here.astype(B.dtype)
+    possible = jnp.max(jnp.abs(jnp.matmul(a, own, precision="highest") - ones)) < MET
+    if not isinstance(possible, jax.core.Tracer) and not bool(possible):
+        raise ValueError(
+            f"arrived must have enough workers to decode from, got {int(here.sum())} of {len(here)}; wait for more, or "
+            "write a code with more stragglers"
+        )
+    return jnp.where(possible, a, jnp.full_like(a, jnp.nan)), possible
+
+
+def coded_mean(message: Any, B: Any, arrived: Any, axis_name: Any = "replica") -> Any:
+    """The mean of the gradients of all chunks, from the messages of the workers that arrived.
+
+        mean = (1/n) sum over the arrived of a_i l_i,    a = decode_gradients(B, arrived)
+
+    A collective of XLA waits for all: what this is for is simulation, and processes that hand over what they have.
+
+    Args:
+      message: l_i of this replica, a tree; that of a worker that is missing is not read.
+      B: a matrix of `gradient_code`, one row per replica.
+      arrived: (n,) booleans, the same on all replicas; may be traced: another pattern is no new program.
+      axis_name: name of the axis of the replicas. Default "replica".
+
+    Returns:
+      A tree like the message, the same on all replicas; NaN where too many are missing. Collectives: one all-reduce of
+      the tree.
+
+    Raises:
+      ValueError: another number of replicas than rows; no axis of this name; `arrived` concrete and too many missing.
+
+    Example:
+      >>> B = gradient_code(3, 1, key=1)
+      >>> sent = encode_gradients(B, jnp.array([3.0, 6.0, 9.0]))
+      >>> arrived = jnp.array([True, True, False])
+      >>> print(jax.vmap(lambda x: coded_mean(x, B, arrived), axis_name="replica")(sent).round(4))
+      [6. 6. 6.]
+
+    Reference: Krishnan, Ebrahimi, Khisti. Sequential Gradient Coding For Straggler Mitigation. 2022, arXiv 2211.13802.
+    """
+    replicas, n = number_of_replicas("coded_mean", axis_name), np.shape(B)[0]
+    if replicas != n:
+        raise ValueError(
+            f"coded_mean: B must have one row per replica, got {n} rows and {replicas} replicas along {axis_name!r}; "
+            f"write gradient_code({replicas}, ...)"
+        )
+    a, _ = decode_gradients(B, arrived)
+    own, i = a[jax.lax.axis_index(axis_name)], jax.lax.axis_index(axis_name)
+    counts = jnp.asarray(arrived)[i]
+
+    def weighed(x: jax.Array) -> jax.Array:
+        wide = jnp.asarray(x).astype(wide_dtype(x.dtype))
+        # A message that never came may hold anything; NaN coefficients are kept.
+        return jnp.where(counts | jnp.isnan(own), own.astype(wide.dtype) * wide / n, jnp.zeros_like(wide))
+
+    total = jax.lax.psum(jax.tree.map(weighed, message), axis_name)
+    return jax.tree.map(lambda t, x: t.astype(x.dtype), total, message)
+
+
+class SequentialCode(NamedTuple):
+    """A scheme over rounds, of NumPy.
+
+    Attributes:
+      delay: a job is decoded so many rounds after its own.
+      load: share of a job's data that a worker computes per round.
+      stragglers: s of the code of a job (SR-SGC), or lam of those of its groups (M-SGC).
+      assign: (arrived, rounds, workers) booleans of the rounds so far -> per worker what it does in the next round: in
+        SR-SGC an array (workers,) of jobs; in M-SGC (workers, W - 1 + B) of mini-tasks: the number of the own chunk, -1
+        for a coded piece, -2 for nothing, where there is no such job yet.
+      decodable: (arrived of all rounds so far) -> (jobs,) booleans: which jobs, 0 ..., can be decoded by now.
+    """
+
+    delay: int
+    load: float
+    stragglers: int
+    assign: Callable[[np.ndarray], np.ndarray]
+    decodable: Callable[[np.ndarray], np.ndarray]
+
+
+def _check_burst(n: int, B: int, W: int, lam: int, fewest: int) -> tuple[int, int, int, int]:
+    n, B = checks.integer("n", n, 1), checks.integer("B", B, 1)
+    W, lam = checks.integer("W", W, fewest), checks.integer("lam", lam)
+    if lam > n:
+        raise ValueError(f"lam must be an integer from 0 to n = {n}, got {lam}; write the number of workers or less")
+    return n, B, W, lam
+
+
+def _rounds(arrived: Any, n: int) -> np.ndarray:
+    arrived = np.asarray(arrived, bool)
+    if arrived.ndim != 2 or arrived.shape[1] != n:
+        raise ValueError(f"arrived must be booleans (rounds, {n}), got shape {arrived.shape}; write one row per round")
+    return arrived
+
+
+def sr_sgc(n: int, B: int, W: int, lam: int) -> SequentialCode:
+    """Selective repetition: workers that straggled repeat the job of B rounds ago, as many of them as it needs.
+
+    Equations: at the head of this file. Job t is that of round t; it is decoded in round t + B.
+
+    Args:
+      n: workers.
+      B: rounds in a row that a straggler may miss, >= 1; divides W - 1.
+      W: length of a window of rounds, >= 1.
+      lam: workers that may straggle in a window, from 0 to n.
+
+    Returns:
+      A `SequentialCode`, whose `stragglers` is s = ceil(B lam / (W - 1 + B)).
+
+    Raises:
+      ValueError: an argument outside its range; B that does not divide W - 1; s >= n.
+
+    Example:
+      >>> code = sr_sgc(4, 1, 2, 2)
+      >>> code.stragglers, code.delay, code.load
+      (1, 1, 0.5)
+      >>> rounds = np.array([[True, True, False, False]])  # two of four missed job 0, one of them must repeat it
+      >>> code.assign(rounds).tolist()
+      [1, 1, 0, 1]
+
+    Reference: Krishnan, Ebrahimi, Khisti. Sequential Gradient Coding For Straggler Mitigation. 2022, arXiv 2211.13802.
+    """
+    n, B, W, lam = _check_burst(n, B, W, lam, 1)
+    if (W - 1) % B:
+        raise ValueError(f"B must divide W - 1, got B={B} and W={W}; write W={(W - 1) // B * B + 1}")
+    s = math.ceil(B * lam / (W - 1 + B))
+    if s >= n:
+        raise ValueError(f"lam must leave a worker, got lam={lam} of n={n}, which asks for s={s}; write a smaller one")
+
+    def tasks(arrived: np.ndarray) -> np.ndarray:
+        """(rounds + 1, n): the job of every worker in every round so far and in the next."""
+        jobs = np.zeros((len(arrived) + 1, n), int)
+        for t in range(len(arrived) + 1):
+            jobs[t] = t
+            if t >= B:
+                done = (jobs[t - B] == t - B) & arrived[t - B]
+                jobs[t, np.flatnonzero(~done)[: max(0, n - s - int(done.sum()))]] = t - B
+        return jobs
+
+    def assign(arrived: Any) -> np.ndarray:
+        return tasks(_rounds(arrived, n))[-1]
+
+    def decodable(arrived: Any) -> np.ndarray:
+        arrived = _rounds(arrived, n)
+        jobs, rounds = tasks(arrived), len(arrived)
+        got = np.zeros((rounds, n), bool)
+        for t in range(rounds):
+            for u in range(t, min(t + B + 1, rounds)):
+                got[t] |= (jobs[u] == t) & arrived[u]
+        return got.sum(1) >= n - s
+
+    return SequentialCode(B, (s + 1) / n, s, assign, decodable)
+
+
+def m_sgc(n: int, B: int, W: int, lam: int) -> SequentialCode:
+    """Multiplexed coding: most of a job uncoded, and again where it failed; the rest coded, in the rounds that follow.
+
+    Equations: at the head of this file. Mini-task m of round r is of job r - m; a job is decoded in round t + W - 2 +
+      B.
+
+    Args:
+      n: workers.
+      B: rounds in a row that a straggler may miss, >= 1, below W.
+      W: length of a window of rounds, >= 2.
+      lam: workers that may straggle in a window, from 0 to n.
+
+    Returns:
+      A `SequentialCode`. With lam = n nothing is coded.
+
+    Raises:
+      ValueError: an argument outside its range; B >= W.
+
+    Example:
+      >>> code = m_sgc(4, 1, 2, 4)  # nothing is coded: chunks are repeated
+      >>> code.delay, code.load
+      (1, 0.5)
+
+    Reference: Krishnan, Ebrahimi, Khisti. Sequential Gradient Coding For Straggler Mitigation. 2022, arXiv 2211.13802.
+    """
+    n, B, W, lam = _check_burst(n, B, W, lam, 2)
+    if B >= W:
+        raise ValueError(f"B must be below W, got B={B} and W={W}; write a longer window")
+    own, mini = W - 1, W - 1 + B
+    load = mini / (n * own) if lam == n else (lam + 1) * mini / (n * (B + own * (lam + 1)))
+
+    def history(arrived: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What every worker does in every round and the next (rounds + 1, n, mini), the own chunks of every job that
+        came (jobs, n, own), and its coded pieces (jobs, n, B)."""
+        rounds = len(arrived)
+        does = np.full((rounds + 1, n, mini), -2)
+        chunks, pieces = np.zeros((rounds + 1, n, own), bool), np.zeros((rounds + 1, n, B), bool)
+        for r in range(rounds + 1):
+            for m in range(min(mini, r + 1)):
+                job = r - m
+                for i in range(n):
+                    missing = np.flatnonzero(~chunks[job, i])
+                    does[r, i, m] = m if m < own else (missing[0] if len(missing) else -1)
+                    if r < rounds and arrived[r, i]:
+                        if does[r, i, m] >= 0:
+                            chunks[job, i, does[r, i, m]] = True
+                        else:
+                            pieces[job, i, m - own] = True
+        return does, chunks[:rounds], pieces[:rounds]
+
+    def assign(arrived: Any) -> np.ndarray:
+        return history(_rounds(arrived, n))[0][-1]
+
+    def decodable(arrived: Any) -> np.ndarray:
+        _, chunks, pieces = history(_rounds(arrived, n))
+        return chunks.all((1, 2)) & (pieces.sum(1) >= n - lam).all(1)
+
+    return SequentialCode(mini - 1, load, lam, assign, decodable)
+
+
+register(gradient_code, form="function", paper=PAPER, example={"workers": 4, "stragglers": 1})
+register(sr_sgc, form="program", paper=PAPER, notes="assignment and decodability tables over rounds, of NumPy")
+register(m_sgc, form="program", paper=PAPER, notes="assignment and decodability tables over rounds, of NumPy")
+register(
+    coded_mean,
+    form="program",
+    paper=PAPER,
+    collectives="replicas",
+    notes="inside `vmap` or `shard_map`; from the workers that are in time",
+)
