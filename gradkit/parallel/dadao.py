@@ -133,7 +133,7 @@ def dadao(mu: float, L: float, chi_1: float) -> Dadao:
             )
         x = jax.tree.map(lambda x: jnp.array(x, wide_dtype(jnp.asarray(x).dtype), copy=True), params)
         rest = [jax.tree.map(jnp.zeros_like, x) for _ in range(5)]
-        return DadaoState(x, *rest, jnp.zeros((len(leaves[0]),), wide_dtype(leaves[0].dtype)))
+        return DadaoState._make([x, *rest, jnp.zeros((len(leaves[0]),), wide_dtype(leaves[0].dtype))])
 
     def flowed(state: DadaoState, i: Any, time: Any) -> tuple[list[Any], DadaoState]:
         """The six fields of worker i at this time, and the state with its time."""
@@ -151,7 +151,7 @@ def dadao(mu: float, L: float, chi_1: float) -> Dadao:
 
     def stored(state: DadaoState, i: Any, rows: list[Any]) -> DadaoState:
         fields = [jax.tree.map(lambda x, r: x.at[i].set(r), f, row) for f, row in zip(state[:6], rows, strict=True)]
-        return DadaoState(*fields, state.time)
+        return DadaoState._make([*fields, state.time])
 
     def gradient_event(state: DadaoState, i: Any, time: Any, grad_fn: Callable[..., Any]) -> DadaoState:
         (x, x_tilde, y, y_tilde, z, z_tilde), state = flowed(state, i, time)

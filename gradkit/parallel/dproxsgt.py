@@ -189,7 +189,8 @@ def compressed_dproxsgt(
 
     def init(params: Any) -> CompressedDproxsgtState:
         fields = [zeros(params) for _ in range(6)]
-        return CompressedDproxsgtState(jnp.zeros((), jnp.int32), *fields, Q_x.init(params), Q_y.init(params))
+        count = jnp.zeros((), jnp.int32)
+        return CompressedDproxsgtState._make([count, *fields, Q_x.init(params), Q_y.init(params)])
 
     def update(updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra

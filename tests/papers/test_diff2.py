@@ -43,7 +43,7 @@ def test_with_a_restart_in_every_round_it_is_dp_gd() -> None:
     state = rules.init(x)
     for _ in range(2):
         v, state = rules.estimate(x, A, state, 0)
-        np.testing.assert_allclose(v, want, rtol=1e-5)
+        np.testing.assert_allclose(v, np.asarray(want), rtol=1e-5)
 
 
 def test_where_nothing_moves_there_is_no_noise() -> None:
