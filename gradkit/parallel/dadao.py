@@ -192,7 +192,7 @@ def poisson_events(key: Any, rate_grad: Any, edge_rates: Any, horizon: float) ->
 
     Example:
       >>> events = poisson_events(0, 1.0, [[0.0, 2.0], [2.0, 0.0]], 3.0)
-      >>> events.shape[1], sorted(set(events[:, 0])), bool((np.diff(events[:, 1]) >= 0).all())
+      >>> events.shape[1], sorted(set(events[:, 0].tolist())), bool((np.diff(events[:, 1]) >= 0).all())
       (4, [0.0, 1.0], True)
 
     Reference: Nabli, Oyallon. DADAO. 2022, arXiv 2208.00779.
