@@ -79,6 +79,9 @@ from gradkit.diagnostics.lanczos import (
     lanczos_hyperparameters,
     ritz,
 )
+from gradkit.diagnostics.linear_mode_strength import (
+    linear_mode_strength,
+)
 from gradkit.diagnostics.metrics import (
     metrics,
 )
@@ -189,6 +192,7 @@ __all__ = [
     "lanczos_tridiagonal",
     "layer_alphas",
     "layer_importance",
+    "linear_mode_strength",
     "m_coherence",
     "metrics",
     "moreau_gradient",

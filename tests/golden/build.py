@@ -54,6 +54,7 @@ def in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, An
 
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **second_shelf.TRANSFORMATIONS,
     "adadelta": direct(gk.adadelta),
     "adagrad": direct(gk.adagrad),
     "adam": direct(gk.adam),

@@ -57,4 +57,8 @@ RUNS: dict[str, Callable[[Golden], float]] = {
     "zo_sgd": _zeroth_order(gk.gradients.zo_sgd),
     "zo_sign_sgd": _zeroth_order(gk.gradients.zo_sign_sgd, "scalar_sign"),
 }
+TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    # A bias is a matrix of one row in these files.
+    "overparameterized": lambda hyper: gk.overparameterized(vectors=True, **known(hyper)),
+}
 FUNCTIONS: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {}

@@ -41,6 +41,10 @@ from gradkit.optimizers.matrix.muon import (
     muon,
     scale_by_muon,
 )
+from gradkit.optimizers.matrix.overparameterized import (
+    overparameterized,
+    scale_by_overparameterization,
+)
 from gradkit.optimizers.matrix.precondition_by_input_moment import (
     precondition_by_input_moment,
 )
@@ -83,6 +87,7 @@ __all__ = [
     "lora_pro",
     "lora_pro_adam",
     "muon",
+    "overparameterized",
     "precondition_by_input_moment",
     "project_out_subspace",
     "psgd_kron",
@@ -93,6 +98,7 @@ __all__ = [
     "scale_by_factor_gram",
     "scale_by_hybrid_auon",
     "scale_by_muon",
+    "scale_by_overparameterization",
     "scale_by_shampoo",
     "scale_by_soap",
     "scaled_gd",
