@@ -19,14 +19,17 @@ from gradkit.batches.cooldown import (
     scalarization_weights,
     temperature_probs,
 )
+from gradkit.batches.duration_weights import duration_weights
 from gradkit.batches.geometric_batch_size import (
     geometric_batch_size,
 )
+from gradkit.batches.gibbs_pair_weights import effective_sample_size, gibbs_pair_weights
 from gradkit.batches.gio_select import (
     GioSelection,
     gio_kl,
     gio_select,
 )
+from gradkit.batches.high_entropy_mask import high_entropy_mask, high_entropy_mean, token_entropy
 from gradkit.batches.infobatch import (
     InfoBatch,
     InfoBatchState,
@@ -36,6 +39,7 @@ from gradkit.batches.infobatch import (
 from gradkit.batches.linear_scaling import (
     linear_scaling,
 )
+from gradkit.batches.min_snr_weights import min_snr_weights
 from gradkit.batches.multigrid_schedule import (
     MultigridPlan,
     MultigridRow,
@@ -84,17 +88,23 @@ __all__ = [
     "SurgeFit",
     "adadagrad",
     "colm_select",
+    "duration_weights",
+    "effective_sample_size",
     "example_variance",
     "facility_location",
     "fit_surge",
     "geometric_batch_size",
+    "gibbs_pair_weights",
     "gio_kl",
     "gio_select",
+    "high_entropy_mask",
+    "high_entropy_mean",
     "infobatch",
     "infobatch_loss",
     "init_colm",
     "inner_product_test",
     "linear_scaling",
+    "min_snr_weights",
     "multigrid_schedule",
     "norm_test",
     "norm_test_controller",
@@ -111,5 +121,6 @@ __all__ = [
     "surge_learning_rate",
     "surge_noise_batch",
     "temperature_probs",
+    "token_entropy",
     "weight_decay_width_scaling",
 ]

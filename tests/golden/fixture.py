@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 SHAPES = {"bias": (4,), "kernel": (6, 4), "wide": (4, 9), "tall": (12, 5), "stack": (2, 4, 6)}
-# References that compute in float32 say so in the notes of their file: here, TVLARS' factor of time.
-FLOAT32 = {"tvlars": 1e-6}
+# References that compute in float32 say so in their file: here, a table of noise levels, and TVLARS' factor of time.
+FLOAT32 = {"min_snr_weights": 2e-6, "tvlars": 1e-6}
 STREAMS = {"params": 1, "grads": 2, "curv": 3, "centre": 4}
 
 

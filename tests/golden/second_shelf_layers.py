@@ -30,4 +30,14 @@ def _sigmoid(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
     return {"loss": loss, "device_loss": found, **{f"grad_{n}": g for n, g in zip(names, grads, strict=True)}}
 
 
-FUNCTIONS = {"sigmoid_contrastive_loss": _sigmoid}
+def _min_snr(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    """The reference has a weight of 1 wherever there is no signal."""
+    snr = jnp.asarray(arrays["alphas_cumprod"]) / (1 - jnp.asarray(arrays["alphas_cumprod"]))
+    kinds = {name: {"prediction": name, "zero_terminal": "one"} for name in ("epsilon", "v", "x0")}
+    return {"snr": snr, **{name: gk.batches.min_snr_weights(snr, **hyper, **own) for name, own in kinds.items()}}
+
+
+FUNCTIONS = {
+    "min_snr_weights": _min_snr,
+    "sigmoid_contrastive_loss": _sigmoid,
+}
