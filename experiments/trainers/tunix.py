@@ -25,5 +25,5 @@ def optimizer(method, **arguments):
 
 
 def add_to_optax():
-    for name in gk.catalogue.cards("optimizer"):
-        setattr(optax, f"gradkit_{name}", getattr(gk, name))
+    for name, card in gk.catalogue.cards("optimizer").items():
+        setattr(optax, f"gradkit_{name}", card.function)

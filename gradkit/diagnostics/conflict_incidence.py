@@ -45,4 +45,4 @@ def conflict_incidence(G: jax.Array) -> jax.Array:
     return pairs.astype(jnp.float32) / max(m * (m - 1) // 2, 1)
 
 
-register(conflict_incidence, form="function", paper=PAPER)
+register(conflict_incidence, form="function", paper=PAPER, example={"G": ((1.0, -0.5), (-0.5, 1.0))})

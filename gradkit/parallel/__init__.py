@@ -11,7 +11,7 @@ from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, opti
 from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
 from gradkit.parallel.diff2 import Diff2, Diff2State, diff2
 from gradkit.parallel.diloco import diloco, outer_nesterov
-from gradkit.parallel.dilocox import dilocox, effective_rank, one_step_delay
+from gradkit.parallel.dilocox import dilocox, one_step_delay
 from gradkit.parallel.dproxsgt import compressed_dproxsgt, dproxsgt
 from gradkit.parallel.dynamic_backup_workers import BackupState, BackupWorkers, backup_mean, dynamic_backup_workers
 from gradkit.parallel.effective_rank import adaptive_rank, effective_rank
@@ -64,10 +64,10 @@ from gradkit.parallel.shared_seed_spsa import (
     shared_seed_gradient,
     shared_seed_spsa,
 )
+from gradkit.parallel.shuffle_private_mean import shuffle_private_mean
 from gradkit.parallel.sigmoid_contrastive import ring_sigmoid_contrastive_loss
 from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
 from gradkit.parallel.streaming_diloco import fragment_steps, streaming_diloco
-from gradkit.parallel.shuffle_private_mean import shuffle_private_mean
 from gradkit.parallel.terngrad import ternary_compressor, terngrad
 from gradkit.parallel.traffic import Collective, collective_bytes
 
@@ -86,15 +86,15 @@ __all__ = [
     "FedKSeedMessage",
     "FedKSeedState",
     "PopulationHistory",
+    "SequentialCode",
     "Simulation",
+    "adaptive_rank",
     "alternating_tuning_merging",
     "arrival_schedule",
     "arrival_weights",
     "async_coordinate_update",
     "async_fedavg",
     "async_local_sgd",
-    "SequentialCode",
-    "adaptive_rank",
     "backup_mean",
     "batch_sharding",
     "coded_mean",
@@ -113,9 +113,8 @@ __all__ = [
     "diloco",
     "dilocox",
     "dproxsgt",
-    "dynamic_local_steps",
-    "effective_rank",
     "dynamic_backup_workers",
+    "dynamic_local_steps",
     "effective_rank",
     "encode_gradients",
     "error_feedback",
@@ -171,15 +170,13 @@ __all__ = [
     "scale_by_synced_preconditioner",
     "seed_probabilities",
     "shared_rmsprop",
-    "shared_seed_gradient",
-    "shared_seed_spsa",
-    "simulate_events",
-    "start_simulation",
     "shared_seed_exchange",
     "shared_seed_gradient",
     "shared_seed_spsa",
     "shuffle_private_mean",
+    "simulate_events",
     "sr_sgc",
+    "start_simulation",
     "state_shardings",
     "streaming_diloco",
     "sync_steps",

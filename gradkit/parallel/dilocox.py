@@ -13,8 +13,6 @@ replica and nothing compressed it is DiLoCo with a pseudo-gradient that is one r
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from gradkit import checks
@@ -130,7 +128,8 @@ def dilocox(
 
     Reference: Qi et al. DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster. 2025,
     arXiv 2506.21263. There is no public code; where a round starts, and the form of the momentum, are as above. Rank
-    and H that follow the effective rank of D are the loop's: `effective_rank` measures it, and every rank is a program.
+    and H that follow the effective rank of D are the loop's: `gk.parallel.effective_rank` measures it, and every rank
+    is a program.
     """
     checks.integer("rank", rank, 1, optional=True)
     checks.choice("bits", bits, (None, 8, 4))
@@ -144,37 +143,6 @@ def dilocox(
     )
 
 
-def effective_rank(M: Any) -> jax.Array:
-    """How many directions a matrix has, counted by their size.
-
-        (sum_i sigma_i)^2 / sum_i sigma_i^2        of the singular values sigma: r where r of them are equal, else less
-
-    Args:
-      M: (..., rows, columns).
-
-    Returns:
-      Numbers (...,) from 1 to the smaller side; 0 of a matrix of zeros.
-
-    Raises:
-      ValueError: an array without two axes.
-
-    Example:
-      >>> print(effective_rank(jnp.diag(jnp.array([2.0, 2.0, 0.0]))))
-      2.0
-
-    Reference: Qi et al. DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster. 2025,
-    arXiv 2506.21263; which of the measures of this name its rank follows is not stated there: this is the participation
-    ratio.
-    """
-    M = jnp.asarray(M)
-    if M.ndim < 2:
-        raise ValueError(f"M must be a matrix (..., rows, columns), got shape {M.shape}")
-    sigma = jnp.linalg.svd(M, compute_uv=False)
-    total, square = jnp.sum(sigma, -1), jnp.sum(jnp.square(sigma), -1)
-    none = square == 0
-    return jnp.where(none, jnp.zeros_like(total), jnp.square(total) / jnp.where(none, jnp.ones_like(square), square))
-
-
 register(one_step_delay, form="wrapper", paper=PAPER, words=1)
 register(
     dilocox,
@@ -185,4 +153,3 @@ register(
     example={"sync_every": 2, "rank": None},
     notes="with a rank, 1 word more and factors that travel",
 )
-register(effective_rank, form="function", paper=PAPER, example={"M": ((1.0, 0.0), (0.0, 1.0))})

@@ -208,5 +208,5 @@ def test_bad_input() -> None:
             make(gk.sgd(0.1), sync_every=2, exchange=gk.sgd(0.1))
     with pytest.raises(ValueError, match="bits must be None where factors alternate"):
         low_rank_compressor(alternating=True, bits=8)
-    with pytest.raises(ValueError, match="M must be a matrix"):
+    with pytest.raises(ValueError, match="M must be real matrices"):
         effective_rank(jnp.ones(3))
