@@ -145,23 +145,6 @@ def test_the_state_never_changes_its_form(card: Card) -> None:
         assert signature(end) == signature((many, init_replicas(tx, many)))
 
 
-@of("strategy", "resume")
-def test_a_run_goes_on_from_what_was_saved_in_the_middle_of_a_round(card: Card) -> None:
-    """Its arrays, in the state of a transformation made anew, give the same bits: replicas that are apart, and all that
-    is theirs, are in the state."""
-    params = replicate(draw(0, SHAPES), W)
-    program = jax.jit(jax.vmap(stepper(make(card)), axis_name="replica"))
-    want = run(make(card), params, program)
-    saved = jax.tree.map(np.asarray, run(make(card), params, program, 1))
-    tx = make(card)
-    again = (params, init_replicas(tx, params))
-    there = jax.tree.unflatten(jax.tree.structure(again), list(map(jnp.asarray, jax.tree.leaves(saved))))
-    fresh = jax.jit(jax.vmap(stepper(tx), axis_name="replica"))
-    for t in (1, 2):
-        there = fresh(*there, grads_like(params, t))
-    same(want, there)
-
-
 @of("strategy", "trees")
 def test_any_container(card: Card) -> None:
     """The program does not depend on what holds the leaves; a tree without leaves stays one."""

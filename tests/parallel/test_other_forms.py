@@ -103,7 +103,7 @@ def test_a_strategy_goes_on_from_a_checkpoint(card: Card, tmp_path: Path) -> Non
     @jax.jit
     def step(params: Any, state: Any, t: Any) -> Any:
         def one(p: Any, s: Any, g: Any) -> Any:
-            updates, s = tx.update(g, s, p)
+            updates, s = tx.update(g, s, p, **samples(g, card.needs))
             return optax.apply_updates(p, updates), s
 
         grads = jax.tree.map(lambda x, g: g.astype(x.dtype) * (1 + t), params, shared)
