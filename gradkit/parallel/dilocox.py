@@ -128,8 +128,7 @@ def dilocox(
 
     Reference: Qi et al. DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster. 2025,
     arXiv 2506.21263. There is no public code; where a round starts, and the form of the momentum, are as above. Rank
-    and H that follow the effective rank of D are the loop's: `gk.parallel.effective_rank` measures it, and every rank
-    is a program.
+    and H that follow the effective rank of D are the loop's: `adaptive_rank` says which, and every rank is a program.
     """
     checks.integer("rank", rank, 1, optional=True)
     checks.choice("bits", bits, (None, 8, 4))

@@ -15,7 +15,6 @@ from gradkit.parallel import (
     collective_bytes,
     diloco,
     dilocox,
-    effective_rank,
     error_feedback,
     int8_compressor,
     local_updates,
@@ -188,13 +187,6 @@ def test_synchronize_compresses_as_well() -> None:
     assert np.abs(np.asarray(after.exchange.error["w"])).max() > 0
 
 
-def test_effective_rank() -> None:
-    rng = np.random.default_rng(0)
-    q, _ = np.linalg.qr(rng.standard_normal((6, 3)))
-    assert float(effective_rank(q @ q.T)) == pytest.approx(3.0, rel=1e-5)
-    np.testing.assert_allclose(effective_rank(np.stack([np.diag([3.0, 1.0]), np.zeros((2, 2))])), [1.6, 0.0], rtol=1e-6)
-
-
 def test_bad_input() -> None:
     for own, text in (
         ({"rank": 0}, "rank must be an integer >= 1"),
@@ -208,5 +200,3 @@ def test_bad_input() -> None:
             make(gk.sgd(0.1), sync_every=2, exchange=gk.sgd(0.1))
     with pytest.raises(ValueError, match="bits must be None where factors alternate"):
         low_rank_compressor(alternating=True, bits=8)
-    with pytest.raises(ValueError, match="M must be real matrices"):
-        effective_rank(jnp.ones(3))
