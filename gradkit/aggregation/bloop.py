@@ -220,4 +220,4 @@ for _function in (bloop, dynamic_barrier):
         tasks=Tasks(2, 2),
         notes="two gradients: main, auxiliary",
     )
-register(project_out, form="function", paper=PAPER)
+register(project_out, form="function", paper=PAPER, example={"a": (1.0, 2.0), "b": (1.0, 0.0)})

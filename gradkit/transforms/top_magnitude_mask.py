@@ -137,5 +137,6 @@ def keep_updates(mask: Any) -> optax.GradientTransformationExtraArgs:
     return transformation("keep_updates", init, update, complex_leaves=True)
 
 
-register(top_magnitude_mask, form="function", paper=PAPER)
+_KERNEL = {"kernel": np.array([[1.0, -5.0], [-2.0, 3.0]], np.float32)}
+register(top_magnitude_mask, form="function", paper=PAPER, example={"params": _KERNEL})
 register(keep_updates, form="primitive", paper=PAPER, example={"mask": True}, notes="goes last in a chain")
