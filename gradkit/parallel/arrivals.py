@@ -38,6 +38,13 @@ class Arrivals(NamedTuple):
     staleness: np.ndarray
     steps: np.ndarray
 
+    def published_every(self, buffer_size: int) -> "Arrivals":
+        """The table of a server that publishes a version only every so many arrivals, such as `fedbuff`: its staleness
+        counts these versions."""
+        K = checks.integer("buffer_size", buffer_size, 1)
+        arrived = self.version_read + self.staleness
+        return self._replace(staleness=arrived // K - self.version_read // K)
+
 
 class Aggregations(NamedTuple):
     """Aggregations of a server that takes several workers at once, in their order.

@@ -117,8 +117,8 @@ def fedbuff(
 
     Returns:
       A transformation. State: 1 word per parameter and that of `inner`. Elementwise: no collective. A version is
-      published once per K arrivals, so staleness in versions is that of the table divided by K. What is left in the
-      buffer at the end takes effect by `flush_buffer`.
+      published once per K arrivals, so play `table.published_every(K)`, whose staleness counts these. What is left in
+      the buffer at the end takes effect by `flush_buffer`.
 
     Raises:
       ValueError: an argument outside its range; a negative staleness.

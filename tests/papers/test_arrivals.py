@@ -86,6 +86,17 @@ def test_bad_input(name: str, change: dict) -> None:
         arrival_schedule(**given)
 
 
+def test_staleness_in_versions_of_a_buffer() -> None:
+    """Against counting: a version is out when K arrivals are in; what was read is the last one that was out then."""
+    table, K = arrival_schedule([0.58, 0.75, 1.51], 1, 40, spread=0.5), 3
+    buffered = table.published_every(K)
+    out = np.array([e // K for e in range(41)])
+    np.testing.assert_array_equal(buffered.staleness, out[np.arange(40)] - out[table.version_read])
+    np.testing.assert_array_equal(table.published_every(1).staleness, table.staleness)
+    late = buffered._replace(**{name: x[7:] for name, x in table._asdict().items()}).published_every(K)
+    np.testing.assert_array_equal(late.staleness, buffered.staleness[7:])
+
+
 def test_the_frequency_of_a_table() -> None:
     sent = np.array([[0, -1], [1, 0], [2, -1], [3, 2]])
     np.testing.assert_array_equal(Aggregations(sent, np.arange(4.0), np.ones(2)).participation, [1.0, 0.5])

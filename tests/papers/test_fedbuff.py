@@ -85,6 +85,28 @@ def test_weights_of_zero_make_no_step() -> None:
     np.testing.assert_allclose(got[4], -(0.9 * m + DELTAS[4]), rtol=1e-5)
 
 
+def test_a_run_over_a_table_keeps_the_versions_that_the_buffer_published(x64: None) -> None:
+    """In NumPy, with all versions kept: workers read what is out, and old arrivals weigh by the versions since."""
+    K, b = 2, np.random.default_rng(1).standard_normal((11, 3))
+    table = gk.parallel.arrival_schedule([0.58, 0.75, 1.51], 1, 11).published_every(K)
+    versions, total = [np.zeros(3)], np.zeros(3)
+    read = [0, 0, 0]
+    for e in range(11):
+        w = table.worker[e]
+        tau = len(versions) - 1 - read[w]
+        assert tau == table.staleness[e]
+        total = total + (versions[read[w]] - b[e]) / np.sqrt(1 + tau)
+        if (e + 1) % K == 0:
+            versions.append(versions[-1] - 0.3 * total / K)
+            total = np.zeros(3)
+        read[w] = len(versions) - 1
+    tx = fedbuff(optax.sgd(0.3), buffer_size=K)
+    run = gk.parallel.start_simulation(jnp.zeros(3), tx, 3)
+    run, _ = gk.parallel.simulate_events(table, lambda x, own, b, k: (x - b, own), tx, run, data=jnp.asarray(b))
+    # The weights are float32.
+    np.testing.assert_allclose(run.params, versions[-1], rtol=1e-5)
+
+
 def test_what_is_left_is_flushed(x64: None) -> None:
     tx = optax.sgd(1.0)
     _, state = play(fedbuff(tx, buffer_size=5), DELTAS[:7])

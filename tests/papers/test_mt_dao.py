@@ -96,6 +96,20 @@ def test_the_gradient_is_clipped_before_all_else(x64: None) -> None:
     np.testing.assert_allclose(np.linalg.norm(path[0] - 1.0, axis=1), 0.05, rtol=1e-6)
 
 
+def test_one_replica_is_the_inner_method(x64: None) -> None:
+    inner = gk.adamw(0.1)
+    tx, x = periodic_sync(inner, sync_every=2, state_sync_every={"mu": 1}), jnp.ones((1, N))
+    state, alone, y = jax.vmap(tx.init)(x), inner.init(x[0]), x[0]
+    step, one = jax.jit(jax.vmap(tx.update, axis_name="replica")), jax.jit(inner.update)
+    for t in range(5):
+        g = jnp.asarray(G[t, :1])
+        u, state = step(g, state, x)
+        v, alone = one(g[0], alone, y)
+        x, y = x + u, y + v
+        # Where a round ends the update leads to the mean, and rounds once.
+        np.testing.assert_allclose(x[0], y, rtol=1e-14)
+
+
 def test_each_period_is_a_collective_of_its_own() -> None:
     """Parts of one period travel together; nothing does in a step without a meeting."""
     mesh = jax.make_mesh((W,), ("replica",), axis_types=(AxisType.Auto,))
