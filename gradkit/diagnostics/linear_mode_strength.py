@@ -43,8 +43,8 @@ def linear_mode_strength(t: Any, s: Any, a0: Any, tau: Any = 1.0, depth: Any = 2
       ValueError: an argument outside its range.
 
     Example:
-      >>> print(linear_mode_strength(jnp.array([0.0, 1.0, 100.0]), 2.0, 0.01).round(3))  # e^400 is not finite
-      [0.01  0.431 2.   ]
+      >>> [round(float(linear_mode_strength(t, 2.0, 0.01)), 3) for t in (0.0, 1.0, 100.0)]  # e^400 is not finite
+      [0.01, 0.431, 2.0]
 
     Reference: Saxe, McClelland, Ganguli. Exact solutions to the nonlinear dynamics of learning in deep linear neural
     networks. 2013, arXiv 1312.6120. Gradient descent of `gk.overparameterized` follows it.

@@ -10,6 +10,9 @@ from gradkit.schedules.array_schedule import (
 from gradkit.schedules.autosparse import (
     sigmoid_cosine_decay,
 )
+from gradkit.schedules.balanced_ema_rate import (
+    balanced_ema_rate,
+)
 from gradkit.schedules.builders import (
     decay,
     hold,
@@ -19,6 +22,9 @@ from gradkit.schedules.builders import (
 )
 from gradkit.schedules.cooldown import (
     cooldown,
+)
+from gradkit.schedules.decay_to_constant import (
+    decay_to_constant,
 )
 from gradkit.schedules.drop_rate import (
     drop_rate_schedule,
@@ -69,6 +75,9 @@ from gradkit.schedules.sgdr import (
     sgdr,
     sgdr_boundaries,
 )
+from gradkit.schedules.shrink_rate import (
+    shrink_rate_schedule,
+)
 from gradkit.schedules.tvlars import (
     tvlars_schedule,
 )
@@ -89,8 +98,10 @@ __all__ = [
     "ademamix_b3_schedule",
     "anneal_branch",
     "array_schedule",
+    "balanced_ema_rate",
     "cooldown",
     "decay",
+    "decay_to_constant",
     "drop_rate_schedule",
     "explore_exploit_schedule",
     "gradual_warmup",
@@ -110,6 +121,7 @@ __all__ = [
     "reste_power",
     "sgdr",
     "sgdr_boundaries",
+    "shrink_rate_schedule",
     "sigmoid_cosine_decay",
     "stage_decay_schedule",
     "take",

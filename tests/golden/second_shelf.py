@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import gradkit as gk
@@ -57,8 +58,28 @@ RUNS: dict[str, Callable[[Golden], float]] = {
     "zo_sgd": _zeroth_order(gk.gradients.zo_sgd),
     "zo_sign_sgd": _zeroth_order(gk.gradients.zo_sign_sgd, "scalar_sign"),
 }
+
+
+def _balanced_ema_rate(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    """The running statistics of the inputs, of which the variance is the population's, from 0 and 1."""
+    inputs = np.asarray(arrays["inputs"])
+    rate = np.asarray(gk.schedules.balanced_ema_rate(**known(hyper))(jnp.arange(len(inputs))))
+    axes = tuple(a for a in range(1, inputs.ndim) if a != 2)
+    mean, var, means, variances = 0.0, 1.0, [], []
+    for e, x in zip(rate, inputs, strict=True):
+        mean, var = (
+            (1 - e) * mean + e * x.mean(tuple(a - 1 for a in axes)),
+            (1 - e) * var + e * x.var(tuple(a - 1 for a in axes)),
+        )
+        means.append(mean)
+        variances.append(var)
+    return {"rate": rate, "running_mean": np.stack(means), "running_var": np.stack(variances)}
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     # A bias is a matrix of one row in these files.
     "overparameterized": lambda hyper: gk.overparameterized(vectors=True, **known(hyper)),
 }
-FUNCTIONS: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {}
+FUNCTIONS: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {
+    "balanced_ema_rate": _balanced_ema_rate,
+}
