@@ -29,6 +29,7 @@ from gradkit.batches.gio_select import (
     gio_kl,
     gio_select,
 )
+from gradkit.batches.greedy_select import greedy_select
 from gradkit.batches.high_entropy_mask import high_entropy_mask, high_entropy_mean, token_entropy
 from gradkit.batches.infobatch import (
     InfoBatch,
@@ -36,6 +37,7 @@ from gradkit.batches.infobatch import (
     infobatch,
     infobatch_loss,
 )
+from gradkit.batches.k_centre_greedy import KCentres, k_centre_greedy
 from gradkit.batches.linear_scaling import (
     linear_scaling,
 )
@@ -63,6 +65,7 @@ from gradkit.batches.select_hard_batches import (
 from gradkit.batches.sqrt_scaling import (
     sqrt_scaling,
 )
+from gradkit.batches.stochastic_acquisition import gumbel_top_k, stochastic_acquisition
 from gradkit.batches.surge import (
     SurgeFit,
     fit_surge,
@@ -83,6 +86,7 @@ __all__ = [
     "GioSelection",
     "InfoBatch",
     "InfoBatchState",
+    "KCentres",
     "MultigridPlan",
     "MultigridRow",
     "SurgeFit",
@@ -97,12 +101,15 @@ __all__ = [
     "gibbs_pair_weights",
     "gio_kl",
     "gio_select",
+    "greedy_select",
+    "gumbel_top_k",
     "high_entropy_mask",
     "high_entropy_mean",
     "infobatch",
     "infobatch_loss",
     "init_colm",
     "inner_product_test",
+    "k_centre_greedy",
     "linear_scaling",
     "min_snr_weights",
     "multigrid_schedule",
@@ -118,6 +125,7 @@ __all__ = [
     "similarity_matrix",
     "spsa_features",
     "sqrt_scaling",
+    "stochastic_acquisition",
     "surge_learning_rate",
     "surge_noise_batch",
     "temperature_probs",

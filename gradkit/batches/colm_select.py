@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkit import checks
+from gradkit.batches.greedy_select import greedy_select
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.directions import direction, directional_difference
@@ -98,15 +99,16 @@ def _greedy(similarity: jax.Array, budget: int, group: jax.Array, quota: jax.Arr
     low = jnp.min(similarity)
     s = jnp.where(group[:, None] == group[None], similarity, low)
 
-    def pick(carry: Any, _: None) -> Any:
-        best, taken, left = carry
-        gain = jnp.sum(jnp.maximum(s - best[:, None], 0), axis=0)
-        j = jnp.argmax(jnp.where(taken | (left[group] <= 0), -jnp.inf, gain))
-        return (jnp.maximum(best, s[:, j]), taken.at[j].set(True), left.at[group[j]].add(-1)), j
+    def gains(state: Any) -> jax.Array:
+        best, left = state
+        return jnp.where(left[group] > 0, jnp.sum(jnp.maximum(s - best[:, None], 0), axis=0), -jnp.inf)
+
+    def add(state: Any, j: jax.Array) -> Any:
+        best, left = state
+        return jnp.maximum(best, s[:, j]), left.at[group[j]].add(-1)
 
     n = len(s)
-    carry = (jnp.full((n,), low), jnp.zeros((n,), bool), quota)
-    _, chosen = jax.lax.scan(pick, carry, None, budget)
+    chosen, _ = greedy_select(gains, add, (jnp.full((n,), low), quota), budget, candidates=jnp.ones((n,), bool))
     same = group[:, None] == group[chosen][None]
     nearest = jnp.argmax(jnp.where(same, similarity[:, chosen], -jnp.inf), axis=1)
     nearest = nearest.at[chosen].set(jnp.arange(budget, dtype=nearest.dtype))

@@ -37,7 +37,13 @@ def _min_snr(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
     return {"snr": snr, **{name: gk.batches.min_snr_weights(snr, **hyper, **own) for name, own in kinds.items()}}
 
 
+def _k_centre(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    found = gk.batches.k_centre_greedy(arrays["features"], arrays["initial"], hyper["budget"])
+    return {"selected": found.indices, "radius": found.radius}
+
+
 FUNCTIONS = {
+    "k_centre_greedy": _k_centre,
     "min_snr_weights": _min_snr,
     "sigmoid_contrastive_loss": _sigmoid,
 }
