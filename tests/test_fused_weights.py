@@ -94,7 +94,7 @@ def test_fused_weights_on_a_mesh(name: str, x64: None) -> None:
 @pytest.mark.parametrize("name", ["shampoo", "conda"])
 def test_fused_along_a_cut_axis_is_refused(name: str) -> None:
     mesh = jax.make_mesh((3,), ("x",), devices=jax.devices()[:3])
-    specs = {"qkv": {"kernel": P(None, "x")}}
+    specs = {name: {"kernel": P(None, "x") if name == "qkv" else P()} for name in FUSED}
     tx = METHODS[name](layout=LAYOUT, shard=gk.MatrixSharding(mesh, "x", min_dim=0, specs=specs))
     with pytest.raises(ValueError, match="must not be sharded along their outputs; shard another axis"):
-        tx.init({"qkv": {"kernel": jnp.ones((4, 9))}})
+        tx.init({name: {"kernel": jnp.ones(shape)} for name, shape in FUSED.items()})
