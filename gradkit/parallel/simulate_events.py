@@ -98,7 +98,8 @@ def simulate_events(
 
     Args:
       arrivals: `arrival_schedule(...)`: one worker per event; or `fedfix(...)`, `async_fedavg(...)`: some workers per
-        aggregation. A part of a table, `jax.tree.map(lambda x: x[:n], table)`, goes on where the run is.
+        aggregation. A part of a table goes on where the run is: `jax.tree.map(lambda x: x[n:], table)`, of
+        aggregations `table._replace(sent=table.sent[n:], time=table.time[n:])`.
       phase: (parameters read, state of the worker, data, steps) -> (pseudo-gradient, state of the worker): what was
         read minus where the local steps ended, or simply a gradient. `async_local_sgd` makes one.
       server: transformation of the pseudo-gradients; `update` is handed `staleness` and `weight` of the event.

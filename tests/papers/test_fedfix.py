@@ -76,6 +76,20 @@ def test_the_limit(unbiased: bool, x64: None) -> None:
     assert abs(minimum(P) - minimum(np.ones(3))) > 0.1
 
 
+def test_a_run_goes_on_in_the_middle_of_a_table() -> None:
+    """Bit for bit: what absent workers have read is kept."""
+    table, tx = fedfix(TAU, 9, period=0.5), optax.sgd(0.5)
+
+    def play(run: Any, rows: Aggregations) -> Any:
+        return simulate_events(rows, lambda x, own, data, steps: (x - 1.0, own), tx, run)[0]
+
+    start = start_simulation(jnp.zeros(2), tx, 3)
+    halves = [table._replace(sent=table.sent[part], time=table.time[part]) for part in (slice(4), slice(4, 9))]
+    whole, parts = play(start, table), play(play(start, halves[0]), halves[1])
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="importance must be 3 numbers that add up to 1"):
         fedfix(TAU, 3, period=1.0, importance=[1.0, 1.0, 1.0])
