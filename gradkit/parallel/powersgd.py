@@ -26,12 +26,13 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import increment, scalar
+from gradkit.engine.core import increment
 from gradkit.engine.core import wide_dtype as wide
 from gradkit.engine.keys import as_key, check_key
 from gradkit.leaves import Axes, Layout, from_matrices, names, resolve_layout, to_matrices
 from gradkit.parallel.compressors import Compressor, compressing, compressor_of, number_of_replicas
 from gradkit.parallel.error_feedback import error_feedback as remembering
+from gradkit.parallel.power_step import orthonormal, product
 from gradkit.parallel.quantized_replica_mean import two_phase_mean
 from gradkit.parallel.replicas import alike, wide_mean
 
@@ -53,47 +54,8 @@ class LowRankState(NamedTuple):
     Q: Any
 
 
-def orthonormal(P: jax.Array, eps: Any = 0.0) -> jax.Array:
-    """Orthonormal columns that span those of matrices (..., n, r): Gram and Schmidt's, in the order of columns.
-
-    eps = 0: twice, and a column that depends on those before it becomes 0, as does a matrix of zeros. eps > 0: once,
-    and every norm that is divided by has eps added, as in the paper's code.
-    """
-    dtype, r = P.dtype, P.shape[-1]
-    before = jnp.sqrt(jnp.sum(jnp.square(P), axis=-2))
-    # What is left of a dependent column is rounding: that of n products and r projections.
-    least = before * (10 * float(jnp.finfo(dtype).eps) * math.sqrt(P.shape[-2] + r))
-
-    def column(i: Any, P: jax.Array, least: jax.Array) -> jax.Array:
-        own = jax.lax.dynamic_slice_in_dim(P, i, 1, axis=-1)
-        norm = jnp.sqrt(jnp.sum(jnp.square(own), axis=-2, keepdims=True))
-        kept = norm > jax.lax.dynamic_slice_in_dim(least, i, 1, axis=-1)[..., None, :]
-        by = jnp.where(kept, norm + scalar(eps, norm), jnp.ones_like(norm))
-        own = jnp.where(kept, own / by, jnp.zeros_like(own))
-        shares = jnp.sum(own * P, axis=-2, keepdims=True)
-        later = jnp.arange(r).reshape(*[1] * (P.ndim - 1), r) > i
-        P = P - own * jnp.where(later, shares, jnp.zeros_like(shares))
-        return jax.lax.dynamic_update_slice_in_dim(P, own, i, axis=-1)
-
-    P = jax.lax.fori_loop(0, r, lambda i, P: column(i, P, least), P)
-    if type(eps) in (int, float) and eps == 0:
-        P = jax.lax.fori_loop(0, r, lambda i, P: column(i, P, jnp.zeros_like(least)), P)
-    return P
-
-
-def power_step(M: jax.Array, Q: jax.Array, mean: Any, eps: Any = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(P^, Q, own Q) of one two-sided step on matrices (..., n, m) and columns (..., m, r); `mean` is over replicas."""
-    P = orthonormal(mean(_product(M, Q)), eps)
-    own = _product(jnp.swapaxes(M, -1, -2), P)
-    return P, mean(own), own
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")
-
-
 def _approximation(P: jax.Array, Q: jax.Array) -> jax.Array:
-    return _product(P, jnp.swapaxes(Q, -1, -2))
+    return product(P, jnp.swapaxes(Q, -1, -2))
 
 
 class _Matrix(NamedTuple):
@@ -124,6 +86,7 @@ def low_rank_compressor(
     *,
     warm_start: bool = True,
     alternating: bool = False,
+    iterations: int = 1,
     min_compression_rate: Any = 2.0,
     eps: Any = 0.0,
     key: Any = 0,
@@ -141,6 +104,8 @@ def low_rank_compressor(
       warm_start: whether a step goes on from the factors of the last one. Default True (paper). False: from new random
         columns in every step; two-sided only.
       alternating: whether one factor is exchanged per step, P and Q in turn. Default False (paper).
+      iterations: half steps of the alternating form in every step, >= 1, each on what those before it have left.
+        Default 1 (the authors' package).
       min_compression_rate: a matrix is compressed where that makes it this many times smaller, >= 0; 0: every matrix.
         Default 2 (PyTorch's hook).
       eps: added to the norms that the orthonormalisation divides by, >= 0; 1e-8 is the paper's code. Default 0: the
@@ -175,6 +140,9 @@ def low_rank_compressor(
     """
     rank = checks.integer("rank", rank, 1)
     checks.switch(warm_start=warm_start, alternating=alternating)
+    iterations = checks.integer("iterations", iterations, 1, maximum=checks.MOST_UNROLLED)
+    if iterations > 1 and not alternating:
+        raise ValueError(f"iterations must be 1 unless factors alternate, got {iterations}; write alternating=True")
     checks.real("min_compression_rate", min_compression_rate, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
     checks.choice("bits", bits, (None, 8, 4))
@@ -227,7 +195,12 @@ def low_rank_compressor(
         said, P = [leaves[i] for i in dense], None
         if alternating:
             P = [structure.flatten_up_to(state.P)[i] for i in chosen]
-            means, sent, wholes, P, Q = _half_step(M, P, Q, said, state.count, axis_name, eps)
+            half = state.count * iterations
+            means, sent, wholes, P, Q = _half_step(M, P, Q, said, half, axis_name, eps)
+            for n in range(1, iterations):
+                left = [m - s for m, s in zip(M, sent, strict=True)]
+                more, also, _, P, Q = _half_step(left, P, Q, [], half + n, axis_name, eps)
+                means, sent = jax.tree.map(jnp.add, (means, sent), (more, also))
         else:
             means, sent, wholes, said, Q = _step(M, Q, said, axis_name, eps, bits)
 
@@ -257,9 +230,9 @@ def _step(M: list, Q: list, others: list, axis_name: Any, eps: Any, bits: int | 
     def exchanged(tree: Any) -> tuple[Any, Any]:
         return (wide_mean(NAME, tree, axis_name), tree) if bits is None else two_phase_mean(tree, axis_name, bits, 256)
 
-    (P, wholes), (_, said) = exchanged(([_product(m, q) for m, q in zip(M, Q, strict=True)], others))
+    (P, wholes), (_, said) = exchanged(([product(m, q) for m, q in zip(M, Q, strict=True)], others))
     P = [orthonormal(p, eps) for p in P]
-    Q, own = exchanged([_product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, P, strict=True)])
+    Q, own = exchanged([product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, P, strict=True)])
     return _both(P, Q), _both(P, own), wholes, said, Q
 
 
@@ -271,13 +244,13 @@ def _half_step(
 
     def even() -> Any:
         left = [orthonormal(p, eps) for p in P]
-        own = [_product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, left, strict=True)]
+        own = [product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, left, strict=True)]
         right, wholes = wide_mean(NAME, (own, others), axis_name)
         return alike((_both(left, right), _both(left, own), wholes, left, right), like)
 
     def odd() -> Any:
         right = [orthonormal(q, eps) for q in Q]
-        own = [_product(m, q) for m, q in zip(M, right, strict=True)]
+        own = [product(m, q) for m, q in zip(M, right, strict=True)]
         left, wholes = wide_mean(NAME, (own, others), axis_name)
         return alike((_both(left, right), _both(own, right), wholes, left, right), like)
 
@@ -294,6 +267,7 @@ def powersgd(
     warm_start: bool = True,
     error_feedback: bool = True,
     alternating: bool = False,
+    iterations: int = 1,
     min_compression_rate: Any = 2.0,
     start_step: int = 0,
     eps: Any = 0.0,
@@ -312,6 +286,7 @@ def powersgd(
       warm_start: as in `low_rank_compressor`. Default True (paper).
       error_feedback: whether what was left out is kept. Default True (paper).
       alternating: as in `low_rank_compressor`: half the bytes. Default False (paper).
+      iterations: as in `low_rank_compressor`. Default 1.
       min_compression_rate: as in `low_rank_compressor`. Default 2 (PyTorch's hook).
       start_step: steps at the beginning whose gradients are averaged whole, >= 0. Default 0.
       eps: as in `low_rank_compressor`. Default 0.
@@ -348,6 +323,7 @@ def powersgd(
         rank,
         warm_start=warm_start,
         alternating=alternating,
+        iterations=iterations,
         min_compression_rate=min_compression_rate,
         eps=eps,
         key=key,

@@ -35,8 +35,7 @@ def one_worker(tx: optax.GradientTransformation) -> optax.GradientTransformation
 def _powersgd(hyper: dict[str, Any]) -> Any:
     """The reference of the two-sided form compresses every matrix, and divides by norm + 1e-8; the package of the
     alternating form has QR."""
-    own = known(hyper, "learning_rate", "momentum", "nesterov", "iterations")
-    assert hyper.get("iterations", 1) == 1
+    own = known(hyper, "learning_rate", "momentum", "nesterov")
     eps = 0.0 if hyper.get("alternating") else 1e-8
     exchange = gk.parallel.powersgd(min_compression_rate=0.0, eps=eps, **own)
     momentum = hyper.get("momentum") or None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradkit import parallel
-from gradkit.parallel.powersgd import orthonormal, power_step
+from gradkit.parallel.power_step import orthonormal, power_step
 from tests.parallel.exchanges import W, gradients, run
 
 DENSE = {"min_compression_rate": 0.0}
@@ -59,6 +59,22 @@ def run_of(tx: Any, M: np.ndarray, steps: int) -> tuple[np.ndarray, Any]:
     for _ in range(steps):
         mean, state = step(g, state)
     return np.asarray(mean[0]), state
+
+
+def test_iterations_work_on_what_those_before_have_left(x64: None) -> None:
+    """Two half steps in one step are two steps of one on what the first left, but for what came in between."""
+    M = np.random.default_rng(6).standard_normal((6, 4))
+    twice = parallel.low_rank_compressor(1, alternating=True, iterations=2, **DENSE)
+    once = parallel.low_rank_compressor(1, alternating=True, **DENSE)
+    got, _ = run_of(twice, M, 1)
+    first, state = run_of(once, M, 1)
+    rest, _ = jax.vmap(once.update, axis_name="replica")(jnp.asarray(M - first)[None], state)
+    np.testing.assert_allclose(got, first + np.asarray(rest)[0], rtol=0, atol=1e-13)
+    said, state = run(parallel.powersgd(1, alternating=True, iterations=3, **DENSE), steps=3)
+    total = sum(np.asarray(m["kernel"][0]) for m in said) + np.asarray(state.error["kernel"]).mean(0)
+    np.testing.assert_allclose(total, sum(np.asarray(gradients(t)["kernel"]).mean(0) for t in range(3)), atol=1e-12)
+    with pytest.raises(ValueError, match="iterations must be 1 unless factors alternate"):
+        parallel.powersgd(1, iterations=2)
 
 
 def test_without_a_warm_start_every_step_starts_anew(x64: None) -> None:
