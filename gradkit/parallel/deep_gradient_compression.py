@@ -51,6 +51,8 @@ class DeepGradientCompressionState(NamedTuple):
     v: Any
     d: Any
 
+    exact_fields = ("v",)  # what is rounded off here is never sent
+
 
 def _counts(ratio: Any, leaves: list[Any]) -> list[int]:
     return [min(x.size, math.ceil(x.size * ratio)) for x in leaves]

@@ -34,6 +34,8 @@ class ErrorFeedbackState(NamedTuple):
     error: Any
     compressor: Any
 
+    exact_fields = ("error",)  # what is rounded off here is never said
+
 
 def error_feedback(
     compressor: optax.GradientTransformation, *, decay: Any = 1.0, axis_name: Any = "replica"

@@ -136,3 +136,28 @@ def test_the_memory_of_every_replica_survives_a_checkpoint(tmp_path: Any) -> Non
     assert np.ptp(state.error, axis=0).min() > 0
     for a, b in zip(jax.tree.leaves(step(g, state)), jax.tree.leaves(step(g, back)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["int8", "top_k", "powersgd", "terngrad", "terngrad_int8"])
+def test_replicas_along_two_axes_of_a_mesh_are_replicas(name: str) -> None:
+    """A tuple of names: the numbers of one axis of the same length, in the order of the mesh."""
+    make: Any = {
+        "int8": parallel.int8_compressor,
+        "top_k": lambda axis_name: parallel.top_k_compressor(0.1, axis_name=axis_name),
+        "powersgd": lambda axis_name: parallel.powersgd(2, axis_name=axis_name),
+        "terngrad": lambda axis_name: parallel.terngrad(key=0, axis_name=axis_name),
+        "terngrad_int8": lambda axis_name: parallel.terngrad(key=0, wire="int8", axis_name=axis_name),
+    }[name]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((W, 16, 16)), jnp.float32)
+    got = []
+    for shape, names in (((W,), ("replica",)), ((2, 4), ("slow", "fast"))):
+        mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
+        tx = make(axis_name=names if len(names) > 1 else names[0])
+
+        def block(x: Any, tx: Any = tx) -> Any:
+            return tx.update(x[0], tx.init(x[0]))[0][None]
+
+        spec = P(names if len(names) > 1 else names[0])
+        got.append(jax.jit(jax.shard_map(block, mesh=mesh, in_specs=spec, out_specs=spec))(x))
+    # Sums in another order: a few roundings of numbers below 8.
+    np.testing.assert_allclose(got[0], got[1], rtol=0, atol=8 * 8 * 2**-24)
