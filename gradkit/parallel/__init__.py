@@ -52,6 +52,7 @@ from gradkit.parallel.population_based_training import (
 from gradkit.parallel.powersgd import low_rank_compressor, powersgd
 from gradkit.parallel.quadratic_synchronization import quadratic_synchronization
 from gradkit.parallel.quantized_replica_mean import int8_compressor, quantized_replica_mean
+from gradkit.parallel.random_k_compressor import random_k_compressor
 from gradkit.parallel.replicas import init_replicas, replica_mean, replicate, resize_replicas
 from gradkit.parallel.ring import ring_reduce
 from gradkit.parallel.savic import savic, scale_by_synced_preconditioner
@@ -66,6 +67,7 @@ from gradkit.parallel.shared_seed_spsa import (
 )
 from gradkit.parallel.shuffle_private_mean import shuffle_private_mean
 from gradkit.parallel.sigmoid_contrastive import ring_sigmoid_contrastive_loss
+from gradkit.parallel.sign_compressor import sign_compressor
 from gradkit.parallel.simulate_events import Simulation, simulate_events, start_simulation
 from gradkit.parallel.streaming_diloco import fragment_steps, streaming_diloco
 from gradkit.parallel.terngrad import ternary_compressor, terngrad
@@ -159,6 +161,7 @@ __all__ = [
     "quadratic_synchronization",
     "quadratic_weighted_average",
     "quantized_replica_mean",
+    "random_k_compressor",
     "replica_mean",
     "replicate",
     "resize_replicas",
@@ -174,6 +177,7 @@ __all__ = [
     "shared_seed_gradient",
     "shared_seed_spsa",
     "shuffle_private_mean",
+    "sign_compressor",
     "simulate_events",
     "sr_sgc",
     "start_simulation",

@@ -54,19 +54,22 @@ class DeepGradientCompressionState(NamedTuple):
     exact_fields = ("v",)  # what is rounded off here is never sent
 
 
-def _counts(ratio: Any, leaves: list[Any]) -> list[int]:
+def entries_sent(ratio: Any, leaves: list[Any]) -> list[int]:
+    """k of every leaf."""
     return [min(x.size, math.ceil(x.size * ratio)) for x in leaves]
 
 
 def _chosen(ratio: Any, leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
     """Of every leaf the values of the entries that are largest in size, and where they are."""
-    places = [jax.lax.top_k(jnp.abs(x.reshape(-1)), k)[1] for x, k in zip(leaves, _counts(ratio, leaves), strict=True)]
+    places = [
+        jax.lax.top_k(jnp.abs(x.reshape(-1)), k)[1] for x, k in zip(leaves, entries_sent(ratio, leaves), strict=True)
+    ]
     return [x.reshape(-1)[i] for x, i in zip(leaves, places, strict=True)], places
 
 
 def _spread(payload: tuple[jax.Array, ...], ratio: Any, leaves: list[Any]) -> list[jax.Array]:
     """The leaves that payloads of values and places stand for, 0 elsewhere."""
-    counts = _counts(ratio, leaves)
+    counts = entries_sent(ratio, leaves)
     values = separate(payload[:-1], [jax.ShapeDtypeStruct((k,), x.dtype) for x, k in zip(leaves, counts, strict=True)])
     places = separate(payload[-1:], [jax.ShapeDtypeStruct((k,), jnp.int32) for k in counts])
     zero = [alike(jnp.zeros((x.size,), x.dtype), v) for x, v in zip(leaves, values, strict=True)]

@@ -16,6 +16,8 @@ COMPRESSORS: dict[str, Any] = {
     "int4": lambda: parallel.int8_compressor(bits=4, block=5),
     "low_rank": lambda: parallel.low_rank_compressor(1, min_compression_rate=0.0),
     "low_rank_alternating": lambda: parallel.low_rank_compressor(1, min_compression_rate=0.0, alternating=True),
+    "random_k": lambda: parallel.random_k_compressor(0.2, key=0),
+    "sign": parallel.sign_compressor,
     "ternary": lambda: parallel.ternary_compressor(key=0),
     "ternary_int8": lambda: parallel.ternary_compressor(key=0, wire="int8"),
     "top_k": lambda: parallel.top_k_compressor(0.2),

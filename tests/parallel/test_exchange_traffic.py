@@ -42,6 +42,8 @@ EXPECTED: dict[str, tuple[Any, list[tuple[str, str, int]]]] = {
         parallel.deep_gradient_compression(ratio=0.01),
         [("all-gather", "f32", W * K), ("all-gather", "s32", W * K)],
     ),
+    "random_k": (parallel.random_k_compressor(0.01, key=0), [("all-reduce", "f32", K)]),
+    "sign": (parallel.sign_compressor(), [("all-gather", "f32", W), ("all-gather", "u8", W * N // 8)]),
     "powersgd": (parallel.powersgd(2), [("all-reduce", "f32", 128), ("all-reduce", "f32", 128)]),
     # One of the two runs in a step: they are in the branches of a conditional.
     "powersgd_alternating": (
