@@ -145,22 +145,25 @@ def diff2(
             n *= jax.lax.axis_size(axis_name)
         step = _norm(jax.tree.map(jnp.subtract, x, state.previous))
 
+        # The types of both branches: a sum over the examples of this replica.
+        anything = step + sum((jnp.sum(b).astype(step.dtype) * 0 for b in jax.tree.leaves(batch)), jnp.zeros_like(step))
+        like = (jax.tree.map(lambda _: anything, x), step)
+        # Of parameters that all replicas share, `jax.grad` would be the sum over replicas, before any clipping.
+        here, before = (alike(point, like[0]) for point in (x, state.previous))
+
         def noise(multiplier: Any, radius: Any) -> jax.Array:
             none = jnp.asarray(multiplier, step.dtype) == 0  # of a radius without end, too
             return jnp.where(none, 0.0, jnp.asarray(multiplier, step.dtype) * radius)
 
         def whole() -> Any:
             radius = jnp.asarray(clip, step.dtype)
-            return alike((clipped(examples(x, batch), radius), noise(noise_multiplier, radius)), like)
+            return alike((clipped(examples(here, batch), radius), noise(noise_multiplier, radius)), like)
 
         def difference() -> Any:
-            apart = jax.tree.map(jnp.subtract, examples(x, batch), examples(state.previous, batch))
+            apart = jax.tree.map(jnp.subtract, examples(here, batch), examples(before, batch))
             radius = jnp.where(step > 0, jnp.asarray(difference_clip, step.dtype) * step, jnp.zeros_like(step))
             return alike((clipped(apart, radius), noise(difference_noise_multiplier, radius)), like)
 
-        # The types of both branches: a sum over the examples of this replica.
-        anything = step + sum((jnp.sum(b).astype(step.dtype) * 0 for b in jax.tree.leaves(batch)), jnp.zeros_like(step))
-        like = (jax.tree.map(lambda _: anything, x), step)
         start = state.count % restart == 0
         total, std = jax.lax.cond(start, whole, difference)
         if axis_name is not None:

@@ -61,7 +61,8 @@ def shuffle_private_mean(
       [ 1. -1.]
 
     Reference: Cheu, Joseph, Mao, Peng. Shuffle Private Stochastic Convex Optimization. 2021, arXiv 2106.09805. Its
-    optimizers around this mean, minibatch and accelerated, are any that take a gradient.
+    optimizers around this mean, minibatch and accelerated, are any that take a gradient. The noise takes `noise_trials`
+    draws of the size of all gradients.
     """
     check_key(key if not isinstance(key, jax.core.Tracer) else None)
     checks.real("bound", bound, "(0, inf)")
@@ -98,8 +99,13 @@ def shuffle_private_mean(
         low = jnp.floor(scaled)
         up = jax.random.uniform(rounding, x.shape, x.dtype) < scaled - low
         m = low.astype(jnp.int32) + up.astype(jnp.int32)
-        if b:
-            m += jax.random.binomial(noise, b, noise_p, x.shape, dtype=jnp.float32).astype(jnp.int32)
+
+        def trial(t: Any, m: jax.Array) -> jax.Array:
+            """One of the b trials of all users and coordinates; `jax.random.binomial` has no form in `shard_map`."""
+            u = jax.random.uniform(jax.random.fold_in(noise, t), x.shape, jnp.float32)
+            return m + (u < jnp.asarray(noise_p, jnp.float32)).astype(jnp.int32)
+
+        m = jax.lax.fori_loop(0, b, trial, m)
         return jnp.sum(m, axis=0, dtype=jnp.int32)
 
     sums = [total(x, k) for x, k in zip(wide, jax.random.split(now, len(wide)), strict=True)]
