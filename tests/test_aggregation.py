@@ -59,13 +59,14 @@ OF_LOSSES = (
     "famo",
     "geometric_mean_loss",
     "gradnorm",
+    "hedge",
     "imtl_l",
     "pbi",
     "stch",
     "uncertainty_weighting",
 )
 # s^d: the norm of the gradients does not count, counts otherwise, or is limited.
-DEGREE = {"fairgrad": 0, "nash_mtl": 0}
+DEGREE = {"fairgrad": 0, "nash_mtl": 0, "per_class_normalized": 0}
 NOT_HOMOGENEOUS = {
     "differentially_private_aggregate": "gradients above a norm are cut to it",
     "excess_mtl": "the first excess risks are sums of absolute values, and weights follow from their size",

@@ -19,6 +19,11 @@ from gradkit.aggregation.graddrop import graddrop
 from gradkit.aggregation.gradnorm import gradnorm
 from gradkit.aggregation.gradvac import gradvac
 from gradkit.aggregation.gramian import combine, gramian
+from gradkit.aggregation.hedge import (
+    HedgeWeights,
+    hedge,
+    hedge_weights,
+)
 from gradkit.aggregation.imtl_g import imtl_g
 from gradkit.aggregation.krum import krum
 from gradkit.aggregation.learned_weights import imtl_l, uncertainty_weighting
@@ -28,6 +33,9 @@ from gradkit.aggregation.modo import modo
 from gradkit.aggregation.nash_mtl import nash_mtl
 from gradkit.aggregation.pcd import pcd
 from gradkit.aggregation.pcgrad import pcgrad
+from gradkit.aggregation.per_class_normalized import (
+    per_class_normalized,
+)
 from gradkit.aggregation.prograd import prograd
 from gradkit.aggregation.scalarizers import cosmos, geometric_mean_loss, pbi, stch
 from gradkit.aggregation.sdmgrad import sdmgrad
@@ -37,6 +45,7 @@ from gradkit.aggregation.winsorized_mean import median_of_means, winsorized_mean
 
 __all__ = [
     "DifferentiallyPrivateAggregateState",
+    "HedgeWeights",
     "aggregate",
     "aligned_mtl",
     "bloop",
@@ -58,6 +67,8 @@ __all__ = [
     "gradnorm",
     "gradvac",
     "gramian",
+    "hedge",
+    "hedge_weights",
     "imtl_g",
     "imtl_l",
     "krum",
@@ -69,6 +80,7 @@ __all__ = [
     "pbi",
     "pcd",
     "pcgrad",
+    "per_class_normalized",
     "prograd",
     "project_out",
     "random_weighting",

@@ -7,6 +7,9 @@ from gradkit.batches.adadagrad import (
     adadagrad,
     norm_test_controller,
 )
+from gradkit.batches.class_balanced_batches import (
+    class_balanced_batches,
+)
 from gradkit.batches.colm_select import (
     ColmState,
     colm_select,
@@ -91,6 +94,7 @@ __all__ = [
     "MultigridRow",
     "SurgeFit",
     "adadagrad",
+    "class_balanced_batches",
     "colm_select",
     "duration_weights",
     "effective_sample_size",

@@ -92,6 +92,9 @@ from gradkit.gradients.multiply_by_noise import (
 from gradkit.gradients.path_gradient_kl import (
     path_gradient_kl,
 )
+from gradkit.gradients.per_class_gradients import (
+    per_class_gradients,
+)
 from gradkit.gradients.replay_grad import (
     metagradient_descent,
     metasmoothness,
@@ -100,6 +103,11 @@ from gradkit.gradients.replay_grad import (
 from gradkit.gradients.sam import (
     asam,
     sam,
+)
+from gradkit.gradients.scale_by_return import (
+    ScaleByReturn,
+    ScaleByReturnState,
+    scale_by_return,
 )
 from gradkit.gradients.sl_bamm import (
     sl_bamm,
@@ -144,6 +152,8 @@ __all__ = [
     "LazyGradients",
     "LikelihoodRatioGradients",
     "LikelihoodRatioTape",
+    "ScaleByReturn",
+    "ScaleByReturnState",
     "Sga",
     "SgaState",
     "ZerothOrder",
@@ -181,9 +191,11 @@ __all__ = [
     "multiply_by_noise",
     "neumann_ihvp",
     "path_gradient_kl",
+    "per_class_gradients",
     "project_onto_guess",
     "replay_grad",
     "sam",
+    "scale_by_return",
     "sga",
     "sl_bamm",
     "smoothgrad",

@@ -76,10 +76,54 @@ def _balanced_ema_rate(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
     return {"rate": rate, "running_mean": np.stack(means), "running_var": np.stack(variances)}
 
 
+def _scale_by_return(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    scale = gk.gradients.scale_by_return(**known(hyper))
+
+    def step(state: Any, row: Any) -> Any:
+        sigma, state = scale.update(state, *row)
+        return state, sigma
+
+    rows = (jnp.asarray(arrays["reward"]), jnp.asarray(arrays["done"]))
+    return {"sigma": jax.jit(lambda: jax.lax.scan(step, scale.init(), rows)[1])()}
+
+
+def _hedge(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    """Plain gradient descent on the weighted losses; the floor is of as many layers as there are exits."""
+    exits = arrays["losses"].shape[1]
+    own = {"discount": hyper["discount"], "smoothing": hyper["smoothing"], "num_layers": exits}
+    tx = optax.chain(gk.aggregation.hedge(num_tasks=exits, **own), gk.sgd(hyper["learning_rate"]))
+    weights = {name.split("/", 1)[1]: jnp.asarray(a) for name, a in arrays.items() if name.startswith("w0/")}
+
+    def losses(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        out, h = [], x
+        for i in range(exits):
+            h = jax.nn.relu(h @ params[f"hidden_layers.{i}.weight"].T + params[f"hidden_layers.{i}.bias"][None])
+            logits = h @ params[f"output_layers.{i}.weight"].T + params[f"output_layers.{i}.bias"][None]
+            out.append(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y)))
+        return jnp.stack(out)
+
+    source = gk.gradients.task_gradients(losses)
+
+    def step(carry: Any, row: Any) -> Any:
+        params, state = carry
+        values, g = source(params, *row)
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, values, state[0].alpha)
+
+    rows = (jnp.asarray(arrays["x"]), jnp.asarray(arrays["y"]))
+    seen, values, alpha = jax.jit(lambda: jax.lax.scan(step, (weights, tx.init(weights)), rows)[1])()
+    after = {n: int(n[1:].split("/")[0]) for n in arrays if n[0] == "w" and n[1:].split("/")[0].isdigit()}
+    trained = {n: seen[n.split("/", 1)[1]][t - 1] for n, t in after.items() if t}
+    return {**trained, "losses": values, "alpha": alpha}
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     # A bias is a matrix of one row in these files.
     "overparameterized": lambda hyper: gk.overparameterized(vectors=True, **known(hyper)),
 }
 FUNCTIONS: dict[str, Callable[[dict[str, Any], Arrays], Arrays]] = {
     "balanced_ema_rate": _balanced_ema_rate,
+    "hedge": _hedge,
+    "scale_by_return": _scale_by_return,
 }
