@@ -66,7 +66,7 @@ class _Rule(NamedTuple):
             spread = jnp.max(L) - jnp.min(L)
             L = jnp.where(spread > 0, (L - jnp.min(L)) / jnp.where(spread > 0, spread, jnp.ones_like(spread)), 0 * L)
         discount, smoothing = (jnp.asarray(x, alpha.dtype) for x in (self.discount, self.smoothing))
-        new = jnp.maximum(alpha * discount**L, smoothing / self.num_layers)
+        new = jnp.maximum(alpha * discount**L, smoothing / (self.num_layers or 1))
         total = jnp.sum(new)
         # Without a floor, losses so large that all powers are 0: only their differences count.
         apart = alpha * discount ** (L - jnp.min(L))
@@ -87,9 +87,9 @@ def hedge_weights(
 
         alpha_l <- alpha_l discount^{L_l};   alpha_l <- max(alpha_l, smoothing / L);   alpha <- alpha / sum_l alpha_l
 
-    Predict sum_l alpha_l f_l, and train on sum_l alpha_l L_l with alpha constant (`jax.lax.stop_gradient`): one backward
-    pass, whatever the number of exits. That is the gradient of the weighted sum of the losses, not of the loss of the
-    mixed prediction. Then update alpha with the losses of that forward pass.
+    Predict sum_l alpha_l f_l, and train on sum_l alpha_l L_l with alpha constant (`jax.lax.stop_gradient`): one
+    backward pass, whatever the number of exits. That is the gradient of the weighted sum of the losses, not of the loss
+    of the mixed prediction. Then update alpha with the losses of that forward pass.
 
     Args:
       num_exits: n >= 1; L + 1 in the paper, which has an exit on the input and one behind each of L layers.
@@ -114,8 +114,8 @@ def hedge_weights(
       [0.6669999957084656, 0.3330000042915344]
 
     Reference: Sahoo, Pham, Lu, Hoi. Online Deep Learning: Learning Deep Neural Networks on the Fly. 2018, arXiv
-    1711.03705. The authors' code has a floor of 0.01; a port without an exit on the input starts at 1 / (n + 1), so that
-    its first step is too short, and has n in the place of L: `num_layers=n`.
+    1711.03705. The authors' code has a floor of 0.01; a port without an exit on the input starts at 1 / (n + 1), so
+    that its first step is too short, and has n in the place of L: `num_layers=n`.
     """
     rule = _Rule("hedge_weights", num_exits, discount, smoothing, num_layers, normalize_losses).checked()
     checks.axis_name("axis_name", axis_name)

@@ -1,4 +1,4 @@
-"""Gradient descent with the gradient of every class normalized: classes of few examples are learned as fast as others."""
+"""Gradient descent with the gradient of every class normalized, so that classes of few examples are learned as fast."""
 
 from typing import Any
 
@@ -28,8 +28,8 @@ def per_class_normalized(*, eps: Any = 0.0, mean: bool = False) -> optax.Gradien
         result = sum_l g_l / (|g_l| + eps),    0 for a class without gradient
 
     g_l is the part of the batch's gradient that class l has, of any scale (`gk.gradients.per_class_gradients`); norms
-    run over the whole tree. Full gradients are slow on a class of few examples, since the majority's gradient is longer:
-    here it does not matter how many examples a class has. The step has a length of up to K learning rates.
+    run over the whole tree. Full gradients are slow on a class of few examples, since the majority's gradient is
+    longer: here it does not matter how many examples a class has. The step has a length of up to K learning rates.
 
     Args:
       eps: added to the norms, >= 0. Default 0 (paper).
@@ -50,10 +50,10 @@ def per_class_normalized(*, eps: Any = 0.0, mean: bool = False) -> optax.Gradien
       >>> print(tx.update(g, tx.init(g[0]))[0].round(4))
       [0.6 1.8]
 
-    Reference: Francazi, Baity-Jesi, Lucchi. A Theoretical Analysis of the Learning Dynamics under Class Imbalance. 2023,
-    arXiv 2207.00391. PCNSGD+O is this with `gk.batches.class_balanced_batches`; PCNSGD+R, which divides by the cosine of
-    each class's gradient with that of all data, needs a full pass per class and is left out. Batch normalization couples
-    classes; the official code replaces it by group normalization.
+    Reference: Francazi, Baity-Jesi, Lucchi. A Theoretical Analysis of the Learning Dynamics under Class Imbalance.
+    2023, arXiv 2207.00391. PCNSGD+O is this with `gk.batches.class_balanced_batches`; PCNSGD+R, which divides by the
+    cosine of each class's gradient with that of all data, needs a full pass per class and is left out. Batch
+    normalization couples classes; the official code replaces it by group normalization.
     """
     checks.real("eps", eps, "[0, inf)")
     checks.switch(mean=mean)

@@ -43,8 +43,8 @@ def class_balanced_batches(labels: Any, class_batch_size: int, *, key: Any = 0) 
       >>> int(batch(0)[2]), int(batch(0)[3])  # the one example of class 1, twice
       (3, 3)
 
-    Reference: Francazi, Baity-Jesi, Lucchi. A Theoretical Analysis of the Learning Dynamics under Class Imbalance. 2023,
-    arXiv 2207.00391 (PCNSGD+O).
+    Reference: Francazi, Baity-Jesi, Lucchi. A Theoretical Analysis of the Learning Dynamics under Class Imbalance.
+    2023, arXiv 2207.00391 (PCNSGD+O).
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iu":

@@ -46,8 +46,8 @@ def per_class_gradients(
       >>> gradients.stacked().round(4).tolist()  # 1 / 3 and (2 + 3) / 3
       [0.33329999446868896, 1.666700005531311]
 
-    Reference: Francazi, Baity-Jesi, Lucchi. A Theoretical Analysis of the Learning Dynamics under Class Imbalance. 2023,
-    arXiv 2207.00391.
+    Reference: Francazi, Baity-Jesi, Lucchi. A Theoretical Analysis of the Learning Dynamics under Class Imbalance.
+    2023, arXiv 2207.00391.
     """
     checks.function("loss_fn", loss_fn)
     num_classes = checks.integer("num_classes", num_classes, 1)

@@ -92,8 +92,8 @@ def scale_by_return(discount: Any = 0.99, *, discounted_return: bool = False) ->
       >>> float(sigma)  # the variance of 1 and 3 is 1
       1.0
 
-    Reference: Vasan et al. Deep Policy Gradient Methods Without Batch Updates, Target Networks, or Replay Buffers. 2024,
-    arXiv 2411.15370. Its code sums undiscounted rewards; variances are those of the population.
+    Reference: Vasan et al. Deep Policy Gradient Methods Without Batch Updates, Target Networks, or Replay Buffers.
+    2024, arXiv 2411.15370. Its code sums undiscounted rewards; variances are those of the population.
     """
     checks.real("discount", discount, "[0, 1]")
     checks.switch(discounted_return=discounted_return)
