@@ -1,5 +1,13 @@
 """Gradient descent and momentum."""
 
+from gradkit.optimizers.momentum.complex_momentum import (
+    ScaleByComplexAdamState,
+    ScaleByComplexMomentumState,
+    complex_adam,
+    complex_momentum,
+    scale_by_complex_adam,
+    scale_by_complex_momentum,
+)
 from gradkit.optimizers.momentum.correct_momentum import (
     correct_momentum,
 )
@@ -45,9 +53,13 @@ from gradkit.optimizers.momentum.xgrad import (
 )
 
 __all__ = [
+    "ScaleByComplexAdamState",
+    "ScaleByComplexMomentumState",
     "ScaleByGravityState",
     "ScaleBySpikeCompensationState",
     "StaleGradients",
+    "complex_adam",
+    "complex_momentum",
     "correct_momentum",
     "gravity",
     "heavy_ball",
@@ -58,6 +70,8 @@ __all__ = [
     "positive_negative_momentum",
     "qhadam",
     "qhm",
+    "scale_by_complex_adam",
+    "scale_by_complex_momentum",
     "scale_by_gravity",
     "scale_by_qhadam",
     "scale_by_qhm",
