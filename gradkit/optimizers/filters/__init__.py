@@ -5,6 +5,9 @@ from gradkit.optimizers.filters.add_noise import (
     add_noise,
     noisy_sgd,
 )
+from gradkit.optimizers.filters.add_norm_prior import (
+    add_norm_prior,
+)
 from gradkit.optimizers.filters.clip_by_quantile import (
     clip_by_quantile,
 )
@@ -21,12 +24,20 @@ from gradkit.optimizers.filters.perpgrad import (
     orthogonalize_to_params,
     perpgrad,
 )
+from gradkit.optimizers.filters.quantization_aware_scaling import (
+    SparsePlan,
+    plan_sparse_update,
+    quantization_aware_scaling,
+    sparse_update,
+)
 
 __all__ = [
     "AddNoiseState",
     "GrokfastEmaState",
     "GrokfastMaState",
+    "SparsePlan",
     "add_noise",
+    "add_norm_prior",
     "clip_by_quantile",
     "flood",
     "grokfast_ema",
@@ -34,4 +45,7 @@ __all__ = [
     "noisy_sgd",
     "orthogonalize_to_params",
     "perpgrad",
+    "plan_sparse_update",
+    "quantization_aware_scaling",
+    "sparse_update",
 ]

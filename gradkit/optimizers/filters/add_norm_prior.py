@@ -1,0 +1,83 @@
+"""A pull of latents towards the norm that Gaussian noise has, for optimizing the noise of a generator."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, register
+from gradkit.engine.core import scalar, transformation
+
+PAPER = Paper(
+    "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization",
+    "Eyring et al.",
+    2024,
+    "2406.04312",
+)
+
+
+def add_norm_prior(weight: Any = 0.01, *, batch_axes: int = 0) -> optax.GradientTransformationExtraArgs:
+    """Adds the gradient of the prior of a latent's norm: that of d independent normal numbers.
+
+        K(x) = |x|^2 / 2 - (d - 1) log|x|
+        g   <- g + weight (1 - (d - 1) / |x|^2) x
+
+    which is 0 at |x| = sqrt(d - 1), and otherwise pulls there. The paper's recipe is
+    `optax.chain(gk.add_norm_prior(), optax.clip_by_global_norm(0.1), gk.sgd(5.0, momentum=0.9, nesterov=True))` for 50
+    steps, and the latent of the best reward of all of them.
+
+    Args:
+      weight: >= 0. Default 0.01 (official code).
+      batch_axes: how many leading axes of every leaf count latents, >= 0; |x| and d are of all others. Default 0: a
+        leaf is one latent.
+
+    Returns:
+      A transformation that needs `params`. No state. A latent of zeros has no direction, and is left alone.
+      Collectives: one scalar per latent that is sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves; at `update`, `params` missing, or a leaf of fewer
+        axes than `batch_axes`.
+
+    Example:
+      >>> tx, x = add_norm_prior(1.0), jnp.array([3.0, 0.0, 0.0])  # 1 - 2 / 9
+      >>> print(tx.update(jnp.zeros(3), tx.init(x), x)[0].round(4))
+      [2.3333 0.     0.    ]
+
+    Reference: Eyring et al. ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization.
+    2024, arXiv 2406.04312. The code takes |x| of the whole batch with the d of one latent, which is right for a batch
+    of 1.
+    """
+    checks.real("weight", weight, "[0, inf)")
+    batch_axes = checks.integer("batch_axes", batch_axes, 0)
+
+    def leaf(g: jax.Array, x: jax.Array) -> jax.Array:
+        if x.ndim < batch_axes:
+            raise ValueError(
+                f"add_norm_prior: batch_axes must be at most the {x.ndim} axes of every leaf, got {batch_axes}; write "
+                f"batch_axes={x.ndim}"
+            )
+        d = math.prod(x.shape[batch_axes:])
+        square = jnp.sum(jnp.square(x), axis=tuple(range(batch_axes, x.ndim)), keepdims=True)
+        known = square > 0
+        pull = jnp.where(known, 1 - (d - 1) / jnp.where(known, square, jnp.ones_like(square)), jnp.zeros_like(square))
+        return g + scalar(weight, g) * pull * x
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
+        del extra
+        return jax.tree.map(leaf, updates, params), state
+
+    return transformation("add_norm_prior", lambda params: optax.EmptyState(), update, needs_params=True)
+
+
+register(
+    add_norm_prior,
+    form="primitive",
+    paper=PAPER,
+    collectives="norms",
+    opt_outs={"stacked": "a leaf is one latent, or has leading axes of latents, whatever its name says of stacks"},
+    notes="for latents of a generator, in front of a clip",
+)
