@@ -62,6 +62,7 @@ from gradkit.layers.standardize_weight import (
 from gradkit.layers.statistics import (
     RunningStatistics,
 )
+from gradkit.layers.ternary_linear import ternary_linear, ternary_quantize
 from gradkit.layers.tract import (
     tract,
     tract_conv,
@@ -114,6 +115,8 @@ __all__ = [
     "sparse_weight",
     "standardize_weight",
     "straight_through_categorical",
+    "ternary_linear",
+    "ternary_quantize",
     "tract",
     "tract_conv",
     "tract_linear",

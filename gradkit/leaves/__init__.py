@@ -2,6 +2,7 @@
 
 from gradkit.leaves.axes import Axes
 from gradkit.leaves.axis_names import AXIS_NAMES
+from gradkit.leaves.coalesce import Merge, coalesce, decoalesce, interpolate_params, v_cycle
 from gradkit.leaves.depth import layerwise_decay
 from gradkit.leaves.describe import Description, Row, describe
 from gradkit.leaves.groups import groups
@@ -33,6 +34,7 @@ __all__ = [
     "Doubt",
     "Layout",
     "LayoutWarning",
+    "Merge",
     "Method",
     "Row",
     "Selector",
@@ -43,12 +45,15 @@ __all__ = [
     "by_role",
     "by_shape",
     "check_mask",
+    "coalesce",
+    "decoalesce",
     "default_layout",
     "describe",
     "everything",
     "from_matrices",
     "groups",
     "infer_layout",
+    "interpolate_params",
     "layerwise_decay",
     "layout",
     "map_named",
@@ -61,4 +66,5 @@ __all__ = [
     "tensor_axes",
     "to_matrices",
     "unit_axes",
+    "v_cycle",
 ]

@@ -3,6 +3,7 @@
 from gradkit.losses.flooding import (
     flooding,
 )
+from gradkit.losses.global_load_balance_loss import RouterCounts, global_load_balance_loss
 from gradkit.losses.hessian_alignment import hgp_penalty, hutchinson_penalty
 from gradkit.losses.ppo_decoupled_loss import (
     ppo_decoupled_kl_loss,
@@ -16,7 +17,9 @@ from gradkit.losses.stablemax import (
 )
 
 __all__ = [
+    "RouterCounts",
     "flooding",
+    "global_load_balance_loss",
     "hgp_penalty",
     "hutchinson_penalty",
     "log_stablemax",

@@ -1,5 +1,6 @@
 """What this library answers to files of arrays about losses, selections, layers and maps between models."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,8 +43,53 @@ def _k_centre(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
     return {"selected": found.indices, "radius": found.radius}
 
 
+def _ternary(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    """Both measures; the divisor of the weights, their codes, and the gradients for the cotangent of the output."""
+    x, w, c = (jnp.asarray(arrays[name]) for name in ("input", "kernel", "cotangent"))
+    out = {}
+    for measure in ("mean", "median"):
+        own = {"measure": measure, "eps": hyper["eps"], "straight_through": hyper["straight_through"]}
+        layer = partial(gk.layers.ternary_linear, activation_bits=hyper["activation_bits"], **own)
+        y, back = jax.vjp(layer, x, w)
+        dx, dw = back(c)
+        codes, scale = gk.layers.ternary_quantize(w, **own)
+        found = {"output": y, "grad_input": dx, "grad_kernel": dw, "weight_scale": scale}
+        found |= {"codes": codes} if hyper["straight_through"] == 1 else {}
+        out |= {f"{measure}/{name}": value for name, value in found.items()}
+    return out
+
+
+def _coalesce(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
+    """The matrices are what becomes of unit matrices; kernels are (out, in), with 4 hidden units per unit."""
+    room = gk.leaves
+    groups, layers = (tuple(map(tuple, hyper[name])) for name in ("width_groups", "depth_groups"))
+    width, depth = room.Merge(groups, hyper["head_size"]), room.Merge(layers)
+
+    def down(x: Any, *axes: Any) -> Any:
+        return room.coalesce({"x": jnp.asarray(x)}, {"x": dict(enumerate(axes))})["x"]
+
+    def up(x: Any, *axes: Any) -> Any:
+        return room.decoalesce({"x": jnp.asarray(x)}, {"x": dict(enumerate(axes))})["x"]
+
+    kernel = (width, width._replace(input_side=True))
+    hidden = width._replace(block=len(arrays["F_mlp"][0]) // len(arrays["F"][0]) * hyper["head_size"])
+    small = down(arrays["linear"], *kernel)
+    return {
+        "F": down(jnp.eye(hyper["width"]), width),
+        "F_mlp": down(jnp.eye(len(arrays["F_mlp"][0])), hidden),
+        "T": up(jnp.eye(len(arrays["F"])), width),
+        "R": down(jnp.eye(sum(map(len, layers))), depth),
+        "G": up(jnp.eye(len(layers)), depth),
+        "linear_small": small,
+        "linear_back": up(small, *kernel),
+        "bias_small": down(arrays["bias"], width),
+    }
+
+
 FUNCTIONS = {
+    "coalesce": _coalesce,
     "k_centre_greedy": _k_centre,
     "min_snr_weights": _min_snr,
     "sigmoid_contrastive_loss": _sigmoid,
+    "ternary_linear": _ternary,
 }
