@@ -95,10 +95,9 @@ def test_an_aggregator_on_a_mesh(card: Card, tmp_path: Path) -> None:
 @of("strategy", "checkpoint")
 def test_a_strategy_goes_on_from_a_checkpoint(card: Card, tmp_path: Path) -> None:
     """In the middle of a round, on a mesh of replicas that are cut themselves, and on another mesh."""
-    first = next(iter(inspect.signature(card.function).parameters))
-    tx = card.function(
-        0.1 if first == "learning_rate" else gk.sgd(0.1, momentum=0.9), **{**card.example, "sync_every": 3}
-    )
+    first, *others = inspect.signature(card.function).parameters
+    rounds = {"sync_every": 3} if "sync_every" in others else {}
+    tx = card.function(0.1 if first == "learning_rate" else gk.sgd(0.1, momentum=0.9), **{**card.example, **rounds})
 
     @jax.jit
     def step(params: Any, state: Any, t: Any) -> Any:
