@@ -31,6 +31,7 @@ from gradkit.diagnostics.curvature_stability import (
 from gradkit.diagnostics.directional_sharpness import (
     directional_sharpness,
 )
+from gradkit.diagnostics.effective_learning_rate import effective_learning_rate, settled_learning_rate
 from gradkit.diagnostics.extend_schedule import (
     extend_cooldown,
     extend_second_stage,
@@ -81,6 +82,10 @@ from gradkit.diagnostics.lanczos import (
 )
 from gradkit.diagnostics.linear_mode_strength import (
     linear_mode_strength,
+from gradkit.diagnostics.layer_gradient_profile import (
+    LayerGradientProfile,
+    layer_gradient_profile,
+    profile_difference,
 )
 from gradkit.diagnostics.metrics import (
     metrics,
@@ -108,6 +113,7 @@ from gradkit.diagnostics.range_test import (
     Suggestion,
     suggest_learning_rate,
 )
+from gradkit.diagnostics.signal_propagation import SignalPropagation, signal_propagation
 from gradkit.diagnostics.spectral_density import (
     HessianCriteria,
     SpectralDensity,
@@ -149,6 +155,7 @@ __all__ = [
     "GfsSharpness",
     "HeavyBallPair",
     "HessianCriteria",
+    "LayerGradientProfile",
     "NoiseScale",
     "NoiseScaleEstimate",
     "NoiseScaleState",
@@ -157,6 +164,7 @@ __all__ = [
     "PowerLaw",
     "Ritz",
     "Sharpness",
+    "SignalPropagation",
     "SpectralDensity",
     "StepsExamples",
     "Suggestion",
@@ -174,6 +182,7 @@ __all__ = [
     "critical_batch_size",
     "curvature_stability",
     "directional_sharpness",
+    "effective_learning_rate",
     "extend_cooldown",
     "extend_second_stage",
     "farms_eigs",
@@ -191,6 +200,7 @@ __all__ = [
     "lanczos_hyperparameters",
     "lanczos_tridiagonal",
     "layer_alphas",
+    "layer_gradient_profile",
     "layer_importance",
     "linear_mode_strength",
     "m_coherence",
@@ -203,10 +213,13 @@ __all__ = [
     "performance_profile",
     "policy_gradient_subspace",
     "powerlaw_alpha",
+    "profile_difference",
     "retained_rank",
     "ritz",
     "scalar_gfs_sharpness",
+    "settled_learning_rate",
     "sharpness",
+    "signal_propagation",
     "spectral_density",
     "stability_ratio",
     "stable_flow_step",

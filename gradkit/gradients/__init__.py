@@ -71,6 +71,7 @@ from gradkit.gradients.likelihood_ratio_gradient import (
     likelihood_ratio_gradient,
     lr_dense,
 )
+from gradkit.gradients.local_spsa import local_spsa
 from gradkit.gradients.lora_ga_init import (
     lora_ga_init,
 )
@@ -121,6 +122,7 @@ from gradkit.gradients.svag import (
 from gradkit.gradients.task_gradients import (
     task_gradients,
 )
+from gradkit.gradients.truncated_backprop import low_variance_last_step, random_truncated_backprop, truncated_backprop
 from gradkit.gradients.vanishing_gradient_penalty import (
     vanishing_gradient_penalty,
 )
@@ -182,7 +184,9 @@ __all__ = [
     "ift_hypergradient",
     "init_feedback",
     "likelihood_ratio_gradient",
+    "local_spsa",
     "lora_ga_init",
+    "low_variance_last_step",
     "lr_dense",
     "map_cotangent",
     "metagradient_descent",
@@ -193,6 +197,7 @@ __all__ = [
     "path_gradient_kl",
     "per_class_gradients",
     "project_onto_guess",
+    "random_truncated_backprop",
     "replay_grad",
     "sam",
     "scale_by_return",
@@ -202,6 +207,7 @@ __all__ = [
     "storm_blocks",
     "svag",
     "task_gradients",
+    "truncated_backprop",
     "vanishing_gradient_penalty",
     "zeroth_order_gradient",
     "zo_adam",
