@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 SHAPES = {"bias": (4,), "kernel": (6, 4), "wide": (4, 9), "tall": (12, 5), "stack": (2, 4, 6)}
-# References that compute in float32 say so in their file: a table of noise levels, the statistics of AVG, TVLARS' factor
-# of time.
+# References that compute in float32 say so in their file: a table of noise levels, the statistics of AVG, TVLARS'
+# factor of time.
 FLOAT32 = {"min_snr_weights": 2e-6, "scale_by_return": 2e-5, "tvlars": 1e-6}
 STREAMS = {"params": 1, "grads": 2, "curv": 3, "centre": 4}
 

@@ -22,7 +22,7 @@ def _sigmoid(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
 
     def own(image: jax.Array, text: jax.Array) -> jax.Array:
         def block(s: Any, text: Any, own: bool) -> jax.Array:
-            return pair_losses(*s[:1], text, *s[1:], own, None)
+            return pair_losses(s[0], text, s[1], s[2], own, None)
 
         return gk.parallel.ring_reduce(block, (image, t, b), text, axis_name="i") / len(image)
 

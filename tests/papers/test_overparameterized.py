@@ -85,7 +85,7 @@ def test_decay_of_each_of_the_layers_is_n_times_that_of_the_product() -> None:
     for normalize, want in ((False, 3.0), (True, 1.0)):
         tx = gk.overparameterized(0.5, depth=3, weight_decay=0.1, normalize=normalize)
         u = tx.update({"w": jnp.zeros((2, 2))}, tx.init(x), x)[0]["w"]
-        np.testing.assert_allclose(u, -0.05 * want * np.eye(2), rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(u), -0.05 * want * np.eye(2), rtol=1e-6)
 
 
 def test_the_flow_of_two_layers_is_that_of_the_modes(x64: None) -> None:
