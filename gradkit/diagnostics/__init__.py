@@ -80,12 +80,13 @@ from gradkit.diagnostics.lanczos import (
     lanczos_hyperparameters,
     ritz,
 )
-from gradkit.diagnostics.linear_mode_strength import (
-    linear_mode_strength,
 from gradkit.diagnostics.layer_gradient_profile import (
     LayerGradientProfile,
     layer_gradient_profile,
     profile_difference,
+)
+from gradkit.diagnostics.linear_mode_strength import (
+    linear_mode_strength,
 )
 from gradkit.diagnostics.metrics import (
     metrics,
