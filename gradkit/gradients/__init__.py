@@ -90,6 +90,10 @@ from gradkit.gradients.moments import (
 from gradkit.gradients.multiply_by_noise import (
     multiply_by_noise,
 )
+from gradkit.gradients.partial_set_gradient import (
+    partial_set_gradient,
+    replace_forward,
+)
 from gradkit.gradients.path_gradient_kl import (
     path_gradient_kl,
 )
@@ -104,6 +108,9 @@ from gradkit.gradients.replay_grad import (
 from gradkit.gradients.sam import (
     asam,
     sam,
+)
+from gradkit.gradients.sandwich_gradient import (
+    sandwich_gradient,
 )
 from gradkit.gradients.scale_by_return import (
     ScaleByReturn,
@@ -194,12 +201,15 @@ __all__ = [
     "microbatch",
     "multiply_by_noise",
     "neumann_ihvp",
+    "partial_set_gradient",
     "path_gradient_kl",
     "per_class_gradients",
     "project_onto_guess",
     "random_truncated_backprop",
+    "replace_forward",
     "replay_grad",
     "sam",
+    "sandwich_gradient",
     "scale_by_return",
     "sga",
     "sl_bamm",
