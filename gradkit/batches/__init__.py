@@ -10,6 +10,8 @@ from gradkit.batches.adadagrad import (
 from gradkit.batches.class_balanced_batches import (
     class_balanced_batches,
 )
+from gradkit.batches.batch_order import batch_order
+from gradkit.batches.cluster_batches import cluster_batches
 from gradkit.batches.colm_select import (
     ColmState,
     colm_select,
@@ -22,6 +24,7 @@ from gradkit.batches.cooldown import (
     scalarization_weights,
     temperature_probs,
 )
+from gradkit.batches.dataset_bins import dataset_bins, sample_bins
 from gradkit.batches.duration_weights import duration_weights
 from gradkit.batches.geometric_batch_size import (
     geometric_batch_size,
@@ -40,6 +43,7 @@ from gradkit.batches.infobatch import (
     infobatch,
     infobatch_loss,
 )
+from gradkit.batches.jest_select import jest_select, learnability
 from gradkit.batches.k_centre_greedy import KCentres, k_centre_greedy
 from gradkit.batches.linear_scaling import (
     linear_scaling,
@@ -95,7 +99,10 @@ __all__ = [
     "SurgeFit",
     "adadagrad",
     "class_balanced_batches",
+    "batch_order",
+    "cluster_batches",
     "colm_select",
+    "dataset_bins",
     "duration_weights",
     "effective_sample_size",
     "example_variance",
@@ -113,7 +120,9 @@ __all__ = [
     "infobatch_loss",
     "init_colm",
     "inner_product_test",
+    "jest_select",
     "k_centre_greedy",
+    "learnability",
     "linear_scaling",
     "min_snr_weights",
     "multigrid_schedule",
@@ -123,6 +132,7 @@ __all__ = [
     "orthogonality_test",
     "regime_adaptation",
     "reshuffle",
+    "sample_bins",
     "scalarization_weights",
     "select_hard_batches",
     "sgd_learning_rate",

@@ -31,7 +31,7 @@ def _moments(x: Any, channel_axis: int) -> tuple[jax.Array, jax.Array]:
     x = reals("signal_propagation", "x", x)
     if not -x.ndim <= channel_axis < x.ndim:
         raise ValueError(
-            f"signal_propagation: channel_axis must be an axis of the activations, got {channel_axis} for shape {x.shape}"
+            f"signal_propagation: channel_axis must be an axis of activations, got {channel_axis} for shape {x.shape}"
         )
     others = tuple(i for i in range(x.ndim) if i != channel_axis % x.ndim)
     return jnp.mean(jnp.square(jnp.mean(x, axis=others))), jnp.mean(jnp.var(x, axis=others))

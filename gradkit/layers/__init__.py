@@ -7,6 +7,7 @@ from gradkit.layers.column_row_sampling import (
     crs_linear,
     wta_crs_linear,
 )
+from gradkit.layers.compress_residuals import ResidualRanges, compress_residuals, running_ranges
 from gradkit.layers.condition_weight import (
     condition_weight,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "CodebookAffine",
     "OnlineNormControl",
     "PowerNormState",
+    "ResidualRanges",
     "RunningStatistics",
     "UnifiedNormState",
     "activation_gradient_pruning",
@@ -92,6 +94,7 @@ __all__ = [
     "alternate_codebook_update",
     "batch_channel_norm",
     "batch_norm",
+    "compress_residuals",
     "condition_weight",
     "crs_linear",
     "ghost_batch_norm",
@@ -110,6 +113,7 @@ __all__ = [
     "replace_dead_codes",
     "reste_indicators",
     "reste_sign",
+    "running_ranges",
     "scaled_standardize_weight",
     "shift_quantize",
     "sparse_weight",
