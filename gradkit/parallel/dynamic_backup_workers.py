@@ -122,7 +122,7 @@ def _mean(x: jax.Array) -> jax.Array:
 
 
 def dynamic_backup_workers(
-    workers: int, learning_rate: Any, *, window: int = 20, loss_increase: Any = 1.1
+    workers: int, learning_rate: Any, *, window_size: int = 20, loss_increase: Any = 1.1
 ) -> BackupWorkers:
     """Decides after every round how many of the workers the next one waits for.
 
@@ -137,7 +137,7 @@ def dynamic_backup_workers(
     Args:
       workers: n >= 1.
       learning_rate: eta > 0, of the step that the mean is used for.
-      window: D, rounds that estimates are averaged over, >= 1. Default 20.
+      window_size: D, rounds that estimates are averaged over, >= 1. Default 20.
       loss_increase: > 0; where the loss grows by more than this factor, the next round waits for one more than this
         one, or for more. Default 1.1.
 
@@ -159,7 +159,7 @@ def dynamic_backup_workers(
     """
     n = checks.integer("workers", workers, 1)
     checks.real("learning_rate", learning_rate, "(0, inf)")
-    D = checks.integer("window", window, 1)
+    D = checks.integer("window_size", window_size, 1)
     checks.real("loss_increase", loss_increase, "(0, inf)")
 
     def init() -> BackupState:

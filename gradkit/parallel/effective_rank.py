@@ -63,10 +63,10 @@ def effective_rank(M: Any, *, kind: str = "participation") -> jax.Array:
     return jnp.where(total > 0, jnp.exp(-jnp.sum(logs, axis=-1)), jnp.zeros_like(total))
 
 
-def adaptive_rank(effective_ranks: Any, ranks: Sequence[int], *, window: int = 5) -> int:
+def adaptive_rank(effective_ranks: Any, ranks: Sequence[int], *, window_size: int = 5) -> int:
     """The rank of the next exchanges: the smallest of a few that is not below what the last ones needed.
 
-        r = min { r in ranks : r >= mean of the last `window` effective ranks },   the largest where there is none
+        r = min { r in ranks : r >= mean of the last `window_size` effective ranks },   the largest where there is none
 
     A rank fixes the lengths of arrays: one compiled program per rank of the list, whose states differ in their factors
     alone.
@@ -74,25 +74,25 @@ def adaptive_rank(effective_ranks: Any, ranks: Sequence[int], *, window: int = 5
     Args:
       effective_ranks: of the averaged updates so far, one number per exchange.
       ranks: those that programs are compiled for, integers >= 1.
-      window: exchanges that are averaged, >= 1. Default 5.
+      window_size: exchanges that are averaged, >= 1. Default 5.
 
     Returns:
       A Python integer, one of `ranks`: the largest while nothing is known.
 
     Raises:
-      ValueError: no ranks, or one below 1; `window` below 1.
+      ValueError: no ranks, or one below 1; `window_size` below 1.
 
     Example:
-      >>> adaptive_rank([30.0, 7.0, 6.0, 5.0], [2, 8, 32], window=3)
+      >>> adaptive_rank([30.0, 7.0, 6.0, 5.0], [2, 8, 32], window_size=3)
       8
 
     Reference: after Qi et al. DiLoCoX. 2025, arXiv 2506.21263, whose rule for the window could not be checked.
     """
-    window = checks.integer("window", window, 1)
+    window_size = checks.integer("window_size", window_size, 1)
     known = sorted(checks.integer("ranks", r, 1) for r in ranks)
     if not known:
         raise ValueError("ranks must have an integer >= 1 or more, got none; write ranks=[4, 16, 64]")
-    last = np.asarray(effective_ranks, float).reshape(-1)[-window:]
+    last = np.asarray(effective_ranks, float).reshape(-1)[-window_size:]
     if not len(last):
         return known[-1]
     return next((r for r in known if r >= last.mean()), known[-1])

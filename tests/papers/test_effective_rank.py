@@ -29,8 +29,8 @@ def test_the_rank_is_one_of_a_few_and_falls_with_what_is_needed() -> None:
     ranks = [4, 16, 64]
     assert adaptive_rank([], ranks) == 64
     assert adaptive_rank([100.0], ranks) == 64
-    assert adaptive_rank([60.0, 10.0, 10.0], ranks, window=2) == 16
-    assert adaptive_rank([60.0, 10.0, 10.0], ranks, window=3) == 64
+    assert adaptive_rank([60.0, 10.0, 10.0], ranks, window_size=2) == 16
+    assert adaptive_rank([60.0, 10.0, 10.0], ranks, window_size=3) == 64
     with pytest.raises(ValueError, match="ranks must have an integer"):
         adaptive_rank([1.0], [])
     with pytest.raises(ValueError, match="M must be real matrices"):
