@@ -21,7 +21,7 @@ import optax
 from gradkit import checks
 from gradkit.engine.core import transformation
 from gradkit.leaves import names
-from gradkit.parallel.replicas import alike
+from gradkit.parallel.replicas import alike, check_own
 
 
 class Compressor(NamedTuple):
@@ -58,6 +58,7 @@ def compressing(
 
     def update(updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
+        check_own(method, updates, axis_name)
         mean, _, new = compressor.exchange(updates, state, axis_name, key=key)
         return mean, alike(new, state)
 

@@ -32,7 +32,7 @@ from gradkit.parallel.compressors import (
     number_of_replicas,
     separate,
 )
-from gradkit.parallel.replicas import alike, wide_mean
+from gradkit.parallel.replicas import alike, check_own, wide_mean
 
 PAPER = Paper(
     "Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training",
@@ -208,6 +208,7 @@ def deep_gradient_compression(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
         W = number_of_replicas(NAME, axis_name)
+        check_own(NAME, updates, axis_name)
         g, structure = jax.tree.flatten(updates)
         u, v = structure.flatten_up_to(state.u), structure.flatten_up_to(state.v)
         if max_norm is not None and g:

@@ -16,7 +16,7 @@ from gradkit.engine.core import at_count, increment, scalar, transformation, zer
 from gradkit.parallel.compressors import Compressor, compressor_of
 from gradkit.parallel.deep_gradient_compression import top_k_compressor
 from gradkit.parallel.gossip import RING, check_mixing, mix_payloads, mixed_differences
-from gradkit.parallel.replicas import alike
+from gradkit.parallel.replicas import alike, check_own
 
 PAPER = Paper(
     "Compressed Decentralized Proximal Stochastic Gradient Method for Nonconvex Composite Problems with Heterogeneous "
@@ -121,6 +121,7 @@ def dproxsgt(
         del extra
         if not jax.tree.leaves(params):
             return updates, state
+        check_own("dproxsgt", updates, axis_name)
 
         def mix(tree: Any) -> Any:
             return mix_payloads(tree, W, axis_name, lambda x: x, "dproxsgt")
@@ -196,6 +197,7 @@ def compressed_dproxsgt(
         del extra
         if not jax.tree.leaves(params):
             return updates, state
+        check_own("compressed_dproxsgt", updates, axis_name)
 
         def towards(value: Any, mixture: Any, known: Any, gamma: Any) -> Any:
             return jax.tree.map(lambda v, m, k: v + scalar(gamma, v) * (m - k), value, mixture, known)

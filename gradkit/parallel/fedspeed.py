@@ -146,7 +146,7 @@ def fedspeed(
         **extra: Any,
     ) -> tuple[Any, Any]:
         del extra
-        updates, params = checked(NAME, updates, params)
+        updates, params = checked(NAME, updates, params, axis_name)
         g, x = widen(updates), widen(params)
         if twice:
             g = ascended(g, params, need(NAME, {"grad_fn": grad_fn}, "grad_fn"))

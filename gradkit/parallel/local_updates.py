@@ -33,7 +33,7 @@ from gradkit.engine.codecs import nearest
 from gradkit.engine.core import as_arrays, increment, wide_dtype, widen
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.parallel.compressors import compressor_of
-from gradkit.parallel.replicas import alike, wide_mean
+from gradkit.parallel.replicas import alike, check_own, wide_mean
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")
 NEVER = np.iinfo(np.int32).max
@@ -157,6 +157,7 @@ def local_updates(
             raise ValueError("local_updates needs params: call update(grads, state, params)")
         check_match("local_updates", updates, params)
         check_leaves("local_updates", updates, complex_leaves=True)
+        check_own("local_updates", updates, axis_name)
         updates, params = as_arrays(updates), as_arrays(params)
         count = increment(state.count)
         updates, own = inner.update(updates, state.inner, params, **extra)

@@ -129,7 +129,7 @@ def periodic_sync(
         return x, alike(structure.unflatten(new), state)
 
     def update(updates: Any, state: Any, params: Any = None, *, sync: Any = None, **extra: Any) -> tuple[Any, Any]:
-        updates, params = checked("periodic_sync", updates, params)
+        updates, params = checked("periodic_sync", updates, params, axis_name)
         count = increment(state.count)
         u, own = tx.update(updates, state.inner, params, **extra)
         u, x = alike(u, params), reached(params, u)

@@ -75,6 +75,27 @@ def alike(x: Any, y: Any) -> Any:
     return jax.tree.map(over, x, y)
 
 
+def check_own(method: str, updates: Any, axis_name: Any) -> None:
+    """Raises where gradients are already sums over the replicas.
+
+    `shard_map` sums the gradient with respect to what is the same on all replicas by itself (`check_vma`, its default):
+    the replicas would exchange equal sums, each the number of replicas times the mean.
+    """
+    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    try:
+        known = jax.typeof(jax.lax.axis_index(axes)).manual_axis_type.varying
+    except NameError:
+        return  # What is then to be written is said where the axis is used.
+    for name, x in zip(names(updates), jax.tree.leaves(updates), strict=True):
+        if known and not known & jax.typeof(x).manual_axis_type.varying:
+            raise ValueError(
+                f"{method}: the gradient of {name!r} is the same on all replicas of {axis_name!r}: in jax.shard_map, "
+                "jax.grad with respect to parameters that they share (in_specs P()) is a sum over them. Differentiate "
+                f"with respect to jax.lax.pcast(params, {axis_name!r}, to='varying'), or give the parameters a leading "
+                "axis of replicas"
+            )
+
+
 def _placed(tree: Any, axis_name: Any) -> bool:
     """Whether the leaves lie on a mesh that has an axis of the replicas: all of them, or none."""
     on = [

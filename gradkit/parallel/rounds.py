@@ -10,19 +10,21 @@ import numpy as np
 from gradkit.engine.core import as_arrays, widen
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.parallel.local_updates import step_to
-from gradkit.parallel.replicas import alike
+from gradkit.parallel.replicas import alike, check_own
 
 
-def checked(method: str, updates: Any, params: Any) -> tuple[Any, Any]:
+def checked(method: str, updates: Any, params: Any, axis_name: Any) -> tuple[Any, Any]:
     """Gradients and parameters as arrays.
 
     Raises:
-      ValueError: parameters that are missing; trees that differ; leaves that are not floating point.
+      ValueError: parameters that are missing; trees that differ; leaves that are not floating point; gradients that are
+        sums over the replicas.
     """
     if params is None:
         raise ValueError(f"{method} needs params: call update(grads, state, params)")
     check_match(method, updates, params)
     check_leaves(method, updates, complex_leaves=True)
+    check_own(method, updates, axis_name)
     return as_arrays(updates), as_arrays(params)
 
 

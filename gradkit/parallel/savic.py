@@ -183,7 +183,7 @@ def savic(
         updates: Any, state: Any, params: Any = None, *, sync: Any = None, curvature: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         del extra
-        updates, params = checked("savic", updates, params)
+        updates, params = checked("savic", updates, params, axis_name)
         rate = at_count(learning_rate, state.count, "savic: learning_rate")
         g = widen(updates)
         step = jax.tree.map(lambda d: -scalar(rate, d) * d, rule.scale(g, state))

@@ -26,7 +26,7 @@ from gradkit.leaves import names
 from gradkit.parallel.compressors import compressor_of
 from gradkit.parallel.diloco import outer_momentum_sgd
 from gradkit.parallel.local_updates import anchor, step_to
-from gradkit.parallel.replicas import alike, wide_mean
+from gradkit.parallel.replicas import alike, check_own, wide_mean
 
 PAPER = Paper("Streaming DiLoCo with overlapping communication", "Douillard et al.", 2025, "2501.18512")
 NAME = "streaming_diloco"
@@ -179,6 +179,7 @@ def streaming_diloco(
             raise ValueError(f"{NAME} needs params: call update(grads, state, params)")
         check_match(NAME, updates, params)
         check_leaves(NAME, updates, complex_leaves=True)
+        check_own(NAME, updates, axis_name)
         updates, params = as_arrays(updates), as_arrays(params)
         labels, F = _labels(fragments, params)
         h = _lengths(H, F, tau)
