@@ -61,9 +61,9 @@ def truncated_backprop(
 
     Reference: Clark et al. Directly Fine-Tuning Diffusion Models on Differentiable Rewards. 2024, arXiv 2309.17400.
     """
-    checks.function("step_fn", step_fn)
-    checks.switch(checkpoint=checkpoint)
     checks.integer("keep_last", keep_last, 1)
+    checks.switch(checkpoint=checkpoint)
+    checks.function("step_fn", step_fn)
     steps = _length("truncated_backprop", xs)
     k = checks.integer("keep_last", keep_last, 1, maximum=steps)
     carry = jax.tree.map(jnp.asarray, carry)
@@ -124,10 +124,10 @@ def random_truncated_backprop(
     2310.03739. Its code stops the predictions of early steps and lets the carry flow, which has the same gradient; here
     the carry stops too. It also has cuts that are fixed, or drawn from a normal distribution.
     """
-    checks.function("step_fn", step_fn)
-    checks.switch(checkpoint=checkpoint)
     checks.integer("min_cut", min_cut)
     checks.integer("max_cut", max_cut, 1, optional=True)
+    checks.switch(checkpoint=checkpoint)
+    checks.function("step_fn", step_fn)
     steps = _length("random_truncated_backprop", xs)
     key = as_key(key)
     carry = jax.tree.map(jnp.asarray, carry)
@@ -201,9 +201,9 @@ def low_variance_last_step(
     Reference: Clark et al. Directly Fine-Tuning Diffusion Models on Differentiable Rewards. 2024, arXiv 2309.17400.
     Whether the paper takes the sum or the mean could not be verified: the mean leaves the learning rate alone.
     """
+    checks.integer("num_samples", num_samples, 1)
     checks.function("denoise", denoise)
     checks.function("reward", reward)
-    checks.integer("num_samples", num_samples, 1)
     checks.choice("reduction", reduction, ("mean", "sum"))
     checks.real("alpha", alpha, "[0, inf)")
     checks.real("sigma", sigma, "[0, inf)")

@@ -32,7 +32,7 @@ def test_bins_are_the_partition_of_the_graph_cut(num_bins: int, x64: None) -> No
 
 
 def test_early_bins_are_typical_and_late_ones_are_not(x64: None) -> None:
-    """A cloud with outliers on the other side: these are in the bins that are filled when little is left of the cloud."""
+    """A cloud with outliers on the other side: these are in bins that are filled when little of it is left."""
     rng = np.random.default_rng(0)
     cloud = np.array([3.0, 0, 0]) + 0.3 * rng.standard_normal((24, 3))
     x = np.concatenate([cloud, -np.array([3.0, 0, 0]) + 0.3 * rng.standard_normal((6, 3))])
