@@ -7,10 +7,10 @@ from gradkit.batches.adadagrad import (
     adadagrad,
     norm_test_controller,
 )
+from gradkit.batches.batch_order import batch_order
 from gradkit.batches.class_balanced_batches import (
     class_balanced_batches,
 )
-from gradkit.batches.batch_order import batch_order
 from gradkit.batches.cluster_batches import cluster_batches
 from gradkit.batches.colm_select import (
     ColmState,
@@ -98,8 +98,8 @@ __all__ = [
     "MultigridRow",
     "SurgeFit",
     "adadagrad",
-    "class_balanced_batches",
     "batch_order",
+    "class_balanced_batches",
     "cluster_batches",
     "colm_select",
     "dataset_bins",
