@@ -91,12 +91,13 @@ def ternary_linear(
     *,
     measure: str = "median",
     eps: Any = 1e-5,
+    norm_eps: Any = 1e-5,
     straight_through: Any = 1.0,
     activation_bits: int = 8,
 ) -> jax.Array:
     """A linear layer of ternary weights and integer activations, with float master weights.
 
-        h = (x - mean(x)) / sqrt(var(x) + eps)              per row; no parameters
+        h = (x - mean(x)) / sqrt(var(x) + norm_eps)         per row; no parameters
         s = 2^(bits-1) / max(max|h|, eps)                   per row; no gradient
         q = clip(round(s h), -2^(bits-1), 2^(bits-1) - 1)   with the gradient of s h
         y = (q codes) scale / s + bias                      codes and scale of the kernel: `ternary_quantize`
@@ -106,7 +107,8 @@ def ternary_linear(
       kernel: master weights, (in, out).
       bias: (out,). Default None: none. Added behind the scales.
       measure: see `ternary_quantize`. Default "median" (paper).
-      eps: of the normalization and of both scales, > 0. Default 1e-5 (official code).
+      eps: smallest measure of weights and activations, > 0. Default 1e-5 (official code).
+      norm_eps: of the normalization, > 0. Default 1e-5 (official code).
       straight_through: lambda in [0, 1], of weights and activations. Default 1.
       activation_bits: from 2 to 16. Default 8 (paper).
 
@@ -126,13 +128,14 @@ def ternary_linear(
     with the weights and activations; here it is added behind.
     """
     _check(measure, eps, straight_through)
+    checks.real("norm_eps", norm_eps, "(0, inf)")
     bits = checks.integer("activation_bits", activation_bits, 2, maximum=16)
     x, kernel = check_linear(x, kernel)
     codes, scale = _quantize(wide(kernel), measure, eps, straight_through, 0)
     h = wide(x)
     small = jnp.asarray(eps).astype(h.dtype)
     h = h - jnp.mean(h, axis=-1, keepdims=True)
-    h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + small)
+    h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + jnp.asarray(norm_eps).astype(h.dtype))
     top = 2 ** (bits - 1)
     s = top / jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.abs(h), axis=-1, keepdims=True)), small)
     q = _through(s * h, jnp.clip(jnp.round(s * h), -top, top - 1), straight_through)

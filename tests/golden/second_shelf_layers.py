@@ -39,8 +39,11 @@ def _min_snr(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
 
 
 def _k_centre(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
-    found = gk.batches.k_centre_greedy(arrays["features"], arrays["initial"], hyper["budget"])
-    return {"selected": found.indices, "radius": found.radius}
+    """The reference takes row 0 where there is none to begin with."""
+    first, budget = arrays["initial"], hyper["budget"]
+    start = [] if len(first) else [0]
+    found = gk.batches.k_centre_greedy(arrays["features"], first if len(first) else [0], budget - len(start))
+    return {"selected": jnp.asarray([*start, *found.indices.tolist()]), "radius": found.radius}
 
 
 def _ternary(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
@@ -52,9 +55,8 @@ def _ternary(hyper: dict[str, Any], arrays: Arrays) -> Arrays:
         layer = partial(gk.layers.ternary_linear, activation_bits=hyper["activation_bits"], **own)
         y, back = jax.vjp(layer, x, w)
         dx, dw = back(c)
-        codes, scale = gk.layers.ternary_quantize(w, **own)
-        found = {"output": y, "grad_input": dx, "grad_kernel": dw, "weight_scale": scale}
-        found |= {"codes": codes} if hyper["straight_through"] == 1 else {}
+        codes, scale = gk.layers.ternary_quantize(w, measure=measure, eps=hyper["eps"])
+        found = {"output": y, "grad_input": dx, "grad_kernel": dw, "weight_scale": scale, "codes": codes}
         out |= {f"{measure}/{name}": value for name, value in found.items()}
     return out
 
