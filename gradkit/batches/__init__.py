@@ -60,6 +60,9 @@ from gradkit.batches.norm_test import (
     norm_test,
     orthogonality_test,
 )
+from gradkit.batches.partial_uniform import (
+    partial_uniform,
+)
 from gradkit.batches.regime_adaptation import (
     regime_adaptation,
 )
@@ -130,6 +133,7 @@ __all__ = [
     "norm_test_controller",
     "optimal_sign_rate",
     "orthogonality_test",
+    "partial_uniform",
     "regime_adaptation",
     "reshuffle",
     "sample_bins",

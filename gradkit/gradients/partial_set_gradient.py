@@ -46,7 +46,7 @@ def replace_forward(exact: Any, surrogate: Any, scale: Any = 1.0) -> Any:
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (exact, surrogate)]
     if jax.tree.structure(exact) != jax.tree.structure(surrogate) or shapes[0] != shapes[1]:
         raise ValueError(
-            f"surrogate must have the structure and shapes of exact, got {shapes[1]} for {shapes[0]}; broadcast it first"
+            f"surrogate must have the structure and shapes of exact, got {shapes[1]} for {shapes[0]}; broadcast it"
         )
 
     def leaf(y: Any, s: Any) -> jax.Array:

@@ -24,6 +24,10 @@ from gradkit.optimizers.filters.perpgrad import (
     orthogonalize_to_params,
     perpgrad,
 )
+from gradkit.optimizers.filters.project_out_history import (
+    ProjectOutHistoryState,
+    project_out_history,
+)
 from gradkit.optimizers.filters.quantization_aware_scaling import (
     SparsePlan,
     plan_sparse_update,
@@ -35,6 +39,7 @@ __all__ = [
     "AddNoiseState",
     "GrokfastEmaState",
     "GrokfastMaState",
+    "ProjectOutHistoryState",
     "SparsePlan",
     "add_noise",
     "add_norm_prior",
@@ -46,6 +51,7 @@ __all__ = [
     "orthogonalize_to_params",
     "perpgrad",
     "plan_sparse_update",
+    "project_out_history",
     "quantization_aware_scaling",
     "sparse_update",
 ]
