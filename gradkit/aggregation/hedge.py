@@ -194,4 +194,4 @@ def hedge(
 
 GOLDEN = ("second_shelf/hedge",)
 register(hedge, form="aggregator", paper=PAPER, needs=("losses",), golden=GOLDEN, example={"num_tasks": 3})
-register(hedge_weights, form="program", paper=PAPER, golden=GOLDEN)
+register(hedge_weights, form="program", paper=PAPER, golden=GOLDEN, example={"num_exits": 3})

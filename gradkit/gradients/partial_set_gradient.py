@@ -103,9 +103,9 @@ def partial_set_gradient(
     Gradient Approximation. 2023, arXiv 2208.12401. The code scales the gradients of the encoder afterwards, which is
     wrong for a parameter that encoder and decoder share.
     """
+    checks.axis_name("axis_name", axis_name)
     for name, function in (("encode", encode), ("statistics", statistics), ("finish", finish)):
         checks.function(name, function)
-    checks.axis_name("axis_name", axis_name)
 
     def summed(params: Any, xs: Any) -> Any:
         return statistics(params, encode(params, xs))

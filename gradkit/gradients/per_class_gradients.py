@@ -70,5 +70,6 @@ register(
     per_class_gradients,
     form="program",
     paper=PAPER,
+    example={"num_classes": 2},
     notes="for a chain whose first link is an aggregator",
 )

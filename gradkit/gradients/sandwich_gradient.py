@@ -89,4 +89,4 @@ def sandwich_gradient(
     return fn
 
 
-register(sandwich_gradient, form="program", paper=PAPER)
+register(sandwich_gradient, form="program", paper=PAPER, example={"sample": int, "largest": 2, "smallest": 1})

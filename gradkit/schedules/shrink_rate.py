@@ -15,20 +15,20 @@ PAPER = Paper(
 KINDS = ("linear", "exponential")
 
 
-def shrink_rate_schedule(start: int, warmup: int, init: Any = 1e-4, kind: str = "linear") -> Schedule:
+def shrink_rate_schedule(start: int, warmup_steps: int, init: Any = 1e-4, kind: str = "linear") -> Schedule:
     """The weight of the losses of the smaller networks: 0 for a while, then rising to 1.
 
         epsilon(t) = 0                                  t < start
-                     init + (1 - init) p                p = (t - start) / warmup, linear
+                     init + (1 - init) p                p = (t - start) / warmup_steps, linear
                      init^{1 - p}                       exponential
-                     1                                  t >= start + warmup
+                     1                                  t >= start + warmup_steps
 
     The weight of all terms of `gk.gradients.sandwich_gradient` but the largest network's, which keeps its own learning
     rate.
 
     Args:
       start: steps of the largest network alone, >= 0: about half of its training (paper).
-      warmup: steps of the rise, >= 1.
+      warmup_steps: steps of the rise, >= 1.
       init: the first weight after `start`, in (0, 1]. Default 1e-4.
       kind: "linear" or "exponential". Default "linear".
 
@@ -46,13 +46,13 @@ def shrink_rate_schedule(start: int, warmup: int, init: Any = 1e-4, kind: str = 
     2407.06167. Shape, first value and length of the rise are not fixed by what was at hand of the paper.
     """
     start = checks.integer("start", start, 0)
-    warmup = checks.integer("warmup", warmup, 1)
+    warmup_steps = checks.integer("warmup_steps", warmup_steps, 1)
     checks.real("init", init, "(0, 1]")
     checks.choice("kind", kind, KINDS)
 
     def rise(since: jax.Array, before: Any) -> jax.Array:
         del before
-        p, first = real_array(jnp.clip(since, 0, warmup)) / min(warmup, LAST_STEP), real_array(init)
+        p, first = real_array(jnp.clip(since, 0, warmup_steps)) / min(warmup_steps, LAST_STEP), real_array(init)
         return first + (1 - first) * p if kind == "linear" else first ** (1 - p)
 
     def nothing(since: jax.Array, before: Any) -> jax.Array:
@@ -60,7 +60,7 @@ def shrink_rate_schedule(start: int, warmup: int, init: Any = 1e-4, kind: str = 
         return jnp.zeros_like(real_array(since))
 
     before = (Phase(start, nothing, lambda _: real_array(0.0)),) if start else ()
-    return Schedule((*before, Phase(warmup, rise, lambda _: real_array(1.0))))
+    return Schedule((*before, Phase(warmup_steps, rise, lambda _: real_array(1.0))))
 
 
-register(shrink_rate_schedule, form="schedule", paper=PAPER, example={"start": 4, "warmup": 6})
+register(shrink_rate_schedule, form="schedule", paper=PAPER, example={"start": 4, "warmup_steps": 6})

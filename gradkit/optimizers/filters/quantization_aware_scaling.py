@@ -12,7 +12,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import transformation
-from gradkit.engine.keys import as_key
+from gradkit.engine.keys import as_key, check_key
 from gradkit.leaves import Layout, resolve_layout, resolve_mask
 from gradkit.leaves.paths import map_named
 
@@ -126,6 +126,7 @@ def sparse_update(
     Reference: Lin et al. On-Device Training Under 256KB Memory. 2022, arXiv 2206.15472.
     """
     checks.choice("criterion", criterion, CRITERIA)
+    check_key(key)
     for each in ratio.values() if isinstance(ratio, Mapping) else [ratio]:
         checks.real("ratio", each, "(0, 1]")
     meaning = resolve_layout(layout, params, method="sparse_update")
@@ -238,5 +239,15 @@ def plan_sparse_update(
 
 
 register(quantization_aware_scaling, form="primitive", paper=PAPER, example={"scales": 0.5})
-register(sparse_update, form="function", paper=PAPER)
-register(plan_sparse_update, form="function", paper=PAPER)
+register(
+    sparse_update,
+    form="function",
+    paper=PAPER,
+    example={"params": {"kernel": jax.ShapeDtypeStruct((4, 2), "float32")}, "layers": True},
+)
+register(
+    plan_sparse_update,
+    form="function",
+    paper=PAPER,
+    example={"bias_gain": [1.0], "weight_gain": [[1.0] * 4], "cost": ([1.0], [[1.0] * 4]), "budget": 2.0},
+)
