@@ -87,6 +87,7 @@ register(
     form="wrapper",
     paper=PAPER,
     needs=("value_fn",),
+    collectives="norms",
     golden=("second_shelf/zo_conservative",),
     opt_outs={"extra": "what is inside is handed the loss as well, which a line search reads"},
     notes="three evaluations of the loss per step, which never rises on the batch",

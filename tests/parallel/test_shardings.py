@@ -52,7 +52,7 @@ EXCHANGES = {
 }
 # What is no sum of blocks does not travel with the sums: counts, one per bit of a threshold, maxima, and the loss at
 # the end of a trial step, which the loss itself adds up.
-NO_SUMS = {"clip_by_quantile", "gravity", "smb", "smbi"}
+NO_SUMS = {"clip_by_quantile", "gravity", "keep_best", "smb", "smbi"}
 # With example gradients of norm^2 s and a damping d, a Woodbury solve subtracts numbers (d + s) / d times as large as
 # what remains, and their roundings: here s is about 144.
 WELL_CONDITIONED = {"ngd": {"damping": 144.0}, "thermodynamic_ngd": {"damping": 144.0}}

@@ -1,6 +1,5 @@
 """A pull of latents towards the norm that Gaussian noise has, for optimizing the noise of a generator."""
 
-import math
 from typing import Any
 
 import jax
@@ -10,6 +9,8 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, transformation
+from gradkit.engine.norms import entries, packed_sums
+from gradkit.leaves import Axes, names
 
 PAPER = Paper(
     "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization",
@@ -54,21 +55,30 @@ def add_norm_prior(weight: Any = 0.01, *, batch_axes: int = 0) -> optax.Gradient
     checks.real("weight", weight, "[0, inf)")
     batch_axes = checks.integer("batch_axes", batch_axes, 0)
 
-    def leaf(g: jax.Array, x: jax.Array) -> jax.Array:
-        if x.ndim < batch_axes:
+    def one_latent(name: str, shape: Any) -> Axes:
+        """The leading axes count latents, as a stack counts tensors."""
+        del name
+        if len(shape) < batch_axes:
             raise ValueError(
-                f"add_norm_prior: batch_axes must be at most the {x.ndim} axes of every leaf, got {batch_axes}; write "
-                f"batch_axes={x.ndim}"
+                f"add_norm_prior: batch_axes must be at most the {len(shape)} axes of every leaf, got {batch_axes}; "
+                f"write batch_axes={len(shape)}"
             )
-        d = math.prod(x.shape[batch_axes:])
-        square = jnp.sum(jnp.square(x), axis=tuple(range(batch_axes, x.ndim)), keepdims=True)
-        known = square > 0
-        pull = jnp.where(known, 1 - (d - 1) / jnp.where(known, square, jnp.ones_like(square)), jnp.zeros_like(square))
-        return g + scalar(weight, g) * pull * x
+        return Axes("vector", stack=tuple(range(batch_axes)), outputs=tuple(range(batch_axes, len(shape))))
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del extra
-        return jax.tree.map(leaf, updates, params), state
+        g, structure = jax.tree.flatten(updates)
+        x, known = jax.tree.leaves(params), names(updates)
+        sizes = iter([entries(name, "tensor", one_latent, x.shape) for name, x in zip(known, x, strict=True)])
+        sums = packed_sums(known, "tensor", one_latent, [x * x for x in x], like=g)
+        squares = sums.own(sums.parts[0])
+
+        def leaf(g: jax.Array, x: jax.Array, square: jax.Array) -> jax.Array:
+            some = square > 0
+            share = (next(sizes) - 1) / jnp.where(some, square, jnp.ones_like(square))
+            return g + scalar(weight, g) * jnp.where(some, 1 - share, jnp.zeros_like(square)) * x
+
+        return structure.unflatten([leaf(*row) for row in zip(g, x, squares, strict=True)]), state
 
     return transformation("add_norm_prior", lambda params: optax.EmptyState(), update, needs_params=True)
 

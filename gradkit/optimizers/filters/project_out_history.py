@@ -70,9 +70,9 @@ def project_out_history(
         which then applies the components to the raw gradient. Default False, which is consistent.
 
     Returns:
-      A transformation that needs `params`; mask it to the small leaf (`optax.masked`): state is (window_size + r) words
-      per parameter, r = min(window_size, entries), and one singular value decomposition per leaf every `window_size`
-      steps. Sharding: replicated; a leaf that is sharded is gathered.
+      A transformation that needs `params`; mask it to the small leaf (`optax.masked`): state is 2 window_size words per
+      parameter, and there is one singular value decomposition per leaf every `window_size` steps. Sharding: replicated;
+      a leaf that is sharded is gathered.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf of more than 8192 entries; complex leaves; at `update`,
@@ -106,19 +106,17 @@ def project_out_history(
 
         map_named(check, params)
 
-        def rows(most: int) -> Any:
-            return jax.tree.map(lambda x: jnp.zeros((most, *x.shape), wide_dtype(x.dtype)), params)
+        def rows() -> Any:
+            return jax.tree.map(lambda x: jnp.zeros((window_size, *x.shape), wide_dtype(x.dtype)), params)
 
-        components = jax.tree.map(
-            lambda x: jnp.zeros((min(window_size, x.size), *x.shape), wide_dtype(x.dtype)), params
-        )
-        return ProjectOutHistoryState(jnp.zeros((), jnp.int32), rows(window_size), components)
+        return ProjectOutHistoryState(jnp.zeros((), jnp.int32), rows(), rows())
 
     def one(h: jax.Array, e: jax.Array) -> jax.Array:
         """The directions that are removed from now on."""
         if not h.size:
             return e
-        return removed(h.reshape(window_size, -1), variance, standardize).astype(e.dtype).reshape(e.shape)
+        found = removed(h.reshape(window_size, -1), variance, standardize).astype(e.dtype)
+        return jnp.pad(found, ((0, window_size - len(found)), (0, 0))).reshape(e.shape)
 
     def step(updates: Any, params: Any, history: Any, components: Any, place: jax.Array) -> tuple[Any, Any, Any]:
         def record(h: jax.Array, x: jax.Array) -> jax.Array:
