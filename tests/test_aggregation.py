@@ -143,3 +143,30 @@ def shortest(J: np.ndarray) -> np.ndarray:
 def test_every_exception_is_of_an_aggregator() -> None:
     listed = {*NON_CONFLICTING, *ORDERED, *LINEAR, *OF_LOSSES, *DEGREE, *NOT_HOMOGENEOUS, *STRONGLY_STATIONARY, *MADE}
     assert listed <= set(NAMES)
+
+
+STATEFUL = [
+    name
+    for name, card in cards("aggregator").items()
+    if card.tasks.batches == 1
+    and name not in ("constant", "differentially_private_aggregate", "random_weighting", "graddrop")
+]
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_step_that_is_not_finite_leaves_no_trace(name: str, x64: None) -> None:
+    """Behind it a guard skips the update; the aggregator in front of it must not remember what made it."""
+    m = cards()[name].tasks.nearest(M)
+    tx = MADE[name]() if name in MADE else cards()[name].function(**cards()[name].example_for(m))
+
+    @jax.jit
+    def step(J: jax.Array, state: Any, losses: jax.Array) -> Any:
+        return tx.update(J, state, J[0], losses=losses)
+
+    J = jnp.asarray(np.concatenate([conflicting(0), conflicting(1)])[:m])
+    losses = jnp.asarray(LOSSES[:m])
+    _, state = step(J, tx.init(J[0]), losses)
+    _, after = step(J.at[0].set(jnp.nan), state, losses.at[0].set(jnp.nan))
+    want, got = step(2 * J, state, losses), step(2 * J, after, losses)
+    assert np.isfinite(want[0]).all()
+    np.testing.assert_array_equal(got[0], want[0])

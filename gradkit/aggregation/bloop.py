@@ -93,7 +93,8 @@ def _surgery(
         return BloopState(jnp.zeros((), bool), zeros(params))
 
     def moved(e: Any, g: Any) -> Any:
-        return jax.tree.map(lambda e, g: e + scalar(ema_rate, e) * (g - e), e, g)
+        # What is not finite would stay in the average for ever.
+        return jax.tree.map(lambda e, g: jnp.where(jnp.isfinite(g), e + scalar(ema_rate, e) * (g - e), e), e, g)
 
     def update(gradients: Any, state: BloopState, params: Any, **extra: Any) -> tuple[Any, BloopState]:
         del params, extra

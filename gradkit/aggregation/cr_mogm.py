@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.aggregation.gramian import combine
-from gradkit.aggregation.makers import aggregator, number_of, weights_from
+from gradkit.aggregation.makers import after_finite, aggregator, number_of, weights_from
 from gradkit.aggregation.preferences import check_count, check_vector, dtype_of, vector_of
 from gradkit.aggregation.upgrad import upgrad
 from gradkit.catalogue import Paper, register
@@ -81,7 +81,8 @@ def cr_mogm(
         lam, a = state.weights, scalar(alpha, state.weights)
         now = now.astype(lam.dtype)
         lam = jnp.where(state.started, a * lam + (1 - a) * now, now)
-        return combine(gradients, lam), CrMogmState(jnp.ones((), bool), lam, after)
+        new = CrMogmState(jnp.ones((), bool), lam, after)
+        return combine(gradients, lam), after_finite(now, new, state)
 
     return aggregator("cr_mogm", update, init=init)
 

@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.aggregation.gramian import combine
-from gradkit.aggregation.makers import aggregator
+from gradkit.aggregation.makers import after_finite, aggregator
 from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, increment, rows_of, scalar, wide_dtype, zeros
@@ -101,7 +101,8 @@ def excess_mtl(
             excess = jnp.where(first, x, x / (baseline + EPS))
         moved = jax.nn.softmax(jnp.log(w) + scalar(robust_step_size, w) * excess)
         w = jnp.where(warm, w, moved)
-        return combine(rows, w), ExcessMtlState(increment(state.count), w, baseline, squares)
+        new = ExcessMtlState(increment(state.count), w, baseline, squares)
+        return combine(rows, w), after_finite(x, new, state)
 
     return aggregator("excess_mtl", update, init=init)
 

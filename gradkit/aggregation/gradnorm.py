@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.aggregation.gramian import combine
-from gradkit.aggregation.makers import aggregator, number_of
+from gradkit.aggregation.makers import after_finite, aggregator, number_of
 from gradkit.aggregation.preferences import check_count, check_vector, dtype_of, vector_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, inside, need, scalar, wide_dtype
@@ -135,7 +135,8 @@ def gradnorm(
         after = w + step
         total = jnp.sum(after)
         after = jnp.where(total > 0, num_tasks * after / jnp.where(total > 0, total, 1), jnp.ones_like(after))
-        return combine(gradients, w), GradNormState(jnp.ones((), bool), after.astype(w.dtype), first, tx_state)
+        new = GradNormState(jnp.ones((), bool), after.astype(w.dtype), first, tx_state)
+        return combine(gradients, w), after_finite(jnp.stack([L, n.astype(L.dtype)]), new, state)
 
     return aggregator("gradnorm", update, init=init)
 

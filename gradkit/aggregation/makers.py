@@ -82,6 +82,13 @@ def number_of(gradients: Any) -> int:
     return gradients.count if isinstance(gradients, LazyGradients) else jax.tree.leaves(gradients)[0].shape[0]
 
 
+def after_finite(numbers: Any, new: Any, old: Any) -> Any:
+    """The new state where all numbers that it follows from are finite, else the old one: a step that is then skipped
+    leaves no trace."""
+    fine = jnp.all(jnp.isfinite(numbers))
+    return jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, old)
+
+
 def fixed_weights(
     method: str, weigh: Weigh, *, init: Callable[[Any], Any] = nothing
 ) -> optax.GradientTransformationExtraArgs:
@@ -99,12 +106,16 @@ def fixed_weights(
 def weights_of_gramian(
     method: str, weigh: Weigh, *, init: Callable[[Any], Any] = nothing
 ) -> optax.GradientTransformationExtraArgs:
-    """An aggregator whose weights follow from the Gramian: `weigh` is (G, state, **extra) -> (weights, state)."""
+    """An aggregator whose weights follow from the Gramian: `weigh` is (G, state, **extra) -> (weights, state).
+
+    The state stays as it is where a gradient is not finite.
+    """
 
     def update(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         del params
-        weights, state = weigh(gramian(gradients), state, **extra)
-        return combine(gradients, weights), state
+        G = gramian(gradients)
+        weights, after = weigh(G, state, **extra)
+        return combine(gradients, weights), after_finite(G, after, state)
 
     return aggregator(method, update, init=init)
 
@@ -114,15 +125,16 @@ def weights_of_losses(
 ) -> optax.GradientTransformationExtraArgs:
     """An aggregator whose weights follow from the losses: `weigh` is (losses, state, **extra) -> (weights, state).
 
-    The losses are those of `LazyGradients`, or the extra argument `losses`.
+    The losses are those of `LazyGradients`, or the extra argument `losses`. The state stays as it is where one of them
+    is not finite.
     """
 
     def update(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         del params
         lazy = isinstance(gradients, LazyGradients)
         losses = gradients.losses if lazy else jnp.asarray(need(method, extra, "losses"))
-        weights, state = weigh(losses, state, **{name: x for name, x in extra.items() if name != "losses"})
-        return combine(gradients, weights), state
+        weights, after = weigh(losses, state, **{name: x for name, x in extra.items() if name != "losses"})
+        return combine(gradients, weights), after_finite(losses, after, state)
 
     return aggregator(method, update, init=init)
 
