@@ -1,6 +1,7 @@
 """Complex momentum: its closed form, its reductions, and the bilinear game."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ def test_is_a_sum_of_cosines(x64: None) -> None:
 
 def test_the_angle_zero_is_the_heavy_ball_and_adam_without_a_correction(x64: None) -> None:
     g = np.random.default_rng(1).standard_normal((5, 3))
-    plain, adam = gk.scale_by_complex_momentum(decay=0.9, angle=0.0), gk.scale_by_complex_adam(angle=0.0)
+    plain: Any = gk.scale_by_complex_momentum(decay=0.9, angle=0.0)
+    adam: Any = gk.scale_by_complex_adam(angle=0.0)
     x = jnp.zeros(3)
     a, b, ball, mean, square = plain.init(x), adam.init(x), np.zeros(3), np.zeros(3), np.zeros(3)
     for t in range(5):

@@ -1,5 +1,7 @@
 """Hedge over the exits of a network: multiplicative weights with a floor."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def test_losses_beyond_all_powers_leave_weights() -> None:
 
 
 def test_the_aggregator_makes_its_step_with_the_weights_before_these_losses(x64: None) -> None:
-    tx = gk.aggregation.hedge(num_tasks=3, discount=0.7, smoothing=0.1)
+    tx: Any = gk.aggregation.hedge(num_tasks=3, discount=0.7, smoothing=0.1)
     exits = gk.aggregation.hedge_weights(3, 0.7, 0.1)
     state, alpha = tx.init(jnp.zeros(3)), exits.init()
     for L in LOSSES:
