@@ -19,6 +19,8 @@ from gradkit import checks
 from gradkit.leaves import Layout, map_named, resolve_layout
 
 BATCH_AXES = ("replica", "data", "fsdp")
+# All that parameters, batches and replicas are sharded along.
+USED_AXES = (*BATCH_AXES, "tensor")
 
 
 def parse_axes(axes: str | Mapping[str, int]) -> dict[str, int]:
@@ -46,6 +48,24 @@ def parse_axes(axes: str | Mapping[str, int]) -> dict[str, int]:
     if list(axes.values()).count(-1) > 1:
         raise ValueError(f"only one length of axes may be -1, got {dict(axes)}")
     return dict(axes)
+
+
+def check_used_axes(axes: str, *, own: bool = False) -> None:
+    """Checks that something is sharded along every axis of a mesh that is given as text, as on the command line.
+
+    Args:
+      axes: "data=4,fsdp=2".
+      own: whether code of the user's own takes part, which may know other axes: then only a name that is nearly one of
+        the usual ones is refused.
+
+    >>> check_used_axes("fspd=2")
+    Traceback (most recent call last):
+    ValueError: an axis of mesh must be one of 'replica', 'data', 'fsdp', 'tensor', got 'fspd'; did you mean 'fsdp'?
+    >>> check_used_axes("workers=2", own=True)
+    """
+    for name in parse_axes(axes):
+        if not own or checks.nearest(name, USED_AXES):
+            checks.choice("an axis of mesh", name, USED_AXES)
 
 
 def make_mesh(axes: str | Mapping[str, int], *, devices: Sequence[Any] | None = None, explicit: bool = False) -> Mesh:

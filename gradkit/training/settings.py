@@ -167,7 +167,7 @@ class TrainConfig:
         if self.max_batch is not None and self.microbatch is None:
             raise ValueError("max_batch needs microbatch: the norm test compares microbatches")
         if self.mesh is not None:
-            mesh.parse_axes(self.mesh)
+            mesh.check_used_axes(self.mesh, own=self.chain is not None or not isinstance(self.workload, str))
         checks.integer("restore_step", self.restore_step, 0, optional=True)
         if self.schedule is not None:
             checks.choice("schedule", self.schedule, list(methods.SHAPES))

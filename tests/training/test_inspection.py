@@ -87,6 +87,9 @@ def test_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None
         (["adamv"], "did you mean adam or nadam or adamw"),
         (["adamw", "--mesh=fsdp=-1"], "mesh must give every length"),
         (["adamw", "--mesh=fsdp=64"], "devices=64 must be set before"),
+        (["adamw", "--mesh=foo=2"], "an axis of mesh must be one of 'replica', 'data', 'fsdp', 'tensor', got 'foo'"),
+        (["nowhere.py", "--mesh=fspd=2"], "there is no file nowhere.py"),
+        (["adamw", "--probes=2"], "--probes is of the Hessian of a loss: add --curvature"),
         (["diloco"], "the mesh must have an axis replica"),
     ],
 )
