@@ -168,7 +168,9 @@ def command_describe(arguments: list[str]) -> Task:
 def command_inspect(arguments: list[str]) -> Task:
     """What one step of a method costs on a mesh, from the compiled program; --curvature: the Hessian of a loss."""
     if any(argument.lstrip("-").partition("=")[0] == "curvature" for argument in arguments):
-        _check_flags(arguments, InspectConfig, CurvatureConfig, "does not go with --curvature: it is of a compiled step")
+        _check_flags(
+            arguments, InspectConfig, CurvatureConfig, "does not go with --curvature: it is of a compiled step"
+        )
         return _curvature(arguments)
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("inspect takes the name of a method first: gradkit inspect lamb --mesh=fsdp=8")

@@ -11,7 +11,7 @@ import optax
 
 from gradkit import checks
 from gradkit.aggregation.makers import weights_of_gramian
-from gradkit.aggregation.preferences import check_count, dtype_of
+from gradkit.aggregation.preferences import dtype_of
 from gradkit.catalogue import Paper, Tasks, register
 from gradkit.engine.core import scalar
 
@@ -43,11 +43,13 @@ def project_to_simplex(x: jax.Array) -> jax.Array:
 
 def cross_of(method: str, G: jax.Array, num_tasks: int) -> jax.Array:
     """The products of the gradients of the first batch with those of the second, of the Gramian of both."""
-    if len(G) % 2:
+    if len(G) != 2 * num_tasks:
         raise ValueError(
-            f"{method}: {len(G)} gradients came, and it takes those of all tasks on one batch, then on another"
+            f"{method}: {len(G)} gradients came, and num_tasks={num_tasks} needs {2 * num_tasks}: those of all tasks on "
+            "one half of the batch, then on the other; write a loss that returns "
+            "jnp.concatenate([losses(params, half) for half in halves]), with the losses of "
+            f"{num_tasks} task{'s' if num_tasks > 1 else ''} on each"
         )
-    check_count(method, num_tasks, len(G) // 2)
     return G[:num_tasks, num_tasks:]
 
 

@@ -5,25 +5,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkit.engine.lazy_gradients import LazyGradients, at_most
 from gradkit.gradients.replicas import mean_over, own_copy
 
 
 def vector(method: str, value: Any) -> jax.Array:
-    """What a loss returned, as a vector of losses: a vector, a list of scalars, or one scalar.
+    """What a loss returned, as a vector of losses, one per task: a vector, or a list of scalars.
 
     Raises:
-      ValueError: anything else.
+      ValueError: anything else; a scalar too, as a forgotten stack would train the sum of the losses as one task.
     """
     losses = jnp.stack([jnp.asarray(x) for x in value]) if isinstance(value, list) and value else value
     shape = getattr(losses, "shape", None)
-    if shape == () or (shape is not None and len(shape) == 1 and shape[0] > 0):
-        return losses.reshape(-1)
-    found = f"an array of shape {shape}" if shape is not None else f"a {type(value).__name__}"
+    if shape is not None and len(shape) == 1 and shape[0] > 0:
+        return losses
+    if shape == () or np.isscalar(losses):
+        found, alone = "a scalar", ", or leave the aggregator out, where there is one loss"
+    else:
+        found = f"an array of shape {shape}" if shape is not None else f"a {type(value).__name__}"
+        alone = ", with has_aux=True where the second is an aux" if isinstance(value, tuple) else ""
     raise ValueError(
-        f"{method}: loss_fn must return a vector of losses, or a list of scalars, got {found}; stack them, as in "
-        "jnp.stack([first, second])"
+        f"{method}: loss_fn must return a vector of losses, one per task, or a list of scalars, got {found}; write "
+        f"jnp.stack([first, second]){alone}"
     )
 
 

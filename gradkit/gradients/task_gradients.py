@@ -33,7 +33,7 @@ def task_gradients(
 
     Args:
       loss_fn: (params, batch, *args) -> the losses of the tasks, a vector (m,) or a list of m scalars; or (losses,
-        aux). A scalar is the loss of one task.
+        aux). The loss of one task is a vector (1,); a scalar is refused, as a stack may have been forgotten.
       chunk: how many gradients are held at the same time, >= 1; the largest divisor of m that is not above it is taken.
         Inner products take m (m / chunk + 1) / 2 backward passes, and 2 chunk words per parameter: with the default 1,
         2 gradients are in memory, whatever m is; with m, one pass per task is enough.

@@ -115,6 +115,38 @@ def draws(source: Callable[..., Any]) -> bool:
     return key is not None and key.kind is inspect.Parameter.KEYWORD_ONLY
 
 
+def returned(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns, of which only types and shapes are known."""
+    found = []
+
+    def look() -> int:
+        found.append(function(*args))
+        return 0
+
+    jax.eval_shape(look)
+    return found[0]
+
+
+def check_scalar(out: Any, has_aux: bool) -> None:
+    """Raises where a loss returns no scalar, and says what to write instead.
+
+    >>> check_scalar((0.5, {}), False)
+    Traceback (most recent call last):
+    ValueError: loss_fn must return a scalar, got a tuple; write has_aux=True where it returns (loss, aux)
+    """
+    value = out[0] if has_aux else out
+    if isinstance(value, tuple) and len(value) == 2 and not has_aux:
+        raise ValueError("loss_fn must return a scalar, got a tuple; write has_aux=True where it returns (loss, aux)")
+    if isinstance(value, tuple | list | dict):
+        got, instead, tasks = f"a {type(value).__name__}", "the sum of its losses", isinstance(value, list)
+    else:
+        got, instead, tasks = f"shape {jnp.shape(value)}", "jnp.mean of it", jnp.ndim(value) == 1
+    if got == "shape ()":
+        return
+    several = "; or, for one loss per task, put an aggregator such as gk.aggregation.upgrad() first in the chain"
+    raise ValueError(f"loss_fn must return a scalar, got {got}; write {instead}{several if tasks else ''}")
+
+
 def one_step(
     loss: Callable[..., Any],
     tx: optax.GradientTransformation,
@@ -192,12 +224,22 @@ def one_step(
     def grad_fn(point: Any) -> Any:
         return plain(like_params(point), batch)[1]
 
-    value, grads = source(params, batch)
+    try:
+        value, grads = source(params, batch)
+    except TypeError as error:
+        # JAX's own words; a loss that differentiates inside may have caused them as well.
+        if "scalar-output" not in str(error):
+            raise
+        check_scalar(returned(loss, params, batch), has_aux)
+        raise
     moments = grads if isinstance(grads, GradientMoments) else None
     if moments is not None:
         grads = like_params(moments.mean)
     value, aux = value if has_aux else (value, None)
     several = isinstance(grads, LazyGradients)
+    if not several and not {"task_gradients", "example_gradients"}.intersection(needs):
+        # As of a source that takes the derivative along a direction.
+        check_scalar(value, False)
     tasks = value if several and jnp.ndim(value) == 1 else None
     value = value if tasks is None else jnp.sum(tasks)
     known, losses = (None, grads.losses) if several else (grads, None)

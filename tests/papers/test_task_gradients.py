@@ -57,13 +57,13 @@ def test_any_chunk_size_gives_the_rows_of_the_jacobian(chunk: int, x64: None) ->
     close(parts(p), want)
 
 
-def test_a_list_of_losses_a_scalar_and_an_aux(x64: None) -> None:
+def test_a_list_of_losses_one_task_and_an_aux(x64: None) -> None:
     p = params()
     want = jax.jacrev(losses)(p, X)
     listed = task_gradients(lambda p, x: (list(losses(p, x)), {"seen": x.sum()}), has_aux=True)
     (value, aux), g = listed(p, jnp.asarray(X))
     close((value, aux["seen"], g.stacked()), (losses(p, X), X.sum(), want))
-    value, g = task_gradients(lambda p, x: losses(p, x)[1])(p, X)
+    value, g = task_gradients(lambda p, x: losses(p, x)[1:2])(p, X)
     close((value, g.stacked()), (losses(p, X)[1:2], jax.tree.map(lambda x: x[1:2], want)))
 
 
@@ -196,11 +196,15 @@ def test_bad_input() -> None:
         task_gradients(losses, chunk=0)
     for bad, found in (
         (lambda p, x: x, r"shape \(8, 3\)"),
-        (lambda p, x: (1.0, 2.0), "a tuple"),
+        (lambda p, x: (1.0, 2.0), "a tuple; .*has_aux=True"),
+        (lambda p, x: 1.0, "a scalar"),
         (lambda p, x: [], "a list"),
     ):
         with pytest.raises(ValueError, match=rf"task_gradients: loss_fn must return a vector.*got .*{found}"):
             task_gradients(bad)(p, x)
+    step = make_train_step(lambda p, x: losses(p, x)[0], optax.chain(gk.aggregation.upgrad(), gk.sgd(0.1)))
+    with pytest.raises(ValueError, match=r"got a scalar; write jnp\.stack.*, or leave the aggregator out"):
+        step(step.init(p), x)
     with pytest.raises(ValueError, match=r"microbatches must be 1 where the gradients of tasks are aggregated, got 2"):
         step = make_train_step(losses, optax.chain(gk.aggregation.upgrad(), gk.sgd(0.1)), microbatches=2)
         step(step.init(p), x)

@@ -126,6 +126,27 @@ def test_errors_of_the_transformation_surface() -> None:
         step(step.init(start()), BATCH)
 
 
+@pytest.mark.parametrize(
+    ("gradient", "microbatches"),
+    [(None, 1), (None, 2), (functools.partial(gk.gradients.sam, rho=0.1), 1)],
+    ids=["plain", "microbatches", "sam"],
+)
+def test_a_loss_that_is_no_scalar_is_told_what_to_write(gradient: Any, microbatches: int) -> None:
+    rest = {"gradient": gradient, "microbatches": microbatches}
+    for bad, message in (
+        (
+            lambda p, x: jnp.stack([p.sum(), x.sum()]),
+            r"got shape \(2,\); write jnp\.mean of it; or, .*upgrad\(\) first",
+        ),
+        (lambda p, x: (p.sum(), {"seen": x}), r"got a tuple; write has_aux=True where it returns \(loss, aux\)"),
+        (lambda p, x: [p.sum(), p[0]], r"got a list; write the sum of its losses; or, .*upgrad\(\) first"),
+        (lambda p, x: p[:, None], r"got shape \(3, 1\); write jnp\.mean of it(\n|$)"),
+    ):
+        step = make_train_step(bad, gk.sgd(0.1), **rest)
+        with pytest.raises(ValueError, match="loss_fn must return a scalar, " + message):
+            step(step.init(jnp.ones(3)), jnp.ones(4))
+
+
 def test_microbatches_are_the_whole_batch(x64: None) -> None:
     """Also with unequal weights: a mean over the tokens of the batch, not of the means."""
     mask = np.ones((8, 1))
