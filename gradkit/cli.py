@@ -169,7 +169,7 @@ def command_inspect(arguments: list[str]) -> Task:
     """What one step of a method costs on a mesh, from the compiled program; --curvature: the Hessian of a loss."""
     if any(argument.lstrip("-").partition("=")[0] == "curvature" for argument in arguments):
         _check_flags(
-            arguments, InspectConfig, CurvatureConfig, "does not go with --curvature: it is of a compiled step"
+            arguments, InspectConfig, CurvatureConfig, "is of a compiled step and does not go with --curvature"
         )
         return _curvature(arguments)
     if not arguments or arguments[0].startswith("-"):

@@ -110,10 +110,7 @@ OF_ARRAYS |= {"compressor_of"}
 TRANSFORMATIONS = {"inner", "outer", "denominator", "magnitude", "direction", "preconditioner", "bases", "tx"}
 KINDS: dict[str, tuple[Callable[[inspect.Parameter], bool], tuple[Any, ...]]] = {
     "count": (lambda p: is_count(p) and p.name not in REAL, (2**40, 10**30, -(10**30), 2.5, "3")),
-    "transformation": (
-        lambda p: p.name in TRANSFORMATIONS and not isinstance(p.default, str),
-        (0.1, "adam", optax.adam, object()),
-    ),
+    "transformation": (lambda p: p.name in TRANSFORMATIONS and not isinstance(p.default, str), (0.1, "adam", optax.adam, object())),
     "key": (lambda p: p.name == "key" and p.default is None, (0.5, "0", True, 10**30)),
     "axis": (lambda p: p.name == "axis_name", (3, "", ("data", 1))),
     "shard": (lambda p: p.name == "shard", (0.1, "fsdp")),

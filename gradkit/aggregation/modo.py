@@ -45,8 +45,8 @@ def cross_of(method: str, G: jax.Array, num_tasks: int) -> jax.Array:
     """The products of the gradients of the first batch with those of the second, of the Gramian of both."""
     if len(G) != 2 * num_tasks:
         raise ValueError(
-            f"{method}: {len(G)} gradients came, and num_tasks={num_tasks} needs {2 * num_tasks}: those of all tasks on "
-            "one half of the batch, then on the other; write a loss that returns "
+            f"{method}: {len(G)} gradients came, and num_tasks={num_tasks} needs {2 * num_tasks}: those of all tasks "
+            "on one half of the batch, then on the other; write a loss that returns "
             "jnp.concatenate([losses(params, half) for half in halves]), with the losses of "
             f"{num_tasks} task{'s' if num_tasks > 1 else ''} on each"
         )

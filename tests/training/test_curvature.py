@@ -85,8 +85,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         (["adamv", "--curvature"], "did you mean"),
         (["--curvature", "--workload=bytelmm"], "did you mean 'bytelm'"),
         (["adamw", "--nocurvature"], "unknown"),
-        (["muon", "--curvature", "--mesh=fsdp=2"], "--mesh does not go with --curvature"),
-        (["--curvature", "--model", "llama3-8b"], "--model does not go with --curvature"),
+        (["muon", "--curvature", "--mesh=fsdp=2"], "--mesh is of a compiled step and does not go with --curvature"),
+        (["--curvature", "--model", "llama3-8b"], "--model is of a compiled step and does not go with --curvature"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
