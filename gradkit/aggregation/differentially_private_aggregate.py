@@ -16,7 +16,7 @@ from gradkit import checks
 from gradkit.aggregation.makers import aggregator
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, real_dtype, scalar, wide_dtype, zeros
-from gradkit.engine.keys import check_key, first_key, next_key
+from gradkit.engine.keys import NoKey, check_key, first_key, next_key
 from gradkit.engine.lazy_gradients import LazyGradients, fold
 
 NAME = "differentially_private_aggregate"
@@ -103,10 +103,7 @@ def differentially_private_aggregate(
         given = next_key(NAME, None, extra.get("key"))[1]
         now = state.key if given is None else given
         if now is None:
-            raise ValueError(
-                "differentially_private_aggregate needs a random key: differentially_private_aggregate(..., key=0) or "
-                "update(..., key=...)"
-            )
+            raise NoKey(NAME)
         if isinstance(gradients, LazyGradients):
             like, count = gradients.like, gradients.count
         else:

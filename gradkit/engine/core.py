@@ -17,6 +17,7 @@ leaves of a dtype is computed `once_per_dtype`; and checks of leaves look at sha
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,8 +28,9 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from gradkit import checks
+from gradkit import catalogue, checks
 from gradkit.engine.extras import missing
+from gradkit.engine.keys import NoKey
 from gradkit.engine.matching import (
     NUMBERS,
     Known,
@@ -354,17 +356,26 @@ def optimizer(described: Method, *links: optax.GradientTransformation) -> optax.
       described: what `describe` prints of it.
       *links: the chain.
     """
-    chain = optax.chain(*links)
+    chain = optax.with_extra_args_support(optax.chain(*links))
 
     def init(params: optax.Params) -> Any:
         check_decay_mask(described.name, described.weight_decay_mask, params)
         return chain.init(params)
 
+    def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        try:
+            return chain.update(updates, state, params, **extra)
+        except NoKey as error:
+            card = catalogue.cards().get(described.name)
+            if card is None or "key" not in inspect.signature(card.function).parameters:
+                raise
+            raise error.of(described.name) from None
+
     # Each link refuses complex leaves by itself where it has no complex form.
     return transformation(
         described.name,
         init,
-        chain.update,
+        update,
         complex_leaves=True,
         as_params=True,
         described=described,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradkit.engine.keys import IN_A_STEP
 from gradkit.leaves.paths import map_named
 from gradkit.leaves.scopes import resolve_layout
 
@@ -288,8 +289,9 @@ def samples(grads: Any, needs: Collection[str]) -> dict[str, Any]:
 def missing(method: str, name: str) -> str:
     """The message of a method that was not given an argument.
 
-    >>> missing("vr_sgd", "key")
-    'vr_sgd needs the extra argument key: call update(grads, state, params, key=...), a random key of this step'
+    >>> missing("mine", "ages")
+    'mine needs the extra argument ages: call update(grads, state, params, ages=...)'
     """
     meaning = f", {EXTRAS[name].meaning}" if name in EXTRAS else ""
+    meaning += f"; {IN_A_STEP}" if name == "key" else ""
     return f"{method} needs the extra argument {name}: call update(grads, state, params, {name}=...){meaning}"

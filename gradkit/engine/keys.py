@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from flax import serialization
 from jax.core import Tracer
 
+# The remedy that every message about a missing key ends with.
+IN_A_STEP = "with gk.training.make_train_step, step.init(params, key=0) gives every step one"
+
 
 def check_key(key: Any) -> None:
     """Raises where a key given at construction is neither one typed random key nor an integer that makes one.
@@ -38,6 +41,21 @@ def as_key(key: Any) -> Any:
     return jax.random.key(int(key)) if isinstance(key, numbers.Integral) else key
 
 
+class NoKey(ValueError):
+    """A method that draws has no key; the message names every way to give one."""
+
+    def __init__(self, method: str, purpose: str = "", call: str = "") -> None:
+        """Of the method's public name, what the key is for, and, of a source of gradients, how that is called."""
+        what = f"{method} needs a random key" + (f" {purpose}" if purpose else "")
+        ways = f"call it as {call}" if call else f"{method}(..., key=0) or update(..., key=...)"
+        super().__init__(f"{what}: {ways}; {IN_A_STEP}")
+        self.purpose, self.call = purpose, call
+
+    def of(self, method: str) -> "NoKey":
+        """The same, of the method that the user has called."""
+        return NoKey(method, self.purpose, self.call)
+
+
 def needed_key(method: str, kept: Any, given: Any, purpose: str = "") -> tuple[Any, Any]:
     """`next_key` of a method that cannot do without one.
 
@@ -52,8 +70,7 @@ def needed_key(method: str, kept: Any, given: Any, purpose: str = "") -> tuple[A
     """
     kept, now = next_key(method, kept, given)
     if now is None:
-        what = f"{method} needs a random key" + (f" {purpose}" if purpose else "")
-        raise ValueError(f"{what}: {method}(..., key=0) or update(..., key=...)")
+        raise NoKey(method, purpose)
     return kept, now
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.engine.core import wide_dtype, widen
 from gradkit.engine.directions import direction, directional_difference, moved
-from gradkit.engine.keys import as_key
+from gradkit.engine.keys import NoKey, as_key
 from gradkit.engine.matching import check_leaves, check_match
 
 DISTRIBUTIONS = ("normal", "rademacher", "sphere")
@@ -85,7 +85,7 @@ class Estimate(NamedTuple):
     def directions(self, key: Any, given: Any, params: Any) -> Callable[[Any], Any]:
         """The number of a direction -> the direction: of the key, or the one that is given."""
         if given is None and key is None:
-            raise ValueError(f"{self.method} needs a random key: call it as fn(params, batch, key=...)")
+            raise NoKey(self.method, call="fn(params, batch, key=...)")
         if given is None:
             random = as_key(key)
             return lambda i: self._drawn(jax.random.fold_in(random, i), params)

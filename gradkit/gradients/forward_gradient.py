@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.directions import DISTRIBUTIONS, direction
-from gradkit.engine.keys import as_key
+from gradkit.engine.keys import NoKey, as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.gradients.replicas import mean_over, own_copy
 
@@ -111,7 +111,7 @@ def forward_gradient(
 
     def fn(params: Any, *args: Any, key: Any = None, **kwargs: Any) -> tuple[Any, Any]:
         if key is None:
-            raise ValueError("forward_gradient needs a random key: call it as fn(params, batch, key=...)")
+            raise NoKey("forward_gradient", call="fn(params, batch, key=...)")
         random = as_key(key)
         check_leaves("forward_gradient", params, complex_leaves=False)
         params = own_copy(jax.tree.map(jnp.asarray, params), axis_name)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.keys import as_key
+from gradkit.engine.keys import NoKey, as_key
 
 PAPER = Paper(
     "Scalable Set Encoding with Universal Mini-Batch Consistency and Unbiased Full Set Gradient Approximation",
@@ -112,9 +112,7 @@ def partial_set_gradient(
 
     def fn(params: Any, xs: Any, *args: Any, key: Any = None, grad_size: int, chunk: int | None = None) -> Any:
         if key is None:
-            raise ValueError(
-                "partial_set_gradient needs a random key: call it as fn(params, xs, key=..., grad_size=...)"
-            )
+            raise NoKey("partial_set_gradient", call="fn(params, xs, key=..., grad_size=...)")
         xs = jax.tree.map(jnp.asarray, xs)
         sizes = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(xs)}
         if len(sizes) != 1 or not min(sizes):

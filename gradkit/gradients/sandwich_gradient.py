@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.keys import as_key
+from gradkit.engine.keys import NoKey, as_key
 from gradkit.gradients.replicas import mean_over, own_copy
 
 PAPER = Paper(
@@ -71,7 +71,7 @@ def sandwich_gradient(
 
     def fn(params: Any, *args: Any, key: Any = None, weight: Any = 1.0, **kwargs: Any) -> tuple[Any, Any]:
         if key is None:
-            raise ValueError("sandwich_gradient needs a random key: call it as fn(params, batch, key=...)")
+            raise NoKey("sandwich_gradient", call="fn(params, batch, key=...)")
         params, random = own_copy(jax.tree.map(jnp.asarray, params), axis_name), as_key(key)
 
         def whole(p: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import cast, wide_dtype
 from gradkit.engine.directions import direction, directional_difference
-from gradkit.engine.keys import as_key
+from gradkit.engine.keys import NoKey, as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.parallel.replicas import alike
 
@@ -205,7 +205,7 @@ def shared_seed_spsa(
 
     def fn(params: Any, *args: Any, key: Any = None, **kwargs: Any) -> tuple[Any, Any]:
         if key is None:
-            raise ValueError("shared_seed_spsa needs a random key: call it as fn(params, batch, key=...)")
+            raise NoKey("shared_seed_spsa", call="fn(params, batch, key=...)")
         check_leaves("shared_seed_spsa", params, complex_leaves=False)
         params = jax.tree.map(jnp.asarray, params)
         worker = 0 if axis_name is None else jax.lax.axis_index(axis_name)

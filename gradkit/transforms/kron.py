@@ -26,7 +26,7 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.blocks import factor_sources
 from gradkit.engine.core import at_count, bias_correction, increment, transformation
 from gradkit.engine.fields import init_fields
-from gradkit.engine.keys import check_key, first_key, next_key
+from gradkit.engine.keys import NoKey, check_key, first_key, next_key
 from gradkit.engine.kronecker import BY_LAYOUT
 from gradkit.engine.mapping import map_stacks
 from gradkit.engine.owned import numbers
@@ -206,7 +206,7 @@ def scale_by_kron(
         given = extra.get("probe")
         given = (probe(state.count) if callable(probe) else probe) if given is None else given
         if given is None and now is None:
-            raise ValueError(f"{METHOD} needs a random key: {METHOD}(key=...) or update(..., key=...)")
+            raise NoKey(METHOD)
         balance = None
         if now is not None:
             now, other = jax.random.split(now)

@@ -16,7 +16,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, inside, transformation, widen, zeros
 from gradkit.engine.hutchinson import check_hutchinson, hutchinson
-from gradkit.engine.keys import check_key, first_key, next_key
+from gradkit.engine.keys import NoKey, check_key, first_key, next_key
 from gradkit.leaves import Layout, names
 
 PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719")
@@ -60,7 +60,7 @@ def hutchinson_estimator(
     def estimator(params: Any, key: Any, *, hvp_fn: Any = None, count: Any = 0, **extra: Any) -> Any:
         del extra
         if key is None:
-            raise ValueError("to estimate the curvature a random key is needed: key=... here, or in update")
+            raise NoKey("with_curvature", "to estimate the curvature")
         samples = num_samples
         if first_samples is not None and first_samples != num_samples:
             samples = jnp.where(count == 0, first_samples, num_samples)
@@ -115,7 +115,11 @@ def supply_curvature(
 
         def estimate() -> Any:
             others = {name: value for name, value in extra.items() if name != "key"}
-            return fitting(method, estimator(point, now, count=state.count, **others), updates)
+            try:
+                found = estimator(point, now, count=state.count, **others)
+            except NoKey as error:
+                raise error.of(method) from None
+            return fitting(method, found, updates)
 
         if given is not None:
             h = given if checks.is_function(given, updates) else fitting(method, given, updates)

@@ -82,5 +82,5 @@ def test_bad_input() -> None:
             gk.sgld(**{"learning_rate": 0.1, name: bad})
     x = jnp.ones(2)
     tx = gk.sgld(0.1)
-    with pytest.raises(ValueError, match="add_langevin_noise needs a random key"):
+    with pytest.raises(ValueError, match=r"sgld needs a random key: sgld\(\.\.\., key=0\)"):
         tx.update(x, tx.init(x), x)

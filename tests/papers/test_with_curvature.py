@@ -106,7 +106,7 @@ def test_bad_input(key: jax.Array) -> None:
     tx = gk.with_curvature(recorder(), key=key)
     with pytest.raises(ValueError, match="needs the extra argument curvature"):
         tx.update(x, tx.init(x), x)
-    with pytest.raises(ValueError, match="a random key is needed"):
+    with pytest.raises(ValueError, match="with_curvature needs a random key to estimate the curvature"):
         tx = gk.with_curvature(recorder())
         tx.update(x, tx.init(x), x, hvp_fn=lambda v: v)
     for wrong in (jnp.zeros(3), {"w": jnp.zeros(2)}):

@@ -117,6 +117,25 @@ def test_line_search_and_random_methods_work() -> None:
         step(step.init(start()), BATCH)
 
 
+@pytest.mark.parametrize(
+    ("tx", "gradient", "method"),
+    [
+        (gk.sgld(0.1), None, "sgld"),
+        (gk.psgd_kron(0.1), None, "psgd_kron"),
+        (optax.chain(gk.clip_by_global_norm(1.0), gk.oasis(0.1)), None, "oasis"),
+        (gk.add_noise(), None, "add_noise"),
+        (gk.sgd(0.1), gk.gradients.forward_gradient, "forward_gradient"),
+        (gk.sgd(0.1), gk.gradients.zeroth_order_gradient, "zeroth_order_gradient"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_missing_key_is_told_of_with_the_method_and_every_remedy(tx: Any, gradient: Any, method: str) -> None:
+    step = make_train_step(lambda p, x: jnp.mean((p - x) ** 2), tx, gradient=gradient)
+    of_method = r"call it as fn\(params, batch, key=" if gradient else rf"{method}\(\.\.\., key=0\) or update"
+    with pytest.raises(ValueError, match=rf"^{method} needs a random key.*: {of_method}.*step\.init\(params, key=0\)"):
+        jax.eval_shape(step.update, step.init(jnp.ones(3)), jnp.ones(3))
+
+
 def test_errors_of_the_transformation_surface() -> None:
     def update(updates, state, params=None, **extra):
         raise ValueError("some_method needs the extra argument example_grads")
