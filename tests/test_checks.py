@@ -45,8 +45,9 @@ def cards_example(name: str) -> Mapping[str, Any]:
 
 
 # What functions without an example take for these arguments.
+FUNCTIONS = ("loss_fn", "loss", "grad_fn", "value_func", "value_and_grad", "spec", "fn", "upper", "lower", "step_fn")
 RIGHT: dict[str, Any] = {
-    **dict.fromkeys(("loss_fn", "grad_fn", "value_func", "value_and_grad", "spec", "fn", "upper", "lower"), loss),
+    **dict.fromkeys(FUNCTIONS, loss),
     **dict.fromkeys(("learning_rate", "damping", "radius", "eps", "step"), 0.1),
     "workers": 4,
 }
@@ -110,7 +111,10 @@ OF_ARRAYS |= {"compressor_of"}
 TRANSFORMATIONS = {"inner", "outer", "denominator", "magnitude", "direction", "preconditioner", "bases", "tx"}
 KINDS: dict[str, tuple[Callable[[inspect.Parameter], bool], tuple[Any, ...]]] = {
     "count": (lambda p: is_count(p) and p.name not in REAL, (2**40, 10**30, -(10**30), 2.5, "3")),
-    "transformation": (lambda p: p.name in TRANSFORMATIONS and not isinstance(p.default, str), (0.1, "adam", optax.adam, object())),
+    "transformation": (
+        lambda p: p.name in TRANSFORMATIONS and not isinstance(p.default, str),
+        (0.1, "adam", optax.adam, object()),
+    ),
     "key": (lambda p: p.name == "key" and p.default is None, (0.5, "0", True, 10**30)),
     "axis": (lambda p: p.name == "axis_name", (3, "", ("data", 1))),
     "shard": (lambda p: p.name == "shard", (0.1, "fsdp")),

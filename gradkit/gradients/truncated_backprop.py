@@ -61,8 +61,8 @@ def truncated_backprop(
 
     Reference: Clark et al. Directly Fine-Tuning Diffusion Models on Differentiable Rewards. 2024, arXiv 2309.17400.
     """
-    checks.integer("keep_last", keep_last, 1)
     checks.switch(checkpoint=checkpoint)
+    checks.integer("keep_last", keep_last, 1)
     checks.function("step_fn", step_fn)
     steps = _length("truncated_backprop", xs)
     k = checks.integer("keep_last", keep_last, 1, maximum=steps)
