@@ -62,6 +62,20 @@ def test_a_mask_that_selects_nothing_is_refused(card: Card, argument: str) -> No
 
 
 @pytest.mark.parametrize(("card", "argument"), MASKED)
+def test_what_is_no_mask_is_refused_where_a_method_is_built(card: Card, argument: str) -> None:
+    """The name of a leaf, a list of names, a number, and a maker of selectors that was not called."""
+    for wrong, says in (
+        ("bias", r"got 'bias'; write gk\.leaves\.by_path\('\.\*bias\.\*'\)"),
+        (["bias"], r"got 'bias' in \['bias'\]; write gk"),
+        (0.1, r"got 0\.1"),
+        (gk.leaves.no_decay, r"got the function no_decay, which makes one; write gk\.leaves\.no_decay\(\)"),
+        (gk.leaves.by_path, r"got the function by_path, which makes one; write gk\.leaves\.by_path\(\.\.\.\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{argument} must be .*{says}"):
+            build(card, **{argument: wrong})
+
+
+@pytest.mark.parametrize(("card", "argument"), MASKED)
 def test_masks_that_say_what_they_mean_pass(card: Card, argument: str) -> None:
     """One leaf, a boolean, the default on a tree without matrices, and any mask of a tree without leaves."""
     params = draw(0, TREE)
@@ -117,5 +131,5 @@ def test_sources_refuse_such_a_mask_at_the_first_call(card: Card) -> None:
 def test_a_structure_that_does_not_match_names_the_argument() -> None:
     with pytest.raises(ValueError, match="adamw: weight_decay_mask: its structure does not match"):
         gk.adamw(0.1, weight_decay_mask={"other": True}).init(draw(0, TREE))
-    with pytest.raises(ValueError, match="adamw: weight_decay_mask: every entry must be True or False, got 1"):
+    with pytest.raises(ValueError, match=r"weight_decay_mask must be .* every entry is True or False, got 1 in"):
         gk.adamw(0.1, weight_decay_mask={"dense": 1}).init(draw(0, TREE))

@@ -18,7 +18,7 @@ from gradkit.aggregation.preferences import check_count, check_vector, dtype_of,
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, inside, need, scalar, wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, fold
-from gradkit.leaves import check_mask, resolve_mask
+from gradkit.leaves import check_mask, check_mask_form, resolve_mask
 
 PAPER = Paper(
     "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks", "Chen et al.", 2018,
@@ -111,6 +111,7 @@ def gradnorm(
     ):
         raise ValueError(f"initial_losses must be numbers > 0, one per task, got {initial_losses!r}")
     tx: Any = inside(optax.sgd(weight_learning_rate) if weight_tx is None else weight_tx, "weight_tx")
+    check_mask_form(mask=mask)
 
     def init(params: Any) -> GradNormState:
         check_mask(mask, params, method="gradnorm", argument="mask", instead="mask=None")

@@ -43,7 +43,7 @@ from gradkit.engine.matching import (
     types_of,
 )
 from gradkit.engine.mismatches import told
-from gradkit.leaves import Layout, Method, check_mask, resolve_layout
+from gradkit.leaves import Layout, Method, check_mask, check_mask_form, resolve_layout
 from gradkit.leaves.derived import has_boxes, rename, unboxed, without_empty
 from gradkit.leaves.keeping import has_kept
 from gradkit.leaves.recording import announce
@@ -268,6 +268,8 @@ def transformation(
       described: what `describe` prints of it. Default None: its name.
       complete: whether it is a ready optimizer, whose links `describe` does not print.
     """
+    if described is not None:
+        check_mask_form(weight_decay_mask=described.weight_decay_mask)
 
     def checked_init(params: Any) -> Any:
         check_leaves(method, params, complex_leaves=complex_leaves)

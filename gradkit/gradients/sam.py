@@ -18,7 +18,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import widen
 from gradkit.engine.norms import global_norm
 from gradkit.gradients.displaced import displaced_gradient
-from gradkit.leaves import check_mask, resolve_mask
+from gradkit.leaves import check_mask, check_mask_form, resolve_mask
 
 PAPER = Paper(
     "Sharpness-Aware Minimization for Efficiently Improving Generalization", "Foret et al.", 2020, "2010.01412"
@@ -124,6 +124,7 @@ def asam(
     checks.switch(has_aux=has_aux)
     checks.real("rho", rho, "[0, inf)")
     checks.real("eta", eta, "[0, inf)")
+    check_mask_form(mask=mask)
 
     def displacement(g: Any, x: Any) -> Any:
         check_mask(mask, x, method="asam", argument="mask", instead="mask=False")

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -221,6 +222,40 @@ def matrices_by_default(layout: Layout | None) -> Selector:
         return bool(axes.inputs and axes.outputs)
 
     return Selector(test, "leaves with inputs and outputs", required=False)
+
+
+# What makes a selector, and is none itself: by the name under which it is called.
+FACTORIES: dict[Any, str] = {
+    f: f"gk.leaves.{f.__name__}({'' if f in (everything, no_decay) else '...'})"
+    for f in (everything, by_path, by_role, by_rank, by_shape, by_dtype, no_decay)
+}
+
+
+def check_mask_form(**given: Any) -> None:
+    """Checks where a method is built that arguments, by their names, are masks; which leaves they select is not known
+    yet.
+
+    >>> check_mask_form(mask=no_decay)
+    Traceback (most recent call last):
+    ValueError: mask must be a selector, got the function no_decay, which makes one; write gk.leaves.no_decay()
+    """
+    for name, mask in given.items():
+        if mask is None or isinstance(mask, bool | Selector):
+            continue
+        if (call := FACTORIES.get(mask) if isinstance(mask, FunctionType) else None) is not None:
+            raise ValueError(
+                f"{name} must be a selector, got the function {mask.__name__}, which makes one; write {call}"
+            )
+        if checks.is_function(mask):
+            continue
+        for entry in jax.tree.leaves(mask):
+            if isinstance(entry, str | float) or (isinstance(entry, int) and not isinstance(entry, bool)):
+                by_name = isinstance(entry, str)
+                instead = f"gk.leaves.by_path({f'.*{entry}.*'!r}) to select by name" if by_name else "True or False"
+                raise ValueError(
+                    f"{name} must be a selector, True, False, a function of a tree, or a tree whose every entry is "
+                    f"True or False, got {entry!r}{'' if entry is mask else f' in {mask!r}'}; write {instead}"
+                )
 
 
 def resolve_mask(mask: Any, tree: Any, *, argument: str = "mask", method: str = "") -> Any:

@@ -14,7 +14,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import abs_sq, scalar, transformation, wide_dtype
 from gradkit.engine.norms import BLOCKS, block_axes, packed_norms
-from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
+from gradkit.leaves import Layout, check_mask, check_mask_form, names, resolve_layout, resolve_mask
 
 
 def block_norm(
@@ -96,6 +96,7 @@ def adaptive_grad_clip(
     """
     checks.real("clipping", clipping, "(0, inf]")
     checks.real("eps", eps, "(0, inf)")
+    check_mask_form(mask=mask)
 
     def init(params: optax.Params) -> optax.EmptyState:
         resolve_layout(layout, params, method="adaptive_grad_clip", matters=True)

@@ -31,7 +31,17 @@ from gradkit.engine.core import (
 )
 from gradkit.engine.norms import entries, global_square, packed_norms, packed_sums
 from gradkit.engine.sums import whole_shape
-from gradkit.leaves import Layout, axes_of, check_mask, map_named, names, resolve_layout, resolve_mask, tensor_axes
+from gradkit.leaves import (
+    Layout,
+    axes_of,
+    check_mask,
+    check_mask_form,
+    map_named,
+    names,
+    resolve_layout,
+    resolve_mask,
+    tensor_axes,
+)
 from gradkit.leaves.scopes import decay_here
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
@@ -83,6 +93,7 @@ def norm_loss(
     """
     checks.real("factor", factor, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
+    check_mask_form(mask=mask)
 
     def init(params: optax.Params) -> optax.EmptyState:
         resolve_layout(layout, params, method="norm_loss", matters=True)
@@ -160,6 +171,8 @@ def stable_weight_decay(
 
     def real_dtype(x: Any) -> Any:
         return jnp.finfo(wide_dtype(x.dtype)).dtype
+
+    check_mask_form(weight_decay_mask=weight_decay_mask)
 
     def init(params: optax.Params) -> StableWeightDecayState:
         resolve_layout(layout, params, method="stable_weight_decay", matters=True)

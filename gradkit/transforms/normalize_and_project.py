@@ -24,7 +24,7 @@ from gradkit.engine.core import abs_sq, divide, increment, scalar, transformatio
 from gradkit.engine.matching import check_match
 from gradkit.engine.norms import BLOCKS, block_axes, entries
 from gradkit.engine.sums import block_sums, own_parts
-from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_layout, resolve_mask
+from gradkit.leaves import Layout, check_mask, check_mask_form, matrices_by_default, names, resolve_layout, resolve_mask
 
 PAPER = Paper("Normalization and effective learning rates in reinforcement learning", "Lyle et al.", 2024, "2407.01800")
 
@@ -151,6 +151,8 @@ def normalize_and_project(
     def kernels(tree: Any, layers: dict[int, str]) -> list[int]:
         on = jax.tree.leaves(resolve_mask(chosen_by, tree))
         return [i for i, x in enumerate(jax.tree.leaves(tree)) if on[i] and i not in layers and x.size]
+
+    check_mask_form(mask=mask)
 
     def init(params: optax.Params) -> NormalizeAndProjectState:
         resolve_layout(layout, params, method="normalize_and_project", matters=True)

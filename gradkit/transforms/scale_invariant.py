@@ -23,7 +23,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, check_decay_mask, divide, inside, scalar, transformation
 from gradkit.engine.norms import entries, packed_sums
-from gradkit.leaves import Layout, axes_of, names, resolve_layout, resolve_mask, tensor_axes
+from gradkit.leaves import Layout, axes_of, check_mask_form, names, resolve_layout, resolve_mask, tensor_axes
 from gradkit.leaves.scopes import decay_here
 
 
@@ -115,6 +115,7 @@ def project_scale_invariant(
     checks.real("eps", eps, "[0, inf)")
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
     inner = inside(inner)
+    check_mask_form(weight_decay_mask=weight_decay_mask)
 
     def init(params: optax.Params) -> Any:
         resolve_layout(layout, params, method="project_scale_invariant", matters=True)

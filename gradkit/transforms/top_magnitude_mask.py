@@ -14,7 +14,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import transformation
-from gradkit.leaves import Layout, check_mask, resolve_layout, resolve_mask
+from gradkit.leaves import Layout, check_mask, check_mask_form, resolve_layout, resolve_mask
 from gradkit.leaves.paths import map_named
 
 PAPER = Paper(
@@ -106,6 +106,8 @@ def keep_updates(mask: Any) -> optax.GradientTransformationExtraArgs:
     """
     flags = jax.tree.leaves(mask)
     arrays = any(getattr(flag, "ndim", 0) for flag in flags)
+    if not arrays:
+        check_mask_form(mask=mask)
     for flag in flags:
         boolean = isinstance(flag, bool) or getattr(flag, "dtype", None) == np.dtype(bool)
         if not boolean and (arrays or not callable(flag)):

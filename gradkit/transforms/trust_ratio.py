@@ -23,7 +23,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, check_decay_mask, counter, increment, scalar, transformation
 from gradkit.engine.norms import BLOCKS, mean_of_all, packed_norms
-from gradkit.leaves import Layout, check_mask, names, resolve_layout, resolve_mask
+from gradkit.leaves import Layout, check_mask, check_mask_form, names, resolve_layout, resolve_mask
 from gradkit.leaves.scopes import decay_here
 
 NAME = "scale_by_trust_ratio"
@@ -129,6 +129,7 @@ def scale_by_trust_ratio(
         raise ValueError("weight_decay must be 0 with denominator='joint': put add_decayed_weights before this link")
 
     limits = param_norm_min, param_norm_max, update_norm_max, ratio_max
+    check_mask_form(trust_ratio_mask=trust_ratio_mask, weight_decay_mask=weight_decay_mask)
 
     def init(params: optax.Params) -> ScaleByTrustRatioState:
         resolve_layout(layout, params, method="scale_by_trust_ratio", matters=True)

@@ -15,7 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, check_decay_mask, counter, increment, once_per_dtype, scalar, transformation
-from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves import Method, check_mask_form, resolve_mask
 from gradkit.leaves.scopes import decay_here
 
 
@@ -61,6 +61,7 @@ def add_decayed_weights(
     """
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     nothing = isinstance(weight_decay, int | float) and weight_decay == 0
+    check_mask_form(weight_decay_mask=weight_decay_mask)
 
     def init(params: optax.Params) -> AddDecayedWeightsState:
         check_decay_mask("add_decayed_weights", weight_decay_mask, params)

@@ -17,7 +17,7 @@ import optax
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide
 from gradkit.engine.norms import entries, packed_norms, packed_sums
-from gradkit.leaves import Layout, check_mask, matrices_by_default, names, resolve_mask
+from gradkit.leaves import Layout, check_mask, check_mask_form, matrices_by_default, names, resolve_mask
 from gradkit.transforms.reparameterize import reparameterize
 
 PAPER = Paper(
@@ -87,6 +87,8 @@ def weight_normalized(
         leaves, structure = jax.tree.flatten(tree)
         flags = jax.tree.leaves(resolve_mask(chosen_by, tree))
         return leaves, structure, names(tree), [i for i, on in enumerate(flags) if on and leaves[i].size]
+
+    check_mask_form(mask=chosen_by)
 
     def encode(params: Any) -> DirectionAndLength:
         check_mask(chosen_by, params, method="weight_normalized", argument="mask", instead="mask=False")

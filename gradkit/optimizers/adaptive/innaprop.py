@@ -31,7 +31,7 @@ from gradkit.engine.core import (
     transformation,
     zeros,
 )
-from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves import Method, check_mask_form, resolve_mask
 from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.momenta import root_mean_square, weighted_momenta
@@ -99,6 +99,7 @@ def scale_by_inna(
     checks.real("alpha", alpha, "[0, inf)")
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
+    check_mask_form(weight_decay_mask=weight_decay_mask)
 
     def init(params: optax.Params) -> ScaleByInnaState:
         check_decay_mask("scale_by_inna", weight_decay_mask, params)

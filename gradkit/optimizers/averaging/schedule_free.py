@@ -33,7 +33,7 @@ from gradkit.engine.core import (
     zeros,
 )
 from gradkit.engine.core import bias_correction as correction
-from gradkit.leaves import Method
+from gradkit.leaves import Method, check_mask_form
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.interpolated_averaging import interpolate
 from gradkit.transforms.schedule_free import shares
@@ -46,6 +46,7 @@ def _ready(
 ) -> optax.GradientTransformationExtraArgs:
     share, first = shares(rate, weight_lr_power, weight_power)
     chain = optax.chain(*base)
+    check_mask_form(weight_decay_mask=method.weight_decay_mask)
 
     def init(params: Any) -> Any:
         check_decay_mask(method.name, method.weight_decay_mask, params)

@@ -30,6 +30,7 @@ from gradkit.leaves import (
     Layout,
     axes_of,
     check_mask,
+    check_mask_form,
     map_named,
     matrices_by_default,
     names,
@@ -148,6 +149,8 @@ def freeze_on_convergence(
     def flag(name: str, x: Any) -> jax.Array:
         summed = tensor_axes(axes_of(layout, name, x.shape), x.shape)
         return jnp.zeros_like(x, dtype=jnp.int32, shape=[1 if a in summed else n for a, n in enumerate(x.shape)])
+
+    check_mask_form(mask=mask)
 
     def init(params: optax.Params) -> FreezeOnConvergenceState:
         check_mask(mask, params, method="freeze_on_convergence", argument="mask", instead="mask=False")

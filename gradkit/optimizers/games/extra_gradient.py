@@ -24,7 +24,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import as_arrays, at_count, increment, need, optimizer, scalar, transformation, widen, zeros
-from gradkit.leaves import Method, check_mask, resolve_mask
+from gradkit.leaves import Method, check_mask, check_mask_form, resolve_mask
 
 PAPER = Paper("On the convergence of single-call stochastic extra-gradient methods", "Hsieh et al.", 2019, "1908.08465")
 Project = Callable[[Any], Any]
@@ -124,6 +124,7 @@ def extra_gradient(
     """
     P = _check(learning_rate, project)
     name = "extra_gradient"
+    check_mask_form(ascent_mask=ascent_mask)
 
     def init(params: optax.Params) -> ExtraGradientState:
         _check_mask(name, ascent_mask, params)
@@ -178,6 +179,7 @@ def past_extra_gradient(
     P = _check(learning_rate, project)
     checks.choice("first", first, ("first", "zero"))
     name = "past_extra_gradient"
+    check_mask_form(ascent_mask=ascent_mask)
 
     def init(params: optax.Params) -> BaseState:
         _check_mask(name, ascent_mask, params)
@@ -230,6 +232,7 @@ def reflected_gradient(
     """
     P = _check(learning_rate, project)
     name = "reflected_gradient"
+    check_mask_form(ascent_mask=ascent_mask)
 
     def init(params: optax.Params) -> BaseState:
         _check_mask(name, ascent_mask, params)
@@ -280,6 +283,7 @@ def optimistic_gradient(
     P = _check(learning_rate, project)
     checks.choice("first", first, ("first", "zero"))
     name = "optimistic_gradient"
+    check_mask_form(ascent_mask=ascent_mask)
 
     def init(params: optax.Params) -> OptimisticGradientState:
         _check_mask(name, ascent_mask, params)

@@ -33,6 +33,7 @@ from gradkit.leaves import (
     Layout,
     Method,
     axes_of,
+    check_mask_form,
     map_named,
     names,
     resolve_layout,
@@ -150,6 +151,7 @@ def scale_by_novograd(
     for name, value in (("eps", eps), ("eps_root", eps_root), ("weight_decay", weight_decay)):
         checks.real(name, value, "[0, inf)")
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
+    check_mask_form(weight_decay_mask=weight_decay_mask)
 
     def init(params: optax.Params) -> ScaleByNovogradState:
         resolve_layout(layout, params, method="scale_by_novograd", matters=True)

@@ -23,7 +23,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, scalar, transformation, zeros
 from gradkit.engine.norms import global_norm
-from gradkit.leaves import check_mask, resolve_mask
+from gradkit.leaves import check_mask, check_mask_form, resolve_mask
 from gradkit.linalg import mcp_concave_grad, prox_l1, scad_concave_grad
 
 PAPER = Paper(
@@ -114,6 +114,7 @@ def nonconvex_accelerated_gradient(
         None: (jnp.zeros_like, lambda: 0.0),
     }
     slope, curvature = concave[penalty]
+    check_mask_form(mask=mask)
 
     def init(params: optax.Params) -> NonconvexAcceleratedGradientState:
         check_mask(mask, params, method="nonconvex_accelerated_gradient", argument="mask", instead="mask=False")
