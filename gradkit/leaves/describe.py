@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from gradkit import checks
 from gradkit.leaves.derived import unboxed
 from gradkit.leaves.infer import infer_layout
 from gradkit.leaves.paths import names
@@ -84,6 +85,9 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
       only while a program runs is "traced". Where `gk.precision(state=...)` codes the state, two columns say how many
       bytes that saves, and how many of the rest are kept exactly, since codes would break the method.
 
+    Raises:
+      ValueError: `tx` is no transformation, such as the name of a method; or the two in the other order.
+
     Example:
       >>> import gradkit as gk, numpy as np
       >>> print(describe(gk.adam(1e-3), {"Dense_0": {"kernel": np.zeros((8, 4), np.float32)}}))
@@ -91,6 +95,7 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
       Dense_0/kernel  8x4    matrix  -      adam    0.001  -              256
       total                                                               264
     """
+    _check(tx, params)
     params = nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
     abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params
     layout = infer_layout(abstract) if layout is None else layout
@@ -120,6 +125,24 @@ def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | 
         text = _joined(parts) if parts else _Text(unknown, "-", "-")
         rows.append(Row(name, tuple(x.shape), axes.role, axes.stack, *text, *owned[name]))
     return Description(tuple(rows), shared.state)
+
+
+def _check(tx: Any, params: Any) -> None:
+    if _is_transformation(params) and not _is_transformation(tx):
+        raise ValueError(
+            "describe: tx comes first, then params, got them in the other order; write describe(tx, params)"
+        )
+    if isinstance(tx, str):
+        raise ValueError(
+            f"describe: tx must be an optax transformation, got the name {tx!r}; write describe(gk.{tx}(1e-3), params)"
+        )
+    checks.transformation(tx=tx)
+    if _is_transformation(params):
+        raise ValueError("describe: params must be parameters, got a transformation; write describe(tx, params)")
+
+
+def _is_transformation(value: Any) -> bool:
+    return isinstance(value, optax.GradientTransformation)
 
 
 class _Text(NamedTuple):

@@ -33,7 +33,8 @@ def eval_params(state: Any, params: Any) -> Any:
 
     Raises:
       ValueError: two methods have an evaluation point for one leaf, as Nesterov's method and an average in one chain
-        do; or a method was given other parameters than `params`, as inside `gk.reparameterize` or `gk.block_leaves`.
+        do; or a method was given other parameters than `params`, as inside `gk.reparameterize` or `gk.block_leaves`;
+        or the two arguments came in the other order.
 
     Example:
       >>> eval_params(optax.adam(0.1).init(1.0), 1.0)
@@ -41,6 +42,11 @@ def eval_params(state: Any, params: Any) -> Any:
     """
     methods = list(_methods(without_kept(state)))
     if not methods:
+        if _has_state(params) and not _has_state(state):
+            raise ValueError(
+                "eval_params: the state of a method comes first, then params, got them in the other order; write "
+                "eval_params(opt_state, params)"
+            )
         return params
     leaves, structure = jax.tree.flatten(params)
     known = names(params)
@@ -59,6 +65,15 @@ def eval_params(state: Any, params: Any) -> Any:
 
 def _has_point(node: Any) -> bool:
     return isinstance(node, optax.contrib.ScheduleFreeState) or callable(getattr(node, "eval_params", None))
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, tuple) and hasattr(node, "_fields") and type(node).__name__.endswith("State")
+
+
+def _has_state(tree: Any) -> bool:
+    """Whether the state of a transformation, of this library or of optax, is in a tree; known by its name."""
+    return any(map(_is_state, jax.tree.leaves(tree, is_leaf=_is_state)))
 
 
 def _methods(state: Any) -> Iterator[Any]:

@@ -107,6 +107,18 @@ def test_a_module_of_nnx_is_described_as_its_parameters(name: str) -> None:
     assert [row.method for row in behind] == [f"{row.method} + trace" for row in want.rows]
 
 
+def test_what_is_no_transformation_is_refused_with_what_to_write() -> None:
+    params = {"kernel": np.zeros((2, 2), np.float32)}
+    for given, message in (
+        (("muon", params), r"got the name 'muon'; write describe\(gk\.muon\(1e-3\), params\)"),
+        ((params, gk.muon(0.1)), "tx comes first"),
+        ((gk.muon, params), "tx must be an optax transformation.*call it"),
+        ((gk.muon(0.1), gk.muon(0.1)), "params must be parameters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            describe(*given)
+
+
 def test_values_that_are_not_numbers() -> None:
     assert said(gk.adam(optax.constant_schedule(0.1)))[BIAS][1] == "schedule"
     assert said(gk.inject_hyperparams(gk.lion)(0.1))[BIAS][:2] == ("lion", "traced")

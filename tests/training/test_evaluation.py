@@ -136,3 +136,12 @@ def test_a_training_step_hands_out_the_evaluation_parameters() -> None:
         state, _ = step(state, jnp.ones(4))
         path.append(float(state.params))
     np.testing.assert_allclose(step.eval_params(state), np.mean(path), rtol=1e-6)
+
+
+@pytest.mark.parametrize("tx", [gk.adam(0.1), gk.schedule_free_sgd(0.1), optax.sgd(0.1)], ids=["adam", "free", "optax"])
+def test_state_and_parameters_in_the_other_order_are_refused(tx: optax.GradientTransformation) -> None:
+    x = {"kernel": jnp.ones(2)}
+    state = tx.init(x)
+    with pytest.raises(ValueError, match=r"in the other order; write eval_params\(opt_state, params\)"):
+        gk.eval_params(x, state)
+    assert gk.eval_params(x, x) is x
