@@ -99,6 +99,9 @@ from gradkit import (
     training, workloads,
 )
 
+# Last, so that what the rooms lack is answered with what is near
+import gradkit.offers  # noqa: F401
+
 # What the groups of optimizers list, but for types of states; and the names that stand above.
 __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     *(

@@ -31,7 +31,7 @@ from gradkit.engine.extras import EXTRAS
 from gradkit.parallel.mesh import check_used_axes, parse_axes
 from gradkit.training import chains, cooldown, inspection, logs, methods, processes, programs, report, trees
 from gradkit.training import curvature as spectrum
-from gradkit.training.flags import definitions, parse, usage
+from gradkit.training.flags import definitions, parse, refuse_flags, usage
 from gradkit.training.race import Progress, Result, race_config
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.report import listing
@@ -168,14 +168,14 @@ def command_describe(arguments: list[str]) -> Task:
 def command_inspect(arguments: list[str]) -> Task:
     """What one step of a method costs on a mesh, from the compiled program; --curvature: the Hessian of a loss."""
     if any(argument.lstrip("-").partition("=")[0] == "curvature" for argument in arguments):
-        _check_flags(
+        refuse_flags(
             arguments, InspectConfig, CurvatureConfig, "is of a compiled step and does not go with --curvature"
         )
         return _curvature(arguments)
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("inspect takes the name of a method first: gradkit inspect lamb --mesh=fsdp=8")
     name, *rest = arguments
-    _check_flags(rest, CurvatureConfig, InspectConfig, "is of the Hessian of a loss: add --curvature")
+    refuse_flags(rest, CurvatureConfig, InspectConfig, "is of the Hessian of a loss: add --curvature")
     config = parse(InspectConfig, rest)
     programs.subject(name)
     check_used_axes(config.mesh, own=name.partition(":")[0].endswith(".py"))
@@ -191,16 +191,6 @@ def command_inspect(arguments: list[str]) -> Task:
     source, called = trees.parameters(config.workload, config.model, config.params)
     found = inspection.inspect(name, source, mesh=config.mesh, name=called)
     return lambda: print(json.dumps(dataclasses.asdict(found)) if config.json else inspection.table(found))
-
-
-def _check_flags(arguments: list[str], other: type, own: type, reason: str) -> None:
-    """Refuses flags that only the other half of `gradkit inspect` has, and says what they are for."""
-    known = {field.name for field in dataclasses.fields(own)}
-    for field in dataclasses.fields(other):
-        if field.name not in known and any(
-            argument.startswith("-") and argument.lstrip("-").partition("=")[0] == field.name for argument in arguments
-        ):
-            raise ValueError(f"--{field.name} {reason}")
 
 
 def _curvature(arguments: list[str]) -> Task:

@@ -79,6 +79,21 @@ def test_a_room_lists_its_names(room: str) -> None:
     assert set(own) == {name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value)}
 
 
+@pytest.mark.parametrize("room", ["", *(room for room in ROOMS if hasattr(ROOMS[room], "__all__"))])
+def test_a_misspelled_name_is_answered_with_the_nearest(room: str) -> None:
+    """Of the top and of every room; a method of another room is named with its place."""
+    module, written = (ROOMS[room], f"gk.{room}") if room else (gk, "gk")
+    known = max(module.__all__, key=len)
+    with pytest.raises(
+        AttributeError, match=rf"^module .* has no attribute '{known}_'; did you mean .*{written}.{known}"
+    ):
+        getattr(module, known + "_")
+    method, where = ("adam", "gk.adam") if room else ("cagrad", "gk.aggregation.cagrad")
+    with pytest.raises(AttributeError, match=rf"has no attribute '{method}'; it is {where}$"):
+        getattr(module, method)
+    assert not hasattr(module, "_private")
+
+
 def test_one_name_one_home() -> None:
     homes = defaultdict(list)
     for name in PUBLIC:

@@ -235,9 +235,16 @@ def check_mask_form(**given: Any) -> None:
     """Checks where a method is built that arguments, by their names, are masks; which leaves they select is not known
     yet.
 
-    >>> check_mask_form(mask=no_decay)
-    Traceback (most recent call last):
-    ValueError: mask must be a selector, got the function no_decay, which makes one; write gk.leaves.no_decay()
+    Args:
+      **given: masks as `resolve_mask` takes them, by the names of their arguments.
+
+    Raises:
+      ValueError: the name of a leaf, a number, a tree with one of them, or a maker of selectors that was not called.
+
+    Example:
+      >>> check_mask_form(mask=no_decay)
+      Traceback (most recent call last):
+      ValueError: mask must be a selector, got the function no_decay, which makes one; write gk.leaves.no_decay()
     """
     for name, mask in given.items():
         if mask is None or isinstance(mask, bool | Selector):

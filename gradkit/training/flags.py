@@ -66,6 +66,25 @@ def parse(config: type, arguments: list[str]) -> Any:
     return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
 
+def refuse_flags(arguments: list[str], other: type, own: type, reason: str) -> None:
+    """Refuses flags that another dataclass has and one's own lacks, and says why.
+
+    Raises:
+      ValueError: there is one among the arguments.
+
+    Example:
+      >>> from gradkit.training.settings import CurvatureConfig, ListConfig
+      >>> refuse_flags(["--probes=2"], CurvatureConfig, ListConfig, "is of a Hessian")
+      Traceback (most recent call last):
+      ValueError: --probes is of a Hessian
+    """
+    given = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}
+    known = {field.name for field in _fields(own)}
+    for field in _fields(other):
+        if field.name in given - known:
+            raise ValueError(f"--{field.name} {reason}")
+
+
 def usage(config: type) -> list[tuple[str, str]]:
     """Every flag, with its meaning and default."""
     rows = []
