@@ -10,6 +10,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.batches.greedy_select import greedy_select
 from gradkit.catalogue import Paper, register
+from gradkit.engine.arrays import refuse
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.directions import direction, directional_difference
 from gradkit.engine.keys import as_key
@@ -74,10 +75,10 @@ def similarity_matrix(features: Any, *, metric: str = "l1") -> jax.Array:
       metric: "l1" (official code), "l2" or "cosine" (1 - cos). Default "l1".
 
     Returns:
-      (n, n), >= 0.
+      (n, n), >= 0; of traced features, NaN in the rows and columns of examples with a NaN.
 
     Raises:
-      ValueError: an unknown metric; features that are no floating point matrix.
+      ValueError: an unknown metric; features that are no floating point matrix, or NaN.
 
     Example:
       >>> similarity_matrix(jnp.array([[0.0], [1.0], [3.0]])).tolist()
@@ -90,14 +91,19 @@ def similarity_matrix(features: Any, *, metric: str = "l1") -> jax.Array:
     x = jnp.asarray(features)
     if x.ndim != 2 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"features must be floating point of shape (n, d), got {x.dtype} of shape {x.shape}")
+    refuse("similarity_matrix", "features", x, jnp.isnan, "numbers; leave rows with NaN out")
     D = _apart(x.astype(wide_dtype(x.dtype)), metric)
-    return jnp.max(D) - D
+    return jnp.max(jnp.where(jnp.isnan(D), jnp.zeros_like(D), D)) - D
 
 
 def _greedy(similarity: jax.Array, budget: int, group: jax.Array, quota: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Facility location of every group by itself: an example counts for its own group, which has a quota."""
-    low = jnp.min(similarity)
-    s = jnp.where(group[:, None] == group[None], similarity, low)
+    # An example that is not similar to itself by any number is neither chosen nor counted.
+    known = ~jnp.isnan(jnp.diagonal(similarity))
+    able = known & ~jnp.any(known[:, None] & jnp.isnan(similarity), axis=0)
+    clear = ~jnp.isnan(similarity)
+    low = jnp.min(jnp.where(clear, similarity, jnp.inf))
+    s = jnp.where((group[:, None] == group[None]) & clear, similarity, low)
 
     def gains(state: Any) -> jax.Array:
         best, left = state
@@ -108,10 +114,11 @@ def _greedy(similarity: jax.Array, budget: int, group: jax.Array, quota: jax.Arr
         return jnp.maximum(best, s[:, j]), left.at[group[j]].add(-1)
 
     n = len(s)
-    chosen, _ = greedy_select(gains, add, (jnp.full((n,), low), quota), budget, candidates=jnp.ones((n,), bool))
-    same = group[:, None] == group[chosen][None]
-    nearest = jnp.argmax(jnp.where(same, similarity[:, chosen], -jnp.inf), axis=1)
-    nearest = nearest.at[chosen].set(jnp.arange(budget, dtype=nearest.dtype))
+    chosen, _ = greedy_select(gains, add, (jnp.full((n,), low), quota), budget, candidates=able)
+    same = (group[:, None] == group[chosen][None]) & known[:, None] & (chosen >= 0)[None]
+    nearest = jnp.argmax(jnp.where(same, s[:, chosen], -jnp.inf), axis=1)
+    places = jnp.where(chosen < 0, n, chosen)
+    nearest = nearest.at[places].set(jnp.arange(budget, dtype=nearest.dtype), mode="drop")
     # An example of a group of which none was chosen counts for none.
     counts = jnp.zeros((budget,), s.dtype).at[nearest].add(jnp.any(same, axis=1).astype(s.dtype))
     return chosen.astype(jnp.int32), counts
@@ -130,10 +137,11 @@ def facility_location(similarity: Any, budget: int) -> tuple[jax.Array, jax.Arra
       budget: how many, from 1 to n.
 
     Returns:
-      (indices int32 (budget,) in the order of choice, weights (budget,) with the sum n). Can be jitted.
+      (indices int32 (budget,) in the order of choice, weights (budget,) with the sum n). Can be jitted: an example
+      whose traced similarities have a NaN is never chosen; -1, of weight 0, where no other is left.
 
     Raises:
-      ValueError: an argument outside its range.
+      ValueError: an argument outside its range, NaN included.
 
     Example:
       >>> i, w = facility_location(similarity_matrix(jnp.array([[0.0], [0.1], [0.2], [5.0]])), 2)
@@ -146,6 +154,7 @@ def facility_location(similarity: Any, budget: int) -> tuple[jax.Array, jax.Arra
     s = jnp.asarray(similarity)
     if s.ndim != 2 or s.shape[0] != s.shape[1] or not s.size or not jnp.issubdtype(s.dtype, jnp.floating):
         raise ValueError(f"similarity must be floating point of shape (n, n), got {s.dtype} of shape {s.shape}")
+    refuse("facility_location", "similarity", s, jnp.isnan, "numbers; leave examples with NaN out")
     budget = checks.integer("budget", budget, 1, maximum=len(s))
     group = jnp.zeros(len(s), jnp.int32)
     return _greedy(s.astype(wide_dtype(s.dtype)), budget, group, jnp.full((1,), budget, jnp.int32))
@@ -268,6 +277,7 @@ def colm_select(
         )
     if state.mu.shape != r.shape[1:]:
         raise ValueError(f"state must be of {r.shape[1]} dimensions, got {state.mu.shape}; write init_colm")
+    refuse("colm_select", "reps", r, jnp.isnan, "numbers; leave rows with NaN out")
     kept = np.isin(own, list(keep_sources))
     budget = checks.integer("budget", budget, 1, maximum=len(own))
     if kept.sum() > budget:

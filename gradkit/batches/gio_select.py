@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.engine.arrays import refuse
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key, check_key
 
@@ -140,10 +142,11 @@ def gio_select(
       key: for `initial=None`.
 
     Returns:
-      `GioSelection`: int32 rows of the pool, -1 after the stop, and the divergence after each. Can be jitted.
+      `GioSelection`: int32 rows of the pool, -1 after the stop, and the divergence after each. Can be jitted: a row of
+      a traced pool that has a NaN is never chosen, and none is where the target or W has one.
 
     Raises:
-      ValueError: an argument outside its range; shapes that do not fit; no key where one is needed.
+      ValueError: an argument outside its range, NaN included; shapes that do not fit; no key where one is needed.
 
     Example:
       >>> pool = jnp.array([[9.0], [2.1], [6.0], [1.8]])
@@ -168,6 +171,8 @@ def gio_select(
         points = jax.random.uniform(as_key(key), (20, jnp.shape(target)[-1]), minval=-1.0, maxval=1.0)
         initial = (points / jnp.linalg.norm(points, axis=1, keepdims=True)).astype(jnp.asarray(target).dtype)
     train, target, initial = _features(train=train, target=target, initial=initial)
+    for name, x in (("train", train), ("target", target), ("initial", initial)):
+        refuse("gio_select", name, x, np.isnan, "numbers; leave rows with NaN out")
     k = _check_k(k, target)
     num_select = checks.integer("num_select", num_select, 1, maximum=len(train))
     n, dim = target.shape
@@ -189,15 +194,16 @@ def gio_select(
         turns = jnp.where(t == 0, 3 * steps, steps)
         v = jax.lax.fori_loop(0, turns, lambda _, v: v - rate * slope(v, m), v)
         far = jnp.where(taken, jnp.inf, jnp.sum(jnp.square(train - v[None]), axis=1))
-        i = jnp.argmin(far)
+        i, some = jnp.argmin(far), ~jnp.all(taken)
         logs, m = logs + _logs(target, train[i][None], eps)[0], m + 1
         now = _divergence(spread, logs, m, dim, n, k)
         stopped = stopped | (now > last) if stop == "increase" else stopped
-        chosen = jnp.where(stopped, -1, i).astype(jnp.int32)
+        chosen = jnp.where(stopped | ~some, -1, i).astype(jnp.int32)
         v = center if v_init == "mean" else v
         return (v, taken.at[i].set(True), logs, m, now, stopped), (chosen, now)
 
-    carry = (center, jnp.zeros(len(train), bool), start, first, before, jnp.asarray(False))
+    # Rows with NaN are as good as taken; without a divergence to begin with nothing is chosen.
+    carry = (center, jnp.any(jnp.isnan(train), axis=1), start, first, before, jnp.isnan(before))
     _, (indices, kls) = jax.lax.scan(choose, carry, jnp.arange(num_select))
     return GioSelection(indices, kls)
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.batches.greedy_select import PAPER, greedy_select
 from gradkit.catalogue import register
-from gradkit.engine.arrays import reals
+from gradkit.engine.arrays import reals, refuse
 from gradkit.engine.keys import as_key, check_key
 
 
@@ -69,6 +69,7 @@ def k_centre_greedy(features: Any, initial: Any, k: int, *, key: Any = None) -> 
     checks.integer("k", k, 1)
     check_key(key)
     x = reals("k_centre_greedy", "features", features, 2)
+    refuse("k_centre_greedy", "features", x, np.isnan, "numbers; leave rows with NaN out")
     n = len(x)
     rows = _initial(np.zeros(0, np.int32) if initial is None else initial, n)
     k = checks.integer("k", k, 1, maximum=n - len(rows))

@@ -99,6 +99,24 @@ def test_features_are_one_direction_times_the_slope_of_each_loss(x64: None) -> N
     np.testing.assert_allclose(c, slopes / slopes[0], rtol=1e-6)
 
 
+def test_examples_with_nan_are_refused_and_never_chosen_where_traced() -> None:
+    x = np.array(normal(0, 6, 2), np.float32)
+    bad = x.copy()
+    bad[[0, 5], 1] = np.nan
+    similarity = np.array(similarity_matrix(x))
+    similarity[2, 3] = np.nan
+    with pytest.raises(ValueError, match="similarity_matrix: features must be numbers; leave rows with NaN out"):
+        similarity_matrix(bad)
+    with pytest.raises(ValueError, match="facility_location: similarity must be numbers; leave examples with NaN out"):
+        facility_location(similarity, 2)
+    with pytest.raises(ValueError, match="colm_select: reps must be numbers"):
+        colm_select(bad, np.zeros(6, int), 2, init_colm(2))
+    i, w = jax.jit(lambda x: facility_location(similarity_matrix(x), 5))(bad)
+    want = facility_location(similarity_matrix(x[1:5]), 4)
+    assert np.asarray(i).tolist() == [*(1 + np.asarray(want[0])).tolist(), -1]
+    assert np.asarray(w).tolist() == [*np.asarray(want[1]).tolist(), 0]
+
+
 def test_bad_input() -> None:
     r, state = jnp.ones((4, 2)), init_colm(2)
     with pytest.raises(ValueError, match="budget must be at least the 3 examples of keep_sources, got 2"):

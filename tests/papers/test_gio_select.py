@@ -74,6 +74,23 @@ def test_without_a_start_it_begins_with_points_on_the_sphere(x64: None) -> None:
         gio_select(pool, X, num_select=2)
 
 
+def test_rows_with_nan_are_refused_and_never_chosen_where_traced() -> None:
+    """The pool without them, by the same numbers, is chosen from; and with a NaN in the target nothing is."""
+    pool, x = np.array(normal(0, 7, 2), np.float32), np.array(normal(1, 6, 2), np.float32)
+    bad = pool.copy()
+    bad[[0, 3], 1] = np.nan
+    others = {"k": 2, "steps": 2, "stop": "never"}
+    for given, name in (((bad, x, x[:2]), "train"), ((pool, bad, x[:2]), "target"), ((pool, x, bad[:2]), "initial")):
+        with pytest.raises(ValueError, match=f"gio_select: {name} must be numbers; leave rows with NaN out; got nan"):
+            gio_select(*given, num_select=2, **others)
+    run = jax.jit(lambda pool, x: gio_select(pool, x, pool[1:3], num_select=6, **others))
+    found = np.asarray(run(bad, x).indices)
+    clean = np.flatnonzero(~np.isnan(bad).any(axis=1))
+    want = gio_select(pool[clean], x, pool[1:3], num_select=5, **others).indices
+    assert found.tolist() == [*clean[np.asarray(want)].tolist(), -1]
+    assert (np.asarray(run(pool, bad[:6]).indices) == -1).all()
+
+
 def test_bad_input() -> None:
     X, pool = jnp.ones((6, 2)), jnp.ones((4, 2))
     with pytest.raises(ValueError, match="num_select must be"):
