@@ -35,6 +35,11 @@ from gradkit.optimizers.adaptive.ademamix import (
     ademamix,
     scale_by_ademamix,
 )
+from gradkit.optimizers.adaptive.adopt import (
+    ScaleByAdoptState,
+    adopt,
+    scale_by_adopt,
+)
 from gradkit.optimizers.adaptive.amsgrad import (
     ScaleByAmsgradState,
     amsgrad,
@@ -78,6 +83,11 @@ from gradkit.optimizers.adaptive.innaprop import (
     scale_by_inna,
     scale_by_innaprop,
 )
+from gradkit.optimizers.adaptive.laprop import (
+    ScaleByLapropState,
+    laprop,
+    scale_by_laprop,
+)
 from gradkit.optimizers.adaptive.multi_timescale_adam import (
     multi_timescale_adam,
     scale_by_multi_momentum,
@@ -105,12 +115,14 @@ __all__ = [
     "ScaleByAdadeltaState",
     "ScaleByAdamaxState",
     "ScaleByAdamncState",
+    "ScaleByAdoptState",
     "ScaleByAmsgradState",
     "ScaleByAnoState",
     "ScaleByDelayedRmsState",
     "ScaleByGradientChangeState",
     "ScaleByInducedMetricState",
     "ScaleByInnaState",
+    "ScaleByLapropState",
     "ScaleByNadamState",
     "ScaleByRmsState",
     "adadelta",
@@ -121,6 +133,7 @@ __all__ = [
     "adamp",
     "adamw",
     "ademamix",
+    "adopt",
     "amsgrad",
     "ano",
     "anolog",
@@ -135,6 +148,7 @@ __all__ = [
     "induced_metric_sgd",
     "inna",
     "innaprop",
+    "laprop",
     "multi_timescale_adam",
     "nadam",
     "optimistic_amsgrad",
@@ -145,6 +159,7 @@ __all__ = [
     "scale_by_adamax",
     "scale_by_adamnc",
     "scale_by_ademamix",
+    "scale_by_adopt",
     "scale_by_amsgrad",
     "scale_by_ano",
     "scale_by_delayed_rms",
@@ -152,6 +167,7 @@ __all__ = [
     "scale_by_induced_metric",
     "scale_by_inna",
     "scale_by_innaprop",
+    "scale_by_laprop",
     "scale_by_multi_momentum",
     "scale_by_nadam",
     "scale_by_rms",
