@@ -86,7 +86,8 @@ from gradkit.transforms import keep_updates, top_magnitude_mask
 
 # Wrappers: around any transformation
 from gradkit.transforms import (
-    accumulate_value, accumulate_weighted, averaged_params, direction_from_gradient, eval_params, find, guard,
+    accumulate_value, accumulate_weighted, averaged_params, clip_by_update_rms, direction_from_gradient, eval_params, find,
+    guard,
     inject_hyperparams, interpolated_averaging, keep_best, minimise_inner, polynomial_decay_average, precision,
     project_low_rank, project_scale_invariant, projected, reparameterize, running_average, schedule_free,
     schedule_free_eval_params, shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
@@ -126,6 +127,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
+    "clip_by_update_rms",
     "clip_top_coordinates",
     "diagnostics",
     "direction_from_gradient",

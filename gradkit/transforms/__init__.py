@@ -190,6 +190,9 @@ from gradkit.transforms.trust_ratio import (
     ScaleByTrustRatioState,
     scale_by_trust_ratio,
 )
+from gradkit.transforms.update_rms import (
+    clip_by_update_rms,
+)
 from gradkit.transforms.weight_decay import (
     AddDecayedWeightsState,
     add_decayed_weights,
@@ -255,6 +258,7 @@ __all__ = [
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
+    "clip_by_update_rms",
     "clip_top_coordinates",
     "direction_from_gradient",
     "eval_params",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradkit as gk
-from tests.golden.translate import direct, known
+from tests.golden.translate import ARRAYS, direct, known
 
 
 def _adopt(hyper: dict[str, Any]) -> Any:
@@ -18,6 +18,9 @@ def _adopt(hyper: dict[str, Any]) -> Any:
 
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "adan": direct(gk.adan),
     "adopt": _adopt,
     "laprop": direct(gk.laprop),
+    # The arrays of the file are one tensor each.
+    "stable_adamw": lambda hyper: gk.stable_adamw(**known(hyper), layout=ARRAYS),
 }

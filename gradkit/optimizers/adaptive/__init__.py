@@ -31,6 +31,11 @@ from gradkit.optimizers.adaptive.adamp import (
 from gradkit.optimizers.adaptive.adamw import (
     adamw,
 )
+from gradkit.optimizers.adaptive.adan import (
+    ScaleByAdanState,
+    adan,
+    scale_by_adan,
+)
 from gradkit.optimizers.adaptive.ademamix import (
     ademamix,
     scale_by_ademamix,
@@ -109,12 +114,16 @@ from gradkit.optimizers.adaptive.rmsprop import (
     rmsprop,
     scale_by_rms,
 )
+from gradkit.optimizers.adaptive.stable_adamw import (
+    stable_adamw,
+)
 
 __all__ = [
     "OptimisticAmsgradState",
     "ScaleByAdadeltaState",
     "ScaleByAdamaxState",
     "ScaleByAdamncState",
+    "ScaleByAdanState",
     "ScaleByAdoptState",
     "ScaleByAmsgradState",
     "ScaleByAnoState",
@@ -132,6 +141,7 @@ __all__ = [
     "adamnc",
     "adamp",
     "adamw",
+    "adan",
     "ademamix",
     "adopt",
     "amsgrad",
@@ -158,6 +168,7 @@ __all__ = [
     "scale_by_adagrad_norm",
     "scale_by_adamax",
     "scale_by_adamnc",
+    "scale_by_adan",
     "scale_by_ademamix",
     "scale_by_adopt",
     "scale_by_amsgrad",
@@ -172,4 +183,5 @@ __all__ = [
     "scale_by_nadam",
     "scale_by_rms",
     "sgdp",
+    "stable_adamw",
 ]
