@@ -74,7 +74,8 @@ from gradkit.transforms import (
 
 # Primitives: one link of a chain
 from gradkit.transforms import (
-    adaptive_grad_clip, add_decayed_weights, add_langevin_noise, block_norm, centralize_gradients, clip_by_block_norm,
+    adaptive_grad_clip, add_decayed_weights, add_langevin_noise, block_norm, cautious_weight_decay,
+    centralize_gradients, clip_by_block_norm, corrected_weight_decay,
     clip_by_global_norm, clip_top_coordinates, limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss,
     normalize_and_project, normalize_gradients, project_updates, record_norms, scale_by_adam, scale_by_delayed_rss,
     scale_by_diag_curvature, scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss,
@@ -86,8 +87,8 @@ from gradkit.transforms import keep_updates, top_magnitude_mask
 
 # Wrappers: around any transformation
 from gradkit.transforms import (
-    accumulate_value, accumulate_weighted, averaged_params, clip_by_update_rms, direction_from_gradient, eval_params, find,
-    guard,
+    accumulate_value, accumulate_weighted, averaged_params, cautious, clip_by_update_rms, direction_from_gradient,
+    eval_params, find, guard,
     inject_hyperparams, interpolated_averaging, keep_best, minimise_inner, polynomial_decay_average, precision,
     project_low_rank, project_scale_invariant, projected, reparameterize, running_average, schedule_free,
     schedule_free_eval_params, shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
@@ -124,11 +125,14 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "block_leaves",
     "block_norm",
     "catalogue",
+    "cautious",
+    "cautious_weight_decay",
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
     "clip_by_update_rms",
     "clip_top_coordinates",
+    "corrected_weight_decay",
     "diagnostics",
     "direction_from_gradient",
     "eval_params",

@@ -26,6 +26,12 @@ from gradkit.transforms.add_langevin_noise import (
 from gradkit.transforms.block_leaves import (
     block_leaves,
 )
+from gradkit.transforms.cautious import (
+    cautious,
+)
+from gradkit.transforms.cautious_weight_decay import (
+    cautious_weight_decay,
+)
 from gradkit.transforms.centralize_gradients import (
     centralize_gradients,
     normalize_gradients,
@@ -39,6 +45,9 @@ from gradkit.transforms.clip_block import (
 )
 from gradkit.transforms.clip_top_coordinates import (
     clip_top_coordinates,
+)
+from gradkit.transforms.corrected_weight_decay import (
+    corrected_weight_decay,
 )
 from gradkit.transforms.diag_curvature import (
     ScaleByDiagCurvatureState,
@@ -255,11 +264,14 @@ __all__ = [
     "averaged_params",
     "block_leaves",
     "block_norm",
+    "cautious",
+    "cautious_weight_decay",
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
     "clip_by_update_rms",
     "clip_top_coordinates",
+    "corrected_weight_decay",
     "direction_from_gradient",
     "eval_params",
     "find",

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import optax
+
 import gradkit as gk
 from tests.golden.translate import ARRAYS, direct, known
 
@@ -17,9 +19,27 @@ def _adopt(hyper: dict[str, Any]) -> Any:
     return gk.adopt(**own)
 
 
+def _adamw_with(link: Callable[..., Any], *names: str) -> Callable[[dict[str, Any]], Any]:
+    """A file of AdamW with another decay."""
+
+    def build(hyper: dict[str, Any]) -> Any:
+        own = known(hyper, "warmup", "total")
+        rate, adam = own["learning_rate"], {name: own[name] for name in ("b1", "b2", "eps") if name in own}
+        decay = link(**{name: own[name] for name in names if name in own})
+        return optax.chain(gk.scale_by_adam(**adam), decay, gk.scale_by_learning_rate(rate))
+
+    return build
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adan": direct(gk.adan),
     "adopt": _adopt,
+    "adamw with cautious_weight_decay": _adamw_with(gk.cautious_weight_decay, "weight_decay", "weight_decay_mask"),
+    "adamw with corrected_weight_decay": _adamw_with(
+        gk.corrected_weight_decay, "weight_decay", "learning_rate", "peak", "weight_decay_mask", "corrected_mask"
+    ),
+    "cautious_adamw": lambda hyper: gk.cautious_adamw(**known(hyper), layout=ARRAYS),
+    "cautious_lion": lambda hyper: gk.cautious_lion(**known(hyper), layout=ARRAYS),
     "laprop": direct(gk.laprop),
     # The arrays of the file are one tensor each.
     "stable_adamw": lambda hyper: gk.stable_adamw(**known(hyper), layout=ARRAYS),

@@ -46,3 +46,20 @@ def test_scale_of_the_gradients_does_not_matter(x64: None) -> None:
 def test_decay_stays_outside_the_sign(x64: None) -> None:
     x, g = 1e6 * jnp.ones(4), jnp.array([1.0, -1.0, 1.0, -1.0])
     assert_equal(updates(gk.lion(0.1, weight_decay=0.5), x, [g])[0], -0.1 * (jnp.sign(g) + 0.5 * x))
+
+
+def test_cautious_lion_counts_what_agrees(x64: None) -> None:
+    """With as large a weight of the momentum that it decides, some signs oppose the gradient."""
+    gradients, m = [normal(i, 30) for i in range(4)], np.zeros(30)
+    ours = updates(gk.cautious_lion(0.1), gradients[0], gradients)
+    for g, u in zip(map(np.asarray, gradients), ours, strict=True):
+        sign = np.sign(0.95 * m + 0.05 * g)
+        phi = sign * g > 0
+        assert_equal(u, jnp.asarray(-0.1 * sign * phi * 30 / (phi.sum() + 1)))
+        m = 0.98 * m + 0.02 * g
+    assert not phi.all()
+
+
+def test_cautious_lion_does_not_mask_the_decay(x64: None) -> None:
+    x = normal(0, 8)
+    assert_equal(updates(gk.cautious_lion(0.1, weight_decay=0.5), x, [0 * x])[0], -0.05 * x)

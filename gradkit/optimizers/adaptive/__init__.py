@@ -56,6 +56,9 @@ from gradkit.optimizers.adaptive.ano import (
     anolog,
     scale_by_ano,
 )
+from gradkit.optimizers.adaptive.cautious_adamw import (
+    cautious_adamw,
+)
 from gradkit.optimizers.adaptive.clip_adagrad import (
     clip_adagrad,
     clip_radagradd,
@@ -147,6 +150,7 @@ __all__ = [
     "amsgrad",
     "ano",
     "anolog",
+    "cautious_adamw",
     "clip_adagrad",
     "clip_adam",
     "clip_adamd",

@@ -17,8 +17,9 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import cast, once_per_dtype, optimizer, scalar, transformation, zeros
-from gradkit.leaves import Method
-from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.leaves import Layout, Method
+from gradkit.transforms import add_decayed_weights, cautious, scale_by_learning_rate
+from gradkit.transforms.cautious import PAPER as CAUTIOUS
 
 PAPER = Paper("Symbolic Discovery of Optimization Algorithms", "Chen et al.", 2023, "2302.06675")
 
@@ -135,6 +136,60 @@ def lion(
     )
 
 
+def cautious_lion(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.98,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    normalize: str | None = "count",
+    floor: Any = 1e-3,
+    mu_dtype: Any = None,
+    layout: Layout | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Lion that moves no entry against its gradient; the decay is not masked.
+
+    Equations:
+
+        c_t = b1 m_{t-1} + (1 - b1) g_t,  u_t = sign(c_t),  m_t = b2 m_{t-1} + (1 - b2) g_t
+        phi = 1[u_t g_t > 0] entrywise,   n the number of entries of a tensor
+        x_t = x_{t-1} - learning_rate (u_t phi n / (sum(phi) + 1) + weight_decay x_{t-1})
+
+    Args:
+      learning_rate: step size >= 0, or a schedule.
+      b1: weight of the momentum in the interpolation, in [0, 1]. Default 0.95 (official code).
+      b2: decay of the momentum, in [0, 1]. Default 0.98 (official code).
+      weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code).
+      weight_decay_mask: which leaves decay. Default all.
+      normalize: "count" (default, official code), "mean" or None, see `cautious`.
+      floor: smallest mean of the mask that is divided by with "mean", in (0, 1]. Default 1e-3.
+      mu_dtype: dtype in which the momentum is kept. Default float32.
+      layout: which axes are stacks: every layer of a scan is rescaled by itself.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter. Collectives: one scalar per tensor where
+      leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; complex leaves, which have no sign.
+
+    Example:
+      >>> tx = cautious_lion(0.5)
+      >>> x = jnp.array([1.0, -5.0, 3.0])
+      >>> print(tx.update(x, tx.init(x), x)[0].round(4))  # 3 / (3 + 1) of the rate
+      [-0.375  0.375 -0.375]
+
+    Reference: Liang et al. Cautious Optimizers: Improving Training with One Line of Code. 2024, arXiv 2411.16085.
+    """
+    return optimizer(
+        Method("cautious_lion", learning_rate, weight_decay, weight_decay_mask),
+        cautious(scale_by_lion(b1=b1, b2=b2, mu_dtype=mu_dtype), normalize=normalize, floor=floor, layout=layout),
+        add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
 register(scale_by_lion, form="primitive", paper=PAPER, words=1, golden=("adaptive/lion",))
 register(
     lion,
@@ -142,5 +197,14 @@ register(
     paper=PAPER,
     words=1,
     golden=("adaptive/lion",),
+    race=Race(2e-3),
+)
+register(
+    cautious_lion,
+    form="optimizer",
+    paper=CAUTIOUS,
+    words=1,
+    collectives="norms",
+    golden=("modern/cautious_lion",),
     race=Race(2e-3),
 )
