@@ -16,7 +16,16 @@ import optax
 import gradkit as gk
 from gradkit.schedules.refined import median_filter
 from gradkit.transforms.weight_normalized import DirectionAndLength
-from tests.golden import estimators, extras, fixture, modern_adaptive, parallel, second_shelf, second_shelf_layers
+from tests.golden import (
+    estimators,
+    extras,
+    fixture,
+    modern_adaptive,
+    modern_free,
+    parallel,
+    second_shelf,
+    second_shelf_layers,
+)
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.aggregators import WEIGHTS as WEIGHTS
 from tests.golden.aggregators import bloop
@@ -55,6 +64,7 @@ def in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, An
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     **modern_adaptive.TRANSFORMATIONS,
+    **modern_free.TRANSFORMATIONS,
     **second_shelf.TRANSFORMATIONS,
     "adadelta": direct(gk.adadelta),
     "adagrad": direct(gk.adagrad),

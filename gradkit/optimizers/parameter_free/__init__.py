@@ -3,6 +3,7 @@
 from gradkit.optimizers.parameter_free.dog import DogState, dog, ldog, scale_by_dog
 from gradkit.optimizers.parameter_free.momo import ScaleByMomoState, momo, momo_adam, scale_by_momo
 from gradkit.optimizers.parameter_free.normalized_logistic import normalized_logistic, scale_by_inverse_slope
+from gradkit.optimizers.parameter_free.prodigy import ScaleByProdigyState, prodigy, scale_by_prodigy
 from gradkit.optimizers.parameter_free.tamed_dog import TamedDogState, tamed_dog
 from gradkit.optimizers.parameter_free.u_dog import (
     ADogState,
@@ -19,6 +20,7 @@ __all__ = [
     "DogState",
     "ExtrapolationState",
     "ScaleByMomoState",
+    "ScaleByProdigyState",
     "TamedDogState",
     "UDogNumbers",
     "a_dog",
@@ -27,9 +29,11 @@ __all__ = [
     "momo",
     "momo_adam",
     "normalized_logistic",
+    "prodigy",
     "scale_by_dog",
     "scale_by_inverse_slope",
     "scale_by_momo",
+    "scale_by_prodigy",
     "tamed_dog",
     "u_dog",
     "u_dog_eval_params",

@@ -1,0 +1,11 @@
+"""What this library answers to the files of modern methods without a learning rate, of averages and of sharpness."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gradkit as gk
+from tests.golden.translate import direct
+
+TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "prodigy": direct(gk.prodigy),
+}
