@@ -7,5 +7,7 @@ import gradkit as gk
 from tests.golden.translate import direct
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "cocob": direct(gk.cocob),
+    "dowg": direct(gk.dowg),
     "prodigy": direct(gk.prodigy),
 }

@@ -1,6 +1,8 @@
 """Step sizes from what a step measures."""
 
+from gradkit.optimizers.parameter_free.cocob import ScaleByCocobState, cocob, scale_by_cocob
 from gradkit.optimizers.parameter_free.dog import DogState, dog, ldog, scale_by_dog
+from gradkit.optimizers.parameter_free.dowg import DowgState, dowg, scale_by_dowg
 from gradkit.optimizers.parameter_free.momo import ScaleByMomoState, momo, momo_adam, scale_by_momo
 from gradkit.optimizers.parameter_free.normalized_logistic import normalized_logistic, scale_by_inverse_slope
 from gradkit.optimizers.parameter_free.prodigy import ScaleByProdigyState, prodigy, scale_by_prodigy
@@ -18,19 +20,25 @@ from gradkit.optimizers.parameter_free.u_dog import (
 __all__ = [
     "ADogState",
     "DogState",
+    "DowgState",
     "ExtrapolationState",
+    "ScaleByCocobState",
     "ScaleByMomoState",
     "ScaleByProdigyState",
     "TamedDogState",
     "UDogNumbers",
     "a_dog",
+    "cocob",
     "dog",
+    "dowg",
     "ldog",
     "momo",
     "momo_adam",
     "normalized_logistic",
     "prodigy",
+    "scale_by_cocob",
     "scale_by_dog",
+    "scale_by_dowg",
     "scale_by_inverse_slope",
     "scale_by_momo",
     "scale_by_prodigy",
