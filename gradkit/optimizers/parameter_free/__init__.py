@@ -1,6 +1,7 @@
 """Step sizes from what a step measures."""
 
 from gradkit.optimizers.parameter_free.cocob import ScaleByCocobState, cocob, scale_by_cocob
+from gradkit.optimizers.parameter_free.d_adaptation import DAdaptationState, dadapt_adam, dadapt_lion, dadapt_sgd
 from gradkit.optimizers.parameter_free.dog import DogState, dog, ldog, scale_by_dog
 from gradkit.optimizers.parameter_free.dowg import DowgState, dowg, scale_by_dowg
 from gradkit.optimizers.parameter_free.momo import ScaleByMomoState, momo, momo_adam, scale_by_momo
@@ -19,6 +20,7 @@ from gradkit.optimizers.parameter_free.u_dog import (
 
 __all__ = [
     "ADogState",
+    "DAdaptationState",
     "DogState",
     "DowgState",
     "ExtrapolationState",
@@ -29,6 +31,9 @@ __all__ = [
     "UDogNumbers",
     "a_dog",
     "cocob",
+    "dadapt_adam",
+    "dadapt_lion",
+    "dadapt_sgd",
     "dog",
     "dowg",
     "ldog",

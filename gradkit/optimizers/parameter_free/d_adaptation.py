@@ -1,0 +1,348 @@
+"""D-Adaptation: a lower bound of the distance to the solution takes the place of a learning rate, and grows.
+
+Of step t = 1, 2, ..., with the estimate d of the step before, q = sqrt(b2), <a, b> and norms over all leaves:
+
+    Adam   eta = d learning_rate                          times sqrt(1 - b2^t) / (1 - b1^t) with bias_correction
+           p = eta <g, s / (sqrt(v) + eps)>               of the old s and v
+           m = b1 m + (1 - b1) eta g,   v = b2 v + (1 - b2) g^2,   s = q s + (1 - q) eta g
+           r = q r + (1 - q) p,         d^ = r / ((1 - q) |s|_1)
+           x <- x - eta weight_decay x - m / (sqrt(v) + eps)
+    SGD    g with weight_decay x added;   lambda = d learning_rate / |g_1|
+           r = r + lambda <g, s>,       s = s + lambda g          of the old s, and then the new one
+           d^ = 2 r / |s|
+           x <- momentum x + (1 - momentum) (x_0 - s)
+    Lion   eta = d learning_rate,   u = sign(b1 m + (1 - b1) g),   p = eta <u, s>
+           x <- (1 - eta weight_decay) x - eta u
+           m = b2 m + (1 - b2) eta g,   s = q s + (1 - q) eta u,   r and d^ as for Adam
+
+    d <- max(d, min(d^, d growth_rate))                   acts from the next step on
+
+Where the learning rate is 0, or s is 0, nothing moves and nothing is learned but that a step has been made.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Paper, Race, register
+from gradkit.engine.accumulators import ema, ema_of_square
+from gradkit.engine.anchors import copied, root_of, scalar_dtype
+from gradkit.engine.core import abs_sq, at_count, cast, divide, increment, optimizer, scalar, transformation, zeros
+from gradkit.engine.core import bias_correction as correction
+from gradkit.engine.mismatches import check_fit
+from gradkit.engine.norms import global_sums
+from gradkit.leaves import Method, resolve_mask
+
+PAPER = Paper("Learning-Rate-Free Learning by D-Adaptation", "Defazio, Mishchenko", 2023, "2301.07733")
+
+
+class DAdaptationState(NamedTuple):
+    """Number of updates, and of those that moved; m and v (None where a method has none); s; x_0 of SGD; r; the norm of
+    the first gradient (SGD); d and the learning rate as metrics."""
+
+    count: jax.Array
+    moved: jax.Array
+    mu: Any
+    nu: Any
+    total: Any
+    start: Any
+    numerator: jax.Array
+    first_norm: jax.Array
+    metrics: dict[str, jax.Array]
+
+    exact_fields = ("start", "total")  # the parameters of SGD are made of both
+
+
+class _Step(NamedTuple):
+    """What a rule makes of a gradient: the step, m, v, s, r, d^ and the norm of the first gradient."""
+
+    updates: Any
+    mu: Any
+    nu: Any
+    total: Any
+    numerator: jax.Array
+    found: jax.Array
+    size: jax.Array
+    first_norm: jax.Array
+
+
+def _metrics(d: Any, rate: Any) -> dict[str, jax.Array]:
+    # Copies: a state that is donated holds no array twice, and none of the caller's.
+    return {"d": jnp.array(d, copy=True), "last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
+
+
+def _adapted(method: Method, kept: tuple[str, ...], d0: Any, growth_rate: Any, rule: Any) -> Any:
+    """An optimizer of a rule: (gradient, state, parameters, decay per leaf, rate, d, t) -> `_Step`.
+
+    Args:
+      method: its description.
+      kept: the fields of the state of the size of the parameters that it has.
+      d0: the first estimate.
+      growth_rate: by what d may grow in a step; None: any.
+      rule: the equations.
+    """
+    name, rated = method.name, method.learning_rate
+    checks.real("learning_rate", rated, "[0, inf)", schedule=True)
+    checks.real("weight_decay", method.weight_decay, "[0, inf)", schedule=True)
+    checks.real("d0", d0, "(0, inf)")
+    checks.real("growth_rate", growth_rate, "(1, inf)", optional=True)
+
+    def init(params: Any) -> DAdaptationState:
+        dtype = scalar_dtype(params)
+        fields = {field: zeros(params) if field in kept else None for field in ("mu", "nu", "total")}
+        rate = at_count(rated, jnp.zeros((), jnp.int32), f"{name}: learning_rate")
+        counts = [jnp.zeros((), jnp.int32) for _ in range(2)]
+        return DAdaptationState(
+            *counts,
+            **fields,
+            start=copied(params) if "start" in kept else None,
+            numerator=jnp.zeros((), dtype),
+            first_norm=jnp.zeros((), dtype),
+            metrics=_metrics(jnp.asarray(d0).astype(dtype), rate),
+        )
+
+    def update(g: Any, state: DAdaptationState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        check_fit(name, params, state.total)
+        d = state.metrics["d"]
+        rate = jnp.asarray(at_count(rated, state.count, f"{name}: learning_rate")).astype(d.dtype)
+        decay = at_count(method.weight_decay, state.count, f"{name}: weight_decay")
+        mask = resolve_mask(method.weight_decay_mask, params)
+        decayed = jax.tree.map(lambda x, on: scalar(decay, x) * x if on else jnp.zeros_like(x), params, mask)
+        moved = increment(state.moved)
+        new = rule(g, state, params, decayed, rate, d, moved)
+        moves = (rate != 0) & (new.size != 0)
+        most = new.found if growth_rate is None else jnp.minimum(new.found, d * scalar(growth_rate, d))
+        after = (new.mu, new.nu, new.total, new.numerator, new.first_norm, moved, jnp.maximum(d, most))
+        before = (state.mu, state.nu, state.total, state.numerator, state.first_norm, state.moved, d)
+        mu, nu, total, numerator, first, moved, d = jax.tree.map(lambda a, b: jnp.where(moves, a, b), after, before)
+        u = jax.tree.map(lambda u: jnp.where(moves, u, jnp.zeros_like(u)), new.updates)
+        return u, DAdaptationState(
+            increment(state.count), moved, mu, nu, total, state.start, numerator, first, _metrics(d, rate)
+        )
+
+    return optimizer(method, transformation(name, init, update, needs_params=True))
+
+
+def _root(b2: Any) -> Any:
+    return b2**0.5 if type(b2) in (int, float) else jnp.sqrt(b2)
+
+
+def _estimate(state: DAdaptationState, q: Any, inner: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """r and d^ of Adam and Lion, of p and |s|_1."""
+    r = ema(state.numerator, inner, q)
+    return r, divide(r, (1 - scalar(q, r)) * size)
+
+
+def dadapt_adam(
+    learning_rate: Any = 1.0,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    bias_correction: bool = False,
+    d0: Any = 1e-6,
+    growth_rate: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam without a learning rate to tune, by D-Adaptation.
+
+    Equations: at the head of the file, Adam. With d the estimate of the step before and eta = d learning_rate:
+
+        r = q r + (1 - q) eta <g, s / (sqrt(v) + eps)>,   s = q s + (1 - q) eta g,   q = sqrt(b2)
+        d <- max(d, r / ((1 - q) |s|_1)),   x <- x - eta weight_decay x - m / (sqrt(v) + eps)      m of eta g
+
+    Args:
+      learning_rate: factor >= 0 of the step size, or a schedule, which may be 0 anywhere. Default 1 (paper).
+      b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
+      weight_decay: decoupled, times the step size, >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      bias_correction: whether the step size is corrected for moments that start at 0. Default False (official code).
+      d0: the first estimate, > 0. Default 1e-6 (official code).
+      growth_rate: by what the estimate may grow in a step, > 1. Default None: any. 1.02 is a warm-up (official code).
+
+    Returns:
+      A transformation that needs `params`. State: 3 words per parameter and numbers. Metrics: `d`,
+      `last_learning_rate`. Collectives: two scalars in one exchange.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; at `update`, `params` missing.
+
+    Example:
+      >>> tx = dadapt_adam(b1=0.0, b2=0.75, eps=0.0, d0=0.1)
+      >>> x = jnp.array([3.0, -4.0])
+      >>> print(tx.update(100 * x, tx.init(x), x)[0].round(4))  # whatever the scale of the loss
+      [-0.2  0.2]
+
+    Reference: Defazio, Mishchenko. Learning-Rate-Free Learning by D-Adaptation. 2023, arXiv 2301.07733; official code
+    dadaptation 3.2. `optax.contrib.dadapt_adamw` always corrects the bias, has no growth_rate, and is NaN for ever
+    after a step with a rate of 0.
+    """
+    checks.real("b1", b1, "[0, 1)")
+    checks.real("b2", b2, "[0, 1)")
+    checks.real("eps", eps, "[0, inf)")
+    checks.switch(bias_correction=bias_correction)
+    q = _root(b2)
+
+    def rule(g: Any, state: Any, params: Any, decayed: Any, rate: Any, d: Any, t: Any) -> _Step:
+        del params
+        eta = d * rate
+        if bias_correction:
+            eta = eta * jnp.sqrt(correction(b2, t, eta)) / correction(b1, t, eta)
+
+        def over(x: jax.Array, v: jax.Array) -> jax.Array:
+            return divide(x, jnp.sqrt(v) + scalar(eps, v))
+
+        stepped = jax.tree.map(lambda g: cast(eta, g.dtype) * g, g)
+        s = jax.tree.map(lambda s, g: ema(s, g, q), state.total, stepped)
+        products = jax.tree.map(lambda g, s, v: g * over(s, v), g, state.total, state.nu)
+        inner, size = (x.astype(d.dtype) for x in global_sums(products, jax.tree.map(jnp.abs, s)))
+        r, found = _estimate(state, q, eta * inner, size)
+        m = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, stepped)
+        v = jax.tree.map(lambda v, g: ema_of_square(v, g, b2), state.nu, g)
+        u = jax.tree.map(lambda m, v, w: -over(m, v) - cast(eta, w.dtype) * w, m, v, decayed)
+        return _Step(u, m, v, s, r, found, size, state.first_norm)
+
+    method = Method("dadapt_adam", learning_rate, weight_decay, weight_decay_mask)
+    return _adapted(method, ("mu", "nu", "total"), d0, growth_rate, rule)
+
+
+def dadapt_sgd(
+    learning_rate: Any = 1.0,
+    *,
+    momentum: Any = 0.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    d0: Any = 1e-6,
+    growth_rate: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD without a learning rate to tune, by D-Adaptation.
+
+    Equations: at the head of the file, SGD. With lambda = d learning_rate / |g_1|:
+
+        r = r + lambda <g, s>,   s = s + lambda g
+        x <- momentum x + (1 - momentum) (x_0 - s),   d <- max(d, 2 r / |s|)
+
+    Args:
+      learning_rate: factor >= 0 of the step size, or a schedule, which may be 0 anywhere. Default 1 (paper).
+      momentum: of the primal average, in [0, 1). Default 0 (official code).
+      weight_decay: coupled: part of the gradient and of its norms, >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      d0: the first estimate, > 0. Default 1e-6 (official code).
+      growth_rate: by what the estimate may grow in a step, > 1. Default None: any. 1.02 is a warm-up (official code).
+
+    Returns:
+      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
+      a copy. State: 2 words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives: three scalars,
+      in two exchanges.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; at `update`, `params` missing.
+
+    Example:
+      >>> tx = dadapt_sgd(d0=0.1)
+      >>> x = jnp.array([3.0, -4.0])
+      >>> print(tx.update(100 * x, tx.init(x), x)[0].round(4))  # the first step has the length d0
+      [-0.06  0.08]
+
+    Reference: Defazio, Mishchenko. Learning-Rate-Free Learning by D-Adaptation. 2023, arXiv 2301.07733; official code
+    dadaptation 3.2, where the norm of the first gradient does not contain the decay, which every other gradient does:
+    here it does. A first gradient of zeros is waited for.
+    """
+    checks.real("momentum", momentum, "[0, 1)")
+
+    def rule(g: Any, state: Any, params: Any, decayed: Any, rate: Any, d: Any, t: Any) -> _Step:
+        del t
+        g = jax.tree.map(jnp.add, g, decayed)
+        norm = root_of(global_sums(jax.tree.map(abs_sq, g))[0].astype(d.dtype))
+        first = jnp.where(state.first_norm == 0, norm, state.first_norm)
+        by = divide(d * rate, first)
+        s = jax.tree.map(lambda s, g: s + cast(by, g.dtype) * g, state.total, g)
+        products = jax.tree.map(jnp.multiply, g, state.total)
+        inner, square = (x.astype(d.dtype) for x in global_sums(products, jax.tree.map(abs_sq, s)))
+        r, size = state.numerator + by * inner, root_of(square)
+        u = jax.tree.map(lambda x, x0, s: (1 - scalar(momentum, x)) * (x0 - s - x), params, state.start, s)
+        return _Step(u, None, None, s, r, divide(2 * r, size), size, first)
+
+    method = Method("dadapt_sgd", learning_rate, weight_decay, weight_decay_mask)
+    return _adapted(method, ("total", "start"), d0, growth_rate, rule)
+
+
+def dadapt_lion(
+    learning_rate: Any = 1.0,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    d0: Any = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
+    """Lion without a learning rate to tune, by D-Adaptation.
+
+    Equations: at the head of the file, Lion. With eta = d learning_rate and q = sqrt(b2):
+
+        u = sign(b1 m + (1 - b1) g),   x <- (1 - eta weight_decay) x - eta u,   m = b2 m + (1 - b2) eta g
+        r = q r + (1 - q) eta <u, s>,   s = q s + (1 - q) eta u,   d <- max(d, r / ((1 - q) |s|_1))
+
+    Args:
+      learning_rate: factor >= 0 of the step size, or a schedule, which may be 0 anywhere. Default 1 (official code).
+      b1: weight of the momentum in the direction, in [0, 1). Default 0.9 (official code).
+      b2: decay of the momentum, in [0, 1). Default 0.999 (official code).
+      weight_decay: decoupled, times the step size, >= 0, or a schedule. Default 0.
+      weight_decay_mask: which leaves decay. Default all.
+      d0: the first estimate, > 0. Default 1e-6 (official code).
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter and numbers. Metrics: `d`,
+      `last_learning_rate`. Collectives: two scalars in one exchange.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; at `update`, `params` missing.
+
+    Example:
+      >>> tx = dadapt_lion(d0=0.1)
+      >>> x = jnp.array([3.0, -4.0])
+      >>> print(tx.update(100 * x, tx.init(x), x)[0].round(4))
+      [-0.1  0.1]
+
+    Reference: Defazio, Mishchenko. Learning-Rate-Free Learning by D-Adaptation. 2023, arXiv 2301.07733; official code
+    dadaptation 3.2. The momentum is of eta g and the direction of g beside it, as in the code.
+    """
+    checks.real("b1", b1, "[0, 1)")
+    checks.real("b2", b2, "[0, 1)")
+    q = _root(b2)
+
+    def rule(g: Any, state: Any, params: Any, decayed: Any, rate: Any, d: Any, t: Any) -> _Step:
+        del params, t
+        eta = d * rate
+        sign = jax.tree.map(lambda m, g: jnp.sign(ema(m, g, b1)), state.mu, g)
+        stepped = jax.tree.map(lambda u: cast(eta, u.dtype) * u, sign)
+        s = jax.tree.map(lambda s, u: ema(s, u, q), state.total, stepped)
+        products = jax.tree.map(jnp.multiply, sign, state.total)
+        inner, size = (x.astype(d.dtype) for x in global_sums(products, jax.tree.map(jnp.abs, s)))
+        r, found = _estimate(state, q, eta * inner, size)
+        m = jax.tree.map(lambda m, g: ema(m, cast(eta, g.dtype) * g, b2), state.mu, g)
+        u = jax.tree.map(lambda u, w: -u - cast(eta, w.dtype) * w, stepped, decayed)
+        return _Step(u, m, None, s, r, found, size, state.first_norm)
+
+    method = Method("dadapt_lion", learning_rate, weight_decay, weight_decay_mask)
+    return _adapted(method, ("mu", "total"), d0, None, rule)
+
+
+COMMON: dict[str, Any] = {
+    "form": "optimizer",
+    "paper": PAPER,
+    "collectives": "norms",
+    # From a millionth the first steps are spent on finding the scale.
+    "example": {"d0": 1e-3},
+    "race": Race(None, schedule=None),
+}
+register(dadapt_adam, **COMMON, words=3, golden=("modern/dadapt_adam",))
+register(dadapt_sgd, **COMMON, words=2, golden=("modern/dadapt_sgd",))
+register(dadapt_lion, **COMMON | {"example": {"d0": 1e-2}}, words=2, golden=("modern/dadapt_lion",))
