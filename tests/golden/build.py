@@ -207,6 +207,7 @@ MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] =
     "scaled_standardize_weight": _effective(gk.layers.scaled_standardize_weight),
     "standardize_weight": _effective(gk.layers.standardize_weight),
     "weight_normalized(sgd)": _direction_and_length,
+    **modern_free.MEASURED,
     **parallel.MEASURED,
 }
 

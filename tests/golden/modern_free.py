@@ -3,8 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
+import optax
+
 import gradkit as gk
-from tests.golden.translate import direct
+from tests.golden.fixture import Golden
+from tests.golden.translate import direct, known
+
+
+def _mechanic(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """A file with the hyperparameters of its optimizer, SGD or AdamW with their defaults."""
+    own = known(hyper, "base", "learning_rate", "base_weight_decay")
+    base = {"sgd": gk.sgd, "adamw": gk.adamw}[hyper["base"]]
+    inner = base(hyper["learning_rate"], weight_decay=hyper["base_weight_decay"])
+    return gk.mechanic(inner, **{**own, "betas": tuple(hyper["betas"])})
+
+
+def _scale(golden: Golden, state: Any, x: Any, before: Any) -> dict[str, Any]:
+    return {"s": gk.diagnostics.metrics(state)["mechanic_scale"]}
+
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "cocob": direct(gk.cocob),
@@ -12,5 +28,9 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "dadapt_lion": direct(gk.dadapt_lion),
     "dadapt_sgd": direct(gk.dadapt_sgd),
     "dowg": direct(gk.dowg),
+    "mechanic": _mechanic,
     "prodigy": direct(gk.prodigy),
 }
+
+# method -> (file, state, parameters after and before the step) -> name of an array -> what it should be
+MEASURED: dict[str, Callable[[Golden, Any, Any, Any], dict[str, Any]]] = {"mechanic": _scale}

@@ -4,6 +4,7 @@ from gradkit.optimizers.parameter_free.cocob import ScaleByCocobState, cocob, sc
 from gradkit.optimizers.parameter_free.d_adaptation import DAdaptationState, dadapt_adam, dadapt_lion, dadapt_sgd
 from gradkit.optimizers.parameter_free.dog import DogState, dog, ldog, scale_by_dog
 from gradkit.optimizers.parameter_free.dowg import DowgState, dowg, scale_by_dowg
+from gradkit.optimizers.parameter_free.mechanic import MechanicState, mechanic
 from gradkit.optimizers.parameter_free.momo import ScaleByMomoState, momo, momo_adam, scale_by_momo
 from gradkit.optimizers.parameter_free.normalized_logistic import normalized_logistic, scale_by_inverse_slope
 from gradkit.optimizers.parameter_free.prodigy import ScaleByProdigyState, prodigy, scale_by_prodigy
@@ -24,6 +25,7 @@ __all__ = [
     "DogState",
     "DowgState",
     "ExtrapolationState",
+    "MechanicState",
     "ScaleByCocobState",
     "ScaleByMomoState",
     "ScaleByProdigyState",
@@ -37,6 +39,7 @@ __all__ = [
     "dog",
     "dowg",
     "ldog",
+    "mechanic",
     "momo",
     "momo_adam",
     "normalized_logistic",
