@@ -62,6 +62,7 @@ def interpolate(
     first: Callable[[Any], Any],
     b1: Any,
     *,
+    sees_iterate: bool = False,
     state_dtype: Any = None,
     described: Method | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -73,6 +74,7 @@ def interpolate(
       share: (what the shares are made of, number of earlier steps) -> (c_t, the same after this step).
       first: dtype of scalars -> what the shares are made of, at the start.
       b1: weight of the average, in [0, 1].
+      sees_iterate: whether the parameters that the inner optimizer sees, for its decay, are z rather than y.
       state_dtype: dtype in which z is kept.
       described: what `describe` prints of it.
     """
@@ -94,7 +96,10 @@ def interpolate(
     def update(updates: Any, state: InterpolatedAveragingState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         kept = state.x if at_iterate else state.z
         check_fit(method, params, kept)
-        steps, own = below.update(updates, state.inner, params, **extra)
+        seen = params
+        if sees_iterate and not at_iterate:
+            seen = jax.tree.map(lambda y, z: cast(z, y.dtype), params, kept)
+        steps, own = below.update(updates, state.inner, seen, **extra)
         c, shares = share(state.shares, state.count)
         now = jnp.array(b1).astype(state.average_weight.dtype)
         count = increment(state.count)

@@ -46,6 +46,21 @@ def shares(learning_rate: Any, weight_lr_power: Any, weight_power: Any) -> tuple
     return share, first
 
 
+def warmed(learning_rate: Any, warmup_steps: int) -> Any:
+    """gamma_t: of the first step learning_rate / warmup_steps, not 0."""
+    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
+    warmup_steps = checks.integer("warmup_steps", warmup_steps)
+    if warmup_steps == 0:
+        return learning_rate
+
+    def rate(count: jax.Array) -> jax.Array:
+        t = increment(count).astype(jnp.result_type(float))
+        own = jnp.asarray(at_count(learning_rate, count, "learning_rate"))
+        return own * jnp.minimum(t / warmup_steps, 1).astype(own.dtype)
+
+    return rate
+
+
 def schedule_free(
     inner: optax.GradientTransformation,
     learning_rate: Any,

@@ -10,6 +10,12 @@ from tests.golden.fixture import Golden
 from tests.golden.translate import direct, known
 
 
+def _gpa_adamw(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    """A file has the hyperparameters of both averages, of which one is read."""
+    foreign = ("mu_x",) if hyper["averaging"] == "schedule_free" else ("weight_power", "weight_lr_power")
+    return gk.gpa_adamw(**known(hyper, *foreign))
+
+
 def _mechanic(hyper: dict[str, Any]) -> optax.GradientTransformation:
     """A file with the hyperparameters of its optimizer, SGD or AdamW with their defaults."""
     own = known(hyper, "base", "learning_rate", "base_weight_decay")
@@ -28,6 +34,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "dadapt_lion": direct(gk.dadapt_lion),
     "dadapt_sgd": direct(gk.dadapt_sgd),
     "dowg": direct(gk.dowg),
+    "gpa_adamw": _gpa_adamw,
     "mechanic": _mechanic,
     "prodigy": direct(gk.prodigy),
 }

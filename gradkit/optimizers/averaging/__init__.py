@@ -1,5 +1,6 @@
 """Averages of the iterates."""
 
+from gradkit.optimizers.averaging.gpa import gpa, gpa_adamw, gpa_mu_x
 from gradkit.optimizers.averaging.iterate_moving_average import iterate_moving_average
 from gradkit.optimizers.averaging.polyak_average import params_ema, polyak_average
 from gradkit.optimizers.averaging.proximal_ewma import ProximalEwmaState, proximal_ewma
@@ -13,6 +14,9 @@ from gradkit.optimizers.averaging.schedule_free import (
 __all__ = [
     "ProximalEwmaState",
     "ScaleBySecondMomentState",
+    "gpa",
+    "gpa_adamw",
+    "gpa_mu_x",
     "iterate_moving_average",
     "params_ema",
     "polyak_average",

@@ -36,7 +36,7 @@ from gradkit.engine.core import bias_correction as correction
 from gradkit.leaves import Method, check_mask_form
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.interpolated_averaging import interpolate
-from gradkit.transforms.schedule_free import shares
+from gradkit.transforms.schedule_free import shares, warmed
 
 PAPER = Paper("The Road Less Scheduled", "Defazio et al.", 2024, "2405.15682")
 
@@ -54,21 +54,6 @@ def _ready(
 
     checked = optax.GradientTransformationExtraArgs(init, chain.update)
     return interpolate(method.name, checked, share, first, b1, described=method)
-
-
-def _warmed(learning_rate: Any, warmup_steps: int) -> Any:
-    """gamma_t: of the first step learning_rate / warmup_steps, not 0."""
-    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    warmup_steps = checks.integer("warmup_steps", warmup_steps)
-    if warmup_steps == 0:
-        return learning_rate
-
-    def rate(count: jax.Array) -> jax.Array:
-        t = increment(count).astype(jnp.result_type(float))
-        own = jnp.asarray(at_count(learning_rate, count, "learning_rate"))
-        return own * jnp.minimum(t / warmup_steps, 1).astype(own.dtype)
-
-    return rate
 
 
 def schedule_free_sgd(
@@ -114,7 +99,7 @@ def schedule_free_sgd(
 
     Reference: Defazio et al. The Road Less Scheduled. 2024, arXiv 2405.15682; official code schedulefree 1.4.1.
     """
-    rate = _warmed(learning_rate, warmup_steps)
+    rate = warmed(learning_rate, warmup_steps)
     base = (add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask), scale_by_learning_rate(rate))
     method = Method("schedule_free_sgd", learning_rate, weight_decay, weight_decay_mask)
     return _ready(method, base, rate, b1, weight_lr_power, weight_power)
@@ -238,7 +223,7 @@ def schedule_free_adamw(
     Reference: Defazio et al. The Road Less Scheduled. 2024, arXiv 2405.15682; official code schedulefree 1.4.1.
     """
     checks.choice("bias_correction", bias_correction, ("second_moment", "learning_rate"))
-    rate, name = _warmed(learning_rate, warmup_steps), "schedule_free_adamw"
+    rate, name = warmed(learning_rate, warmup_steps), "schedule_free_adamw"
     direction = add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask)
     if bias_correction == "second_moment":
         base = (_scale_by_second_moment(name, b2, eps), direction, scale_by_learning_rate(rate))
