@@ -9,7 +9,7 @@ At the top stands what goes into a chain. Everything else is under its room: `gk
 # fmt: off
 
 # First of all, so that Ctrl-C ends the command while all the rest is imported
-import gradkit.interrupts  # noqa: F401
+import gradkit.interrupts
 
 # Gradient descent and momentum
 from gradkit.optimizers.momentum import *

@@ -29,7 +29,7 @@ import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, interrupts, leaves
 from gradkit.engine.extras import EXTRAS
 from gradkit.parallel.mesh import check_used_axes, parse_axes
-from gradkit.training import chains, cooldown, inspection, logs, methods, processes, programs, report, trees
+from gradkit.training import chains, cooldown, inspection, logs, methods, processes, programs, report, strategies, trees
 from gradkit.training import curvature as spectrum
 from gradkit.training.flags import definitions, parse, refuse_flags, usage
 from gradkit.training.race import Progress, Result, race_config
@@ -122,7 +122,7 @@ def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) ->
     """Trains in the process that tells: records go to the terminal and to the files that were asked for."""
     problem, mesh = started.plan.problem, started.mesh
     where = "" if mesh.size == 1 else f" on {', '.join(f'{name}={n}' for name, n in mesh.shape.items())}"
-    print(f"{config.chain or config.method or DEFAULT_METHOD} on {problem.description}{where}; {_target(problem)}")
+    print(f"{strategies.described(config)} on {problem.description}{where}; {_target(problem)}")
     began = 0
     if started.report is not None:
         began = started.report.step

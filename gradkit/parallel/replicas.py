@@ -143,7 +143,7 @@ def replicate(tree: Any, replicas: int, *, axis_name: str = "replica") -> Any:
             raise ValueError(f"replicas must be the length {length} of the mesh axis {axis_name!r}, got {replicas!r}")
         if any(axis_name in (e if isinstance(e, tuple) else (e,)) for e in x.sharding.spec):
             raise ValueError(f"replicate: {name!r} is already sharded along {axis_name!r}: {x.sharding.spec}")
-    return jax.jit(copies, out_shardings=jax.tree.map(lambda x: _ahead(x.sharding, axis_name), tree))(tree)
+    return jax.jit(copies, out_shardings=jax.tree.map(lambda x: ahead(x.sharding, axis_name), tree))(tree)
 
 
 def resize_replicas(tree: Any, replicas: int) -> Any:
@@ -223,9 +223,9 @@ def init_replicas(tx: optax.GradientTransformation, params: Any, *, axis_name: s
         return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
 
     shardings = state_shardings(tx, jax.tree.map(one, params))
-    return jax.jit(init, out_shardings=jax.tree.map(lambda s: _ahead(s, axis_name), shardings))(params)
+    return jax.jit(init, out_shardings=jax.tree.map(lambda s: ahead(s, axis_name), shardings))(params)
 
 
-def _ahead(sharding: NamedSharding, axis_name: str) -> NamedSharding:
+def ahead(sharding: NamedSharding, axis_name: str | None) -> NamedSharding:
     """The sharding below a leading axis of replicas."""
     return NamedSharding(sharding.mesh, PartitionSpec(axis_name, *sharding.spec), memory_kind=sharding.memory_kind)

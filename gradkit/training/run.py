@@ -44,14 +44,18 @@ def first_model_state(workload: Workload, seed: jax.Array) -> Any:
 
 def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array, model_state: Any = None) -> Run:
     """The beginning of a run."""
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    return Run(jnp.zeros((), jnp.int32), params, tx.init(params), key, model_state)
+    return Run(jnp.zeros((), jnp.int32), params, tx.init(params), first_key(seed), model_state)
 
 
-def measured(workload: Workload, run: Run) -> jax.Array:
-    """The metric of a run: at the parameters that the method evaluates, with statistics of these parameters."""
+def first_key(seed: jax.Array) -> jax.Array:
+    """The key of the minibatches of a seed."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def measured(workload: Workload, run: Run, point: Any = None) -> jax.Array:
+    """The metric of a run: at the parameters that the method evaluates, or at others, with statistics of them."""
     metric: Callable[..., jax.Array] = workload.metric
-    point = eval_params(run.opt_state, run.params)
+    point = eval_params(run.opt_state, run.params) if point is None else point
     if workload.model_state is None:
         return metric(point)
     model_state, key = run.model_state, jax.random.fold_in(jax.random.fold_in(run.key, run.step), 2)

@@ -5,7 +5,7 @@ from typing import Any
 
 from gradkit import catalogue, checks
 from gradkit.parallel import mesh
-from gradkit.training import chains, cooldown, methods
+from gradkit.training import chains, cooldown, methods, strategies
 from gradkit.training.methods import Method
 from gradkit.workloads import Workload, load, model_shapes, models, registry
 
@@ -124,8 +124,21 @@ class TrainConfig:
     microbatch: int | None = setting(None, "examples that are computed at a time; divides the batch; default: all")
     max_batch: int | None = setting(None, "the batch may double up to this, as the norm test asks; needs microbatch")
     norm_test_eta: float = setting(0.1, "relative error of the gradient above which the norm test doubles the batch")
-    mesh: str | None = setting(None, "axes, like data=4,fsdp=2; default: one device, or data=ALL with --devices")
+    mesh: str | None = setting(
+        None, "axes, like data=4,fsdp=2; default: one device, or with --devices data, after replica"
+    )
     devices: int | None = setting(None, "virtual CPU devices of this process, to try out a mesh")
+    replicas: int | None = setting(
+        None, "copies that train apart on minibatches of their own, --global_batch in equal parts; default: none"
+    )
+    sync: str | None = setting(
+        None, "how they meet: local, diloco, or another strategy by its name; default: gradients, in every step"
+    )
+    sync_every: int | None = setting(None, "steps of a round of --sync; default: the strategy's")
+    exchange: str | None = setting(
+        None,
+        f"what they send: {', '.join(strategies.EXCHANGES)}; all but mean remember what is not sent; default: mean",
+    )
     checkpoint_dir: str | None = setting(None, "folder of checkpoints; a run that finds some goes on from the last")
     checkpoint_every: int | None = setting(None, "steps between checkpoints, evaluations divide it; default: every one")
     restore_step: int | None = setting(None, "go on from this checkpoint; later ones are set aside; default: the last")
@@ -168,6 +181,7 @@ class TrainConfig:
             raise ValueError("max_batch needs microbatch: the norm test compares microbatches")
         if self.mesh is not None:
             mesh.check_used_axes(self.mesh, own=self.chain is not None or not isinstance(self.workload, str))
+        strategies.check(self)
         checks.integer("restore_step", self.restore_step, 0, optional=True)
         if self.schedule is not None:
             checks.choice("schedule", self.schedule, list(methods.SHAPES))

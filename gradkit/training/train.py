@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gradkit import interrupts
 from gradkit.diagnostics import metrics
 from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
-from gradkit.parallel.mesh import parse_axes
-from gradkit.training import chains, cooldown, methods, run
+from gradkit.parallel.mesh import BATCH_AXES, parse_axes
+from gradkit.training import chains, cooldown, methods, run, strategies
 from gradkit.training.checkpoints import Checkpoints, Report
 from gradkit.training.growth import allowed_sizes, growing_batch
 from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
@@ -53,7 +53,8 @@ def prepare(config: TrainConfig) -> Plan:
     """Loads the workload and the chain, and checks everything that can be checked before devices are known."""
     problem = config.workload
     if isinstance(problem, str):
-        problem = load(problem, batch_size=config.global_batch)
+        size = config.global_batch
+        problem = load(problem, batch_size=size if size is None else size // (config.replicas or 1))
     planned, every = config.steps or problem.budget_steps, config.eval_every or problem.eval_every
     shape, steps = _shape(config, planned)
     check_steps(steps, every)
@@ -65,7 +66,9 @@ def prepare(config: TrainConfig) -> Plan:
         if problem.batch_size is None or problem.batch_size % config.microbatch:
             raise ValueError(f"microbatch must divide the batch size, {problem.batch_size}, got {config.microbatch}")
         microbatches = problem.batch_size // config.microbatch
-    if config.chain is None:
+    if strategies.is_method(config.sync):
+        tx = strategies.own_method(config, planned, shape)
+    elif config.chain is None:
         method = methods.find(config.method or DEFAULT_METHOD)
         tx = method.scheduled(method.centre if config.learning_rate is None else config.learning_rate, planned, shape)
     else:
@@ -79,6 +82,8 @@ def prepare(config: TrainConfig) -> Plan:
         # On a workload of one task `check_source` says what is missing.
         tasks = card.tasks.nearest(1) if problem.losses is None else problem.num_tasks
         tx = optax.chain(methods.make_aggregator(card, tasks), tx)
+    if config.replicas is not None and not strategies.is_method(config.sync):
+        tx = strategies.around(config, tx)
     run.check_source(problem, tx)
     needs: tuple[str, ...] = ()
     sizes = (microbatches,)
@@ -102,6 +107,13 @@ def _shape(config: TrainConfig, planned: int) -> tuple[Any, int]:
 
 def mesh_of(config: TrainConfig) -> Mesh:
     """The mesh that a run is asked for; of one device where it is asked for none."""
+    mesh = _mesh_of(config)
+    if config.replicas is not None:
+        strategies.check_mesh(mesh, config.replicas)
+    return mesh
+
+
+def _mesh_of(config: TrainConfig) -> Mesh:
     if config.mesh is not None:
         lengths, here = parse_axes(config.mesh).values(), jax.device_count()
         asked = math.prod(lengths)
@@ -113,18 +125,23 @@ def mesh_of(config: TrainConfig) -> Mesh:
             )
         return make_mesh(config.mesh)
     several = config.devices is not None or jax.process_count() > 1
+    if several and config.replicas is not None:
+        return make_mesh(f"replica={config.replicas},data=-1")
     return make_mesh("data=-1") if several else make_mesh("data=1", devices=jax.devices()[:1])
 
 
 def _same_numbers(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     """What a checkpoint must agree on with the run that goes on from it."""
     numbers = {"workload": plan.problem.name, "seed": config.seed, "batch_size": plan.problem.batch_size}
+    if config.replicas is not None:
+        numbers |= {name: getattr(config, name) for name in ("replicas", "sync", "sync_every", "exchange")}
     return numbers if config.schedule is None else {**numbers, "schedule": config.schedule}
 
 
-def _place(plan: Plan, mesh: Mesh) -> tuple[Any, Any]:
-    """Where a run lies on a mesh, and where its minibatches do."""
-    replicated, lies = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+def _place(plan: Plan, mesh: Mesh, count: int | None) -> tuple[Any, Any]:
+    """Where a run lies on a mesh, and where its minibatches do; of several replicas, those of each."""
+    axes = BATCH_AXES if count is None else tuple(name for name in BATCH_AXES if name != strategies.AXIS)
+    replicated, lies = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh, batch_axes=axes)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     params = jax.eval_shape(lambda seed: run.first_params(plan.problem, seed), seed)
     shardings = param_shardings(params, mesh)
@@ -139,13 +156,16 @@ def _place(plan: Plan, mesh: Mesh) -> tuple[Any, Any]:
         )
 
     def place(batch: Any) -> Any:
-        return batch if size is None else jax.lax.with_sharding_constraint(batch, lies)
+        # Of a replica the axes of the mesh are those that are left.
+        where = lies if count is None else lies.spec
+        return batch if size is None else jax.lax.with_sharding_constraint(batch, where)
 
     state: Any = state_shardings(plan.tx, params, mesh=mesh)
     kept = jax.tree.map(
         lambda _: replicated, jax.eval_shape(lambda seed: run.first_model_state(plan.problem, seed), seed)
     )
-    return run.Run(replicated, shardings, state, replicated, kept), place  # pyright: ignore[reportArgumentType]
+    one = run.Run(replicated, shardings, state, replicated, kept)  # pyright: ignore[reportArgumentType]
+    return one if count is None else strategies.shardings(one, mesh), place
 
 
 class Started(NamedTuple):
@@ -176,14 +196,17 @@ def start(config: TrainConfig) -> Started:
     """Puts a run on its devices, at its beginning or at its last checkpoint. What it raises: see `train`."""
     config = cooldown.settled(config)
     plan, mesh = prepare(config), mesh_of(config)
-    shardings, place = _place(plan, mesh)
+    shardings, place = _place(plan, mesh, config.replicas)
     seed = jnp.asarray(config.seed, jnp.uint32)
 
     def begin() -> run.Run:
         # The workloads take all parameters from one draw, which the compiler cannot cut as it cuts them.
         whole = NamedSharding(mesh, PartitionSpec())
         params = jax.lax.with_sharding_constraint(run.first_params(plan.problem, seed), whole)
-        return run.start(params, plan.tx, seed, run.first_model_state(plan.problem, seed))
+        kept = run.first_model_state(plan.problem, seed)
+        if config.replicas is not None:
+            return strategies.start(params, plan.tx, seed, kept, config.replicas)
+        return run.start(params, plan.tx, seed, kept)
 
     checkpoints = None
     folder, _, _ = cooldown.paths(config)
@@ -224,16 +247,29 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
         """The steps of an evaluation and its reading, compiled: one program per size of the batch."""
         same = microbatches == plan.microbatches
         problem = plan.problem if same else load(config.workload, batch_size=batch_size(microbatches))
-        step = run.step_function(problem, plan.tx, microbatches=microbatches, place=started.place, needs=plan.needs)
+        if config.replicas is None:
+            step = run.step_function(problem, plan.tx, microbatches=microbatches, place=started.place, needs=plan.needs)
+            measured, published = run.measured, functools.partial(metrics, nonfinite=True)
+        else:
+            step = strategies.step_function(
+                problem,
+                plan.tx,
+                replicas=config.replicas,
+                mesh=started.mesh,
+                sync_every=strategies.period(config),
+                microbatches=microbatches,
+                place=started.place,
+            )
+            measured, published = strategies.measured, strategies.published
 
         def evaluation(state: run.Run) -> tuple[run.Run, dict[str, jax.Array]]:
             state, losses = jax.lax.scan(lambda state, _: step(state), state, None, plan.eval_every)
             read = {
                 "step": state.step,
                 "loss": losses.mean(),
-                "metric": run.measured(problem, state),
+                "metric": measured(problem, state),
             }
-            return state, {**metrics(state.opt_state, nonfinite=True), **read}
+            return state, {**published(state.opt_state), **read}
 
         # Methods that work on matrices gather them where they know the mesh, so that their numbers do not depend on it.
         with jax.set_mesh(started.mesh):
@@ -286,6 +322,9 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
     With `checkpoint_dir` a run that was ended, however hard, goes on from its last checkpoint when it is started
     again, and ends with the same bits; its records begin where it goes on. Parameters lie on the mesh as
     `gk.parallel.param_shardings` says, minibatches as `gk.parallel.batch_sharding` does.
+
+    With `replicas=4` every replica has parameters and a state of its own and trains on minibatches of its own, as
+    `sync` and `exchange` say; `loss` is the mean of theirs, and `metric` is read at the mean of their parameters.
 
     Args:
       config: what is trained, how long, and on what. `devices` and `coordinator` are for the command line: here,
