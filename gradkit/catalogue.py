@@ -9,10 +9,12 @@ by `gradkit list`, shown by `gradkit show`, and tested on the whole contract.
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gradkit import arguments
+from gradkit import arguments, checks
 
 FORMS = (
     "primitive",
@@ -40,7 +42,7 @@ COLLECTIVES = ("none", "norms", "gramian", "matrices", "replicas")
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """Where a method comes from: title, authors, year, and its arXiv id where it has one."""
+    """Where a method comes from: title, authors ("" where none are known), year, and its arXiv id where it has one."""
 
     title: str
     authors: str
@@ -48,8 +50,36 @@ class Paper:
     arxiv: str | None = None
 
     def __str__(self) -> str:
+        who = f"{self.authors.rstrip('.')}. " if self.authors else ""
         where = f", arXiv {self.arxiv}" if self.arxiv else ""
-        return f"{self.authors.rstrip('.')}. {self.title}. {self.year}{where}"
+        return f"{who}{self.title.rstrip('.')}. {self.year}{where}"
+
+    @property
+    def words(self) -> frozenset[str]:
+        """What a reader can find it by: the words of its title and authors, its year and its arXiv id."""
+        return frozenset(_words(str(self)))
+
+    def matches(self, text: str) -> bool:
+        """Whether a text means this paper: every word of it begins a word of the title or the authors, the year or the
+        arXiv id. Case, accents and punctuation do not matter, nor does the address or the version of an arXiv id.
+
+        >>> lamb = Paper("Large Batch Optimization for Deep Learning", "You et al.", 2019, "1904.00962")
+        >>> [lamb.matches(text) for text in ("large-batch YOU", "https://arxiv.org/abs/1904.00962v5", "small batch")]
+        [True, True, False]
+        """
+        wanted = _words(text)
+        return bool(wanted) and all(any(word.startswith(w) for word in self.words) for w in wanted)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text without accents and punctuation, in lower case; of an arXiv id the id alone.
+
+    >>> _words("Calvo-Ordoñez, arXiv:2507.22270v2")
+    ['calvo', 'ordonez', '2507.22270']
+    """
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    plain = re.sub(r"(?:https?://)?(?:www\.)?arxiv\.org/\w+/|\barxiv\b", " ", plain)
+    return re.findall(r"\d{4}\.\d{4,5}(?=v\d|\b)|\w+", re.sub(r"(\d{4}\.\d{4,5})v\d+", r"\1", plain))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +264,45 @@ def find(name: str) -> Card:
     """
     if name in _CARDS:
         return _CARDS[name]
-    close = difflib.get_close_matches(name, _CARDS, n=3, cutoff=0.5)
-    offer = f"did you mean {' or '.join(close)}?" if close else "`gradkit list` shows all of them"
-    raise ValueError(f"no method is called {name!r}; {offer}")
+    offer = checks.nearest(name, _CARDS, quote=str) or "; `gradkit list` shows all of them"
+    raise ValueError(f"no method is called {name!r}{offer}")
+
+
+def by_paper(text: str) -> dict[str, Card]:
+    """The cards of the papers that a text means, by name and sorted.
+
+    Args:
+      text: words of the title or the authors, the year or the arXiv id, in any order; the beginning of a word will do.
+
+    Raises:
+      ValueError: no card is of such a paper; the message offers the nearest papers.
+
+    >>> [name for name, card in by_paper("symbolic discovery 2023").items() if card.form == "optimizer"]
+    ['lion']
+    """
+    found = {name: card for name, card in cards().items() if card.paper.matches(text)}
+    if found:
+        return found
+    offer = nearest_papers(text, (card.paper for card in _CARDS.values())) or "; docs/papers.md lists all of them"
+    raise ValueError(f"no method is of a paper with {text!r} in its title, authors, year or arXiv id{offer}")
+
+
+def nearest_papers(text: str, papers: Iterable[Paper]) -> str:
+    """The end of a message that offers papers like those that were meant; empty where none is near.
+
+    >>> nearest_papers("symbolc discovry", [Paper("Symbolic Discovery", "Chen et al.", 2023)])
+    "; did you mean 'Symbolic Discovery'?"
+    """
+    papers = list(dict.fromkeys(papers))
+    known = frozenset[str]().union(*(paper.words for paper in papers))
+    meant = [w if any(k.startswith(w) for k in known) else _nearest_word(w, known) for w in _words(text)]
+    titles = [paper.title for paper in papers if paper.matches(" ".join(meant))] if all(meant) else []
+    close = difflib.get_close_matches(text.casefold(), [paper.title.casefold() for paper in papers], n=3, cutoff=0.7)
+    titles = titles or [paper.title for paper in papers if paper.title.casefold() in close]
+    return f"; did you mean {' or '.join(map(repr, titles[:3]))}?" if titles else ""
+
+
+def _nearest_word(word: str, known: Iterable[str]) -> str:
+    """A word like the one given, or "". Of arXiv ids most digits must agree, or any two of a year would be near."""
+    cutoff = 0.9 if word[:1].isdigit() else 0.75
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), "")

@@ -242,6 +242,9 @@ def nearest(name: Any, known: Iterable[Any], quote: Callable[[str], str] = repr)
 
     >>> nearest("adamm", ["adam", "lion"])
     "; did you mean 'adam'?"
+    >>> nearest("nosuch", ["stch", "infobatch"])
+    ''
     """
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.6)
+    # Above 0.6, or four of the six letters of a word in any place would do; two of three letters are 0.67.
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.65)
     return f"; did you mean {' or '.join(quote(c) for c in close)}?" if close else ""

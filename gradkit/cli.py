@@ -27,14 +27,14 @@ from jax import eval_shape, random
 
 import gradkit  # noqa: F401 - registers every method
 from gradkit import catalogue, checks, interrupts, leaves
-from gradkit.engine.extras import EXTRAS
+from gradkit.catalogue import Card
 from gradkit.parallel.mesh import check_used_axes, parse_axes
 from gradkit.training import chains, cooldown, inspection, logs, methods, processes, programs, report, strategies, trees
 from gradkit.training import curvature as spectrum
 from gradkit.training.flags import definitions, parse, refuse_flags, usage
 from gradkit.training.race import Progress, Result, race_config
 from gradkit.training.race import prepare as prepare_race
-from gradkit.training.report import listing
+from gradkit.training.report import listing, shown
 from gradkit.training.report.charts import number, reading
 from gradkit.training.report.curve import drawing
 from gradkit.training.settings import (
@@ -213,12 +213,19 @@ def _curvature(arguments: list[str]) -> Task:
 
 
 def command_list(arguments: list[str]) -> Task:
-    """The catalogue: every method with a description; --search, --form."""
+    """The catalogue: every method with a description; --search, --form, --paper."""
     config = parse(ListConfig, arguments)
     cards = list(catalogue.cards(config.form).values())
+    if config.paper is not None:
+        own = catalogue.by_paper(config.paper)
+        cards = [card for card in cards if card.name in own]
+        if not cards:
+            forms = " or ".join(sorted({card.form for card in own.values()}))
+            raise ValueError(f"form={config.form!r} is of no method of these papers; write --form={forms}, or none")
     if config.search is not None:
         cards = listing.search(cards, config.search)
-    return lambda: print(listing.facts(cards) if config.long else listing.methods(cards, _columns()))
+    width = None if config.wide else _columns()
+    return lambda: print(listing.facts(cards) if config.long else listing.methods(cards, width))
 
 
 def _columns() -> int:
@@ -240,49 +247,23 @@ def command_workloads(arguments: list[str]) -> Task:
     return lambda: print(listing.workloads(problems, sizes, _columns()))
 
 
-def _races(card: catalogue.Card) -> list[tuple[str, str]]:
-    """How a method races, under each of its names."""
-    rows = []
-    for name, race in {card.name: card.race, **card.variants}.items():
-        if race is not None:
-            schedule = "warm-up and cosine" if race.schedule else "no schedule" if race.rate is None else "constant"
-            said = [f"{k}={v!r}" if isinstance(v, int | float | str) else k for k, v in race.arguments.items()]
-            said += [f"around {race.around}"] if race.around else []
-            reach = (
-                "one run, as there is no learning rate to tune"
-                if race.rate is None
-                else f"rates around {race.rate:g}, {10**race.decades:g} times less to more"
-            )
-            rows.append(("race", "; ".join([f"{name}: {reach}", schedule, *said])))
-    return rows
-
-
 def command_show(arguments: list[str]) -> Task:
-    """Everything about one method: paper, equations, needs, cost, evidence; of a schedule the curve."""
+    """Everything about one method: paper, equations, needs, cost, evidence, curve. Of a paper: its methods."""
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError("show takes the name of a method first: gradkit show lion")
+        raise ValueError("show takes the name of a method first, or words of a paper: gradkit show lion")
     name, *rest = arguments
-    config, card = parse(ShowConfig, rest), methods.card_of(name)
-    draw = drawing(card, **dataclasses.asdict(config), width=min(_columns(), 100))
-    facts = [
-        ("name", card.public_name),
-        ("form", card.form),
-        ("paper", str(card.paper)),
-        ("file", card.file),
-        *[("needs", f"{name}: {EXTRAS[name].meaning}") for name in card.needs],
-        *([] if card.needs else [("needs", "nothing beyond gradients and parameters")]),
-        ("state", f"{card.words:g} float32 words per parameter"),
-        ("collectives", card.collectives),
-        ("golden", ", ".join(card.golden) or "none"),
-        ("paper check", card.paper_check),
-        *_races(card),
-        *[("opts out of", f"{check}: {reason}") for check, reason in card.opt_outs.items()],
-        *([("note", card.notes)] if card.notes else []),
-    ]
-    equations = inspect.getdoc(inspect.getmodule(card.function)) or ""
-    docstring = f"{equations}\n\n{card.name}\n\n{inspect.getdoc(card.function)}"
-    said = listing.refilled(docstring, _columns())
-    return lambda: print("\n\n".join([definitions(facts, _columns()), *([draw()] if draw else []), said]))
+    config, found = parse(ShowConfig, rest), shown.look_up(name)
+    if not isinstance(found, Card):
+        given = [flag for flag, value in dataclasses.asdict(config).items() if value is not None]
+        if given:
+            raise ValueError(
+                f"{given[0]} must be left out: {name!r} is no schedule but a paper; name one of its methods"
+            )
+        said = found if isinstance(found, str) else listing.papers(found, _columns())
+        return lambda: print(said)
+    draw = drawing(found, **dataclasses.asdict(config), width=min(_columns(), 100))
+    facts, text = definitions(shown.facts(found), _columns()), shown.text(found, _columns())
+    return lambda: print("\n\n".join([facts, *([draw()] if draw else []), text]))
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
@@ -298,7 +279,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], Task], type | None]] = {
 
 NAMED = {
     "inspect": "a method, as `gradkit list` names it, or FILE.py that defines `chain`; it is executed",
-    "show": "a method, as `gradkit list` names it",
+    "show": "a method, as `gradkit list` names it; or a paper: words of its title, its authors, its arXiv id",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import gradkit as gk
+from gradkit import papers
 from gradkit.catalogue import Card
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,7 @@ ROOMS: dict[str, ModuleType] = {
 }
 TOP: list[str] = list(getattr(gk, "__all__", ()))
 CARDS = gk.catalogue.cards()
+REMADE = "`python -m gradkit.papers > docs/papers.md` makes the page anew"
 
 
 def _id(value: Any) -> str:
@@ -173,6 +175,28 @@ def test_a_paper_check_belongs_to_one_paper() -> None:
     assert orphans == []
 
 
+def test_every_paper_is_on_the_page_of_papers() -> None:
+    """With the names that serve it, or the reason why none does."""
+    page = (ROOT / "docs/papers.md").read_text()
+    text = " ".join(page.split())
+    for card in CARDS.values():
+        assert card.paper.title.rstrip(".") in text and f"`{card.public_name}`" in text, f"{card.name}: {REMADE}"
+        assert f"/abs/{card.paper.arxiv})" in text or card.paper.arxiv is None
+    assert page == papers.page(), REMADE
+
+
+def test_papers_differ_and_their_arxiv_ids_are_well_formed() -> None:
+    known = {card.paper for card in CARDS.values()} | papers.WITHOUT_METHOD.keys()
+    ids = [paper.arxiv for paper in known if paper.arxiv is not None]
+    # Year and month, then four digits until 2014 and five since.
+    assert [
+        i for i in ids if not re.fullmatch(r"(0[7-9]|1[0-4])(0[1-9]|1[0-2])\.\d{4}|\d\d(0[1-9]|1[0-2])\.\d{5}", i)
+    ] == []
+    titles = [paper.title.casefold() for paper in known]
+    assert len(ids) == len(set(ids)) and len(titles) == len(set(titles))
+    assert all(reason.endswith(".") for reason in papers.WITHOUT_METHOD.values())
+
+
 def test_a_file_of_optimizers_registers_them() -> None:
     registered = {card.file for card in CARDS.values()}
     files = {str(f.relative_to(ROOT)) for f in (ROOT / "gradkit/optimizers").rglob("*.py") if f.name != "__init__.py"}
@@ -183,7 +207,8 @@ def test_a_file_of_optimizers_registers_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/recipes.md", "docs/trainers.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/papers.md", "docs/recipes.md", "docs/trainers.md"],
 )
 def test_a_document_names_what_exists(document: str) -> None:
     """Every `gk.name` and every path in backticks is there; words in capitals stand for the reader's own."""

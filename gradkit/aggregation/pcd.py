@@ -16,7 +16,12 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import bias_correction, increment, scalar
 from gradkit.linalg import solve_lcp
 
-PAPER = Paper("Not All Objectives Are Born Equal: Priority-Constrained Descent", "None", 2026, "2606.29521")
+PAPER = Paper(
+    "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical Multi-Objective Optimization",
+    "Varam, AlHajri",
+    2026,
+    "2606.29521",
+)
 
 
 class PcdState(NamedTuple):

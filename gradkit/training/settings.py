@@ -223,11 +223,17 @@ class ListConfig:
 
     form: str | None = setting(None, f"only methods of one form: {', '.join(catalogue.FORMS)}")
     search: str | None = setting(None, "only methods with these words in their name, description or paper")
+    paper: str | None = setting(
+        None, "only methods of papers with this title, author, year or arXiv id; words of it do"
+    )
+    wide: bool = setting(False, "one line per method, as wide as its description is, for grep and wide terminals")
     long: bool = setting(False, "state, collectives, evidence and paper instead of a description, as wide as it is")
 
     def __post_init__(self) -> None:
         if self.form is not None:
             checks.choice("form", self.form, catalogue.FORMS)
+        if self.wide and self.long:
+            raise ValueError("wide must be left out with --long, which shows no descriptions and is as wide as it is")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ def accumulate_value(inner: optax.GradientTransformation, every_k: int) -> optax
 register(
     accumulate_value,
     form="wrapper",
-    paper=Paper("The mean loss of microbatches", "None", 2026),
+    paper=Paper("The mean loss of microbatches", "", 2026),
     needs=("value",),
     example={"every_k": 2},
     opt_outs={"extra": "hands on the mean loss in place of the last one"},

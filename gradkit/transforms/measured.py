@@ -129,7 +129,7 @@ def _polyak() -> Measure:
 register(
     scale_by_measured,
     form="primitive",
-    paper=Paper("A step size that is measured", "None", 2026),
+    paper=Paper("A step size that is measured", "", 2026),
     needs=("value",),
     collectives="norms",
     example={"measure": _polyak()},

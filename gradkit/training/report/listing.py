@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from gradkit import catalogue, checks
-from gradkit.catalogue import Card
+from gradkit.catalogue import Card, Paper
 from gradkit.training.report.charts import number
 from gradkit.training.report.table import aligned
 from gradkit.workloads import Workload
@@ -19,20 +19,6 @@ NAMES = 26
 def summary(card: Card) -> str:
     """The first paragraph of a method's docstring, in one line."""
     return " ".join((inspect.getdoc(card.function) or "").split("\n\n", 1)[0].split())
-
-
-def shortened(text: str, width: int) -> str:
-    """A text of one line that fits, between words.
-
-    >>> shortened("Adam whose decay is decoupled", 20)
-    'Adam whose decay is…'
-    """
-    if len(text) <= width:
-        return text
-    cut = text[: max(width - 1, 1)]
-    if " " in cut and not text[len(cut)].isspace():
-        cut = cut.rpartition(" ")[0]
-    return cut.rstrip(" ,;:.") + "…"
 
 
 def refilled(text: str, width: int) -> str:
@@ -115,12 +101,17 @@ def search(cards: Iterable[Card], words: str) -> list[Card]:
     return found
 
 
-def methods(cards: Iterable[Card], width: int = WIDTH) -> str:
-    """A line per method under the name of its form: how it is written, and what it is.
+def methods(cards: Iterable[Card], width: int | None = WIDTH) -> str:
+    """Every method under the name of its form: how it is written, and what it is, in two columns.
 
     Args:
       cards: cards of the catalogue.
-      width: that no line exceeds.
+      width: that no line exceeds: a description goes on in its column, and begins below a name that is longer than
+        the column of names. None: one line per method.
+
+    >>> print(methods([catalogue.find("lion")]))
+    optimizer (1)
+      gk.lion  Lion: evolved sign momentum.
     """
     groups: dict[str, list[Card]] = {}
     for card in sorted(cards, key=lambda card: (catalogue.FORMS.index(card.form), card.name)):
@@ -128,11 +119,42 @@ def methods(cards: Iterable[Card], width: int = WIDTH) -> str:
     lines: list[str] = []
     for form, group in groups.items():
         lines += [*([""] if lines else []), f"{form} ({len(group)})"]
-        room = min(max(len(card.public_name) for card in group), NAMES)
-        for card in group:
-            name = f"  {card.public_name:<{room}}  "
-            lines.append(name + shortened(summary(card), width - len(name)))
+        lines += columns([(card.public_name, summary(card)) for card in group], width)
     return "\n".join(lines)
+
+
+def columns(rows: Sequence[tuple[str, str]], width: int | None = WIDTH) -> list[str]:
+    r"""Names and their descriptions in two columns, of which the first is never wider than `NAMES`.
+
+    >>> print("\n".join(columns([("gk.lion", "Signs."), ("gk.parallel.degas_of_all_blocks", "Late blocks.")], 60)))
+      gk.lion                     Signs.
+      gk.parallel.degas_of_all_blocks
+                                  Late blocks.
+    """
+    room = max((len(name) for name, _ in rows), default=0)
+    if width is None:
+        return [f"  {name:<{room}}  {text}" for name, text in rows]
+    room = min(room, NAMES)
+    lines = []
+    for name, text in rows:
+        said = textwrap.wrap(text, max(width - room - 4, 10), break_on_hyphens=False) or [""]
+        if len(name) > room:
+            lines.append(f"  {name}")
+            name = ""
+        lines += [f"  {name if not i else '':<{room}}  {line}".rstrip() for i, line in enumerate(said)]
+    return lines
+
+
+def papers(cards: Iterable[Card], width: int = WIDTH) -> str:
+    """The methods under the papers that they are of, the newest first."""
+    groups: dict[Paper, list[Card]] = {}
+    for card in sorted(cards, key=lambda card: (-card.paper.year, card.paper.title, card.name)):
+        groups.setdefault(card.paper, []).append(card)
+    blocks = []
+    for paper, group in groups.items():
+        rows = columns([(card.public_name, summary(card)) for card in group], width)
+        blocks.append("\n".join([*textwrap.wrap(str(paper), width), *rows]))
+    return "\n\n".join(blocks)
 
 
 def facts(cards: Iterable[Card]) -> str:
