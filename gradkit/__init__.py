@@ -74,12 +74,12 @@ from gradkit.transforms import (
 
 # Primitives: one link of a chain
 from gradkit.transforms import (
-    adaptive_grad_clip, add_decayed_weights, add_langevin_noise, block_norm, cautious_weight_decay,
+    adagc, adaptive_grad_clip, add_decayed_weights, add_langevin_noise, block_norm, cautious_weight_decay,
     centralize_gradients, clip_by_block_norm, corrected_weight_decay,
     clip_by_global_norm, clip_top_coordinates, limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss,
     normalize_and_project, normalize_gradients, project_updates, record_norms, scale_by_adam, scale_by_delayed_rss,
     scale_by_diag_curvature, scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss,
-    scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, trace,
+    scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, trace, zclip,
 )
 
 # Sparse training: a mask, and the link that keeps to it
@@ -116,6 +116,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "Measure",
     "accumulate_value",
     "accumulate_weighted",
+    "adagc",
     "adaptive_grad_clip",
     "add_decayed_weights",
     "add_langevin_noise",
@@ -192,4 +193,5 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "weight_normalized",
     "with_curvature",
     "workloads",
+    "zclip",
 ]

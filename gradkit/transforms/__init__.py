@@ -11,6 +11,9 @@ from gradkit.transforms.accumulate_weighted import (
     AccumulateWeightedState,
     accumulate_weighted,
 )
+from gradkit.transforms.adagc import (
+    adagc,
+)
 from gradkit.transforms.adam import (
     ScaleByAdamState,
     scale_by_adam,
@@ -214,6 +217,9 @@ from gradkit.transforms.with_curvature import (
     WithCurvatureState,
     with_curvature,
 )
+from gradkit.transforms.zclip import (
+    zclip,
+)
 
 __all__ = [
     "AccumulateValueState",
@@ -258,6 +264,7 @@ __all__ = [
     "WithCurvatureState",
     "accumulate_value",
     "accumulate_weighted",
+    "adagc",
     "adaptive_grad_clip",
     "add_decayed_weights",
     "add_langevin_noise",
@@ -322,4 +329,5 @@ __all__ = [
     "trace",
     "weight_normalized",
     "with_curvature",
+    "zclip",
 ]

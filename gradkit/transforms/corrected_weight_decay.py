@@ -1,6 +1,6 @@
 """Corrected weight decay (AdamC, SGDC): the decay of normalised layers falls with the learning rate.
 
-d_t = u_t + weight_decay (learning_rate(t) / peak) x_{t-1}     on corrected leaves
+d_t = u_t + weight_decay (learning_rate(t) / peak_value) x_{t-1}     on corrected leaves
 d_t = u_t + weight_decay x_{t-1}                               on the other leaves that decay
 """
 
@@ -29,7 +29,7 @@ def corrected_weight_decay(
     weight_decay: Any,
     learning_rate: Any,
     *,
-    peak: Any = None,
+    peak_value: Any = None,
     weight_decay_mask: Any = None,
     corrected_mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -37,17 +37,18 @@ def corrected_weight_decay(
 
     Equations, with the direction u_t that arrives at this link, and x before the step:
 
-        d_t = u_t + weight_decay (learning_rate(t) / peak) x_{t-1}     on corrected leaves
+        d_t = u_t + weight_decay (learning_rate(t) / peak_value) x_{t-1}     on corrected leaves
         d_t = u_t + weight_decay x_{t-1}                               on the other leaves that decay
 
-    After the learning rate corrected leaves shrink by learning_rate(t)^2 weight_decay / peak. It stands in a chain
-    where `add_decayed_weights` stands. A wrapper that skips steps must skip this link and the learning rate alike, so
-    that both schedules are at the same step.
+    After the learning rate corrected leaves shrink by learning_rate(t)^2 weight_decay / peak_value. It stands in a
+    chain where `add_decayed_weights` stands. A wrapper that skips steps must skip this link and the learning rate
+    alike, so that both schedules are at the same step.
 
     Args:
       weight_decay: coefficient >= 0, or a schedule step -> coefficient.
       learning_rate: the rate of the last link of the chain: the same number >= 0, or the same schedule.
-      peak: largest value of the schedule, > 0. Required with a schedule. Default None: the rate, which a number is.
+      peak_value: largest value of the schedule, > 0. Required with a schedule. Default None: the number that the rate
+        is.
       weight_decay_mask: which leaves decay. Default all.
       corrected_mask: which of them are corrected: layers whose output is normalised. Default all but those of the role
         "head" (paper).
@@ -57,12 +58,12 @@ def corrected_weight_decay(
       collective.
 
     Raises:
-      ValueError: a number outside its range; a schedule without `peak`; `params` missing at update.
+      ValueError: a number outside its range; a schedule without `peak_value`; `params` missing at update.
 
     Example:
       >>> import jax.numpy as jnp
       >>> rate = optax.linear_schedule(0.5, 0.0, 2)
-      >>> tx = corrected_weight_decay(0.1, rate, peak=0.5)
+      >>> tx = corrected_weight_decay(0.1, rate, peak_value=0.5)
       >>> x = jnp.array(1.0)
       >>> state = tx.init(x)
       >>> for step in range(3):
@@ -77,11 +78,11 @@ def corrected_weight_decay(
     """
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    checks.real("peak", peak, "(0, inf)", optional=True)
-    if callable(learning_rate) and peak is None:
+    checks.real("peak_value", peak_value, "(0, inf)", optional=True)
+    if callable(learning_rate) and peak_value is None:
         raise ValueError(
-            f"{NAME}: peak is None with a schedule for learning_rate, and must be a number > 0; write peak=the largest "
-            "value of the schedule"
+            f"{NAME}: peak_value is None with a schedule for learning_rate, and must be a number > 0; write "
+            "peak_value=the largest value of the schedule"
         )
     chosen = ~by_role("head") if corrected_mask is None else corrected_mask
 
@@ -94,7 +95,11 @@ def corrected_weight_decay(
         decay = decay_here(at_count(weight_decay, state.count, f"{NAME}: weight_decay"))
         rate = at_count(learning_rate, state.count, f"{NAME}: learning_rate")
         plain = once_per_dtype(lambda u: scalar(decay, u))
-        shrunk = once_per_dtype(lambda u: plain(u) if peak is None else plain(u) * (scalar(rate, u) / scalar(peak, u)))
+
+        def proportional(u: jax.Array) -> Any:
+            return plain(u) if peak_value is None else plain(u) * (scalar(rate, u) / scalar(peak_value, u))
+
+        shrunk = once_per_dtype(proportional)
 
         def one(u: jax.Array, x: jax.Array, on: bool, corrected: bool) -> jax.Array:
             return u + (shrunk if corrected else plain)(u) * x if on else u
@@ -111,5 +116,5 @@ register(
     form="primitive",
     paper=PAPER,
     golden=("modern/corrected_weight_decay",),
-    example={"weight_decay": 0.01, "learning_rate": 0.1, "peak": 0.2},
+    example={"weight_decay": 0.01, "learning_rate": 0.1, "peak_value": 0.2},
 )

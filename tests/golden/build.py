@@ -215,6 +215,8 @@ MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] =
 REPEATED = {
     # The factors after the last step: every update but that of the last step follows from them.
     "kron": ("q_final/",),
+    # The norms of gradients that the file has.
+    "zclip": ("norm",),
 }
 
 

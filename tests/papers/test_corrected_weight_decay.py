@@ -13,12 +13,14 @@ def test_constant_rate_is_plain_decay(x64: None) -> None:
     x = normal(0, 5)
     plain = updates(gk.add_decayed_weights(0.3), x, [x, x])
     assert_equal(updates(gk.corrected_weight_decay(0.3, 0.1), x, [x, x]), plain)
-    assert_equal(updates(gk.corrected_weight_decay(0.3, lambda step: 0.1, peak=0.1), x, [x, x]), plain)
+    assert_equal(updates(gk.corrected_weight_decay(0.3, lambda step: 0.1, peak_value=0.1), x, [x, x]), plain)
 
 
 def _balance(rate: float, corrected: bool) -> float:
     """|g| / |x| of a scale-invariant weight in the plane, whose gradient is orthogonal to it and has norm 1 / |x|."""
-    decay = gk.corrected_weight_decay(0.5, lambda step: rate, peak=0.1) if corrected else gk.add_decayed_weights(0.5)
+    decay = (
+        gk.corrected_weight_decay(0.5, lambda step: rate, peak_value=0.1) if corrected else gk.add_decayed_weights(0.5)
+    )
     tx = optax.chain(decay, gk.scale_by_learning_rate(rate))
     x = descend(tx, jnp.asarray([1.0, 0.0]), lambda x: jnp.stack([-x[1], x[0]]) / jnp.vdot(x, x), 1500)[-1]
     return 1 / float(jnp.vdot(x, x))
@@ -37,7 +39,7 @@ def test_total_decay_over_a_ramp_is_a_third(x64: None) -> None:
     """The sum of (1 - k / T)^2 over T steps is T / 3 + 1 / 2 + 1 / (6 T)."""
     T, x = 10, jnp.ones(1)
     rate = optax.linear_schedule(0.2, 0.0, T)
-    tx = optax.chain(gk.corrected_weight_decay(0.5, rate, peak=0.2), gk.scale_by_learning_rate(rate))
+    tx = optax.chain(gk.corrected_weight_decay(0.5, rate, peak_value=0.2), gk.scale_by_learning_rate(rate))
     state, total = tx.init(x), 0.0
     for _ in range(T):
         u, state = tx.update(0 * x, state, x)
@@ -48,7 +50,7 @@ def test_total_decay_over_a_ramp_is_a_third(x64: None) -> None:
 
 def test_head_is_not_corrected(x64: None) -> None:
     x = {"layer": {"kernel": normal(0, 4, 4), "bias": normal(1, 4)}, "head": {"kernel": normal(2, 4, 9)}}
-    tx = gk.corrected_weight_decay(1.0, lambda step: 0.1, peak=0.4)
+    tx = gk.corrected_weight_decay(1.0, lambda step: 0.1, peak_value=0.4)
     zero = {name: {k: 0 * w for k, w in leaf.items()} for name, leaf in x.items()}
     u, _ = tx.update(zero, tx.init(x), x)
     factors = {name: {k: float((w / x[name][k]).mean()) for k, w in leaf.items()} for name, leaf in u.items()}
@@ -58,5 +60,5 @@ def test_head_is_not_corrected(x64: None) -> None:
 
 
 def test_schedule_without_its_peak_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"corrected_weight_decay: peak is None .* write peak="):
+    with pytest.raises(ValueError, match=r"corrected_weight_decay: peak_value is None .* write peak_value="):
         gk.corrected_weight_decay(0.1, lambda step: 0.1)
