@@ -9,6 +9,18 @@ import gradkit as gk
 from tests.golden.fixture import Golden
 from tests.golden.translate import direct, known
 
+BASES: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": gk.adam, "adamw": gk.adamw, "sgd": gk.sgd}
+
+
+def _ema_nesterov(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    own = ("beta", "gamma", "start", "stop")
+    inner = BASES[hyper["base"]](**known(hyper, "base", *own))
+    return gk.ema_nesterov(inner, **{name: hyper[name] for name in own if name in hyper})
+
+
+def _msam(hyper: dict[str, Any]) -> optax.GradientTransformation:
+    return {"sgd": gk.msam_sgd, "adamw": gk.msam_adamw}[hyper["base"]](**known(hyper, "base"))
+
 
 def _gpa_adamw(hyper: dict[str, Any]) -> optax.GradientTransformation:
     """A file has the hyperparameters of both averages, of which one is read."""
@@ -19,8 +31,7 @@ def _gpa_adamw(hyper: dict[str, Any]) -> optax.GradientTransformation:
 def _mechanic(hyper: dict[str, Any]) -> optax.GradientTransformation:
     """A file with the hyperparameters of its optimizer, SGD or AdamW with their defaults."""
     own = known(hyper, "base", "learning_rate", "base_weight_decay")
-    base = {"sgd": gk.sgd, "adamw": gk.adamw}[hyper["base"]]
-    inner = base(hyper["learning_rate"], weight_decay=hyper["base_weight_decay"])
+    inner = BASES[hyper["base"]](hyper["learning_rate"], weight_decay=hyper["base_weight_decay"])
     return gk.mechanic(inner, **{**own, "betas": tuple(hyper["betas"])})
 
 
@@ -34,8 +45,10 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "dadapt_lion": direct(gk.dadapt_lion),
     "dadapt_sgd": direct(gk.dadapt_sgd),
     "dowg": direct(gk.dowg),
+    "ema_nesterov": _ema_nesterov,
     "gpa_adamw": _gpa_adamw,
     "mechanic": _mechanic,
+    "msam": _msam,
     "prodigy": direct(gk.prodigy),
 }
 

@@ -11,6 +11,7 @@ from gradkit.optimizers.momentum.complex_momentum import (
 from gradkit.optimizers.momentum.correct_momentum import (
     correct_momentum,
 )
+from gradkit.optimizers.momentum.ema_nesterov import EmaNesterovState, ema_nesterov
 from gradkit.optimizers.momentum.gravity import (
     ScaleByGravityState,
     gravity,
@@ -19,6 +20,7 @@ from gradkit.optimizers.momentum.gravity import (
 from gradkit.optimizers.momentum.heavy_ball import (
     heavy_ball,
 )
+from gradkit.optimizers.momentum.msam import MsamState, msam_adamw, msam_sgd
 from gradkit.optimizers.momentum.nesterov_large_batch import (
     nesterov_large_batch,
 )
@@ -53,6 +55,8 @@ from gradkit.optimizers.momentum.xgrad import (
 )
 
 __all__ = [
+    "EmaNesterovState",
+    "MsamState",
     "ScaleByComplexAdamState",
     "ScaleByComplexMomentumState",
     "ScaleByGravityState",
@@ -61,10 +65,13 @@ __all__ = [
     "complex_adam",
     "complex_momentum",
     "correct_momentum",
+    "ema_nesterov",
     "gravity",
     "heavy_ball",
     "linear_weight_prediction",
     "momentum",
+    "msam_adamw",
+    "msam_sgd",
     "nag",
     "nesterov_large_batch",
     "positive_negative_momentum",
