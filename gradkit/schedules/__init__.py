@@ -71,6 +71,7 @@ from gradkit.schedules.refined import (
 from gradkit.schedules.reste import (
     reste_power,
 )
+from gradkit.schedules.rex import rex
 from gradkit.schedules.sgdr import (
     sgdr,
     sgdr_boundaries,
@@ -119,6 +120,7 @@ __all__ = [
     "refined_schedule",
     "repeat",
     "reste_power",
+    "rex",
     "sgdr",
     "sgdr_boundaries",
     "shrink_rate_schedule",

@@ -357,6 +357,7 @@ def _rounds(golden: fixture.Golden) -> dict[str, Any]:
 
 # method -> (hyper -> name of an array -> schedule whose values it holds)
 SCHEDULES: dict[str, Callable[[dict[str, Any]], dict[str, Callable[[Any], Any]]]] = {
+    **modern_free.SCHEDULES,
     "drop_rate_schedule": _drop_rate,
     "one_cycle": _one_cycle,
     "one_cycle_linear": _one_cycle,

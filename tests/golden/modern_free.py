@@ -54,3 +54,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 # method -> (file, state, parameters after and before the step) -> name of an array -> what it should be
 MEASURED: dict[str, Callable[[Golden, Any, Any, Any], dict[str, Any]]] = {"mechanic": _scale}
+
+# method -> (hyperparameters -> name of an array -> schedule)
+SCHEDULES: dict[str, Callable[[dict[str, Any]], dict[str, Callable[[Any], Any]]]] = {
+    "rex": lambda hyper: {"learning_rate": gk.schedules.rex(**hyper)},
+}
