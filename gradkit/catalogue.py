@@ -67,8 +67,8 @@ class Paper:
         >>> [lamb.matches(text) for text in ("large-batch YOU", "https://arxiv.org/abs/1904.00962v5", "small batch")]
         [True, True, False]
         """
-        wanted = _words(text)
-        return bool(wanted) and all(any(word.startswith(w) for word in self.words) for w in wanted)
+        own, wanted = self.words, _words(text)
+        return bool(wanted) and all(any(word.startswith(start) for word in own) for start in wanted)
 
 
 def _words(text: str) -> list[str]:

@@ -217,7 +217,7 @@ def command_list(arguments: list[str]) -> Task:
     config = parse(ListConfig, arguments)
     cards = list(catalogue.cards(config.form).values())
     if config.paper is not None:
-        own = catalogue.by_paper(config.paper)
+        own = shown.by_paper(config.paper)
         cards = [card for card in cards if card.name in own]
         if not cards:
             forms = " or ".join(sorted({card.form for card in own.values()}))
@@ -259,7 +259,8 @@ def command_show(arguments: list[str]) -> Task:
             raise ValueError(
                 f"{given[0]} must be left out: {name!r} is no schedule but a paper; name one of its methods"
             )
-        said = found if isinstance(found, str) else listing.papers(found, _columns())
+        width = _columns()
+        said = shown.reasons(found, width) if isinstance(found, dict) else listing.papers(found, width)
         return lambda: print(said)
     draw = drawing(found, **dataclasses.asdict(config), width=min(_columns(), 100))
     facts, text = definitions(shown.facts(found), _columns()), shown.text(found, _columns())

@@ -164,8 +164,8 @@ WITHOUT_METHOD: Mapping[Paper, str] = {
         2022,
         "2210.11693",
     ): (
-        "It is an optimizer that is not here: it asks for the expected scale of every variable, which only the "
-        "author of a model knows."
+        "Its update asks for the expected scale of every variable, which only the author of a model knows; it is "
+        "not implemented here."
     ),
     Paper("BBTv2: Towards a Gradient-Free Future with Large Language Models", "Sun et al.", 2022, "2205.11200"): (
         "It is an evolution strategy over random projections of prompts: there is no gradient to transform."
@@ -269,6 +269,15 @@ def page() -> str:
     blocks += ["## Papers that bring no method\n"]
     blocks += [_entry(_cited(p), WITHOUT_METHOD[p]) for p in sorted(WITHOUT_METHOD, key=_order)]
     return "\n".join(blocks) + "\n"
+
+
+def without_method(text: str) -> dict[Paper, str]:
+    """The papers that a text means and that bring no method, with the reasons; see `Paper.matches`.
+
+    >>> [paper.arxiv for paper in without_method("BBTv2")]
+    ['2205.11200']
+    """
+    return {paper: reason for paper, reason in WITHOUT_METHOD.items() if paper.matches(text)}
 
 
 def _order(paper: Paper) -> tuple[str, str]:

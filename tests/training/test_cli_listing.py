@@ -83,7 +83,7 @@ def test_show_of_a_paper_is_its_method_its_methods_or_why_there_is_none(capsys: 
     by_paper, by_name = re.split(r"^(?=  name  )", capsys.readouterr().out, flags=re.MULTILINE)[1:]
     assert by_paper == by_name
     assert run("show", "BBTv2") == 0
-    assert re.search(r"Sun et al\. BBTv2.*2205\.11200\n  No method here: ", capsys.readouterr().out)
+    assert re.search(r"Sun et al\. BBTv2[^:]*:[^:]*2205\.11200\n  brings no method: ", capsys.readouterr().out)
     assert run("show", "LION") == 0
     assert "gk.lion" in capsys.readouterr().out
 
@@ -97,6 +97,7 @@ def test_show_of_a_paper_is_its_method_its_methods_or_why_there_is_none(capsys: 
         (("show", "symbolc discovry"), "did you mean 'Symbolic Discovery of Optimization Algorithms'?"),
         (("show", "1904.00962", "--steps=3"), "steps must be left out: '1904.00962' is no schedule but a paper"),
         (("list", "--paper=symbolc discovry"), "did you mean 'Symbolic Discovery of Optimization Algorithms'?"),
+        (("list", "--paper=BBTv2"), "Large Language Models' brings no method. It is an evolution strategy"),
         (("list", "--paper=nosuch"), "arXiv id; docs/papers.md lists all of them"),
         (("list", "--paper=1904.00962", "--form=layer"), "write --form=optimizer, or none"),
         (("describe", "--method=nosuch"), "`gradkit list` shows all of them"),

@@ -109,9 +109,10 @@ def methods(cards: Iterable[Card], width: int | None = WIDTH) -> str:
       width: that no line exceeds: a description goes on in its column, and begins below a name that is longer than
         the column of names. None: one line per method.
 
-    >>> print(methods([catalogue.find("lion")]))
+    >>> print(methods([catalogue.find("lion")], 51))
     optimizer (1)
-      gk.lion  Lion: evolved sign momentum.
+      gk.lion  Lion: every coordinate moves by exactly
+               the learning rate, plus decoupled decay.
     """
     groups: dict[str, list[Card]] = {}
     for card in sorted(cards, key=lambda card: (catalogue.FORMS.index(card.form), card.name)):

@@ -1,23 +1,25 @@
 """What `gradkit show` says: of a method all that its card and its docstring have, of a paper its methods."""
 
 import inspect
+import textwrap
+from collections.abc import Mapping
 
 from gradkit import catalogue, checks, papers
-from gradkit.catalogue import Card
+from gradkit.catalogue import Card, Paper
 from gradkit.engine.extras import EXTRAS
 from gradkit.training import methods
 from gradkit.training.report.listing import refilled
 
 
-def look_up(text: str) -> Card | list[Card] | str:
+def look_up(text: str) -> Card | list[Card] | dict[Paper, str]:
     """What a text means: a method by its name, or the methods of papers.
 
     Args:
       text: a name as `gradkit list` has it; or words of the title or the authors of a paper, its year or its arXiv id.
 
     Returns:
-      The card, also that of a paper with one method; the cards of papers with more; or, of a paper that brings no
-      method, the paper and the reason.
+      The card, also that of a paper with one method; the cards of papers with more; or the papers that bring no
+      method, with the reasons.
 
     Raises:
       ValueError: neither a method nor a paper; the nearest names and papers are offered.
@@ -31,15 +33,38 @@ def look_up(text: str) -> Card | list[Card] | str:
     found = [card for card in catalogue.cards().values() if card.paper.matches(text)]
     if found:
         return found[0] if len(found) == 1 else found
-    without = {paper: reason for paper, reason in papers.WITHOUT_METHOD.items() if paper.matches(text)}
+    without = papers.without_method(text)
     if without:
-        return "\n".join(f"{paper}\n  No method here: {reason}" for paper, reason in without.items())
+        return without
     known = [*(card.paper for card in catalogue.cards().values()), *papers.WITHOUT_METHOD]
     offer = checks.nearest(text, catalogue.cards(), quote=str) or catalogue.nearest_papers(text, known)
     offer = offer or "; `gradkit list` shows all methods, docs/papers.md all papers"
     raise ValueError(
         f"no method is called {text!r}, and no paper has it in its title, authors, year or arXiv id{offer}"
     )
+
+
+def by_paper(text: str) -> dict[str, Card]:
+    """`gk.catalogue.by_paper`, whose message also says why a paper brings no method.
+
+    >>> by_paper("massive label noise")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: paper='massive label noise' must be of a method: 'Deep Learning is Robust to Massive Label Noise' ...
+    """
+    without = papers.without_method(text)
+    if without and not any(card.paper.matches(text) for card in catalogue.cards().values()):
+        said = " ".join(f"{paper.title!r} brings no method. {reason}" for paper, reason in without.items())
+        raise ValueError(f"paper={text!r} must be of a method: {said} `gradkit list` shows all methods")
+    return catalogue.by_paper(text)
+
+
+def reasons(without: Mapping[Paper, str], width: int) -> str:
+    """Papers that bring no method, each with the reason below it."""
+    blocks = []
+    for paper, reason in without.items():
+        said = textwrap.wrap(f"brings no method: {reason}", width, initial_indent="  ", subsequent_indent="  ")
+        blocks.append("\n".join([*textwrap.wrap(str(paper), width), *said]))
+    return "\n\n".join(blocks)
 
 
 def facts(card: Card) -> list[tuple[str, str]]:
