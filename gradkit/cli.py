@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import inspect
+import itertools
 import json
 import math
 import os
@@ -251,8 +252,10 @@ def command_show(arguments: list[str]) -> Task:
     """Everything about one method: paper, equations, needs, cost, evidence, curve. Of a paper: its methods."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("show takes the name of a method first, or words of a paper: gradkit show lion")
-    name, *rest = arguments
-    config, found = parse(ShowConfig, rest), shown.look_up(name)
+    # The words of a title need no quotes around them.
+    words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    name = " ".join(words)
+    config, found = parse(ShowConfig, arguments[len(words) :]), shown.look_up(name)
     if not isinstance(found, Card):
         given = [flag for flag, value in dataclasses.asdict(config).items() if value is not None]
         if given:

@@ -73,7 +73,7 @@ def test_a_method_is_found_by_its_paper(text: str, capsys: pytest.CaptureFixture
 
 
 def test_show_of_a_paper_is_its_method_its_methods_or_why_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("show", "2508.18258") == run("show", "large batch optimization") == 0
+    assert run("show", "2508.18258") == run("show", "large", "batch", "optimization") == 0
     out = capsys.readouterr().out
     # Two papers have these words in their titles, each with its methods below it.
     assert (
