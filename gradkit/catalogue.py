@@ -143,6 +143,7 @@ class Card:
         (elementwise), "norms" (a few scalars per tensor, packed), "gramian" (one number per pair of
         tasks), "matrices", "replicas".
       sent: of a strategy, the words per parameter that a replica sends when a round ends, uncompressed.
+      delay: of what replicas exchange, or a server is sent: how late it may come. "": a round waits for the last.
       golden: the independent trajectories that pin it, as "group/file".
       example: keyword arguments with which the contract builds it.
       wraps: of a wrapper, what it goes around: "optimizer", or "direction", which a learning rate follows.
@@ -163,6 +164,7 @@ class Card:
     words: float = 0
     collectives: str = "none"
     sent: float = 1
+    delay: str = ""
     golden: tuple[str, ...] = ()
     example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wraps: str = "optimizer"

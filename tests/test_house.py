@@ -208,7 +208,15 @@ def test_a_file_of_optimizers_registers_them() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/papers.md", "docs/recipes.md", "docs/trainers.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/papers.md",
+        "docs/recipes.md",
+        "docs/replicas.md",
+        "docs/trainers.md",
+    ],
 )
 def test_a_document_names_what_exists(document: str) -> None:
     """Every `gk.name` and every path in backticks is there; words in capitals stand for the reader's own."""

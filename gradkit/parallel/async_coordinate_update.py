@@ -141,5 +141,5 @@ def degas(
     return async_coordinate_update(operator, x, blocks, reads, relaxation=relaxation)
 
 
-register(async_coordinate_update, form="program", paper=PAPER)
-register(degas, form="program", paper=PAPER)
+register(async_coordinate_update, form="program", paper=PAPER, delay="any, while every block is read again and again")
+register(degas, form="program", paper=PAPER, delay="any, while every block is read again and again")

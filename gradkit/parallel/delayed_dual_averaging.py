@@ -163,6 +163,7 @@ for _function in (delayed_dual_averaging, optimistic_delayed_dual_averaging):
         paper=PAPER,
         words=2,
         collectives="norms",
+        delay="any; longer ones make smaller steps",
         race=Race(1.0, schedule=None),
         notes=NOTES,
     )

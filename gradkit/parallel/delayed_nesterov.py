@@ -204,10 +204,11 @@ register(
     delayed_nesterov,
     form="optimizer",
     paper=PAPER,
+    delay="any; momentum from every few arrivals",
     words=2,
     golden=("parallel/delayed_nesterov",),
     race=Race(0.1),
     notes="of a server that workers reach one by one",
 )
 register(dynamic_local_steps, form="function", paper=PAPER, example={"seconds_per_step": (1.0, 2.0), "sync_every": 8})
-register(async_local_sgd, form="program", paper=PAPER)
+register(async_local_sgd, form="program", paper=PAPER, delay="any; every worker has steps of its own speed")

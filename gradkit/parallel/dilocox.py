@@ -142,11 +142,12 @@ def dilocox(
     )
 
 
-register(one_step_delay, form="wrapper", paper=PAPER, words=1)
+register(one_step_delay, form="wrapper", paper=PAPER, delay="one update", words=1)
 register(
     dilocox,
     form="strategy",
     paper=PAPER,
+    delay="one round",
     words=3,
     collectives="replicas",
     example={"sync_every": 2, "rank": None},

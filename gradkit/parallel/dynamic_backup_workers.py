@@ -231,5 +231,17 @@ def dynamic_backup_workers(
     return BackupWorkers(init, lambda state: state.k, observe)
 
 
-register(dynamic_backup_workers, form="program", paper=PAPER, notes="how many of the workers a round waits for")
-register(backup_mean, form="program", paper=PAPER, notes="the mean of the earliest; another number is no new program")
+register(
+    dynamic_backup_workers,
+    form="program",
+    paper=PAPER,
+    delay="the slowest are not waited for",
+    notes="how many of the workers a round waits for",
+)
+register(
+    backup_mean,
+    form="program",
+    paper=PAPER,
+    delay="the slowest are not waited for",
+    notes="the mean of the earliest; another number is no new program",
+)

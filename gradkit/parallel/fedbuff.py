@@ -217,6 +217,7 @@ register(
     fedbuff,
     form="wrapper",
     paper=PAPER,
+    delay="any; late ones count less",
     words=1,
     golden=("parallel/fedbuff",),
     example={"buffer_size": 2},

@@ -174,6 +174,7 @@ register(
     async_fedavg,
     form="function",
     paper=PAPER,
+    delay="any; weights from the times of a round",
     golden=("parallel/async_fedavg",),
     example={"tau": (1.0, 2.0), "num_aggregations": 4},
 )
@@ -181,6 +182,7 @@ register(
     fedfix,
     form="function",
     paper=PAPER,
+    delay="any; whoever has arrived at fixed times",
     golden=("parallel/fedfix",),
     example={"tau": (1.0, 2.0), "num_aggregations": 4, "period": 1.0},
 )

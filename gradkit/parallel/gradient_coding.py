@@ -360,6 +360,7 @@ register(
     coded_mean,
     form="program",
     paper=PAPER,
+    delay="the slowest are not waited for: as many as the code was made for",
     collectives="replicas",
     notes="inside `vmap` or `shard_map`; from the workers that are in time",
 )

@@ -47,6 +47,7 @@ register(
     shared_rmsprop,
     form="optimizer",
     paper=PAPER,
+    delay="any, as it is",
     words=1,
     race=Race(5e-3),
     notes="of a server that workers reach one by one",

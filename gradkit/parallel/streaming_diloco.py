@@ -256,6 +256,7 @@ register(
     streaming_diloco,
     form="strategy",
     paper=PAPER,
+    delay="as many steps as `delay` says",
     words=2,
     collectives="replicas",
     golden=("parallel/streaming_diloco",),

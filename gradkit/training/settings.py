@@ -137,7 +137,7 @@ class TrainConfig:
     sync_every: int | None = setting(None, "steps of a round of --sync; default: the strategy's")
     exchange: str | None = setting(
         None,
-        f"what they send: {', '.join(strategies.EXCHANGES)}; all but mean remember what is not sent; default: mean",
+        f"what they send: {', '.join(strategies.EXCHANGES)}; with a memory of what is not sent; default: mean",
     )
     checkpoint_dir: str | None = setting(None, "folder of checkpoints; a run that finds some goes on from the last")
     checkpoint_every: int | None = setting(None, "steps between checkpoints, evaluations divide it; default: every one")

@@ -38,19 +38,20 @@ from gradkit.transforms import eval_params
 from gradkit.workloads import Workload
 
 AXIS = "replica"
-LOSSY: dict[str, Callable[[], optax.GradientTransformation]] = {
+BIASED: dict[str, Callable[[], optax.GradientTransformation]] = {
     "int8": int8_compressor,
     "int4": lambda: int8_compressor(bits=4),
     "top_k": top_k_compressor,
-    "ternary": ternary_compressor,
     "sign": sign_compressor,
     "low_rank": low_rank_compressor,
     "powersgd": low_rank_compressor,
 }
-# What is sent -> the exchange; what is not sent is remembered by the replica.
+# What is sent -> the exchange; what a biased one does not send is remembered by the replica. Ternary numbers have the
+# right mean; a memory of their rounding grows to dozens of times the gradient.
 EXCHANGES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "mean": mean_compressor,
-    **{name: lambda make=make: error_feedback(make()) for name, make in LOSSY.items()},
+    "ternary": ternary_compressor,
+    **{name: lambda make=make: error_feedback(make()) for name, make in BIASED.items()},
 }
 
 
