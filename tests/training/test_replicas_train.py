@@ -58,6 +58,9 @@ def test_on_a_mesh_as_on_one_device(tmp_path: pathlib.Path) -> None:
     started = start(there)
     for x in jax.tree.leaves((started.state.params, started.state.opt_state)):
         assert x.sharding.spec[0] == "replica"
+    # A round of two steps has just ended, and here and there all replicas are at one point.
+    for x in jax.tree.leaves((start(here).state.params, started.state.params)):
+        assert np.ptp(np.asarray(x), axis=0).max() <= F32
     assert started.plan.problem.batch_size == 8
     step = strategies.step_function(
         started.plan.problem, started.plan.tx, replicas=4, mesh=started.mesh, sync_every=2, microbatches=1,
