@@ -40,7 +40,13 @@ def build(card: Card, **changes: Any) -> Any:
 def test_every_argument_is_here() -> None:
     """Two kinds of names, and more than a hundred arguments; a new one is tested without being listed."""
     assert len(MASKED) > 60
-    assert {p.values[1] for p in MASKED} == {"mask", "weight_decay_mask", "trust_ratio_mask", "ascent_mask"}
+    assert {p.values[1] for p in MASKED} == {
+        "mask",
+        "weight_decay_mask",
+        "trust_ratio_mask",
+        "ascent_mask",
+        "corrected_mask",
+    }
 
 
 @pytest.mark.parametrize(("card", "argument"), MASKED)

@@ -12,7 +12,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, check_decay_mask, counter, increment, once_per_dtype, scalar, transformation
-from gradkit.leaves import Method, by_role, resolve_mask
+from gradkit.leaves import Method, by_role, check_mask, check_mask_form, resolve_mask
 from gradkit.leaves.scopes import decay_here
 
 NAME = "corrected_weight_decay"
@@ -84,10 +84,12 @@ def corrected_weight_decay(
             f"{NAME}: peak_value is None with a schedule for learning_rate, and must be a number > 0; write "
             "peak_value=the largest value of the schedule"
         )
+    check_mask_form(weight_decay_mask=weight_decay_mask, corrected_mask=corrected_mask)
     chosen = ~by_role("head") if corrected_mask is None else corrected_mask
 
     def init(params: optax.Params) -> CorrectedWeightDecayState:
         check_decay_mask(NAME, weight_decay_mask, params)
+        check_mask(corrected_mask, params, method=NAME, argument="corrected_mask", instead="corrected_mask=False")
         return CorrectedWeightDecayState(counter(callable(learning_rate) or callable(weight_decay)))
 
     def update(updates: Any, state: CorrectedWeightDecayState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
