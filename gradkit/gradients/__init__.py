@@ -54,6 +54,9 @@ from gradkit.gradients.grad_cache import (
 from gradkit.gradients.gradient_regularization import (
     gradient_regularization,
 )
+from gradkit.gradients.gsam import (
+    gsam,
+)
 from gradkit.gradients.guided_forward_gradient import (
     guided_forward_gradient,
     project_onto_guess,
@@ -186,6 +189,7 @@ __all__ = [
     "grad_cache",
     "gradient_moments",
     "gradient_regularization",
+    "gsam",
     "guided_forward_gradient",
     "hutchinson_diag",
     "ift_hypergradient",

@@ -29,7 +29,6 @@ from tests.golden import (
 from tests.golden.aggregators import AGGREGATORS as AGGREGATORS
 from tests.golden.aggregators import WEIGHTS as WEIGHTS
 from tests.golden.aggregators import bloop
-from tests.golden.second_shelf import RUNS as RUNS
 from tests.golden.servers import SERVERS as SERVERS
 from tests.golden.translate import (
     ARRAYS,
@@ -354,6 +353,9 @@ def _rounds(golden: fixture.Golden) -> dict[str, Any]:
         lengths.append(int(period(sum(lengths))))
     return {"learning_rate": rates, "round_length": np.array(lengths), "sync_after": np.cumsum(lengths)}
 
+
+# method -> (file -> the largest error of a program's run)
+RUNS: dict[str, Callable[[fixture.Golden], float]] = {**second_shelf.RUNS, **modern_free.RUNS}
 
 # method -> (hyper -> name of an array -> schedule whose values it holds)
 SCHEDULES: dict[str, Callable[[dict[str, Any]], dict[str, Callable[[Any], Any]]]] = {

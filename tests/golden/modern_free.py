@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import gradkit as gk
+from tests.golden import fixture
 from tests.golden.fixture import Golden
 from tests.golden.translate import direct, known
 
@@ -39,6 +42,35 @@ def _scale(golden: Golden, state: Any, x: Any, before: Any) -> dict[str, Any]:
     return {"s": gk.diagnostics.metrics(state)["mechanic_scale"]}
 
 
+def _gsam(golden: Golden) -> float:
+    """The rates of the file are those of every step, also for the step uphill; heavy ball follows."""
+    start, own, rates = fixture.params(golden), golden.meta["hyper"], golden.extra()["learning_rate"]
+    centre = fixture._draw(golden.meta["seed"], "centre")
+    tx = gk.sgd(lambda count: jnp.asarray(rates)[count], momentum=own["momentum"])
+
+    def loss(x: Any, curvature: Any) -> jax.Array:
+        parts = [
+            jnp.sum((0.5 + jnp.abs(curvature[n])) * (x[n] - centre[n]) ** 2 / 2 + 0.1 * (x[n] - centre[n]) ** 4)
+            for n in x
+        ]
+        return jnp.sum(jnp.stack(parts))
+
+    def step(x: Any, state: Any, curvature: Any, rate: Any) -> Any:
+        given = {name: own[name] for name in ("rho", "alpha", "rho_min", "minimize")}
+        source = gk.gradients.gsam(loss, **given, learning_rate=rate, max_learning_rate=own["learning_rate"])
+        updates, state = tx.update(source(x, curvature)[1], state, x)
+        return optax.apply_updates(x, updates), state
+
+    run = jax.jit(step)
+    x: Any = jax.tree.map(jnp.asarray, start)
+    state, worst = tx.init(x), 0.0
+    for t, want in enumerate(golden.steps):
+        drawn = fixture._draw(golden.meta["seed"], "curv", t)
+        x, state = run(x, state, {n: jnp.asarray(drawn[n]) for n in start}, jnp.asarray(rates[t]))
+        worst = max(worst, fixture.error(x, want, start))
+    return worst
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "cocob": direct(gk.cocob),
     "dadapt_adam": direct(gk.dadapt_adam),
@@ -59,3 +91,6 @@ MEASURED: dict[str, Callable[[Golden, Any, Any, Any], dict[str, Any]]] = {"mecha
 SCHEDULES: dict[str, Callable[[dict[str, Any]], dict[str, Callable[[Any], Any]]]] = {
     "rex": lambda hyper: {"learning_rate": gk.schedules.rex(**hyper)},
 }
+
+# method -> (file -> the largest error of its run)
+RUNS: dict[str, Callable[[Golden], float]] = {"gsam": _gsam}
