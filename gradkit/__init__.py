@@ -91,7 +91,7 @@ from gradkit.transforms import (
     eval_params, find, guard,
     inject_hyperparams, interpolated_averaging, keep_best, minimise_inner, polynomial_decay_average, precision,
     project_low_rank, project_scale_invariant, projected, reparameterize, running_average, schedule_free,
-    schedule_free_eval_params, shifted_parameters, stable_weight_decay, weight_normalized, with_curvature,
+    schedule_free_eval_params, shifted_parameters, skip_step, stable_weight_decay, weight_normalized, with_curvature,
 )
 
 # Rooms
@@ -187,6 +187,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "schedules",
     "shard_matrices",
     "shifted_parameters",
+    "skip_step",
     "stable_weight_decay",
     "trace",
     "training",

@@ -189,6 +189,9 @@ from gradkit.transforms.shifted import (
     ShiftedParametersState,
     shifted_parameters,
 )
+from gradkit.transforms.skip_step import (
+    skip_step,
+)
 from gradkit.transforms.sophia import (
     ScaleBySophiaState,
     scale_by_sophia,
@@ -324,6 +327,7 @@ __all__ = [
     "schedule_free_eval_params",
     "shard_matrices",
     "shifted_parameters",
+    "skip_step",
     "stable_weight_decay",
     "top_magnitude_mask",
     "trace",

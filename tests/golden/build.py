@@ -215,6 +215,7 @@ REPEATED = {
     # The factors after the last step: every update but that of the last step follows from them.
     "kron": ("q_final/",),
     # The norms of gradients that the file has.
+    "skip_step": ("grad_norm",),
     "zclip": ("norm",),
 }
 

@@ -43,6 +43,13 @@ def _zclip(hyper: dict[str, Any]) -> Any:
     return optax.chain(gk.zclip(**known(hyper, "learning_rate")), gk.sgd(hyper["learning_rate"]))
 
 
+def _skip_step(hyper: dict[str, Any]) -> Any:
+    names = {"interval": "window_size", "threshold": "threshold", "max_norm": "max_norm"}
+    own = {ours: hyper[name] for name, ours in names.items() if name in hyper}
+    assert hyper["base"] == "adam"
+    return gk.skip_step(gk.adam(**known(hyper, "base", *names)), **own)
+
+
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adan": direct(gk.adan),
     "adamw after adagc": _adagc,
@@ -54,6 +61,8 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "cautious_adamw": lambda hyper: gk.cautious_adamw(**known(hyper), layout=ARRAYS),
     "cautious_lion": lambda hyper: gk.cautious_lion(**known(hyper), layout=ARRAYS),
     "laprop": direct(gk.laprop),
+    "skip_step": _skip_step,
+    "spam": direct(gk.spam),
     # The arrays of the file are one tensor each.
     "stable_adamw": lambda hyper: gk.stable_adamw(**known(hyper), layout=ARRAYS),
     "zclip": _zclip,

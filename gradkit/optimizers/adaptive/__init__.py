@@ -117,6 +117,9 @@ from gradkit.optimizers.adaptive.rmsprop import (
     rmsprop,
     scale_by_rms,
 )
+from gradkit.optimizers.adaptive.spam import (
+    spam,
+)
 from gradkit.optimizers.adaptive.stable_adamw import (
     stable_adamw,
 )
@@ -187,5 +190,6 @@ __all__ = [
     "scale_by_nadam",
     "scale_by_rms",
     "sgdp",
+    "spam",
     "stable_adamw",
 ]
