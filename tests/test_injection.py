@@ -121,7 +121,7 @@ def test_aggregators_and_strategies_as_with_python_numbers(name: str) -> None:
         given["learning_rate"] = 0.1
     x = draw(0, TREE)
     g = jax.tree.map(lambda *rows: np.stack(rows), *(grads_like(x, i) for i in range(tasks * card.tasks.batches)))
-    extra = {name: value for name, value in samples(g, ("key", "losses")).items() if name in card.needs}
+    extra = {name: value for name, value in samples(g, ("key", "losses", "grad_fn")).items() if name in card.needs}
     each = jax.tree.map(lambda w: np.stack([w, w]), x)
     results = []
     for tx in (card.function(**given), optax.inject_hyperparams(card.function)(**given)):
@@ -131,7 +131,9 @@ def test_aggregators_and_strategies_as_with_python_numbers(name: str) -> None:
 
         of_all = step if card.form == "aggregator" else jax.vmap(step, axis_name="replica")
         results.append(by_numpy(of_all)(g, x if card.form == "aggregator" else each))
-    close(*results, rtol=1e-6, atol=1e-7)
+    # In float32 1 - b2 is off by 3e-8, for b2 = 0.9999 relative to 1e-4, and the root of the second moment by half of it.
+    rtol = 2e-4 if name == "mt_dao" else 1e-6
+    close(*results, rtol=rtol, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name, card in FACTORIES.items() if card.form == "optimizer"])
@@ -177,9 +179,10 @@ def test_a_length_that_is_traced_all_the_same() -> None:
 
 
 def test_every_form_that_gives_a_transformation_is_here() -> None:
-    """A controller gives one and the rule beside it, which a loop asks for the size of the next batch."""
+    """A controller gives one and the rule beside it, which a loop asks for the size of the next batch; what exchanges
+    have for numbers are lengths of arrays."""
     forms = {card.form for card in (*FACTORIES.values(), *OTHERS.values())}
-    assert forms == set(TRANSFORMATIONS) - {"controller"}
+    assert forms == set(TRANSFORMATIONS) - {"controller", "exchange"}
 
 
 def test_no_default_is_a_function() -> None:

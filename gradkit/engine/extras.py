@@ -202,6 +202,7 @@ _TABLE = (
     Extra("targets", "what the predictions of this minibatch should be, or the numbers of its classes",
           lambda g: jnp.full((1,), -1.0, jnp.float32),
           lambda step: None if step.predictions is None else step.predictions[1], always=True),
+    Extra("losses_after", "the losses of the last minibatch at the parameters after its step, one per task"),
     Extra("losses", "the losses whose gradients are handed to update, one per task or example",
           lambda g: jnp.linspace(1, 2, len(jax.tree.leaves(g)[0])), lambda step: step.losses, always=True),
     Extra("grad_moments", "gk.gradients.GradientMoments over 2 or more parts of the minibatch", _moments_sample,

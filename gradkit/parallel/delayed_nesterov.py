@@ -34,7 +34,7 @@ class DelayedNesterovState(NamedTuple):
     """Arrivals so far, the momentum, and the sum of what the buffer holds."""
 
     count: jax.Array
-    momentum: Any
+    velocity: Any
     buffer: Any
 
 
@@ -92,7 +92,7 @@ def delayed_nesterov(
         def beta_m(m: jax.Array) -> jax.Array:
             return scalar(momentum, m) * m
 
-        new = jax.tree.map(lambda m, D: jnp.where(full, beta_m(m) + D / N, m), state.momentum, buffer)
+        new = jax.tree.map(lambda m, D: jnp.where(full, beta_m(m) + D / N, m), state.velocity, buffer)
 
         def moved(g: jax.Array, m: jax.Array) -> jax.Array:
             c = scalar(activation, m)

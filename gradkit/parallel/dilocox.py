@@ -131,6 +131,7 @@ def dilocox(
     and H that follow the effective rank of D are the loop's: `adaptive_rank` says which, and every rank is a program.
     """
     checks.integer("rank", rank, 1, optional=True)
+    bits = checks.integer("bits", bits, optional=True)
     checks.choice("bits", bits, (None, 8, 4))
     check_key(key)
     checks.switch(outer_nesterov=outer_nesterov)

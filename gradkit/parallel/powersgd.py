@@ -145,6 +145,7 @@ def low_rank_compressor(
         raise ValueError(f"iterations must be 1 unless factors alternate, got {iterations}; write alternating=True")
     checks.real("min_compression_rate", min_compression_rate, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
+    bits = checks.integer("bits", bits, optional=True)
     checks.choice("bits", bits, (None, 8, 4))
     if alternating and bits is not None:
         raise ValueError(f"bits must be None where factors alternate, got {bits}; write alternating=False")
