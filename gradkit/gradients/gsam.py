@@ -77,8 +77,8 @@ def gsam(
       >>> curvature = jnp.array([1.0, 4.0])
       >>> fn = gsam(lambda x: jnp.sum(curvature * x**2) / 2, rho=0.5, alpha=1.0)
       >>> value, g = fn(jnp.array([3.0, 1.0]))  # p is (3.3, 5.6), and g across it (0.48, -0.28)
-      >>> print(value, g.round(2))
-      6.5 [2.82 5.88]
+      >>> float(value), [round(float(x), 2) for x in g]
+      (6.5, [2.82, 5.88])
 
     Reference: Zhuang et al. Surrogate Gap Minimization Improves Sharpness-Aware Training. 2022, arXiv 2203.08065;
     big_vision's trainer, commit 0127fb6, where the least learning rate, at which rho is rho_min, is an argument: here

@@ -157,17 +157,9 @@ def scale_by_prodigy(
         dtype, start = scalar_dtype(params), _selection(params, slice_p)
         first, largest = (jnp.array(d0, dtype, copy=True) for _ in range(2))
         rate = at_count(learning_rate, jnp.zeros((), jnp.int32), RATE)
-        counts = [jnp.zeros((), jnp.int32) for _ in range(2)]
-        return ScaleByProdigyState(
-            *counts,
-            zeros(params),
-            zeros(params),
-            zeros(start),
-            start,
-            jnp.zeros((), dtype),
-            largest,
-            _published(first, rate),
-        )
+        count, moved = (jnp.zeros((), jnp.int32) for _ in range(2))
+        m, v, s, r = zeros(params), zeros(params), zeros(start), jnp.zeros((), dtype)
+        return ScaleByProdigyState(count, moved, m, v, s, start, r, largest, _published(first, rate))
 
     def update(g: Any, state: ScaleByProdigyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del extra
