@@ -239,8 +239,8 @@ def dadapt_sgd(
 
     Returns:
       A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 2 words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives: three scalars,
-      in two exchanges.
+      a copy. State: 2 words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives: three scalars
+      in one exchange.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -260,13 +260,17 @@ def dadapt_sgd(
     def rule(g: Any, state: Any, params: Any, decayed: Any, rate: Any, d: Any, t: Any) -> _Step:
         del t
         g = jax.tree.map(jnp.add, g, decayed)
-        norm = root_of(global_sums(jax.tree.map(abs_sq, g))[0].astype(d.dtype))
-        first = jnp.where(state.first_norm == 0, norm, state.first_norm)
+        # One exchange: before the first step, whose lambda is made of |g|, s is 0, and after it |s| is lambda |g|.
+        known = divide(d * rate, state.first_norm)
+        expected = jax.tree.map(lambda s, g: s + cast(known, g.dtype) * g, state.total, g)
+        products = jax.tree.map(jnp.multiply, g, state.total)
+        sums = global_sums(jax.tree.map(abs_sq, g), products, jax.tree.map(abs_sq, expected))
+        square, inner, size = (x.astype(d.dtype) for x in sums)
+        unknown, norm = state.first_norm == 0, root_of(square)
+        first = jnp.where(unknown, norm, state.first_norm)
         by = divide(d * rate, first)
         s = jax.tree.map(lambda s, g: s + cast(by, g.dtype) * g, state.total, g)
-        products = jax.tree.map(jnp.multiply, g, state.total)
-        inner, square = (x.astype(d.dtype) for x in global_sums(products, jax.tree.map(abs_sq, s)))
-        r, size = state.numerator + by * inner, root_of(square)
+        r, size = state.numerator + by * inner, jnp.where(unknown, by * norm, root_of(size))
         u = jax.tree.map(lambda x, x0, s: (1 - scalar(momentum, x)) * (x0 - s - x), params, state.start, s)
         return _Step(u, None, None, s, r, divide(2 * r, size), size, first)
 
