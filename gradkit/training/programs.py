@@ -161,7 +161,9 @@ def _update(given: Subject, problem: Workload | None, mesh: Mesh, params: Any) -
 
 
 def _source(card: Card, problem: Workload, mesh: Mesh, params: Any) -> tuple[str, Program]:
-    source = card.function(problem.loss, **card.example)
+    # The source of aggregators takes one loss per task.
+    alone = lambda params, batch: [problem.loss(params, batch)]  # noqa: E731
+    source = card.function(alone if card.name == "task_gradients" else problem.loss, **card.example)
 
     def fn(params: Any, batch: Any, **drawn: Any) -> Any:
         value, grads = source(params, batch, **drawn)

@@ -49,7 +49,18 @@ def linear(params: Any, batch: jax.Array) -> jax.Array:
     return jnp.mean(batch) * sum(jnp.sum(x).astype(batch.dtype) for x in jax.tree.leaves(params))
 
 
+def of_one_task(loss_fn: Any) -> Any:
+    """A loss as that of the one task there is."""
+
+    def fn(*args: Any, **kwargs: Any) -> Any:
+        out = loss_fn(*args, **kwargs)
+        return ([out[0]], *out[1:]) if isinstance(out, tuple) else [out]
+
+    return fn
+
+
 def make(card: Card, loss_fn: Any = loss, **changes: Any) -> Any:
+    loss_fn = of_one_task(loss_fn) if card.name == "task_gradients" and callable(loss_fn) else loss_fn
     source = card.function(loss_fn, **{**card.example, **changes})
     if "key" in card.needs:
         source = functools.partial(source, key=7)

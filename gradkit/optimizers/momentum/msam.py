@@ -24,6 +24,7 @@ from gradkit.engine.core import at_count, bias_corrections, cast, increment, opt
 from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_norm
 from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves.scopes import decay_here
 
 PAPER = Paper(
     "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead",
@@ -75,7 +76,8 @@ def _ahead(method: Method, rho: Any, step: Any, *, second: bool) -> optax.Gradie
         check_fit(name, params, state.mu)
         c = state.ahead
         rate = jnp.asarray(at_count(rated, state.count, f"{name}: learning_rate")).astype(c.dtype)
-        decay = jnp.asarray(at_count(method.weight_decay, state.count, f"{name}: weight_decay")).astype(c.dtype)
+        decay = decay_here(at_count(method.weight_decay, state.count, f"{name}: weight_decay"))
+        decay = jnp.asarray(decay).astype(c.dtype)
         on = resolve_mask(method.weight_decay_mask, params)
         decays = jax.tree.map(lambda x, on: cast(decay, x.dtype) if on else jnp.zeros((), x.dtype), params, on)
         count = increment(state.count)

@@ -35,6 +35,7 @@ from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves.scopes import decay_here
 
 PAPER = Paper("Learning-Rate-Free Learning by D-Adaptation", "Defazio, Mishchenko", 2023, "2301.07733")
 
@@ -109,7 +110,7 @@ def _adapted(method: Method, kept: tuple[str, ...], d0: Any, growth_rate: Any, r
         check_fit(name, params, state.total)
         d = state.metrics["d"]
         rate = jnp.asarray(at_count(rated, state.count, f"{name}: learning_rate")).astype(d.dtype)
-        decay = at_count(method.weight_decay, state.count, f"{name}: weight_decay")
+        decay = decay_here(at_count(method.weight_decay, state.count, f"{name}: weight_decay"))
         mask = resolve_mask(method.weight_decay_mask, params)
         decayed = jax.tree.map(lambda x, on: scalar(decay, x) * x if on else jnp.zeros_like(x), params, mask)
         moved = increment(state.moved)

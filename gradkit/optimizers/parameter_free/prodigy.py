@@ -39,6 +39,7 @@ from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method, resolve_mask
+from gradkit.leaves.scopes import decay_here
 
 PAPER = Paper("Prodigy: An Expeditiously Adaptive Parameter-Free Learner", "Mishchenko, Defazio", 2023, "2306.06101")
 
@@ -166,7 +167,7 @@ def scale_by_prodigy(
         check_fit(method, params, state.mu)
         d, dtype = state.metrics["d"], state.largest.dtype
         rate = jnp.asarray(at_count(learning_rate, state.count, RATE)).astype(dtype)
-        decay = at_count(weight_decay, state.count, f"{method}: weight_decay")
+        decay = decay_here(at_count(weight_decay, state.count, f"{method}: weight_decay"))
         moved = increment(state.moved)
         eta = d * rate
         if bias_correction:
