@@ -42,11 +42,18 @@ MATRICES = {
     "square": {"kernel": Of((16, 16), P("x"))},
 }
 TENSORS = MATRICES | {"bias": Of((16,), P("x")), "none": {"kernel": Of((0, 4), P())}, "scale": Of((), P())}
-LAYOUT = gk.leaves.layout(
-    (gk.leaves.by_path("blocks/.*"), {"stack": (2,), "inputs": (0,), "outputs": (1,)}),
-    (gk.leaves.by_path("fused/.*"), {"splits": (16, 16)}),
-    (gk.leaves.by_path("layers/.*"), {"stack": (1,), "inputs": (0,), "outputs": (2,)}),
-)
+RULES: dict[str, dict[str, tuple[int, ...]]] = {
+    "blocks": {"stack": (2,), "inputs": (0,), "outputs": (1,)},
+    "fused": {"splits": (16, 16)},
+    "layers": {"stack": (1,), "inputs": (0,), "outputs": (2,)},
+}
+
+
+def layout_of(tree: Any) -> Any:
+    """The rules of the leaves that are there."""
+    return gk.leaves.layout(*((gk.leaves.by_path(f"{k}/.*"), rule) for k, rule in RULES.items() if k in tree))
+
+
 METHODS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "galore": (MATRICES, functools.partial(gk.project_low_rank, rank=2, update_interval=2, residual="norm_scaled")),
     "conda": (MATRICES, functools.partial(gk.scale_by_conda, update_interval=3, stagger=True, projection="full")),
@@ -77,8 +84,8 @@ def test_a_run_goes_on_in_the_other_form(name: str, tmp_path: Path) -> None:
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=specs)
     forms = {
-        "stacks": (method(layout=LAYOUT, shard=shard), shardings, functools.partial(jax.set_mesh, mesh)),
-        "parameters": (method(layout=LAYOUT), None, contextlib.nullcontext),
+        "stacks": (method(layout=layout_of(tree), shard=shard), shardings, functools.partial(jax.set_mesh, mesh)),
+        "parameters": (method(layout=layout_of(tree)), None, contextlib.nullcontext),
     }
     steps, fresh, third = {}, {}, {}
     for form, (tx, places, where) in forms.items():
@@ -111,7 +118,7 @@ def forms_of_soap(tree: Any, code: str) -> tuple[Any, Any]:
     shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=specs)
     plain = jax.tree.map(lambda of: jax.ShapeDtypeStruct(of.shape, np.float32), tree, is_leaf=is_of)
     put = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
-    made = [gk.precision(gk.scale_by_soap(layout=LAYOUT, shard=s), state=code) for s in (shard, None)]
+    made = [gk.precision(gk.scale_by_soap(layout=layout_of(tree), shard=s), state=code) for s in (shard, None)]
     with jax.set_mesh(mesh):
         stacks = init_sharded(made[0], jax.tree.map(put, plain, specs))
     return {"opt_state": stacks}, {"opt_state": jax.eval_shape(made[1].init, plain)}
