@@ -26,7 +26,7 @@ def rows_between(x: jax.Array, ends: Sequence[int]) -> list[jax.Array]:
     """The rows of an array from each of these numbers to the next. On the CPU slices of one size are one kernel, which
     is told the place as it runs.
 
-    >>> [rows.tolist() for rows in rows_between(jnp.arange(6.0), [0, 2, 4])]
+    >>> [rows.tolist() for rows in rows_between(jax.numpy.arange(6.0), [0, 2, 4])]
     [[0.0, 1.0], [2.0, 3.0]]
     """
     if len(ends) < 3 or not one_cpu():

@@ -57,6 +57,7 @@ def one_step_delay(inner: optax.GradientTransformation) -> optax.GradientTransfo
       ValueError: `inner` is no transformation.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> tx = one_step_delay(optax.sgd(1.0))
       >>> state = tx.init(jnp.array(0.0))
       >>> for g in (1.0, 2.0):
@@ -117,6 +118,7 @@ def dilocox(
       ValueError: a hyperparameter outside its range; leaves of integers; no axis of this name.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> tx = dilocox(optax.sgd(1.0), sync_every=1, rank=None, outer_learning_rate=0.5, outer_momentum=0.0)
       >>> x, g = jnp.array([5.0, 5.0]), jnp.array([0.0, 2.0])
       >>> state, step = jax.vmap(tx.init)(x), jax.vmap(tx.update, axis_name="replica")

@@ -103,8 +103,8 @@ def zclip(
     def init(params: optax.Params) -> ZclipState:
         dtypes = [real_dtype(wide_dtype(x.dtype)) for x in jax.tree.leaves(params)]
         dtype = max(dtypes, key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
-        zero = jnp.zeros((), dtype)
-        return ZclipState(jnp.zeros((), jnp.int32), zero, jnp.zeros((), dtype), published(zero, zero))
+        mean, second, *zeros = (jnp.zeros((), dtype) for _ in range(4))
+        return ZclipState(jnp.zeros((), jnp.int32), mean, second, published(*zeros))
 
     def limited(n: jax.Array, mean: jax.Array, std: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whether a norm is a spike, and the limit of one that is."""

@@ -147,7 +147,7 @@ def test_sweeps_take_factories_and_names() -> None:
     by_name = sweep(mine(), "adamw", rates, seeds=1)  # under the schedule of its card
     assert not np.allclose(by_name.curves, by_factory.curves, rtol=1e-3)
     with pytest.raises(ValueError, match="did you mean 'adamw'"):
-        sweep(mine(), "adanw", rates)
+        sweep(mine(), "adamww", rates)
 
 
 FILE = """
