@@ -123,7 +123,7 @@ def _check(bits: Any, block: Any) -> int:
 def quantized_replica_mean(tree: Any, axis_name: Any = "replica", *, bits: int = 8, block: int = 256) -> Any:
     """The mean of a tree over the replicas, exchanged in 8 or 4 bits per entry.
 
-    Equations: at the head of this file. In `jax.shard_map` give it the shards of a replica as they lie: under plain
+    Equations: at the head of this file. In `jax.shard_map` give it the shards of a replica as they are: under plain
     `jit`, shardings are constraints, and the compiler moves float32 before the rounding.
 
     Args:

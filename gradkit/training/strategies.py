@@ -203,7 +203,7 @@ def period(config: Any) -> int | None:
 
 
 def shardings(one: run.Run, mesh: Mesh) -> run.Run:
-    """Where the state of all replicas lies, from where that of one does."""
+    """The shardings of the state of all replicas, from those of one."""
     axis = AXIS if AXIS in mesh.axis_names else None
 
     def below(tree: Any) -> Any:

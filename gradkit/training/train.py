@@ -139,7 +139,7 @@ def _same_numbers(config: TrainConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _place(plan: Plan, mesh: Mesh, count: int | None) -> tuple[Any, Any]:
-    """Where a run lies on a mesh, and where its minibatches do; of several replicas, those of each."""
+    """How a run is sharded over a mesh, and how its minibatches are; of several replicas, those of each."""
     axes = BATCH_AXES if count is None else tuple(name for name in BATCH_AXES if name != strategies.AXIS)
     replicated, lies = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh, batch_axes=axes)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)

@@ -1,4 +1,4 @@
-"""What lies in the low-variance directions of the way so far is removed."""
+"""The part in the low-variance directions of the way so far is removed."""
 
 import jax
 import jax.numpy as jnp

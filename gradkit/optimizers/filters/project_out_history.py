@@ -53,7 +53,7 @@ def removed(history: jax.Array, variance: Any, standardize: bool) -> jax.Array:
 def project_out_history(
     window_size: int = 128, variance: Any = 1e-3, *, standardize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Removes from the gradient what lies in the low-variance directions of the last parameters.
+    """Removes from the gradient its part in the low-variance directions of the last parameters.
 
         every `window_size` steps: the principal components of the last `window_size` parameter vectors; with i the
         first for which components 1 ... i explain more than 1 - variance, the rows of E are those after i
