@@ -2,11 +2,13 @@
 
 At the top stands what goes into a chain. Everything else is under its room: `gk.schedules`, `gk.gradients`,
 `gk.layers`, `gk.losses`, `gk.aggregation`, `gk.batches`, `gk.diagnostics`, `gk.leaves`, `gk.linalg`, `gk.parallel`,
-`gk.training`, `gk.workloads`, and `gk.catalogue`, which has a card for every method.
+`gk.training`, `gk.testing`, `gk.workloads`, and `gk.catalogue`, which has a card for every method.
 """
 # ruff: noqa: I001, F403 - grouped under headings; the names of methods are listed by their groups
 # A page to be read, not a column.
 # fmt: off
+
+import importlib.metadata
 
 # First of all, so that Ctrl-C ends the command while all the rest is imported
 import gradkit.interrupts
@@ -98,7 +100,7 @@ from gradkit.transforms import (
 from gradkit import optimizers as _optimizers
 from gradkit import (
     aggregation, batches, catalogue, diagnostics, gradients, layers, leaves, linalg, losses, parallel, schedules,
-    training, workloads,
+    testing, training, workloads,
 )
 
 # Last, so that what the rooms lack is answered with what is near
@@ -189,6 +191,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "shifted_parameters",
     "skip_step",
     "stable_weight_decay",
+    "testing",
     "trace",
     "training",
     "weight_normalized",
@@ -196,3 +199,10 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "workloads",
     "zclip",
 ]
+
+__version__ = importlib.metadata.version("gradkit")
+
+
+def __dir__() -> list[str]:
+    """Methods and rooms, as `__all__` lists them."""
+    return sorted([*__all__, "__version__"])

@@ -22,6 +22,7 @@ ROOMS = (
     "losses",
     "parallel",
     "schedules",
+    "testing",
     "training",
     "workloads",
 )

@@ -19,7 +19,9 @@ import pytest
 from scipy.optimize import minimize
 
 import gradkit as gk
+from gradkit.aggregation.gramian import gramian
 from gradkit.catalogue import cards
+from gradkit.engine import backend, lazy_gradients
 from tests.papers.stacks import conflicting, draw
 
 pytestmark = pytest.mark.slow
@@ -170,3 +172,17 @@ def test_a_step_that_is_not_finite_leaves_no_trace(name: str, x64: None) -> None
     want, got = step(2 * J, state, losses), step(2 * J, after, losses)
     assert np.isfinite(want[0]).all()
     np.testing.assert_array_equal(got[0], want[0])
+
+
+def test_long_rows_are_multiplied_some_columns_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one CPU; also a last part of other length, and complex rows, of which the real part counts."""
+    monkeypatch.setattr(backend, "one_cpu", lambda: True)
+    n = 5 * lazy_gradients.COLUMNS + 7
+    random = np.random.default_rng(0)
+    x = random.standard_normal((3, n // 2, 2)).astype(np.float32)
+    z = (random.standard_normal((3, n)) + 1j * random.standard_normal((3, n))).astype(np.complex64)
+    flat = x.reshape(3, -1).astype(np.float64)
+    want = flat @ flat.T + (z.astype(np.complex128) @ z.astype(np.complex128).conj().T).real
+    found = jax.jit(gramian)({"x": jnp.asarray(x), "z": jnp.asarray(z)})
+    # Sums of 3 n products near 1, in parts: rounding of float32 times the root of their number, and some.
+    np.testing.assert_allclose(found, want, atol=8 * (3 * n) ** 0.5 * 2**-24 * 10, rtol=1e-6)

@@ -65,10 +65,10 @@ def test_a_file_fits_in_one_head(file: Path) -> None:
 
 @pytest.mark.parametrize("file", INITS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_an_init_defines_nothing(file: Path) -> None:
-    """A docstring, imports and `__all__`; the top may look a room up when it is first asked for."""
+    """A docstring, imports, `__all__` and a version; the top may look a room up when it is first asked for."""
     for node in ast.parse(file.read_text()).body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        exports = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        exports = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__version__")
         lazy = isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
         lazy = lazy and file.parent.name == "gradkit"
         assert docstring or exports or lazy or isinstance(node, ast.Import | ast.ImportFrom), ast.unparse(node)

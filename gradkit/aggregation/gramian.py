@@ -98,8 +98,10 @@ def combine(stacked: Any, weights: jax.Array) -> Any:
         return stacked.combine(weights)
 
     def leaf(x: jax.Array) -> jax.Array:
-        wide = x.astype(wide_dtype(x.dtype))
-        w = weights.astype(wide.dtype).reshape(m, *[1] * (x.ndim - 1))
-        return jnp.sum(w * wide, axis=0).astype(x.dtype)
+        w = weights.astype(wide_dtype(x.dtype))
+        if w.dtype == x.dtype:
+            return jnp.tensordot(w, x, axes=1, precision=jax.lax.Precision.HIGHEST)
+        # A product would first make wider gradients of all.
+        return jnp.sum(w.reshape(m, *[1] * (x.ndim - 1)) * x.astype(w.dtype), axis=0).astype(x.dtype)
 
     return jax.tree.map(leaf, stacked)

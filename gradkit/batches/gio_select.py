@@ -135,11 +135,11 @@ def gio_select(
       learning_rate: of these, > 0. Default 0.01 (official code).
       eps: see `gio_kl`. Default 1e-8.
       scale: of the gradient, > 0. Default None: as above, so that a step is a share of |v| ("auto").
-      v_init: where v begins in later rounds: "mean" of the target, or "prev_opt", where the round before ended. Default
-        "mean" (official code).
+      v_init: where v begins in later rounds: "mean" of the target, "prev_opt", where the round before ended, or
+        "jump", at a random example of the target, which needs `key`. Default "mean" (official code).
       stop: "increase": at the first example that raises the divergence, which is not taken; "never". Default
         "increase".
-      key: for `initial=None`.
+      key: for `initial=None` and `v_init="jump"`; a typed key or an integer.
 
     Returns:
       `GioSelection`: int32 rows of the pool, -1 after the stop, and the divergence after each. Can be jitted: a row of
@@ -155,16 +155,17 @@ def gio_select(
       [1, 3]
 
     Reference: Everaert, Potts. GIO: Gradient Information Optimization for Training Dataset Selection. 2023, arXiv
-    2306.11670. The official code can also start from random targets ("jump"), start anew from the whole pool, and stop
-    by other rules.
+    2306.11670. The official code can also start anew from the whole pool, and stop by other rules.
     """
     for name, value in (("learning_rate", learning_rate), ("eps", eps)):
         checks.real(name, value, "(0, inf)")
     checks.choice("stop", stop, ("increase", "never"))
-    checks.choice("v_init", v_init, ("mean", "prev_opt"))
+    checks.choice("v_init", v_init, ("mean", "prev_opt", "jump"))
     checks.real("scale", scale, "(0, inf)", optional=True)
     steps = checks.integer("steps", steps, 1)
     check_key(key)
+    if key is None and v_init == "jump":
+        raise ValueError("gio_select: key must be given where v_init is 'jump', for random examples; write key=0")
     if initial is None:
         if key is None:
             raise ValueError("gio_select: key must be given where initial is None, for 20 random points; write key=0")
@@ -175,6 +176,7 @@ def gio_select(
         refuse("gio_select", name, x, np.isnan, "numbers; leave rows with NaN out")
     k = _check_k(k, target)
     num_select = checks.integer("num_select", num_select, 1, maximum=len(train))
+    jump = jax.random.fold_in(as_key(0 if key is None else key), 1)
     n, dim = target.shape
     spread, center = _spread(target, k, eps), jnp.mean(target, axis=0)
 
@@ -199,7 +201,10 @@ def gio_select(
         now = _divergence(spread, logs, m, dim, n, k)
         stopped = stopped | (now > last) if stop == "increase" else stopped
         chosen = jnp.where(stopped | ~some, -1, i).astype(jnp.int32)
-        v = center if v_init == "mean" else v
+        if v_init == "jump":
+            v = target[jax.random.randint(jax.random.fold_in(jump, t), (), 0, n)]
+        elif v_init == "mean":
+            v = center
         return (v, taken.at[i].set(True), logs, m, now, stopped), (chosen, now)
 
     # Rows with NaN are as good as taken; without a divergence to begin with nothing is chosen.

@@ -12,6 +12,7 @@ An aggregator is written for both forms that its updates may come in: `LazyGradi
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gradkit.engine import backend
 from gradkit.engine.core import real_dtype, wide_dtype
 
 HIGHEST = jax.lax.Precision.HIGHEST
+COLUMNS = 2**13  # of some tens of rows fit into a cache
 
 
 def at_most(chunk: int, count: int) -> int:
@@ -41,11 +44,29 @@ def _replicated(x: jax.Array) -> NamedSharding | None:
     return NamedSharding(mesh, P(None, None)) if AxisType.Explicit in mesh.axis_types else None
 
 
+def _products_by_columns(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x y^H, some columns after the other. A product of rows that are longer than a cache is read by XLA's CPU backend
+    once per pair of rows."""
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        x, y = x.astype(wide_dtype(x.dtype)), y.astype(wide_dtype(y.dtype))
+        return jax.lax.dot_general(x, jnp.conj(y), (((1,), (1,)), ((), ())), precision=HIGHEST)
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        return total + product(*(jax.lax.dynamic_slice_in_dim(z, i * COLUMNS, COLUMNS, 1) for z in (x, y)))
+
+    times, left = divmod(x.shape[1], COLUMNS)
+    start = product(*(jax.lax.slice_in_dim(z, times * COLUMNS, times * COLUMNS + left, axis=1) for z in (x, y)))
+    return jax.lax.fori_loop(0, times, add, start)
+
+
 def inner_products(a: Any, b: Any) -> jax.Array:
     """The inner products of the gradients of one stack with those of another, over the whole tree: (m, n)."""
     wide = max((real_dtype(wide_dtype(x.dtype)) for x in jax.tree.leaves(a)), key=lambda dtype: dtype.itemsize)
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        if backend.one_cpu() and math.prod(x.shape[1:]) >= 4 * COLUMNS:
+            return jnp.real(_products_by_columns(*(z.reshape(len(z), -1) for z in (x, y)))).astype(wide)
         # All axes are contracted as they are: flattening a sharded leaf would gather it.
         rest = tuple(range(1, x.ndim))
         x, y = x.astype(wide_dtype(x.dtype)), y.astype(wide_dtype(y.dtype))

@@ -14,6 +14,7 @@ from gradkit.layers.condition_weight import (
 from gradkit.layers.ghost_batch_norm import (
     ghost_batch_norm,
 )
+from gradkit.layers.matched_affine import AffineStatistics, init_affine_statistics, matched_affine
 from gradkit.layers.mip_encode import (
     mip_combine,
     mip_encode,
@@ -83,6 +84,7 @@ from gradkit.layers.vector_quantize import (
 )
 
 __all__ = [
+    "AffineStatistics",
     "CodebookAffine",
     "OnlineNormControl",
     "PowerNormState",
@@ -99,8 +101,10 @@ __all__ = [
     "crs_linear",
     "ghost_batch_norm",
     "init_affine",
+    "init_affine_statistics",
     "l1_normalize",
     "layer_norm",
+    "matched_affine",
     "mip_combine",
     "mip_encode",
     "nf_gain",

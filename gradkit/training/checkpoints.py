@@ -143,8 +143,9 @@ class Checkpoints:
             arrays = {name: np.asarray(x) if x.is_fully_addressable else x for name, x in arrays.items()}
         with self._errors(step, "written"):
             ocp, writer = self._open()
-            note = digests.sealed({**note, "digests": digests.digests(arrays)[0]})
-            saved = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(note))
+            found = digests.begin(arrays)
+            sealed = storage.note_kind()[1](lambda: digests.sealed({**note, "digests": found()}))
+            saved = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), about=sealed)
             writer.save(self.folder / str(step), args=saved)
             self._writing = int(step)
 

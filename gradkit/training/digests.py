@@ -13,8 +13,8 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -151,23 +151,47 @@ def digest(x: np.ndarray, start: tuple[int, ...] | None = None) -> int:
     return sum(map(_sum_of_block, _blocks(*_words(x, start)))) % 2**64 if x.size else 0
 
 
-def sums(arrays: Mapping[str, Any]) -> Sums:
-    """Per array, the digest of what this process has of it, each item counted by one process."""
-    blocks, owners = [], []
+def _begin_sums(arrays: Mapping[str, Any]) -> Callable[[], Sums]:
+    """Starts to digest what this process has of the arrays, each item counted by one process; gives what waits for it.
+
+    What is to be digested is on the host when this returns, so that the arrays may be deleted.
+    """
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    parts: list[tuple[str, Future[int]]] = []
     for name, x in arrays.items():
         shards: list[tuple[Any, tuple[int, ...]]] = [(x, (0,) * np.ndim(x))]
         if isinstance(x, jax.Array):
             shards = [(s.data, tuple(i.start or 0 for i in s.index)) for s in x.addressable_shards if not s.replica_id]
         for shard, start in shards:
             if 0 not in shard.shape:
-                found = [*_blocks(*_words(np.asarray(shard), start))]
-                blocks += found
-                owners += [name] * len(found)
-    total = dict.fromkeys(arrays, 0)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for name, part in zip(owners, pool.map(_sum_of_block, blocks), strict=True):
-            total[name] = (total[name] + part) % 2**64
-    return total
+                blocks = _blocks(*_words(np.asarray(shard), start))
+                parts += [(name, pool.submit(_sum_of_block, block)) for block in blocks]
+    pool.shutdown(wait=False)
+
+    def finish() -> Sums:
+        total = dict.fromkeys(arrays, 0)
+        for name, part in parts:
+            total[name] = (total[name] + part.result()) % 2**64
+        return total
+
+    return finish
+
+
+def sums(arrays: Mapping[str, Any]) -> Sums:
+    """Per array, the digest of what this process has of it, each item counted by one process."""
+    return _begin_sums(arrays)()
+
+
+def begin(arrays: Mapping[str, Any]) -> Callable[[], dict[str, str]]:
+    """Starts to digest arrays, beside whatever else is done meanwhile; gives what waits for their digests.
+
+    Several processes add up their digests, which all have to do at the same time; therefore it is done at once there.
+    """
+    if jax.process_count() > 1:
+        found = digests(arrays)[0]
+        return lambda: found
+    finish = _begin_sums(arrays)
+    return lambda: {name: f"{value:016x}" for name, value in finish().items()}
 
 
 def digests(arrays: Mapping[str, Any]) -> list[dict[str, str]]:

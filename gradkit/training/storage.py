@@ -1,6 +1,8 @@
 """What checkpoints ask of Orbax: where an array is read to, what went wrong in few words, and silence."""
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -19,11 +21,29 @@ from gradkit.training import digests
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax's own suffix of what is not whole
 
 
+@functools.cache
+def note_kind() -> tuple[Any, Any]:
+    """The handler of a JSON file whose text is made when it is written, beside the arrays, and what Orbax calls its
+    arguments: a class with a function that makes the text."""
+    import orbax.checkpoint as ocp
+
+    class Handler(ocp.JsonCheckpointHandler):
+        async def _save_fn(self, x: Callable[[], Any], directory: Any) -> None:
+            await super()._save_fn(x(), directory)
+
+    @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
+    @dataclasses.dataclass
+    class Save(ocp.args.CheckpointArgs):
+        item: Callable[[], Any]
+
+    return Handler, Save
+
+
 def handler() -> Any:
     """The two items of a checkpoint: arrays, and a JSON file."""
     import orbax.checkpoint as ocp
 
-    state, about = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler("about.json")
+    state, about = ocp.PyTreeCheckpointHandler(), note_kind()[0]("about.json")
     return ocp.CompositeCheckpointHandler(state=state, about=about)
 
 

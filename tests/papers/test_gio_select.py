@@ -101,3 +101,15 @@ def test_bad_input() -> None:
         gio_kl(X, jnp.ones((4, 3)))
     with pytest.raises(ValueError, match="stop must be"):
         gio_select(pool, X, pool, num_select=1, stop="later")
+
+
+def test_later_rounds_may_begin_at_a_random_example_of_the_target(x64: None) -> None:
+    """Two far clusters and next to no steps: from the mean the middle is taken, from examples their sides."""
+    X = jnp.concatenate([normal(0, 6, 2) + 20, normal(1, 6, 2) - 20])
+    pool = jnp.concatenate([normal(2, 4, 2), normal(3, 4, 2) + 20, normal(4, 4, 2) - 20])
+    more = {"num_select": 4, "stop": "never", "steps": 1, "learning_rate": 1e-9, "scale": 1.0}
+    picked = {v: gio_select(pool, X, X[:1], v_init=v, key=0, **more).indices for v in ("mean", "jump")}
+    assert sorted(picked["mean"].tolist()) == [0, 1, 2, 3]
+    assert picked["jump"][0] < 4 and np.all(np.asarray(picked["jump"][1:]) >= 4)  # the first round begins at the mean
+    with pytest.raises(ValueError, match="write key=0"):
+        gio_select(pool, X, X[:1], v_init="jump", **more)

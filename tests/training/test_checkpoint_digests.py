@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,21 @@ def test_a_flipped_byte_is_refused_by_the_name_of_the_array_on_any_mesh(tmp_path
     file.write_bytes(good)
     same(checkpoints.restore(sharded)[0], state)
     same(checkpoints.restore(state, step=1)[0], state_of(1))
+
+
+def test_arrays_are_digested_as_they_were_when_the_save_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their buffers are given to the next step while the digests, which are slow here, are still being taken."""
+    quick, go = digests._sum_of_block, threading.Event()
+    monkeypatch.setattr(digests, "_sum_of_block", lambda block: (go.wait(60), quick(block))[1])
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = step(jnp.zeros((300, 300)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": x})
+        x = jax.block_until_ready(step(x))
+        go.set()
+        checkpoints.wait()
+        restored, _ = checkpoints.restore({"x": x})
+    same((restored, x), ({"x": jnp.ones((300, 300))}, jnp.full((300, 300), 2.0)))
 
 
 def test_the_files_of_another_step_are_refused(tmp_path: Path) -> None:
