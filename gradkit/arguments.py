@@ -15,6 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from gradkit.types import Scalar, ScalarOrSchedule
+
+# How arguments are annotated that may be traced.
+NUMERIC = (Any, "Any", Scalar, Scalar | None, ScalarOrSchedule, ScalarOrSchedule | None)
 # Arguments of several types, annotated `Any`, of which none is a hyperparameter that changes from step to step.
 NAMES = frozenset({"axis_name", "key", "labels", "mask", "method"})
 ENDINGS = ("_dtype", "_mask")
@@ -35,14 +39,15 @@ class Rule:
 
 
 def is_static(argument: inspect.Parameter) -> bool:
-    """Whether an argument is known when the program is built. What may be traced or scheduled is annotated `Any`.
+    """Whether an argument is known when the program is built. What may be traced or scheduled is annotated `Scalar`,
+    `ScalarOrSchedule` or `Any`.
 
-    >>> def f(learning_rate: Any, steps: int, mu_dtype: Any): ...
+    >>> def f(learning_rate: ScalarOrSchedule, steps: int, mu_dtype: Any): ...
     >>> [is_static(argument) for argument in inspect.signature(f).parameters.values()]
     [False, True, True]
     """
     empty = argument.annotation is inspect.Parameter.empty
-    numeric = argument.annotation in (Any, "Any") or empty
+    numeric = argument.annotation in NUMERIC or empty
     return not numeric or argument.name in NAMES or argument.name.endswith(ENDINGS)
 
 

@@ -11,6 +11,7 @@ import optax
 from gradkit import checks
 from gradkit.engine.extras import samples
 from gradkit.training.one_step import needs_of
+from gradkit.types import PyTree
 
 __all__ = ["Report", "check_transformation"]
 
@@ -305,7 +306,7 @@ def _drawn(params: Any, steps: int, seed: int) -> Any:
 
 def check_transformation(
     tx: optax.GradientTransformation,
-    params: Any = None,
+    params: PyTree = None,
     *,
     descends: bool = False,
     skip: Collection[str] = (),

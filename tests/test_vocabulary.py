@@ -1,8 +1,11 @@
 """One vocabulary: what is the same thing has the same name in every public signature, and takes the same values."""
 
 import inspect
+import subprocess
+import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +15,7 @@ import pytest
 import gradkit as gk
 from gradkit.catalogue import cards
 from gradkit.training.methods import build
+from gradkit.types import DTypeLike, Key, Mask, Scalar, ScalarOrSchedule
 from tests.by_numpy import by_numpy
 from tests.contract.methods import SMALL, draw, grads_like, supplied
 
@@ -119,9 +123,9 @@ def test_one_word_for_one_thing() -> None:
 KINDS: dict[str, tuple[set[Any], Callable[[Any], bool]]] = {
     "update_interval": ({int}, lambda default: isinstance(default, int)),
     "max_dim": ({int}, lambda default: isinstance(default, int)),
-    "key": ({Any}, lambda default: default is None),
-    "weight_decay_mask": ({Any}, lambda default: default is None or isinstance(default, str)),
-    "mu_dtype": ({Any}, lambda default: default is None),
+    "key": ({Any, Key, Key | None}, lambda default: default is None),
+    "weight_decay_mask": ({Any, Mask | None}, lambda default: default is None or isinstance(default, str)),
+    "mu_dtype": ({Any, DTypeLike | None}, lambda default: default is None),
     "stagger": ({bool}, lambda default: default is False),
     "merge_dims": ({bool}, lambda default: isinstance(default, bool)),
 }
@@ -201,3 +205,35 @@ def test_an_integer_is_a_key_of_functions() -> None:
     for name, call in calls.items():
         for a, b in zip(jax.tree.leaves(call(3)), jax.tree.leaves(call(jax.random.key(3))), strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
+
+
+# Arguments that are numbers in every method.
+NUMBERS = ("learning_rate", "b1", "b2", "b3", "eps", "eps_root", "weight_decay", "max_norm")
+KINDS_OF_NUMBERS = (Scalar, Scalar | None, ScalarOrSchedule, ScalarOrSchedule | None, float, int)
+
+
+def test_numbers_are_annotated_as_numbers() -> None:
+    """So that an editor knows that `b1="x"` is wrong."""
+    wrong = [
+        f"{name}({argument})"
+        for name, card in cards().items()
+        if card.is_link
+        for argument in inspect.signature(card.function).parameters.values()
+        if argument.name in NUMBERS and argument.annotation not in KINDS_OF_NUMBERS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_type_checker_finds_a_wrong_number_and_takes_what_is_right(tmp_path: Path) -> None:
+    file = tmp_path / "user.py"
+    file.write_text(
+        "import gradkit as gk\nimport optax\n"
+        "tx = optax.chain(gk.lamb(1e-3), gk.adamw(optax.constant_schedule(1e-3), b1=0.8))\n"
+        "gk.adamw(1e-3, b1='x')\n"
+    )
+    (tmp_path / "pyrefly.toml").write_text("")  # else its mildest preset
+    command = [sys.executable, "-m", "pyrefly", "check", str(file), "--output-format", "min-text"]
+    command += ["--python-interpreter-path", sys.executable, "--search-path", str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
+    assert len(errors) == 1 and "user.py:4" in errors[0] and "`b1`" in errors[0], done.stdout + done.stderr

@@ -19,6 +19,7 @@ from gradkit.aggregation.makers import aggregator
 from gradkit.catalogue import Paper, Tasks, register
 from gradkit.engine.core import scalar, widen, zeros
 from gradkit.engine.lazy_gradients import inner_products, stacked
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper("Careful with that Scalpel: Improving Gradient Surgery with an EMA", "Hsieh et al.", 2024, "2402.02998")
 
@@ -36,7 +37,7 @@ def product(a: Any, b: Any) -> jax.Array:
     return inner_products(lead(a), lead(b))[0, 0]
 
 
-def project_out(a: Any, b: Any, *, eps: Any = 0.0) -> Any:
+def project_out(a: Any, b: Any, *, eps: Scalar = 0.0) -> Any:
     """What is left of a tree without its part along another tree.
 
         a - <a, b> / (<b, b> + eps) b        a where b is 0
@@ -64,14 +65,14 @@ def project_out(a: Any, b: Any, *, eps: Any = 0.0) -> Any:
     return jax.tree.map(lambda x, y: x - k.astype(x.dtype) * y, a, b)
 
 
-def ratio(a: Any, b: Any, eps: Any) -> jax.Array:
+def ratio(a: Any, b: Any, eps: Scalar) -> jax.Array:
     """<a, b> / (<b, b> + eps), 0 where that is 0 / 0."""
     square = product(b, b)
     square = square + scalar(eps, square)
     return product(a, b) / jnp.where(square > 0, square, jnp.ones_like(square))
 
 
-def two_of(method: str, gradients: Any) -> tuple[Any, Any]:
+def two_of(method: str, gradients: PyTree) -> tuple[Any, Any]:
     """The first and the second of two gradients, in float32 or wider; raises where another number came."""
     rows = stacked(gradients)
     m = len(jax.tree.leaves(rows)[0])
@@ -120,9 +121,9 @@ def _surgery(
 
 def bloop(
     *,
-    aux_weight: Any = 0.1,
-    ema_rate: Any = 0.1,
-    eps: Any = 1e-7,
+    aux_weight: Scalar = 0.1,
+    ema_rate: Scalar = 0.1,
+    eps: Scalar = 1e-7,
     ema_first: bool = False,
     init: str = "zeros",
 ) -> optax.GradientTransformationExtraArgs:
@@ -167,9 +168,9 @@ def bloop(
 
 def dynamic_barrier(
     *,
-    aux_weight: Any = 0.1,
-    ema_rate: Any = 1.0,
-    eps: Any = 1e-7,
+    aux_weight: Scalar = 0.1,
+    ema_rate: Scalar = 1.0,
+    eps: Scalar = 1e-7,
     ema_first: bool = True,
     init: str = "zeros",
 ) -> optax.GradientTransformationExtraArgs:

@@ -20,6 +20,7 @@ from gradkit import checks
 from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.catalogue import Paper, register
 from gradkit.linalg import solve_lcp
+from gradkit.types import Scalar
 
 PAPER = Paper("Conflict-Averse Gradient Descent for Multi-task Learning", "Liu et al.", 2021, "2110.14048")
 # Added to the diagonal of a Gramian of unit vectors, in units of m eps of its dtype.
@@ -85,7 +86,7 @@ def cagrad_weights(G: jax.Array, c: Any, norm_eps: Any) -> jax.Array:
     return jnp.where(vanishes | (stationary & (phi > 0)), jnp.zeros_like(e), e + toward)
 
 
-def cagrad(*, c: Any = 0.5, norm_eps: Any = 0.0) -> optax.GradientTransformationExtraArgs:
+def cagrad(*, c: Scalar = 0.5, norm_eps: Scalar = 0.0) -> optax.GradientTransformationExtraArgs:
     """Conflict-averse gradient descent: the mean gradient, moved towards the task that gains least.
 
     With the mean gradient g_0 and g_w = w_1 g_1 + ... + w_m g_m, w of the simplex:

@@ -16,6 +16,7 @@ from gradkit.aggregation.preferences import check_count, check_vector, dtype_of,
 from gradkit.aggregation.upgrad import upgrad
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
+from gradkit.types import Scalar
 
 PAPER = Paper("On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond", "Zhou et al.", 2022)
 
@@ -29,7 +30,7 @@ class CrMogmState(NamedTuple):
 
 
 def cr_mogm(
-    weighting: optax.GradientTransformation, *, num_tasks: int, alpha: Any = 0.9, initial_weights: Any = None
+    weighting: optax.GradientTransformation, *, num_tasks: int, alpha: Scalar = 0.9, initial_weights: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Correlation-reduced gradient manipulation: weights that do not follow the noise of a single minibatch.
 

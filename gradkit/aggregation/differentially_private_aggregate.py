@@ -18,6 +18,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, real_dtype, scalar, wide_dtype, zeros
 from gradkit.engine.keys import NoKey, check_key, first_key, next_key
 from gradkit.engine.lazy_gradients import LazyGradients, fold
+from gradkit.types import Key, PyTree, Scalar
 
 NAME = "differentially_private_aggregate"
 PAPER = Paper("Deep Learning with Differential Privacy", "Abadi et al.", 2016, "1607.00133")
@@ -29,7 +30,7 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
     key: Any
 
 
-def clipped_sum(gradients: Any, l2_norm_clip: Any) -> Any:
+def clipped_sum(gradients: PyTree, l2_norm_clip: Any) -> Any:
     """The sum over a leading axis of gradients, each scaled down to the norm C where it is above; float32 or wider."""
     leaves = jax.tree.leaves(gradients)
     wide = max((real_dtype(wide_dtype(x.dtype)) for x in leaves), key=lambda dtype: dtype.itemsize)
@@ -48,7 +49,7 @@ def clipped_sum(gradients: Any, l2_norm_clip: Any) -> Any:
 
 
 def differentially_private_aggregate(
-    l2_norm_clip: Any, noise_multiplier: Any, *, key: Any = None, axis_name: Any = None
+    l2_norm_clip: Any, noise_multiplier: Scalar, *, key: Key | None = None, axis_name: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Per-example clipping and Gaussian noise, as in DP-SGD: the mean of clipped gradients, plus noise.
 

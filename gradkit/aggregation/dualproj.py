@@ -15,12 +15,13 @@ from gradkit.aggregation.preferences import check_vector, vector_of
 from gradkit.aggregation.upgrad import regularized
 from gradkit.catalogue import Paper, register
 from gradkit.linalg import solve_lcp
+from gradkit.types import Scalar
 
 PAPER = Paper("Gradient Episodic Memory for Continual Learning", "Lopez-Paz, Ranzato", 2017, "1706.08840")
 
 
 def dualproj(
-    *, pref_vector: Any = None, norm_eps: Any = 1e-4, reg_eps: Any = 1e-4, max_iters: int = 100
+    *, pref_vector: Any = None, norm_eps: Scalar = 1e-4, reg_eps: Scalar = 1e-4, max_iters: int = 100
 ) -> optax.GradientTransformationExtraArgs:
     """Projection of the mean gradient onto the dual cone of all gradients: no task gets worse, to first order.
 

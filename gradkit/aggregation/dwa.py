@@ -14,6 +14,7 @@ from gradkit.aggregation.makers import weights_of_losses
 from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment
+from gradkit.types import Scalar
 
 PAPER = Paper("End-to-End Multi-Task Learning with Attention", "Liu et al.", 2018, "1803.10704")
 
@@ -27,7 +28,9 @@ class DwaState(NamedTuple):
     before: jax.Array
 
 
-def dwa(*, num_tasks: int, temperature: Any = 2.0, steps_per_epoch: int = 100) -> optax.GradientTransformationExtraArgs:
+def dwa(
+    *, num_tasks: int, temperature: Scalar = 2.0, steps_per_epoch: int = 100
+) -> optax.GradientTransformationExtraArgs:
     """Dynamic weight average: weights from how much every loss fell from one epoch to the next.
 
     With L_i(e) the mean loss of task i over epoch e = 1, 2, ...:

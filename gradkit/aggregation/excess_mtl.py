@@ -16,6 +16,7 @@ from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, increment, rows_of, scalar, wide_dtype, zeros
 from gradkit.engine.lazy_gradients import stacked
+from gradkit.types import Scalar
 
 PAPER = Paper("Robust Multi-Task Learning with Excess Risks", "He et al.", 2024)
 EPS = 1e-7
@@ -33,7 +34,7 @@ class ExcessMtlState(NamedTuple):
 
 
 def excess_mtl(
-    *, num_tasks: int, robust_step_size: Any = 1.0, n_warmup_steps: int = 0
+    *, num_tasks: int, robust_step_size: Scalar = 1.0, n_warmup_steps: int = 0
 ) -> optax.GradientTransformationExtraArgs:
     """Excess risks: tasks that are far from their best weigh more, and noise in a loss does not count.
 

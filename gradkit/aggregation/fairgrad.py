@@ -16,6 +16,7 @@ import optax
 from gradkit import checks
 from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Fair Resource Allocation in Multi-Task Learning", "Ban, Ji", 2024, "2402.15638")
 HALVINGS = 24
@@ -78,7 +79,7 @@ def fair_weights(G: jax.Array, alpha: Any, max_iters: int) -> jax.Array:
     return jnp.where(uniform, jnp.full_like(solved, 1 / m), scaled)
 
 
-def fairgrad(*, alpha: Any = 1.0, max_iters: int = 100) -> optax.GradientTransformationExtraArgs:
+def fairgrad(*, alpha: Scalar = 1.0, max_iters: int = 100) -> optax.GradientTransformationExtraArgs:
     """Fair gradients: the direction whose alpha-fair utility of all tasks is largest.
 
     With G the Gramian of the gradients:

@@ -15,6 +15,7 @@ from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, inside
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import Scalar
 
 PAPER = Paper("FAMO: Fast Adaptive Multitask Optimization", "Liu et al.", 2023, "2306.03792")
 EPS = 1e-8
@@ -34,9 +35,9 @@ class FamoState(NamedTuple):
 def famo(
     *,
     num_tasks: int,
-    weight_learning_rate: Any = 0.025,
-    weight_decay: Any = 1e-3,
-    min_loss: Any = 0.0,
+    weight_learning_rate: Scalar = 0.025,
+    weight_decay: Scalar = 1e-3,
+    min_loss: Scalar = 0.0,
     weight_tx: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Fast adaptive multitask optimization: the logarithms of all losses fall alike, at the cost of one backward pass.

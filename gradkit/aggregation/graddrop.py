@@ -18,6 +18,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.engine.lazy_gradients import stacked
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", "Chen et al.", 2020, "2010.06808"
@@ -46,8 +47,8 @@ def drop(x: jax.Array, u: jax.Array, f: Callable[[jax.Array], jax.Array] | None,
 def graddrop(
     *,
     f: Callable[[jax.Array], jax.Array] | None = None,
-    leak: Any = None,
-    key: Any = None,
+    leak: Scalar | None = None,
+    key: Key | None = None,
     uniform: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient sign dropout: where tasks disagree about the sign of a coordinate, one of the two signs is drawn.

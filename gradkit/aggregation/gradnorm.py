@@ -19,6 +19,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, inside, need, scalar, wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, fold
 from gradkit.leaves import check_mask, check_mask_form, resolve_mask
+from gradkit.types import DTypeLike, Mask, PyTree, Scalar
 
 PAPER = Paper(
     "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks", "Chen et al.", 2018,
@@ -37,7 +38,7 @@ class GradNormState(NamedTuple):
     exact_fields = ("weights", "initial_losses")
 
 
-def norms_of(gradients: Any, mask: Any, dtype: Any) -> jax.Array:
+def norms_of(gradients: PyTree, mask: Mask, dtype: DTypeLike) -> jax.Array:
     """The norms of all gradients over the leaves of a mask, without all of them in memory."""
 
     def add(found: jax.Array, part: Any, numbers: jax.Array) -> jax.Array:
@@ -54,10 +55,10 @@ def norms_of(gradients: Any, mask: Any, dtype: Any) -> jax.Array:
 def gradnorm(
     *,
     num_tasks: int,
-    alpha: Any = 1.5,
-    weight_learning_rate: Any = 0.025,
+    alpha: Scalar = 1.5,
+    weight_learning_rate: Scalar = 0.025,
     weight_tx: optax.GradientTransformation | None = None,
-    mask: Any = None,
+    mask: Mask | None = None,
     initial_losses: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient normalization: tasks that train slowly get larger gradients.

@@ -16,6 +16,7 @@ from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.engine.keys import check_key, first_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models",
@@ -30,7 +31,7 @@ class GradVacState(NamedTuple):
     key: Any
 
 
-def vaccinate(G: jax.Array, phi: jax.Array, order: jax.Array, beta: Any, eps: Any) -> tuple[jax.Array, jax.Array]:
+def vaccinate(G: jax.Array, phi: jax.Array, order: jax.Array, beta: Any, eps: Scalar) -> tuple[jax.Array, jax.Array]:
     """The weight of each gradient in the sum, and the new averages, from the Gramian."""
     m = len(G)
     norms = jnp.sqrt(jnp.diagonal(G))
@@ -58,7 +59,7 @@ def vaccinate(G: jax.Array, phi: jax.Array, order: jax.Array, beta: Any, eps: An
 
 
 def gradvac(
-    *, num_tasks: int, beta: Any = 0.5, eps: Any = 1e-8, key: Any = None, order: Any = None
+    *, num_tasks: int, beta: Scalar = 0.5, eps: Scalar = 1e-8, key: Key | None = None, order: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient Vaccine: gradient surgery also where gradients do not conflict, towards the usual cosine.
 

@@ -19,9 +19,10 @@ from gradkit.engine.core import wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, inner_products
 from gradkit.engine.matching import check_match
 from gradkit.leaves import names
+from gradkit.types import PyTree
 
 
-def check_stacked(method: str, stacked: Any, params: Any = None) -> int:
+def check_stacked(method: str, stacked: Any, params: PyTree = None) -> int:
     """The length m of the leading axis.
 
     Raises:

@@ -18,6 +18,7 @@ from gradkit import checks
 from gradkit.aggregation.makers import weights_of_losses
 from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Online Deep Learning: Learning Deep Neural Networks on the Fly", "Sahoo, Pham, Lu, Hoi", 2018, "1711.03705"
@@ -76,8 +77,8 @@ class _Rule(NamedTuple):
 
 def hedge_weights(
     num_exits: int,
-    discount: Any = 0.99,
-    smoothing: Any = 0.2,
+    discount: Scalar = 0.99,
+    smoothing: Scalar = 0.2,
     *,
     num_layers: int | None = None,
     normalize_losses: bool = False,
@@ -137,8 +138,8 @@ def hedge_weights(
 def hedge(
     *,
     num_tasks: int,
-    discount: Any = 0.99,
-    smoothing: Any = 0.2,
+    discount: Scalar = 0.99,
+    smoothing: Scalar = 0.2,
     num_layers: int | None = None,
     normalize_losses: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

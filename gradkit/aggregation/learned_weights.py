@@ -21,6 +21,7 @@ from gradkit.aggregation.makers import weights_of_losses
 from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import inside
+from gradkit.types import Scalar
 
 UNCERTAINTY = Paper(
     "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics", "Kendall et al.", 2017,
@@ -71,7 +72,7 @@ def _learned(
 
 
 def uncertainty_weighting(
-    *, num_tasks: int, weight_learning_rate: Any = 0.025, weight_tx: optax.GradientTransformation | None = None
+    *, num_tasks: int, weight_learning_rate: Scalar = 0.025, weight_tx: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Weights from uncertainty: every task has a variance that is learned, and loud tasks get a large one.
 
@@ -107,7 +108,7 @@ def uncertainty_weighting(
 
 
 def imtl_l(
-    *, num_tasks: int, weight_learning_rate: Any = 0.025, weight_tx: optax.GradientTransformation | None = None
+    *, num_tasks: int, weight_learning_rate: Scalar = 0.025, weight_tx: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Impartial multi-task learning by losses: scales are learned with which all losses are as large.
 

@@ -13,6 +13,7 @@ from gradkit.aggregation.makers import fixed_weights
 from gradkit.aggregation.preferences import check_vector, vector_of
 from gradkit.catalogue import Paper, Tasks, register
 from gradkit.engine.keys import check_key, first_key, needed_key
+from gradkit.types import Key
 
 PAPER = Paper("Reasonable Effectiveness of Random Weighting", "Lin et al.", 2021, "2111.10603")
 
@@ -98,7 +99,7 @@ class RandomWeightingState(NamedTuple):
     key: Any
 
 
-def random_weighting(*, key: Any = None) -> optax.GradientTransformationExtraArgs:
+def random_weighting(*, key: Key | None = None) -> optax.GradientTransformationExtraArgs:
     """Random loss weighting: other weights of the simplex in every step, on average the mean.
 
         result = w_1 g_1 + ... + w_m g_m,      w = softmax(z),   z standard normal, m numbers in every step

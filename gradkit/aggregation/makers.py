@@ -25,11 +25,12 @@ from gradkit.engine.lazy_gradients import LazyGradients, stacked
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.leaves import Method
 from gradkit.leaves.recording import announce
+from gradkit.types import PyTree
 
 Weigh = Callable[..., tuple[jax.Array, Any]]
 
 
-def nothing(params: Any) -> optax.EmptyState:
+def nothing(params: PyTree) -> optax.EmptyState:
     """The state of an aggregator that keeps nothing."""
     del params
     return optax.EmptyState()
@@ -77,7 +78,7 @@ def aggregator(
     return boxless(init_fn, update_fn)
 
 
-def number_of(gradients: Any) -> int:
+def number_of(gradients: PyTree) -> int:
     """m, the number of gradients."""
     return gradients.count if isinstance(gradients, LazyGradients) else jax.tree.leaves(gradients)[0].shape[0]
 
@@ -156,7 +157,7 @@ def coordinatewise(
 
 
 def weights_from(
-    method: str, inner: optax.GradientTransformationExtraArgs, gradients: Any, state: Any, **extra: Any
+    method: str, inner: optax.GradientTransformationExtraArgs, gradients: PyTree, state: Any, **extra: Any
 ) -> tuple[jax.Array, Any]:
     """The weights that another aggregator gives, and its state: it is handed gradients whose combinations are weights.
 

@@ -12,6 +12,7 @@ import optax
 from gradkit import checks
 from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Multi-Task Learning as Multi-Objective Optimization", "Sener, Koltun", 2018, "1810.04650")
 
@@ -45,7 +46,7 @@ def mgda_weights(G: jax.Array, epsilon: Any, max_iters: int) -> jax.Array:
     return jax.lax.while_loop(proceed, step, start).weights
 
 
-def mgda(*, epsilon: Any = 1e-3, max_iters: int = 100) -> optax.GradientTransformationExtraArgs:
+def mgda(*, epsilon: Scalar = 1e-3, max_iters: int = 100) -> optax.GradientTransformationExtraArgs:
     """The multiple-gradient descent algorithm: a direction along which no task gets worse, as short as possible.
 
     result = w_1 g_1 + ... + w_m g_m, where w of the simplex minimises the norm of it, by Frank-Wolfe from w_i = 1 / m.

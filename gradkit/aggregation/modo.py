@@ -14,6 +14,7 @@ from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.aggregation.preferences import dtype_of
 from gradkit.catalogue import Paper, Tasks, register
 from gradkit.engine.core import scalar
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance",
@@ -53,7 +54,7 @@ def cross_of(method: str, G: jax.Array, num_tasks: int) -> jax.Array:
     return G[:num_tasks, num_tasks:]
 
 
-def modo(*, num_tasks: int, gamma: Any = 0.1, rho: Any = 0.1) -> optax.GradientTransformationExtraArgs:
+def modo(*, num_tasks: int, gamma: Scalar = 0.1, rho: Scalar = 0.1) -> optax.GradientTransformationExtraArgs:
     """Multi-objective gradient with double sampling: weights that go towards the shortest vector, without bias.
 
     The gradients of m tasks on two independent batches come in one after the other, 2 m in all, J_1 and J_2 in rows:

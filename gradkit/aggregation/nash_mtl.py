@@ -13,11 +13,12 @@ from gradkit import checks
 from gradkit.aggregation.fairgrad import fair_weights
 from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Multi-Task Learning as a Bargaining Game", "Navon et al.", 2022, "2202.01017")
 
 
-def nash_mtl(*, max_norm: Any = 1.0, max_iters: int = 100) -> optax.GradientTransformationExtraArgs:
+def nash_mtl(*, max_norm: Scalar = 1.0, max_iters: int = 100) -> optax.GradientTransformationExtraArgs:
     """Multi-task learning as a bargaining game: the update with the largest product of the gains of all tasks.
 
     With G the Gramian of the gradients:

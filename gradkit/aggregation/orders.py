@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkit.engine.keys import needed_key
+from gradkit.types import Key
 
 
 def check_order(order: Any) -> np.ndarray:
@@ -27,7 +28,7 @@ def check_order(order: Any) -> np.ndarray:
     )
 
 
-def orders_of(method: str, rows: Any, m: int, key: Any, extra: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+def orders_of(method: str, rows: Any, m: int, key: Key | None, extra: Mapping[str, Any]) -> tuple[jax.Array, Any]:
     """The orders of this step, (m, m - 1) or (m, m), and the key to keep.
 
     Args:

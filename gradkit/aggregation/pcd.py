@@ -15,6 +15,7 @@ from gradkit.aggregation.preferences import check_count, dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import bias_correction, increment, scalar
 from gradkit.linalg import solve_lcp
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical Multi-Objective Optimization",
@@ -48,7 +49,7 @@ def priority_weights(N: jax.Array, tau: Any) -> jax.Array:
 
 
 def pcd(
-    *, num_tasks: int, tau: Any = 0.02, beta: Any = 0.999, eps: Any = 1e-8
+    *, num_tasks: int, tau: Scalar = 0.02, beta: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
     """Priority-constrained descent: a primary task, and others that must not be harmed.
 

@@ -19,6 +19,7 @@ from gradkit.aggregation.orders import check_order, orders_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import check_key, first_key
 from gradkit.engine.lazy_gradients import HIGHEST
+from gradkit.types import Key
 
 PAPER = Paper("Gradient Surgery for Multi-Task Learning", "Yu et al.", 2020, "2001.06782")
 
@@ -50,7 +51,9 @@ class PCGradState(NamedTuple):
     key: Any
 
 
-def pcgrad(*, reduction: str = "sum", key: Any = None, order: Any = None) -> optax.GradientTransformationExtraArgs:
+def pcgrad(
+    *, reduction: str = "sum", key: Key | None = None, order: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """Gradient surgery: the sum of the tasks' gradients, each without what conflicts with the others.
 
     Equations: at the head of this file.

@@ -13,6 +13,7 @@ from gradkit.aggregation.preferences import dtype_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, divide, scalar, wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, fold
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "A Theoretical Analysis of the Learning Dynamics under Class Imbalance",
@@ -22,7 +23,7 @@ PAPER = Paper(
 )
 
 
-def per_class_normalized(*, eps: Any = 0.0, mean: bool = False) -> optax.GradientTransformationExtraArgs:
+def per_class_normalized(*, eps: Scalar = 0.0, mean: bool = False) -> optax.GradientTransformationExtraArgs:
     """PCNGD and PCNSGD: the sum of the normalized gradients of all classes.
 
         result = sum_l g_l / (|g_l| + eps),    0 for a class without gradient

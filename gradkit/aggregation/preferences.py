@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from gradkit.engine.core import real_dtype, wide_dtype
+from gradkit.types import DTypeLike, PyTree
 
 
 def check_vector(name: str, value: Any, *, positive: bool = False) -> None:
@@ -28,7 +29,7 @@ def check_vector(name: str, value: Any, *, positive: bool = False) -> None:
         raise ValueError(f"{name} must be numbers >= 0 that are not all 0, got {value!r}")
 
 
-def vector_of(method: str, name: str, value: Any, m: int, dtype: Any, default: float | None = None) -> jax.Array:
+def vector_of(method: str, name: str, value: Any, m: int, dtype: DTypeLike, default: float | None = None) -> jax.Array:
     """The numbers of m tasks; by default 1 / m each, or `default`.
 
     >>> vector_of("upgrad", "pref_vector", None, 2, float).tolist()
@@ -42,7 +43,7 @@ def vector_of(method: str, name: str, value: Any, m: int, dtype: Any, default: f
     return found
 
 
-def dtype_of(params: Any) -> Any:
+def dtype_of(params: PyTree) -> Any:
     """The dtype of what is kept per task: that of the Gramian, float32 or as wide as the widest parameter."""
     dtypes = {real_dtype(wide_dtype(jnp.result_type(x))) for x in jax.tree.leaves(params)}
     return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))

@@ -14,11 +14,12 @@ from gradkit.aggregation.bloop import product, two_of
 from gradkit.aggregation.makers import aggregator
 from gradkit.catalogue import Paper, Tasks, register
 from gradkit.engine.core import scalar
+from gradkit.types import Scalar
 
 PAPER = Paper("Prompt-aligned Gradient for Prompt Tuning", "Zhu et al.", 2022, "2205.14865")
 
 
-def prograd(*, strength: Any = 1.0, per_leaf: bool = True) -> optax.GradientTransformationExtraArgs:
+def prograd(*, strength: Scalar = 1.0, per_leaf: bool = True) -> optax.GradientTransformationExtraArgs:
     """Prompt-aligned gradient: fine-tuning that does not unlearn what a general model knows.
 
     With the gradient a of the domain (cross-entropy) and the general one b (distillation from the model before):

@@ -15,6 +15,7 @@ from gradkit.aggregation.makers import weights_of_losses
 from gradkit.aggregation.preferences import check_vector, vector_of
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
+from gradkit.types import Scalar
 
 STCH = Paper("Smooth Tchebycheff Scalarization for Multi-Objective Optimization", "Lin et al.", 2024, "2402.19078")
 GEOMETRIC = Paper(
@@ -61,7 +62,7 @@ def pbi_value(L: jax.Array, weights: jax.Array, reference: jax.Array, theta: Any
     return along + jnp.asarray(theta, L.dtype) * away
 
 
-def stch(*, mu: Any = 0.1, weights: Any = None, reference: Any = None) -> optax.GradientTransformationExtraArgs:
+def stch(*, mu: Scalar = 0.1, weights: Any = None, reference: Any = None) -> optax.GradientTransformationExtraArgs:
     """Smooth Tchebycheff scalarization: nearly the largest of the weighted losses, and smooth.
 
         s(L) = mu log sum_i exp(lam_i (L_i - z_i) / mu)
@@ -125,7 +126,7 @@ def geometric_mean_loss() -> optax.GradientTransformationExtraArgs:
     return of_scalar("geometric_mean_loss", lambda L: jnp.exp(jnp.mean(jnp.log(L))))
 
 
-def cosmos(*, lambda_: Any = 0.5, weights: Any = None) -> optax.GradientTransformationExtraArgs:
+def cosmos(*, lambda_: Scalar = 0.5, weights: Any = None) -> optax.GradientTransformationExtraArgs:
     """COSMOS: the weighted sum of the losses, drawn towards the ray of the weights by their cosine.
 
         s(L) = r . L - lambda_ (r . L) / (|r| |L|)
@@ -159,7 +160,7 @@ def cosmos(*, lambda_: Any = 0.5, weights: Any = None) -> optax.GradientTransfor
     )
 
 
-def pbi(*, theta: Any = 5.0, weights: Any = None, reference: Any = None) -> optax.GradientTransformationExtraArgs:
+def pbi(*, theta: Scalar = 5.0, weights: Any = None, reference: Any = None) -> optax.GradientTransformationExtraArgs:
     """Penalty-based boundary intersection: along the ray of the weights, and not away from it.
 
         f = L - z,   u = weights / |weights|,   d1 = f . u

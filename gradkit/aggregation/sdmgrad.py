@@ -15,6 +15,7 @@ from gradkit.aggregation.modo import TaskWeightsState, cross_of, project_to_simp
 from gradkit.aggregation.preferences import check_vector, dtype_of, vector_of
 from gradkit.catalogue import Paper, Tasks, register
 from gradkit.engine.core import scalar
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms", "Xiao et al.", 2023,
@@ -25,10 +26,10 @@ PAPER = Paper(
 def sdmgrad(
     *,
     num_tasks: int,
-    weight_learning_rate: Any = 10.0,
-    momentum: Any = 0.5,
+    weight_learning_rate: Scalar = 10.0,
+    momentum: Scalar = 0.5,
     iterations: int = 20,
-    lambda_: Any = 0.3,
+    lambda_: Scalar = 0.3,
     pref_vector: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic direction-oriented multi-objective gradient: the shortest vector, regularised to a preferred one.

@@ -19,6 +19,7 @@ from gradkit.aggregation.makers import weights_of_gramian
 from gradkit.aggregation.preferences import check_vector, vector_of
 from gradkit.catalogue import Paper, register
 from gradkit.linalg import solve_lcp
+from gradkit.types import Scalar
 
 PAPER = Paper("Jacobian Descent for Multi-Objective Optimization", "Quinton, Rey", 2024, "2406.16232")
 
@@ -40,7 +41,7 @@ def upgrad_weights(G: jax.Array, p: jax.Array, norm_eps: Any, reg_eps: Any, max_
 
 
 def upgrad(
-    *, pref_vector: Any = None, norm_eps: Any = 1e-4, reg_eps: Any = 1e-4, max_iters: int = 100
+    *, pref_vector: Any = None, norm_eps: Scalar = 1e-4, reg_eps: Scalar = 1e-4, max_iters: int = 100
 ) -> optax.GradientTransformationExtraArgs:
     """Unconflicting projection of gradients: a direction that, to first order, makes no task worse.
 

@@ -22,6 +22,7 @@ from gradkit.catalogue import register
 from gradkit.engine.core import increment, optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, scale_by_rss
+from gradkit.types import Scalar, ScalarOrSchedule
 
 
 class BatchState(NamedTuple):
@@ -58,7 +59,7 @@ class AdaptiveBatches(NamedTuple):
 
 
 def norm_test_controller(
-    allowed: Sequence[int], *, examples: int, replicas: int = 1, eta: Any = 0.1, test_interval: int = 1
+    allowed: Sequence[int], *, examples: int, replicas: int = 1, eta: Scalar = 0.1, test_interval: int = 1
 ) -> BatchController:
     """Decides with the norm test how many microbatches the next step has; goes with any optimizer.
 
@@ -132,15 +133,15 @@ def norm_test_controller(
 
 
 def adadagrad(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     allowed: Sequence[int] = (2, 4, 8, 16),
     examples: int = 32,
     replicas: int = 1,
-    eta: Any = 0.1,
+    eta: Scalar = 0.1,
     test_interval: int = 1,
     norm: bool = False,
-    initial_accumulator_value: Any = 1e-2,
+    initial_accumulator_value: Scalar = 1e-2,
 ) -> AdaptiveBatches:
     """AdaGrad, or AdaGrad-Norm, on batches that grow as the norm test asks.
 

@@ -10,6 +10,7 @@ from gradkit import checks
 from gradkit.batches.reshuffle import reshuffle
 from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key
 
 PAPER = Paper(
     "On the Training Instability of Shuffling SGD with Batch Normalization", "Wu, Yun, Sra", 2023, "2302.12444"
@@ -18,7 +19,7 @@ SCHEMES = ("random_reshuffle", "single_shuffle", "flip_flop", "with_replacement"
 
 
 def batch_order(
-    num_examples: int, batch_size: int, *, scheme: str = "random_reshuffle", key: Any = 0
+    num_examples: int, batch_size: int, *, scheme: str = "random_reshuffle", key: Key = 0
 ) -> Callable[[Any], jax.Array]:
     """The examples of every step, in one of four orders; any step at once, without a state.
 

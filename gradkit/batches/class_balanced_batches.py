@@ -10,6 +10,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key
 
 PAPER = Paper(
     "A Theoretical Analysis of the Learning Dynamics under Class Imbalance",
@@ -19,7 +20,7 @@ PAPER = Paper(
 )
 
 
-def class_balanced_batches(labels: Any, class_batch_size: int, *, key: Any = 0) -> Callable[[Any], jax.Array]:
+def class_balanced_batches(labels: Any, class_batch_size: int, *, key: Key = 0) -> Callable[[Any], jax.Array]:
     """The examples of every step, as many of each class: classes of few examples are shuffled anew and used again.
 
         of class c with n_c examples, step t takes entries t b, ..., t b + b - 1 of the sequence

@@ -9,6 +9,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.engine.keys import as_key
+from gradkit.types import Key
 
 PAPER = Paper("NGAME: Negative Mining-aware Mini-batching for Extreme Classification", "Dahiya et al.", 2023)
 
@@ -42,7 +43,7 @@ def _halves(key: Any, x: jax.Array, real: jax.Array, iterations: int) -> jax.Arr
     return jnp.argsort(~left, stable=True).astype(jnp.int32)
 
 
-def cluster_batches(key: Any, embeddings: Any, cluster_size: int, batch_size: int, *, iterations: int = 8) -> jax.Array:
+def cluster_batches(key: Key, embeddings: Any, cluster_size: int, batch_size: int, *, iterations: int = 8) -> jax.Array:
     """The batches of one epoch: unions of clusters in a random order, so that negatives of a batch are hard ones.
 
         a cluster is split into two of equal size by spherical 2-means, again and again, down to `cluster_size`

@@ -14,6 +14,7 @@ from gradkit.engine.arrays import refuse
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.directions import direction, directional_difference
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper(
     "Mini-batch Coresets for Memory-efficient Language Model Training on Data Mixtures",
@@ -160,7 +161,7 @@ def facility_location(similarity: Any, budget: int) -> tuple[jax.Array, jax.Arra
     return _greedy(s.astype(wide_dtype(s.dtype)), budget, group, jnp.full((1,), budget, jnp.int32))
 
 
-def spsa_features(losses_fn: Callable[[Any], Any], params: Any, key: Any, *, epsilon: Any = 1e-3) -> jax.Array:
+def spsa_features(losses_fn: Callable[[Any], Any], params: PyTree, key: Key, *, epsilon: Scalar = 1e-3) -> jax.Array:
     """What every example would do to a few parameters, from two forward passes.
 
         z ~ N(0, I) from the key, the same for all examples
@@ -218,9 +219,9 @@ def colm_select(
     *,
     keep_sources: Collection[int] = (),
     zo_dim: int = 2560,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     metric: str = "l1",
 ) -> tuple[jax.Array, jax.Array, ColmState]:
     """Chooses a small batch out of a large one whose examples come from several sources.

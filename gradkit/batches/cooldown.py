@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Upsample or Upweight? Balanced Training on Heavily Imbalanced Datasets", "Li et al.", 2024, "2410.04579")
 
@@ -22,7 +23,7 @@ def _log_probs(sizes: Any, tau: Any) -> jax.Array:
     return jax.nn.log_softmax(logs / jnp.asarray(tau).astype(logs.dtype))
 
 
-def temperature_probs(sizes: Any, tau: Any) -> jax.Array:
+def temperature_probs(sizes: Any, tau: ScalarOrSchedule) -> jax.Array:
     """How often each data set is drawn at a temperature.
 
         p_i = |D_i|^(1/tau) / sum_j |D_j|^(1/tau)        tau = 1: in proportion to sizes; tau = infinity: all alike
@@ -46,7 +47,7 @@ def temperature_probs(sizes: Any, tau: Any) -> jax.Array:
     return jnp.exp(_log_probs(sizes, tau))
 
 
-def scalarization_weights(sizes: Any, tau: Any) -> jax.Array:
+def scalarization_weights(sizes: Any, tau: Scalar) -> jax.Array:
     """The weights of losses that stand for a temperature where data are drawn in proportion to sizes.
 
         w_i = p_i(tau) / p_i(1),        sum_i p_i(1) w_i = 1

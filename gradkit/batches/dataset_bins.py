@@ -13,11 +13,12 @@ from gradkit.batches.greedy_select import greedy_select
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("Dataset Quantization", "Zhou et al.", 2023)
 
 
-def dataset_bins(features: Any, *, num_bins: int = 10, balance: Any = 1.0) -> jax.Array:
+def dataset_bins(features: Any, *, num_bins: int = 10, balance: Scalar = 1.0) -> jax.Array:
     """Splits a data set into bins of equal sizes, each of which stands for what was left when it was filled.
 
         sim(i, j) = the cosine of features i and j
@@ -69,7 +70,7 @@ def dataset_bins(features: Any, *, num_bins: int = 10, balance: Any = 1.0) -> ja
     return carry[1]
 
 
-def sample_bins(key: Any, bins: Any, fraction: Any, *, labels: Any = None) -> np.ndarray:
+def sample_bins(key: Key, bins: Any, fraction: Scalar, *, labels: Any = None) -> np.ndarray:
     """The same share of every bin, drawn uniformly.
 
         round(fraction N) examples, split over bins (with `labels`: over classes in bins) by their sizes

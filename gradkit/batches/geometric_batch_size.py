@@ -6,13 +6,13 @@ n_k = ceil(n0 tau^k),   k = 0, 1, ...      at most max_batch
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 
-def geometric_batch_size(n0: int, tau: Any, *, max_batch: int | None = None) -> Callable[[int], int]:
+def geometric_batch_size(n0: int, tau: Scalar, *, max_batch: int | None = None) -> Callable[[int], int]:
     """How many examples each step takes, for linear convergence of SGD at a constant rate.
 
     Equations: at the head of this file.

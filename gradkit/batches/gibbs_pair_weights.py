@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
+from gradkit.types import Scalar
 
 PAPER = Paper("Weighted Conditional Flow Matching", "Calvo-Ordoñez et al.", 2025)
 
 
-def gibbs_pair_weights(x: Any, y: Any, epsilon: Any, *, axis_name: Any = None) -> jax.Array:
+def gibbs_pair_weights(x: Any, y: Any, epsilon: Scalar, *, axis_name: Any = None) -> jax.Array:
     """Weights of independently drawn pairs (noise, data): those that entropic optimal transport would join count more.
 
         w_i = B exp(-|x_i - y_i|^2 / epsilon) / sum_j exp(-|x_j - y_j|^2 / epsilon),     mean 1 over the B pairs

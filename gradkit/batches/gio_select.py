@@ -11,6 +11,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import refuse
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "GIO: Gradient Information Optimization for Training Dataset Selection", "Everaert, Potts", 2023, "2306.11670"
@@ -68,7 +69,7 @@ def _check_k(k: int, target: jax.Array) -> int:
     return k
 
 
-def gio_kl(target: Any, selected: Any, *, k: int = 5, eps: Any = 1e-8) -> jax.Array:
+def gio_kl(target: Any, selected: Any, *, k: int = 5, eps: Scalar = 1e-8) -> jax.Array:
     """An estimate of the KL divergence of a target distribution from a selection, by distances to neighbours.
 
         D = d mean_ij [log(nu_ij + eps) - log(rho_i + eps)] + mean_j log(k m / (j (n - 1))),    i = 1 .. n, j = 1 .. m
@@ -111,12 +112,12 @@ def gio_select(
     num_select: int,
     k: int = 5,
     steps: int = 50,
-    learning_rate: Any = 0.01,
-    eps: Any = 1e-8,
-    scale: Any = None,
+    learning_rate: Scalar = 0.01,
+    eps: Scalar = 1e-8,
+    scale: Scalar | None = None,
     v_init: str = "mean",
     stop: str = "increase",
-    key: Any = None,
+    key: Key | None = None,
 ) -> GioSelection:
     """Chooses examples of a pool: a free point goes down the divergence, and the example nearest to it is taken.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
+from gradkit.types import Mask, Scalar
 
 PAPER = Paper(
     "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning for LLM Reasoning",
@@ -83,7 +84,7 @@ def _edge(h: jax.Array, valid: jax.Array, fraction: jax.Array, bins: int, axis_n
 
 
 def high_entropy_mask(
-    entropy: Any, valid: Any, *, fraction: Any = 0.2, axis_name: Any = None, bins: int | None = None
+    entropy: Any, valid: Any, *, fraction: Scalar = 0.2, axis_name: Any = None, bins: int | None = None
 ) -> jax.Array:
     """The tokens of the batch with the largest entropies, at which alone the policy gradient is taken.
 
@@ -128,7 +129,7 @@ def high_entropy_mask(
     return (h >= _quantile(every, real, 1 - f)) & valid
 
 
-def high_entropy_mean(losses: Any, mask: Any, valid: Any, *, denominator: str = "valid", axis_name: Any = None) -> Any:
+def high_entropy_mean(losses: Any, mask: Mask, valid: Any, *, denominator: str = "valid", axis_name: Any = None) -> Any:
     """The policy loss of the tokens that a mask keeps, divided by the number of tokens of one kind or the other.
 
         sum_i mask_i loss_i / number of valid tokens            "valid": what is kept has the gradient it always had

@@ -11,6 +11,7 @@ from gradkit.batches.stochastic_acquisition import gumbel_top_k
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals, refuse
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Data curation via joint example selection further accelerates multimodal learning",
@@ -68,15 +69,15 @@ def learnability(learner: Any, reference: Any, *, score: str = "learnability") -
 
 
 def jest_select(
-    key: Any,
+    key: Key,
     learner: Any,
     reference: Any,
     *,
     num_chunks: int = 16,
-    filter_ratio: Any = 0.8,
+    filter_ratio: Scalar = 0.8,
     score: str = "learnability",
     first: str = "diagonal",
-    temperature: Any = 1.0,
+    temperature: Scalar = 1.0,
 ) -> jax.Array:
     """A batch out of a super-batch, chunk by chunk, whose pairs are worth most together.
 

@@ -12,6 +12,7 @@ from gradkit.batches.greedy_select import PAPER, greedy_select
 from gradkit.catalogue import register
 from gradkit.engine.arrays import reals, refuse
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key
 
 
 class KCentres(NamedTuple):
@@ -35,7 +36,7 @@ def _initial(initial: Any, n: int) -> jax.Array:
     return rows
 
 
-def k_centre_greedy(features: Any, initial: Any, k: int, *, key: Any = None) -> KCentres:
+def k_centre_greedy(features: Any, initial: Any, k: int, *, key: Key | None = None) -> KCentres:
     """Examples to be labelled next: every one the farthest from all that are labelled or chosen already.
 
         d_i = min over the chosen j of |x_i - x_j|

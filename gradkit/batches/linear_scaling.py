@@ -10,11 +10,12 @@ from typing import Any
 
 from gradkit.batches.rule import apply_rule
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", "Goyal et al.", 2017, "1706.02677")
 
 
-def linear_scaling(hparams: Mapping[str, Any], kappa: Any) -> dict[str, Any]:
+def linear_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     """Hyperparameters of SGD with momentum for a batch kappa times as large.
 
     Equations: at the head of this file.

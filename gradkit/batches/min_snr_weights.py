@@ -1,19 +1,18 @@
 """Min-SNR: the noise levels of a diffusion model, weighed like tasks that conflict."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals, refuse
+from gradkit.types import Scalar
 
 PAPER = Paper("Efficient Diffusion Training via Min-SNR Weighting Strategy", "Hang et al.", 2023, "2303.09556")
 
 
 def min_snr_weights(
-    snr: Any, gamma: Any = 5.0, *, prediction: str = "epsilon", zero_terminal: str = "limit"
+    snr: Scalar, gamma: Scalar = 5.0, *, prediction: str = "epsilon", zero_terminal: str = "limit"
 ) -> jax.Array:
     """Weights of the mean squared error of every example, by the signal-to-noise ratio at its time step.
 

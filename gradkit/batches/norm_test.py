@@ -21,6 +21,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, divide, widen
 from gradkit.engine.matching import check_leaves
 from gradkit.engine.norms import global_square, global_sums
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods", "Lau, Liu, Kolar", 2024, "2402.11215"
@@ -48,7 +49,7 @@ def _needed(variance: jax.Array, square: jax.Array) -> jax.Array:
     return jnp.where(square == 0, jnp.inf, divide(variance, square))
 
 
-def norm_test(mean: Any, var: Any, *, batch_size: Any, eta: Any = 0.1, max_batch: int = UNLIMITED) -> jax.Array:
+def norm_test(mean: Any, var: Any, *, batch_size: Scalar, eta: Scalar = 0.1, max_batch: int = UNLIMITED) -> jax.Array:
     """The batch whose gradient is within eta of the true one, in expectation and relative to its norm.
 
     Equations: the first at the head of this file.
@@ -136,7 +137,12 @@ def _about(method: str, example_grads: Any) -> tuple[int, jax.Array, jax.Array, 
 
 
 def inner_product_test(
-    example_grads: Any, *, batch_size: Any = None, theta: Any = 0.1, examples: int = 1, max_batch: int = UNLIMITED
+    example_grads: Any,
+    *,
+    batch_size: Scalar | None = None,
+    theta: Scalar = 0.1,
+    examples: int = 1,
+    max_batch: int = UNLIMITED,
 ) -> jax.Array:
     """The batch whose gradient has a steady component along the true one.
 
@@ -175,7 +181,12 @@ def inner_product_test(
 
 
 def orthogonality_test(
-    example_grads: Any, *, batch_size: Any = None, nu: Any = 1.0, examples: int = 1, max_batch: int = UNLIMITED
+    example_grads: Any,
+    *,
+    batch_size: Scalar | None = None,
+    nu: Scalar = 1.0,
+    examples: int = 1,
+    max_batch: int = UNLIMITED,
 ) -> jax.Array:
     """The batch whose gradient has little that is orthogonal to the true one.
 

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.batches.rule import apply_rule
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Train longer, generalize better: closing the generalization gap in large batch training of neural networks",
@@ -25,7 +26,7 @@ PAPER = Paper(
 )
 
 
-def regime_adaptation(hparams: Mapping[str, Any], kappa: Any) -> dict[str, Any]:
+def regime_adaptation(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     """Hyperparameters of SGD for a batch kappa times as large that is trained for as many updates.
 
     Equations: at the head of this file.

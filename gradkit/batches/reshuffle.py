@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key
 
 
-def reshuffle(num_examples: int, batch_size: int, *, key: Any = 0) -> Callable[[Any], jax.Array]:
+def reshuffle(num_examples: int, batch_size: int, *, key: Key = 0) -> Callable[[Any], jax.Array]:
     """The examples of every step, without replacement within an epoch.
 
     Equations: at the head of this file. A function of the step alone: a training goes on from any step with the same

@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from gradkit.batches.rule import apply_rule
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", "Malladi et al.", 2022, "2205.10287")
 # 1 - 0.9 is below 0.1 in floating point: ten times it is meant to be 1.
@@ -37,7 +38,7 @@ def _decay(name: str, kappa: Any) -> Callable[[Any], Any]:
     return change
 
 
-def sqrt_scaling(hparams: Mapping[str, Any], kappa: Any) -> dict[str, Any]:
+def sqrt_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     """Hyperparameters of Adam or RMSprop for a batch kappa times as large.
 
     Equations: at the head of this file.

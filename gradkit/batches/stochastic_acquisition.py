@@ -9,6 +9,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals, refuse
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Stochastic Batch Acquisition: A Simple Baseline for Deep Active Learning", "Kirsch et al.", 2021, "2106.12059"
@@ -37,7 +38,7 @@ def _size(n: int, axis_name: Any) -> int:
     return n if axis_name is None else n * jax.lax.axis_size(axis_name)
 
 
-def gumbel_top_k(key: Any, logits: Any, k: int, *, axis_name: Any = None) -> jax.Array:
+def gumbel_top_k(key: Key, logits: Any, k: int, *, axis_name: Any = None) -> jax.Array:
     """k draws without replacement, in order: the largest of the logits plus Gumbel noise.
 
         the first is i with probability softmax(logits)_i, the next with softmax over those that are left, ...
@@ -70,7 +71,7 @@ def gumbel_top_k(key: Any, logits: Any, k: int, *, axis_name: Any = None) -> jax
 
 
 def stochastic_acquisition(
-    key: Any, scores: Any, k: int, *, kind: str = "power", coldness: Any = 1.0, axis_name: Any = None
+    key: Key, scores: Any, k: int, *, kind: str = "power", coldness: Scalar = 1.0, axis_name: Any = None
 ) -> jax.Array:
     """The k examples to be labelled next, drawn without replacement instead of the k best, which are alike.
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling", "Li et al.", 2024, "2405.14578")
 
@@ -31,7 +32,7 @@ def _check(batch_size: Any, max_learning_rate: Any, noise_batch: Any) -> None:
     checks.real("noise_batch", noise_batch, "(0, inf)")
 
 
-def surge_learning_rate(batch_size: Any, max_learning_rate: Any, noise_batch: Any) -> Any:
+def surge_learning_rate(batch_size: Scalar, max_learning_rate: Scalar, noise_batch: Scalar) -> Any:
     """The best rate of Adam, or of a method of signs, for a batch.
 
     Equations: the first at the head of this file.
@@ -58,7 +59,7 @@ def surge_learning_rate(batch_size: Any, max_learning_rate: Any, noise_batch: An
     return max_learning_rate / ((1 / root + root) / 2)
 
 
-def sgd_learning_rate(batch_size: Any, max_learning_rate: Any, noise_batch: Any) -> Any:
+def sgd_learning_rate(batch_size: Scalar, max_learning_rate: Scalar, noise_batch: Scalar) -> Any:
     """The best rate of SGD for a batch, which only rises.
 
     Equations: the second at the head of this file.
@@ -93,7 +94,7 @@ def _moments(mean: Any, std: Any, hessian: Any) -> tuple[jax.Array, jax.Array, j
     return mu, sigma, H
 
 
-def optimal_sign_rate(mean: Any, std: Any, hessian: Any, batch_size: Any) -> jax.Array:
+def optimal_sign_rate(mean: Any, std: Scalar, hessian: Any, batch_size: Scalar) -> jax.Array:
     """The best rate of one step along the signs of a noisy gradient, on a quadratic.
 
     Equations: the third at the head of this file.
@@ -127,7 +128,7 @@ def optimal_sign_rate(mean: Any, std: Any, hessian: Any, batch_size: Any) -> jax
     return (e @ mu) / (jnp.trace(H) + e @ H @ e - jnp.square(e) @ jnp.diagonal(H))
 
 
-def surge_noise_batch(mean: Any, std: Any, hessian: Any) -> jax.Array:
+def surge_noise_batch(mean: Any, std: Scalar, hessian: Any) -> jax.Array:
     """The batch at which the best rate of signs peaks.
 
     Equations: the last at the head of this file.

@@ -15,11 +15,12 @@ import jax
 from gradkit import checks
 from gradkit.batches.rule import apply_rule
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 KINDS = ("matrix", "vector")
 
 
-def weight_decay_width_scaling(hparams: Mapping[str, Any], kappa: Any, *, labels: Any = None) -> dict[str, Any]:
+def weight_decay_width_scaling(hparams: Mapping[str, Any], kappa: Scalar, *, labels: Any = None) -> dict[str, Any]:
     """Hyperparameters of AdamW for a model kappa times as wide.
 
     Equations: at the head of this file.

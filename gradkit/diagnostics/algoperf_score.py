@@ -14,6 +14,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Benchmarking Neural Network Training Algorithms", "Dahl et al.", 2023, "2306.07179")
 
@@ -111,7 +112,7 @@ def performance_profile(
     times: Any,
     taus: Any,
     *,
-    r_max: Any = 4.0,
+    r_max: Scalar = 4.0,
     held_out: Sequence[tuple[int, int]] = (),
     workloads: Sequence[int] | None = None,
 ) -> np.ndarray:
@@ -150,7 +151,7 @@ def performance_profile(
 def algoperf_score(
     times: Any,
     *,
-    r_max: Any = 4.0,
+    r_max: Scalar = 4.0,
     exact: bool = True,
     num_points: int = 100,
     held_out: Sequence[tuple[int, int]] = (),

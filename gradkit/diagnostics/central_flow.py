@@ -35,6 +35,7 @@ from gradkit.engine.krylov import combination, inner
 from gradkit.engine.lazy_gradients import inner_products
 from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_square
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper("Understanding Optimization in Deep Learning with Central Flows", "Cohen et al.", 2024, "2410.24206")
 RULES = ("gd", "scalar_rmsprop", "rmsprop")
@@ -113,13 +114,13 @@ def _moved(rule: str, params: Any, state: Any, move: Any, drift: Any, dt: Any) -
 def stable_flow_step(
     rule: str,
     loss_fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     state: Any,
     *args: Any,
-    learning_rate: Any,
-    b2: Any = 0.99,
-    eps: Any = 0.0,
-    dt: Any = 0.25,
+    learning_rate: Scalar,
+    b2: Scalar = 0.99,
+    eps: Scalar = 0.0,
+    dt: Scalar = 0.25,
 ) -> tuple[Any, Any]:
     """A step of the flow that an optimizer would follow if it did not oscillate: gradient flow with its preconditioner.
 
@@ -170,18 +171,18 @@ def stable_flow_step(
 def central_flow_step(
     rule: str,
     loss_fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     state: Any,
     *args: Any,
-    learning_rate: Any,
-    b2: Any = 0.99,
-    eps: Any = 0.0,
-    dt: Any = 0.25,
+    learning_rate: Scalar,
+    b2: Scalar = 0.99,
+    eps: Scalar = 0.0,
+    dt: Scalar = 0.25,
     max_critical: int = 1,
-    threshold: Any = 1.95,
+    threshold: Scalar = 1.95,
     lanczos_steps: int | None = None,
     iterations: int = 300,
-    key: Any = 0,
+    key: Key = 0,
 ) -> FlowStep:
     """A step of the central flow: the path of an optimizer at the edge of stability, its oscillations averaged out.
 

@@ -24,6 +24,7 @@ from gradkit.engine.matching import check_leaves
 from gradkit.engine.norms import concatenated
 from gradkit.engine.sums import block_sums
 from gradkit.leaves import names
+from gradkit.types import PyTree
 
 PAPER = Paper("On the Generalization Mystery in Deep Learning", "Chatterjee, Zielinski", 2022, "2203.10036")
 
@@ -47,7 +48,7 @@ def _squares(known: list[str], rows: list[jax.Array]) -> list[jax.Array]:
     return [s.reshape(1) for s in sums]
 
 
-def coherence(gradients: Any, *, microbatch_size: int = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
+def coherence(gradients: PyTree, *, microbatch_size: int = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
     """The coherence of gradients: 0 where they cancel or are 0, 1 where all are equal.
 
         alpha = |sum_i g_i|^2 / (m sum_i |g_i|^2)
@@ -105,7 +106,7 @@ def coherence(gradients: Any, *, microbatch_size: int = 1, unbiased: bool = Fals
     return alpha(jnp.sum(concatenated(together)), jnp.sum(concatenated(own)))
 
 
-def m_coherence(gradients: Any, *, microbatch_size: int = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
+def m_coherence(gradients: PyTree, *, microbatch_size: int = 1, unbiased: bool = False, leafwise: bool = False) -> Any:
     """How many examples a step on one of them helps, on average.
 
         m-coherence = m k alpha,   alpha the coherence of examples, of m microbatches of k examples

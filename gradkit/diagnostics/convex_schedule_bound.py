@@ -21,6 +21,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "The Surprising Agreement Between Convex Optimization Theory and Learning-Rate Scheduling for Large Model Training",
@@ -97,7 +98,7 @@ def _terms(xp: Any, rates: Any, squares: Any, D: Any, earlier: Any = None) -> Te
 
 
 def convex_schedule_bound(
-    learning_rates: Any, grad_norms: Any = 1.0, distance: Any = 1.0, *, terms: bool = False
+    learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1.0, *, terms: bool = False
 ) -> Any:
     """The bound on the suboptimality of the last iterate that convex theory gives for a learning rate schedule.
 
@@ -135,7 +136,7 @@ def convex_schedule_bound(
     return found if terms else found.distance + found.average + found.last
 
 
-def bound_curve(learning_rates: Any, grad_norms: Any = 1.0, distance: Any = 1.0) -> Any:
+def bound_curve(learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1.0) -> Any:
     """The bound at every step of a schedule: the loss curve that convex theory predicts.
 
     Equations: Omega_1, ..., Omega_T at the head of this file; T programs of T steps, so T^2 / 2 additions.
@@ -171,7 +172,7 @@ def bound_curve(learning_rates: Any, grad_norms: Any = 1.0, distance: Any = 1.0)
     return jax.lax.map(bound, steps)
 
 
-def optimal_base_rate(learning_rates: Any, grad_norms: Any = 1.0, distance: Any = 1.0) -> BaseRate:
+def optimal_base_rate(learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1.0) -> BaseRate:
     """The number that a schedule must be multiplied by for the smallest bound, and the bound there.
 
     Equations: gamma* and Omega* at the head of this file.

@@ -22,6 +22,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.diagnostics.gauss_newton_split import accumulated_hvp
 from gradkit.diagnostics.gradient_subspace_fraction import top_eigenpairs
 from gradkit.engine.matching import check_leaves, check_match
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper(
     "A Loss Curvature Perspective on Training Instability in Deep Learning", "Gilmer et al.", 2021, "2110.04369"
@@ -37,8 +38,8 @@ class Sharpness(NamedTuple):
 
 def sharpness(
     loss_fn: Callable[..., Any],
-    params: Any,
-    key: Any,
+    params: PyTree,
+    key: Key,
     batches: Any,
     *,
     weights: Any = None,
@@ -110,7 +111,7 @@ class CurvatureStability(NamedTuple):
 
 
 def curvature_stability(
-    eigenvalue: Any, learning_rate: Any, *, b1: Any = 0.0, averaged: bool = False
+    eigenvalue: Any, learning_rate: Scalar, *, b1: Scalar = 0.0, averaged: bool = False
 ) -> CurvatureStability:
     """The learning rate beside the largest that is stable at this curvature.
 

@@ -17,6 +17,7 @@ from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.norms import global_norm
 from gradkit.engine.sums import block_sums
 from gradkit.leaves import names
+from gradkit.types import PyTree
 
 
 def _inner(a: Any, b: Any) -> jax.Array:
@@ -33,7 +34,7 @@ def _largest(tree: Any) -> jax.Array:
     return jnp.max(jnp.stack([s.astype(widest) for s in sizes])) if sizes else jnp.zeros((), widest)
 
 
-def directional_sharpness(loss_fn: Callable[..., Any], params: Any, updates: Any, *args: Any) -> jax.Array:
+def directional_sharpness(loss_fn: Callable[..., Any], params: PyTree, updates: PyTree, *args: Any) -> jax.Array:
     """Measures the curvature of a loss in the direction of an update.
 
     Equations: at the head of this file; the product with the Hessian is one derivative of the gradient.

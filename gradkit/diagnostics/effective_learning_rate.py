@@ -10,14 +10,15 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.leaves import names
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper("L2 Regularization versus Batch and Weight Normalization", "van Laarhoven", 2017, "1706.05350")
 RULES = ("sgd", "adam")
 
 
 def effective_learning_rate(
-    params: Any,
-    learning_rate: Any,
+    params: PyTree,
+    learning_rate: Scalar,
     *,
     rule: str = "sgd",
     where: Callable[[str], bool] | None = None,
@@ -66,7 +67,7 @@ def effective_learning_rate(
     return found
 
 
-def settled_learning_rate(learning_rate: Any, weight_decay: Any, grad_square: Any) -> jax.Array:
+def settled_learning_rate(learning_rate: Scalar, weight_decay: Scalar, grad_square: Any) -> jax.Array:
     """The effective learning rate at which SGD with weight decay settles, of a scale-invariant leaf.
 
         |w|^4 = eta E|g|^2 / (2 lambda),    eta / |w|^2 = sqrt(2 eta lambda / E|g|^2)

@@ -17,6 +17,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import register
 from gradkit.diagnostics.convex_schedule_bound import PAPER, optimal_base_rate
+from gradkit.types import ScalarOrSchedule
 
 FALLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda p: 1 - p,
@@ -122,7 +123,7 @@ def extend_second_stage(
     return _root(above, low, min(low / 0.8, 1.0))
 
 
-def transfer_base_rate(rate: Any, from_schedule: Any, to_schedule: Any) -> Any:
+def transfer_base_rate(rate: ScalarOrSchedule, from_schedule: Any, to_schedule: ScalarOrSchedule) -> Any:
     """The base rate for another schedule, from the one that was tuned with this schedule.
 
     Equations: the last at the head of this file.

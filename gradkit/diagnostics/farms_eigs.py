@@ -22,6 +22,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.leaves import Layout, names, resolve_layout
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper("Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias", "Hu et al.", 2025, "2506.06280")
 FITTINGS = ("median", "goodness-of-fit")
@@ -41,7 +42,7 @@ def farms_eigs(
     w: Any,
     *,
     num_row_samples: int = 100,
-    q_ratio: Any = 2.0,
+    q_ratio: Scalar = 2.0,
     ops_per_dim: int | None = 10,
     step_size: int = 10,
 ) -> jax.Array:
@@ -104,7 +105,7 @@ class PowerLaw(NamedTuple):
     distance: jax.Array
 
 
-def powerlaw_alpha(eigs: Any, *, xmin_pos: Any = 2.0, fitting: str = "median") -> PowerLaw:
+def powerlaw_alpha(eigs: Any, *, xmin_pos: Scalar = 2.0, fitting: str = "median") -> PowerLaw:
     """The exponent of the power law that the tail of a spectrum follows (Hill's estimate).
 
         alpha = 1 + n / (sum_{j >= i} log e_j - n log e_i)
@@ -162,10 +163,10 @@ def powerlaw_alpha(eigs: Any, *, xmin_pos: Any = 2.0, fitting: str = "median") -
 
 
 def layer_alphas(
-    params: Any,
+    params: PyTree,
     *,
     num_row_samples: int = 100,
-    q_ratio: Any = 2.0,
+    q_ratio: Scalar = 2.0,
     ops_per_dim: int | None = 10,
     xmin_pos: Any = 2.0,
     layout: Layout | None = None,
@@ -256,7 +257,7 @@ def _conv_alpha(shape: Any, q_ratio: Any, xmin_pos: Any) -> Any:
 
 
 def tempbalance_rates(
-    alphas: Mapping[str, Any], learning_rate: Any = 1.0, *, low: Any = 0.5, high: Any = 1.5, ends: bool = False
+    alphas: Mapping[str, Any], learning_rate: Scalar = 1.0, *, low: Scalar = 0.5, high: Scalar = 1.5, ends: bool = False
 ) -> dict[str, jax.Array]:
     """A learning rate for every layer, larger where its exponent is larger: where it is trained less (TempBalance).
 

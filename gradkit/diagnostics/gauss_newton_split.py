@@ -18,6 +18,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.matching import check_leaves, check_match
+from gradkit.types import PyTree
 
 PAPER = Paper(
     "Empirical Analysis of the Hessian of Over-Parametrized Neural Networks", "Sagun et al.", 2017, "1706.04454"
@@ -36,7 +37,7 @@ def _product(loss_fn: Callable[..., Any], params: Any, v: Any, args: tuple[Any, 
     return jax.jvp(jax.grad(lambda x: loss_fn(x, *args)), (params,), (v,))[1]
 
 
-def hvp(loss_fn: Callable[..., Any], params: Any, v: Any, *args: Any) -> Any:
+def hvp(loss_fn: Callable[..., Any], params: PyTree, v: Any, *args: Any) -> Any:
     """The product of the Hessian of a loss with a vector.
 
         H v = d/dt grad L(x + t v) at t = 0
@@ -65,7 +66,7 @@ def hvp(loss_fn: Callable[..., Any], params: Any, v: Any, *args: Any) -> Any:
     return _product(loss_fn, params, _checked("hvp", params, v), args)
 
 
-def accumulated_hvp(loss_fn: Callable[..., Any], params: Any, v: Any, batches: Any, *, weights: Any = None) -> Any:
+def accumulated_hvp(loss_fn: Callable[..., Any], params: PyTree, v: Any, batches: Any, *, weights: Any = None) -> Any:
     """The product of a vector with the Hessian of the mean loss over the microbatches of a fixed data set.
 
         H v = sum_i w_i H_i v / sum_i w_i
@@ -130,7 +131,7 @@ class GaussNewtonSplit(NamedTuple):
 
 
 def gauss_newton_split(
-    model_fn: Callable[..., Any], loss_fn: Callable[..., Any], params: Any, v: Any, inputs: Any, *args: Any
+    model_fn: Callable[..., Any], loss_fn: Callable[..., Any], params: PyTree, v: Any, inputs: Any, *args: Any
 ) -> GaussNewtonSplit:
     """The product of a vector with the Gauss-Newton matrix, and with the rest of the Hessian.
 

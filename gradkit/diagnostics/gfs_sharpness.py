@@ -25,6 +25,7 @@ from gradkit.diagnostics.gradient_subspace_fraction import top_eigenpairs
 from gradkit.engine.core import widen
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.norms import global_norm, global_square
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper(
     "Gradient Descent Monotonically Decreases the Sharpness of Gradient Flow Solutions in Scalar Networks and Beyond",
@@ -85,11 +86,11 @@ def _flow(grad_fn: Callable[[Any], Any], x: Any, tolerance: Any, error_per_step:
 
 def gfs_sharpness(
     loss_fn: Callable[..., Any],
-    params: Any,
-    key: Any,
+    params: PyTree,
+    key: Key,
     *args: Any,
     flow_solver: Callable[..., Any] | None = None,
-    tolerance: Any = 1e-5,
+    tolerance: Scalar = 1e-5,
     error_per_step: float = 1e-5,
     total_steps: int = 10_000,
     steps: int | None = None,

@@ -25,6 +25,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction, widen
 from gradkit.engine.norms import global_square
+from gradkit.types import Scalar
 
 PAPER = Paper("An Empirical Model of Large-Batch Training", "McCandlish et al.", 2018, "1812.06162")
 
@@ -63,7 +64,7 @@ class NoiseScale(NamedTuple):
     update: Callable[..., tuple[NoiseScaleEstimate, NoiseScaleState]]
 
 
-def gradient_noise_scale(batch_small: int, batch_big: int, decay: Any = 0.95) -> NoiseScale:
+def gradient_noise_scale(batch_small: int, batch_big: int, decay: Scalar = 0.95) -> NoiseScale:
     """Measures the gradient noise scale while training.
 
     Equations: at the head of this file.
@@ -142,7 +143,7 @@ def from_moments(moments: Any) -> dict[str, jax.Array]:
     return {"sq_small": moments.mean_sq_norm, "sq_big": sq_big}
 
 
-def critical_batch_size(min_steps: Any, min_examples: Any) -> Any:
+def critical_batch_size(min_steps: Scalar, min_examples: Scalar) -> Any:
     """The batch that reaches a target in twice the fewest steps and with twice the fewest examples.
 
     Args:
@@ -166,7 +167,7 @@ def critical_batch_size(min_steps: Any, min_examples: Any) -> Any:
     return min_examples / min_steps
 
 
-def optimal_rate(max_learning_rate: Any, *, batch_size: Any, noise_scale: Any) -> Any:
+def optimal_rate(max_learning_rate: Scalar, *, batch_size: Scalar, noise_scale: Scalar) -> Any:
     """The best learning rate of SGD for a batch, from the best one without noise.
 
     Args:
@@ -199,7 +200,7 @@ class StepsExamples(NamedTuple):
     min_examples: float
 
 
-def fit_steps_examples(steps: Any, examples: Any) -> StepsExamples:
+def fit_steps_examples(steps: Scalar, examples: Any) -> StepsExamples:
     """Fits (S / S_min - 1) (E / E_min - 1) = 1 to runs of several batch sizes that reached one target.
 
     The hyperbola is S_min / S + E_min / E = 1, linear in what is sought: least squares, in float64.

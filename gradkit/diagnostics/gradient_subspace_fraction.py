@@ -22,6 +22,7 @@ from gradkit.engine.krylov import combination, inner, iterate, minus, start_vect
 from gradkit.engine.lazy_gradients import inner_products
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.norms import global_norm
+from gradkit.types import Key
 
 PAPER = Paper("Gradient Descent Happens in a Tiny Subspace", "Gur-Ari, Roberts, Dyer", 2018, "1812.04754")
 
@@ -41,7 +42,7 @@ class Eigenpairs(NamedTuple):
 
 
 def top_eigenpairs(
-    hvp_fn: Callable[[Any], Any], key: Any, like: Any, k: int, *, steps: int | None = None
+    hvp_fn: Callable[[Any], Any], key: Key, like: Any, k: int, *, steps: int | None = None
 ) -> Eigenpairs:
     """The k largest eigenvalues of a Hessian and their eigenvectors, by Lanczos steps.
 

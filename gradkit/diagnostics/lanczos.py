@@ -28,6 +28,7 @@ from gradkit.engine.core import widen
 from gradkit.engine.keys import as_key
 from gradkit.engine.krylov import PROBES, iterate, start_vector, tridiagonal, wide_product
 from gradkit.engine.matching import check_leaves
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training",
@@ -39,7 +40,7 @@ PAPER = Paper(
 
 def lanczos(
     hvp_fn: Callable[[Any], Any],
-    key: Any,
+    key: Key,
     like: Any,
     steps: int,
     *,
@@ -129,7 +130,7 @@ class HeavyBallPair(NamedTuple):
     momentum: jax.Array
 
 
-def lanczos_hyperparameters(values: Any, *, lower: Any = None) -> HeavyBallPair:
+def lanczos_hyperparameters(values: Any, *, lower: Scalar | None = None) -> HeavyBallPair:
     """The rate and momentum that contract fastest on a quadratic with these Ritz values.
 
     Equations: at the head of this file.
@@ -169,7 +170,9 @@ def lanczos_hyperparameters(values: Any, *, lower: Any = None) -> HeavyBallPair:
     return HeavyBallPair(jnp.square(2 / total), jnp.square((root_L - root_l) / total))
 
 
-def batch_hessian_edge(lam: Any, sigma: Any, num_params: Any, batch_size: Any, num_examples: Any = None) -> jax.Array:
+def batch_hessian_edge(
+    lam: Any, sigma: Scalar, num_params: Any, batch_size: Scalar, num_examples: Scalar | None = None
+) -> jax.Array:
     """The largest eigenvalue of the Hessian of a batch, from that of the full Hessian.
 
     Equations: the last at the head of this file. The largest stable rate goes as 1 / lam': linear in the batch while

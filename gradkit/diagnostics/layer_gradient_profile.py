@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.leaves import names
+from gradkit.types import PyTree
 
 PAPER = Paper(
     "What Happened in LLMs Layers when Trained for Fast vs. Slow Thinking: A Gradient Perspective",
@@ -25,7 +26,7 @@ class LayerGradientProfile(NamedTuple):
     mean_absolute_difference: Any
 
 
-def layer_gradient_profile(grads: Any) -> LayerGradientProfile:
+def layer_gradient_profile(grads: PyTree) -> LayerGradientProfile:
     """The nuclear norm of the gradient of every layer, and how much it changes from one layer to the next.
 
         s_l = sum of the singular values of G_l

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks",
@@ -17,7 +18,7 @@ PAPER = Paper(
 STEPS = 2048  # of Runge and Kutta, for other depths than 1 and 2
 
 
-def linear_mode_strength(t: Any, s: Any, a0: Any, tau: Any = 1.0, depth: Any = 2.0) -> jax.Array:
+def linear_mode_strength(t: Any, s: Any, a0: Scalar, tau: Scalar = 1.0, depth: Scalar = 2.0) -> jax.Array:
     """The strength of one singular mode of a linear network under gradient flow, at time t.
 
         da/dt = N a^{2 - 2/N} (s - a) / tau,    a(0) = a0

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.engine.norms import global_norm
 from gradkit.engine.states import walk
+from gradkit.types import PyTree
 
 
-def metrics(state: Any, *, updates: Any = None, params: Any = None, nonfinite: bool = False) -> dict[str, Any]:
+def metrics(state: Any, *, updates: PyTree = None, params: PyTree = None, nonfinite: bool = False) -> dict[str, Any]:
     """All published scalars of a state, however deep the links that publish them are.
 
     Args:

@@ -14,13 +14,14 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import widen
 from gradkit.engine.matching import check_match
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper(
     "Stochastic model-based minimization of weakly convex functions", "Davis, Drusvyatskiy", 2018, "1803.06523"
 )
 
 
-def moreau_gradient(prox_fn: Callable[[Any, Any], Any], params: Any, lam: Any) -> Any:
+def moreau_gradient(prox_fn: Callable[[Any, Any], Any], params: PyTree, lam: Scalar) -> Any:
     """The gradient of the Moreau envelope, whose norm measures stationarity where the loss has no gradient.
 
     Equations: at the head of this file.

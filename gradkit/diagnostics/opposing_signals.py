@@ -19,6 +19,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, widen
 from gradkit.engine.krylov import inner
 from gradkit.engine.matching import check_leaves
+from gradkit.types import PyTree
 
 PAPER = Paper(
     "Outliers with Opposing Signals Have an Outsized Effect on Neural Network Optimization",
@@ -50,7 +51,9 @@ class OpposingSignals(NamedTuple):
     down_share: jax.Array | None
 
 
-def opposing_signals(losses_before: Any, losses_after: Any, *, top: int = 20, gradients: Any = None) -> OpposingSignals:
+def opposing_signals(
+    losses_before: Any, losses_after: Any, *, top: int = 20, gradients: PyTree = None
+) -> OpposingSignals:
     """The examples whose losses rose and fell most in a step, and how their gradients oppose each other.
 
         change_i = loss_i after - loss_i before

@@ -16,6 +16,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.diagnostics.gradient_subspace_fraction import Eigenpairs, gradient_subspace_fraction, top_eigenpairs
 from gradkit.diagnostics.spectral_density import checked_steps
 from gradkit.engine.keys import as_key
+from gradkit.types import Key
 
 PAPER = Paper("Identifying Policy Gradient Subspaces", "Schneider et al.", 2024, "2401.06604")
 
@@ -39,7 +40,7 @@ class PolicyGradientSubspace(NamedTuple):
 def policy_gradient_subspace(
     loss_fns: Mapping[str, Callable[..., Any]],
     params: Mapping[str, Any],
-    key: Any,
+    key: Key,
     large_batch: Any,
     minibatches: Any,
     *,

@@ -13,6 +13,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, wide_dtype
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",
@@ -68,7 +69,7 @@ def layer_importance(inputs: Any, outputs: Any, *, normalize: bool = True) -> An
     return jax.tree.map(lambda x: divide(x, jnp.broadcast_to(mean.astype(x.dtype), x.shape)), found)
 
 
-def retained_rank(importance: Any, d: int, *, min_ratio: Any = 0.1, target_ratio: Any = 0.8) -> Any:
+def retained_rank(importance: Any, d: int, *, min_ratio: Scalar = 0.1, target_ratio: Scalar = 0.8) -> Any:
     """How many singular directions of each layer are kept from further training.
 
     Equations: r at the head of this file, rounded down.

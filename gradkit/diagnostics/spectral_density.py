@@ -27,6 +27,7 @@ from gradkit.engine.hutchinson import probe as hutchinson_probe
 from gradkit.engine.keys import as_key
 from gradkit.engine.krylov import PROBES, Krylov, inner, iterate, start_vector, wide_product
 from gradkit.engine.matching import check_leaves
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Investigating generalization capabilities of neural networks by means of loss landscapes and Hessian analysis",
@@ -53,7 +54,7 @@ def checked_steps(method: str, like: Any, steps: Any, default: int) -> int:
 
 def lanczos_tridiagonal(
     hvp_fn: Callable[[Any], Any],
-    key: Any,
+    key: Key,
     like: Any,
     steps: int,
     *,
@@ -126,13 +127,13 @@ def _extremes(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Arr
 
 def spectral_density(
     hvp_fn: Callable[[Any], Any],
-    key: Any,
+    key: Key,
     like: Any,
     *,
     steps: int | None = None,
     num_probes: int = 1,
     num_points: int = 10_000,
-    sigma_squared: Any = 1e-5,
+    sigma_squared: Scalar = 1e-5,
     reorthogonalize: bool = True,
     probe: str = "gaussian",
 ) -> SpectralDensity:
@@ -212,7 +213,7 @@ class Trace(NamedTuple):
 
 
 def hessian_trace(
-    hvp_fn: Callable[[Any], Any], key: Any, like: Any, *, num_probes: int = 100, probe: str = "rademacher"
+    hvp_fn: Callable[[Any], Any], key: Key, like: Any, *, num_probes: int = 100, probe: str = "rademacher"
 ) -> Trace:
     """The trace of a Hessian, by Hutchinson's estimate with a fixed number of probes.
 

@@ -17,6 +17,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.diagnostics.lanczos import lanczos, ritz
 from gradkit.engine.matching import check_leaves, check_match
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper(
     "A Loss Curvature Perspective on Training Instability in Deep Learning", "Gilmer et al.", 2021, "2110.04369"
@@ -25,8 +26,8 @@ PAPER = Paper(
 
 def top_hessian_eigenvalue(
     loss_fn: Callable[..., Any],
-    params: Any,
-    key: Any,
+    params: PyTree,
+    key: Key,
     *args: Any,
     iterations: int = 20,
     preconditioner: Any = None,
@@ -82,7 +83,7 @@ def top_hessian_eigenvalue(
     return jnp.max(jnp.where(found.weights > tiny, found.values, -jnp.inf))
 
 
-def stability_ratio(eigenvalue: Any, learning_rate: Any, *, b1: Any = 0.0) -> Any:
+def stability_ratio(eigenvalue: Any, learning_rate: Scalar, *, b1: Scalar = 0.0) -> Any:
     """The learning rate as a share of the largest that is stable at this curvature; above 1 training is unstable.
 
     Equations: at the head of this file.

@@ -12,6 +12,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Measuring the Effects of Data Parallelism on Neural Network Training", "Shallue et al.", 2018, "1811.03600"
@@ -70,7 +71,7 @@ class BatchScaling(NamedTuple):
     max_useful_batch: float
 
 
-def batch_scaling(batch_sizes: Any, steps: Any, *, tolerance: Any = 0.1) -> BatchScaling:
+def batch_scaling(batch_sizes: Any, steps: Scalar, *, tolerance: Scalar = 0.1) -> BatchScaling:
     """Where a larger batch pays in full, and where no more.
 
     Equations: at the head of this file.

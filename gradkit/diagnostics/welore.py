@@ -17,6 +17,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves import Layout, map_named, names, resolve_layout
+from gradkit.types import PyTree
 
 PAPER = Paper(
     "From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients",
@@ -143,7 +144,7 @@ def welore_factorize(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
     return a.astype(w.dtype), b.astype(w.dtype)
 
 
-def welore_labels(params: Any, ranks: Any, min_ratio: float | None = None, *, layout: Layout | None = None) -> Any:
+def welore_labels(params: PyTree, ranks: Any, min_ratio: float | None = None, *, layout: Layout | None = None) -> Any:
     """Which parameters are trained: the matrices of low rank.
 
     Args:

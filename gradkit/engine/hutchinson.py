@@ -70,7 +70,7 @@ def spatial_mean(h: Any, spatial_average: str, layout: Layout | None) -> Any:
 def hutchinson(
     hvp_fn: Callable[[Any], Any],
     like: Any,
-    key: jax.Array,
+    key: Any,
     *,
     num_samples: Any = 1,
     distribution: str = "rademacher",

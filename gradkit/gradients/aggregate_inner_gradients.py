@@ -25,6 +25,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, scalar, widen, zeros
 from gradkit.gradients.accumulate import split
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Enhancing Generalization of Universal Adversarial Perturbation through Gradient Aggregation",
@@ -127,12 +128,12 @@ class Sga(NamedTuple):
 
 def sga(
     grad_fn: GradFn,
-    eps: Any,
+    eps: Scalar,
     *,
     minibatch: int = 10,
     inner_repeats: int = 4,
-    step: Any = None,
-    momentum: Any = None,
+    step: Scalar | None = None,
+    momentum: Scalar | None = None,
 ) -> Sga:
     """Stochastic gradient aggregation: one perturbation of bounded size that fools a model on all examples.
 

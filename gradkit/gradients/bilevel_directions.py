@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.matching import check_leaves, check_match
+from gradkit.types import PyTree
 
 PAPER = Paper(
     "Bilevel Optimization under Unbounded Smoothness: A New Algorithm and Convergence Analysis",
@@ -56,7 +57,7 @@ def inner(a: Any, b: Any) -> jax.Array:
     return sum((p.astype(jnp.result_type(*products)) for p in products), jnp.zeros((), jnp.result_type(*products)))
 
 
-def stepped(tree: Any, rate: Any, direction: Any) -> Any:
+def stepped(tree: PyTree, rate: Any, direction: Any) -> Any:
     """tree - rate direction, in the dtypes of the tree."""
     return jax.tree.map(lambda p, d: (p - jnp.asarray(rate).astype(d.dtype) * d).astype(p.dtype), tree, direction)
 

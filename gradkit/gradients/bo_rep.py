@@ -11,6 +11,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, increment, scalar
 from gradkit.engine.norms import global_norm
 from gradkit.gradients.bilevel_directions import Bilevel, BilevelState, bilevel_directions, stepped
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Bilevel Optimization under Unbounded Smoothness: A New Algorithm and Convergence Analysis",
@@ -25,10 +26,10 @@ def bo_rep(
     upper: Callable[[Any, Any, Any], Any],
     lower: Callable[[Any, Any, Any], Any],
     *,
-    learning_rate: Any = 1e-4,
-    lower_learning_rate: Any = 2e-3,
-    linear_learning_rate: Any = 1e-2,
-    momentum: Any = 0.9,
+    learning_rate: ScalarOrSchedule = 1e-4,
+    lower_learning_rate: ScalarOrSchedule = 2e-3,
+    linear_learning_rate: ScalarOrSchedule = 1e-2,
+    momentum: Scalar = 0.9,
     update_interval: int = 3,
     lower_steps: int = 3,
 ) -> Bilevel:

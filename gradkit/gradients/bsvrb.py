@@ -10,6 +10,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, increment, scalar
 from gradkit.gradients.bilevel_directions import Bilevel, BilevelState, bilevel_directions, stepped
+from gradkit.types import ScalarOrSchedule
 
 PAPER = Paper(
     "Blockwise Stochastic Variance-Reduced Methods with Parallel Speedup for Multi-Block Bilevel Optimization",
@@ -82,9 +83,9 @@ def bsvrb(
     upper: Callable[[Any, Any, Any], Any],
     lower: Callable[[Any, Any, Any], Any],
     *,
-    learning_rate: Any,
-    lower_learning_rate: Any,
-    linear_learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
+    lower_learning_rate: ScalarOrSchedule,
+    linear_learning_rate: ScalarOrSchedule,
     a: Any = 0.1,
 ) -> Bilevel:
     """Bilevel optimization over m blocks with variance-reduced estimates: min_x mean_i F_i(x, y_i*(x)).

@@ -20,6 +20,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, scalar, widen
 from gradkit.leaves import names
+from gradkit.types import Scalar
 
 PAPER = Paper("Concurrent Adversarial Learning for Large-Batch Training", "Liu et al.", 2022, "2106.00221")
 
@@ -56,11 +57,11 @@ def _project(delta: Any, radius: Any, norm: str) -> Any:
 
 def concurrent_adversarial(
     loss_fn: Callable[..., Any],
-    radius: Any,
+    radius: Scalar,
     step: Any,
     *,
     tau: int = 1,
-    weight: Any = 1.0,
+    weight: Scalar = 1.0,
     norm: str = "linf",
     has_aux: bool = False,
 ) -> ConcurrentAdversarial:

@@ -10,6 +10,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide
 from gradkit.engine.keys import as_key
+from gradkit.types import Key
 
 PAPER = Paper(
     "Principled Training of Neural Networks with Direct Feedback Alignment", "Launay et al.", 2019, "1906.04554"
@@ -17,7 +18,7 @@ PAPER = Paper(
 Layer = Callable[[Any, Any], Any]
 
 
-def init_feedback(key: Any, widths: Sequence[int], num_classes: int, *, normalize: bool = True) -> jax.Array:
+def init_feedback(key: Key, widths: Sequence[int], num_classes: int, *, normalize: bool = True) -> jax.Array:
     """The one random matrix that all layers take their feedback from.
 
         B ~ N(0, 1), (classes, widest),    divided by sqrt(classes widest) where it is normalized

@@ -20,6 +20,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype, widen
 from gradkit.gradients.sam import ascent
+from gradkit.types import Scalar
 
 PAPER = Paper("Improving Multi-task Learning via Seeking Task-based Flat Regions", "Phan et al.", 2022, "2211.13723")
 
@@ -39,7 +40,7 @@ class FlatMultiTask(NamedTuple):
 def flat_multi_task(
     task_losses: Sequence[Callable[..., jax.Array]],
     aggregator: optax.GradientTransformation,
-    rho: Any = 0.05,
+    rho: Scalar = 0.05,
     *,
     adaptive: bool = False,
 ) -> FlatMultiTask:

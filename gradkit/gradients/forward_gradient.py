@@ -12,6 +12,7 @@ from gradkit.engine.directions import DISTRIBUTIONS, direction
 from gradkit.engine.keys import NoKey, as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.gradients.replicas import mean_over, own_copy
+from gradkit.types import PyTree
 
 PAPER = Paper("Gradients without Backpropagation", "Baydin et al.", 2022, "2202.08587")
 
@@ -29,7 +30,7 @@ def custom_rules(jaxpr: Any) -> list[str]:
     return found
 
 
-def slope_along(method: str, loss: Callable[[Any], Any], params: Any, z: Any, has_aux: bool) -> tuple[Any, Any, Any]:
+def slope_along(method: str, loss: Callable[[Any], Any], params: PyTree, z: Any, has_aux: bool) -> tuple[Any, Any, Any]:
     """(value, derivative along z, aux).
 
     Raises:

@@ -19,6 +19,7 @@ from gradkit.engine.keys import as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.gradients.hutchinson_diag import FUNCTION, scalar_loss
 from gradkit.gradients.replicas import mean_over, own_copy
+from gradkit.types import Key, PyTree
 
 PAPER = Paper(
     "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training",
@@ -31,9 +32,9 @@ PAPER = Paper(
 def gauss_newton_bartlett_diag(
     logits_fn: Callable[[Any, Any], Any],
     loss_fn: Callable[[Any, Any], Any],
-    params: Any,
+    params: PyTree,
     batch: Any,
-    key: Any,
+    key: Key,
     *,
     count: Any = None,
     axis_name: Any = None,

@@ -19,6 +19,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype, widen
 from gradkit.gradients.replicas import mean_over, own_copy
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Understanding Gradient Regularization in Deep Learning: Efficient Finite-Difference Computation and Implicit Bias",
@@ -40,8 +41,8 @@ def _beside(x: Any, e: Any, g: Any) -> Any:
 
 def gradient_regularization(
     loss_fn: Callable[..., Any],
-    gamma: Any,
-    eps: Any,
+    gamma: Scalar,
+    eps: Scalar,
     scheme: str = "forward",
     *,
     has_aux: bool = False,

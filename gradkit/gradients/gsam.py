@@ -21,6 +21,7 @@ from gradkit.engine.core import abs_sq, cast, divide, wide_dtype, widen
 from gradkit.engine.norms import global_sums
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.gradients.sam import ascent
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Surrogate Gap Minimization Improves Sharpness-Aware Training", "Zhuang et al.", 2022, "2203.08065")
 RATES = ("rho_min", "learning_rate", "max_learning_rate")
@@ -39,12 +40,12 @@ def across(a: Any, b: Any) -> Any:
 
 def gsam(
     loss_fn: Callable[..., Any],
-    rho: Any = 0.05,
+    rho: Scalar = 0.05,
     *,
-    alpha: Any,
-    rho_min: Any = None,
-    learning_rate: Any = None,
-    max_learning_rate: Any = None,
+    alpha: Scalar,
+    rho_min: Scalar | None = None,
+    learning_rate: Scalar | None = None,
+    max_learning_rate: ScalarOrSchedule | None = None,
     minimize: str = "perturbed",
     has_aux: bool = False,
     axis_name: Any = None,

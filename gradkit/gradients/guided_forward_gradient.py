@@ -12,6 +12,7 @@ from gradkit.engine.core import divide, scalar, wide_dtype, widen
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.gradients.forward_gradient import slope_along
 from gradkit.gradients.replicas import mean_over, own_copy
+from gradkit.types import Scalar
 
 PAPER = Paper("Can Forward Gradient Match Backpropagation?", "Fournier et al.", 2023, "2306.06968")
 BLOCKS = ("example", "leaf", "global")
@@ -28,7 +29,7 @@ def _share(product: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
     return divide(product, square + scalar(eps, square))
 
 
-def project_onto_guess(target: Any, guess: Any, *, eps: Any = 1e-16, block: str = "leaf") -> Any:
+def project_onto_guess(target: Any, guess: Any, *, eps: Scalar = 1e-16, block: str = "leaf") -> Any:
     """The part of a gradient that is along a guess of it.
 
         g = <t, u> / (|u|^2 + eps) u        t the target, u the guess
@@ -83,7 +84,7 @@ def guided_forward_gradient(
     loss_fn: Callable[..., Any],
     guess_fn: Callable[..., Any],
     *,
-    eps: Any = 1e-16,
+    eps: Scalar = 1e-16,
     block: str = "leaf",
     has_aux: bool = False,
     axis_name: Any = None,

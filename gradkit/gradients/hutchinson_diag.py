@@ -17,6 +17,7 @@ from gradkit.engine.keys import as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.leaves import Layout, resolve_layout
+from gradkit.types import Key, PyTree
 
 PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719")
 
@@ -35,8 +36,8 @@ def scalar_loss(name: str, loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def hutchinson_diag(
     loss_fn: Callable[[Any], Any],
-    params: Any,
-    key: Any,
+    params: PyTree,
+    key: Key,
     *,
     num_samples: int = 1,
     distribution: str = "rademacher",

@@ -18,6 +18,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, wide_dtype, widen
 from gradkit.engine.matching import check_match
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper(
     "Optimizing Millions of Hyperparameters by Implicit Differentiation",
@@ -27,7 +28,7 @@ PAPER = Paper(
 )
 
 
-def neumann_ihvp(hvp_fn: Callable[[Any], Any], vector: Any, terms: int = 20, *, step: Any) -> Any:
+def neumann_ihvp(hvp_fn: Callable[[Any], Any], vector: Any, terms: int = 20, *, step: Scalar) -> Any:
     """An inverse Hessian-vector product by a Neumann series: products alone, and one tree more in memory.
 
     step (v + (I - step H) v + ... + (I - step H)^terms v)
@@ -69,11 +70,11 @@ def neumann_ihvp(hvp_fn: Callable[[Any], Any], vector: Any, terms: int = 20, *, 
 def ift_hypergradient(
     train_loss: Callable[..., jax.Array],
     valid_loss: Callable[..., jax.Array],
-    params: Any,
+    params: PyTree,
     hyper: Any,
     terms: int = 20,
     *,
-    step: Any,
+    step: Scalar,
     solver: Callable[[Callable[[Any], Any], Any], Any] | None = None,
 ) -> Any:
     """The gradient of a validation loss by hyperparameters, through parameters that have been trained with them.

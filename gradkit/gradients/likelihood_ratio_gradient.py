@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "One Forward is Enough for Neural Network Training via Likelihood Ratio Method", "Jiang et al.", 2023, "2305.08960"
@@ -31,7 +32,7 @@ class LikelihoodRatioGradients(NamedTuple):
     sigma: jax.Array
 
 
-def lr_dense(x: Any, kernel: Any, bias: Any, noise: Any, sigma: Any) -> tuple[jax.Array, LikelihoodRatioTape]:
+def lr_dense(x: Any, kernel: Any, bias: Any, noise: Any, sigma: Scalar) -> tuple[jax.Array, LikelihoodRatioTape]:
     """A dense layer with noise before its activation, and what `likelihood_ratio_gradient` must know of it.
 
         v = x W + b + sigma noise

@@ -24,6 +24,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key
 from gradkit.linalg.svd import signed_svd, turned
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("LoRA-GA: Low-Rank Adaptation with Gradient Approximation", "Wang et al.", 2024, "2407.05000")
 DIRECTIONS = ("ArB2r", "A2rBr", "ArBr")
@@ -53,7 +54,7 @@ def lora_ga_init(
     weight: jax.Array,
     gradient: jax.Array,
     rank: int,
-    alpha: Any,
+    alpha: Scalar,
     *,
     scale: str = "stable",
     gamma: Any = 16.0,
@@ -61,7 +62,7 @@ def lora_ga_init(
     use_rslora: bool = True,
     norm_clip: bool = False,
     svd: str = "exact",
-    key: Any = None,
+    key: Key | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Makes an adapter, and the weight that is frozen beside it, from a gradient of the full weight.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import abs_sq, wide_dtype
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Enhancing High-Resolution 3D Generation through Pixel-wise Gradient Clipping", "Pan et al.", 2023, "2310.12474"
@@ -62,7 +63,7 @@ def map_cotangent(f: Callable[..., Any]) -> Callable[..., jax.Array]:
     return hook
 
 
-def clip_pixels(c: Any, threshold: Any = 0.1, *, channel_axis: int = -1, norm: str = "l2") -> jax.Array:
+def clip_pixels(c: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, norm: str = "l2") -> jax.Array:
     """Shortens every pixel of an image whose channels are longer than a threshold; what `clip_pixelwise` does backward.
 
     Args:
@@ -104,7 +105,7 @@ def clip_pixels(c: Any, threshold: Any = 0.1, *, channel_axis: int = -1, norm: s
     return (wide * factor.astype(wide.dtype)).astype(c.dtype)
 
 
-def clip_pixelwise(x: Any, threshold: Any = 0.1, *, channel_axis: int = -1, norm: str = "l2") -> jax.Array:
+def clip_pixelwise(x: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, norm: str = "l2") -> jax.Array:
     """Passes an image through, and clips what comes back to each of its pixels.
 
     Equations: at the head of this file. For an image that a loss of its own is put on, such as one that a renderer made

@@ -12,6 +12,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Train longer, generalize better: closing the generalization gap in large batch training of neural networks",
@@ -21,7 +22,7 @@ PAPER = Paper(
 )
 
 
-def multiply_by_noise(key: Any, example_grads: Any, std: Any) -> Any:
+def multiply_by_noise(key: Key, example_grads: Any, std: Scalar) -> Any:
     """The mean of gradients of single examples, each multiplied by a random number around 1.
 
     Equations: at the head of this file.

@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype, widen
 from gradkit.engine.keys import as_key
 from gradkit.engine.matching import check_match
+from gradkit.types import Key
 
 PAPER = Paper("Optimizing ML Training with Metagradient Descent", "Engstrom et al.", 2025, "2503.13751")
 StepFn = Callable[[Any, Any, jax.Array], Any]
@@ -222,7 +223,7 @@ def metasmoothness(train_fn: Callable[[Any], Any], meta: Any, direction: Any, h:
     return jnp.where(changed > 0, agreed / jnp.where(changed > 0, changed, jnp.ones_like(changed)), 0)
 
 
-def metagradient_descent(counts: Any, gradient: Any, key: Any, p: Any = 0.5) -> Any:
+def metagradient_descent(counts: Any, gradient: Any, key: Key, p: Any = 0.5) -> Any:
     """One step of the paper's descent on counts of examples: a random share of them moves by one, down the gradient.
 
     counts <- max(counts - sign(gradient) * Bernoulli(p), 0)

@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradkit.types import PyTree
 
-def own_copy(params: Any, axis_name: Any) -> Any:
+
+def own_copy(params: PyTree, axis_name: Any) -> Any:
     """The parameters as a value of each replica, so that a gradient with respect to them is its own.
 
     `shard_map` knows which arrays are the same on all replicas, and sums a gradient with respect to such an array
@@ -19,6 +21,6 @@ def own_copy(params: Any, axis_name: Any) -> Any:
     return jax.tree.map(lambda x: jnp.where(always, x, x), params)
 
 
-def mean_over(tree: Any, axis_name: Any) -> Any:
+def mean_over(tree: PyTree, axis_name: Any) -> Any:
     """The mean over the replicas, in one collective; the tree itself without an axis."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -19,6 +19,7 @@ from gradkit.engine.core import widen
 from gradkit.engine.norms import global_norm
 from gradkit.gradients.displaced import displaced_gradient
 from gradkit.leaves import check_mask, check_mask_form, resolve_mask
+from gradkit.types import Mask, Scalar
 
 PAPER = Paper(
     "Sharpness-Aware Minimization for Efficiently Improving Generalization", "Foret et al.", 2020, "2010.01412"
@@ -43,7 +44,7 @@ def ascent(g: Any, rho: Any, T: Any = None) -> Any:
 
 
 def sam(
-    loss_fn: Callable[..., Any], rho: Any = 0.05, *, has_aux: bool = False, axis_name: Any = None
+    loss_fn: Callable[..., Any], rho: Scalar = 0.05, *, has_aux: bool = False, axis_name: Any = None
 ) -> Callable[..., tuple[Any, Any]]:
     """Sharpness-aware minimization: the gradient at the end of a step of length rho uphill.
 
@@ -85,9 +86,9 @@ def sam(
 
 def asam(
     loss_fn: Callable[..., Any],
-    rho: Any = 0.5,
-    eta: Any = 0.01,
-    mask: Any = None,
+    rho: Scalar = 0.5,
+    eta: Scalar = 0.01,
+    mask: Mask | None = None,
     *,
     has_aux: bool = False,
     axis_name: Any = None,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Deep Policy Gradient Methods Without Batch Updates, Target Networks, or Replay Buffers",
@@ -62,7 +63,7 @@ class ScaleByReturn(NamedTuple):
     update: Any
 
 
-def scale_by_return(discount: Any = 0.99, *, discounted_return: bool = False) -> ScaleByReturn:
+def scale_by_return(discount: Scalar = 0.99, *, discounted_return: bool = False) -> ScaleByReturn:
     """AVG's scale of temporal-difference errors, from running statistics of rewards and returns.
 
         gamma_t = discount, or 0 where the episode ends;    G the sum of the rewards of an episode

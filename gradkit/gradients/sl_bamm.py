@@ -10,6 +10,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, increment
 from gradkit.gradients.bilevel_directions import Bilevel, BilevelState, bilevel_directions, inner, stepped
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Averaged Method of Multipliers for Bi-Level Optimization without Lower-Level Strong Convexity",
@@ -23,12 +24,12 @@ def sl_bamm(
     upper: Callable[[Any, Any, Any], Any],
     lower: Callable[[Any, Any, Any], Any],
     *,
-    learning_rate: Any = None,
-    lower_learning_rate: Any = 0.1,
-    linear_learning_rate: Any = None,
-    mu0: Any = 0.9,
-    p0: Any = 10.0,
-    tau: Any = 1 / 40,
+    learning_rate: ScalarOrSchedule | None = None,
+    lower_learning_rate: ScalarOrSchedule = 0.1,
+    linear_learning_rate: ScalarOrSchedule | None = None,
+    mu0: Scalar = 0.9,
+    p0: Scalar = 10.0,
+    tau: Scalar = 1 / 40,
 ) -> Bilevel:
     """The single-loop averaged method of multipliers, for lower functions that are convex, not strongly so.
 

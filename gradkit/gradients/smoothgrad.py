@@ -10,12 +10,13 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, wide_dtype
 from gradkit.engine.keys import as_key
+from gradkit.types import Scalar
 
 PAPER = Paper("SmoothGrad: removing noise by adding noise", "Smilkov et al.", 2017, "1706.03825")
 
 
 def smoothgrad(
-    fn: Callable[..., Any], *, num_samples: int = 50, noise_level: Any = 0.15, squared: bool = False
+    fn: Callable[..., Any], *, num_samples: int = 50, noise_level: Scalar = 0.15, squared: bool = False
 ) -> Callable[..., jax.Array]:
     """The gradient of a score by its input, as a mean over noisy copies of the input.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, PyTree, ScalarOrSchedule
 
 PAPER = Paper("Directly Fine-Tuning Diffusion Models on Differentiable Rewards", "Clark et al.", 2024, "2309.17400")
 ALIGNPROP = Paper(
@@ -29,7 +30,7 @@ def _length(method: str, xs: Any) -> int:
 
 
 def truncated_backprop(
-    step_fn: Step, params: Any, carry: Any, xs: Any, *, keep_last: int, checkpoint: bool = True
+    step_fn: Step, params: PyTree, carry: Any, xs: Any, *, keep_last: int, checkpoint: bool = True
 ) -> Any:
     """The end of a chain of T steps, through the last K of which alone a gradient flows.
 
@@ -80,10 +81,10 @@ def truncated_backprop(
 
 def random_truncated_backprop(
     step_fn: Step,
-    params: Any,
+    params: PyTree,
     carry: Any,
     xs: Any,
-    key: Any,
+    key: Key,
     *,
     min_cut: int = 0,
     max_cut: int | None = None,
@@ -160,12 +161,12 @@ def random_truncated_backprop(
 def low_variance_last_step(
     denoise: Callable[[Any, jax.Array], jax.Array],
     reward: Callable[[jax.Array], jax.Array],
-    params: Any,
+    params: PyTree,
     x0: Any,
-    key: Any,
+    key: Key,
     *,
-    alpha: Any,
-    sigma: Any,
+    alpha: ScalarOrSchedule,
+    sigma: ScalarOrSchedule,
     num_samples: int = 2,
     reduction: str = "mean",
 ) -> jax.Array:

@@ -12,6 +12,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine import directions
 from gradkit.engine.zeroth_order import Estimate
 from gradkit.gradients.replicas import mean_over, own_copy
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper(
     "ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think", "Feng et al.", 2025, "2501.01045"
@@ -19,7 +20,7 @@ PAPER = Paper(
 
 
 def directional_difference(
-    loss: Callable[[Any], Any], params: Any, z: Any, epsilon: Any = 1e-3, two_sided: bool = True
+    loss: Callable[[Any], Any], params: PyTree, z: Any, epsilon: Scalar = 1e-3, two_sided: bool = True
 ) -> jax.Array:
     """The slope of a loss along a direction, from two of its values.
 
@@ -61,13 +62,13 @@ def directional_difference(
 
 def zeroth_order_gradient(
     loss_fn: Callable[..., Any],
-    epsilon: Any = 1e-3,
+    epsilon: Scalar = 1e-3,
     num_directions: int = 1,
     two_sided: bool = True,
     *,
     distribution: str = "normal",
     scalar_sign: bool = False,
-    nonzero_fraction: Any = 1.0,
+    nonzero_fraction: Scalar = 1.0,
     axis_name: Any = None,
 ) -> Callable[..., tuple[Any, Any]]:
     """A gradient from values of the loss alone: no backward pass, and no activation is kept.

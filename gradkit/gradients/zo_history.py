@@ -15,6 +15,7 @@ from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.gradients.zo_sgd import ZerothOrder
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think", "Feng et al.", 2025, "2501.01045"
@@ -31,13 +32,13 @@ class ZoHistoryState(NamedTuple):
 
 def zo_history(
     loss_fn: Callable[..., Any],
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    history_decay: Any = 0.9,
-    epsilon: Any = 1e-3,
+    history_decay: Scalar = 0.9,
+    epsilon: Scalar = 1e-3,
     two_sided: bool = True,
     distribution: str = "normal",
-    nonzero_fraction: Any = 1.0,
+    nonzero_fraction: Scalar = 1.0,
     axis_name: Any = None,
 ) -> ZerothOrder:
     """ZeroFlow's historical estimation, as its code has it: today's slope on an average of directions.

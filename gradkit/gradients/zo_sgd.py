@@ -19,6 +19,7 @@ from gradkit.gradients.replicas import mean_over, own_copy
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate, trace
 from gradkit.transforms.keep_best import keep_best
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think", "Feng et al.", 2025, "2501.01045"
@@ -74,14 +75,14 @@ def _promoting(tx: optax.GradientTransformation) -> optax.GradientTransformation
 
 def zo_sgd(
     loss_fn: Callable[..., Any],
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.0,
-    epsilon: Any = 1e-3,
+    momentum: Scalar = 0.0,
+    epsilon: Scalar = 1e-3,
     num_directions: int = 1,
     two_sided: bool = True,
     distribution: str = "normal",
-    nonzero_fraction: Any = 1.0,
+    nonzero_fraction: Scalar = 1.0,
     axis_name: Any = None,
 ) -> ZerothOrder:
     """ZO-SGD: gradient descent on a zeroth-order gradient; with momentum, ZO-SGD-MMT.
@@ -132,13 +133,13 @@ def zo_sgd(
 
 def zo_sign_sgd(
     loss_fn: Callable[..., Any],
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    epsilon: Any = 1e-3,
+    epsilon: Scalar = 1e-3,
     num_directions: int = 1,
     two_sided: bool = True,
     distribution: str = "normal",
-    nonzero_fraction: Any = 1.0,
+    nonzero_fraction: Scalar = 1.0,
     axis_name: Any = None,
 ) -> ZerothOrder:
     """ZO-SGD-Sign of the benchmarks: the sign of the slope, times the direction.
@@ -182,13 +183,13 @@ def zo_sign_sgd(
 
 def zo_conservative(
     loss_fn: Callable[..., Any],
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    epsilon: Any = 1e-3,
+    epsilon: Scalar = 1e-3,
     num_directions: int = 1,
     two_sided: bool = True,
     distribution: str = "normal",
-    nonzero_fraction: Any = 1.0,
+    nonzero_fraction: Scalar = 1.0,
     axis_name: Any = None,
 ) -> ZerothOrder:
     """ZO-SGD-Conserve: the best of no step, a step, and the opposite step.
@@ -229,16 +230,16 @@ def zo_conservative(
 
 def zo_adam(
     loss_fn: Callable[..., Any],
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    epsilon: Any = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    epsilon: Scalar = 1e-3,
     num_directions: int = 1,
     two_sided: bool = True,
     distribution: str = "normal",
-    nonzero_fraction: Any = 1.0,
+    nonzero_fraction: Scalar = 1.0,
     axis_name: Any = None,
 ) -> ZerothOrder:
     """ZO-Adam: Adam on a zeroth-order gradient.
@@ -281,16 +282,16 @@ def zo_adam(
 
 def zo_adamm(
     loss_fn: Callable[..., Any],
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    epsilon: Any = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    epsilon: Scalar = 1e-3,
     num_directions: int = 1,
     two_sided: bool = True,
     distribution: str = "normal",
-    nonzero_fraction: Any = 1.0,
+    nonzero_fraction: Scalar = 1.0,
     axis_name: Any = None,
 ) -> ZerothOrder:
     """ZO-AdaMM: AMSGrad on a zeroth-order gradient.

@@ -9,6 +9,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.layers.axes import floating, wide
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "AUTOSPARSE: Towards Automated Sparse Training of Deep Neural Networks", "Kundu et al.", 2023, "2304.06941"
@@ -35,7 +36,7 @@ def _backward(kept: Any, c: jax.Array) -> tuple[Any, Any, None, None]:
 _sparse.defvjp(lambda *args: (_sparse(*args), args), _backward)
 
 
-def sparse_weight(w: Any, threshold_param: Any, alpha: Any, *, backward_density: float | None = None) -> jax.Array:
+def sparse_weight(w: Any, threshold_param: Any, alpha: Scalar, *, backward_density: float | None = None) -> jax.Array:
     """Weights with a learnt threshold: what is below it is 0, and gets a share of its gradient.
 
         T = sigmoid(s),    y = sign(w) relu(|w| - T)

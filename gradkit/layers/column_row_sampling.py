@@ -23,6 +23,7 @@ from gradkit.engine.core import divide
 from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
 from gradkit.layers.linear import check_linear, with_bias
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Winner-Take-All Column Row Sampling for Memory Efficient Adaptation of Language Model",
@@ -119,9 +120,9 @@ def wta_crs_linear(
     kernel: Any,
     bias: Any = None,
     *,
-    key: Any,
+    key: Key,
     grad_norms: Any = None,
-    budget: Any = 0.3,
+    budget: Scalar = 0.3,
     deterministic: str | int = "adaptive",
 ) -> jax.Array:
     """x @ kernel + bias, which keeps some rows of x: the most important ones for sure, the rest by chance.
@@ -166,7 +167,7 @@ def wta_crs_linear(
 
 
 def crs_linear(
-    x: Any, kernel: Any, bias: Any = None, *, key: Any, grad_norms: Any = None, budget: Any = 0.3
+    x: Any, kernel: Any, bias: Any = None, *, key: Key, grad_norms: Any = None, budget: Scalar = 0.3
 ) -> jax.Array:
     """x @ kernel + bias, which keeps rows of x that are drawn by their importance.
 

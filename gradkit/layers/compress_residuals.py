@@ -18,6 +18,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
+from gradkit.types import Scalar
 
 PAPER = Paper("Mesa: A Memory-saving Training Framework for Transformers", "Pan et al.", 2021, "2111.11124")
 
@@ -50,7 +51,7 @@ def _exact(x: jax.Array, axis: int, num_groups: int | None) -> ResidualRanges:
 
 
 def running_ranges(
-    x: Any, ranges: ResidualRanges | None, *, decay: Any = 0.9, axis: int = -1, num_groups: int | None = 1
+    x: Any, ranges: ResidualRanges | None, *, decay: Scalar = 0.9, axis: int = -1, num_groups: int | None = 1
 ) -> ResidualRanges:
     """The ranges of the next call of `compress_residuals`, from this batch and those before it.
 

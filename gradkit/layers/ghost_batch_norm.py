@@ -17,6 +17,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.layers.axes import channels, floating, wide
 from gradkit.layers.statistics import RunningStatistics, moments, statistics
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Train longer, generalize better: closing the generalization gap in large batch training of neural networks",
@@ -28,13 +29,13 @@ PAPER = Paper(
 
 def ghost_batch_norm(
     x: Any,
-    scale: Any,
+    scale: Scalar,
     bias: Any,
     state: RunningStatistics,
     *,
     ghost_size: int = 128,
-    decay: Any = 0.99,
-    eps: Any = 1e-5,
+    decay: Scalar = 0.99,
+    eps: Scalar = 1e-5,
     use_running_average: bool = False,
 ) -> tuple[jax.Array, RunningStatistics]:
     """Batch normalization with the statistics of parts of the batch.

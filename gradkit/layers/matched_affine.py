@@ -10,6 +10,7 @@ from gradkit.catalogue import register
 from gradkit.engine.core import scalar
 from gradkit.layers.axes import floating, wide
 from gradkit.layers.vector_quantize import EXAMPLE, PAPER, CodebookAffine, affine_codebook  # noqa: F401
+from gradkit.types import Scalar
 
 EPS = 1e-8  # beside the codes' variance (official code)
 
@@ -48,7 +49,7 @@ def init_affine_statistics(dim: int) -> AffineStatistics:
 
 
 def matched_affine(
-    statistics: AffineStatistics, z: Any, codebook: Any, *, momentum: Any = 0.1
+    statistics: AffineStatistics, z: Any, codebook: Any, *, momentum: Scalar = 0.1
 ) -> tuple[CodebookAffine, AffineStatistics]:
     """The scale and shift that give the codes the mean and the variance of the vectors, without being trained.
 

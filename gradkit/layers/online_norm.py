@@ -24,6 +24,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.layers.axes import channels, floating, wide
 from gradkit.layers.statistics import RunningStatistics, blend, statistics
+from gradkit.types import Scalar
 
 
 class OnlineNormControl(NamedTuple):
@@ -67,14 +68,14 @@ _normalise.defvjp(_forward, _backward)
 
 def online_norm(
     x: Any,
-    scale: Any,
+    scale: Scalar,
     bias: Any,
     state: RunningStatistics,
     control: OnlineNormControl,
     *,
-    decay: Any = 0.999,
-    backward_decay: Any = 0.99,
-    eps: Any = 1e-5,
+    decay: Scalar = 0.999,
+    backward_decay: Scalar = 0.99,
+    eps: Scalar = 1e-5,
     bound: Any = "layer_scaling",
     use_running_average: bool = False,
 ) -> tuple[jax.Array, RunningStatistics]:

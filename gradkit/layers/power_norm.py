@@ -19,6 +19,7 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.core import increment, scalar
 from gradkit.layers.axes import channels, floating, wide
 from gradkit.layers.control import controlled
+from gradkit.types import Scalar
 
 
 class PowerNormState(NamedTuple):
@@ -34,15 +35,15 @@ class PowerNormState(NamedTuple):
 
 def power_norm(
     x: Any,
-    scale: Any,
+    scale: Scalar,
     bias: Any,
     state: PowerNormState,
     control: Any,
     *,
-    decay: Any = 0.9,
-    backward_decay: Any = 0.9,
+    decay: Scalar = 0.9,
+    backward_decay: Scalar = 0.9,
     warmup_steps: int = 10000,
-    eps: Any = 1e-5,
+    eps: Scalar = 1e-5,
     use_running_average: bool = False,
 ) -> tuple[jax.Array, PowerNormState]:
     """Batch normalization for Transformers, whose batches differ too much for moments of one batch.

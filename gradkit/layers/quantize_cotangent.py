@@ -9,6 +9,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("1-Bit FQT: Pushing the Limit of Fully Quantized Training to 1-bit", "Gao et al.", 2024, "2408.14267")
 PRUNING = ("bernoulli", "topk")
@@ -21,7 +22,7 @@ def _others(name: str, g: jax.Array, axis: int) -> tuple[int, ...]:
     return tuple(i for i in range(g.ndim) if i != axis % g.ndim)
 
 
-def quantize_groups(g: jax.Array, key: Any, bits: int, axis: int) -> jax.Array:
+def quantize_groups(g: jax.Array, key: Key, bits: int, axis: int) -> jax.Array:
     """Every group along an axis on 2^bits levels between its smallest and largest entry, rounded at random."""
     others = _others("g", g, axis)
     low, high = (f(g, axis=others, keepdims=True) for f in (jnp.min, jnp.max))
@@ -34,7 +35,7 @@ def quantize_groups(g: jax.Array, key: Any, bits: int, axis: int) -> jax.Array:
 
 
 def activation_gradient_pruning(
-    g: Any, key: Any, *, keep: Any = 0.25, axis: int = 0, pruning: str = "bernoulli"
+    g: Any, key: Key, *, keep: Scalar = 0.25, axis: int = 0, pruning: str = "bernoulli"
 ) -> jax.Array:
     """Drops the gradients of samples in which there is little, without a bias.
 
@@ -92,7 +93,7 @@ def activation_gradient_pruning(
 
 
 def quantize_cotangent(
-    x: Any, key: Any, *, bits: int = 4, axis: int = 0, keep: Any = None, pruning: str = "bernoulli"
+    x: Any, key: Key, *, bits: int = 4, axis: int = 0, keep: Scalar | None = None, pruning: str = "bernoulli"
 ) -> jax.Array:
     """Passes activations through, and the gradient that comes back with few bits, of few samples.
 

@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
 from gradkit.layers.linear import check_linear, with_bias
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("Memory-Efficient Backpropagation through Large Linear Layers", "Bershatsky et al.", 2022, "2201.13195")
 KINDS = ("gaussian", "rademacher", "dct")
@@ -59,9 +60,9 @@ def randomized_linear(
     kernel: Any,
     bias: Any = None,
     *,
-    key: Any,
+    key: Key,
     proj_dim: int | None = None,
-    ratio: Any = None,
+    ratio: Scalar | None = None,
     kind: str = "gaussian",
 ) -> jax.Array:
     """x @ kernel + bias, which keeps p rows for the backward pass instead of b.
@@ -102,7 +103,7 @@ def randomized_linear(
     if (proj_dim is None) == (ratio is None):
         raise ValueError(f"give one of proj_dim and ratio, got proj_dim={proj_dim!r}, ratio={ratio!r}")
     rows = floating("x", x).reshape(-1, x.shape[-1])
-    p = max(1, round(ratio * rows.shape[0])) if proj_dim is None else proj_dim
+    p = proj_dim if proj_dim is not None else max(1, round(float(ratio or 0.0) * rows.shape[0]))
     y: Any = rows @ kernel if p >= rows.shape[0] else _linear(kind, p, rows, kernel, as_key(key))
     return with_bias(y.reshape(*x.shape[:-1], kernel.shape[1]), bias)
 

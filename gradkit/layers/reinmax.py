@@ -10,6 +10,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("Bridging Discrete and Backpropagation: Straight-Through and Beyond", "Liu et al.", 2023, "2304.08612")
 
@@ -53,7 +54,7 @@ def _classes(logits: Any) -> jax.Array:
     return logits
 
 
-def reinmax(key: Any, logits: Any, tau: Any = 1.0) -> tuple[jax.Array, jax.Array]:
+def reinmax(key: Key, logits: Any, tau: Scalar = 1.0) -> tuple[jax.Array, jax.Array]:
     """A sample of a categorical distribution, and a gradient through it that is right to second order.
 
         p = softmax(logits),    D ~ Categorical(p), one-hot
@@ -88,7 +89,7 @@ def reinmax(key: Any, logits: Any, tau: Any = 1.0) -> tuple[jax.Array, jax.Array
     return sample.astype(logits.dtype), p.astype(logits.dtype)
 
 
-def straight_through_categorical(key: Any, logits: Any) -> tuple[jax.Array, jax.Array]:
+def straight_through_categorical(key: Key, logits: Any) -> tuple[jax.Array, jax.Array]:
     """A sample of a categorical distribution, whose gradient is that of its probabilities.
 
         p = softmax(logits),    D ~ Categorical(p), one-hot,    dD := dp:    dlogits = p c - p <p, c>

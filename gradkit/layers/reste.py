@@ -10,6 +10,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, widen
 from gradkit.engine.matching import check_match
 from gradkit.layers.axes import floating, wide
+from gradkit.types import PyTree, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary Neural Networks "
@@ -39,7 +40,7 @@ def _backward(kept: Any, c: jax.Array) -> tuple[Any, None, None, None]:
 _sign.defvjp(lambda x, *rest: (_sign(x, *rest), (x, *rest)), _backward)
 
 
-def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, chord: Any = 0.1) -> jax.Array:
+def reste_sign(x: Any, power: ScalarOrSchedule, *, clip: Scalar = 1.5, chord: Scalar = 0.1) -> jax.Array:
     """The sign of every entry, with the derivative of a root, sign(x) |x|^(1/o), in its place.
 
         y = sign(x), 0 of 0
@@ -83,7 +84,7 @@ def reste_sign(x: Any, power: Any, *, clip: Any = 1.5, chord: Any = 0.1) -> jax.
     return _sign(w, power, clip, chord).astype(x.dtype)
 
 
-def reste_indicators(weights: Any, grads: Any, power: Any) -> tuple[jax.Array, jax.Array]:
+def reste_indicators(weights: Any, grads: PyTree, power: Scalar) -> tuple[jax.Array, jax.Array]:
     """How far the estimator is from the sign, and how unsteady its gradients are: what the power trades.
 
         error = sum over leaves of |sign(w) |w|^(1/o) - sign(w)|_2

@@ -15,6 +15,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, scalar
 from gradkit.layers.axes import Axis, floating, unit_axes, wide
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "High-Performance Large-Scale Image Recognition Without Normalization", "Brock et al.", 2021, "2102.06171"
@@ -34,7 +35,7 @@ GAINS = {
 }
 
 
-def scaled_standardize_weight(w: Any, gain: Any = 1.0, *, eps: Any = 1e-4, axis: Axis = None) -> jax.Array:
+def scaled_standardize_weight(w: Any, gain: Scalar = 1.0, *, eps: Scalar = 1e-4, axis: Axis = None) -> jax.Array:
     """Weights of every output unit with mean 0 and norm `gain`.
 
     Equations: at the head of this file. Call it in the forward pass on the weights that are trained, or put it inside

@@ -10,11 +10,12 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("Towards Accurate and Efficient Sub-8-Bit Integer Training", "Guo et al.", 2024, "2411.10948")
 
 
-def shift_codes(g: jax.Array, key: Any, bits: int, axis: int, num_groups: int) -> tuple[Any, Any, Any]:
+def shift_codes(g: jax.Array, key: Key, bits: int, axis: int, num_groups: int) -> tuple[Any, Any, Any]:
     """(integers, k of every channel, R): g is about integers times R / 2^k / (2^(bits-1) - 1)."""
     others = tuple(i for i in range(g.ndim) if i != axis % g.ndim)
     r = jnp.max(jnp.abs(g), axis=others, keepdims=True)
@@ -31,7 +32,7 @@ def shift_codes(g: jax.Array, key: Any, bits: int, axis: int, num_groups: int) -
     return jnp.clip(q, -top, top), k, R
 
 
-def shift_quantize(g: Any, key: Any, *, bits: int = 4, axis: int = -1, num_groups: int = 4) -> jax.Array:
+def shift_quantize(g: Any, key: Key, *, bits: int = 4, axis: int = -1, num_groups: int = 4) -> jax.Array:
     """A gradient with few bits, whose channels have scales that differ by powers of two.
 
         r_c = max |g| of channel c,    R = max r_c,    k_c = clip(floor(log2(R / r_c)), 0, num_groups - 1)
@@ -72,7 +73,7 @@ def shift_quantize(g: Any, key: Any, *, bits: int = 4, axis: int = -1, num_group
     return (q * (R / jnp.exp2(k) / (2 ** (bits - 1) - 1))).astype(g.dtype)
 
 
-def l1_normalize(x: Any, *, axis: int | tuple[int, ...] = -1, eps: Any = 1e-5) -> jax.Array:
+def l1_normalize(x: Any, *, axis: int | tuple[int, ...] = -1, eps: Scalar = 1e-5) -> jax.Array:
     """Normalization by the mean absolute deviation, which needs no squares and no root.
 
         y = (x - mean(x)) / (mean|x - mean(x)| + eps)

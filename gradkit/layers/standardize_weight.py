@@ -22,6 +22,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, scalar
 from gradkit.layers.axes import Axis, channels, floating, unit_axes, wide
 from gradkit.layers.statistics import RunningStatistics, blend, moments, statistics
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
@@ -32,7 +33,7 @@ PAPER = Paper(
 
 
 def standardize_weight(
-    w: Any, *, eps: Any = 1e-5, axis: Axis = None, ddof: int = 0, eps_in_sqrt: bool = True
+    w: Any, *, eps: Scalar = 1e-5, axis: Axis = None, ddof: int = 0, eps_in_sqrt: bool = True
 ) -> jax.Array:
     """Weight standardization: the weights of every output unit with mean 0 and variance 1.
 
@@ -84,13 +85,13 @@ def _root(x: jax.Array) -> jax.Array:
 
 def batch_channel_norm(
     x: Any,
-    scale: Any,
+    scale: Scalar,
     bias: Any,
     state: RunningStatistics,
     *,
     num_groups: int = 32,
-    decay: Any = 0.9,
-    eps: Any = 1e-5,
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-5,
     estimated: bool = True,
     use_running_average: bool = False,
 ) -> tuple[jax.Array, RunningStatistics]:

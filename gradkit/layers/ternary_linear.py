@@ -9,6 +9,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.layers.axes import floating, wide
 from gradkit.layers.linear import check_linear, with_bias
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "BitNet b1.58 Reloaded: State-of-the-art Performance Also on Smaller Networks",
@@ -43,7 +44,7 @@ def _check(measure: str, eps: Any, straight_through: Any) -> None:
 
 
 def ternary_quantize(
-    w: Any, *, measure: str = "median", eps: Any = 1e-5, straight_through: Any = 1.0, batch_axes: int = 0
+    w: Any, *, measure: str = "median", eps: Scalar = 1e-5, straight_through: Scalar = 1.0, batch_axes: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """Weights as codes -1, 0 and 1 times one scale per matrix, with the gradient of the weights themselves.
 
@@ -90,9 +91,9 @@ def ternary_linear(
     bias: Any = None,
     *,
     measure: str = "median",
-    eps: Any = 1e-5,
-    norm_eps: Any = 1e-5,
-    straight_through: Any = 1.0,
+    eps: Scalar = 1e-5,
+    norm_eps: Scalar = 1e-5,
+    straight_through: Scalar = 1.0,
     activation_bits: int = 8,
 ) -> jax.Array:
     """A linear layer of ternary weights and integer activations, with float master weights.

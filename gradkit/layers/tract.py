@@ -20,12 +20,13 @@ from gradkit.catalogue import Paper, register
 from gradkit.layers.axes import floating, wide
 from gradkit.layers.linear import check_linear, with_bias
 from gradkit.linalg import damped_solve
+from gradkit.types import Scalar
 
 PAPER = Paper("TrAct: Making First-layer Pre-Activations Trainable", "Petersen, Borgelt, Ermon", 2024, "2410.23970")
 Padding = str | int | Sequence[tuple[int, int]]
 
 
-def tract(x: Any, g: Any, *, damping: Any = 0.1) -> jax.Array:
+def tract(x: Any, g: Any, *, damping: Scalar = 0.1) -> jax.Array:
     """The gradient of a first layer's kernel from its inputs and the gradient of its outputs.
 
     Equations: at the head of this file.
@@ -90,7 +91,7 @@ def _damped(damping: Any, like: jax.Array) -> jax.Array:
     return jnp.asarray(damping).astype(wide(like).dtype)
 
 
-def tract_linear(x: Any, kernel: Any, bias: Any = None, *, damping: Any = 0.1) -> jax.Array:
+def tract_linear(x: Any, kernel: Any, bias: Any = None, *, damping: Scalar = 0.1) -> jax.Array:
     """x @ kernel + bias, whose kernel's gradient is that of TrAct.
 
     Equations: at the head of this file. For the first layer of a network; further layers may have it, but see inputs
@@ -128,7 +129,7 @@ def tract_conv(
     *,
     strides: int | Sequence[int] = 1,
     padding: Padding = "SAME",
-    damping: Any = 0.1,
+    damping: Scalar = 0.1,
 ) -> jax.Array:
     """A convolution whose kernel's gradient is that of TrAct.
 

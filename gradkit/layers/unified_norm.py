@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, scalar
 from gradkit.layers.axes import channels, floating, wide
 from gradkit.layers.control import controlled
+from gradkit.types import Scalar
 
 PAPER = Paper("Unified Normalization for Accelerating and Stabilizing Transformers", "Yang et al.", 2022, "2208.01313")
 
@@ -45,14 +46,14 @@ def _means(window: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def unified_norm(
     x: Any,
-    scale: Any,
+    scale: Scalar,
     bias: Any,
     state: UnifiedNormState,
     control: Any,
     *,
     warmup_steps: int = 4000,
-    clamp: Any = 5.0,
-    eps: Any = 1e-5,
+    clamp: Scalar = 5.0,
+    eps: Scalar = 1e-5,
     use_running_average: bool = False,
 ) -> tuple[jax.Array, UnifiedNormState]:
     """Batch normalization for Transformers by the geometric mean of a few batches.

@@ -11,6 +11,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.engine.keys import as_key
 from gradkit.layers.axes import floating, wide
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Straightening Out the Straight-Through Estimator: Overcoming Optimization Challenges in Vector Quantized Networks",
@@ -57,7 +58,7 @@ def _codes(codebook: Any) -> jax.Array:
     return codebook
 
 
-def affine_codebook(codebook: Any, affine: CodebookAffine, *, affine_rate: Any = 10.0) -> jax.Array:
+def affine_codebook(codebook: Any, affine: CodebookAffine, *, affine_rate: Scalar = 10.0) -> jax.Array:
     """The codebook that is looked up: all codes of a group move together, also those that were not used.
 
         C' = (1 + affine_rate s) C + affine_rate b        s, b of the group of a code; groups are runs of rows
@@ -110,8 +111,8 @@ def vector_quantize(
     codebook: Any,
     affine: CodebookAffine | None = None,
     *,
-    beta: Any = 0.95,
-    sync_nu: Any = 0.0,
+    beta: Scalar = 0.95,
+    sync_nu: Scalar = 0.0,
     affine_rate: Any = 10.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Every vector replaced by the nearest code, with the gradient of the identity.
@@ -226,7 +227,7 @@ def alternate_codebook_update(
 
 
 def replace_dead_codes(
-    codebook: Any, waited: Any, indices: Any, z: Any, key: Any, *, timeout: int = 20, rho: Any = 0.01
+    codebook: Any, waited: Any, indices: Any, z: Any, key: Key, *, timeout: int = 20, rho: Scalar = 0.01
 ) -> tuple[jax.Array, jax.Array]:
     """Puts codes that have not been used for some batches where there are vectors.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.leaves.paths import names
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper(
     "A Multi-Level Framework for Accelerating Training Transformer Models", "Zou, Zhang, Deng", 2024, "2404.07999"
@@ -128,7 +129,7 @@ def _map(method: str, tree: Any, plan: Plan, kind: str) -> Any:
     return structure.unflatten(mapped)
 
 
-def coalesce(tree: Any, plan: Plan, *, kind: str = "params") -> Any:
+def coalesce(tree: PyTree, plan: Plan, *, kind: str = "params") -> Any:
     """A smaller model whose units are groups of those of a larger one.
 
         along every axis of the plan
@@ -163,7 +164,7 @@ def coalesce(tree: Any, plan: Plan, *, kind: str = "params") -> Any:
     return _map("coalesce", tree, plan, kind)
 
 
-def decoalesce(tree: Any, plan: Plan, *, kind: str = "params") -> Any:
+def decoalesce(tree: PyTree, plan: Plan, *, kind: str = "params") -> Any:
     """The larger model that computes what the smaller one does: its units are copied into their groups.
 
         outputs, biases, gains, layers      copies
@@ -198,7 +199,7 @@ def decoalesce(tree: Any, plan: Plan, *, kind: str = "params") -> Any:
     return _map("decoalesce", tree, plan, kind)
 
 
-def interpolate_params(big: Any, back: Any, alpha: Any = 0.25) -> Any:
+def interpolate_params(big: Any, back: Any, alpha: Scalar = 0.25) -> Any:
     """Parameters between those of the large model and those that come back from the small one.
 
         (1 - alpha) big + alpha back
@@ -237,7 +238,7 @@ def interpolate_params(big: Any, back: Any, alpha: Any = 0.25) -> Any:
 
 def v_cycle(
     train: Callable[[Any, int, int], Any],
-    params: Any,
+    params: PyTree,
     plans: Sequence[Plan],
     *,
     down: Sequence[int],

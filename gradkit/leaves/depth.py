@@ -23,6 +23,7 @@ from gradkit.leaves.infer import Decision
 from gradkit.leaves.paths import names
 from gradkit.leaves.recording import Method, announce
 from gradkit.leaves.scopes import Layout, resolve_layout, scoped_init, scoped_update
+from gradkit.types import PyTree, Scalar
 
 _NUMBER = re.compile(r"(.*?)[_.]?(\d+)")
 _EARLY = re.compile(r"embed\w*|emb|wte|wpe|stem|patch\w*|pos\w*|cls|tokens?|tokenizer|input|init|in")
@@ -36,7 +37,7 @@ class _Place(NamedTuple):
     axes: tuple[int, ...]
 
 
-def exponents(params: Any, layout: Layout | None = None) -> list[np.ndarray]:
+def exponents(params: PyTree, layout: Layout | None = None) -> list[np.ndarray]:
     """Per leaf how often the learning rate is decayed, along its stack axes where it is a stack of layers.
 
     Args:
@@ -190,7 +191,7 @@ def _power(decay: Any, exponent: np.ndarray) -> Any:
     return jnp.power(base, jnp.asarray(exponent, base.dtype))
 
 
-def layerwise_decay(decay: Any, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
+def layerwise_decay(decay: Scalar, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Layer-wise decay of the learning rate: the last layer learns fastest, the embeddings slowest.
 
     Equations: at the head of this file. It stands last in a chain, behind the optimizer.

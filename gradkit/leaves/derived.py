@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gradkit.leaves.boxes import axes_of_box, is_box
 from gradkit.leaves.paths import names
 from gradkit.leaves.structures import of_structure
+from gradkit.types import PyTree
 
 Sources = Sequence[tuple[int, ...]]
 # No mesh is known where names are given. An axis is taken to be sharded over at most this many devices, a power of two.
@@ -43,18 +44,18 @@ class Placed:
     axes: Any = None
 
 
-def flatten(tree: Any) -> tuple[list[Any], Any]:
+def flatten(tree: PyTree) -> tuple[list[Any], Any]:
     """The nodes of a tree, a box being one node, and its structure above them."""
     return jax.tree.flatten(tree, is_leaf=is_box)
 
 
-def node_names(tree: Any) -> list[str]:
+def node_names(tree: PyTree) -> list[str]:
     """The names of the nodes, also of boxes around nothing."""
     nodes, structure = flatten(tree)
     return names(structure.unflatten(range(len(nodes))))
 
 
-def unboxed(tree: Any) -> Any:
+def unboxed(tree: PyTree) -> Any:
     """The tree with the array of every box in place of the box.
 
     >>> unboxed({"a": meta.Partitioned(1.0, names=("embed",)), "b": 2.0})
@@ -63,7 +64,7 @@ def unboxed(tree: Any) -> Any:
     return jax.tree.map(lambda node: _content(node) if is_box(node) else node, tree, is_leaf=is_box)
 
 
-def without_empty(tree: Any) -> Any:
+def without_empty(tree: PyTree) -> Any:
     """The tree with what is in a box, such as an `optax.MaskedNode`, in place of every box without an array.
 
     >>> without_empty({"a": meta.Partitioned((), names=()), "b": 2.0})
@@ -79,7 +80,7 @@ def _content(box: Any) -> Any:
 
 
 @of_structure
-def has_boxes(tree: Any) -> bool:
+def has_boxes(tree: PyTree) -> bool:
     """Whether there is a box in the tree."""
     return any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box)))
 
@@ -260,7 +261,7 @@ def _short(entries: Sequence[Any]) -> list[Any]:
     return out
 
 
-def rename(state: Any, params: Any) -> Any:
+def rename(state: Any, params: PyTree) -> Any:
     """State whose boxes are those of parameters, where arrays of another shape get boxes of their own.
 
     A box of the state belongs to the parameter whose name its own name ends with. An axis of the parameter's length has
@@ -302,7 +303,7 @@ def rename(state: Any, params: Any) -> Any:
     return structure.unflatten([one(name, node) for name, node in zip(node_names(state), nodes, strict=True)])
 
 
-def label_nodes(function: Callable[[str, Any], Any], tree: Any) -> Any:
+def label_nodes(function: Callable[[str, Any], Any], tree: PyTree) -> Any:
     """A tree of what a function says of every node's name and array, in place of the node; a box is one node. A box
     around nothing stays as it is.
 

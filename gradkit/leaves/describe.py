@@ -16,6 +16,7 @@ from gradkit.leaves.paths import names
 from gradkit.leaves.recording import Link, recorded
 from gradkit.leaves.scopes import Layout
 from gradkit.leaves.selectors import resolve_mask
+from gradkit.types import PyTree
 
 
 class Row(NamedTuple):
@@ -68,7 +69,7 @@ def _list(separator: str, numbers: tuple[int, ...]) -> str:
     return separator.join(map(str, numbers)) or "-"
 
 
-def describe(tx: optax.GradientTransformation, params: Any, *, layout: Layout | None = None) -> Description:
+def describe(tx: optax.GradientTransformation, params: PyTree, *, layout: Layout | None = None) -> Description:
     """For every leaf: name, role, stack axes, method, learning rate, weight decay, bytes of state.
 
     Args:

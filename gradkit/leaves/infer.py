@@ -22,6 +22,7 @@ from gradkit.leaves.fused import find_fused_axes, find_splits
 from gradkit.leaves.meaning import meaning, read
 from gradkit.leaves.paths import names, names_of_axes
 from gradkit.leaves.stacks import Leaf, find_experts, find_stacks
+from gradkit.types import PyTree
 
 
 class Doubt(NamedTuple):
@@ -82,7 +83,7 @@ class Decision:
         return all((known := self._known.get(path)) is not None and known[0] == shape for path, shape in entries)
 
 
-def infer_layout(params: Any, axis_names: Any = None, *, table: Mapping[str, str] | None = None) -> Decision:
+def infer_layout(params: PyTree, axis_names: Any = None, *, table: Mapping[str, str] | None = None) -> Decision:
     """What the axes of every parameter mean, decided for the whole tree.
 
     Args:
@@ -118,7 +119,7 @@ def infer_layout(params: Any, axis_names: Any = None, *, table: Mapping[str, str
     return decide(_rows(params, named, table))
 
 
-def lasting(tree: Any) -> Decision:
+def lasting(tree: PyTree) -> Decision:
     """The decision for a tree from what both `init` and `update` can see: names and shapes, and the names of axes where
     they belong to the array; not those of Flax boxes and Variables, which trainers take off in between."""
     return decide(_rows(tree, names_of_axes(tree, lasting=True), None))

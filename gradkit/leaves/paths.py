@@ -12,6 +12,7 @@ import optax
 
 from gradkit.leaves.boxes import axes_of_box, is_box
 from gradkit.leaves.structures import of_structure
+from gradkit.types import PyTree
 
 
 def _piece(key: Any) -> str:
@@ -21,7 +22,7 @@ def _piece(key: Any) -> str:
     return str(key)
 
 
-def names(tree: Any) -> list[str]:
+def names(tree: PyTree) -> list[str]:
     """The names of all leaves, in the order of `jax.tree.leaves`.
 
     Args:
@@ -43,7 +44,7 @@ def _names(tree: Any) -> tuple[str, ...]:
     return tuple("/".join(map(_piece, path)) for path, node in nodes for _ in jax.tree.leaves(node))
 
 
-def masked_names(tree: Any) -> list[str]:
+def masked_names(tree: PyTree) -> list[str]:
     """The names of the leaves that `optax.masked`, `optax.partition` or `groups` have taken out of a tree.
 
     Args:
@@ -68,7 +69,7 @@ def masked_names(tree: Any) -> list[str]:
     return ["/".join(map(_piece, path)) for path, node in nodes if stops(node) and taken(node)]
 
 
-def names_of_axes(tree: Any, *, lasting: bool = False) -> list[Any]:
+def names_of_axes(tree: PyTree, *, lasting: bool = False) -> list[Any]:
     """Per leaf the names of its axes that its box carries, or None; in the order of `jax.tree.leaves`.
 
     Args:
@@ -87,7 +88,7 @@ def names_of_axes(tree: Any, *, lasting: bool = False) -> list[Any]:
     return [axes_of_box(node, lasting=lasting) for node in nodes for _ in jax.tree.leaves(node)]
 
 
-def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_named(function: Callable[..., Any], tree: PyTree, *rest: Any) -> Any:
     """`jax.tree.map` whose function also gets the name of the leaf, first.
 
     Args:

@@ -16,6 +16,7 @@ import optax
 
 from gradkit.leaves.paths import names
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import PyTree
 
 
 class Method(NamedTuple):
@@ -74,7 +75,7 @@ def recorded() -> Iterator[list[Link]]:
         _LINKS.reset(token)
 
 
-def announce(method: Method, init: Callable[[Any], Any], params: Any, *, complete: bool = False) -> Any:
+def announce(method: Method, init: Callable[[Any], Any], params: PyTree, *, complete: bool = False) -> Any:
     """Calls an `init`, and tells the recorder of it, if there is one."""
     outer = _LINKS.get()
     if outer is None:
@@ -91,7 +92,7 @@ def announce(method: Method, init: Callable[[Any], Any], params: Any, *, complet
     return link.state
 
 
-def links_of(tx: optax.GradientTransformation, params: Any) -> list[Link]:
+def links_of(tx: optax.GradientTransformation, params: PyTree) -> list[Link]:
     """The outermost links of this library in a transformation, in any wrapper; nothing is computed.
 
     >>> import gradkit as gk

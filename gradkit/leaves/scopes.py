@@ -21,6 +21,7 @@ from gradkit.leaves.axes import Axes
 from gradkit.leaves.infer import Decision, alone, infer_layout, lasting
 from gradkit.leaves.keeping import Kept, has_kept, is_kept, keep, with_number
 from gradkit.leaves.paths import names
+from gradkit.types import PyTree, Scalar
 
 Layout = Callable[[str, tuple[int, ...]], Axes]
 
@@ -71,7 +72,7 @@ def outermost() -> Scope | None:
 
 
 @contextlib.contextmanager
-def deciding(tree: Any, given: Decision | None = None, *, starts: bool = False) -> Iterator[Scope]:
+def deciding(tree: PyTree, given: Decision | None = None, *, starts: bool = False) -> Iterator[Scope]:
     """Within, the layout of the leaves of `tree` is decided for all of them together.
 
     Args:
@@ -87,7 +88,7 @@ def deciding(tree: Any, given: Decision | None = None, *, starts: bool = False) 
         _SCOPE.reset(token)
 
 
-def scoped_init(init: Callable[[Any], Any], params: Any, method: str) -> Any:
+def scoped_init(init: Callable[[Any], Any], params: PyTree, method: str) -> Any:
     """Calls an `init` with its parameters as the tree that layouts are decided for; then warns, once, of the leaves
     that were asked for and that the tree does not settle."""
     named, plain, outer = infer_layout(params), lasting(params), _SCOPE.get()
@@ -112,7 +113,7 @@ def scoped_init(init: Callable[[Any], Any], params: Any, method: str) -> Any:
     return state if same else keep(state, named)
 
 
-def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: Any, state: Any) -> tuple[Any, Any]:
+def scoped_update(update: Callable[[Any], tuple[Any, Any]], tree: PyTree, state: Any) -> tuple[Any, Any]:
     """Calls an `update`, state -> (updates, state), likewise; with the decision of the `init` where it is kept."""
     kept, structure, at = _own_kept(tree, state) if has_kept(state) else ([], None, None)
     if at is None or structure is None:
@@ -147,7 +148,7 @@ def decaying(factor: Any) -> Iterator[None]:
         _DECAY.reset(token)
 
 
-def decay_here(weight_decay: Any) -> Any:
+def decay_here(weight_decay: Scalar) -> Any:
     """A weight decay, times the factor of the group of parameters that is being worked on.
 
     >>> with decaying(0.5):
@@ -239,7 +240,7 @@ def _check_layout(layout: Any, method: str = "") -> None:
         )
 
 
-def resolve_layout(layout: Layout | None, params: Any, *, method: str, matters: bool = False) -> Layout:
+def resolve_layout(layout: Layout | None, params: PyTree, *, method: str, matters: bool = False) -> Layout:
     """The layout that a method works with, from what a user declared, or decided for the whole tree.
 
     Args:

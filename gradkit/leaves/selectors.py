@@ -18,6 +18,7 @@ from gradkit.leaves.axes import ROLES
 from gradkit.leaves.derived import label_nodes
 from gradkit.leaves.paths import masked_names, names
 from gradkit.leaves.scopes import Layout, axes_of, deciding
+from gradkit.types import DTypeLike, Mask, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,7 @@ def by_shape(test: Callable[[tuple[int, ...]], bool] | tuple[int, ...]) -> Selec
     return Selector(lambda path, shape, dtype: bool(holds(shape)), f"by_shape({test})")
 
 
-def by_dtype(dtype: Any) -> Selector:
+def by_dtype(dtype: DTypeLike) -> Selector:
     """Leaves of a dtype, or of a family such as `jnp.floating`.
 
     Args:
@@ -265,7 +266,7 @@ def check_mask_form(**given: Any) -> None:
                 )
 
 
-def resolve_mask(mask: Any, tree: Any, *, argument: str = "mask", method: str = "") -> Any:
+def resolve_mask(mask: Mask, tree: PyTree, *, argument: str = "mask", method: str = "") -> Any:
     """A tree of Python booleans from whatever a user may pass as a mask.
 
     Args:
@@ -302,7 +303,7 @@ def resolve_mask(mask: Any, tree: Any, *, argument: str = "mask", method: str = 
     return spread
 
 
-def check_mask(mask: Any, params: Any, *, method: str, argument: str, instead: str) -> None:
+def check_mask(mask: Mask, params: PyTree, *, method: str, argument: str, instead: str) -> None:
     """Raises where a mask selects none of the parameters, which a misspelled name would do without a word.
 
     None and a boolean say what they mean, and a tree without leaves has nothing to select. Where some leaves belong to

@@ -1,16 +1,16 @@
 """Linear systems with a second-moment matrix, damped so that they always have one solution."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.linalg.one_by_one import one_by_one
+from gradkit.types import Scalar
 
 
-def resolved(damping: Any, moment: jax.Array) -> jax.Array:
+def resolved(damping: Scalar, moment: jax.Array) -> jax.Array:
     """The damping, raised to where a sum with the moment can be told from a singular matrix: n times the relative
     rounding of its largest entry on the diagonal. Below, whether a factor exists is decided by rounding.
 
@@ -29,7 +29,7 @@ def resolved(damping: Any, moment: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.asarray(damping).astype(moment.dtype), least)[..., None, None]
 
 
-def damped_solve(moment: jax.Array, rhs: jax.Array, damping: Any) -> jax.Array:
+def damped_solve(moment: jax.Array, rhs: jax.Array, damping: Scalar) -> jax.Array:
     """(moment + damping I)^{-1} rhs, by Cholesky.
 
     Args:

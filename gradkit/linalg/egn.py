@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.linalg.damped import resolved
+from gradkit.types import Scalar
 
 Product = Callable[[Any], Any]
 SOLVERS = ("woodbury", "cg", "dense")
@@ -143,7 +144,7 @@ def damped_gauss_newton_solve(
     vjp: Product,
     residual: jax.Array,
     *,
-    damping: Any,
+    damping: Scalar,
     loss_hessian: jax.Array | None = None,
     solver: str = "woodbury",
     cg_iterations: int = 100,

@@ -25,6 +25,7 @@ from jax.core import Tracer
 
 from gradkit import checks
 from gradkit.linalg.one_by_one import one_by_one
+from gradkit.types import Scalar
 
 METHODS = ("eigh", "coupled_newton", "higher_order")
 # An error this much above the best so far is rounding that grows, not convergence (official code).
@@ -32,7 +33,7 @@ GROWTH = 1.2
 NEAR = 0.1
 
 
-def check_root(*, p: Any, eps: Any, method: str, max_iters: int = 100, tolerance: Any = 1e-6) -> None:
+def check_root(*, p: Any, eps: Scalar, method: str, max_iters: int = 100, tolerance: Any = 1e-6) -> None:
     """Raises where an option of `inverse_root` is out of its range."""
     checks.choice("method", method, METHODS)
     checks.real("p", p, "(0, inf)")
@@ -43,7 +44,7 @@ def check_root(*, p: Any, eps: Any, method: str, max_iters: int = 100, tolerance
         raise ValueError(f"p must be a whole number with method='coupled_newton', got {p!r}")
 
 
-def check_eps(eps: Any) -> None:
+def check_eps(eps: Scalar) -> None:
     """Raises where what is added to a diagonal, or to one of several, is out of its range."""
     for one in [] if isinstance(eps, Tracer) else np.ravel(np.asarray(eps)).tolist():
         checks.real("eps", one, "[0, inf)")
@@ -112,7 +113,7 @@ def _by_iteration(A: jax.Array, p: int, tolerance: Any, max_iters: int, higher: 
 
 
 def inverse_root(
-    A: jax.Array, p: Any, *, eps: Any = 0.0, method: str = "eigh", max_iters: int = 100, tolerance: Any = 1e-6
+    A: jax.Array, p: Any, *, eps: Scalar = 0.0, method: str = "eigh", max_iters: int = 100, tolerance: Scalar = 1e-6
 ) -> jax.Array:
     """The inverse p-th root of every matrix of a batch, (A + eps I)^(-1/p).
 

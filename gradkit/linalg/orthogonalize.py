@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.linalg.one_by_one import one_by_one
+from gradkit.types import DTypeLike, Scalar
 
 Coefficients = Sequence[tuple[float, float, float]]
 
@@ -70,8 +71,8 @@ def orthogonalize(
     steps: int = 5,
     coefficients: Any = "muon",
     method: str | Callable[[jax.Array], jax.Array] = "newton_schulz",
-    eps: Any = 1e-7,
-    dtype: Any = None,
+    eps: Scalar = 1e-7,
+    dtype: DTypeLike | None = None,
     precondition: str = "frobenius",
 ) -> jax.Array:
     """Replaces the singular values of every matrix of a batch by (nearly) 1.
@@ -152,7 +153,7 @@ def orthogonalize(
     return (jnp.swapaxes(y, -1, -2) if tall else y).astype(x.dtype)
 
 
-def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Any, precondition: Any = "frobenius") -> None:
+def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Scalar, precondition: Any = "frobenius") -> None:
     """Raises where `orthogonalize` would, before there is an array."""
     checks.integer("steps", steps, 1, maximum=checks.MOST_UNROLLED)
     checks.real("eps", eps, "[0, inf)")

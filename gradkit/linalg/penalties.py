@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.types import Scalar
 
 
 def _like(value: Any, z: jax.Array) -> Any:
@@ -78,7 +79,7 @@ def prox_l1(z: jax.Array, threshold: Any) -> jax.Array:
     return _soft(z, _like(threshold, z))
 
 
-def scad_penalty(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
+def scad_penalty(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
     """The SCAD penalty of every entry.
 
     Equations: at the head of this file.
@@ -106,7 +107,7 @@ def scad_penalty(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
     return jnp.where(size <= lam, lam * size, jnp.where(size <= a * lam, bend, flat))
 
 
-def scad_concave_grad(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
+def scad_concave_grad(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
     """The derivative of the smooth concave part of SCAD.
 
     Equations: at the head of this file.
@@ -133,7 +134,7 @@ def scad_concave_grad(z: jax.Array, l1: Any, a: Any = 3.7) -> jax.Array:
     return jnp.where(size <= lam, jnp.zeros_like(z), jnp.where(size < a * lam, bend, -lam * sign))
 
 
-def prox_scad(z: jax.Array, l1: Any, step: Any = 1.0, a: Any = 3.7) -> jax.Array:
+def prox_scad(z: jax.Array, l1: Scalar, step: Scalar = 1.0, a: Any = 3.7) -> jax.Array:
     """The proximal operator of the SCAD penalty.
 
     Equations: at the head of this file.
@@ -163,7 +164,7 @@ def prox_scad(z: jax.Array, l1: Any, step: Any = 1.0, a: Any = 3.7) -> jax.Array
     return jnp.where(size <= (1 + eta) * lam, _soft(z, eta * lam), jnp.where(size <= knee * lam, bend, z))
 
 
-def mcp_penalty(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
+def mcp_penalty(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array:
     """The minimax concave penalty of every entry.
 
     Equations: at the head of this file.
@@ -190,7 +191,7 @@ def mcp_penalty(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
     return jnp.where(size <= gamma * lam, lam * size - jnp.square(z) / (2 * gamma), flat)
 
 
-def mcp_concave_grad(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
+def mcp_concave_grad(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array:
     """The derivative of the smooth concave part of MCP.
 
     Equations: at the head of this file.
@@ -216,7 +217,7 @@ def mcp_concave_grad(z: jax.Array, l1: Any, gamma: Any = 2.0) -> jax.Array:
     return jnp.where(jnp.abs(z) < gamma * lam, -z / gamma, -lam * jnp.sign(z))
 
 
-def prox_mcp(z: jax.Array, l1: Any, step: Any = 1.0, gamma: Any = 2.0) -> jax.Array:
+def prox_mcp(z: jax.Array, l1: Scalar, step: Scalar = 1.0, gamma: Scalar = 2.0) -> jax.Array:
     """The proximal operator of the minimax concave penalty.
 
     Equations: at the head of this file.

@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar
 from gradkit.engine.hutchinson import probe
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("Understanding Hessian Alignment for Domain Generalization", "Hemati et al.", 2023, "2308.11778")
 Loss = Callable[[Any, Any], jax.Array]
@@ -52,7 +53,7 @@ def _penalty(vectors: Sequence[Any], gradients: Sequence[Any], alpha: Any, beta:
 
 
 def hgp_penalty(
-    loss_fn: Loss, head_params: Any, domain_batches: Sequence[Any], *, alpha: Any = 1e-4, beta: Any = 5e-3
+    loss_fn: Loss, head_params: Any, domain_batches: Sequence[Any], *, alpha: Scalar = 1e-4, beta: Scalar = 5e-3
 ) -> jax.Array:
     """The Hessian-gradient product penalty: gradients of all domains agree, and so do their products with the Hessian.
 
@@ -96,9 +97,9 @@ def hutchinson_penalty(
     head_params: Any,
     domain_batches: Sequence[Any],
     *,
-    key: Any,
-    alpha: Any = 1e-3,
-    beta: Any = 5e-3,
+    key: Key,
+    alpha: Scalar = 1e-3,
+    beta: Scalar = 5e-3,
     num_samples: int = 300,
     share_probes: bool = True,
 ) -> jax.Array:

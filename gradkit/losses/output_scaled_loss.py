@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Grokking as the Transition from Lazy to Rich Training Dynamics", "Kumar et al.", 2023, "2310.06110")
 
 
 def output_scaled_loss(
-    loss_fn: Callable[..., Any], apply_fn: Callable[[Any, Any], Any], params0: Any, alpha: Any
+    loss_fn: Callable[..., Any], apply_fn: Callable[[Any, Any], Any], params0: Any, alpha: Scalar
 ) -> Callable[..., Any]:
     """The loss of the scaled change of a network's output, divided by the square of the scale.
 

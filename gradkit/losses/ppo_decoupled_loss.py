@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
+from gradkit.types import Scalar
 
 PAPER = Paper("Batch size-invariance for policy optimization", "Hilton, Cobbe, Schulman", 2021, "2110.00641")
 
@@ -43,8 +44,8 @@ def ppo_decoupled_loss(
     proximal_log_prob: Any,
     advantages: Any,
     *,
-    epsilon: Any = 0.2,
-    ratio_max: Any = 100.0,
+    epsilon: Scalar = 0.2,
+    ratio_max: Scalar = 100.0,
 ) -> jax.Array:
     """PPO's clipped loss, where one policy weighs the actions and another limits the step.
 
@@ -94,8 +95,8 @@ def ppo_decoupled_kl_loss(
     proximal_log_prob: Any,
     advantages: Any,
     *,
-    kl_coefficient: Any = 1.0,
-    ratio_max: Any = 100.0,
+    kl_coefficient: Scalar = 1.0,
+    ratio_max: Scalar = 100.0,
 ) -> jax.Array:
     """PPO's penalised loss, where one policy weighs the actions and another limits the step.
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, wide_dtype
+from gradkit.types import Scalar
 
 PAPER = Paper("Gradient Starvation: A Learning Proclivity in Neural Networks", "Pezeshki et al.", 2020, "2011.09468")
 
 
-def spectral_decoupling(logits: Any, *, coef: Any = 1e-3, target: Any = 0.0) -> jax.Array:
+def spectral_decoupling(logits: Any, *, coef: Scalar = 1e-3, target: Any = 0.0) -> jax.Array:
     """The penalty of spectral decoupling, which is added to the loss in the place of weight decay.
 
         coef mean((y - target)^2)        y the logits

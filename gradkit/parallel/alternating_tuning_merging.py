@@ -23,6 +23,7 @@ from gradkit.engine.core import as_arrays, wide_dtype
 from gradkit.engine.matching import check_match
 from gradkit.parallel.compressors import Compressor, compressing, number_of_replicas
 from gradkit.parallel.local_updates import local_updates
+from gradkit.types import Scalar
 
 PAPER = Paper("ATM: Improving Model Merging by Alternating Tuning and Merging", "Zhou et al.", 2024, "2411.03055")
 
@@ -51,7 +52,7 @@ def task_vector(base: Any, tuned: Any) -> Any:
     return jax.tree.map(lambda b, t: t.astype(wide_dtype(b.dtype)) - b.astype(wide_dtype(b.dtype)), base, tuned)
 
 
-def task_arithmetic(base: Any, task_vectors: Sequence[Any], scale: Any = 1.0) -> Any:
+def task_arithmetic(base: Any, task_vectors: Sequence[Any], scale: Scalar = 1.0) -> Any:
     """Adds task vectors to a model: base + scale sum_t tau_t. A negative scale forgets.
 
     Args:
@@ -92,7 +93,7 @@ def alternating_tuning_merging(
     inner: optax.GradientTransformation,
     *,
     sync_every: Any = 100,
-    scale: Any = 1.0,
+    scale: Scalar = 1.0,
     combine: optax.GradientTransformation | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:

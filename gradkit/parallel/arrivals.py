@@ -15,6 +15,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Asynchronous Local-SGD Training for Language Modeling", "Liu et al.", 2024, "2401.09135")
 # Of times that are equal as decimals: 1.1 / 0.1 is more than 11 in binary.
@@ -86,11 +87,11 @@ def step_counts(name: str, value: Any, workers: int) -> np.ndarray:
 
 def arrival_schedule(
     seconds_per_step: Any,
-    local_steps: Any,
+    local_steps: Scalar,
     num_events: int,
     *,
     spread: Any = 0.0,
-    failure: Any = 0.0,
+    failure: Scalar = 0.0,
     seed: int = 0,
 ) -> Arrivals:
     """The arrivals of workers of given speeds.

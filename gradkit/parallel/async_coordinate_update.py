@@ -19,6 +19,7 @@ import numpy as np
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
+from gradkit.types import Scalar
 
 PAPER = Paper("Delay-agnostic Asynchronous Coordinate Update Algorithm", "Wu et al.", 2023, "2305.08535")
 
@@ -29,7 +30,7 @@ def async_coordinate_update(
     blocks: Any,
     reads: Any,
     *,
-    relaxation: Any = 1.0,
+    relaxation: Scalar = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Plays a table of block updates from stale reads.
 
@@ -94,12 +95,12 @@ def async_coordinate_update(
 def degas(
     grad_fn: Callable[[Any], Any],
     x: Any,
-    step: Any,
+    step: Scalar,
     blocks: Any,
     reads: Any,
     *,
     prox: Callable[[Any, Any], Any] | None = None,
-    relaxation: Any = 1.0,
+    relaxation: Scalar = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Asynchronous block gradient descent: `async_coordinate_update` with T_i(x) = prox(x_i - step_i grad_i f(x)).
 

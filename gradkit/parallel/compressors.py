@@ -22,6 +22,7 @@ from gradkit import checks
 from gradkit.engine.core import transformation
 from gradkit.leaves import names
 from gradkit.parallel.replicas import alike, check_own
+from gradkit.types import PyTree
 
 
 class Compressor(NamedTuple):
@@ -107,7 +108,7 @@ def number_of_replicas(method: str, axis_name: Any) -> int:
         raise ValueError(f"{method}: there is no axis {axis_name!r} here; call it under {how}") from error
 
 
-def check_floating(method: str, tree: Any) -> None:
+def check_floating(method: str, tree: PyTree) -> None:
     """Raises where a leaf has no rounding that means anything: integers, and complex numbers."""
     for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True):
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating):

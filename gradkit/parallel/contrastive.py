@@ -25,6 +25,7 @@ from gradkit.engine.core import wide_dtype
 from gradkit.gradients.replicas import own_copy
 from gradkit.parallel.replicas import alike
 from gradkit.parallel.ring import visit_all
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive Loss",
@@ -127,7 +128,7 @@ _part.defvjp(_forward, _backward)
 
 
 def tiled_contrastive_loss(
-    q: Any, k: Any, scale: Any = 1.0, *, tile: int = 1024, axis_name: Any = None, symmetric: bool = True
+    q: Any, k: Any, scale: Scalar = 1.0, *, tile: int = 1024, axis_name: Any = None, symmetric: bool = True
 ) -> jax.Array:
     """The contrastive loss (InfoNCE, CLIP) of a batch, without its matrix of similarities.
 
@@ -184,7 +185,7 @@ def tiled_contrastive_loss(
 
 
 def ring_contrastive_loss(
-    q: Any, k: Any, scale: Any = 1.0, *, axis_name: Any, tile: int = 1024, symmetric: bool = True
+    q: Any, k: Any, scale: Scalar = 1.0, *, axis_name: Any, tile: int = 1024, symmetric: bool = True
 ) -> jax.Array:
     """The contrastive loss of a batch whose pairs lie on the devices of a ring: no device ever holds all of them.
 

@@ -30,6 +30,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization", "Nabli, Oyallon", 2022, "2208.00779"
@@ -173,7 +174,7 @@ def dadao(mu: float, L: float, chi_1: float) -> Dadao:
     return Dadao(init, gradient_event, gossip_event)
 
 
-def poisson_events(key: Any, rate_grad: Any, edge_rates: Any, horizon: float) -> np.ndarray:
+def poisson_events(key: Key, rate_grad: Scalar, edge_rates: Any, horizon: float) -> np.ndarray:
     """A table of events: every worker computes a gradient, and every edge gossips, at the ticks of a Poisson clock.
 
     Args:

@@ -33,6 +33,7 @@ from gradkit.parallel.compressors import (
     separate,
 )
 from gradkit.parallel.replicas import alike, check_own, wide_mean
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training",
@@ -87,7 +88,7 @@ def check_ratio(ratio: Any) -> None:
         )
 
 
-def top_k_compressor(ratio: Any = 0.01, *, axis_name: Any = "replica") -> optax.GradientTransformationExtraArgs:
+def top_k_compressor(ratio: Scalar = 0.01, *, axis_name: Any = "replica") -> optax.GradientTransformationExtraArgs:
     """The compressor that sends, of every leaf, the entries that are largest in size.
 
         k = ceil(ratio * entries),    sent = p on the k largest |p|, and 0 elsewhere
@@ -132,13 +133,13 @@ def top_k_compressor(ratio: Any = 0.01, *, axis_name: Any = "replica") -> optax.
 
 def deep_gradient_compression(
     *,
-    ratio: Any = 0.001,
-    momentum: Any = 0.9,
+    ratio: Scalar = 0.001,
+    momentum: Scalar = 0.9,
     nesterov: bool = False,
     momentum_masking: bool = True,
-    max_norm: Any = None,
+    max_norm: Scalar | None = None,
     min_ndim: int = 2,
-    weight_decay: Any = None,
+    weight_decay: Scalar | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """Sends the largest thousandth of what has accumulated, after the momentum and not before it.
@@ -263,7 +264,7 @@ def _limited(g: list[jax.Array], max_norm: Any, W: int) -> list[jax.Array]:
     return [x * factor.astype(x.dtype) for x in g]
 
 
-def dgc_warmup(ratio: Any = 0.001, *, epochs: int = 4) -> Callable[[int], float]:
+def dgc_warmup(ratio: Scalar = 0.001, *, epochs: int = 4) -> Callable[[int], float]:
     """The share of the entries that is sent in each epoch of a warm-up: it falls by equal factors to its last value.
 
         ratio_e = ratio^((e + 1) / (epochs + 1))    in epoch e = 0 ... epochs - 1, and `ratio` from then on

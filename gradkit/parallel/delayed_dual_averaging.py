@@ -22,6 +22,7 @@ from gradkit.engine.core import at_count, counter, increment, scalar, transforma
 from gradkit.engine.norms import global_square
 from gradkit.leaves import Method
 from gradkit.parallel.local_updates import anchor
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Multi-Agent Online Optimization with Delays: Asynchronicity, Adaptivity, and Optimism",
@@ -43,7 +44,9 @@ class DelayedDualAveragingState(NamedTuple):
     exact_fields = ("start",)
 
 
-def delayed_dual_averaging(learning_rate: Any, *, initial: Any = 1.0) -> optax.GradientTransformationExtraArgs:
+def delayed_dual_averaging(
+    learning_rate: ScalarOrSchedule, *, initial: Any = 1.0
+) -> optax.GradientTransformationExtraArgs:
     """Dual averaging with a step that knows how much was outstanding.
 
     Equations: at the head of this file. `update` gets the gradients as they arrive, and, as an extra argument,
@@ -73,7 +76,7 @@ def delayed_dual_averaging(learning_rate: Any, *, initial: Any = 1.0) -> optax.G
 
 
 def optimistic_delayed_dual_averaging(
-    learning_rate: Any, *, lookahead: Any = 2.0, initial: Any = 1.0
+    learning_rate: ScalarOrSchedule, *, lookahead: Scalar = 2.0, initial: Any = 1.0
 ) -> optax.GradientTransformationExtraArgs:
     """Delayed dual averaging that plays ahead, by a guess of the gradients that are missing.
 

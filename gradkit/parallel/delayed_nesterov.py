@@ -26,6 +26,7 @@ from gradkit.engine.core import increment, optimizer, scalar, transformation, ze
 from gradkit.leaves import Method
 from gradkit.parallel.arrivals import EQUAL, PAPER, positive
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import Scalar, ScalarOrSchedule
 
 NAME = "delayed_nesterov"
 
@@ -39,7 +40,7 @@ class DelayedNesterovState(NamedTuple):
 
 
 def delayed_nesterov(
-    learning_rate: Any, *, momentum: Any = 0.9, buffer_size: int = 4, activation: Any = 0.0
+    learning_rate: ScalarOrSchedule, *, momentum: Scalar = 0.9, buffer_size: int = 4, activation: Any = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """Nesterov's momentum of a server whose workers arrive one by one: every arrival moves the parameters, every N-th
     the momentum.

@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, widen, zeros
 from gradkit.engine.keys import as_key
 from gradkit.parallel.replicas import alike
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "DIFF2: Differential Private Optimization via Gradient Differences for Nonconvex Distributed Learning",
@@ -60,10 +61,10 @@ def _norm(tree: Any) -> jax.Array:
 def diff2(
     loss_fn: Callable[[Any, Any], Any],
     *,
-    clip: Any = 1.0,
-    difference_clip: Any = 1.0,
-    noise_multiplier: Any = 1.0,
-    difference_noise_multiplier: Any = 1.0,
+    clip: Scalar = 1.0,
+    difference_clip: Scalar = 1.0,
+    noise_multiplier: Scalar = 1.0,
+    difference_noise_multiplier: Scalar = 1.0,
     restart: int = 10,
     axis_name: Any = None,
 ) -> Diff2:

@@ -16,13 +16,16 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.parallel.local_updates import local_updates
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "DiLoCo: Distributed Low-Communication Training of Language Models", "Douillard et al.", 2023, "2311.08105"
 )
 
 
-def outer_nesterov(learning_rate: Any = 0.7, momentum: Any = 0.9) -> optax.GradientTransformationExtraArgs:
+def outer_nesterov(
+    learning_rate: ScalarOrSchedule = 0.7, momentum: Scalar = 0.9
+) -> optax.GradientTransformationExtraArgs:
     """The outer optimizer of DiLoCo, for the `outer` of `local_updates`: `optax.sgd` with Nesterov's momentum.
 
     Args:
@@ -58,8 +61,8 @@ def diloco(
     inner: optax.GradientTransformation,
     *,
     sync_every: Any = 500,
-    outer_learning_rate: Any = 0.7,
-    outer_momentum: Any = 0.9,
+    outer_learning_rate: ScalarOrSchedule = 0.7,
+    outer_momentum: Scalar = 0.9,
     outer_nesterov: bool = True,
     axis_name: Any = "replica",
     exchange: optax.GradientTransformation | None = None,

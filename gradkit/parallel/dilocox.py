@@ -23,6 +23,7 @@ from gradkit.parallel.diloco import outer_momentum_sgd
 from gradkit.parallel.error_feedback import error_feedback
 from gradkit.parallel.local_updates import local_updates
 from gradkit.parallel.powersgd import low_rank_compressor
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster",
@@ -86,10 +87,10 @@ def dilocox(
     sync_every: Any = 125,
     rank: int | None = 64,
     bits: int | None = 4,
-    outer_learning_rate: Any = 0.7,
-    outer_momentum: Any = 0.9,
+    outer_learning_rate: ScalarOrSchedule = 0.7,
+    outer_momentum: Scalar = 0.9,
     outer_nesterov: bool = True,
-    key: Any = 0,
+    key: Key = 0,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo over slow links: factors of low rank in few bits, with error feedback, exchanged behind the next round.

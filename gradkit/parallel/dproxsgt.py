@@ -17,6 +17,7 @@ from gradkit.parallel.compressors import Compressor, compressor_of
 from gradkit.parallel.deep_gradient_compression import top_k_compressor
 from gradkit.parallel.gossip import RING, check_mixing, mix_payloads, mixed_differences
 from gradkit.parallel.replicas import alike, check_own
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Compressed Decentralized Proximal Stochastic Gradient Method for Nonconvex Composite Problems with Heterogeneous "
@@ -74,7 +75,7 @@ def _tracked(y: Any, g: Any, before: Any) -> Any:
 
 
 def dproxsgt(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     mixing: Any = RING,
     prox: Callable[[Any, Any], Any] | None = None,
@@ -136,13 +137,13 @@ def dproxsgt(
 
 
 def compressed_dproxsgt(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     compressor_x: optax.GradientTransformation,
     compressor_y: optax.GradientTransformation,
     mixing: Any = RING,
     prox: Callable[[Any, Any], Any] | None = None,
-    gamma_x: Any = 0.8,
+    gamma_x: Scalar = 0.8,
     gamma_y: Any = 0.8,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:

@@ -22,6 +22,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.parallel.compressors import number_of_replicas
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper("Dynamic backup workers for parallel machine learning", "Xu, Neglia, Sebastianelli", 2020, "2004.14696")
 
@@ -33,7 +34,7 @@ def earliest(arrival_times: jax.Array, k: Any) -> jax.Array:
     return rank < k
 
 
-def backup_mean(gradients: Any, arrival_times: Any, k: Any, *, axis_name: Any = None) -> Any:
+def backup_mean(gradients: PyTree, arrival_times: Any, k: Any, *, axis_name: Any = None) -> Any:
     """The mean of the gradients of the k workers that are the earliest.
 
         mean = (1/k) sum over the k earliest of g_i
@@ -122,7 +123,7 @@ def _mean(x: jax.Array) -> jax.Array:
 
 
 def dynamic_backup_workers(
-    workers: int, learning_rate: Any, *, window_size: int = 20, loss_increase: Any = 1.1
+    workers: int, learning_rate: Scalar, *, window_size: int = 20, loss_increase: Scalar = 1.1
 ) -> BackupWorkers:
     """Decides after every round how many of the workers the next one waits for.
 

@@ -18,6 +18,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, wide_dtype
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster",
@@ -28,7 +29,7 @@ PAPER = Paper(
 KINDS = ("participation", "entropy")
 
 
-def effective_rank(M: Any, *, kind: str = "participation") -> jax.Array:
+def effective_rank(M: Scalar, *, kind: str = "participation") -> jax.Array:
     """The effective rank of matrices.
 
     Equations: at the head of this file.

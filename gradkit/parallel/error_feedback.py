@@ -22,6 +22,7 @@ from gradkit.engine.core import scalar, zeros
 from gradkit.parallel.compressors import Compressor, compressing, compressor_of, no_state
 from gradkit.parallel.quantized_replica_mean import int8_compressor
 from gradkit.parallel.replicas import alike, wide_mean
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", "Karimireddy et al.", 2019, "1901.09847"
@@ -38,7 +39,7 @@ class ErrorFeedbackState(NamedTuple):
 
 
 def error_feedback(
-    compressor: optax.GradientTransformation, *, decay: Any = 1.0, axis_name: Any = "replica"
+    compressor: optax.GradientTransformation, *, decay: Scalar = 1.0, axis_name: Any = "replica"
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps what a compressor failed to send, and adds it to what is sent next.
 

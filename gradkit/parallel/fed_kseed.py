@@ -13,6 +13,7 @@ from gradkit.engine.directions import direction, directional_difference
 from gradkit.engine.keys import as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.parallel.shared_seed_spsa import gathered
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18 Kilobytes",
@@ -85,12 +86,12 @@ def seed_probabilities(state: FedKSeedState) -> jax.Array:
 
 def fed_kseed(
     loss_fn: Callable[[Any, Any], Any],
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    key: Any,
+    key: Key,
     num_seeds: int = 4096,
-    epsilon: Any = 5e-4,
-    weight_decay: Any = 0.0,
+    epsilon: Scalar = 5e-4,
+    weight_decay: Scalar = 0.0,
     axis_name: Any = None,
 ) -> FedKSeed:
     """Federated learning of which K numbers travel down and one pair per local step up, whatever the size of the model.

@@ -16,6 +16,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import inside, scalar, transformation, zeros
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper("Papaya: Practical, Private, and Scalable Federated Learning", "Huba et al.", 2021, "2111.04877")
 NORMALIZE = ("buffer", "weights")
@@ -29,7 +30,7 @@ def _versions(staleness: Any) -> jax.Array:
     return tau if jnp.issubdtype(tau.dtype, jnp.floating) else tau.astype(jnp.float32)
 
 
-def polynomial_staleness(exponent: Any = 0.5) -> Callable[[Any], jax.Array]:
+def polynomial_staleness(exponent: Scalar = 0.5) -> Callable[[Any], jax.Array]:
     """The weight of an old arrival falls as a power: s(tau) = (1 + tau)^(-exponent).
 
     Args:
@@ -57,7 +58,7 @@ def polynomial_staleness(exponent: Any = 0.5) -> Callable[[Any], jax.Array]:
     return weight
 
 
-def threshold_staleness(cutoff: Any, value: Any = 0.0) -> Callable[[Any], jax.Array]:
+def threshold_staleness(cutoff: Scalar, value: Any = 0.0) -> Callable[[Any], jax.Array]:
     """The weight of an arrival is 1, and another above a threshold: s(tau) = 1 for tau <= cutoff, else `value`.
 
     Args:
@@ -187,7 +188,7 @@ def _step_if(
     return u, FedbuffState(arrived, total, weight, where(server, state.server))
 
 
-def flush_buffer(inner: optax.GradientTransformation, params: Any, state: FedbuffState) -> tuple[Any, FedbuffState]:
+def flush_buffer(inner: optax.GradientTransformation, params: PyTree, state: FedbuffState) -> tuple[Any, FedbuffState]:
     """The last step of a run: what is left in the buffer, divided by how many arrivals it is of.
 
     Args:

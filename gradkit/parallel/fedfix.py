@@ -18,6 +18,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.parallel.arrivals import EQUAL, Aggregations, arrival_schedule, positive
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "A General Theory for Federated Optimization with Asynchronous and Heterogeneous Clients Updates",
@@ -125,7 +126,7 @@ def async_fedavg(tau: Any, num_aggregations: int, *, importance: Any = None, unb
 
 
 def fedfix(
-    tau: Any, num_aggregations: int, *, period: Any, importance: Any = None, unbiased: bool = True
+    tau: Any, num_aggregations: int, *, period: Scalar, importance: Any = None, unbiased: bool = True
 ) -> Aggregations:
     """The table of a server that publishes at fixed times, of whatever has arrived by then.
 

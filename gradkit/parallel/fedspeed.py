@@ -23,6 +23,7 @@ from gradkit.engine.norms import global_square
 from gradkit.parallel.local_updates import anchor
 from gradkit.parallel.replicas import alike, wide_mean
 from gradkit.parallel.rounds import checked, either, ends_round, led, plain
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "FedSpeed: Larger Local Interval, Less Communication Round, and Higher Generalization Accuracy",
@@ -48,15 +49,15 @@ def _times(factor: Any, tree: Any) -> Any:
 
 
 def fedspeed(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     sync_every: int = 8,
-    prox: Any = 10.0,
-    rho: Any = 0.1,
-    mix: Any = 1.0,
+    prox: Scalar = 10.0,
+    rho: Scalar = 0.1,
+    mix: Scalar = 1.0,
     normalize: bool = True,
-    weight_decay: Any = 0.0,
-    max_norm: Any = None,
+    weight_decay: Scalar = 0.0,
+    max_norm: Scalar | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """Local SGD for workers whose data differ: a proximal pull, a dual correction, and gradients a step uphill.
@@ -184,7 +185,7 @@ class ProxCorrectionState(NamedTuple):
     exact_fields = ("start",)
 
 
-def prox_correction(*, prox: Any = 10.0, sync_every: int = 8) -> optax.GradientTransformationExtraArgs:
+def prox_correction(*, prox: Scalar = 10.0, sync_every: int = 8) -> optax.GradientTransformationExtraArgs:
     """Pulls a worker to where its round started: the local problem of FedProx.
 
         g + (x - x^t) / l,    x^t the parameters at the first step of every round of K

@@ -30,6 +30,7 @@ from gradkit import checks
 from gradkit.engine.core import wide_dtype
 from gradkit.parallel.compressors import Compressor, number_of_replicas
 from gradkit.parallel.replicas import alike
+from gradkit.types import Key, PyTree
 
 NAME = "gossip_mix"
 RING = "ring"
@@ -127,7 +128,7 @@ def mix_payloads(payload: Any, mixing: Any, axis_name: Any, decode: Callable[[An
     return total
 
 
-def gossip_mix(tree: Any, mixing: Any = RING, axis_name: Any = "replica") -> Any:
+def gossip_mix(tree: PyTree, mixing: Any = RING, axis_name: Any = "replica") -> Any:
     """One round of gossip: every replica gets a weighted mean of its neighbours' trees.
 
         x_i <- sum_j W_ij x_j
@@ -164,7 +165,7 @@ def gossip_mix(tree: Any, mixing: Any = RING, axis_name: Any = "replica") -> Any
 
 
 def mixed_differences(
-    value: Any, known: Any, mixture: Any, own: Any, compressor: Compressor, mixing: Any, axis_name: Any, key: Any
+    value: Any, known: Any, mixture: Any, own: Any, compressor: Compressor, mixing: Any, axis_name: Any, key: Key
 ) -> tuple[Any, Any, Any]:
     """(known, mixture, state of the compressor) after this replica told its neighbours how far it is from `known`."""
     assert compressor.encode is not None and compressor.decode is not None

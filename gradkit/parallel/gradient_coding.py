@@ -32,6 +32,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import cast, wide_dtype
 from gradkit.engine.keys import as_key, check_key
 from gradkit.parallel.compressors import number_of_replicas
+from gradkit.types import Key
 
 PAPER = Paper("Sequential Gradient Coding For Straggler Mitigation", "Krishnan, Ebrahimi, Khisti", 2022, "2211.13802")
 KINDS = ("cyclic", "fractional")
@@ -39,7 +40,7 @@ KINDS = ("cyclic", "fractional")
 MET = 1e-4
 
 
-def gradient_code(workers: int, stragglers: int, *, kind: str = "cyclic", key: Any = 0) -> np.ndarray:
+def gradient_code(workers: int, stragglers: int, *, kind: str = "cyclic", key: Key = 0) -> np.ndarray:
     """The matrix B of a gradient code: which chunks a worker computes, and with which coefficients it adds them.
 
     Equations: at the head of this file.

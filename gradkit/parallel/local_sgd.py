@@ -20,16 +20,17 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, inside, scalar, transformation
 from gradkit.optimizers.momentum import sgd
 from gradkit.parallel.local_updates import anchor, local_updates
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")
 
 
 def local_sgd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     sync_every: Any = 8,
     axis_name: Any = "replica",
-    momentum: Any = 0.0,
+    momentum: Scalar = 0.0,
     nesterov: bool = False,
     average_state: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -86,7 +87,7 @@ class QuadraticWeightedAverageState(NamedTuple):
 
 
 def quadratic_weighted_average(
-    inner: optax.GradientTransformation, *, offset: Any
+    inner: optax.GradientTransformation, *, offset: Scalar
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the average of all iterates with weights that grow with the square of the step.
 

@@ -34,6 +34,7 @@ from gradkit.engine.core import as_arrays, increment, wide_dtype, widen
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.parallel.compressors import compressor_of
 from gradkit.parallel.replicas import alike, check_own, wide_mean
+from gradkit.types import PyTree
 
 PAPER = Paper("Local SGD Converges Fast and Communicates Little", "Stich", 2018, "1805.09767")
 NEVER = np.iinfo(np.int32).max
@@ -185,7 +186,7 @@ def local_updates(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def synchronize(tx: optax.GradientTransformation, params: Any, state: Any) -> tuple[Any, Any]:
+def synchronize(tx: optax.GradientTransformation, params: PyTree, state: Any) -> tuple[Any, Any]:
     """Ends a round: the exchange of `local_updates` by itself, after which all replicas hold the same bits.
 
     It sets parameters where `update` can only add to them. With it, training is two programs: steps without a
@@ -246,7 +247,7 @@ def sync_steps(sync_every: Any, steps: int) -> np.ndarray:
     return ends
 
 
-def anchor(params: Any) -> Any:
+def anchor(params: PyTree) -> Any:
     """A float32 (or wider) copy of parameters, in buffers of its own: the parameters may be donated. Of
     `jax.ShapeDtypeStruct`s, which have no values, `jax.ShapeDtypeStruct`s."""
 

@@ -18,10 +18,11 @@ from jax.sharding import PartitionSpec
 from gradkit import checks
 from gradkit.engine.sums import declared
 from gradkit.leaves import names
+from gradkit.types import PyTree
 
 
 @contextlib.contextmanager
-def declare_specs(tree: Any, specs: Any) -> Iterator[None]:
+def declare_specs(tree: PyTree, specs: Any) -> Iterator[None]:
     """Says how leaves are cut while something of this library is traced inside `shard_map`.
 
     For sources, such as `gk.gradients.sam`; around a transformation there is `inside_shard_map`.

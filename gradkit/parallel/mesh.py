@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradkit import checks
 from gradkit.leaves import Layout, map_named, resolve_layout
+from gradkit.types import PyTree
 
 BATCH_AXES = ("replica", "data", "fsdp")
 # All that parameters, batches and replicas are sharded along.
@@ -103,7 +104,7 @@ def make_mesh(axes: str | Mapping[str, int], *, devices: Sequence[Any] | None = 
     return jax.make_mesh(tuple(lengths.values()), tuple(lengths), axis_types=kinds, devices=devices)
 
 
-def param_shardings(params: Any, mesh: Mesh, *, layout: Layout | None = None) -> Any:
+def param_shardings(params: PyTree, mesh: Mesh, *, layout: Layout | None = None) -> Any:
     """Where parameters lie on a mesh with axes named "fsdp" and "tensor"; over all other axes they are replicated.
 
     A parameter with inputs and outputs is cut along "tensor" on its last output axis; then every parameter is cut

@@ -31,6 +31,7 @@ from gradkit.optimizers.adaptive import multi_timescale_adam, scale_by_multi_mom
 from gradkit.parallel.replicas import alike, wide_mean
 from gradkit.parallel.rounds import checked, either, ends_round, led, plain, reached
 from gradkit.transforms import clip_by_global_norm, scale_by_learning_rate
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "MT-DAO: Multi-Timescale Distributed Adaptive Optimizers with Local Updates", "Iacob et al.", 2025, "2510.05361"
@@ -182,17 +183,17 @@ def _by_the_step_before(b2: Any, eps: Any) -> optax.GradientTransformationExtraA
 
 
 def mt_dao(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     b1s: Sequence[Any] = (0.995,),
     weights: Sequence[Any] = (0.9,),
-    b2: Any = 0.9999,
-    eps: Any = 1e-8,
+    b2: Scalar = 0.9999,
+    eps: Scalar = 1e-8,
     sync_every: int = 32,
     momentum_sync_every: Sequence[int] | None = None,
     second_moment_sync_every: int | None = None,
     base: str = "adam",
-    max_norm: Any = None,
+    max_norm: Scalar | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """Local updates by an optimizer with momenta of several timescales, each averaged as often as it forgets.

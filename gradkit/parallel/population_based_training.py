@@ -19,6 +19,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.explicit import by_compiler
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("Population Based Training of Neural Networks", "Jaderberg et al.", 2017, "1711.09846")
 KINDS = ("truncation", "tournament", "t_test")
@@ -61,7 +62,7 @@ def _welch_p(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(there, p, jnp.where(means[0] == means[1], 1.0, 0.0))
 
 
-def exploit(key: Any, fitness: Any, *, kind: str = "truncation", fraction: Any = 0.2) -> jax.Array:
+def exploit(key: Key, fitness: Any, *, kind: str = "truncation", fraction: Any = 0.2) -> jax.Array:
     """Whom each member of a population goes on from.
 
     "truncation"    the worst floor(fraction P), one at least, each copy one of as many best
@@ -130,12 +131,12 @@ def _checked_space(space: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float,
 
 
 def explore(
-    key: Any,
+    key: Key,
     hyperparams: Mapping[str, jax.Array],
     copied: Any,
     space: Mapping[str, Sequence[Any]],
     factors: tuple[float, float] = (0.8, 1.2),
-    resample_probability: Any = 0.0,
+    resample_probability: Scalar = 0.0,
 ) -> dict[str, jax.Array]:
     """New hyperparameters for the members that were copied.
 
@@ -194,7 +195,7 @@ def _names_in(path: Any) -> tuple[str, str]:
 
 
 def pbt_step(
-    key: Any,
+    key: Key,
     population: Any,
     fitness: Any,
     space: Mapping[str, Sequence[Any]],

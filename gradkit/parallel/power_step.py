@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit.engine.core import scalar
+from gradkit.types import Scalar
 
 
 def orthonormal(P: jax.Array, eps: Any = 0.0) -> jax.Array:
@@ -40,7 +41,7 @@ def orthonormal(P: jax.Array, eps: Any = 0.0) -> jax.Array:
     return P
 
 
-def power_step(M: jax.Array, Q: jax.Array, mean: Any, eps: Any = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+def power_step(M: jax.Array, Q: jax.Array, mean: Any, eps: Scalar = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(P^, Q, own Q) of one two-sided step on matrices (..., n, m) and columns (..., m, r); `mean` is over replicas."""
     P = orthonormal(mean(product(M, Q)), eps)
     own = product(jnp.swapaxes(M, -1, -2), P)

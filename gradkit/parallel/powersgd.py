@@ -35,6 +35,7 @@ from gradkit.parallel.error_feedback import error_feedback as remembering
 from gradkit.parallel.power_step import orthonormal, product
 from gradkit.parallel.quantized_replica_mean import two_phase_mean
 from gradkit.parallel.replicas import alike, wide_mean
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization",
@@ -87,9 +88,9 @@ def low_rank_compressor(
     warm_start: bool = True,
     alternating: bool = False,
     iterations: int = 1,
-    min_compression_rate: Any = 2.0,
-    eps: Any = 0.0,
-    key: Any = 0,
+    min_compression_rate: Scalar = 2.0,
+    eps: Scalar = 0.0,
+    key: Key = 0,
     layout: Layout | None = None,
     bits: int | None = None,
     axis_name: Any = "replica",
@@ -271,8 +272,8 @@ def powersgd(
     iterations: int = 1,
     min_compression_rate: Any = 2.0,
     start_step: int = 0,
-    eps: Any = 0.0,
-    key: Any = 0,
+    eps: Scalar = 0.0,
+    key: Key = 0,
     layout: Layout | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("A Quadratic Synchronization Rule for Distributed Deep Learning", "Gu et al.", 2023, "2310.14423")
 # The longest round: far above any training, and far below where a sum of two overflows.
@@ -23,14 +24,14 @@ LONGEST = 2**30
 
 
 def quadratic_synchronization(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    alpha: Any,
+    alpha: Scalar,
     min_steps: int,
     warmup_steps: int = 0,
     warmup_period: int | None = None,
     total_steps: int | None = None,
-    power: Any = 2,
+    power: Scalar = 2,
 ) -> Callable[[Any], jax.Array]:
     """How many local steps the round has that begins at a step; the `sync_every` of `gk.parallel.local_updates`.
 

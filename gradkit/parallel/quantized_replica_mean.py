@@ -26,6 +26,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, wide_dtype
 from gradkit.parallel.compressors import Compressor, check_floating, compressing, no_state, number_of_replicas
+from gradkit.types import DTypeLike, PyTree
 
 PAPER = Paper("Scalable Methods for 8-bit Training of Neural Networks", "Banner et al.", 2018, "1805.11046")
 NAME = "quantized_replica_mean"
@@ -65,7 +66,7 @@ def encode_blocks(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     return nibbles[..., 0::2] | (nibbles[..., 1::2] << np.uint8(4)), scale
 
 
-def decode_blocks(q: jax.Array, scale: jax.Array, bits: int, dtype: Any) -> jax.Array:
+def decode_blocks(q: jax.Array, scale: jax.Array, bits: int, dtype: DTypeLike) -> jax.Array:
     """The blocks that integers and scales stand for."""
     if bits == 4:
         low, high = q & np.uint8(15), q >> np.uint8(4)
@@ -82,7 +83,7 @@ def _separated(x: jax.Array, like: Sequence[tuple[int, ...]]) -> list[jax.Array]
     return [p.reshape(-1, *shape) for p, shape in zip(jnp.split(x, ends, axis=1), like, strict=True)]
 
 
-def two_phase_mean(tree: Any, axis_name: Any, bits: int, block: int) -> tuple[Any, Any]:
+def two_phase_mean(tree: PyTree, axis_name: Any, bits: int, block: int) -> tuple[Any, Any]:
     """(mean, sent): see the head of this file. What the second rounding lost counts as not sent by the chunk's owner,
     who alone knows it: `mean` is then the mean of what was sent, exactly."""
     W = number_of_replicas(NAME, axis_name)
@@ -120,7 +121,7 @@ def _check(bits: Any, block: Any) -> int:
     return checks.integer("block", block, 1)
 
 
-def quantized_replica_mean(tree: Any, axis_name: Any = "replica", *, bits: int = 8, block: int = 256) -> Any:
+def quantized_replica_mean(tree: PyTree, axis_name: Any = "replica", *, bits: int = 8, block: int = 256) -> Any:
     """The mean of a tree over the replicas, exchanged in 8 or 4 bits per entry.
 
     Equations: at the head of this file. In `jax.shard_map` give it the shards of a replica as they are: under plain

@@ -16,6 +16,7 @@ from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.parallel.compressors import Compressor, compressing, number_of_replicas
 from gradkit.parallel.deep_gradient_compression import check_ratio, entries_sent
 from gradkit.parallel.replicas import alike, wide_mean
+from gradkit.types import Key, Scalar
 
 PAPER = Paper("Sparsified SGD with Memory", "Stich, Cordonnier, Jaggi", 2018, "1809.07599")
 NAME = "random_k_compressor"
@@ -28,7 +29,7 @@ class RandomKState(NamedTuple):
 
 
 def random_k_compressor(
-    ratio: Any = 0.01, *, key: Any = None, axis_name: Any = "replica"
+    ratio: Scalar = 0.01, *, key: Key | None = None, axis_name: Any = "replica"
 ) -> optax.GradientTransformationExtraArgs:
     """The compressor that sends the same random entries from every replica.
 

@@ -23,9 +23,10 @@ from gradkit import checks
 from gradkit.engine.core import wide_dtype
 from gradkit.leaves import names
 from gradkit.parallel.shardings import state_shardings
+from gradkit.types import PyTree
 
 
-def wide_mean(method: str, tree: Any, axis_name: Any) -> Any:
+def wide_mean(method: str, tree: PyTree, axis_name: Any) -> Any:
     """The mean over the replicas in float32 or wider, not rounded back."""
     for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True):
         if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
@@ -37,7 +38,7 @@ def wide_mean(method: str, tree: Any, axis_name: Any) -> Any:
         raise ValueError(f"{method}: there is no axis {axis_name!r} here; call it under {how}") from error
 
 
-def replica_mean(tree: Any, axis_name: Any = "replica") -> Any:
+def replica_mean(tree: PyTree, axis_name: Any = "replica") -> Any:
     """The mean of a tree over the replicas, the same bits on each of them.
 
     Also what a run is evaluated at between two exchanges, and its result where it does not end with one.
@@ -75,7 +76,7 @@ def alike(x: Any, y: Any) -> Any:
     return jax.tree.map(over, x, y)
 
 
-def check_own(method: str, updates: Any, axis_name: Any) -> None:
+def check_own(method: str, updates: PyTree, axis_name: Any) -> None:
     """Raises where gradients are already sums over the replicas.
 
     `shard_map` sums the gradient with respect to what is the same on all replicas by itself (`check_vma`, its default):
@@ -108,7 +109,7 @@ def _placed(tree: Any, axis_name: Any) -> bool:
     return any(on)
 
 
-def replicate(tree: Any, replicas: int, *, axis_name: str = "replica") -> Any:
+def replicate(tree: PyTree, replicas: int, *, axis_name: str = "replica") -> Any:
     """Gives every leaf a leading axis of equal copies, one per replica.
 
     Args:
@@ -146,7 +147,7 @@ def replicate(tree: Any, replicas: int, *, axis_name: str = "replica") -> Any:
     return jax.jit(copies, out_shardings=jax.tree.map(lambda x: ahead(x.sharding, axis_name), tree))(tree)
 
 
-def resize_replicas(tree: Any, replicas: int) -> Any:
+def resize_replicas(tree: PyTree, replicas: int) -> Any:
     """Parameters and states of all replicas, for another number of replicas: the mean of what the old ones held.
 
         floating leaves      (1/W) sum_k x_k for every new replica; exactly x where all of them held x
@@ -191,7 +192,7 @@ def resize_replicas(tree: Any, replicas: int) -> Any:
     return jax.jit(lambda tree: jax.tree.map(resized, tree))(tree)
 
 
-def init_replicas(tx: optax.GradientTransformation, params: Any, *, axis_name: str = "replica") -> Any:
+def init_replicas(tx: optax.GradientTransformation, params: PyTree, *, axis_name: str = "replica") -> Any:
     """Makes the state of a transformation for every replica, where it belongs.
 
     Args:

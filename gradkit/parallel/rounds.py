@@ -11,9 +11,10 @@ from gradkit.engine.core import as_arrays, widen
 from gradkit.engine.matching import check_leaves, check_match
 from gradkit.parallel.local_updates import step_to
 from gradkit.parallel.replicas import alike, check_own
+from gradkit.types import PyTree
 
 
-def checked(method: str, updates: Any, params: Any, axis_name: Any) -> tuple[Any, Any]:
+def checked(method: str, updates: PyTree, params: PyTree, axis_name: Any) -> tuple[Any, Any]:
     """Gradients and parameters as arrays.
 
     Raises:
@@ -28,12 +29,12 @@ def checked(method: str, updates: Any, params: Any, axis_name: Any) -> tuple[Any
     return as_arrays(updates), as_arrays(params)
 
 
-def reached(params: Any, updates: Any) -> Any:
+def reached(params: PyTree, updates: PyTree) -> Any:
     """Where a replica is after its own step, in float32 or wider."""
     return jax.tree.map(lambda x, u: x + u.astype(x.dtype), widen(params), updates)
 
 
-def led(x: Any, params: Any, like: Any) -> Any:
+def led(x: Any, params: PyTree, like: Any) -> Any:
     """The updates that lead from the parameters to x."""
     return jax.tree.map(step_to, x, params, like)
 
@@ -47,7 +48,7 @@ def either(sync: Any, ends: jax.Array, meet: Callable[[], Any], apart: Any) -> A
     return jax.lax.cond(sync, lambda: alike(meet(), apart), lambda: apart)
 
 
-def plain(x: Any, params: Any) -> Any:
+def plain(x: Any, params: PyTree) -> Any:
     """Parameters of all replicas in their own dtypes."""
     return alike(jax.tree.map(lambda new, old: new.astype(old.dtype), x, params), params)
 

@@ -23,6 +23,7 @@ from gradkit.engine.core import abs_sq, at_count, increment, need, scalar, trans
 from gradkit.engine.matching import check_leaves
 from gradkit.parallel.replicas import alike, wide_mean
 from gradkit.parallel.rounds import checked, either, ends_round, led, plain, reached
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Local Methods with Adaptivity via Scaling", "Chezhegov et al.", 2024, "2406.00846")
 PRECONDITIONERS = ("adam", "rmsprop", "oasis")
@@ -80,8 +81,8 @@ def scale_by_synced_preconditioner(
     *,
     sync_every: int = 8,
     preconditioner: str = "adam",
-    b2: Any = 0.999,
-    alpha: Any = 1e-8,
+    b2: Scalar = 0.999,
+    alpha: Scalar = 1e-8,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides by a preconditioner that is refreshed once per round, from the mean gradient of all replicas.
@@ -130,12 +131,12 @@ def scale_by_synced_preconditioner(
 
 
 def savic(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     sync_every: int = 8,
     preconditioner: str = "adam",
-    b2: Any = 0.999,
-    alpha: Any = 1e-8,
+    b2: Scalar = 0.999,
+    alpha: Scalar = 1e-8,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """Local SGD with a shared scaling: adaptive steps that do not pull replicas apart.

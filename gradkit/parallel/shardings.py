@@ -30,10 +30,11 @@ from gradkit.engine.owned import specs_of_stacks
 from gradkit.leaves import names
 from gradkit.leaves.boxes import axes_of_box
 from gradkit.leaves.derived import Placed, flatten, unboxed
+from gradkit.types import PyTree
 
 
 def state_shardings(
-    tx: GradientTransformation, params: Any, *, mesh: Mesh | None = None, zero_axis: str | None = None
+    tx: GradientTransformation, params: PyTree, *, mesh: Mesh | None = None, zero_axis: str | None = None
 ) -> Any:
     """Derives the sharding of every leaf of a transformation's state from those of its parameters.
 
@@ -117,7 +118,7 @@ def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) 
     return [sharding for sharding, n in zip(told, counts, strict=True) for _ in range(n)]
 
 
-def init_sharded(tx: GradientTransformation, params: Any, *, zero_axis: str | None = None) -> Any:
+def init_sharded(tx: GradientTransformation, params: PyTree, *, zero_axis: str | None = None) -> Any:
     """Makes the state of a transformation where it belongs: no leaf is ever whole on one device.
 
     It is `tx.init` compiled with `state_shardings` as its `out_shardings`.

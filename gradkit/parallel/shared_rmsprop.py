@@ -3,17 +3,18 @@
 v <- decay v + (1 - decay) g^2,    theta <- theta - learning_rate g / sqrt(v + eps)        for each arriving gradient g
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Paper, Race, register
 from gradkit.optimizers.adaptive import rmsprop
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Asynchronous Methods for Deep Reinforcement Learning", "Mnih et al.", 2016, "1602.01783")
 
 
-def shared_rmsprop(learning_rate: Any, *, decay: Any = 0.99, eps: Any = 0.1) -> optax.GradientTransformationExtraArgs:
+def shared_rmsprop(
+    learning_rate: ScalarOrSchedule, *, decay: Scalar = 0.99, eps: Scalar = 0.1
+) -> optax.GradientTransformationExtraArgs:
     """The server of A3C: `gk.rmsprop` with eps under the root, of whatever gradient arrives.
 
     Equations: at the head of this file. It is the `server` of `simulate_events`, whose phase returns the gradient that

@@ -18,6 +18,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide
 from gradkit.parallel.compressors import number_of_replicas
 from gradkit.parallel.shared_seed_spsa import log_byte_decode, log_byte_encode, shared_seed_gradient
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Just One Byte (per gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using Shared "
@@ -29,7 +30,7 @@ PAPER = Paper(
 WIRES = ("int8", "log_byte", "float32")
 
 
-def shared_seed_exchange(rho: Any, like: Any, *, key: Any, wire: str = "int8", axis_name: Any = "replica") -> Any:
+def shared_seed_exchange(rho: Scalar, like: Any, *, key: Key, wire: str = "int8", axis_name: Any = "replica") -> Any:
     """The mean over replicas of what each measured along its own random direction.
 
     Equations: at the head of this file. The directions are those of `shared_seed_spsa` with one sample. Of a pool of

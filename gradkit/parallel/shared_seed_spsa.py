@@ -13,6 +13,7 @@ from gradkit.engine.directions import direction, directional_difference
 from gradkit.engine.keys import NoKey, as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.parallel.replicas import alike
+from gradkit.types import DTypeLike, Key, Scalar
 
 PAPER = Paper(
     "Just One Byte (per gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using Shared "
@@ -58,7 +59,7 @@ def log_byte_encode(c: Any) -> jax.Array:
     return jnp.where(jnp.isfinite(c), byte, jnp.full_like(c, NOT_FINITE)).astype(jnp.int8)
 
 
-def log_byte_decode(byte: Any, dtype: Any = jnp.float32) -> jax.Array:
+def log_byte_decode(byte: Any, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The numbers that bytes of `log_byte_encode` stand for.
 
         c = sign(byte) exp((|byte| - 64) / 8),    0 for 0, NaN for -128
@@ -88,7 +89,7 @@ def log_byte_decode(byte: Any, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.where(byte == NOT_FINITE, jnp.full_like(c, jnp.nan), c)
 
 
-def shared_seed_gradient(key: Any, scalars: Any, like: Any, *, reduction: str = "mean") -> Any:
+def shared_seed_gradient(key: Key, scalars: Any, like: Any, *, reduction: str = "mean") -> Any:
     """The gradient of a step of `shared_seed_spsa`, from the key of the step and the scalars of all workers alone.
 
         g = sum over workers w and samples s of c_ws z_ws,    divided by their number N ("mean") or sqrt(N) ("sqrt")
@@ -148,7 +149,7 @@ def gathered(x: jax.Array, axis_name: Any) -> jax.Array:
 def shared_seed_spsa(
     loss_fn: Callable[..., Any],
     *,
-    epsilon: Any = 1e-3,
+    epsilon: Scalar = 1e-3,
     num_samples: int = 1,
     quantize: str | None = None,
     reduction: str = "mean",

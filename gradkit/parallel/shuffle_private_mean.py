@@ -18,19 +18,20 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper("Shuffle Private Stochastic Convex Optimization", "Cheu, Joseph, Mao, Peng", 2021, "2106.09805")
 NAME = "shuffle_private_mean"
 
 
 def shuffle_private_mean(
-    gradients: Any,
+    gradients: PyTree,
     *,
-    key: Any,
+    key: Key,
     bound: Any,
     levels: int,
     noise_trials: int,
-    noise_p: Any = 0.25,
+    noise_p: Scalar = 0.25,
     axis_name: Any = None,
 ) -> Any:
     """The mean over users of their clipped gradients, by the protocol of private sums in the shuffle model.

@@ -25,6 +25,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import as_arrays, rows_of
 from gradkit.engine.matching import check_leaves
 from gradkit.parallel.arrivals import Aggregations, Arrivals
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper("Asynchronous Local-SGD Training for Language Modeling", "Liu et al.", 2024, "2401.09135")
 # (what the worker read, its own state, data of the event, its number of local steps) -> (pseudo-gradient, own state)
@@ -52,7 +53,7 @@ class Simulation(NamedTuple):
 
 
 def start_simulation(
-    params: Any, server: optax.GradientTransformation, workers: int, *, worker_state: Any = None
+    params: PyTree, server: optax.GradientTransformation, workers: int, *, worker_state: Any = None
 ) -> Simulation:
     """The start of a run: all workers have read the parameters.
 
@@ -88,7 +89,7 @@ def simulate_events(
     run: Simulation,
     *,
     data: Any = None,
-    weight: Any = None,
+    weight: Scalar | None = None,
     record: Callable[[Any], Any] | None = None,
 ) -> tuple[Simulation, Any]:
     """Plays an arrival table: workers compute from what they have read, the server takes what arrives.

@@ -27,6 +27,7 @@ from gradkit.parallel.compressors import compressor_of
 from gradkit.parallel.diloco import outer_momentum_sgd
 from gradkit.parallel.local_updates import anchor, step_to
 from gradkit.parallel.replicas import alike, check_own, wide_mean
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Streaming DiLoCo with overlapping communication", "Douillard et al.", 2025, "2501.18512")
 NAME = "streaming_diloco"
@@ -80,9 +81,9 @@ def streaming_diloco(
     sync_every: int = 100,
     fragments: int | Callable[[Any], Any] | optax.Params = 1,
     delay: int = 0,
-    mixing: Any = 0.0,
-    outer_learning_rate: Any = 0.7,
-    outer_momentum: Any = 0.9,
+    mixing: Scalar = 0.0,
+    outer_learning_rate: ScalarOrSchedule = 0.7,
+    outer_momentum: Scalar = 0.9,
     outer_nesterov: bool = True,
     axis_name: Any = "replica",
     exchange: optax.GradientTransformation | None = None,

@@ -25,6 +25,7 @@ from gradkit.engine.core import divide, scalar
 from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.parallel.compressors import Compressor, compressing, exchange_of, number_of_replicas
 from gradkit.parallel.replicas import alike
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning", "Wen et al.", 2017, "1705.07878"
@@ -98,10 +99,10 @@ def _times(t: jax.Array, scales: jax.Array, leaves: list[Any]) -> list[jax.Array
 
 def ternary_compressor(
     *,
-    clip_factor: Any = None,
+    clip_factor: Scalar | None = None,
     scale_sharing: bool = True,
     wire: str = "packed",
-    key: Any = None,
+    key: Key | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """The compressor that sends two bits per entry, unbiased where nothing is clipped.
@@ -140,10 +141,10 @@ def ternary_compressor(
 
 def terngrad(
     *,
-    clip_factor: Any = 2.5,
+    clip_factor: Scalar = 2.5,
     scale_sharing: bool = True,
     wire: str = "packed",
-    key: Any = None,
+    key: Key | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
     """TernGrad: the mean of ternary gradients, clipped as the paper does.

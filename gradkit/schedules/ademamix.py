@@ -14,11 +14,12 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.builders import warmup
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 PAPER = Paper("The AdEMAMix Optimizer: Better, Faster, Older", "Pagliardini, Ablin, Grangier", 2024, "2409.03137")
 
 
-def ademamix_alpha_schedule(alpha: Any, *, warmup_steps: int) -> Schedule:
+def ademamix_alpha_schedule(alpha: Scalar, *, warmup_steps: int) -> Schedule:
     """The weight of the slow momentum: it grows linearly, and is alpha at the last of the warm-up updates.
 
     Equations: at the head of this file.
@@ -45,7 +46,7 @@ def ademamix_alpha_schedule(alpha: Any, *, warmup_steps: int) -> Schedule:
     return warmup(warmup_steps - 1, alpha, init_value=alpha / warmup_steps)
 
 
-def ademamix_b3_schedule(b3: Any, *, b1: Any, warmup_steps: int) -> Schedule:
+def ademamix_b3_schedule(b3: Scalar, *, b1: Scalar, warmup_steps: int) -> Schedule:
     """The decay of the slow momentum: from that of the fast one, so that it does not begin as a mean of nothing.
 
     Equations: at the head of this file.

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "AUTOSPARSE: Towards Automated Sparse Training of Deep Neural Networks", "Kundu et al.", 2023, "2304.06941"
 )
 
 
-def sigmoid_cosine_decay(total_steps: int, init: Any = 0.75) -> Schedule:
+def sigmoid_cosine_decay(total_steps: int, init: Scalar = 0.75) -> Schedule:
     """The larger of a cosine and a sigmoid, both falling: alpha of `gk.layers.sparse_weight` over a run.
 
         alpha_t = init max((1 + cos(pi t / T)) / 2, 1 - sigmoid(12 t / T - 6)),    T = total_steps

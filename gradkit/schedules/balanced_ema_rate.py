@@ -1,13 +1,12 @@
 """The rate of a running average between the plain mean and exponential forgetting."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Schedule, real_array, unending
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Overcoming Recency Bias of Normalization Statistics in Continual Learning: Balance and Adaptation",
@@ -16,7 +15,7 @@ PAPER = Paper(
 )
 
 
-def balanced_ema_rate(momentum: Any = 0.1, kappa: Any = 0.5) -> Schedule:
+def balanced_ema_rate(momentum: Scalar = 0.1, kappa: Scalar = 0.5) -> Schedule:
     """The weight of the newest value in a running average, from the first value to a constant.
 
         e_1 = momentum^kappa,    e_t = e_{t-1} / (e_{t-1} + (1 - momentum)^kappa)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 PAPER = Paper("Upsample or Upweight? Balanced Training on Heavily Imbalanced Datasets", "Li et al.", 2024, "2410.04579")
 
 
-def cooldown(switch_step: int, *, tau_high: Any = 5.0, tau_low: Any = 1.0) -> Schedule:
+def cooldown(switch_step: int, *, tau_high: Scalar = 5.0, tau_low: Scalar = 1.0) -> Schedule:
     """The temperature of `gk.batches.temperature_probs` over a run.
 
         tau_t = tau_high for t < switch_step,    tau_low afterwards

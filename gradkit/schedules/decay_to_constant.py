@@ -1,13 +1,12 @@
 """Exponential decay that stops at a share of its first value."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Schedule, real_array, unending
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models", "Yu et al.", 2020, "2003.11142"
@@ -15,7 +14,12 @@ PAPER = Paper(
 
 
 def decay_to_constant(
-    init_value: Any, *, transition_steps: int, decay_rate: Any = 0.97, floor: Any = 0.05, staircase: bool = False
+    init_value: Scalar,
+    *,
+    transition_steps: int,
+    decay_rate: Scalar = 0.97,
+    floor: Scalar = 0.05,
+    staircase: bool = False,
 ) -> Schedule:
     """Falls exponentially, and stays at a share of its first value from then on.
 

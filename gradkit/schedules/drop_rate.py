@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 
 def drop_rate_schedule(
-    rate: Any, *, cutoff_step: int, total_steps: int, mode: str = "standard", decay: str = "constant"
+    rate: Scalar, *, cutoff_step: int, total_steps: int, mode: str = "standard", decay: str = "constant"
 ) -> Schedule:
     """How many activations (or, with stochastic depth, layers) are dropped at each step.
 

@@ -13,12 +13,13 @@ from typing import Any
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Schedule, ramp, real_array, unending
+from gradkit.types import Scalar
 
 
 def gradual_warmup(
-    base: Any,
+    base: Scalar,
     *,
-    kappa: Any,
+    kappa: Scalar,
     warmup_steps: int,
     after: Callable[[Any], Any] | None = None,
     shape: str = "linear",

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import LAST_STEP, Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 
 def stage_decay_schedule(
-    init_value: Any, *, num_stages: int, steps_per_stage: int, decay_factor: Any = 2.0
+    init_value: Scalar, *, num_stages: int, steps_per_stage: int, decay_factor: Scalar = 2.0
 ) -> Schedule:
     """Stays at a value for a stage, and divides it by a factor for the next.
 

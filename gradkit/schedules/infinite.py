@@ -21,6 +21,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.builders import decay, hold, take, warmup
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Beyond Cosine Decay: On the effectiveness of Infinite Learning Rate Schedule for Continual Pre-training",
@@ -46,15 +47,15 @@ def _inverse_sqrt(steps: int, peak_value: Any, constant_value: Any, timescale: A
 
 
 def infinite_schedule(
-    peak_value: Any,
+    peak_value: Scalar,
     *,
-    constant_value: Any,
+    constant_value: Scalar,
     warmup_steps: int,
     cooldown_steps: int,
     cooldown: str = "cosine",
     anneal_start: int | None = None,
     anneal_steps: int | None = None,
-    end_value: Any = None,
+    end_value: Scalar | None = None,
     timescale: Any = 10.0,
 ) -> Schedule:
     """Warms up, cools down to a constant rate that may last for ever, and is annealed where a model is wanted.
@@ -114,7 +115,7 @@ def infinite_schedule(
     return start + hold(until - warmup_steps - cooldown_steps) + decay("exponential", over, end_value)
 
 
-def anneal_branch(schedule: Callable[[Any], Any], *, start: int, anneal_steps: int, end_value: Any) -> Schedule:
+def anneal_branch(schedule: Callable[[Any], Any], *, start: int, anneal_steps: int, end_value: Scalar) -> Schedule:
     """Follows a schedule up to a step, and anneals from there.
 
     Equations: schedule(step) for step < start; from there value (end / value)^((step - start) / N), where `value` is

@@ -17,6 +17,7 @@ from typing import Any
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Schedule, phases
+from gradkit.types import Scalar
 
 PAPER = Paper("A disciplined approach to neural network hyper-parameters: Part 1", "Smith", 2018, "1803.09820")
 ANNEAL = {"cos": "cosine", "linear": "linear"}
@@ -47,12 +48,12 @@ def _through(values: list[Any], lengths: list[float], anneal: str) -> Schedule:
 
 
 def one_cycle(
-    peak_value: Any,
+    peak_value: Scalar,
     *,
     total_steps: int,
     pct_start: float = 0.3,
-    div_factor: Any = 25.0,
-    final_div_factor: Any = 1e4,
+    div_factor: Scalar = 25.0,
+    final_div_factor: Scalar = 1e4,
     anneal: str = "cos",
     three_phase: bool = False,
     convention: str = "torch",
@@ -99,8 +100,8 @@ def one_cycle_b1(
     total_steps: int,
     *,
     pct_start: float = 0.3,
-    b1_peak: Any = 0.95,
-    b1_trough: Any = 0.85,
+    b1_peak: Scalar = 0.95,
+    b1_trough: Scalar = 0.85,
     anneal: str = "cos",
     three_phase: bool = False,
     convention: str = "torch",

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array, unending
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler", "Shen et al.", 2024, "2408.13359"
@@ -35,16 +36,16 @@ FALLS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def power_schedule(
-    peak_value: Any = 0.02,
+    peak_value: Scalar = 0.02,
     *,
-    amplitude: Any = 4.6,
-    exponent: Any = -0.51,
-    batch_size: Any = 1,
-    tokens_per_step: Any = 1,
+    amplitude: Scalar = 4.6,
+    exponent: Scalar = -0.51,
+    batch_size: Scalar = 1,
+    tokens_per_step: Scalar = 1,
     warmup_steps: int = 0,
     decay_start: int | None = None,
     decay_steps: int = 0,
-    decay_ratio: Any = 0.1,
+    decay_ratio: Scalar = 0.1,
     decay_shape: str = "exponential",
 ) -> Schedule:
     """A learning rate that falls as a power of the tokens seen, below a cap.

@@ -4,16 +4,15 @@ linear         min + (max - min) i / (N - 1)
 exponential    min (max / min)^(i / (N - 1))
 """
 
-from typing import Any
-
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Schedule, ramp
+from gradkit.types import Scalar
 
 PAPER = Paper("A disciplined approach to neural network hyper-parameters: Part 1", "Smith", 2018, "1803.09820")
 
 
-def lr_range_test(min_value: Any, max_value: Any, *, steps: int, kind: str = "linear") -> Schedule:
+def lr_range_test(min_value: Scalar, max_value: Scalar, *, steps: int, kind: str = "linear") -> Schedule:
     """A learning rate that grows from a small to a large value, for a short run whose losses show which rates train.
 
     Equations: at the head of this file. `gk.diagnostics.suggest_learning_rate` reads the losses.

@@ -21,6 +21,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "When, Why and How Much? Adaptive Learning Rate Scheduling by Refinement", "Defazio et al.", 2023, "2310.07831"
@@ -28,7 +29,7 @@ PAPER = Paper(
 POWERS = {"l2": 2, "l1": 1}
 
 
-def linear_decay(peak_value: Any, *, total_steps: int, warmup_steps: int = 0, include_zero: bool = True) -> Schedule:
+def linear_decay(peak_value: Scalar, *, total_steps: int, warmup_steps: int = 0, include_zero: bool = True) -> Schedule:
     """A linear decay to zero: the schedule that is best in the worst case for the last iterate.
 
     Equations: the first at the head of this file.

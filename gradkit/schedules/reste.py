@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary Neural Networks "
@@ -19,7 +20,7 @@ PAPER = Paper(
 )
 
 
-def reste_power(total_steps: int, end: Any = 3.0) -> Schedule:
+def reste_power(total_steps: int, end: Scalar = 3.0) -> Schedule:
     """The power of `gk.layers.reste_sign`: slowly at first, then faster, from 1 to `end`.
 
         o_t = 1 + (1 - cos(pi t / (2 total_steps))) (end - 1),    end for t >= total_steps

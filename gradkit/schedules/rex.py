@@ -14,16 +14,17 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 
 def rex(
-    peak_value: Any,
+    peak_value: Scalar,
     *,
     total_steps: int,
     warmup_steps: int = 0,
-    end_value: Any = 0.0,
-    alpha: Any = 0.5,
-    beta: Any = 0.5,
+    end_value: Scalar = 0.0,
+    alpha: Scalar = 0.5,
+    beta: Scalar = 0.5,
 ) -> Schedule:
     """A reflected exponential: between a line and a step, for training on a budget.
 

@@ -11,7 +11,6 @@ Cycle i = 0, 1, ... is T_i steps long, starts at S_i and falls from peak_i:
 import math
 import numbers
 from fractions import Fraction
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ import numpy as np
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import CURVES, LAST_STEP, Schedule, real_array, unending
+from gradkit.types import Scalar
 
 PAPER = Paper("SGDR: Stochastic Gradient Descent with Warm Restarts", "Loshchilov, Hutter", 2016, "1608.03983")
 
@@ -71,7 +71,7 @@ def sgdr_boundaries(cycles: int, *, period: int, period_mult: float = 1) -> list
 
 
 def sgdr(
-    peak_value: Any, *, period: int, period_mult: float = 1, end_value: Any = 0.0, peak_mult: Any = 1.0
+    peak_value: Scalar, *, period: int, period_mult: float = 1, end_value: Scalar = 0.0, peak_mult: Scalar = 1.0
 ) -> Schedule:
     """Cosine decay with warm restarts, without end.
 

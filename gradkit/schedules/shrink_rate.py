@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import LAST_STEP, Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "DepS: Delayed epsilon-Shrinking for Faster Once-For-All Training", "Annavajjala, Khare et al.", 2024, "2407.06167"
@@ -15,7 +16,7 @@ PAPER = Paper(
 KINDS = ("linear", "exponential")
 
 
-def shrink_rate_schedule(start: int, warmup_steps: int, init: Any = 1e-4, kind: str = "linear") -> Schedule:
+def shrink_rate_schedule(start: int, warmup_steps: int, init: Scalar = 1e-4, kind: str = "linear") -> Schedule:
     """The weight of the losses of the smaller networks: 0 for a while, then rising to 1.
 
         epsilon(t) = 0                                  t < start

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 
-def tvlars_schedule(decay_rate: Any = 1e-3, *, delay: Any = 0, alpha: Any = 1.0, gamma_min: Any = 0.0) -> Schedule:
+def tvlars_schedule(
+    decay_rate: Scalar = 1e-3, *, delay: Scalar = 0, alpha: Scalar = 1.0, gamma_min: Scalar = 0.0
+) -> Schedule:
     """A factor that falls from about 1 / alpha + gamma_min to gamma_min, with its bend at `delay`.
 
     Equations: at the head of this file. At t = delay it is 1 / (alpha + 1) + gamma_min.

@@ -16,17 +16,18 @@ import jax.numpy as jnp
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.phases import Phase, Schedule, real_array
+from gradkit.types import Scalar
 
 
 def warmup_polynomial_schedule(
-    peak_value: Any,
+    peak_value: Scalar,
     *,
     warmup_steps: int,
     total_steps: int,
-    init_value: Any = 0.0,
-    end_value: Any = 0.0,
-    power: Any = 2.0,
-    warmup_power: Any = 1.0,
+    init_value: Scalar = 0.0,
+    end_value: Scalar = 0.0,
+    power: Scalar = 2.0,
+    warmup_power: Scalar = 1.0,
     decay_end: int = -1,
 ) -> Schedule:
     """Rises to a peak, and falls to a last value as a power of the steps that are left.

@@ -22,6 +22,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.schedules.builders import decay, hold, take, warmup
 from gradkit.schedules.phases import Schedule, check_shape
+from gradkit.types import Scalar
 
 PAPER = Paper("MiniCPM: Unveiling the Potential of Small Language Models", "Hu et al.", 2024, "2404.06395")
 CYCLES = Paper(
@@ -44,13 +45,13 @@ def _check_decay(shape: str, end_value: Any, half_life: Any) -> None:
 
 
 def wsd(
-    peak_value: Any,
+    peak_value: Scalar,
     *,
     warmup_steps: int,
     stable_steps: int | None = None,
     decay_steps: int | None = None,
     shape: str = "1-sqrt",
-    init_value: Any = 0.0,
+    init_value: Scalar = 0.0,
     end_value: Any = 0.0,
     half_life: float | None = None,
 ) -> Schedule:
@@ -106,7 +107,7 @@ def wsd_cooldown(
     start: int,
     decay_steps: int,
     shape: str = "1-sqrt",
-    end_value: Any = 0.0,
+    end_value: Scalar = 0.0,
     half_life: float | None = None,
 ) -> Schedule:
     """Follows a schedule up to a step, and cools down from there.
@@ -144,13 +145,13 @@ def wsd_cooldown(
 
 
 def wsd_cycles(
-    peak_value: Any,
+    peak_value: Scalar,
     *,
     warmup_steps: int,
     cycles: Iterable[Sequence[int]],
     shape: str = "1-sqrt",
-    init_value: Any = 0.0,
-    end_value: Any = 0.0,
+    init_value: Scalar = 0.0,
+    end_value: Scalar = 0.0,
     half_life: float | None = None,
 ) -> Schedule:
     """Warms up once, then stays and decays again and again, back at the peak after each decay (WSD-S).

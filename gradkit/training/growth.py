@@ -11,6 +11,7 @@ import optax
 from gradkit import checks
 from gradkit.batches import norm_test_controller
 from gradkit.batches.adadagrad import BatchState
+from gradkit.types import Scalar
 
 
 def allowed_sizes(batch: int, microbatch: int, max_batch: Any) -> tuple[int, ...]:
@@ -37,7 +38,7 @@ def allowed_sizes(batch: int, microbatch: int, max_batch: Any) -> tuple[int, ...
 
 
 def growing_batch(
-    allowed: tuple[int, ...], *, examples: int, eta: Any, test_interval: int
+    allowed: tuple[int, ...], *, examples: int, eta: Scalar, test_interval: int
 ) -> optax.GradientTransformationExtraArgs:
     """The link. Its state is `BatchState`; `update` needs `grad_moments`.
 

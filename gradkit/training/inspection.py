@@ -33,6 +33,7 @@ from gradkit.leaves.scopes import deciding
 from gradkit.parallel import collective_bytes, make_mesh, param_shardings
 from gradkit.parallel.mesh import parse_axes
 from gradkit.training import programs
+from gradkit.types import PyTree
 from gradkit.workloads import Workload
 from gradkit.workloads.workload import with_fixed_state
 
@@ -93,7 +94,7 @@ class Inspection:
     compile_seconds: float = 0.0
 
 
-def inspect(method: Any, params: Any, *, mesh: Mesh | str, name: str = "these parameters") -> Inspection:
+def inspect(method: Any, params: PyTree, *, mesh: Mesh | str, name: str = "these parameters") -> Inspection:
     """Compiles one step of a method for a mesh, and reads off what it costs.
 
     Args:

@@ -24,6 +24,7 @@ from gradkit.engine.extras import GradientMoments, Minibatch, missing, offered
 from gradkit.engine.keys import next_key
 from gradkit.gradients import LazyGradients, example_gradients, gradient_moments, microbatch, task_gradients
 from gradkit.leaves.recording import Link, links_of
+from gradkit.types import Key, PyTree
 
 
 class Stepped(NamedTuple):
@@ -48,7 +49,7 @@ class Stepped(NamedTuple):
     losses: Any = None
 
 
-def needs_of(tx: optax.GradientTransformation, params: Any) -> tuple[str, ...]:
+def needs_of(tx: optax.GradientTransformation, params: PyTree) -> tuple[str, ...]:
     """The extra arguments that the links of a transformation cannot do without, as their cards say; with
     "task_gradients" or "example_gradients" where a link is an aggregator of those.
 
@@ -150,12 +151,12 @@ def check_scalar(out: Any, has_aux: bool) -> None:
 def one_step(
     loss: Callable[..., Any],
     tx: optax.GradientTransformation,
-    params: Any,
+    params: PyTree,
     opt_state: Any,
     batch: Any,
     *,
     needs: tuple[str, ...],
-    key: Any = None,
+    key: Key | None = None,
     has_aux: bool = False,
     gradient: Callable[..., Any] | None = None,
     microbatches: int = 1,
@@ -253,7 +254,7 @@ def one_step(
 
 
 def updated(
-    tx: optax.GradientTransformationExtraArgs, grads: Any, opt_state: Any, params: Any, extra: dict[str, Any]
+    tx: optax.GradientTransformationExtraArgs, grads: PyTree, opt_state: Any, params: PyTree, extra: dict[str, Any]
 ) -> tuple[Any, Any]:
     """`tx.update` with the extra arguments; a link of another library that misses one is named with it.
 

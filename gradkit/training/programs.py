@@ -24,6 +24,7 @@ from gradkit.parallel import batch_sharding, init_sharded, state_shardings
 from gradkit.training import methods
 from gradkit.training.one_step import needs_of, updated
 from gradkit.transforms import MatrixSharding
+from gradkit.types import PyTree
 from gradkit.workloads import Workload
 
 TASKS = 4
@@ -71,7 +72,7 @@ def subject(method: Any) -> Subject:
     return Subject(found.name, found.card, lambda rate: found.make(found.centre if rate is None else rate))
 
 
-def program(given: Subject, problem: Workload | None, mesh: Mesh, params: Any) -> tuple[str, Program]:
+def program(given: Subject, problem: Workload | None, mesh: Mesh, params: PyTree) -> tuple[str, Program]:
     """What is compiled, in words, and the program.
 
     Raises:
@@ -89,7 +90,7 @@ def program(given: Subject, problem: Workload | None, mesh: Mesh, params: Any) -
     return _PROGRAMS.get(card.form, _value)(card, problem, mesh, params)
 
 
-def shardings_of(tree: Any) -> Any:
+def shardings_of(tree: PyTree) -> Any:
     """The sharding of every leaf."""
     return jax.tree.map(lambda x: x.sharding, tree)
 

@@ -15,6 +15,7 @@ from gradkit.training.forms import joined
 from gradkit.training.one_step import needs_of, one_step
 from gradkit.training.statistics import statistics_over
 from gradkit.transforms import eval_params
+from gradkit.types import PyTree
 from gradkit.workloads import Workload
 
 # Minibatches over which running moments are computed anew, where the evaluation parameters are others.
@@ -42,7 +43,7 @@ def first_model_state(workload: Workload, seed: jax.Array) -> Any:
     return None if workload.model_state is None else workload.model_state(jax.random.fold_in(jax.random.key(seed), 0))
 
 
-def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array, model_state: Any = None) -> Run:
+def start(params: PyTree, tx: optax.GradientTransformation, seed: jax.Array, model_state: Any = None) -> Run:
     """The beginning of a run."""
     return Run(jnp.zeros((), jnp.int32), params, tx.init(params), first_key(seed), model_state)
 

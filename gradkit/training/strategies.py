@@ -35,6 +35,7 @@ from gradkit.parallel.mesh import parse_axes
 from gradkit.parallel.replicas import ahead
 from gradkit.training import methods, run
 from gradkit.transforms import eval_params
+from gradkit.types import PyTree
 from gradkit.workloads import Workload
 
 AXIS = "replica"
@@ -212,7 +213,9 @@ def shardings(one: run.Run, mesh: Mesh) -> run.Run:
     return one._replace(params=below(one.params), opt_state=below(one.opt_state), model_state=below(one.model_state))
 
 
-def start(params: Any, tx: optax.GradientTransformation, seed: jax.Array, model_state: Any, replicas: int) -> run.Run:
+def start(
+    params: PyTree, tx: optax.GradientTransformation, seed: jax.Array, model_state: Any, replicas: int
+) -> run.Run:
     """The beginning of a run: all replicas have the same parameters."""
 
     def begin(_: jax.Array) -> Any:

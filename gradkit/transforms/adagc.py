@@ -15,6 +15,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, real_dtype, scalar, transformation, wide_dtype
 from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Layout, axes_of, map_named, names, resolve_layout, tensor_axes
+from gradkit.types import Scalar
 
 NAME = "adagc"
 
@@ -40,9 +41,9 @@ class AdagcState(NamedTuple):
 
 def adagc(
     *,
-    beta: Any = 0.98,
-    relative: Any = 1.05,
-    max_norm: Any = 1.0,
+    beta: Scalar = 0.98,
+    relative: Scalar = 1.05,
+    max_norm: Scalar = 1.0,
     warmup_steps: int = 100,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:

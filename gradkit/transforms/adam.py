@@ -29,6 +29,7 @@ from gradkit.engine.core import (
     weights,
     zeros,
 )
+from gradkit.types import DTypeLike, Scalar
 
 
 @functools.partial(jax.jit, inline=True)
@@ -48,15 +49,15 @@ class ScaleByAdamState(NamedTuple):
 
 def scale_by_adam(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     bias_correction: bool = True,
     eps_in_hat: bool = True,
     nesterov: bool = False,
     nesterov_correction: str = "next",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by Adam's rule; sign and learning rate are left to the next link.
 

@@ -15,6 +15,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import abs_sq, scalar, transformation, wide_dtype
 from gradkit.engine.norms import BLOCKS, block_axes, packed_norms
 from gradkit.leaves import Layout, check_mask, check_mask_form, names, resolve_layout, resolve_mask
+from gradkit.types import Mask, Scalar
 
 
 def block_norm(
@@ -63,7 +64,7 @@ def block_norm(
 
 
 def adaptive_grad_clip(
-    clipping: Any = 0.01, *, eps: Any = 1e-3, mask: Any = None, layout: Layout | None = None
+    clipping: Scalar = 0.01, *, eps: Scalar = 1e-3, mask: Mask | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Clips the gradient of every output unit relative to the norm of its weights.
 

@@ -11,6 +11,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, counter, increment, once_per_dtype, transformation
 from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.leaves import Method
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Bayesian Learning via Stochastic Gradient Langevin Dynamics", "Welling, Teh", 2011)
 NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
@@ -30,7 +31,7 @@ class AddLangevinNoiseState(NamedTuple):
 
 
 def add_langevin_noise(
-    learning_rate: Any, *, temperature: Any = 1.0, num_data: Any = 1.0, key: Any = None
+    learning_rate: ScalarOrSchedule, *, temperature: Scalar = 1.0, num_data: Scalar = 1.0, key: Key | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The last link of a sampler: adds the noise that belongs to steps of this learning rate.
 

@@ -17,6 +17,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import inside, scalar, transformation
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Layout, names, resolve_layout
+from gradkit.types import Scalar
 
 NAME = "cautious"
 NORMALIZATIONS = ("mean", "count", None)
@@ -33,7 +34,7 @@ def cautious(
     inner: optax.GradientTransformation,
     *,
     normalize: str | None = "mean",
-    floor: Any = 1e-3,
+    floor: Scalar = 1e-3,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Sets the entries of a direction to 0 that point against the gradient, and rescales the others.

@@ -15,6 +15,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, check_decay_mask, counter, increment, once_per_dtype, scalar, transformation
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, ScalarOrSchedule
 
 NAME = "cautious_weight_decay"
 
@@ -33,7 +34,7 @@ class CautiousWeightDecayState(NamedTuple):
 
 
 def cautious_weight_decay(
-    weight_decay: Any = 0.0, *, weight_decay_mask: Any = None
+    weight_decay: ScalarOrSchedule = 0.0, *, weight_decay_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Adds the decay of those parameters whose update does not already point away from 0.
 

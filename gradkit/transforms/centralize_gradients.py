@@ -19,6 +19,7 @@ from gradkit.engine.core import divide, scalar, stateless, transformation
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.engine.sums import block_sums, own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
+from gradkit.types import Scalar
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
 
@@ -103,7 +104,7 @@ def centralize_gradients(
     return transformation("centralize_gradients", stateless("centralize_gradients", layout), update)
 
 
-def normalize_gradients(*, eps: Any = 1e-8, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
+def normalize_gradients(*, eps: Scalar = 1e-8, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Divides the gradient of every tensor by the standard deviation of its entries.
 
     Put it behind `centralize_gradients`. Tensors of one or two entries are left alone.

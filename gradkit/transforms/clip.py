@@ -13,6 +13,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import transformation
 from gradkit.engine.norms import global_norm
+from gradkit.types import Scalar
 
 
 class ClipByGlobalNormState(NamedTuple):
@@ -21,7 +22,7 @@ class ClipByGlobalNormState(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> optax.GradientTransformationExtraArgs:
+def clip_by_global_norm(max_norm: Scalar, *, nonfinite: str = "propagate") -> optax.GradientTransformationExtraArgs:
     """Shortens updates to a global norm of at most `max_norm`.
 
     Under gradient accumulation clip the mean gradient, once: clipping every microbatch is another,

@@ -15,6 +15,7 @@ from gradkit.engine.core import scalar, stateless, transformation
 from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Layout, names
 from gradkit.transforms.clip import clip_by_global_norm
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"
@@ -31,7 +32,7 @@ def clip_coordinates(x: jax.Array, limit: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.maximum(x, -limit), limit)
 
 
-def clip_by_block_norm(max_norm: Any, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
+def clip_by_block_norm(max_norm: Scalar, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Shortens the gradient of every tensor to a norm of at most `max_norm`.
 
     Equations: at the head of this file.
@@ -79,7 +80,7 @@ def _clip_by_value(limit: Any) -> optax.GradientTransformationExtraArgs:
     return transformation("elementwise clipping", lambda params: optax.EmptyState(), update)
 
 
-def clip_by(clipping: str, max_norm: Any, layout: Layout | None) -> optax.GradientTransformationExtraArgs:
+def clip_by(clipping: str, max_norm: Scalar, layout: Layout | None) -> optax.GradientTransformationExtraArgs:
     """The link of a method that can clip all leaves together ("global"), every tensor ("local") or every coordinate
     ("elementwise").
 

@@ -20,6 +20,7 @@ from gradkit.engine.core import scalar, transformation
 from gradkit.engine.norms import added_up
 from gradkit.engine.sums import block_sums, whole_shape
 from gradkit.leaves import names
+from gradkit.types import Scalar
 
 PAPER = Paper("Toward Understanding Why Adam Converges Faster Than SGD for Transformers", "Pan, Li", 2023, "2306.00204")
 
@@ -45,7 +46,7 @@ def _order_statistic(known: list[str], sizes: list[jax.Array], rank: Any, wide: 
     return jax.lax.bitcast_convert_type(found, wide)
 
 
-def clip_top_coordinates(fraction: Any, *, threshold_scale: Any = 1.0) -> optax.GradientTransformationExtraArgs:
+def clip_top_coordinates(fraction: Scalar, *, threshold_scale: Scalar = 1.0) -> optax.GradientTransformationExtraArgs:
     """Clips the share `fraction` of all coordinates that are largest to the size of the next.
 
         thr = threshold_scale * (entry number floor(N fraction) of all |g|, in descending order from 0)

@@ -14,6 +14,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, check_decay_mask, counter, increment, once_per_dtype, scalar, transformation
 from gradkit.leaves import Method, by_role, check_mask, check_mask_form, resolve_mask
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, ScalarOrSchedule
 
 NAME = "corrected_weight_decay"
 PAPER = Paper("Why Gradients Rapidly Increase Near the End of Training", "Defazio", 2025, "2506.02285")
@@ -26,12 +27,12 @@ class CorrectedWeightDecayState(NamedTuple):
 
 
 def corrected_weight_decay(
-    weight_decay: Any,
-    learning_rate: Any,
+    weight_decay: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule,
     *,
-    peak_value: Any = None,
-    weight_decay_mask: Any = None,
-    corrected_mask: Any = None,
+    peak_value: ScalarOrSchedule | None = None,
+    weight_decay_mask: Mask | None = None,
+    corrected_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds weight decay in proportion to the learning rate, so that normalised layers keep their balance.
 

@@ -21,6 +21,7 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import divide, increment, scalar, transformation, zeros
 from gradkit.transforms.with_curvature import PAPER, curvature_of
+from gradkit.types import DTypeLike, Scalar
 
 
 class ScaleByDiagCurvatureState(NamedTuple):
@@ -34,15 +35,15 @@ class ScaleByDiagCurvatureState(NamedTuple):
 def diag_curvature(
     method: str,
     *,
-    b1: Any,
-    b2: Any,
+    b1: Scalar,
+    b2: Scalar,
     second: str,
     floor: str,
     power: Any,
-    eps: Any,
+    eps: Scalar,
     bias_correction: bool,
     start: str,
-    mu_dtype: Any,
+    mu_dtype: DTypeLike | None,
 ) -> optax.GradientTransformationExtraArgs:
     """`scale_by_diag_curvature` under the name of a method, which checks what is its own."""
     plain = isinstance(b1, int | float) and b1 == 0
@@ -84,15 +85,15 @@ def diag_curvature(
 
 def scale_by_diag_curvature(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
     second: str = "rms",
     floor: str = "add",
-    power: Any = 1.0,
-    eps: Any = 1e-8,
+    power: Scalar = 1.0,
+    eps: Scalar = 1e-8,
     bias_correction: bool = True,
     start: str = "zero",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the mean of the gradients by that of the diagonal of the Hessian.
 

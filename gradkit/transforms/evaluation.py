@@ -14,12 +14,13 @@ import optax
 
 from gradkit.leaves.keeping import without_kept
 from gradkit.leaves.paths import names
+from gradkit.types import PyTree, ScalarOrSchedule
 
 # What a tree that is one array is built like.
 LEAF = jax.tree.structure(0)
 
 
-def eval_params(state: Any, params: Any) -> Any:
+def eval_params(state: ScalarOrSchedule, params: PyTree) -> Any:
     """The parameters to evaluate and save: those that a method means, where it lets the user hold others.
 
     Args:

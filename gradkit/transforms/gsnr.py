@@ -34,6 +34,7 @@ from gradkit.engine.extras import GradientMoments
 from gradkit.engine.matching import check_match
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Layout, names, resolve_layout
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR)", "Jiang et al.", 2023, "2309.13681"
@@ -78,7 +79,7 @@ def _squares(extra: dict[str, Any], updates: Any) -> tuple[Any, Any]:
 
 
 def scale_by_gsnr(
-    *, gamma: Any = 0.1, b3: Any = 0.9, eps: Any = None, layout: Layout | None = None
+    *, gamma: Scalar = 0.1, b3: Scalar | None = 0.9, eps: Scalar | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every coordinate by the signal-to-noise ratio of its gradient, between gamma and 1.
 

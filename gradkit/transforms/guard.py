@@ -20,6 +20,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, inside, transformation
 from gradkit.engine.norms import global_norm, global_sums
+from gradkit.types import Scalar
 
 TRIGGERS = ("nonfinite", "spike")
 
@@ -74,7 +75,7 @@ def guard(
     on: str = "nonfinite",
     *,
     max_skips: int = 10,
-    sigma: Any = 6.0,
+    sigma: Scalar = 6.0,
     window_size: int = 128,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:

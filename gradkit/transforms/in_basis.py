@@ -27,6 +27,7 @@ from gradkit.engine.placement import as_it_lay, everywhere, everywhere_of_auto
 from gradkit.engine.refreshes import refreshed, renewed
 from gradkit.leaves import Layout, axes_of, names, tensor_axes
 from gradkit.leaves.derived import Companions, derived, flatten, node_names
+from gradkit.types import Scalar
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 LINEAR, SQUARE = ("mu", "trace"), ("nu",)
@@ -49,7 +50,7 @@ class Bases(NamedTuple):
 
 def kronecker_bases(
     *,
-    shampoo_beta: Any = 0.95,
+    shampoo_beta: Scalar = 0.95,
     update_interval: int = 10,
     max_dim: int = 10000,
     precondition_1d: bool = False,

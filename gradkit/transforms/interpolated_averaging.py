@@ -25,6 +25,7 @@ from gradkit.engine.core import cast, increment, inside, scalar, transformation,
 from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Method
 from gradkit.transforms.running_average import include
+from gradkit.types import DTypeLike, Scalar
 
 PAPER = Paper("The Road Less Scheduled", "Defazio et al.", 2024, "2405.15682")
 
@@ -60,10 +61,10 @@ def interpolate(
     inner: optax.GradientTransformation,
     share: Callable[[Any, jax.Array], tuple[jax.Array, Any]],
     first: Callable[[Any], Any],
-    b1: Any,
+    b1: Scalar,
     *,
     sees_iterate: bool = False,
-    state_dtype: Any = None,
+    state_dtype: DTypeLike | None = None,
     described: Method | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The three sequences, for any shares.
@@ -136,7 +137,7 @@ def interpolate(
 
 
 def interpolated_averaging(
-    inner: optax.GradientTransformation, weight: Callable[[Any], Any], *, b1: Any = 0.9
+    inner: optax.GradientTransformation, weight: Callable[[Any], Any], *, b1: Scalar = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer without momentum, with gradients at a point between its iterate and the average of its iterates.
 

@@ -38,6 +38,7 @@ from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout
 from gradkit.linalg.psgd import Factors, balanced, whiten, whiten_back
 from gradkit.linalg.psgd import refreshed as learned
+from gradkit.types import DTypeLike, Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Curvature-Informed SGD via General Purpose Lie-Group Preconditioners", "Pooladzandi, Li", 2024, "2402.04553"
@@ -82,18 +83,18 @@ class ScaleByKronState(NamedTuple):
 
 def scale_by_kron(
     *,
-    b1: Any = 0.9,
-    precond_lr: Any = 0.1,
-    precond_init_scale: Any = 1.0,
-    update_probability: Any = None,
+    b1: Scalar = 0.9,
+    precond_lr: Scalar = 0.1,
+    precond_init_scale: Scalar = 1.0,
+    update_probability: ScalarOrSchedule | None = None,
     max_dim: int = 8192,
     min_ndim_triangular: int = 2,
     memory_save_mode: str | None = None,
     momentum_into_precond_update: bool = True,
-    balance_probability: Any = 0.01,
-    key: Any = None,
+    balance_probability: Scalar = 0.01,
+    key: Key | None = None,
     probe: Any = None,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -21,6 +21,7 @@ from gradkit.engine.planning import as_tensors, plan_stacks
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout
+from gradkit.types import Scalar
 
 
 class KroneckerStatisticsState(NamedTuple):
@@ -39,7 +40,7 @@ class Statistics(NamedTuple):
 
 def kronecker_statistics(
     *,
-    b2: Any = 1.0,
+    b2: Scalar = 1.0,
     block_size: int | None = None,
     merge_dims: bool = False,
     max_dim: int = 1024,

@@ -14,6 +14,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.at_once import at_once
 from gradkit.engine.core import at_count, counter, increment, once_per_dtype, scalar, times, transformation
 from gradkit.leaves import Method
+from gradkit.types import ScalarOrSchedule
 
 RATE = "scale_by_learning_rate: learning_rate"
 
@@ -39,7 +40,9 @@ class ScaleByLearningRateState(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_learning_rate(
+    learning_rate: ScalarOrSchedule, *, flip_sign: bool = True
+) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by the learning rate, negated for descent, and publishes the rate.
 
     Args:

@@ -17,6 +17,7 @@ from gradkit.engine.core import scalar, transformation, wide_dtype
 from gradkit.engine.norms import block_axes, global_norm, packed_norms
 from gradkit.leaves import Layout, map_named, names, resolve_layout
 from gradkit.leaves.keeping import LayoutState
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?", "Chen et al.", 2024, "2410.01623"
@@ -42,7 +43,7 @@ class LimitNormGrowthState(NamedTuple):
 
 
 def limit_norm_growth(
-    gamma: Any = 1.01, *, block: str = "tensor", layout: Layout | None = None
+    gamma: Scalar = 1.01, *, block: str = "tensor", layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Lets the norm of updates grow by a factor of at most `gamma` per step; shrinking is free.
 

@@ -14,6 +14,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.anchors import copied
 from gradkit.engine.core import increment, scalar, transformation
+from gradkit.types import Scalar
 
 
 class LookaheadInChainState(NamedTuple):
@@ -25,7 +26,7 @@ class LookaheadInChainState(NamedTuple):
     exact_fields = ("slow",)  # parameters, which gk.precision(state=...) must not round
 
 
-def lookahead_in_chain(*, sync_every: int = 5, slow_step_size: Any = 0.5) -> optax.GradientTransformationExtraArgs:
+def lookahead_in_chain(*, sync_every: int = 5, slow_step_size: Scalar = 0.5) -> optax.GradientTransformationExtraArgs:
     """Pulls the parameters back towards slow weights at every k-th step; all other steps pass.
 
     Equations: at the head of this file. It must stand last, behind the learning rate, where the update is what the

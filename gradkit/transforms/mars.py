@@ -17,6 +17,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, scalar, transformation, widen, zeros
 from gradkit.engine.norms import packed_norms
 from gradkit.leaves import Layout, names, resolve_layout
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"
@@ -44,9 +45,9 @@ AnyState = MarsCorrectionState | ExactMarsCorrectionState
 
 def mars_correction(
     *,
-    gamma: Any = 0.025,
-    b1: Any = 0.95,
-    max_norm: Any = 1.0,
+    gamma: Scalar = 0.025,
+    b1: Scalar = 0.95,
+    max_norm: Scalar = 1.0,
     exact: bool = False,
     first_step: str = "zero",
     layout: Layout | None = None,

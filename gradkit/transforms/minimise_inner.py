@@ -14,6 +14,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import inside, wide_dtype
+from gradkit.types import PyTree
 
 PAPER = Paper("Target-based Surrogates for Stochastic Optimization", "Lavington et al.", 2023, "2302.02607")
 
@@ -22,7 +23,7 @@ def descended(
     value_and_grad: Callable[[Any], tuple[Any, Any]],
     inner: optax.GradientTransformation,
     inner_steps: int,
-    params: Any,
+    params: PyTree,
     state: Any,
     **functions: Any,
 ) -> tuple[Any, Any]:

@@ -37,6 +37,7 @@ from gradkit.engine.core import (
     weights,
     zeros,
 )
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 
 class Mean(NamedTuple):
@@ -81,11 +82,11 @@ class WeightedMomentaState(NamedTuple):
 def weighted_momenta(
     method: str,
     means: Sequence[Mean],
-    gradient_weight: Any = 0.0,
+    gradient_weight: ScalarOrSchedule = 0.0,
     *,
     denominator: optax.GradientTransformation | None = None,
     positive: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A weighted sum of the gradient and its running means, over a denominator; equations at the head of this file.
 
@@ -145,7 +146,7 @@ class RootMeanSquareState(NamedTuple):
 
 
 def root_mean_square(
-    *, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0, bias_correction: bool = True, nu: Any = 1.0
+    *, b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0, bias_correction: bool = True, nu: Scalar = 1.0
 ) -> optax.GradientTransformation:
     """The root of the running mean of squared gradients: a denominator, not a link of a chain.
 

@@ -43,6 +43,7 @@ from gradkit.leaves import (
     tensor_axes,
 )
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
 
@@ -61,7 +62,7 @@ def _radial(params: Any, mask: Any, layout: Layout | None, eps: Any) -> Any:
 
 
 def norm_loss(
-    factor: Any = 1e-4, *, eps: Any = 1e-8, mask: Any = None, layout: Layout | None = None
+    factor: Scalar = 1e-4, *, eps: Scalar = 1e-8, mask: Mask | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Decays the weights of every output unit towards norm 1 instead of 0.
 
@@ -120,12 +121,12 @@ class StableWeightDecayState(NamedTuple):
 def stable_weight_decay(
     inner: optax.GradientTransformation,
     *,
-    weight_decay: Any = 1e-4,
-    b2: Any = 0.999,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    b2: Scalar = 0.999,
     per_tensor: bool = False,
     toward_unit_norm: bool = False,
-    eps: Any = 1e-8,
-    weight_decay_mask: Any = None,
+    eps: Scalar = 1e-8,
+    weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds to a direction a weight decay that has the scale of adaptive steps.

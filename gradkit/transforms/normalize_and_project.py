@@ -25,6 +25,7 @@ from gradkit.engine.matching import check_match
 from gradkit.engine.norms import BLOCKS, block_axes, entries
 from gradkit.engine.sums import block_sums, own_parts
 from gradkit.leaves import Layout, check_mask, check_mask_form, matrices_by_default, names, resolve_layout, resolve_mask
+from gradkit.types import Mask
 
 PAPER = Paper("Normalization and effective learning rates in reinforcement learning", "Lyle et al.", 2024, "2407.01800")
 
@@ -92,7 +93,7 @@ def _has_zero_block(x: Any, axes: tuple[int, ...]) -> bool:
 
 def normalize_and_project(
     *,
-    mask: Any = None,
+    mask: Mask | None = None,
     target: Any = "init",
     update_interval: int = 1,
     block: str = "tensor",

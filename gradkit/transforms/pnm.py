@@ -18,6 +18,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine import core
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import divide, increment, inside, scalar, transformation, zeros
+from gradkit.types import DTypeLike, Scalar
 
 PAPER = Paper(
     "Positive-Negative Momentum: Manipulating Stochastic Gradient Noise to Improve Generalization",
@@ -39,11 +40,11 @@ class ScaleByPnmState(NamedTuple):
 
 def scale_by_pnm(
     *,
-    b0: Any = 0.9,
-    b1: Any = 0.9,
+    b0: Scalar = 0.9,
+    b1: Scalar = 0.9,
     bias_correction: bool = True,
     denominator: optax.GradientTransformation | None = None,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces updates by the difference of two running means that take them in turn.
 

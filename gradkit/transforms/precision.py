@@ -28,6 +28,7 @@ from gradkit.engine.matching import check_leaves, check_match
 from gradkit.engine.memory import KINDS, check_memory, to_device, to_host
 from gradkit.leaves import Method, names
 from gradkit.leaves.recording import announce
+from gradkit.types import Key
 
 
 class PrecisionState(NamedTuple):
@@ -75,7 +76,7 @@ def precision(
     state: str | None = None,
     block_size: int = 256,
     memory_kind: str | None = None,
-    key: Any = None,
+    key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps parameters and state of any method in few bits, and computes in float32.
 

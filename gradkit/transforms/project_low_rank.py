@@ -39,6 +39,7 @@ from gradkit.linalg import singular_basis
 from gradkit.linalg.singular_basis import SIGNS
 from gradkit.transforms.adam import scale_by_adam
 from gradkit.transforms.limit_norm_growth import growth
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", "Zhao et al.", 2024, "2403.03507"
@@ -120,12 +121,12 @@ def project_low_rank(
     rank: int | Mapping[str, Any] = 128,
     update_interval: int = 200,
     stagger: bool = False,
-    scale: Any = 1.0,
+    scale: Scalar = 1.0,
     side: str = "short",
     sign: str = "fixed",
     rotate_moments: bool = False,
     residual: str | None = None,
-    growth_limit: Any = None,
+    growth_limit: Scalar | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

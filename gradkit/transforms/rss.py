@@ -26,6 +26,7 @@ from gradkit.engine.core import (
     zeros,
 )
 from gradkit.engine.norms import global_norm
+from gradkit.types import Scalar
 
 
 @functools.partial(jax.jit, inline=True)
@@ -70,10 +71,10 @@ def _rss(
 
 def scale_by_rss(
     *,
-    initial_accumulator_value: Any = 0.0,
-    reweight: Any = 1.0,
+    initial_accumulator_value: Scalar = 0.0,
+    reweight: Scalar = 1.0,
     norm: bool = False,
-    eps: Any = 1e-10,
+    eps: Scalar = 1e-10,
     eps_in_sqrt: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the sum of all squares, their own included.
@@ -110,10 +111,10 @@ def scale_by_rss(
 
 def scale_by_delayed_rss(
     *,
-    initial_accumulator_value: Any = 1e-4,
-    reweight: Any = 1.0,
+    initial_accumulator_value: Scalar = 1e-4,
+    reweight: Scalar = 1.0,
     norm: bool = True,
-    eps: Any = 1e-10,
+    eps: Scalar = 1e-10,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the sum of all squares before them.
 

@@ -21,6 +21,7 @@ from gradkit.engine.core import cast, increment, inside, transformation, zeros
 from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Method
 from gradkit.transforms.evaluation import eval_params
+from gradkit.types import PyTree, Scalar
 
 PAPER = Paper(
     "Stochastic Gradient Descent for Non-smooth Optimization: Convergence Results and Optimal Averaging Schemes",
@@ -138,7 +139,7 @@ def running_average(
 
 
 def polynomial_decay_average(
-    inner: optax.GradientTransformation, *, gamma: Any = 8.0
+    inner: optax.GradientTransformation, *, gamma: Scalar = 8.0
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer, with an average of its iterates in which late ones count more.
 
@@ -181,7 +182,7 @@ def polynomial_decay_average(
     return _averaged("polynomial_decay_average", inner, lambda n, x: share_of("gamma", weight, n, x))
 
 
-def averaged_params(state: Any, params: Any) -> Any:
+def averaged_params(state: Any, params: PyTree) -> Any:
     """The running average of the iterates, found in the state of any chain or wrapper.
 
     Args:

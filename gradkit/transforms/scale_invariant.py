@@ -25,6 +25,7 @@ from gradkit.engine.core import abs_sq, check_decay_mask, divide, inside, scalar
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Layout, axes_of, check_mask_form, names, resolve_layout, resolve_mask, tensor_axes
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, Scalar
 
 
 class _Sums(NamedTuple):
@@ -71,11 +72,11 @@ def _radial(channel: _Sums, tensor: tuple[int, ...], size: int, whole: int, delt
 def project_scale_invariant(
     inner: optax.GradientTransformation,
     *,
-    delta: Any = 0.1,
-    wd_ratio: Any = 0.1,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    eps: Any = 1e-8,
+    delta: Scalar = 0.1,
+    wd_ratio: Scalar = 0.1,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    eps: Scalar = 1e-8,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the radial part of an inner direction where weights look scale-invariant, and adds decay.

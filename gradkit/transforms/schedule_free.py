@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, divide, increment
 from gradkit.transforms.evaluation import eval_params
 from gradkit.transforms.interpolated_averaging import InterpolatedAveragingState, interpolate
+from gradkit.types import DTypeLike, PyTree, Scalar, ScalarOrSchedule
 
 PAPER = Paper("The Road Less Scheduled", "Defazio et al.", 2024, "2405.15682")
 
@@ -63,12 +64,12 @@ def warmed(learning_rate: Any, warmup_steps: int) -> Any:
 
 def schedule_free(
     inner: optax.GradientTransformation,
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    weight_lr_power: Any = 2.0,
-    weight_power: Any = 0.0,
-    state_dtype: Any = None,
+    b1: Scalar = 0.9,
+    weight_lr_power: Scalar = 2.0,
+    weight_power: Scalar = 0.0,
+    state_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer without momentum, schedule-free.
 
@@ -105,7 +106,7 @@ def schedule_free(
     return interpolate("schedule_free", inner, share, first, b1, state_dtype=state_dtype)
 
 
-def schedule_free_eval_params(state: Any, params: Any) -> Any:
+def schedule_free_eval_params(state: ScalarOrSchedule, params: PyTree) -> Any:
     """The average x of a schedule-free method, found in the state of any chain or wrapper.
 
     Args:

@@ -24,6 +24,7 @@ from gradkit.engine.core import (
     wide_dtype,
     zeros,
 )
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 
 class ScaleByScheduledAdamState(NamedTuple):
@@ -37,11 +38,11 @@ class ScaleByScheduledAdamState(NamedTuple):
 
 def scale_by_scheduled_adam(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    b1: ScalarOrSchedule = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by Adam's rule, with a decay of the first moment that may change from step to step.
 

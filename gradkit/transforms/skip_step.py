@@ -15,6 +15,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, inside, need, real_dtype, scalar, transformation, wide_dtype
 from gradkit.engine.norms import global_norm
+from gradkit.types import Scalar
 
 NAME = "skip_step"
 WATCHED = ("value", "norm")
@@ -59,9 +60,9 @@ def skip_step(
     inner: optax.GradientTransformation,
     *,
     window_size: int = 128,
-    threshold: Any = 6.0,
+    threshold: Scalar = 6.0,
     watch: Sequence[str] = WATCHED,
-    max_norm: Any = None,
+    max_norm: Scalar | None = None,
     non_finite: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Skips steps at spikes of the loss or of the gradient norm: parameters and inner state stay exactly as they were.

@@ -23,6 +23,7 @@ from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import increment, scalar, transformation, zeros
 from gradkit.engine.norms import global_sums
 from gradkit.transforms.with_curvature import curvature_of, fitting
+from gradkit.types import DTypeLike, Scalar
 
 PAPER = Paper(
     "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training",
@@ -41,7 +42,7 @@ class ScaleBySophiaState(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-def clipped(m: jax.Array, h: jax.Array, gamma: Any, eps: Any, clip: Any, denominator: str) -> jax.Array:
+def clipped(m: jax.Array, h: jax.Array, gamma: Any, eps: Scalar, clip: Any, denominator: str) -> jax.Array:
     """The direction of one leaf."""
     scaled = scalar(gamma, h) * h
     below = scaled + scalar(eps, h) if denominator == "add" else jnp.maximum(scaled, scalar(eps, h))
@@ -52,17 +53,17 @@ def clipped(m: jax.Array, h: jax.Array, gamma: Any, eps: Any, clip: Any, denomin
 
 def scale_by_sophia(
     *,
-    b1: Any = 0.965,
-    b2: Any = 0.99,
-    gamma: Any = 0.05,
-    eps: Any = 1e-12,
-    clip: Any = 1.0,
+    b1: Scalar = 0.965,
+    b2: Scalar = 0.99,
+    gamma: Scalar = 0.05,
+    eps: Scalar = 1e-12,
+    clip: Scalar = 1.0,
     update_interval: int = 10,
     denominator: str = "max",
     bias_correction: bool = False,
     lagged: bool = False,
     measure_win_rate: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the momentum by a curvature that is refreshed every few steps, and clips every coordinate.
 

@@ -16,6 +16,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import transformation
 from gradkit.leaves import Layout, check_mask, check_mask_form, resolve_layout, resolve_mask
 from gradkit.leaves.paths import map_named
+from gradkit.types import Mask, PyTree
 
 PAPER = Paper(
     "Proactive Gradient Conflict Mitigation in Multi-Task Learning: A Sparse Training Perspective", "Zhang et al.",
@@ -34,7 +35,7 @@ def _top(x: jax.Array, k: int, over: tuple[int, ...]) -> jax.Array:
     return jnp.transpose((rank < k).reshape(moved.shape), back)
 
 
-def top_magnitude_mask(params: Any, *, k: int = 1, axis: str = "in", layout: Layout | None = None) -> Any:
+def top_magnitude_mask(params: PyTree, *, k: int = 1, axis: str = "in", layout: Layout | None = None) -> Any:
     """The weights that a sparse training moves: of every output neuron, the k incoming ones of largest magnitude.
 
         mask_ij = 1 where |W_ij| is among the k largest of |W_1j| ... |W_nj|       W (in, out)
@@ -77,7 +78,7 @@ def top_magnitude_mask(params: Any, *, k: int = 1, axis: str = "in", layout: Lay
     return map_named(leaf, params)
 
 
-def keep_updates(mask: Any) -> optax.GradientTransformationExtraArgs:
+def keep_updates(mask: Mask) -> optax.GradientTransformationExtraArgs:
     """Sets the updates outside a mask to zero: what is not in it keeps its bits, also under weight decay.
 
         u <- u where mask, 0 elsewhere

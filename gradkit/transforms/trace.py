@@ -15,6 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import cast, counter, increment, once_per_dtype, scalar, transformation, zeros
+from gradkit.types import DTypeLike, Scalar
 
 
 @functools.partial(jax.jit, inline=True)
@@ -35,12 +36,12 @@ class TraceState(NamedTuple):
 
 
 def trace(
-    momentum: Any = 0.9,
+    momentum: Scalar = 0.9,
     *,
-    dampening: Any = None,
+    dampening: Scalar | None = None,
     dampen_first: bool = False,
     nesterov: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces updates by their decaying sum.
 

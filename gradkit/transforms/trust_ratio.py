@@ -25,6 +25,7 @@ from gradkit.engine.core import at_count, check_decay_mask, counter, increment, 
 from gradkit.engine.norms import BLOCKS, mean_of_all, packed_norms
 from gradkit.leaves import Layout, check_mask, check_mask_form, names, resolve_layout, resolve_mask
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 NAME = "scale_by_trust_ratio"
 
@@ -53,18 +54,18 @@ class ScaleByTrustRatioState(NamedTuple):
 
 def scale_by_trust_ratio(
     *,
-    trust_coefficient: Any = 1.0,
-    eps: Any = 0.0,
-    weight_decay: Any = 0.0,
+    trust_coefficient: ScalarOrSchedule = 1.0,
+    eps: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     denominator: str = "joint",
     block: str = "tensor",
-    param_norm_min: Any = 0.0,
+    param_norm_min: Scalar = 0.0,
     param_norm_max: Any = math.inf,
     update_norm_max: Any = math.inf,
     ratio_max: Any = math.inf,
-    relative_to: Any = None,
-    trust_ratio_mask: Any = None,
-    weight_decay_mask: Any = None,
+    relative_to: ScalarOrSchedule | None = None,
+    trust_ratio_mask: Mask | None = None,
+    weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every block of the updates by the ratio of the norms of weights and updates.

@@ -17,6 +17,7 @@ from gradkit.engine.core import abs_sq, bias_corrections, increment, inside, sca
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Layout, names, resolve_layout
 from gradkit.transforms.adam import ScaleByAdamState
+from gradkit.types import Scalar
 
 NAME = "clip_by_update_rms"
 PAPER = Paper(
@@ -43,7 +44,7 @@ def _moments(state: Any) -> list[ScaleByAdamState]:
 
 
 def clip_by_update_rms(
-    inner: optax.GradientTransformation, *, b2: Any = 0.99, eps: Any = 1e-6, layout: Layout | None = None
+    inner: optax.GradientTransformation, *, b2: Scalar = 0.99, eps: Scalar = 1e-6, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the RMS of the gradient over the root of its second moment, where that RMS is above 1.
 

@@ -17,6 +17,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import at_count, check_decay_mask, counter, increment, once_per_dtype, scalar, transformation
 from gradkit.leaves import Method, check_mask_form, resolve_mask
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, ScalarOrSchedule
 
 
 @functools.partial(jax.jit, inline=True)
@@ -31,7 +32,7 @@ class AddDecayedWeightsState(NamedTuple):
 
 
 def add_decayed_weights(
-    weight_decay: Any = 0.0, *, weight_decay_mask: Any = None
+    weight_decay: ScalarOrSchedule = 0.0, *, weight_decay_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Adds `weight_decay` times the parameters to the updates.
 

@@ -19,6 +19,7 @@ from gradkit.engine.core import divide
 from gradkit.engine.norms import entries, packed_norms, packed_sums
 from gradkit.leaves import Layout, check_mask, check_mask_form, matrices_by_default, names, resolve_mask
 from gradkit.transforms.reparameterize import reparameterize
+from gradkit.types import Mask
 
 PAPER = Paper(
     "Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks",
@@ -40,7 +41,7 @@ class DirectionAndLength(NamedTuple):
 def weight_normalized(
     inner: optax.GradientTransformation,
     *,
-    mask: Any = MATRICES,
+    mask: Mask = MATRICES,
     resync: Any = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -18,6 +18,7 @@ from gradkit.engine.core import increment, inside, transformation, widen, zeros
 from gradkit.engine.hutchinson import check_hutchinson, hutchinson
 from gradkit.engine.keys import NoKey, check_key, first_key, next_key
 from gradkit.leaves import Layout, names
+from gradkit.types import Key
 
 PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning", "Yao et al.", 2020, "2006.00719")
 Estimator = Callable[..., Any]
@@ -95,7 +96,7 @@ def supply_curvature(
     estimator: Estimator,
     *,
     update_interval: int = 1,
-    key: Any = None,
+    key: Key | None = None,
     lazy: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`with_curvature` under the name of a method; `lazy` hands out a function, which it calls when it likes."""
@@ -143,7 +144,7 @@ def with_curvature(
     estimator: Estimator | None = None,
     *,
     update_interval: int = 1,
-    key: Any = None,
+    key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Hands a method the diagonal of the Hessian as `curvature=`, where the caller does not.
 

@@ -18,6 +18,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, real_dtype, scalar, transformation, wide_dtype
 from gradkit.engine.norms import global_norm
+from gradkit.types import Scalar
 
 NAME = "zclip"
 MODES = ("zscore", "percentile")
@@ -35,15 +36,15 @@ class ZclipState(NamedTuple):
 
 def zclip(
     *,
-    alpha: Any = 0.97,
-    z_threshold: Any = 2.5,
-    max_norm: Any = 1.0,
+    alpha: Scalar = 0.97,
+    z_threshold: Scalar = 2.5,
+    max_norm: Scalar | None = 1.0,
     warmup_steps: int = 25,
     mode: str = "zscore",
     clip_option: str = "adaptive_scaling",
     clip_factor: Any = 1.0,
     skip_update_on_spike: bool = False,
-    eps: Any = 1e-6,
+    eps: Scalar = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
     """Shortens gradients whose global norm is a spike among the norms before; the first link of a chain.
 

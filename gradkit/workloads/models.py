@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import checks
+from gradkit.types import DTypeLike
 
 Tree = dict[str, Any]
 
@@ -182,7 +183,7 @@ def models() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
-def model_shapes(name: str, *, dtype: Any = jnp.float32) -> Any:
+def model_shapes(name: str, *, dtype: DTypeLike = jnp.float32) -> Any:
     """The parameters of a real model as shapes with logical axis names.
 
     Args:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gradkit.leaves import infer_layout, names
+from gradkit.types import PyTree
 
 
 class MLP(nn.Module):
@@ -60,7 +61,7 @@ def initializer(network: nn.Module, example: jax.Array, *, gain: float) -> Calla
     return init
 
 
-def apply(network: nn.Module, params: Any, x: jax.Array) -> jax.Array:
+def apply(network: nn.Module, params: PyTree, x: jax.Array) -> jax.Array:
     """The output of a network that has no state but its parameters and gives one array."""
     return jnp.asarray(network.apply({"params": params}, x))
 

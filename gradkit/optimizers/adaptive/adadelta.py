@@ -19,6 +19,7 @@ from gradkit.engine.accumulators import ema_of_square, may_be_zero
 from gradkit.engine.core import cast, divide, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 
@@ -36,7 +37,7 @@ class ScaleByAdadeltaState(NamedTuple):
     e_x: Any
 
 
-def scale_by_adadelta(*, rho: Any = 0.9, eps: Any = 1e-6) -> optax.GradientTransformationExtraArgs:
+def scale_by_adadelta(*, rho: Scalar = 0.9, eps: Scalar = 1e-6) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by AdaDelta's rule.
 
     Equations: the first three at the head of this file.
@@ -80,7 +81,9 @@ def scale_by_adadelta(*, rho: Any = 0.9, eps: Any = 1e-6) -> optax.GradientTrans
     return transformation("scale_by_adadelta", init, update, complex_leaves=True)
 
 
-def adadelta(learning_rate: Any = 1.0, *, rho: Any = 0.9, eps: Any = 1e-6) -> optax.GradientTransformationExtraArgs:
+def adadelta(
+    learning_rate: ScalarOrSchedule = 1.0, *, rho: Scalar = 0.9, eps: Scalar = 1e-6
+) -> optax.GradientTransformationExtraArgs:
     """AdaDelta: scaling the loss by a constant changes nothing but the weight of eps.
 
     Equations: at the head of this file.

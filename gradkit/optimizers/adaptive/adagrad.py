@@ -15,6 +15,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import at_count, optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, scale_by_rss
+from gradkit.types import Scalar, ScalarOrSchedule
 
 
 def _decayed(learning_rate: Any, lr_decay: Any) -> Any:
@@ -29,11 +30,11 @@ def _decayed(learning_rate: Any, lr_decay: Any) -> Any:
 
 
 def adagrad(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    lr_decay: Any = None,
-    initial_accumulator_value: Any = 0.0,
-    eps: Any = 1e-10,
+    lr_decay: Scalar | None = None,
+    initial_accumulator_value: Scalar = 0.0,
+    eps: Scalar = 1e-10,
     eps_in_sqrt: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaGrad.

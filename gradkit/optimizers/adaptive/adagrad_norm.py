@@ -4,16 +4,15 @@ b_t^2 = b_{t-1}^2 + |g_t|^2,    b_0^2 = initial_accumulator_value         |g| ov
 u_t = g_t / b_t
 """
 
-from typing import Any
-
 import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.transforms import scale_by_rss
+from gradkit.types import Scalar
 
 
-def scale_by_adagrad_norm(initial_accumulator_value: Any = 1e-2) -> optax.GradientTransformationExtraArgs:
+def scale_by_adagrad_norm(initial_accumulator_value: Scalar = 1e-2) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the sum of all squared norms, their own included.
 
     Equations: at the head of this file.

@@ -5,25 +5,24 @@ u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
 x_t = x_{t-1} - learning_rate u_t
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 
 def adam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     nesterov: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam.
 

@@ -26,6 +26,7 @@ from gradkit.engine.core import (
 )
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Adam: A Method for Stochastic Optimization", "Kingma, Ba", 2014, "1412.6980")
 
@@ -50,7 +51,7 @@ class ScaleByAdamaxState(NamedTuple):
 
 
 def scale_by_adamax(
-    *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, mu_dtype: Any = None
+    *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the running mean of gradients by their decaying maximum.
 
@@ -101,7 +102,12 @@ def scale_by_adamax(
 
 
 def adamax(
-    learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, mu_dtype: Any = None
+    learning_rate: ScalarOrSchedule,
+    *,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with the infinity norm: the larger b2 compared with b1, the nearer is |step| to at most the rate.
 

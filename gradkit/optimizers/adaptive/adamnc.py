@@ -17,6 +17,7 @@ from gradkit.engine.accumulators import ema, over, root
 from gradkit.engine.core import abs_sq, increment, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PAPER = Paper("On the Convergence of Adam and Beyond", "Reddi, Kale, Kumar", 2018, "1904.09237")
 
@@ -30,7 +31,7 @@ class ScaleByAdamncState(NamedTuple):
 
 
 def scale_by_adamnc(
-    *, b1: Any = 0.9, eps: Any = 1e-8, b1_decay: Any = 1.0, mu_dtype: Any = None
+    *, b1: Scalar = 0.9, eps: Scalar = 1e-8, b1_decay: Scalar = 1.0, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the running mean of gradients by the root of the mean of all their squares.
 
@@ -86,7 +87,12 @@ def scale_by_adamnc(
 
 
 def adamnc(
-    learning_rate: Any, *, b1: Any = 0.9, eps: Any = 1e-8, b1_decay: Any = 1.0, mu_dtype: Any = None
+    learning_rate: ScalarOrSchedule,
+    *,
+    b1: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    b1_decay: Scalar = 1.0,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with b2_t = 1 - 1/t: every squared gradient counts the same, however old.
 

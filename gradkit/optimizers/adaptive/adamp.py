@@ -9,8 +9,6 @@
 Nesterov: AdamP's numerator is b1 m_t + (1 - b1) g_t, with m_t's bias correction; SGDP's p_t = g_t + momentum v_t.
 """
 
-from typing import Any
-
 import optax
 
 from gradkit import checks
@@ -23,6 +21,7 @@ from gradkit.transforms import (
     scale_by_learning_rate,
     trace,
 )
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights",
@@ -33,17 +32,17 @@ PAPER = Paper(
 
 
 def adamp(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    delta: Any = 0.1,
-    wd_ratio: Any = 0.1,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    delta: Scalar = 0.1,
+    wd_ratio: Scalar = 0.1,
     nesterov: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with the radial part of its update removed where weights look scale-invariant.
@@ -97,17 +96,17 @@ def adamp(
 
 
 def sgdp(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.0,
-    dampening: Any = 0.0,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    eps: Any = 1e-8,
-    delta: Any = 0.1,
-    wd_ratio: Any = 0.1,
-    mu_dtype: Any = None,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    eps: Scalar = 1e-8,
+    delta: Scalar = 0.1,
+    wd_ratio: Scalar = 0.1,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum whose radial part is removed where weights look scale-invariant.

@@ -4,8 +4,6 @@ u_t = Adam's direction
 x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Paper, Race, register
@@ -16,19 +14,20 @@ from gradkit.transforms import (
     scale_by_adam,
     scale_by_learning_rate,
 )
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 1e-2,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 1e-2,
+    weight_decay_mask: Mask | None = None,
     nesterov: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with decoupled weight decay, which shrinks by the learning rate and not by the second moment.
 

@@ -30,6 +30,7 @@ from gradkit.engine.core import (
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import add_decayed_weights, clip_by_global_norm, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", "Xie et al.", 2022, "2208.06677"
@@ -49,7 +50,7 @@ class ScaleByAdanState(NamedTuple):
 
 
 def scale_by_adan(
-    *, b1: Any = 0.98, b2: Any = 0.92, b3: Any = 0.99, eps: Any = 1e-8, mu_dtype: Any = None
+    *, b1: Scalar = 0.98, b2: Scalar = 0.92, b3: Scalar = 0.99, eps: Scalar = 1e-8, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales the Nesterov momentum of gradients and of their differences by a second moment.
 
@@ -139,17 +140,17 @@ def _proximal(learning_rate: Any, weight_decay: Any, mask: Any) -> optax.Gradien
 
 
 def adan(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.98,
-    b2: Any = 0.92,
-    b3: Any = 0.99,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.98,
+    b2: Scalar = 0.92,
+    b3: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     proximal: bool = True,
-    max_norm: Any = None,
-    mu_dtype: Any = None,
+    max_norm: Scalar | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adaptive Nesterov momentum, with proximal weight decay.
 

@@ -9,8 +9,6 @@ With a warm-up of T steps:  alpha_t = alpha min(t / T, 1),  and the half-life of
 t = 0 to that of b3 at t = T.
 """
 
-from typing import Any
-
 import optax
 
 from gradkit import checks
@@ -21,21 +19,22 @@ from gradkit.leaves import Method
 from gradkit.schedules import ademamix_alpha_schedule, ademamix_b3_schedule
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("The AdEMAMix Optimizer: Better, Faster, Older", "Pagliardini, Ablin, Grangier", 2024, "2409.03137")
 
 
 def scale_by_ademamix(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    b3: Any = 0.9999,
-    alpha: Any = 5.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    b3: ScalarOrSchedule = 0.9999,
+    alpha: ScalarOrSchedule = 5.0,
     alpha_warmup: int | None = None,
     b3_warmup: int | None = None,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales the sum of a fast and a slow momentum by Adam's denominator.
 
@@ -78,9 +77,9 @@ def scale_by_ademamix(
     checks.real("alpha", alpha, "[0, inf)", schedule=alpha_warmup is None)
     alpha_warmup = checks.integer("alpha_warmup", alpha_warmup, 1, optional=True)
     b3_warmup = checks.integer("b3_warmup", b3_warmup, 1, optional=True)
-    if alpha_warmup is not None:
+    if alpha_warmup is not None and not callable(alpha):
         alpha = ademamix_alpha_schedule(alpha, warmup_steps=alpha_warmup)
-    if b3_warmup is not None:
+    if b3_warmup is not None and not callable(b3):
         b3 = ademamix_b3_schedule(b3, b1=b1, warmup_steps=b3_warmup)
     no_fast = isinstance(b1, int | float) and b1 == 0
     slow = Mean(b3, alpha, called=("b3", "alpha"))
@@ -97,19 +96,19 @@ def scale_by_ademamix(
 
 
 def ademamix(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    b3: Any = 0.9999,
-    alpha: Any = 5.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    b3: ScalarOrSchedule = 0.9999,
+    alpha: ScalarOrSchedule = 5.0,
     alpha_warmup: int | None = None,
     b3_warmup: int | None = None,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with a fast and a slow momentum; with alpha = 0 it is AdamW.
 

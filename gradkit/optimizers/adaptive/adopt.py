@@ -21,6 +21,7 @@ from gradkit.engine.accumulators import ema, ema_of_square
 from gradkit.engine.core import cast, increment, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate", "Taniguchi et al.", 2024, "2411.02853"
@@ -51,12 +52,12 @@ class ScaleByAdoptState(NamedTuple):
 
 def scale_by_adopt(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.9999,
-    eps: Any = 1e-6,
-    clip_exponent: Any = 0.25,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.9999,
+    eps: Scalar = 1e-6,
+    clip_exponent: Scalar = 0.25,
     nesterov: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Averages gradients that were divided by the root of the second moment of the gradients before them.
 
@@ -143,16 +144,16 @@ def _hold_first_step() -> optax.GradientTransformationExtraArgs:
 
 
 def adopt(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.9999,
-    eps: Any = 1e-6,
-    clip_exponent: Any = 0.25,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.9999,
+    eps: Scalar = 1e-6,
+    clip_exponent: Scalar = 0.25,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam normalised by the gradients before, with decoupled weight decay: it converges with any b2.
 

@@ -24,6 +24,7 @@ from gradkit.engine.core import bias_correction as corrected
 from gradkit.engine.core import cast, increment, once_per_dtype, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PAPER = Paper("On the Convergence of Adam and Beyond", "Reddi, Kale, Kumar", 2018, "1904.09237")
 BIAS_CORRECTIONS = ("none", "after_max", "before_max")
@@ -45,12 +46,12 @@ class ScaleByAmsgradState(NamedTuple):
 
 def scale_by_amsgrad(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     bias_correction: str = "before_max",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by AMSGrad's rule.
 
@@ -111,14 +112,14 @@ def scale_by_amsgrad(
 
 
 def amsgrad(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     bias_correction: str = "before_max",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with the largest second moment so far.
 

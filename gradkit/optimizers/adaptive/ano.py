@@ -22,6 +22,7 @@ from gradkit.engine.core import at_count, divide, increment, optimizer, scalar, 
 from gradkit.leaves import Method
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("ANO : Faster is Better in Noisy Landscape", "Kegreisz", 2025, "2508.18258")
 
@@ -36,12 +37,12 @@ class ScaleByAnoState(NamedTuple):
 
 def scale_by_ano(
     *,
-    b1: Any = 0.92,
-    b2: Any = 0.99,
-    eps: Any = 1e-8,
+    b1: ScalarOrSchedule = 0.92,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-8,
     eps_in_sqrt: bool = False,
     bias_correction: bool = True,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The normalised gradient, turned to the side that the momentum is on.
 
@@ -108,16 +109,16 @@ def scale_by_ano(
 
 
 def ano(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.92,
-    b2: Any = 0.99,
-    eps: Any = 1e-8,
+    b1: ScalarOrSchedule = 0.92,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-8,
     eps_in_sqrt: bool = False,
     bias_correction: bool = True,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Ano: how far is the gradient's, which way the momentum's.
 
@@ -171,16 +172,16 @@ SCHEDULES = {"paper": _b1_paper, "official": _b1_official}
 
 
 def anolog(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     eps_in_sqrt: bool = False,
     bias_correction: bool = True,
     schedule: str = "paper",
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Ano whose momentum grows longer with the logarithm of the step: one hyperparameter less.
 

@@ -4,8 +4,6 @@ u_t = Adam's direction,  phi = 1[u_t g_t > 0] entrywise
 x_t = x_{t-1} - learning_rate (u_t phi / max(mean(phi), floor) + weight_decay x_{t-1})
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Race, register
@@ -13,19 +11,20 @@ from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, cautious, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.cautious import PAPER
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def cautious_adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     normalize: str | None = "mean",
-    floor: Any = 1e-3,
-    mu_dtype: Any = None,
+    floor: Scalar = 1e-3,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW that moves no entry against its gradient; the decay is not masked.

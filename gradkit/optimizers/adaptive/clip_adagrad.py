@@ -9,8 +9,6 @@ clip_radagradd     x_t = x_{t-1} - learning_rate c_t / (sqrt(s_{t-1}) + eps)    
 |c|^2 per coordinate, or with norm=True over all leaves together; s_0 = initial_accumulator_value.
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Paper, Race, register
@@ -18,6 +16,7 @@ from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import scale_by_delayed_rss, scale_by_learning_rate, scale_by_rss
 from gradkit.transforms.clip_block import clip_by
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"
@@ -25,14 +24,14 @@ PAPER = Paper(
 
 
 def clip_adagrad(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    max_norm: Any = 1.0,
-    reweight: Any = 1.0,
-    initial_accumulator_value: Any = 0.0,
+    max_norm: Scalar = 1.0,
+    reweight: Scalar = 1.0,
+    initial_accumulator_value: Scalar = 0.0,
     norm: bool = False,
     clipping: str = "local",
-    eps: Any = 1e-10,
+    eps: Scalar = 1e-10,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaGrad, or AdaGrad-Norm, on clipped gradients.
@@ -75,14 +74,14 @@ def clip_adagrad(
 
 
 def clip_radagradd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    max_norm: Any = 1.0,
-    reweight: Any = 1.0,
-    initial_accumulator_value: Any = 1e-4,
+    max_norm: Scalar = 1.0,
+    reweight: Scalar = 1.0,
+    initial_accumulator_value: Scalar = 1e-4,
     norm: bool = True,
     clipping: str = "global",
-    eps: Any = 1e-10,
+    eps: Scalar = 1e-10,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Clipped, reweighted AdaGrad with delay: the denominator knows the past only.

@@ -29,6 +29,7 @@ from gradkit.engine.core import bias_correction as corrected
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.clip_block import clip_by
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed", "Chezhegov et al.", 2024, "2406.04443"
@@ -45,13 +46,13 @@ class ScaleByDelayedRmsState(NamedTuple):
 
 def scale_by_delayed_rms(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    reweight: Any = 1.0,
-    initial_accumulator_value: Any = 1e-5,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    reweight: Scalar = 1.0,
+    initial_accumulator_value: Scalar = 1e-5,
     bias_correction: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the running mean of updates by the root of the running mean of the squares before them.
 
@@ -119,14 +120,14 @@ def scale_by_delayed_rms(
 
 
 def clip_adam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    max_norm: Any = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    max_norm: Scalar = 1.0,
     clipping: str = "local",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on clipped gradients.
@@ -168,17 +169,17 @@ def clip_adam(
 
 
 def clip_adamd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    max_norm: Any = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    max_norm: Scalar = 1.0,
     clipping: str = "local",
-    reweight: Any = 1.0,
-    initial_accumulator_value: Any = 1e-5,
+    reweight: Scalar = 1.0,
+    initial_accumulator_value: Scalar = 1e-5,
     bias_correction: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on clipped gradients with a delayed second moment.

@@ -18,6 +18,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import inside, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("diffGrad: An Optimization Method for Convolutional Neural Networks", "Dubey et al.", 2019, "1909.11015")
 
@@ -77,15 +78,15 @@ def scale_by_gradient_change(
 
 
 def diffgrad(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    l2: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    l2: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose steps are shortened, to a half, where the gradient no longer changes.
 

@@ -4,8 +4,6 @@ u_t = sign(g_t) |Adam's direction_t|
 x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Paper, Race, register
@@ -17,17 +15,18 @@ from gradkit.transforms import (
     scale_by_adam,
     scale_by_learning_rate,
 )
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def grams(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose momentum decides how far, and whose gradient decides which way.
 

@@ -32,6 +32,7 @@ from gradkit.engine.core import (
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "The Optimiser Hidden in Plain Sight: Training with the Loss Landscape's Induced Metric",
@@ -52,13 +53,13 @@ class ScaleByInducedMetricState(NamedTuple):
 
 def scale_by_induced_metric(
     *,
-    xi: Any = 0.1,
-    beta: Any = 0.8,
+    xi: Scalar = 0.1,
+    beta: Scalar = 0.8,
     kind: str = "loss",
-    momentum: Any = 0.9,
-    b2: Any = 0.99,
-    eps: Any = 1e-8,
-    mu_dtype: Any = None,
+    momentum: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum, shortened by the squared gradient norm: s_t m_t / ((1 - momentum^t) d_t) of the equations above.
 
@@ -148,14 +149,14 @@ def _optimizer(
 
 
 def induced_metric_sgd(
-    learning_rate: Any = 0.1,
+    learning_rate: ScalarOrSchedule = 0.1,
     *,
-    momentum: Any = 0.9,
-    xi: Any = 0.1,
-    beta: Any = 0.8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    momentum: Scalar = 0.9,
+    xi: Scalar = 0.1,
+    beta: Scalar = 0.8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum in the metric of the loss surface.
 
@@ -190,14 +191,14 @@ def induced_metric_sgd(
 
 
 def induced_metric_log(
-    learning_rate: Any = 0.1,
+    learning_rate: ScalarOrSchedule = 0.1,
     *,
-    momentum: Any = 0.9,
-    xi: Any = 0.1,
-    beta: Any = 0.8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    momentum: Scalar = 0.9,
+    xi: Scalar = 0.1,
+    beta: Scalar = 0.8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum in the metric of the surface of the loss's logarithm.
 
@@ -233,16 +234,16 @@ def induced_metric_log(
 
 
 def induced_metric_rms(
-    learning_rate: Any = 0.1,
+    learning_rate: ScalarOrSchedule = 0.1,
     *,
-    momentum: Any = 0.9,
-    xi: Any = 0.1,
-    beta: Any = 0.8,
-    b2: Any = 0.99,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    momentum: Scalar = 0.9,
+    xi: Scalar = 0.1,
+    beta: Scalar = 0.8,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum in the metric of the loss surface over RMSProp's.
 

@@ -35,6 +35,7 @@ from gradkit.leaves import Method, check_mask_form, resolve_mask
 from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.momenta import root_mean_square, weighted_momenta
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "A second-order-like optimizer with adaptive gradient scaling for deep learning",
@@ -54,12 +55,12 @@ class ScaleByInnaState(NamedTuple):
 
 
 def scale_by_inna(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    alpha: Any = 0.1,
-    beta: Any = 0.1,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    alpha: Scalar = 0.1,
+    beta: Scalar = 0.1,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of the inertial step; the same learning rate must follow.
 
@@ -133,12 +134,12 @@ def scale_by_inna(
 
 
 def inna(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    alpha: Any = 0.1,
-    beta: Any = 0.1,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    alpha: Scalar = 0.1,
+    beta: Scalar = 0.1,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """INNA: an inertial method whose second damping follows the curvature.
 
@@ -175,14 +176,14 @@ def inna(
 
 
 def scale_by_innaprop(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    alpha: Any = 0.1,
-    beta: Any = 0.9,
-    sigma: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    alpha: Scalar = 0.1,
+    beta: Scalar = 0.9,
+    sigma: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of INNAprop; the same learning rate must follow.
 
@@ -225,14 +226,14 @@ def scale_by_innaprop(
 
 
 def innaprop(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    alpha: Any = 0.1,
-    beta: Any = 0.9,
-    sigma: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
+    alpha: Scalar = 0.1,
+    beta: Scalar = 0.9,
+    sigma: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """INNAprop: INNA's inertia over RMSProp's scaling; with alpha = beta = 1 it is AdamW with b1 = 0.
 

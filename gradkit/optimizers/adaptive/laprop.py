@@ -17,6 +17,7 @@ from gradkit.engine.accumulators import ema, ema_of_square, over_root
 from gradkit.engine.core import bias_corrections, cast, increment, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("LaProp: Separating Momentum and Adaptivity in Adam", "Ziyin, Wang, Ueda", 2020, "2002.04839")
 
@@ -30,7 +31,7 @@ class ScaleByLapropState(NamedTuple):
 
 
 def scale_by_laprop(
-    *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-15, mu_dtype: Any = None
+    *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-15, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Averages gradients after they were divided by the root of their second moment.
 
@@ -87,14 +88,14 @@ def scale_by_laprop(
 
 
 def laprop(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-15,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-15,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum of normalised gradients: steps stay bounded whatever b1 and b2 are.
 

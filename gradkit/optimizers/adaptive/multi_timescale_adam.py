@@ -20,6 +20,7 @@ from gradkit.engine.core import at_count, optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "MT-DAO: Multi-Timescale Distributed Adaptive Optimizers with Local Updates", "Iacob et al.", 2025, "2510.05361"
@@ -32,7 +33,7 @@ def scale_by_multi_momentum(
     weights: Sequence[Any] = (0.95,),
     bias_correction: bool = False,
     denominator: optax.GradientTransformation | None = None,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A weighted mean of the gradient and of its running means, one per timescale.
 
@@ -87,16 +88,16 @@ def scale_by_multi_momentum(
 
 
 def multi_timescale_adam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     b1s: Sequence[Any] = (0.999,),
     weights: Sequence[Any] = (0.95,),
-    b2: Any = 0.9999,
-    eps: Any = 1e-8,
+    b2: Scalar = 0.9999,
+    eps: Scalar = 1e-8,
     bias_correction: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with several momenta, and with the gradient among them.
 

@@ -30,6 +30,7 @@ from gradkit.engine.core import (
 )
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 
@@ -50,11 +51,11 @@ class ScaleByNadamState(NamedTuple):
 
 def scale_by_nadam(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    momentum_decay: Any = 4e-3,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    momentum_decay: Scalar = 4e-3,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by NAdam's rule with a momentum that warms up from b1 / 2 to b1.
 
@@ -116,13 +117,13 @@ def scale_by_nadam(
 
 
 def nadam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    momentum_decay: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    momentum_decay: Scalar | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with Nesterov's look-ahead.
 

@@ -38,6 +38,7 @@ from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "An Optimistic Acceleration of AMSGrad for Nonconvex Optimization", "Wang, Li, Karimi, Li", 2019, "1903.01435"
@@ -58,7 +59,7 @@ class OptimisticAmsgradState(NamedTuple):
     rate: Any
 
 
-def extrapolate(history: Sequence[Any], filled: jax.Array, ridge: Any) -> Any:
+def extrapolate(history: Sequence[Any], filled: jax.Array, ridge: Scalar) -> Any:
     """Regularised minimal polynomial extrapolation of a sequence of trees, the newest last.
 
     Args:
@@ -91,16 +92,16 @@ def extrapolate(history: Sequence[Any], filled: jax.Array, ridge: Any) -> Any:
 
 
 def optimistic_amsgrad(
-    learning_rate: Any = 1e-3,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     predictor: str = "last",
     span: int = 5,
-    ridge: Any = 1e-3,
+    ridge: Scalar = 1e-3,
     bias_correction: str = "none",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AMSGrad with a second step on a predicted gradient.
 

@@ -32,6 +32,7 @@ from gradkit.transforms import (
     stable_weight_decay,
 )
 from gradkit.transforms import norm_loss as toward_unit_norm
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeure", 2021, "2106.13731")
 
@@ -70,28 +71,28 @@ def _denominator(b2: Any, eps: Any, beta: Any) -> optax.GradientTransformation:
 
 
 def ranger21(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     total_steps: int,
-    b0: Any = 0.9,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    clipping: Any = 1e-2,
-    clipping_eps: Any = 1e-3,
+    b0: Scalar = 0.9,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    clipping: Scalar = 1e-2,
+    clipping_eps: Scalar = 1e-3,
     centralize: bool = True,
     normalize: bool = True,
     use_softplus: bool = True,
-    softplus_beta: Any = 50.0,
-    norm_loss: Any = 1e-4,
-    weight_decay: Any = 1e-4,
-    weight_decay_mask: Any = None,
+    softplus_beta: Scalar = 50.0,
+    norm_loss: Scalar = 1e-4,
+    weight_decay: Scalar = 1e-4,
+    weight_decay_mask: Mask | None = None,
     sync_every: int = 5,
-    slow_step_size: Any = 0.5,
+    slow_step_size: Scalar = 0.5,
     warmup_steps: int | None = None,
     warmdown_steps: int | None = None,
-    min_learning_rate: Any = 3e-5,
-    mu_dtype: Any = None,
+    min_learning_rate: Scalar = 3e-5,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Ranger21: Adam's second moment under a positive-negative momentum, with clipping, standardised gradients, two

@@ -20,6 +20,7 @@ from gradkit.engine.accumulators import ema, ema_of_square, inside_or_outside, o
 from gradkit.engine.core import abs_sq, optimizer, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 
@@ -37,7 +38,7 @@ class ScaleByRmsState(NamedTuple):
 
 
 def scale_by_rms(
-    *, decay: Any = 0.9, eps: Any = 1e-8, centered: bool = False, eps_in_sqrt: bool = False
+    *, decay: Scalar = 0.9, eps: Scalar = 1e-8, centered: bool = False, eps_in_sqrt: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the running mean of their squares, or by their standard deviation.
 
@@ -89,15 +90,15 @@ def scale_by_rms(
 
 
 def rmsprop(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    decay: Any = 0.9,
-    eps: Any = 1e-8,
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-8,
     centered: bool = False,
     eps_in_sqrt: bool = False,
-    momentum: Any = None,
+    momentum: Scalar | None = None,
     nesterov: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RMSProp, with optional momentum of the rescaled gradients.
 
@@ -137,7 +138,7 @@ def rmsprop(
     plain = checks.absent(momentum)
     if plain and nesterov:
         raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
-    kept = [] if plain else [trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype)]
+    kept = [] if plain or momentum is None else [trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype)]
     return optimizer(
         Method("rmsprop", learning_rate),
         scale_by_rms(decay=decay, eps=eps, centered=centered, eps_in_sqrt=eps_in_sqrt),

@@ -32,6 +32,7 @@ from gradkit.engine.core import (
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training", "Huang et al.", 2025, "2501.06842")
 
@@ -112,18 +113,18 @@ def _decay_after_step(learning_rate: Any, weight_decay: Any, mask: Any) -> optax
 
 
 def spam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    threshold: Any = 5000.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    threshold: Scalar = 5000.0,
     reset_every: int = 500,
     start_after: int = 20,
     warmup_steps: int = 150,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Spike-aware Adam: entries far above their second moment are clipped, and the moments start anew periodically.
 

@@ -5,8 +5,6 @@ rms_t = sqrt(mean(g_t^2 / max(v^_t, eps^2)))                                    
 x_t = x_{t-1} - learning_rate / max(1, rms_t) (u_t + weight_decay x_{t-1})
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Race, register
@@ -14,17 +12,18 @@ from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, clip_by_update_rms, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.update_rms import PAPER
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def stable_adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    eps: Any = 1e-6,
-    weight_decay: Any = 1e-2,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-6,
+    weight_decay: ScalarOrSchedule = 1e-2,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with update clipping: it needs no clipping of gradients.

@@ -26,6 +26,7 @@ from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.interpolated_averaging import interpolate
 from gradkit.transforms.schedule_free import shares, warmed
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Smoothing DiLoCo with Primal Averaging for Faster Training of LLMs",
@@ -46,7 +47,7 @@ def _constant(mu_x: Any) -> tuple[Any, Any]:
 
 
 def gpa(
-    inner: optax.GradientTransformation, *, mu_y: Any = 0.7, mu_x: Any = 0.9967
+    inner: optax.GradientTransformation, *, mu_y: Scalar = 0.7, mu_x: Scalar = 0.9967
 ) -> optax.GradientTransformationExtraArgs:
     """Generalized primal averaging around any optimizer: the smooth form of DiLoCo on one worker.
 
@@ -86,15 +87,15 @@ def gpa(
 
 
 def gpa_adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     decay_at: str = "z",
-    mu_y: Any = 0.7,
+    mu_y: Scalar = 0.7,
     mu_x: Any = None,
     averaging: str = "gpa",
     weight_power: Any = None,
@@ -176,7 +177,7 @@ def gpa_adamw(
     return interpolate(name, base, share, first, mu_y, sees_iterate=decay_at == "z", described=method)
 
 
-def gpa_mu_x(sync_every: int, outer_momentum: Any = 0.9) -> Any:
+def gpa_mu_x(sync_every: int, outer_momentum: Scalar = 0.9) -> Any:
     """The decay of the average that is as long as that of DiLoCo: outer_momentum^(1 / sync_every).
 
     Args:

@@ -19,6 +19,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import bias_correction as correction
 from gradkit.engine.core import scalar
 from gradkit.transforms.running_average import average_iterates
+from gradkit.types import Scalar
 
 PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, Curtis, Nocedal", 2016, "1606.04838")
 
@@ -59,7 +60,7 @@ def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def params_ema(decay: Any = 0.999, *, bias_correction: bool = True) -> optax.GradientTransformationExtraArgs:
+def params_ema(decay: Scalar = 0.999, *, bias_correction: bool = True) -> optax.GradientTransformationExtraArgs:
     """The running mean of the iterates, as the last link of a chain.
 
     Equations: at the head of this file. The mean is `gk.eval_params(state, params)`.

@@ -17,6 +17,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, transformation, zeros
 from gradkit.engine.mismatches import check_fit
 from gradkit.transforms.running_average import include
+from gradkit.types import Scalar
 
 
 class ProximalEwmaState(NamedTuple):
@@ -32,7 +33,7 @@ class ProximalEwmaState(NamedTuple):
         return jax.tree.map(lambda x, e: jnp.where(self.weight == 0, x, e.astype(x.dtype)), params, self.mean)
 
 
-def proximal_ewma(decay: Any) -> optax.GradientTransformationExtraArgs:
+def proximal_ewma(decay: Scalar) -> optax.GradientTransformationExtraArgs:
     """A running mean of the parameters that steps of a policy are kept near to, as the last link of a chain.
 
     Equations: at the head of this file. The mean is `state[-1].proximal_params(params)`: the parameters of the

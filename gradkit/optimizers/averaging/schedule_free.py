@@ -37,6 +37,7 @@ from gradkit.leaves import Method, check_mask_form
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.interpolated_averaging import interpolate
 from gradkit.transforms.schedule_free import shares, warmed
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("The Road Less Scheduled", "Defazio et al.", 2024, "2405.15682")
 
@@ -57,14 +58,14 @@ def _ready(
 
 
 def schedule_free_sgd(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
     warmup_steps: int = 0,
-    b1: Any = 0.9,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    weight_lr_power: Any = 2.0,
-    weight_power: Any = 0.0,
+    b1: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    weight_lr_power: Scalar = 2.0,
+    weight_power: Scalar = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free SGD.
 
@@ -177,16 +178,16 @@ def _scale_by_second_moment(
 
 
 def schedule_free_adamw(
-    learning_rate: Any = 0.0025,
+    learning_rate: ScalarOrSchedule = 0.0025,
     *,
     warmup_steps: int = 0,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    weight_lr_power: Any = 2.0,
-    weight_power: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    weight_lr_power: Scalar = 2.0,
+    weight_power: Scalar = 0.0,
     bias_correction: str = "second_moment",
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free AdamW.
@@ -237,15 +238,15 @@ def schedule_free_adamw(
 
 
 def schedule_free_radam(
-    learning_rate: Any = 0.0025,
+    learning_rate: ScalarOrSchedule = 0.0025,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    weight_lr_power: Any = 2.0,
-    weight_power: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    weight_lr_power: Scalar = 2.0,
+    weight_power: Scalar = 0.0,
     silent_sgd_phase: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free RAdam: the rectification takes the place of a warm-up.

@@ -15,6 +15,7 @@ from gradkit.engine.core import increment, once_per_dtype, optimizer, transforma
 from gradkit.engine.keys import check_key, first_key, needed_key
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
@@ -32,7 +33,9 @@ class AddNoiseState(NamedTuple):
     key: Any
 
 
-def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.GradientTransformationExtraArgs:
+def add_noise(
+    eta: Scalar = 0.01, *, gamma: Scalar = 0.55, key: Key | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Adds normal noise whose variance falls with the number of steps.
 
     Equations: at the head of this file. Under data parallelism it belongs behind the mean over devices.
@@ -88,13 +91,13 @@ def add_noise(eta: Any = 0.01, *, gamma: Any = 0.55, key: Any = None) -> optax.G
 
 
 def noisy_sgd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    eta: Any = 0.01,
-    gamma: Any = 0.55,
-    momentum: Any = None,
-    key: Any = None,
-    mu_dtype: Any = None,
+    eta: Scalar = 0.01,
+    gamma: Scalar = 0.55,
+    momentum: Scalar | None = None,
+    key: Key | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with fading gradient noise.
 
@@ -130,7 +133,7 @@ def noisy_sgd(
     return optimizer(
         Method("noisy_sgd", learning_rate),
         add_noise(eta, gamma=gamma, key=key),
-        *([] if plain else [trace(momentum, mu_dtype=mu_dtype)]),
+        *([] if plain or momentum is None else [trace(momentum, mu_dtype=mu_dtype)]),
         scale_by_learning_rate(learning_rate),
     )
 

@@ -11,6 +11,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, transformation
 from gradkit.engine.norms import entries, packed_sums
 from gradkit.leaves import Axes, names
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization",
@@ -20,7 +21,7 @@ PAPER = Paper(
 )
 
 
-def add_norm_prior(weight: Any = 0.01, *, batch_axes: int = 0) -> optax.GradientTransformationExtraArgs:
+def add_norm_prior(weight: Scalar = 0.01, *, batch_axes: int = 0) -> optax.GradientTransformationExtraArgs:
     """Adds the gradient of the prior of a latent's norm: that of d independent normal numbers.
 
         K(x) = |x|^2 / 2 - (d - 1) log|x|

@@ -18,11 +18,12 @@ from gradkit.engine.core import stateless, transformation
 from gradkit.engine.norms import block_axes
 from gradkit.leaves import Layout, map_named
 from gradkit.transforms.clip_block import clip_coordinates
+from gradkit.types import Scalar
 
 DEFAULT = 0.1
 
 
-def kth_largest(xs: Sequence[jax.Array], fraction: Any, axes: tuple[int, ...] | None = None) -> jax.Array:
+def kth_largest(xs: Sequence[jax.Array], fraction: Scalar, axes: tuple[int, ...] | None = None) -> jax.Array:
     """Of n non-negative numbers the k-th largest, exactly, by bisection on their bits; k is fraction * n, rounded.
 
     The bits of a non-negative float, read as an integer, are in the order of the floats: one count of the numbers
@@ -64,7 +65,7 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Any, axes: tuple[int, ...] | 
 
 
 def clip_by_quantile(
-    fraction: Any = DEFAULT, *, per_tensor: bool = False, tau: Any = None, layout: Layout | None = None
+    fraction: Scalar = DEFAULT, *, per_tensor: bool = False, tau: Scalar | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Cuts the largest coordinates down to the size of the smallest among them.
 

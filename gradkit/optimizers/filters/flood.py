@@ -12,11 +12,12 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import need, transformation
+from gradkit.types import Scalar
 
 PAPER = Paper("Do We Need Zero Training Loss After Achieving Zero Training Error?", "Ishida et al.", 2020, "2002.08709")
 
 
-def flood(b: Any) -> optax.GradientTransformationExtraArgs:
+def flood(b: Scalar) -> optax.GradientTransformationExtraArgs:
     """Turns the gradient round where the loss of the minibatch is below a level. Ahead of any optimizer.
 
     g <- sign(value - b) g

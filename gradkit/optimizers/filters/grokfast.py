@@ -15,6 +15,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import increment, rows_of, scalar, transformation, zeros
+from gradkit.types import DTypeLike, Scalar
 
 
 class GrokfastEmaState(NamedTuple):
@@ -24,7 +25,9 @@ class GrokfastEmaState(NamedTuple):
     mu: Any
 
 
-def grokfast_ema(alpha: Any = 0.98, *, lamb: Any = 2.0, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def grokfast_ema(
+    alpha: Scalar = 0.98, *, lamb: Scalar = 2.0, mu_dtype: DTypeLike | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Adds a multiple of the running mean of gradients, ahead of any optimizer.
 
     `optax.chain(gk.grokfast_ema(), gk.adamw(1e-3))`. Under data parallelism it belongs behind the mean over devices.
@@ -80,10 +83,10 @@ class GrokfastMaState(NamedTuple):
 def grokfast_ma(
     window_size: int = 100,
     *,
-    lamb: Any = 5.0,
+    lamb: Scalar = 5.0,
     filter_type: str = "mean",
     warmup: bool = True,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds a multiple of the mean of the last gradients, ahead of any optimizer.
 

@@ -17,12 +17,13 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import scalar, stateless, transformation
 from gradkit.engine.norms import packed_norms, packed_sums
 from gradkit.leaves import Layout, names
+from gradkit.types import Scalar
 
 PAPER = Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 2025, "2501.04697")
 
 
 def perpgrad(
-    *, eps: Any = 1e-30, rescale: bool = True, layout: Layout | None = None
+    *, eps: Scalar = 1e-30, rescale: bool = True, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Projects every tensor's gradient onto the plane orthogonal to its weights, ahead of any optimizer.
 
@@ -83,7 +84,9 @@ def perpgrad(
     return transformation("perpgrad", stateless("perpgrad", layout), update, needs_params=True)
 
 
-def orthogonalize_to_params(*, eps: Any = 1e-30, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
+def orthogonalize_to_params(
+    *, eps: Scalar = 1e-30, layout: Layout | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Takes the part of every gradient that lies along its weights out of it: `perpgrad` that gives no length back.
 
     Args:

@@ -12,6 +12,7 @@ from gradkit.engine.core import increment, scalar, transformation, wide_dtype
 from gradkit.engine.explicit import by_compiler
 from gradkit.leaves.paths import map_named
 from gradkit.linalg.svd import signed_svd
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Efficient Personalization of Quantized Diffusion Model without Backpropagation", "Seo et al.", 2025, "2503.14868"
@@ -51,7 +52,7 @@ def removed(history: jax.Array, variance: Any, standardize: bool) -> jax.Array:
 
 
 def project_out_history(
-    window_size: int = 128, variance: Any = 1e-3, *, standardize: bool = False
+    window_size: int = 128, variance: Scalar = 1e-3, *, standardize: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Removes from the gradient its part in the low-variance directions of the last parameters.
 

@@ -15,6 +15,7 @@ from gradkit.engine.core import transformation
 from gradkit.engine.keys import as_key, check_key
 from gradkit.leaves import Layout, resolve_layout, resolve_mask
 from gradkit.leaves.paths import map_named
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper("On-Device Training Under 256KB Memory", "Lin et al.", 2022, "2206.15472")
 CRITERIA = ("magnitude+", "magnitude-", "random")
@@ -84,13 +85,13 @@ def quantization_aware_scaling(scales: Any) -> optax.GradientTransformationExtra
 
 
 def sparse_update(
-    params: Any,
+    params: PyTree,
     layers: Any,
-    ratio: Any = 1.0,
+    ratio: Scalar = 1.0,
     criterion: str = "magnitude+",
     *,
     biases: Any = False,
-    key: Any = 0,
+    key: Key = 0,
     layout: Layout | None = None,
 ) -> Any:
     """The mask of a sparse update: some input channels of some kernels, and some leaves completely.

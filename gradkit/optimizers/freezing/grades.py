@@ -37,6 +37,7 @@ from gradkit.leaves import (
     resolve_mask,
     tensor_axes,
 )
+from gradkit.types import Mask, Scalar
 
 PAPER = Paper(
     "GradES: Significantly Faster Training in Transformers with Gradient-Based Early Stopping",
@@ -87,12 +88,12 @@ def _slots(known: list[str], sizes: list[int], groups: Callable[[str], Hashable]
 def freeze_on_convergence(
     inner: optax.GradientTransformation,
     *,
-    tau: Any,
+    tau: Scalar,
     total_steps: int,
-    alpha: Any = 0.5,
+    alpha: Scalar = 0.5,
     metric: str = "grad",
     groups: Callable[[str], Hashable] | None = None,
-    mask: Any = None,
+    mask: Mask | None = None,
     max_frozen_ratio: Any = 1.0,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -245,9 +246,9 @@ def freeze_on_convergence(
 def grades(
     inner: optax.GradientTransformation,
     *,
-    tau: Any,
+    tau: Scalar,
     total_steps: int,
-    alpha: Any = 0.5,
+    alpha: Scalar = 0.5,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GradES as in the paper: weight matrices whose gradient is small are frozen; biases and scales go on.

@@ -25,6 +25,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import as_arrays, at_count, increment, need, optimizer, scalar, transformation, widen, zeros
 from gradkit.leaves import Method, check_mask, check_mask_form, resolve_mask
+from gradkit.types import Mask, ScalarOrSchedule
 
 PAPER = Paper("On the convergence of single-call stochastic extra-gradient methods", "Hsieh et al.", 2019, "1908.08465")
 Project = Callable[[Any], Any]
@@ -89,7 +90,7 @@ def _rate(method: str, learning_rate: Any, count: jax.Array) -> Any:
 
 
 def extra_gradient(
-    learning_rate: Any, *, project: Project | None = None, ascent_mask: Any = None
+    learning_rate: ScalarOrSchedule, *, project: Project | None = None, ascent_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Extra-gradient: a step with the gradient from the end of a trial step, which converges where descent circles.
 
@@ -143,7 +144,11 @@ def extra_gradient(
 
 
 def past_extra_gradient(
-    learning_rate: Any, *, project: Project | None = None, ascent_mask: Any = None, first: str = "first"
+    learning_rate: ScalarOrSchedule,
+    *,
+    project: Project | None = None,
+    ascent_mask: Mask | None = None,
+    first: str = "first",
 ) -> optax.GradientTransformationExtraArgs:
     """Past extra-gradient: the trial step goes with the last gradient, so a step costs one.
 
@@ -202,7 +207,7 @@ def past_extra_gradient(
 
 
 def reflected_gradient(
-    learning_rate: Any, *, project: Project | None = None, ascent_mask: Any = None
+    learning_rate: ScalarOrSchedule, *, project: Project | None = None, ascent_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Reflected gradient: gradients are taken at the last step once more, one projection and one gradient a step.
 
@@ -251,7 +256,11 @@ def reflected_gradient(
 
 
 def optimistic_gradient(
-    learning_rate: Any, *, project: Project | None = None, ascent_mask: Any = None, first: str = "first"
+    learning_rate: ScalarOrSchedule,
+    *,
+    project: Project | None = None,
+    ascent_mask: Mask | None = None,
+    first: str = "first",
 ) -> optax.GradientTransformationExtraArgs:
     """Optimistic gradient: every step takes the last one's guess of the gradient back, and guesses anew.
 

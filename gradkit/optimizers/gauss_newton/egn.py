@@ -32,6 +32,7 @@ from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_gauss_newton_solve, times_loss_hessian
 from gradkit.optimizers.gauss_newton.predictions import LOSSES, Linearized, linearized
+from gradkit.types import Scalar, ScalarOrSchedule
 
 # Metrics that have the names of hyperparameters.
 NAMES = ("last_damping", "last_learning_rate")
@@ -67,14 +68,14 @@ def _step_size(f: Any, f0: jax.Array, slope: jax.Array, start: jax.Array) -> jax
 
 
 def egn(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    damping: Any = 1.0,
-    momentum: Any = None,
+    damping: Scalar = 1.0,
+    momentum: Scalar | None = None,
     line_search: bool = False,
     adaptive_damping: bool = False,
-    damping_increase: Any = 1.01,
-    damping_decrease: Any = 0.99,
+    damping_increase: Scalar = 1.01,
+    damping_decrease: Scalar = 0.99,
     loss: str = "mse",
     solver: str = "woodbury",
     cg_iterations: int = 100,

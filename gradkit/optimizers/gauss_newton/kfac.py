@@ -16,6 +16,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import need, transformation
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", "Martens, Grosse", 2015, "1503.05671"
@@ -89,10 +90,10 @@ def from_kfac(preconditioner: Any) -> Kfac:
 def kfac_preconditioner(
     loss_fn: Callable[..., Any],
     *,
-    damping: Any,
-    curvature_ema: Any = 0.95,
+    damping: Scalar,
+    curvature_ema: Scalar = 0.95,
     update_interval: int = 5,
-    norm_constraint: Any = None,
+    norm_constraint: Scalar | None = None,
     estimation_mode: str = "fisher_gradients",
     **options: Any,
 ) -> Kfac:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit.engine.core import need, wide_dtype
+from gradkit.types import PyTree
 
 LOSSES = ("mse", "softmax_ce", "sigmoid_bce")
 
@@ -64,7 +65,7 @@ def _derivatives(loss: str, y: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.
     return t - p, (p * (1 - p))[:, :, None] * eye
 
 
-def linearized(method: str, loss: str, params: Any, extra: Any) -> Linearized:
+def linearized(method: str, loss: str, params: PyTree, extra: Any) -> Linearized:
     """What the extra arguments of an update say of the predictions at `params`.
 
     Args:

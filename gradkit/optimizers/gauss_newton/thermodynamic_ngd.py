@@ -33,6 +33,7 @@ from gradkit.leaves import Method
 from gradkit.linalg.egn import check_rows, check_solver, damped_inverse, gram, times_loss_hessian
 from gradkit.optimizers.gauss_newton.predictions import LOSSES, Linearized, linearized
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Thermodynamic Natural Gradient Descent", "Donatella et al.", 2024, "2405.13817")
 CURVATURES = ("ggn", "fisher", "empirical_fisher")
@@ -51,9 +52,9 @@ def _curved(method: str, curvature: str, loss: str, params: Any, extra: Any) -> 
 
 
 def ngd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    damping: Any,
+    damping: Scalar,
     curvature: str = "ggn",
     loss: str = "mse",
     solver: str = "woodbury",
@@ -182,11 +183,11 @@ def _product(lin: Linearized, damping: Any) -> Callable[[Any], Any]:
 
 
 def thermodynamic_ngd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    damping: Any,
+    damping: Scalar,
     time: Any = None,
-    noise: Any = 0.0,
+    noise: Scalar = 0.0,
     init: str = "gradient",
     integrator: str = "exact",
     step_size: Any = None,
@@ -194,7 +195,7 @@ def thermodynamic_ngd(
     delay: Any = 0.0,
     curvature: str = "ggn",
     loss: str = "mse",
-    key: Any = None,
+    key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Natural gradient descent by a system that relaxes towards the natural gradient for a while: simulated here.
 

@@ -21,6 +21,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import at_count, increment, optimizer, scalar, transformation, wide_dtype, zeros
 from gradkit.leaves import Method
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Stochastic Gradient Descent for Gaussian Processes Done Right", "Lin et al.", 2023, "2310.20581")
 
@@ -41,7 +42,7 @@ class StochasticDualDescentState(NamedTuple):
 
 
 def dual_gradient(
-    kernel_rows: jax.Array, alpha: jax.Array, targets: jax.Array, noise_variance: Any, idx: jax.Array
+    kernel_rows: jax.Array, alpha: jax.Array, targets: jax.Array, noise_variance: Scalar, idx: jax.Array
 ) -> jax.Array:
     """An unbiased gradient of the dual objective from a few rows of the kernel.
 
@@ -85,7 +86,7 @@ def dual_gradient(
 
 
 def stochastic_dual_descent(
-    learning_rate: Any, *, momentum: Any = 0.9, nesterov: bool = True, average_decay: Any
+    learning_rate: ScalarOrSchedule, *, momentum: Scalar = 0.9, nesterov: bool = True, average_decay: Scalar
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic dual descent (SDD): Gaussian processes by gradient steps, without a matrix in memory.
 

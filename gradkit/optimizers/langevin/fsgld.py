@@ -13,6 +13,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import need, optimizer, transformation, wide_dtype
 from gradkit.leaves import Method
 from gradkit.transforms import add_langevin_noise, scale_by_learning_rate
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Federated Stochastic Gradient Langevin Dynamics", "El Mekkaoui et al.", 2020, "2004.11231")
 # Known when the program is built: a tree, or a function of the parameters, which is no schedule.
@@ -32,7 +33,7 @@ class ConduciveGradientState(NamedTuple):
 
 
 def conducive_gradient(
-    means: Stacked, precisions: Stacked, shard_probs: Sequence[float] | Any, *, num_data: Any = 1.0
+    means: Stacked, precisions: Stacked, shard_probs: Sequence[float] | Any, *, num_data: Scalar = 1.0
 ) -> optax.GradientTransformationExtraArgs:
     """A link ahead of the learning rate: adds to the gradient of one client what is known of all the others.
 
@@ -118,14 +119,14 @@ def conducive_gradient(
 
 
 def fsgld(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     means: Stacked,
     precisions: Stacked,
     shard_probs: Sequence[float] | Any,
-    temperature: Any = 1.0,
-    num_data: Any = 1.0,
-    key: Any = None,
+    temperature: Scalar = 1.0,
+    num_data: Scalar = 1.0,
+    key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Federated stochastic gradient Langevin dynamics: one client at a time, with conducive gradients.
 

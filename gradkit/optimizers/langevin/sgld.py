@@ -1,20 +1,19 @@
 """Stochastic gradient Langevin dynamics: gradient descent that samples from the posterior."""
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_langevin_noise, scale_by_learning_rate
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Bayesian Learning via Stochastic Gradient Langevin Dynamics", "Welling, Teh", 2011)
 NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
 
 
 def sgld(
-    learning_rate: Any, *, temperature: Any = 1.0, num_data: Any = 1.0, key: Any = None
+    learning_rate: ScalarOrSchedule, *, temperature: Scalar = 1.0, num_data: Scalar = 1.0, key: Key | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic gradient Langevin dynamics: samples of the posterior, from gradients of minibatches.
 

@@ -33,6 +33,7 @@ from gradkit.engine.matching import check_match
 from gradkit.engine.sums import block_sums
 from gradkit.leaves import Method, by_rank, names
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Large-batch Optimization for Dense Visual Predictions", "Xue et al.", 2022, "2210.11078")
 
@@ -67,9 +68,9 @@ def scale_by_agvm(
     update_interval: int = 10,
     start: int = 560,
     stop: int | None = None,
-    decay: Any = 0.97,
+    decay: Scalar = 0.97,
     clip: tuple[float, float] = (0.5, 10.0),
-    eps: Any = 1e-6,
+    eps: Scalar = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates of every module by a factor that evens out the variances of gradients.
 
@@ -164,20 +165,20 @@ def scale_by_agvm(
 
 
 def agvm(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     labels: Any,
     reference: str,
-    momentum: Any = 0.9,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    momentum: Scalar = 0.9,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     update_interval: int = 10,
     start: int = 560,
     stop: int | None = None,
-    decay: Any = 0.97,
+    decay: Scalar = 0.97,
     clip: tuple[float, float] = (0.5, 10.0),
-    eps: Any = 1e-6,
-    mu_dtype: Any = None,
+    eps: Scalar = 1e-6,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum whose modules have learning rates that even out the variances of their gradients.
 
@@ -227,22 +228,22 @@ def agvm(
 
 
 def agvm_adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     labels: Any,
     reference: str,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 1e-2,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 1e-2,
+    weight_decay_mask: Mask | None = None,
     update_interval: int = 10,
     start: int = 560,
     stop: int | None = None,
-    decay: Any = 0.97,
+    decay: Scalar = 0.97,
     clip: tuple[float, float] = (0.5, 10.0),
-    variance_eps: Any = 1e-6,
-    mu_dtype: Any = None,
+    variance_eps: Scalar = 1e-6,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose modules have learning rates that even out the variances of what Adam makes of their gradients.
 

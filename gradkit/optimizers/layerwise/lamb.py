@@ -27,6 +27,7 @@ from gradkit.transforms import (
     scale_by_learning_rate,
     scale_by_trust_ratio,
 )
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", "You et al.", 2019, "1904.00962"
@@ -34,22 +35,22 @@ PAPER = Paper(
 
 
 def lamb(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    trust_ratio_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    eps_root: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    trust_ratio_mask: Mask | None = None,
     bias_correction: bool = True,
     nesterov: bool = False,
-    param_norm_min: Any = 0.0,
+    param_norm_min: Scalar = 0.0,
     param_norm_max: Any = math.inf,
     ratio_max: Any = math.inf,
-    max_norm: Any = None,
-    mu_dtype: Any = None,
+    max_norm: Scalar | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Layer-wise adaptive moments for large batches.

@@ -23,6 +23,7 @@ from gradkit.transforms import (
     scale_by_trust_ratio,
     trace,
 )
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Large Batch Training of Convolutional Networks", "You, Gitman, Ginsburg", 2017, "1708.03888")
 
@@ -58,17 +59,17 @@ def _rescaled(
 
 
 def lars(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
-    weight_decay: Any = 0.0,
-    trust_coefficient: Any = 0.001,
-    eps: Any = 0.0,
+    momentum: Scalar = 0.9,
+    weight_decay: ScalarOrSchedule = 0.0,
+    trust_coefficient: Scalar = 0.001,
+    eps: Scalar = 0.0,
     nesterov: bool = False,
     denominator: str = "separate",
-    weight_decay_mask: Any = MATRICES,
-    trust_ratio_mask: Any = MATRICES,
-    mu_dtype: Any = None,
+    weight_decay_mask: Mask = MATRICES,
+    trust_ratio_mask: Mask = MATRICES,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Layer-wise adaptive rate scaling for SGD with momentum.
@@ -126,17 +127,17 @@ def lars(
 
 
 def larc(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
-    weight_decay: Any = 0.0,
-    trust_coefficient: Any = 0.001,
-    eps: Any = 0.0,
+    momentum: Scalar = 0.9,
+    weight_decay: ScalarOrSchedule = 0.0,
+    trust_coefficient: Scalar = 0.001,
+    eps: Scalar = 0.0,
     nesterov: bool = False,
     denominator: str = "separate",
-    weight_decay_mask: Any = MATRICES,
-    trust_ratio_mask: Any = MATRICES,
-    mu_dtype: Any = None,
+    weight_decay_mask: Mask = MATRICES,
+    trust_ratio_mask: Mask = MATRICES,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LARS with the ratio as an upper limit: no layer moves faster than the learning rate itself.

@@ -42,6 +42,7 @@ from gradkit.leaves import (
 )
 from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks",
@@ -101,15 +102,15 @@ class ScaleByNovogradState(NamedTuple):
 
 def scale_by_novograd(
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.98,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.98,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
     grad_averaging: bool = False,
     amsgrad: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Normalises every tensor's gradient by the running mean of its norm and accumulates momentum.
@@ -197,17 +198,17 @@ def scale_by_novograd(
 
 
 def novograd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.98,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.98,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
     grad_averaging: bool = False,
     amsgrad: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """NovoGrad.

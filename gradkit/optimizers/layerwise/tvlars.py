@@ -8,7 +8,6 @@ w_t   = w_{t-1} - v_t
 """
 
 import math
-from typing import Any
 
 import jax
 import optax
@@ -24,22 +23,23 @@ from gradkit.transforms import (
     scale_by_trust_ratio,
     trace,
 )
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def tvlars(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
-    weight_decay: Any = 5e-4,
-    trust_coefficient: Any = 0.001,
-    decay_rate: Any = 1e-3,
-    delay: Any = 0,
-    alpha: Any = 1.0,
-    gamma_min: Any = 0.0,
-    norm_max: Any = math.inf,
-    weight_decay_mask: Any = "matrices",
-    trust_ratio_mask: Any = "matrices",
-    mu_dtype: Any = None,
+    momentum: Scalar = 0.9,
+    weight_decay: ScalarOrSchedule = 5e-4,
+    trust_coefficient: Scalar = 0.001,
+    decay_rate: Scalar = 1e-3,
+    delay: Scalar = 0,
+    alpha: Scalar = 1.0,
+    gamma_min: Scalar = 0.0,
+    norm_max: Scalar = math.inf,
+    weight_decay_mask: Mask = "matrices",
+    trust_ratio_mask: Mask = "matrices",
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Time varying LARS: exploration at first, by large steps, in the place of a warm-up.

@@ -32,6 +32,7 @@ from gradkit.leaves import Layout, Method, axes_of, map_named, names
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.momenta import Mean, weighted_momenta
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("AuON: A Linear-time Alternative to Semi-Orthogonal Momentum Updates", "Maity", 2025, "2509.24320")
 # cosh(80)^2 is no float32; times 2^-110 it is one, and so is 1, and a power of two rounds nothing.
@@ -40,9 +41,9 @@ SMALLER = 2.0**-55
 
 def scale_by_cosh_rms(
     *,
-    gamma: Any = 1.5,
-    eps_norm: Any = 1e-7,
-    eps: Any = 1e-8,
+    gamma: Scalar = 1.5,
+    eps_norm: Scalar = 1e-7,
+    eps: Scalar = 1e-8,
     normalize: bool = False,
     scale_by_shape: bool = False,
     layout: Layout | None = None,
@@ -139,13 +140,13 @@ def _chained(name: str, momentum: Any, mu_dtype: Any, *links: Any) -> optax.Grad
 
 def scale_by_auon(
     *,
-    momentum: Any = 0.95,
-    gamma: Any = 1.5,
-    eps_norm: Any = 1e-7,
-    eps: Any = 1e-8,
+    momentum: Scalar = 0.95,
+    gamma: Scalar = 1.5,
+    eps_norm: Scalar = 1e-7,
+    eps: Scalar = 1e-8,
     normalize: bool = False,
     scale_by_shape: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Nesterov's momentum over the root mean square of its hyperbolic cosine.
@@ -186,17 +187,17 @@ def scale_by_auon(
 
 
 def auon(
-    learning_rate: Any = 0.24,
+    learning_rate: ScalarOrSchedule = 0.24,
     *,
-    momentum: Any = 0.95,
-    gamma: Any = 1.5,
-    eps_norm: Any = 1e-7,
-    eps: Any = 1e-8,
+    momentum: Scalar = 0.95,
+    gamma: Scalar = 1.5,
+    eps_norm: Scalar = 1e-7,
+    eps: Scalar = 1e-8,
     normalize: bool = False,
     scale_by_shape: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AuON.
@@ -247,16 +248,16 @@ def auon(
 
 def scale_by_hybrid_auon(
     *,
-    momentum: Any = 0.95,
-    gamma: Any = 1.5,
-    eps_norm: Any = 1e-7,
-    eps: Any = 1e-8,
+    momentum: Scalar = 0.95,
+    gamma: Scalar = 1.5,
+    eps_norm: Scalar = 1e-7,
+    eps: Scalar = 1e-8,
     normalize: bool = False,
     scale_by_shape: bool = False,
     ns_steps: int = 1,
     coefficients: Any = "muon",
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -308,20 +309,20 @@ def scale_by_hybrid_auon(
 
 
 def hybrid_auon(
-    learning_rate: Any = 0.24,
+    learning_rate: ScalarOrSchedule = 0.24,
     *,
-    momentum: Any = 0.95,
-    gamma: Any = 1.5,
-    eps_norm: Any = 1e-7,
-    eps: Any = 1e-8,
+    momentum: Scalar = 0.95,
+    gamma: Scalar = 1.5,
+    eps_norm: Scalar = 1e-7,
+    eps: Scalar = 1e-8,
     normalize: bool = False,
     scale_by_shape: bool = False,
     ns_steps: int = 1,
     coefficients: Any = "muon",
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

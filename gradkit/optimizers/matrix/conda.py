@@ -33,6 +33,7 @@ from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg import singular_basis
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Conda: Column-Normalized Adam for Training Large Language Models Faster", "Wang et al.", 2025, "2509.24218"
@@ -77,15 +78,15 @@ class ScaleByCondaState(NamedTuple):
 
 def scale_by_conda(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     update_interval: int = 2000,
     stagger: bool = False,
-    scale: Any = 1.0,
+    scale: Scalar = 1.0,
     projection: str = "std",
     bias_correction: bool = True,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -200,19 +201,19 @@ def scale_by_conda(
 
 
 def conda(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     update_interval: int = 2000,
     stagger: bool = False,
-    scale: Any = 1.0,
+    scale: Scalar = 1.0,
     projection: str = "std",
     bias_correction: bool = True,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

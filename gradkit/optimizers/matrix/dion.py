@@ -39,6 +39,7 @@ from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike, Key, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
 QRS = ("qr", "cholesky_qr", "randomized_cholesky_qr")
@@ -110,11 +111,11 @@ def scale_by_dion(
     rank: int | None = None,
     rank_fraction: float = 1.0,
     rank_multiple_of: int = 1,
-    momentum: Any = 0.95,
-    eps: Any = 1e-8,
+    momentum: Scalar = 0.95,
+    eps: Scalar = 1e-8,
     qr: str = "qr",
     side: str = "short",
-    key: Any = None,
+    key: Key | None = None,
     replica_axis: str | tuple[str, ...] | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
@@ -221,25 +222,25 @@ def scale_by_dion(
 
 
 def dion(
-    learning_rate: Any = 0.01,
+    learning_rate: ScalarOrSchedule = 0.01,
     *,
     rank: int | None = None,
     rank_fraction: float = 1.0,
     rank_multiple_of: int = 1,
-    momentum: Any = 0.95,
-    eps: Any = 1e-8,
+    momentum: Scalar = 0.95,
+    eps: Scalar = 1e-8,
     qr: str = "qr",
     side: str = "short",
-    key: Any = None,
+    key: Key | None = None,
     replica_axis: str | tuple[str, ...] | None = None,
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -50,6 +50,7 @@ from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for Training Neural "
@@ -248,14 +249,14 @@ def _precondition(
 
 
 def distributed_shampoo(
-    learning_rate: Any = 1e-2,
+    learning_rate: ScalarOrSchedule = 1e-2,
     *,
-    b1: Any = 0.9,
-    b2: Any = 1.0,
-    b3: Any = None,
-    eps: Any = 1e-12,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 1.0,
+    b3: Scalar | None = None,
+    eps: Scalar = 1e-12,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     weight_decay_type: str = "decoupled",
     max_dim: int = 1024,
     merge_dims: bool = True,
@@ -264,7 +265,7 @@ def distributed_shampoo(
     start_preconditioning_step: int | None = None,
     grafting: str | None = None,
     graft_b2: Any = 0.999,
-    graft_eps: Any = 1e-8,
+    graft_eps: Scalar = 1e-8,
     bias_correction: bool = True,
     solver: str = "eigh",
     layout: Layout | None = None,

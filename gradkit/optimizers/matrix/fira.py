@@ -32,6 +32,7 @@ from gradkit.transforms import (
 )
 from gradkit.transforms.limit_norm_growth import PAPER
 from gradkit.transforms.project_low_rank import Numbered
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 class CorrectBiasState(NamedTuple):
@@ -60,21 +61,21 @@ def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformati
 
 
 def fira(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     rank: int | Mapping[str, Any] = 128,
     update_interval: int = 200,
     stagger: bool = False,
-    alpha: Any = 1.0,
+    alpha: Scalar = 1.0,
     side: str = "short",
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    growth_limit: Any = 1.01,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    growth_limit: Scalar = 1.01,
     rotate_moments: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -26,6 +26,7 @@ from gradkit.transforms import (
     scale_by_learning_rate,
 )
 from gradkit.transforms.project_low_rank import PAPER, Numbered
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformation:
@@ -33,21 +34,21 @@ def _adam(numbers: dict[str, Any], **options: Any) -> optax.GradientTransformati
 
 
 def galore(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     rank: int | Mapping[str, Any] = 128,
     update_interval: int = 200,
     stagger: bool = False,
-    scale: Any = 0.25,
+    scale: Scalar = 0.25,
     side: str = "short",
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
     eps_in_hat: bool = False,
     rotate_moments: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -16,25 +16,26 @@ from gradkit.engine.presets import called, preset
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_kron, scale_by_learning_rate
 from gradkit.transforms.kron import SHARED
+from gradkit.types import DTypeLike, Key, Mask, Scalar, ScalarOrSchedule
 
 
 def kron(
-    learning_rate: Any = 1e-3,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
-    b1: Any = 0.9,
-    precond_lr: Any = 0.1,
-    precond_init_scale: Any = 1.0,
-    update_probability: Any = None,
+    b1: Scalar = 0.9,
+    precond_lr: Scalar = 0.1,
+    precond_init_scale: Scalar = 1.0,
+    update_probability: ScalarOrSchedule | None = None,
     max_dim: int = 8192,
     min_ndim_triangular: int = 2,
     memory_save_mode: str | None = None,
     momentum_into_precond_update: bool = True,
-    balance_probability: Any = 0.01,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    key: Any = None,
+    balance_probability: Scalar = 0.01,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    key: Key | None = None,
     probe: Any = None,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

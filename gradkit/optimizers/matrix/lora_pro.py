@@ -32,6 +32,7 @@ from gradkit.leaves import Method, names
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.optimizers.matrix.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", "Wang et al.", 2024, "2407.18242")
 CHOICES = ("sylvester", "zero", "symmetric")
@@ -100,7 +101,7 @@ def _found(method: str, tree: Any, pairs: Pairs) -> list[tuple[int, int]]:
 
 
 def adjust_lora_gradients(
-    scaling: Any, *, damping: Any = 1e-8, choose_x: str = "sylvester", pairs: Pairs = NAMES
+    scaling: Scalar, *, damping: Scalar = 1e-8, choose_x: str = "sylvester", pairs: Pairs = NAMES
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradients of adapters by those whose product is nearest to the full gradient.
 
@@ -160,13 +161,13 @@ def adjust_lora_gradients(
 
 
 def lora_pro(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    scaling: Any,
-    damping: Any = 1e-8,
+    scaling: Scalar,
+    damping: Scalar = 1e-8,
     choose_x: str = "sylvester",
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     pairs: Pairs = NAMES,
 ) -> optax.GradientTransformationExtraArgs:
     """LoRA-Pro with gradient descent: the product of every adapter moves as the full matrix would, as near as it can.
@@ -220,16 +221,16 @@ def _abstract(a: Any, b: Any) -> jax.ShapeDtypeStruct:
 
 
 def lora_pro_adam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    scaling: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    damping: Any = 1e-8,
+    scaling: Scalar,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    damping: Scalar = 1e-8,
     choose_x: str = "sylvester",
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     pairs: Pairs = NAMES,
 ) -> optax.GradientTransformationExtraArgs:
     """LoRA-Pro with Adam on the product of the adapters; other leaves take Adam as always.

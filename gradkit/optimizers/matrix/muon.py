@@ -30,6 +30,7 @@ from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.leaves.derived import label_nodes
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Muon: An optimizer for hidden layers in neural networks", "Jordan et al.", 2024)
 ROLES = ("matrix", "conv", "expert")
@@ -44,16 +45,16 @@ class ScaleByMuonState(NamedTuple):
 
 def scale_by_muon(
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
+    eps: Scalar = 1e-7,
     scale: str | None = "spectral",
     bias_correction: bool | str = False,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -144,25 +145,25 @@ def scale_by_muon(
 
 
 def muon(
-    learning_rate: Any = 0.02,
+    learning_rate: ScalarOrSchedule = 0.02,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
+    eps: Scalar = 1e-7,
     scale: str | None = "spectral",
     bias_correction: bool | str = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-10,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-10,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -25,6 +25,7 @@ from gradkit.engine.explicit import by_compiler
 from gradkit.leaves import Layout, Method, axes_of, from_matrices, names, to_matrices
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "On the Optimization of Deep Networks: Implicit Acceleration by Overparameterization",
@@ -77,7 +78,12 @@ def _of_vector(g: jax.Array, w: jax.Array, depth: Any, eps: Any) -> jax.Array:
 
 
 def scale_by_overparameterization(
-    depth: Any = 2.0, *, normalize: bool = False, eps: Any = 0.0, vectors: bool = False, layout: Layout | None = None
+    depth: Scalar = 2.0,
+    *,
+    normalize: bool = False,
+    eps: Scalar = 0.0,
+    vectors: bool = False,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The step that a matrix makes if it is the product of N linear layers, which never exist.
 
@@ -149,14 +155,14 @@ def scale_by_overparameterization(
 
 
 def overparameterized(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    depth: Any = 2.0,
+    depth: Scalar = 2.0,
     normalize: bool = False,
-    eps: Any = 0.0,
+    eps: Scalar = 0.0,
     vectors: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent as a network of N times as many linear layers would make it, at the memory of one.

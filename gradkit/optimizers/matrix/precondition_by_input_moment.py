@@ -14,12 +14,13 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import need, stateless, transformation
 from gradkit.leaves import Layout, axes_of, from_matrices, map_named, names, to_matrices
 from gradkit.linalg import damped_solve
+from gradkit.types import Scalar
 
 PAPER = Paper("TrAct: Making First-layer Pre-Activations Trainable", "Petersen, Borgelt, Ermon", 2024, "2410.23970")
 
 
 def precondition_by_input_moment(
-    *, damping: Any = 0.1, layout: Layout | None = None
+    *, damping: Scalar = 0.1, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Whitens the gradient of the first layer by the second moment of its inputs.
 

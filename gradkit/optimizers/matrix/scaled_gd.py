@@ -24,6 +24,7 @@ from gradkit.linalg.damped import resolved
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.optimizers.matrix.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "The Power of Preconditioning in Overparameterized Low-Rank Matrix Sensing", "Xu et al.", 2023, "2302.01186"
@@ -50,7 +51,7 @@ def _full_rank(name: str, damping: Any, rows: int, rank: int) -> None:
 
 
 def scale_by_factor_gram(
-    damping: Any, *, pairs: Pairs | None = None, product: str = "L R^T", layout: Layout | None = None
+    damping: Scalar, *, pairs: Pairs | None = None, product: str = "L R^T", layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the gradient of a factor by the Gram matrix of its partner.
 
@@ -137,9 +138,9 @@ def scale_by_factor_gram(
 
 
 def scaled_gd(
-    learning_rate: Any = 0.5,
+    learning_rate: ScalarOrSchedule = 0.5,
     *,
-    damping: Any,
+    damping: Scalar,
     pairs: Pairs | None = None,
     product: str = "L R^T",
     layout: Layout | None = None,

@@ -45,6 +45,7 @@ from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.linalg.inverse_root import METHODS as SOLVERS
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("A New Perspective on Shampoo's Preconditioner", "Morwani et al.", 2024, "2406.17748")
 SOURCES = ("batch", "per_example")
@@ -85,9 +86,9 @@ def exponents_of(exponent: Any, order: int) -> list[Any]:
 
 def scale_by_shampoo(
     *,
-    b1: Any = None,
-    b2: Any = 1.0,
-    eps: Any = 1e-12,
+    b1: Scalar | None = None,
+    b2: Scalar = 1.0,
+    eps: Scalar = 1e-12,
     exponent: Any = "shampoo",
     trace_correction: bool = False,
     update_interval: int = 1,
@@ -96,7 +97,7 @@ def scale_by_shampoo(
     factor_source: str = "batch",
     solver: str = "eigh",
     max_dim: int = 1024,
-    stats_dtype: Any = None,
+    stats_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -250,13 +251,13 @@ def _examples(updates: Any, extra: Mapping[str, Any]) -> list[Any]:
 
 
 def shampoo(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = None,
-    b2: Any = 1.0,
-    eps: Any = 1e-12,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar | None = None,
+    b2: Scalar = 1.0,
+    eps: Scalar = 1e-12,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     exponent: Any = "shampoo",
     trace_correction: bool = False,
     update_interval: int = 1,
@@ -265,7 +266,7 @@ def shampoo(
     factor_source: str = "batch",
     solver: str = "eigh",
     max_dim: int = 1024,
-    stats_dtype: Any = None,
+    stats_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -48,6 +48,7 @@ from gradkit.engine.shards import check_shard
 from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.", 2024, "2409.11321")
 
@@ -87,10 +88,10 @@ def _moments(S: Sequence[jax.Array | None], G: jax.Array, beta: Any) -> tuple[ja
 
 def scale_by_soap(
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    shampoo_beta: Any = None,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.95,
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
     update_interval: int = 10,
     stagger: bool = False,
     max_dim: int = 10000,
@@ -227,14 +228,14 @@ def scale_by_soap(
 
 
 def soap(
-    learning_rate: Any = 3e-3,
+    learning_rate: ScalarOrSchedule = 3e-3,
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    shampoo_beta: Any = None,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.95,
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
     update_interval: int = 10,
     stagger: bool = False,
     max_dim: int = 10000,

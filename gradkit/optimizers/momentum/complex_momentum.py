@@ -24,6 +24,7 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.core import bias_corrections, increment, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Scalable Nested Optimization for Deep Learning", "Lorraine", 2024, "2407.01526")
 
@@ -68,7 +69,7 @@ def _parts(state: Any, g: Any, decay: Any, angle: Any, mu_dtype: Any) -> tuple[A
 
 
 def scale_by_complex_momentum(
-    *, decay: Any = 0.9, angle: Any = math.pi / 8, mu_dtype: Any = None
+    *, decay: Scalar = 0.9, angle: Scalar = math.pi / 8, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces updates by the real part of their complex momentum.
 
@@ -114,11 +115,11 @@ def scale_by_complex_momentum(
 
 def scale_by_complex_adam(
     *,
-    decay: Any = 0.9,
-    angle: Any = math.pi / 8,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    mu_dtype: Any = None,
+    decay: Scalar = 0.9,
+    angle: Scalar = math.pi / 8,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The real part of complex momentum over the root of the second moment.
 
@@ -174,13 +175,13 @@ def scale_by_complex_adam(
 
 
 def complex_momentum(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    decay: Any = 0.9,
-    angle: Any = math.pi / 8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    decay: Scalar = 0.9,
+    angle: Scalar = math.pi / 8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with complex momentum, which converges in games where real momentum goes in circles.
 
@@ -226,15 +227,15 @@ def complex_momentum(
 
 
 def complex_adam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    decay: Any = 0.9,
-    angle: Any = math.pi / 8,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    decay: Scalar = 0.9,
+    angle: Scalar = math.pi / 8,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with complex momentum.
 

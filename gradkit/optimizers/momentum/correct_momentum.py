@@ -7,8 +7,6 @@ Without the factor gamma_t / gamma_{t-1} (`gk.momentum`) what is in v goes on at
 is u = v / gamma, which needs no division, and loses nothing while the rate is 0:  u_t = momentum u_{t-1} + g_t.
 """
 
-from typing import Any
-
 import optax
 
 from gradkit import checks
@@ -16,10 +14,15 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 
 def correct_momentum(
-    learning_rate: Any, *, momentum: Any = 0.9, nesterov: bool = False, mu_dtype: Any = None
+    learning_rate: ScalarOrSchedule,
+    *,
+    momentum: Scalar = 0.9,
+    nesterov: bool = False,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with momentum correction, for warm-ups and falls of the rate.
 

@@ -21,6 +21,7 @@ from gradkit.engine.accumulators import ema
 from gradkit.engine.anchors import scalar_dtype
 from gradkit.engine.core import at_count, cast, increment, inside, transformation, zeros
 from gradkit.engine.mismatches import check_fit
+from gradkit.types import Scalar, ScalarOrSchedule
 
 NAME = "ema_nesterov"
 
@@ -43,7 +44,12 @@ class EmaNesterovState(NamedTuple):
 
 
 def ema_nesterov(
-    inner: optax.GradientTransformation, *, beta: Any, gamma: Any, start: int = 0, stop: int | None = None
+    inner: optax.GradientTransformation,
+    *,
+    beta: ScalarOrSchedule,
+    gamma: Scalar,
+    start: int = 0,
+    stop: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lets gradients be taken ahead of the parameters, along a moving average of the steps that were made.
 

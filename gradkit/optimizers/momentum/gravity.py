@@ -22,6 +22,7 @@ from gradkit.engine.keys import check_key, first_key
 from gradkit.leaves import Layout, Method, axes_of, map_named, tensor_axes
 from gradkit.schedules.phases import real_array
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning",
@@ -49,7 +50,7 @@ class ScaleByGravityState(NamedTuple):
 
 
 def scale_by_gravity(
-    *, beta: Any = 0.9, init_std: float = 0.0, key: Any = None, layout: Layout | None = None
+    *, beta: Scalar = 0.9, init_std: float = 0.0, key: Key | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The momentum of gradients that are damped where they are large for their tensor.
 
@@ -119,11 +120,11 @@ def scale_by_gravity(
 
 
 def gravity(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     alpha: float = 0.01,
-    beta: Any = 0.9,
-    key: Any = None,
+    beta: Scalar = 0.9,
+    key: Key | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gravity.

@@ -3,8 +3,6 @@
 x_{t+1} = x_t - learning_rate(t) g_t + momentum (x_t - x_{t-1})
 """
 
-from typing import Any
-
 import optax
 
 from gradkit import checks
@@ -12,10 +10,11 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 
 def heavy_ball(
-    learning_rate: Any, *, momentum: Any = 0.9, mu_dtype: Any = None
+    learning_rate: ScalarOrSchedule, *, momentum: Scalar = 0.9, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Heavy ball in its difference form: a change of the rate leaves the displacement before it as it is.
 

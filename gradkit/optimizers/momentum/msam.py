@@ -25,6 +25,7 @@ from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_norm
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead",
@@ -92,12 +93,12 @@ def _ahead(method: Method, rho: Any, step: Any, *, second: bool) -> optax.Gradie
 
 
 def msam_sgd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    rho: Any = 0.3,
+    momentum: Scalar = 0.9,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    rho: Scalar = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum whose gradients are taken a distance rho ahead along the momentum (MSAM).
 
@@ -141,14 +142,14 @@ def msam_sgd(
 
 
 def msam_adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    rho: Any = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    rho: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose gradients are taken a distance rho ahead along the first moment (MSAM).
 

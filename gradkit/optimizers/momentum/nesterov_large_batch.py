@@ -8,8 +8,6 @@ its own.
 where factor is `gk.schedules.warmup_polynomial_schedule` with the peak 1.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,22 +18,23 @@ from gradkit.engine.core import at_count, optimizer
 from gradkit.leaves import Method
 from gradkit.schedules import warmup_polynomial_schedule
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def nesterov_large_batch(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     total_steps: int,
     warmup_steps: int = 0,
-    momentum: Any = 0.9,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    init_factor: Any = 0.0,
-    end_factor: Any = 0.0,
-    power: Any = 2.0,
-    warmup_power: Any = 1.0,
+    momentum: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    init_factor: Scalar = 0.0,
+    end_factor: Scalar = 0.0,
+    power: Scalar = 2.0,
+    warmup_power: Scalar = 1.0,
     decay_end: int = -1,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Nesterov's momentum under the schedule of LARS.
 

@@ -4,8 +4,6 @@ u_t = scale_by_pnm(g_t): two running means that take the gradients in turn, one 
 x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Race, register
@@ -13,17 +11,18 @@ from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_pnm
 from gradkit.transforms.pnm import PAPER
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def positive_negative_momentum(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b0: Any = 0.9,
-    b1: Any = 0.9,
+    b0: Scalar = 0.9,
+    b1: Scalar = 0.9,
     bias_correction: bool = True,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with positive-negative momentum.
 

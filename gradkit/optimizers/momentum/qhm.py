@@ -7,8 +7,6 @@ qhadam   m_t as above,   v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
 both     x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 """
 
-from typing import Any
-
 import optax
 
 from gradkit import checks
@@ -18,11 +16,14 @@ from gradkit.engine.core import optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Quasi-hyperbolic momentum and Adam for deep learning", "Ma, Yarats", 2018, "1810.06801")
 
 
-def scale_by_qhm(*, b1: Any = 0.999, nu: Any = 0.7, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def scale_by_qhm(
+    *, b1: Scalar = 0.999, nu: Scalar = 0.7, mu_dtype: DTypeLike | None = None
+) -> optax.GradientTransformationExtraArgs:
     """A weighted mean of the gradient and its running mean.
 
     Equations: `qhm` at the head of this file.
@@ -57,14 +58,14 @@ def scale_by_qhm(*, b1: Any = 0.999, nu: Any = 0.7, mu_dtype: Any = None) -> opt
 
 
 def qhm(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.999,
-    nu: Any = 0.7,
-    l2: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.999,
+    nu: Scalar = 0.7,
+    l2: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with quasi-hyperbolic momentum.
 
@@ -108,12 +109,12 @@ def qhm(
 
 def scale_by_qhadam(
     *,
-    b1: Any = 0.995,
-    b2: Any = 0.999,
-    nu1: Any = 0.7,
-    nu2: Any = 1.0,
-    eps: Any = 1e-8,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.995,
+    b2: Scalar = 0.999,
+    nu1: Scalar = 0.7,
+    nu2: Scalar = 1.0,
+    eps: Scalar = 1e-8,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam's rule with both moments drawn towards the current gradient.
 
@@ -161,16 +162,16 @@ def scale_by_qhadam(
 
 
 def qhadam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.995,
-    b2: Any = 0.999,
-    nu1: Any = 0.7,
-    nu2: Any = 1.0,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.995,
+    b2: Scalar = 0.999,
+    nu1: Scalar = 0.7,
+    nu2: Scalar = 1.0,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with quasi-hyperbolic moments; nu1 = nu2 = 1 is Adam.
 

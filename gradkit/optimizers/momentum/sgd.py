@@ -20,6 +20,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import optimizer, scalar
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, shifted_parameters, trace
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
 
@@ -30,14 +31,14 @@ def _refuse_nesterov_alone(name: str, momentum: Any, nesterov: bool) -> None:
 
 
 def sgd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = None,
-    dampening: Any = None,
+    momentum: Scalar | None = None,
+    dampening: Scalar | None = None,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with optional momentum, the rate outside the momentum.
 
@@ -73,7 +74,11 @@ def sgd(
     plain = checks.absent(momentum)
     if plain and not checks.absent(dampening):
         raise ValueError(f"dampening must be 0 without momentum, got {dampening}")
-    kept = [] if plain else [trace(momentum, dampening=dampening, nesterov=nesterov, mu_dtype=mu_dtype)]
+    kept = (
+        []
+        if plain or momentum is None
+        else [trace(momentum, dampening=dampening, nesterov=nesterov, mu_dtype=mu_dtype)]
+    )
     return optimizer(
         Method("sgd", learning_rate, weight_decay, weight_decay_mask),
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
@@ -83,7 +88,11 @@ def sgd(
 
 
 def momentum(
-    learning_rate: Any, *, momentum: Any = 0.9, nesterov: bool = False, mu_dtype: Any = None
+    learning_rate: ScalarOrSchedule,
+    *,
+    momentum: Scalar = 0.9,
+    nesterov: bool = False,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with momentum, the rate inside the momentum (the classical form).
 
@@ -122,7 +131,9 @@ def momentum(
     )
 
 
-def nag(learning_rate: Any, *, momentum: Any = 0.9, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def nag(
+    learning_rate: ScalarOrSchedule, *, momentum: Scalar = 0.9, mu_dtype: DTypeLike | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Nesterov's accelerated gradient: the gradient is taken where the momentum alone would lead.
 
     Equations: at the head of this file. The user's parameters are y, where the next gradient is taken; those to

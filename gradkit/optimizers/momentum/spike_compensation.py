@@ -26,6 +26,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import as_arrays, increment, optimizer, scalar, transformation, zeros
 from gradkit.leaves import Method, names
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import Mask, PyTree, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Pipelined Backpropagation at Scale: Training Large Models without Batches", "Kosson et al.", 2020, "2003.11666"
@@ -38,7 +39,7 @@ class ScaleBySpikeCompensationState(NamedTuple):
     trace: Any
 
 
-def delays_of(name: str, delay: Any, params: Any) -> Any:
+def delays_of(name: str, delay: Any, params: PyTree) -> Any:
     """One Python integer >= 0 per leaf, of one for all or of a tree of them."""
     if not isinstance(delay, int | np.integer):
         if jax.tree.structure(delay) != jax.tree.structure(params):
@@ -57,7 +58,7 @@ def _check_delay(delay: Any) -> None:
 
 
 def scale_by_spike_compensation(
-    *, momentum: Any = 0.9, delay: int | optax.Params = 1
+    *, momentum: Scalar = 0.9, delay: int | optax.Params = 1
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum that makes up for the delay of its gradients.
 
@@ -114,12 +115,12 @@ def _coefficients(m: Any, D: int) -> tuple[Any, Any]:
 
 
 def spike_compensation(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
+    momentum: Scalar = 0.9,
     delay: int | optax.Params = 1,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum for delayed gradients.
 
@@ -156,7 +157,7 @@ def spike_compensation(
     )
 
 
-def linear_weight_prediction(params: Any, velocity: Any, step: Any, horizon: Any) -> Any:
+def linear_weight_prediction(params: PyTree, velocity: Any, step: Scalar, horizon: Any) -> Any:
     """Where parameters will be `horizon` steps from now, if they go on as they do.
 
         x^ = x - step T v        step = learning_rate, v the momentum (`trace` of the state)
@@ -270,7 +271,9 @@ def stale_gradients(value_and_grad: Callable[..., tuple[Any, Any]], delay: int |
     return StaleGradients(init, stale)
 
 
-def scale_hyperparameters(hparams: Mapping[str, Any], batch_size: Any, reference_batch_size: Any) -> dict[str, Any]:
+def scale_hyperparameters(
+    hparams: Mapping[str, Any], batch_size: Scalar, reference_batch_size: Scalar
+) -> dict[str, Any]:
     """Learning rate and momentum at another batch size, so that examples count alike: down to a batch of one.
 
         m = m_r^{N / N_r},    learning_rate = learning_rate_r (1 - m) N / ((1 - m_r) N_r)

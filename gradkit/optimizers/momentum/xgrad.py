@@ -23,6 +23,7 @@ from gradkit.transforms import (
     shifted_parameters,
     trace,
 )
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("XGrad: Boosting Gradient-Based Optimizers With Weight Prediction", "Guan, Li et al.", 2023, "2305.18240")
 
@@ -30,7 +31,7 @@ PAPER = Paper("XGrad: Boosting Gradient-Based Optimizers With Weight Prediction"
 def xgrad(
     inner: optax.GradientTransformation,
     *,
-    prediction_steps: Any = 1,
+    prediction_steps: Scalar = 1,
     after: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Weight prediction around any optimizer: the next gradient is taken where the last update points to.
@@ -81,14 +82,14 @@ def _decay(learning_rate: Any, weight_decay: Any, weight_decay_mask: Any) -> opt
 
 
 def xgrad_sgd(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
-    dampening: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    prediction_steps: Any = 1,
-    mu_dtype: Any = None,
+    momentum: Scalar = 0.9,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
+    prediction_steps: Scalar = 1,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum at predicted weights; the decay is an L2 penalty at the true parameters.
 
@@ -126,15 +127,15 @@ def xgrad_sgd(
 
 
 def xgrad_adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    prediction_steps: Any = 1,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    prediction_steps: Scalar = 1,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW at predicted weights; the prediction has no decay in it.
 

@@ -22,6 +22,7 @@ from gradkit.engine.core import optimizer, scalar, transformation, zeros
 from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
+from gradkit.types import Scalar, ScalarOrSchedule
 
 NAME = "scale_by_cocob"
 PAPER = Paper(
@@ -53,7 +54,7 @@ def _bet(
     return (x - start) - new, L, G, R, theta
 
 
-def scale_by_cocob(*, alpha: Any = 100.0, eps: Any = 1e-8) -> optax.GradientTransformationExtraArgs:
+def scale_by_cocob(*, alpha: Scalar = 100.0, eps: Scalar = 1e-8) -> optax.GradientTransformationExtraArgs:
     """From a gradient to the parameters before the bet minus those after it.
 
     Equations: at the head of this file. A factor of the gradient changes nothing; one of what leaves does: a schedule
@@ -96,7 +97,9 @@ def scale_by_cocob(*, alpha: Any = 100.0, eps: Any = 1e-8) -> optax.GradientTran
     return transformation(NAME, init, update, needs_params=True)
 
 
-def cocob(learning_rate: Any = 1.0, *, alpha: Any = 100.0, eps: Any = 1e-8) -> optax.GradientTransformationExtraArgs:
+def cocob(
+    learning_rate: ScalarOrSchedule = 1.0, *, alpha: Scalar = 100.0, eps: Scalar = 1e-8
+) -> optax.GradientTransformationExtraArgs:
     """Training by betting on coins (COCOB): every parameter finds its own step, and there is no learning rate to tune.
 
         L = max(L, |g|),   G = G + |g|,   R = max(R - g (x - x_0), 0),   theta = theta - g

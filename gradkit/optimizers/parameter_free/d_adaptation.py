@@ -36,6 +36,7 @@ from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Learning-Rate-Free Learning by D-Adaptation", "Defazio, Mishchenko", 2023, "2301.07733")
 
@@ -139,16 +140,16 @@ def _estimate(state: DAdaptationState, q: Any, inner: jax.Array, size: jax.Array
 
 
 def dadapt_adam(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     bias_correction: bool = False,
-    d0: Any = 1e-6,
-    growth_rate: Any = None,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam without a learning rate to tune, by D-Adaptation.
 
@@ -215,13 +216,13 @@ def dadapt_adam(
 
 
 def dadapt_sgd(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    momentum: Any = 0.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    d0: Any = 1e-6,
-    growth_rate: Any = None,
+    momentum: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD without a learning rate to tune, by D-Adaptation.
 
@@ -280,13 +281,13 @@ def dadapt_sgd(
 
 
 def dadapt_lion(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    d0: Any = 1e-6,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    d0: Scalar = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
     """Lion without a learning rate to tune, by D-Adaptation.
 

@@ -38,6 +38,7 @@ from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.measured import Measure, scaled_by
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule", "Ivgi, Hinder, Carmon", 2023, "2302.12022"
@@ -108,7 +109,7 @@ def _measure(method: str, init_step: Any, eps: Any, per_tensor: bool, layout: La
 
 
 def scale_by_dog(
-    *, init_step: tuple[str, Any] = DEFAULT, eps: Any = 1e-8, per_leaf: bool = False, layout: Layout | None = None
+    *, init_step: tuple[str, Any] = DEFAULT, eps: Scalar = 1e-8, per_leaf: bool = False, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the gradient by the distance from the start over the root of the sum of squared gradient norms.
 
@@ -166,12 +167,12 @@ def _dog(
 
 
 def dog(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
     init_step: tuple[str, Any] = DEFAULT,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with the step size of distance over gradients (DoG): no learning rate is tuned.
 
@@ -208,12 +209,12 @@ def dog(
 
 
 def ldog(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
     init_step: tuple[str, Any] = DEFAULT,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DoG with a step size for every tensor (L-DoG).

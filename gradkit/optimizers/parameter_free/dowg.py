@@ -28,6 +28,7 @@ from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.measured import Measure, scaled_by
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 NAME = "scale_by_dowg"
 PAPER = Paper(
@@ -46,7 +47,7 @@ class DowgState(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-def scale_by_dowg(*, eps: Any = 1e-4) -> optax.GradientTransformationExtraArgs:
+def scale_by_dowg(*, eps: Scalar = 1e-4) -> optax.GradientTransformationExtraArgs:
     """Multiplies the gradient by the squared distance from the start over the root of a weighted sum of squares.
 
     Equations: at the head of this file. A link in front of it, such as a clip or a coupled decay, changes what it
@@ -95,7 +96,11 @@ def scale_by_dowg(*, eps: Any = 1e-4) -> optax.GradientTransformationExtraArgs:
 
 
 def dowg(
-    learning_rate: Any = 1.0, *, eps: Any = 1e-4, weight_decay: Any = 0.0, weight_decay_mask: Any = None
+    learning_rate: ScalarOrSchedule = 1.0,
+    *,
+    eps: Scalar = 1e-4,
+    weight_decay: Scalar = 0.0,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with the step size of distance over weighted gradients (DoWG): no learning rate is tuned.
 

@@ -22,6 +22,7 @@ from gradkit.engine.anchors import copied, root_of, scalar_dtype
 from gradkit.engine.core import abs_sq, cast, inside, scalar, transformation, zeros
 from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_sums
+from gradkit.types import Scalar
 
 NAME = "mechanic"
 BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
@@ -57,10 +58,10 @@ def _checked(betas: Any) -> tuple[float, ...]:
 def mechanic(
     inner: optax.GradientTransformation,
     *,
-    s_decay: Any = 0.01,
+    s_decay: Scalar = 0.01,
     betas: tuple[float, ...] = BETAS,
-    s_init: Any = 1e-8,
-    eps: Any = 1e-8,
+    s_init: Scalar = 1e-8,
+    eps: Scalar = 1e-8,
     store_delta: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Tunes the scale of the steps of any optimizer while it trains: its learning rate may be wrong by any factor.

@@ -41,6 +41,7 @@ from gradkit.engine.core import (
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method
 from gradkit.transforms.measured import loss_of
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("MoMo: Momentum Models for Adaptive Learning Rates", "Schaipp et al.", 2023, "2305.07583")
 
@@ -146,11 +147,11 @@ def _scale(method: str, rule: _Rule) -> optax.GradientTransformationExtraArgs:
 
 
 def scale_by_momo(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b1: Any = 0.9,
-    lower_bound: Any = 0.0,
-    weight_decay: Any = 0.0,
+    b1: Scalar = 0.9,
+    lower_bound: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
     adapt_lower_bound: bool = False,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -195,11 +196,11 @@ def _descent(method: Method, link: optax.GradientTransformation) -> optax.Gradie
 
 
 def momo(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b1: Any = 0.9,
-    lower_bound: Any = 0.0,
-    weight_decay: Any = 0.0,
+    b1: Scalar = 0.9,
+    lower_bound: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
     adapt_lower_bound: bool = False,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -249,13 +250,13 @@ def momo(
 
 
 def momo_adam(
-    learning_rate: Any = 1e-2,
+    learning_rate: ScalarOrSchedule = 1e-2,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    lower_bound: Any = 0.0,
-    weight_decay: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    lower_bound: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
     adapt_lower_bound: bool = False,
     proximal_decay: bool = True,
 ) -> optax.GradientTransformationExtraArgs:

@@ -20,6 +20,7 @@ from gradkit.engine.core import divide, need, optimizer
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.measured import Measure, scaled_by
+from gradkit.types import ScalarOrSchedule
 
 PAPER = Paper(
     "From Logistic Regression to the Perceptron Algorithm: Exploring Gradient Descent with Large Step Sizes",
@@ -62,7 +63,7 @@ def scale_by_inverse_slope() -> optax.GradientTransformationExtraArgs:
     return scaled_by("scale_by_inverse_slope", Measure(lambda params: optax.EmptyState(), update))
 
 
-def normalized_logistic(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+def normalized_logistic(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """Gradient descent of the logistic loss with normalised steps: a perceptron at any learning rate.
 
     Equations: at the head of this file.

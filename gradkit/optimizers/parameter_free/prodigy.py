@@ -40,6 +40,7 @@ from gradkit.engine.mismatches import check_fit
 from gradkit.engine.norms import global_sums
 from gradkit.leaves import Method, resolve_mask
 from gradkit.leaves.scopes import decay_here
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Prodigy: An Expeditiously Adaptive Parameter-Free Learner", "Mishchenko, Defazio", 2023, "2306.06101")
 
@@ -85,19 +86,19 @@ def _published(d: Any, rate: Any) -> dict[str, jax.Array]:
 
 
 def scale_by_prodigy(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    b3: Any = None,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    b3: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     bias_correction: bool = False,
     safeguard_warmup: bool = False,
-    d0: Any = 1e-6,
-    d_coef: Any = 1.0,
-    growth_rate: Any = None,
+    d0: Scalar = 1e-6,
+    d_coef: Scalar = 1.0,
+    growth_rate: Scalar | None = None,
     slice_p: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """The step of Prodigy as a link, before the sign: x_t - x_{t+1}.
@@ -111,7 +112,7 @@ def scale_by_prodigy(
       b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       b3: decay of the sums of the estimate, in [0, 1]. Default: the root of b2 (official code).
       eps: added to the root, times d, >= 0. Default 1e-8 (official code).
-      weight_decay: decoupled, times the step size, >= 0. Default 0.
+      weight_decay: decoupled, times the step size, >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       bias_correction: whether the step size is corrected for moments that start at 0. Default False (official code).
       safeguard_warmup: whether a small learning rate does not make its gradients count less in s. Default False
@@ -210,19 +211,19 @@ def scale_by_prodigy(
 
 
 def prodigy(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    b3: Any = None,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    b3: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     bias_correction: bool = False,
     safeguard_warmup: bool = False,
-    d0: Any = 1e-6,
-    d_coef: Any = 1.0,
-    growth_rate: Any = None,
+    d0: Scalar = 1e-6,
+    d_coef: Scalar = 1.0,
+    growth_rate: Scalar | None = None,
     slice_p: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam without a learning rate to tune: its step size is an estimate of the distance to the solution (Prodigy).

@@ -32,6 +32,7 @@ from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.measured import Measure, scaled_by
+from gradkit.types import Scalar, ScalarOrSchedule
 
 NAME = "tamed_dog"
 
@@ -54,7 +55,7 @@ def _tame(t: jax.Array, largest: jax.Array, first: jax.Array, total: jax.Array, 
 
 
 def tamed_dog(
-    learning_rate: Any = 1.0, *, init_step: tuple[str, Any] = ("heuristic", 1e-6), delta: Any = 0.1
+    learning_rate: ScalarOrSchedule = 1.0, *, init_step: tuple[str, Any] = ("heuristic", 1e-6), delta: Scalar = 0.1
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with the step size of DoG made small enough to be proven stable (T-DoG).
 

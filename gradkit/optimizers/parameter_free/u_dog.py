@@ -48,6 +48,7 @@ from gradkit.engine.mismatches import check_fit
 from gradkit.leaves import Method
 from gradkit.transforms import eval_params
 from gradkit.transforms.running_average import include
+from gradkit.types import PyTree, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Accelerated Parameter-Free Stochastic Optimization", "Kreisler et al.", 2024, "2404.00666")
 UNIXGRAD = Paper(
@@ -141,7 +142,7 @@ def _check_projection(project: Any) -> None:
 
 
 def u_dog(
-    learning_rate: Any = 1.0, *, init_step: tuple[str, Any] = DEFAULT, project: Projection | None = None
+    learning_rate: ScalarOrSchedule = 1.0, *, init_step: tuple[str, Any] = DEFAULT, project: Projection | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """U-DoG: accelerated and without a learning rate, with two gradients per step.
 
@@ -214,7 +215,7 @@ def u_dog(
     return _ready(Method("u_dog", learning_rate), init, update)
 
 
-def u_dog_eval_params(state: Any, params: Any) -> Any:
+def u_dog_eval_params(state: Any, params: PyTree) -> Any:
     """The average of U-DoG or UniXGrad, found in the state of any chain or wrapper.
 
     Args:
@@ -243,7 +244,9 @@ def u_dog_eval_params(state: Any, params: Any) -> Any:
     return eval_params(state, params)
 
 
-def unixgrad(learning_rate: Any, *, project: Projection | None = None) -> optax.GradientTransformationExtraArgs:
+def unixgrad(
+    learning_rate: ScalarOrSchedule, *, project: Projection | None = None
+) -> optax.GradientTransformationExtraArgs:
     """UniXGrad: accelerated on a set of known diameter, with two gradients per step.
 
     Equations: at the head of this file, with D = learning_rate. The parameters are where m is taken;
@@ -300,11 +303,11 @@ def unixgrad(learning_rate: Any, *, project: Projection | None = None) -> optax.
 
 
 def a_dog(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
     init_step: tuple[str, Any] = DEFAULT,
-    average_scale: Any = 0.5,
-    eps: Any = 1e-8,
+    average_scale: Scalar = 0.5,
+    eps: Scalar = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """A-DoG: accelerated and without a learning rate, with one gradient per step.
 

@@ -26,6 +26,7 @@ from gradkit.engine.norms import global_square
 from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.minimise_inner import descended
+from gradkit.types import ScalarOrSchedule
 
 PAPER = Paper(
     "Stochastic model-based minimization of weakly convex functions", "Davis, Drusvyatskiy", 2018, "1803.06523"
@@ -58,7 +59,7 @@ def _published(rate: Any) -> dict[str, jax.Array]:
 
 
 def proximal(
-    inner: optax.GradientTransformation, prox_fn: Callable[[Any, Any], Any], *, learning_rate: Any
+    inner: optax.GradientTransformation, prox_fn: Callable[[Any, Any], Any], *, learning_rate: ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
     """Follows the step of any optimizer by the proximal operator of a penalty: prox(x + u, alpha_t).
 
@@ -100,7 +101,9 @@ def proximal(
     return transformation("proximal", init, update, needs_params=True, complex_leaves=True)
 
 
-def proximal_sgd(learning_rate: Any, prox_fn: Callable[[Any, Any], Any]) -> optax.GradientTransformationExtraArgs:
+def proximal_sgd(
+    learning_rate: ScalarOrSchedule, prox_fn: Callable[[Any, Any], Any]
+) -> optax.GradientTransformationExtraArgs:
     """Stochastic proximal gradients: x <- prox(x - alpha g, alpha), for a penalty that is not smooth.
 
     Args:
@@ -126,7 +129,9 @@ def proximal_sgd(learning_rate: Any, prox_fn: Callable[[Any, Any], Any]) -> opta
     return optimizer(Method("proximal_sgd", learning_rate), proximal(step, prox_fn, learning_rate=learning_rate))
 
 
-def truncated_model(learning_rate: Any, *, lower_bound: Any = 0.0) -> optax.GradientTransformationExtraArgs:
+def truncated_model(
+    learning_rate: ScalarOrSchedule, *, lower_bound: Any = 0.0
+) -> optax.GradientTransformationExtraArgs:
     """Steps on the linear model of the loss, truncated at a lower bound: never longer than Polyak's step.
 
     x <- x - min(alpha, max(value - lower_bound, 0) / |g|^2) g
@@ -190,7 +195,7 @@ def _combined(weights: jax.Array, J: Any) -> Any:
     return jax.tree.map(leaf, J)
 
 
-def prox_linear(learning_rate: Any, *, outer: str = "square") -> optax.GradientTransformationExtraArgs:
+def prox_linear(learning_rate: ScalarOrSchedule, *, outer: str = "square") -> optax.GradientTransformationExtraArgs:
     """Prox-linear steps: the loss is a convex function of residuals, and only these are linearised.
 
     Equations: at the head of this file.
@@ -251,7 +256,7 @@ def prox_linear(learning_rate: Any, *, outer: str = "square") -> optax.GradientT
 
 
 def stochastic_proximal_point(
-    learning_rate: Any, *, inner: optax.GradientTransformation, inner_steps: int
+    learning_rate: ScalarOrSchedule, *, inner: optax.GradientTransformation, inner_steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """The stochastic proximal point method: an inner loop on the loss of this batch plus |y - x|^2 / (2 alpha).
 

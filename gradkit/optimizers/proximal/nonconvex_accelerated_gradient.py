@@ -25,6 +25,7 @@ from gradkit.engine.core import increment, scalar, transformation, zeros
 from gradkit.engine.norms import global_norm
 from gradkit.leaves import check_mask, check_mask_form, resolve_mask
 from gradkit.linalg import mcp_concave_grad, prox_l1, scad_concave_grad
+from gradkit.types import Mask, Scalar
 
 PAPER = Paper(
     "Accelerated Gradient Methods for Sparse Statistical Learning with Nonconvex Penalties",
@@ -54,15 +55,15 @@ def _next(alpha: jax.Array) -> jax.Array:
 
 
 def nonconvex_accelerated_gradient(
-    lipschitz: Any,
+    lipschitz: Scalar,
     *,
-    l1: Any = 0.0,
+    l1: Scalar = 0.0,
     penalty: str | None = "scad",
-    a: Any = 3.7,
-    gamma: Any = 2.0,
-    step_fraction: Any = 0.99,
+    a: Scalar = 3.7,
+    gamma: Scalar = 2.0,
+    step_fraction: Scalar = 0.99,
     restart: bool = True,
-    mask: Any = None,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Minimises a smooth loss plus SCAD, MCP or the lasso, by accelerated proximal gradients.
 

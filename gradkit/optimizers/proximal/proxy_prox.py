@@ -18,6 +18,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.core import at_count, increment, inside, optimizer, scalar, transformation, widen
 from gradkit.leaves import Method
 from gradkit.transforms.minimise_inner import descended
+from gradkit.types import ScalarOrSchedule
 
 PAPER = Paper(
     "Two Losses Are Better Than One: Faster Optimization Using a Cheaper Proxy",
@@ -35,7 +36,7 @@ class ProxyProxState(NamedTuple):
 
 
 def proxy_prox(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     proxy_loss: Callable[[Any], jax.Array],
     *,
     inner: optax.GradientTransformation,

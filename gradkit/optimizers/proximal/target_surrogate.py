@@ -15,6 +15,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.transforms.minimise_inner import minimise_inner
+from gradkit.types import ScalarOrSchedule
 
 PAPER = Paper("Target-based Surrogates for Stochastic Optimization", "Lavington et al.", 2023, "2302.02607")
 
@@ -25,7 +26,7 @@ def target_surrogate(
     inner: optax.GradientTransformation,
     inner_steps: int,
     *,
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
     """Target-based surrogate optimization (SSO): many cheap steps per expensive gradient of the loss.
 

@@ -18,10 +18,16 @@ from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.diag_curvature import diag_curvature
 from gradkit.transforms.with_curvature import PAPER, hutchinson_estimator, supply_curvature
+from gradkit.types import DTypeLike, Key, Mask, Scalar, ScalarOrSchedule
 
 
 def scale_by_adahessian(
-    *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-4, hessian_power: Any = 1.0, mu_dtype: Any = None
+    *,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-4,
+    hessian_power: Scalar = 1.0,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the mean of the gradients by the root of the mean of squared curvature.
 
@@ -71,19 +77,19 @@ def scale_by_adahessian(
 
 
 def adahessian(
-    learning_rate: Any = 0.15,
+    learning_rate: ScalarOrSchedule = 0.15,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-4,
-    hessian_power: Any = 1.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-4,
+    hessian_power: Scalar = 1.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     update_interval: int = 1,
     num_samples: int = 1,
     spatial_average: str | None = "conv",
-    key: Any = None,
-    mu_dtype: Any = None,
+    key: Key | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaHessian; it makes its curvature from `hvp_fn` where it is not given.

@@ -28,6 +28,7 @@ from gradkit.engine.sums import own_parts, whole
 from gradkit.leaves import Method, names
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.with_curvature import curvature_of
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Gradient-Normalized Smoothness for Optimization with Approximate Hessians",
@@ -208,12 +209,12 @@ def _search(options: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
 
 
 def gradient_regularized_newton(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    gamma_init: Any = 1.0,
+    gamma_init: Scalar = 1.0,
     adaptive: bool = True,
-    gamma_min: Any = 1e-9,
-    eps: Any = 1e-8,
+    gamma_min: Scalar = 1e-9,
+    eps: Scalar = 1e-8,
     max_search_steps: int = 40,
     solver: str = "cholesky",
     curvature: Any = "hessian",

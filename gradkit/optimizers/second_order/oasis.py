@@ -27,6 +27,7 @@ from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, trace
 from gradkit.transforms.diag_curvature import ScaleByDiagCurvatureState, diag_curvature
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
+from gradkit.types import Key, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Doubly Adaptive Scaled Algorithm for Machine Learning Using Second-Order Information",
@@ -37,7 +38,7 @@ PAPER = Paper(
 WITHOUT_CURVATURE = Paper("Adaptive Gradient Descent without Descent", "Malitsky, Mishchenko", 2019, "1910.09529")
 
 
-def scale_by_oasis(*, b2: Any = 0.999, alpha: Any = 1e-5) -> optax.GradientTransformationExtraArgs:
+def scale_by_oasis(*, b2: Scalar = 0.999, alpha: Scalar = 1e-5) -> optax.GradientTransformationExtraArgs:
     """Divides gradients by the absolute mean of the curvature.
 
     Equations: D and M at the head of this file.
@@ -107,7 +108,7 @@ def scale_by_local_lipschitz(
     inner: optax.GradientTransformation | None = None,
     *,
     metric: Callable[[Any], Any] | None = None,
-    init_learning_rate: Any = 0.01,
+    init_learning_rate: Scalar = 0.01,
     deterministic: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adaptive gradient descent: the step size that the change of the gradient along the last step allows.
@@ -202,19 +203,19 @@ def _metric(alpha: Any) -> Callable[[Any], Any]:
 
 
 def oasis(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b2: Any = 0.999,
-    alpha: Any = 1e-5,
-    init_learning_rate: Any = 0.01,
+    b2: Scalar = 0.999,
+    alpha: Scalar = 1e-5,
+    init_learning_rate: Scalar = 0.01,
     adaptive: bool = True,
     deterministic: bool = False,
-    momentum: Any = None,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    momentum: Scalar | None = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     first_samples: int = 10,
     num_samples: int = 1,
-    key: Any = None,
+    key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """OASIS; it makes its curvature from `hvp_fn` where it is not given.
 
@@ -259,7 +260,7 @@ def oasis(
     first_samples = checks.integer("first_samples", first_samples, 1)
     plain = checks.absent(momentum)
     chain = optax.chain(
-        *([] if plain else [trace(momentum, dampening=momentum, dampen_first=True)]),
+        *([] if plain or momentum is None else [trace(momentum, dampening=momentum, dampen_first=True)]),
         scale_by_oasis(b2=b2, alpha=alpha),
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
     )

@@ -37,6 +37,7 @@ from gradkit.leaves import Method
 from gradkit.transforms import scale_by_diag_curvature, scale_by_learning_rate
 from gradkit.transforms.measured import loss_of
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
+from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "SANIA: Polyak-type Optimization Framework Leads to Scale Invariant Stochastic Algorithms",
@@ -62,8 +63,8 @@ class ScaleByPreconditionedPolyakState(NamedTuple):
 def scale_by_preconditioned_polyak(
     preconditioner: optax.GradientTransformation | None = None,
     *,
-    f_min: Any = 0.0,
-    max_step: Any = 1.0,
+    f_min: Scalar = 0.0,
+    max_step: Scalar = 1.0,
     sqrt_guard: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales a preconditioned gradient by the first zero of the quadratic model of the loss.
@@ -160,15 +161,15 @@ def _sania(
 
 
 def sania(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
     preconditioner: optax.GradientTransformation | None = None,
-    b2: Any = 0.0,
-    eps: Any = 1e-8,
+    b2: Scalar = 0.0,
+    eps: Scalar = 1e-8,
     f_min: Any = 0.0,
-    max_step: Any = 1.0,
+    max_step: Scalar = 1.0,
     num_samples: int = 1,
-    key: Any = None,
+    key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SANIA with the curvature, or any other preconditioner.
 
@@ -211,7 +212,12 @@ def sania(
 
 
 def sania_adagrad_sqr(
-    learning_rate: Any = 1.0, *, eps: Any = 1e-8, is_sqrt: bool = False, f_min: Any = 0.0, max_step: Any = 1.0
+    learning_rate: ScalarOrSchedule = 1.0,
+    *,
+    eps: Scalar = 1e-8,
+    is_sqrt: bool = False,
+    f_min: Any = 0.0,
+    max_step: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """SANIA on the sum of squared gradients.
 
@@ -247,13 +253,13 @@ def sania_adagrad_sqr(
 
 
 def sania_adam_sqr(
-    learning_rate: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 1.0,
     *,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     is_sqrt: bool = False,
     f_min: Any = 0.0,
-    max_step: Any = 1.0,
+    max_step: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """SANIA on the mean of squared gradients; no first moment, despite the name.
 

@@ -39,6 +39,7 @@ from gradkit.engine.core import (
 )
 from gradkit.engine.norms import global_square, packed_sums
 from gradkit.leaves import Layout, Method, names, resolve_layout
+from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Bolstering Stochastic Gradient Descent with Model Building", "Birbil et al.", 2021, "2111.07058")
 # A gradient that is shorter is taken as it is (official code).
@@ -170,15 +171,15 @@ def _published(model: Any, rate: Any) -> dict[str, jax.Array]:
 
 
 def smb(
-    learning_rate: Any = 0.5,
+    learning_rate: ScalarOrSchedule = 0.5,
     *,
-    eta: Any = 0.99,
-    armijo: Any = 0.1,
+    eta: Scalar = 0.99,
+    armijo: Scalar = 0.1,
     auto_schedule: bool = False,
     steps_per_epoch: int = 500,
-    gamma: Any = 0.05,
-    lr_decay: Any = 0.9,
-    max_learning_rate: Any = 20.0,
+    gamma: ScalarOrSchedule = 0.05,
+    lr_decay: ScalarOrSchedule = 0.9,
+    max_learning_rate: ScalarOrSchedule = 20.0,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic gradient descent with model building (SMB): a failed step is corrected by a quadratic model.
@@ -251,15 +252,15 @@ def smb(
 
 
 def smbi(
-    learning_rate: Any = 0.5,
+    learning_rate: ScalarOrSchedule = 0.5,
     *,
-    eta: Any = 0.99,
-    armijo: Any = 0.1,
+    eta: Scalar = 0.99,
+    armijo: Scalar = 0.1,
     auto_schedule: bool = False,
     steps_per_epoch: int = 500,
-    gamma: Any = 0.05,
-    lr_decay: Any = 0.9,
-    max_learning_rate: Any = 20.0,
+    gamma: ScalarOrSchedule = 0.05,
+    lr_decay: ScalarOrSchedule = 0.9,
+    max_learning_rate: ScalarOrSchedule = 20.0,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SMB with independent batches: the model of a failed step is built on the batch after it.

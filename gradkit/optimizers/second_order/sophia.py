@@ -10,8 +10,6 @@ Sophia-G estimates by `gk.gradients.gauss_newton_bartlett_diag`, Sophia-H by Hut
 is not positive a coordinate takes a step of sign.
 """
 
-from typing import Any
-
 import optax
 
 from gradkit import checks
@@ -22,29 +20,30 @@ from gradkit.leaves import Method
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate, scale_by_sophia
 from gradkit.transforms.sophia import SHARED
 from gradkit.transforms.with_curvature import hutchinson_estimator, supply_curvature
+from gradkit.types import DTypeLike, Key, Mask, Scalar, ScalarOrSchedule
 
 GAMMA = {"gnb": 0.05, "hutchinson": 0.01}
 
 
 def sophia(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
     estimator: str = "gnb",
-    b1: Any = 0.965,
-    b2: Any = 0.99,
-    gamma: Any = None,
-    eps: Any = 1e-12,
-    clip: Any = 1.0,
+    b1: Scalar = 0.965,
+    b2: Scalar = 0.99,
+    gamma: Scalar | None = None,
+    eps: Scalar = 1e-12,
+    clip: Scalar = 1.0,
     update_interval: int = 10,
     denominator: str = "max",
     bias_correction: bool = False,
     lagged: bool = False,
     measure_win_rate: bool = False,
-    weight_decay: Any = 0.1,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay_mask: Mask | None = None,
     num_samples: int = 1,
-    key: Any = None,
-    mu_dtype: Any = None,
+    key: Key | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Sophia, with either estimate of the curvature.
 

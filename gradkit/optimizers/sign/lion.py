@@ -20,6 +20,7 @@ from gradkit.engine.core import cast, once_per_dtype, optimizer, scalar, transfo
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, cautious, scale_by_learning_rate
 from gradkit.transforms.cautious import PAPER as CAUTIOUS
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Symbolic Discovery of Optimization Algorithms", "Chen et al.", 2023, "2302.06675")
 
@@ -39,7 +40,9 @@ class ScaleByLionState(NamedTuple):
     mu: Any
 
 
-def scale_by_lion(*, b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> optax.GradientTransformationExtraArgs:
+def scale_by_lion(
+    *, b1: Scalar = 0.9, b2: Scalar = 0.99, mu_dtype: DTypeLike | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Replaces updates by the sign of Lion's interpolation.
 
     Equations: the first three at the head of this file. sign(0) = 0.
@@ -93,13 +96,13 @@ def scale_by_lion(*, b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> opt
 
 
 def lion(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lion: every coordinate moves by exactly the learning rate, plus decoupled decay.
 
@@ -137,15 +140,15 @@ def lion(
 
 
 def cautious_lion(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.98,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.98,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     normalize: str | None = "count",
     floor: Any = 1e-3,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lion that moves no entry against its gradient; the decay is not masked.

@@ -21,6 +21,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide, scalar, widen
 from gradkit.engine.matching import check_match
 from gradkit.engine.norms import global_square, global_sums
+from gradkit.types import Scalar
 
 PAPER = Paper("AI-SARAH: Adaptive and Implicit Stochastic Recursive Gradient Methods", "Shi et al.", 2021, "2102.09700")
 
@@ -72,7 +73,7 @@ def newton_step(grad_fn: Callable[[Any], Any], w: Any, v: Any) -> jax.Array:
     return divide(-2 * _inner(v, first), jnp.abs(curvature))
 
 
-def ai_sarah(*, gamma: Any = 1 / 32, beta: Any = 0.999) -> AiSarah:
+def ai_sarah(*, gamma: Scalar = 1 / 32, beta: Scalar = 0.999) -> AiSarah:
     """AI-SARAH: variance-reduced steps without a learning rate.
 
     Equations: at the head of this file.

@@ -19,6 +19,7 @@ from jax.core import Tracer
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import need, rows_of, scalar, transformation, widen, zeros
+from gradkit.types import Scalar
 
 
 class ClusterMomentumState(NamedTuple):
@@ -28,7 +29,7 @@ class ClusterMomentumState(NamedTuple):
 
 
 def cluster_momentum(
-    num_clusters: int, *, beta: Any = 0.9, cluster_probs: Any = None
+    num_clusters: int, *, beta: Scalar = 0.9, cluster_probs: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """A link ahead of any optimizer that takes the differences between clusters out of the gradient's noise.
 

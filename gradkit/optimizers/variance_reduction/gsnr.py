@@ -26,6 +26,7 @@ from gradkit.transforms import (
     trace,
 )
 from gradkit.transforms.momenta import Mean, root_mean_square, weighted_momenta
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR)", "Jiang et al.", 2023, "2309.13681"
@@ -33,7 +34,7 @@ PAPER = Paper(
 
 
 def vr_sgd(
-    learning_rate: Any, *, gamma: Any = 0.1, layout: Layout | None = None
+    learning_rate: ScalarOrSchedule, *, gamma: Scalar = 0.1, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent on variance reduced gradients; the ratio has no memory.
 
@@ -64,13 +65,13 @@ def vr_sgd(
 
 
 def vr_momentum(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
+    momentum: Scalar = 0.9,
     nesterov: bool = False,
-    gamma: Any = 0.1,
-    b3: Any = 0.9,
-    mu_dtype: Any = None,
+    gamma: Scalar = 0.1,
+    b3: Scalar | None = 0.9,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum on variance reduced gradients.
@@ -129,15 +130,15 @@ def _adam(
 
 
 def vr_adam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    gamma: Any = 0.1,
-    b3: Any = 0.9,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    gamma: Scalar = 0.1,
+    b3: Scalar | None = 0.9,
     second_moment: str = "scaled",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on variance reduced gradients.
@@ -177,15 +178,15 @@ def vr_adam(
 
 
 def vr_lars(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
-    weight_decay: Any = 0.0,
-    trust_coefficient: Any = 0.001,
-    gamma: Any = 0.1,
-    weight_decay_mask: Any = "matrices",
-    trust_ratio_mask: Any = "matrices",
-    mu_dtype: Any = None,
+    momentum: Scalar = 0.9,
+    weight_decay: ScalarOrSchedule = 0.0,
+    trust_coefficient: Scalar = 0.001,
+    gamma: Scalar = 0.1,
+    weight_decay_mask: Mask = "matrices",
+    trust_ratio_mask: Mask = "matrices",
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LARS on variance reduced gradients; the ratio has no memory.
@@ -238,18 +239,18 @@ def vr_lars(
 
 
 def vr_lamb(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
-    gamma: Any = 0.1,
-    b3: Any = 0.9,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    weight_decay: ScalarOrSchedule = 0.0,
+    gamma: Scalar = 0.1,
+    b3: Scalar | None = 0.9,
     second_moment: str = "scaled",
-    weight_decay_mask: Any = None,
-    trust_ratio_mask: Any = None,
-    mu_dtype: Any = None,
+    weight_decay_mask: Mask | None = None,
+    trust_ratio_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB on variance reduced gradients.

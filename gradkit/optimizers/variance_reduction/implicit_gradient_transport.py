@@ -25,6 +25,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import increment, scalar, transformation, zeros
 from gradkit.transforms import shifted_parameters
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Reducing the variance in online optimization by transporting past gradients", "Arnold et al.", 2019, "1906.03532"
@@ -55,7 +56,7 @@ def _tail(k: jax.Array, c: Any) -> jax.Array:
 
 
 def implicit_gradient_transport(
-    inner: optax.GradientTransformation, *, delta: Any = 1.0, tail_fraction: Any = None
+    inner: optax.GradientTransformation, *, delta: Scalar = 1.0, tail_fraction: Scalar | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Averages gradients as if all had been taken at the present parameters.
 

@@ -20,6 +20,7 @@ from gradkit.engine.core import optimizer, transformation
 from gradkit.engine.presets import called, preset
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_adam, scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"
@@ -35,18 +36,18 @@ def _sign() -> optax.GradientTransformationExtraArgs:
 
 
 def mars_adamw(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.99,
-    eps: Any = 1e-8,
-    gamma: Any = 0.025,
-    max_norm: Any = 1.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    gamma: Scalar = 0.025,
+    max_norm: Scalar = 1.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     exact: bool = False,
     first_step: str = "zero",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW on MARS's corrected gradient.
@@ -103,16 +104,16 @@ mars_exact = preset(
 
 
 def mars_lion(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.95,
-    gamma: Any = 0.025,
-    max_norm: Any = 1.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.95,
+    gamma: Scalar = 0.025,
+    max_norm: Scalar = 1.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     exact: bool = False,
     first_step: str = "zero",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The sign of the momentum of MARS's corrected gradient.

@@ -22,6 +22,7 @@ from gradkit.engine.shape_factor import scale_by_shape
 from gradkit.leaves import Layout, Method
 from gradkit.linalg import orthogonalize
 from gradkit.transforms import add_decayed_weights, mars_correction, scale_by_learning_rate, trace
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "MARS: Unleashing the Power of Variance Reduction for Training Large Models", "Yuan et al.", 2024, "2411.10438"
@@ -43,19 +44,19 @@ def _orthogonalize(
 
 
 def mars_shampoo(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.95,
-    eps: Any = 1e-8,
-    gamma: Any = 0.025,
-    max_norm: Any = 1.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    gamma: Scalar = 0.025,
+    max_norm: Scalar = 1.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
     exact: bool = False,
     first_step: str = "zero",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The momentum of MARS's corrected gradient, orthogonalised: Shampoo without accumulation.

@@ -9,6 +9,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import as_arrays, increment, need, scalar, transformation, widen, zeros
+from gradkit.types import Scalar
 
 PAPER = Paper("Momentum-Based Variance Reduction in Non-Convex SGD", "Cutkosky, Orabona", 2019, "1905.10018")
 
@@ -23,7 +24,7 @@ class StormState(NamedTuple):
     exact_fields = ("previous",)  # parameters, which gk.precision(state=...) must not round
 
 
-def storm(*, a: Any = 0.1) -> optax.GradientTransformationExtraArgs:
+def storm(*, a: Scalar = 0.1) -> optax.GradientTransformationExtraArgs:
     """A link ahead of any optimizer that takes the noise of batches out of the gradient, without a full gradient.
 
         d_1 = g_1(w_1),    d_t = g_t(w_t) + (1 - a) (d_{t-1} - g_t(w_{t-1}))        g_t: the gradient of the batch of
