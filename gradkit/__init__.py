@@ -80,8 +80,8 @@ from gradkit.transforms import (
     centralize_gradients, clip_by_block_norm, corrected_weight_decay,
     clip_by_global_norm, clip_top_coordinates, limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss,
     normalize_and_project, normalize_gradients, project_updates, record_norms, scale_by_adam, scale_by_delayed_rss,
-    scale_by_diag_curvature, scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_pnm, scale_by_rss,
-    scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, trace, zclip,
+    scale_by_diag_curvature, scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_neuron_rms, scale_by_pnm,
+    scale_by_rss, scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, trace, zclip,
 )
 
 # Sparse training: a mask, and the link that keeps to it
@@ -179,6 +179,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "scale_by_kron",
     "scale_by_learning_rate",
     "scale_by_measured",
+    "scale_by_neuron_rms",
     "scale_by_pnm",
     "scale_by_rss",
     "scale_by_scheduled_adam",

@@ -202,6 +202,7 @@ def test_a_file_of_optimizers_registers_them() -> None:
     files = {str(f.relative_to(ROOT)) for f in (ROOT / "gradkit/optimizers").rglob("*.py") if f.name != "__init__.py"}
     assert files - registered == {
         "gradkit/optimizers/gauss_newton/predictions.py",
+        "gradkit/optimizers/matrix/beside_adamw.py",
         "gradkit/optimizers/matrix/factor_pairs.py",
     }
 

@@ -27,7 +27,7 @@ MUST: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("oasis", "scale_by_local_lipschitz"), ("deterministic",)),
     "dion": ("key", "adam_learning_rate"),
     "gravity": ("alpha",),
-    "muon": ("adam_learning_rate",),
+    **dict.fromkeys(("muon", "normuon"), ("adam_learning_rate",)),
     "scale_by_dion": ("key",),
     "thermodynamic_ngd": ("time",),
     "with_curvature": ("estimator",),

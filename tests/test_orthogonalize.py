@@ -165,6 +165,22 @@ def test_aol_needs_its_scaling(x64: None) -> None:
     assert not np.asarray(orthogonalize(0 * x, coefficients="aol", precondition="aol")).any()
 
 
+def test_quintic_behind_the_schatten_norm(x64: None) -> None:
+    """The norm is (sum of s^4)^(1/4); after twelve steps of (2, -1.5, 0.5) values from 0.01 on are 1 up to rounding."""
+    s = np.array([1.0, 0.5, 0.1, 0.03])
+    x, U, V = with_values(s, 7, 4)
+    norm = (s**4).sum() ** 0.25
+    np.testing.assert_allclose(module.schatten4(jnp.asarray([x, 1e-200 * x])), [norm, 1e-200 * norm], rtol=1e-14)
+    for steps in (3, 12):
+        options: Any = {"coefficients": "quintic", "precondition": "schatten4", "steps": steps, "eps": 0.0}
+        got = U.T @ np.asarray(orthogonalize(jnp.asarray(x), **options)) @ V
+        # Rounding of 2^-53 grows by the slope at 0, 2, in every step while values are small.
+        np.testing.assert_allclose(got, np.diag(polynomial(s / norm, [(2, -1.5, 0.5)] * steps)), atol=1e-12)
+    assert abs(polynomial(np.geomspace(0.01, 1, 1000), [(2, -1.5, 0.5)] * 12) - 1).max() < 1e-14
+    assert 4e-6 < abs(polynomial(np.array(0.001), [(2, -1.5, 0.5)] * 12) - 1) < 6e-6
+    assert not np.asarray(orthogonalize(jnp.zeros((3, 4)), precondition="schatten4", eps=0.0)).any()
+
+
 def test_low_precision() -> None:
     """Norms in float32, iterations in half precision: one rounding per step moves a singular value by some 2^-8."""
     x = jnp.asarray(np.random.default_rng(7).standard_normal((8, 32)), jnp.bfloat16)
@@ -195,7 +211,7 @@ def test_a_function_takes_its_place() -> None:
     ("changes", "message"),
     [
         ({"steps": 0}, "steps must be an integer >= 1"),
-        ({"coefficients": "quintic"}, "coefficients must be one of"),
+        ({"coefficients": "cubic"}, "coefficients must be one of"),
         ({"coefficients": (1.0, 2.0)}, "a triple"),
         ({"coefficients": [(1.0, 2.0, 3.0), (1.0, float("nan"), 3.0)]}, "finite"),
         ({"coefficients": ()}, "at least one triple"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradkit.leaves import Axes
 
-SCALES = ("spectral", "match_rms_adamw", None)
+SCALES = ("spectral", "ratio", "match_rms_adamw", None)
 
 
 def shape_factor(axes: Axes, shape: tuple[int, ...], scale: str | None) -> Any:

@@ -127,6 +127,10 @@ from gradkit.transforms.momenta import (
     WeightedMomentaState,
     root_mean_square,
 )
+from gradkit.transforms.neuron_rms import (
+    ScaleByNeuronRmsState,
+    scale_by_neuron_rms,
+)
 from gradkit.transforms.norm_loss import (
     StableWeightDecayState,
     norm_loss,
@@ -255,6 +259,7 @@ __all__ = [
     "ScaleByGsnrState",
     "ScaleByKronState",
     "ScaleByLearningRateState",
+    "ScaleByNeuronRmsState",
     "ScaleByPnmState",
     "ScaleByRssState",
     "ScaleByScheduledAdamState",
@@ -318,6 +323,7 @@ __all__ = [
     "scale_by_kron",
     "scale_by_learning_rate",
     "scale_by_measured",
+    "scale_by_neuron_rms",
     "scale_by_pnm",
     "scale_by_rss",
     "scale_by_scheduled_adam",

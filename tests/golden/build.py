@@ -22,6 +22,7 @@ from tests.golden import (
     fixture,
     modern_adaptive,
     modern_free,
+    modern_muon,
     parallel,
     second_shelf,
     second_shelf_layers,
@@ -64,6 +65,7 @@ def in_front(filter_: Callable[..., Any], *names: str) -> Callable[[dict[str, An
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     **modern_adaptive.TRANSFORMATIONS,
     **modern_free.TRANSFORMATIONS,
+    **modern_muon.TRANSFORMATIONS,
     **second_shelf.TRANSFORMATIONS,
     "adadelta": direct(gk.adadelta),
     "adagrad": direct(gk.adagrad),

@@ -78,7 +78,11 @@ def test_transpose_scale_and_padding(x64: None) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "want"),
-    [("spectral", lambda i, o: math.sqrt(max(1, o / i))), ("match_rms_adamw", lambda i, o: 0.2 * math.sqrt(max(i, o)))],
+    [
+        ("spectral", lambda i, o: math.sqrt(max(1, o / i))),
+        ("ratio", lambda i, o: math.sqrt(o / i)),
+        ("match_rms_adamw", lambda i, o: 0.2 * math.sqrt(max(i, o))),
+    ],
 )
 def test_scales(scale: str, want: Any, x64: None) -> None:
     """Also of a convolution, whose inputs are flattened, and of fused weights, each with a scale of its own."""

@@ -41,6 +41,11 @@ from gradkit.optimizers.matrix.muon import (
     muon,
     scale_by_muon,
 )
+from gradkit.optimizers.matrix.normuon import (
+    ScaleByNormuonState,
+    normuon,
+    scale_by_normuon,
+)
 from gradkit.optimizers.matrix.overparameterized import (
     overparameterized,
     scale_by_overparameterization,
@@ -73,6 +78,7 @@ __all__ = [
     "ScaleByCondaState",
     "ScaleByDionState",
     "ScaleByMuonState",
+    "ScaleByNormuonState",
     "ScaleByShampooState",
     "ScaleBySoapState",
     "adjust_lora_gradients",
@@ -87,6 +93,7 @@ __all__ = [
     "lora_pro",
     "lora_pro_adam",
     "muon",
+    "normuon",
     "overparameterized",
     "precondition_by_input_moment",
     "project_out_subspace",
@@ -98,6 +105,7 @@ __all__ = [
     "scale_by_factor_gram",
     "scale_by_hybrid_auon",
     "scale_by_muon",
+    "scale_by_normuon",
     "scale_by_overparameterization",
     "scale_by_shampoo",
     "scale_by_soap",

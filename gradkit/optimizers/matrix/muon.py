@@ -4,6 +4,7 @@ m_t = momentum m_{t-1} + (1 - momentum) g_t
 u_t = (1 - momentum) g_t + momentum m_t             (m_t without Nesterov's look-ahead)
 O_t = U V^T of u_t = U S V^T, by Newton-Schulz      every matrix of a leaf by itself
 d_t = s O_t                                         s = sqrt(max(1, outputs / inputs))      "spectral"
+                                                    s = sqrt(outputs / inputs)              "ratio"
                                                     s = 0.2 sqrt(max(inputs, outputs))      "match_rms_adamw"
 x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 
@@ -72,8 +73,8 @@ def scale_by_muon(
       method: "newton_schulz", "gram" (fewer products for oblong matrices), "svd", or a function of a batch of
         matrices, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
       eps: added to the Frobenius norm, >= 0. Default 1e-7 (official code). A zero matrix gives zeros.
-      scale: "spectral" (official code), "match_rms_adamw" (Moonlight: updates as large as AdamW's, so its rates and
-        decays fit) or None (s = 1). Default "spectral".
+      scale: "spectral" (official code), "ratio" (Dion's repository), "match_rms_adamw" (Moonlight: updates as large as
+        AdamW's, so its rates and decays fit) or None (s = 1). Default "spectral".
       bias_correction: True divides u by 1 - momentum^t, which a scale-free method feels through `eps` alone; "optax"
         corrects m and g for different steps as optax does, which is another direction in the first steps.
         Default False (official code).
@@ -180,7 +181,7 @@ def muon(
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon".
       method: "newton_schulz", "gram", "svd" or a function, as in `gk.linalg.orthogonalize`.
       eps: added to the Frobenius norm, >= 0. Default 1e-7 (official code).
-      scale: "spectral", "match_rms_adamw" or None, as in `scale_by_muon`. Default "spectral" (official code).
+      scale: "spectral", "ratio", "match_rms_adamw" or None, as in `scale_by_muon`. Default "spectral" (official code).
       bias_correction: False, True or "optax", as in `scale_by_muon`. Default False (official code).
       weight_decay: decoupled decay of the matrices >= 0, or a schedule. Default 0 (torch has 0.1 with a rate of 1e-3).
       weight_decay_mask: which leaves decay, of all. Default all.
