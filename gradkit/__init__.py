@@ -78,11 +78,18 @@ from gradkit.transforms import (
 from gradkit.transforms import (
     adagc, adaptive_grad_clip, add_decayed_weights, add_langevin_noise, block_norm, cautious_weight_decay,
     centralize_gradients, clip_by_block_norm, corrected_weight_decay,
-    clip_by_global_norm, clip_top_coordinates, limit_norm_growth, lookahead_in_chain, mars_correction, norm_loss,
-    normalize_and_project, normalize_gradients, project_updates, record_norms, scale_by_adam, scale_by_delayed_rss,
-    scale_by_diag_curvature, scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_neuron_rms, scale_by_pnm,
-    scale_by_rss, scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, trace, zclip,
+    clip_by_global_norm, clip_top_coordinates, limit_norm_growth, lmo, lookahead_in_chain, mars_correction,
+    norm_loss, normalize_and_project, normalize_gradients, project_updates, record_norms, relative_update,
+    scale_by_adam, scale_by_delayed_rss, scale_by_diag_curvature, scale_by_gsnr, scale_by_kron,
+    scale_by_learning_rate, scale_by_neuron_rms, scale_by_pnm, scale_by_rss, scale_by_scheduled_adam,
+    scale_by_sophia, scale_by_trust_ratio, trace, zclip,
 )
+
+# In the place of the learning rate: the size of a step relative to the weights, and their norm
+from gradkit.transforms import pin_radius, radial_brake, radius_control, row_floor, update_ratio_floor
+
+# Query and key weights, bounded by the attention logits that they make
+from gradkit.transforms import QKRole, qk_clip
 
 # Sparse training: a mask, and the link that keeps to it
 from gradkit.transforms import keep_updates, top_magnitude_mask
@@ -90,7 +97,7 @@ from gradkit.transforms import keep_updates, top_magnitude_mask
 # Wrappers: around any transformation
 from gradkit.transforms import (
     accumulate_value, accumulate_weighted, averaged_params, cautious, clip_by_update_rms, direction_from_gradient,
-    eval_params, find, guard,
+    eval_params, find, guard, hyperball,
     inject_hyperparams, interpolated_averaging, keep_best, minimise_inner, polynomial_decay_average, precision,
     project_low_rank, project_scale_invariant, projected, reparameterize, running_average, schedule_free,
     schedule_free_eval_params, shifted_parameters, skip_step, stable_weight_decay, weight_normalized, with_curvature,
@@ -116,6 +123,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     ),
     "MatrixSharding",
     "Measure",
+    "QKRole",
     "accumulate_value",
     "accumulate_weighted",
     "adagc",
@@ -143,6 +151,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "gradients",
     "graft",
     "guard",
+    "hyperball",
     "in_basis",
     "inject_hyperparams",
     "keep_best",
@@ -155,6 +164,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "leaves",
     "limit_norm_growth",
     "linalg",
+    "lmo",
     "lookahead_in_chain",
     "losses",
     "mars_correction",
@@ -163,14 +173,20 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "normalize_and_project",
     "normalize_gradients",
     "parallel",
+    "pin_radius",
     "polynomial_decay_average",
     "precision",
     "project_low_rank",
     "project_scale_invariant",
     "projected",
     "project_updates",
+    "qk_clip",
+    "radial_brake",
+    "radius_control",
     "record_norms",
+    "relative_update",
     "reparameterize",
+    "row_floor",
     "running_average",
     "scale_by_adam",
     "scale_by_delayed_rss",
@@ -195,6 +211,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "testing",
     "trace",
     "training",
+    "update_ratio_floor",
     "weight_normalized",
     "with_curvature",
     "workloads",

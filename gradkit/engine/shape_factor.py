@@ -6,7 +6,7 @@ match_rms_adamw    s = 0.2 sqrt(max(inputs, outputs))
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,18 +18,27 @@ from gradkit.leaves import Axes
 SCALES = ("spectral", "ratio", "match_rms_adamw", None)
 
 
-def shape_factor(axes: Axes, shape: tuple[int, ...], scale: str | None) -> Any:
+Scale = str | Callable[[int, int], float] | None
+
+
+def shape_factor(axes: Axes, shape: tuple[int, ...], scale: Scale) -> Any:
     """s of every matrix of a leaf: a number, or an array that broadcasts, where fused weights differ.
+
+    `scale` is one of the names above, None for 1, or a function (inputs, outputs) -> s.
 
     >>> shape_factor(Axes("matrix", (), (0,), (1,)), (4, 1), "spectral")
     1.0
     >>> shape_factor(Axes("matrix", (), (0,), (1,)), (4, 1), "ratio")
     0.5
+    >>> shape_factor(Axes("matrix", (), (0,), (1,)), (4, 1), lambda inputs, outputs: inputs)
+    4.0
     """
 
     def one(inputs: int, outputs: int) -> float:
         if scale is None:
             return 1.0
+        if callable(scale):
+            return float(scale(inputs, outputs))
         if scale == "match_rms_adamw":
             return 0.2 * math.sqrt(max(inputs, outputs))
         ratio = outputs / inputs
@@ -44,7 +53,7 @@ def shape_factor(axes: Axes, shape: tuple[int, ...], scale: str | None) -> Any:
     return columns.reshape([k if a in axes.outputs else 1 for a, k in enumerate(shape)])
 
 
-def scale_by_shape(tree: Any, axes: Sequence[Axes], shapes: Sequence[tuple[int, ...]], scale: str | None) -> Any:
+def scale_by_shape(tree: Any, axes: Sequence[Axes], shapes: Sequence[tuple[int, ...]], scale: Scale) -> Any:
     """A tree of which every leaf is multiplied by its s, of the shape that it has on all devices together."""
     leaves, structure = jax.tree.flatten(tree)
     s = [shape_factor(own, shape, scale) for own, shape in zip(axes, shapes, strict=True)]

@@ -1,5 +1,10 @@
 """Layers as pure functions: what they compute, or how their gradient is computed, is the method."""
 
+from gradkit.layers.attention_logits import (
+    collect_attention_logits,
+    max_attention_logits,
+    recorded_attention,
+)
 from gradkit.layers.autosparse import (
     sparse_weight,
 )
@@ -96,6 +101,7 @@ __all__ = [
     "alternate_codebook_update",
     "batch_channel_norm",
     "batch_norm",
+    "collect_attention_logits",
     "compress_residuals",
     "condition_weight",
     "crs_linear",
@@ -105,6 +111,7 @@ __all__ = [
     "l1_normalize",
     "layer_norm",
     "matched_affine",
+    "max_attention_logits",
     "mip_combine",
     "mip_encode",
     "nf_gain",
@@ -113,6 +120,7 @@ __all__ = [
     "quantize_cotangent",
     "randomized_linear",
     "recompute_batch_stats",
+    "recorded_attention",
     "reinmax",
     "replace_dead_codes",
     "reste_indicators",

@@ -187,8 +187,8 @@ def first_argument(function: Callable[..., Any]) -> str:
 
 def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTransformation:
     """A method as it stands in a chain: an optimizer with its rate, a primitive, a controller or the direction in a
-    wrapper with a rate behind it, a wrapper around SGD with momentum. Leaves that a primitive is not for are given to
-    Adam.
+    wrapper with a rate behind it (in it, where the wrapper takes it), a wrapper around SGD with momentum. Leaves that a
+    primitive is not for are given to Adam.
 
     >>> import jax.numpy as jnp
     >>> build(catalogue.find("scale_by_lion"), 0.1).init({"w": jnp.ones(3)})[0].mu["w"].shape
@@ -205,6 +205,8 @@ def build(card: Card, learning_rate: Any, **changes: Any) -> optax.GradientTrans
             link = by_role(leaves.Method(card.name), link, scale_by_adam(), kwargs.get("layout", leaves.default_layout))
         return optax.chain(link, rate)
     if card.wraps == "direction":
+        if "learning_rate" in kwargs:
+            return card.function(scale_by_adam(), **{**kwargs, "learning_rate": learning_rate})
         return optax.chain(card.function(scale_by_adam(), **kwargs), rate)
     return card.function(sgd(learning_rate, momentum=0.9), **kwargs)
 

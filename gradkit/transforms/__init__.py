@@ -77,6 +77,11 @@ from gradkit.transforms.guard import (
     GuardState,
     guard,
 )
+from gradkit.transforms.hyperball import (
+    HyperballState,
+    hyperball,
+    relative_update,
+)
 from gradkit.transforms.in_basis import (
     Bases,
     InBasisState,
@@ -105,6 +110,9 @@ from gradkit.transforms.learning_rate import (
 from gradkit.transforms.limit_norm_growth import (
     LimitNormGrowthState,
     limit_norm_growth,
+)
+from gradkit.transforms.lmo import (
+    lmo,
 )
 from gradkit.transforms.lookahead_in_chain import (
     LookaheadInChainState,
@@ -155,6 +163,19 @@ from gradkit.transforms.project_low_rank import (
 )
 from gradkit.transforms.projected import (
     projected,
+)
+from gradkit.transforms.qk_clip import (
+    QKClipState,
+    QKRole,
+    qk_clip,
+)
+from gradkit.transforms.radius_control import (
+    RadiusControlState,
+    pin_radius,
+    radial_brake,
+    radius_control,
+    row_floor,
+    update_ratio_floor,
 )
 from gradkit.transforms.record_norms import (
     RecordNormsState,
@@ -239,6 +260,7 @@ __all__ = [
     "ExactMarsCorrectionState",
     "GraftState",
     "GuardState",
+    "HyperballState",
     "InBasisState",
     "InterpolatedAveragingState",
     "IterateAverageState",
@@ -251,6 +273,9 @@ __all__ = [
     "NormalizeAndProjectState",
     "PrecisionState",
     "ProjectLowRankState",
+    "QKClipState",
+    "QKRole",
+    "RadiusControlState",
     "RecordNormsState",
     "ReparameterizeState",
     "RootMeanSquareState",
@@ -292,6 +317,7 @@ __all__ = [
     "find",
     "graft",
     "guard",
+    "hyperball",
     "in_basis",
     "inject_hyperparams",
     "interpolated_averaging",
@@ -300,21 +326,28 @@ __all__ = [
     "kronecker_bases",
     "kronecker_statistics",
     "limit_norm_growth",
+    "lmo",
     "lookahead_in_chain",
     "mars_correction",
     "minimise_inner",
     "norm_loss",
     "normalize_and_project",
     "normalize_gradients",
+    "pin_radius",
     "polynomial_decay_average",
     "precision",
     "project_low_rank",
     "project_scale_invariant",
     "project_updates",
     "projected",
+    "qk_clip",
+    "radial_brake",
+    "radius_control",
     "record_norms",
+    "relative_update",
     "reparameterize",
     "root_mean_square",
+    "row_floor",
     "running_average",
     "scale_by_adam",
     "scale_by_delayed_rss",
@@ -337,6 +370,7 @@ __all__ = [
     "stable_weight_decay",
     "top_magnitude_mask",
     "trace",
+    "update_ratio_floor",
     "weight_normalized",
     "with_curvature",
     "zclip",

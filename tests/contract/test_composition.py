@@ -112,7 +112,8 @@ def test_extra_arguments_pass_through(card: Card) -> None:
     jax.eval_shape(lambda p: tx.update(g, tx.init(p), p, value=1.0, something_else=2), params)
     assert seen["value"] == 1.0 and seen["something_else"] == 2
     if card.form == "wrapper":
-        inner = optax.chain(recorder, gk.sgd(0.1, momentum=0.9))
+        around = gk.scale_by_adam() if card.wraps == "direction" else gk.sgd(0.1, momentum=0.9)
+        inner = optax.chain(recorder, around)
         tx = supplied(card, card.function(inner, **card.example))
         seen.clear()
         jax.eval_shape(lambda p: tx.update(g, tx.init(p), p, value=3.0), params)

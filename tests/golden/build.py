@@ -23,6 +23,7 @@ from tests.golden import (
     modern_adaptive,
     modern_free,
     modern_muon,
+    modern_norms,
     parallel,
     second_shelf,
     second_shelf_layers,
@@ -66,6 +67,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     **modern_adaptive.TRANSFORMATIONS,
     **modern_free.TRANSFORMATIONS,
     **modern_muon.TRANSFORMATIONS,
+    **modern_norms.TRANSFORMATIONS,
     **second_shelf.TRANSFORMATIONS,
     "adadelta": direct(gk.adadelta),
     "adagrad": direct(gk.adagrad),
@@ -169,7 +171,7 @@ STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {"dion": _dion_start, *
 SECOND_STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {}
 
 # method -> arrays of its files that are handed to `update` under another name: array -> argument
-HANDED: dict[str, dict[str, str]] = {}
+HANDED: dict[str, dict[str, str]] = {"qk_clip": {"logits": "max_attention_logits"}}
 
 
 def _effective(function: Callable[..., Any]) -> Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]:

@@ -1,5 +1,9 @@
 """Methods that treat a parameter as a matrix."""
 
+from gradkit.optimizers.matrix.adamh import (
+    adamh,
+    muonh,
+)
 from gradkit.optimizers.matrix.auon import (
     auon,
     hybrid_auon,
@@ -41,6 +45,9 @@ from gradkit.optimizers.matrix.muon import (
     muon,
     scale_by_muon,
 )
+from gradkit.optimizers.matrix.muon_clip import (
+    muon_clip,
+)
 from gradkit.optimizers.matrix.normuon import (
     ScaleByNormuonState,
     normuon,
@@ -61,6 +68,12 @@ from gradkit.optimizers.matrix.scaled_gd import (
     scale_by_factor_gram,
     scaled_gd,
 )
+from gradkit.optimizers.matrix.scion import (
+    ScaleByScionState,
+    scale_by_scion,
+    scion,
+    scion_light,
+)
 from gradkit.optimizers.matrix.shampoo import (
     ScaleByShampooState,
     scale_by_shampoo,
@@ -79,8 +92,10 @@ __all__ = [
     "ScaleByDionState",
     "ScaleByMuonState",
     "ScaleByNormuonState",
+    "ScaleByScionState",
     "ScaleByShampooState",
     "ScaleBySoapState",
+    "adamh",
     "adjust_lora_gradients",
     "auon",
     "conda",
@@ -93,6 +108,8 @@ __all__ = [
     "lora_pro",
     "lora_pro_adam",
     "muon",
+    "muon_clip",
+    "muonh",
     "normuon",
     "overparameterized",
     "precondition_by_input_moment",
@@ -107,9 +124,12 @@ __all__ = [
     "scale_by_muon",
     "scale_by_normuon",
     "scale_by_overparameterization",
+    "scale_by_scion",
     "scale_by_shampoo",
     "scale_by_soap",
     "scaled_gd",
+    "scion",
+    "scion_light",
     "shampoo",
     "soap",
 ]

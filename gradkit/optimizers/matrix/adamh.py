@@ -1,0 +1,251 @@
+"""Adam and Muon on the hyperball: matrices keep their norm, and the learning rate is the angle of a step.
+
+R  = |W_0|
+u  = the direction of Adam, or the orthogonalised momentum
+y  = W - learning_rate R u / |u|
+W' = R y / |y|
+
+Embeddings, heads, vectors and scalars take AdamW instead.
+"""
+
+from typing import Any
+
+import optax
+
+from gradkit import checks
+from gradkit.catalogue import Race, register
+from gradkit.engine import orthogonal as orthogonals
+from gradkit.engine.by_role import by_role
+from gradkit.engine.core import optimizer
+from gradkit.engine.shards import MatrixSharding
+from gradkit.leaves import Layout, Method
+from gradkit.transforms import add_decayed_weights, hyperball, scale_by_adam, scale_by_learning_rate
+from gradkit.transforms.hyperball import BY_LAYOUT, PAPER
+from gradkit.transforms.momenta import Mean, weighted_momenta
+
+UNDECIDED = (
+    "for which the angle of a step on the hyperball is no learning rate: give adam_learning_rate, 3e-4 to 3e-3 for "
+    "most models"
+)
+
+
+def _by_role(
+    name: str,
+    learning_rate: Any,
+    direction: optax.GradientTransformation,
+    sphere: dict[str, Any],
+    adam: dict[str, Any],
+    adam_learning_rate: Any,
+    adam_weight_decay: Any,
+    weight_decay_mask: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A direction on the hyperball for matrices, AdamW for all other leaves."""
+    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
+    checks.real("adam_learning_rate", adam_learning_rate, "[0, inf)", schedule=True, optional=True)
+    checks.real("adam_weight_decay", adam_weight_decay, "[0, inf)", schedule=True)
+    for argument, interval in (("b1", "[0, 1)"), ("b2", "[0, 1)"), ("eps", "[0, inf)")):
+        checks.real(f"adam_{argument}", adam[argument], interval)
+    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    others = optimizer(
+        Method("adamw", rate, adam_weight_decay, weight_decay_mask),
+        scale_by_adam(**adam),
+        add_decayed_weights(adam_weight_decay, weight_decay_mask=weight_decay_mask),
+        scale_by_learning_rate(rate),
+    )
+    undecided = UNDECIDED if adam_learning_rate is None else ""
+    described = Method(name, learning_rate)
+    matrices = optimizer(described, hyperball(direction, learning_rate, **sphere))
+    return by_role(
+        described._replace(weight_decay_mask=weight_decay_mask), matrices, others, sphere["layout"], undecided
+    )
+
+
+def adamh(
+    learning_rate: Any = 0.018,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.95,
+    eps: Any = 1e-8,
+    radius: Any = None,
+    radius_of_zeros: Any = None,
+    block: str = "tensor",
+    adam_learning_rate: Any = None,
+    adam_b1: Any = 0.9,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    layout: Layout | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose matrices keep their norm: the learning rate is the angle of a step, and there is no weight decay.
+
+    Equations, of every matrix W and Adam's direction u:
+
+        R  = |W_0|
+        y  = W - learning_rate R u / |u|
+        W' = R y / |y|
+
+    Embeddings, heads, vectors and scalars take AdamW. `hyperball` does the same around any direction.
+
+    Args:
+      learning_rate: the angle of a step, about, in radians, >= 0, or a schedule. Default 0.018 (record of the modded
+        NanoGPT speed run); about sqrt(rate times decay) of an AdamW run.
+      b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
+      b2: decay of the second moment, in [0, 1). Default 0.95 (official code).
+      eps: added to the root, >= 0. Default 1e-8 (official code).
+      radius: the norm of every matrix, > 0. Default None: the one that it starts with.
+      radius_of_zeros: the root mean square of the entries that a matrix is brought to which starts at zero, > 0.
+        Default None: such a matrix is refused.
+      block: "tensor", one matrix, or "unit", the inputs of one output. Default "tensor".
+      adam_learning_rate: step size of the other leaves >= 0, or a schedule. Has to be given where there are some.
+      adam_b1: decay of their first moment, in [0, 1). Default 0.9.
+      adam_b2: decay of their second moment, in [0, 1). Default 0.95.
+      adam_eps: added to the root of theirs, >= 0. Default 1e-8.
+      adam_weight_decay: their decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which of them decay. Default all.
+      mu_dtype: dtype in which first moments are kept. Default float32.
+      layout: what decides the roles, and which axes are inputs, outputs and stacks.
+
+    Returns:
+      A transformation that needs `params`. State: 2 words per parameter, one number per matrix. Collectives: one
+      all-reduce of three numbers per matrix where leaves are sharded.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; at `init`, a matrix of zeros, and leaves for AdamW without a
+        learning rate for them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, w = adamh(0.1), jnp.array([[3.0, 4.0]])
+      >>> u, _ = tx.update(jnp.array([[1.0, -1.0]]), tx.init(w), w)
+      >>> print(jnp.linalg.norm(w + u).round(4))
+      5.0
+
+    Reference: Wen et al. Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization. 2026,
+    arXiv 2606.16899. See `hyperball` for what differs from levanter's AdamH.
+    """
+    direction = scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
+    sphere = {"radius": radius, "radius_of_zeros": radius_of_zeros, "block": block, "layout": layout}
+    adam = {"b1": adam_b1, "b2": adam_b2, "eps": adam_eps, "mu_dtype": mu_dtype}
+    return _by_role(
+        "adamh", learning_rate, direction, sphere, adam, adam_learning_rate, adam_weight_decay, weight_decay_mask
+    )
+
+
+def muonh(
+    learning_rate: Any = 0.018,
+    *,
+    momentum: Any = 0.95,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    coefficients: Any = "muon",
+    method: Any = "newton_schulz",
+    eps: Any = 1e-7,
+    radius: Any = None,
+    radius_of_zeros: Any = None,
+    block: str = "tensor",
+    adam_learning_rate: Any = None,
+    adam_b1: Any = 0.9,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    ns_dtype: Any = None,
+    layout: Layout | None = None,
+    shard: MatrixSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon whose matrices keep their norm: the learning rate is the angle of a step, and there is no weight decay.
+
+    Equations, of every matrix W and its orthogonalised momentum O:
+
+        m_t = momentum m_{t-1} + (1 - momentum) g_t
+        u_t = (1 - momentum) g_t + momentum m_t                 (m_t without Nesterov's look-ahead)
+        O_t = U V^T of u_t = U S V^T
+        R   = |W_0|,   y = W - learning_rate R O_t / |O_t|,   W' = R y / |y|
+
+    Muon's factor of the shape cancels. Embeddings, heads, vectors and scalars take AdamW.
+
+    Args:
+      learning_rate: the angle of a step, about, in radians, >= 0, or a schedule. Default 0.018 (record of the modded
+        NanoGPT speed run).
+      momentum: decay of the mean, in [0, 1). Default 0.95 (official code).
+      nesterov: whether to look ahead. Default True (official code).
+      ns_steps: Newton-Schulz iterations, >= 1. Default 5 (official code).
+      coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon".
+      method: "newton_schulz", "gram", "svd" or a function, as in `gk.linalg.orthogonalize`.
+      eps: added to the Frobenius norm before the iterations, >= 0. Default 1e-7 (official code).
+      radius: the norm of every matrix, > 0. Default None: the one that it starts with.
+      radius_of_zeros: the root mean square of the entries that a matrix is brought to which starts at zero, > 0.
+        Default None: such a matrix is refused.
+      block: "tensor", one matrix, or "unit", the inputs of one output. Default "tensor".
+      adam_learning_rate: step size of the other leaves >= 0, or a schedule. Has to be given where there are some.
+      adam_b1: decay of their first moment, in [0, 1). Default 0.9.
+      adam_b2: decay of their second moment, in [0, 1). Default 0.95.
+      adam_eps: added to the root of theirs, >= 0. Default 1e-8.
+      adam_weight_decay: their decoupled decay >= 0, or a schedule. Default 0.
+      weight_decay_mask: which of them decay. Default all.
+      mu_dtype: dtype in which first moments are kept. Default float32.
+      ns_dtype: dtype of the iterations; the official code has bfloat16. Default float32.
+      layout: what decides the roles, and which axes are inputs, outputs and stacks.
+      shard: a `gk.MatrixSharding`: over which devices the work is spread, as in `gk.scale_by_muon`. Default None.
+
+    Returns:
+      A transformation that needs `params`. State: 1 word per parameter of a matrix, 2 of the others, one number per
+      matrix. Collectives: those of `gk.scale_by_muon`, and one all-reduce of three numbers per matrix.
+
+    Raises:
+      ValueError: a hyperparameter outside its range; at `init`, a matrix of zeros, and leaves for AdamW without a
+        learning rate for them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx, w = muonh(0.1, momentum=0.0, method="svd"), jnp.eye(2)
+      >>> u, _ = tx.update(jnp.array([[0.0, 1.0], [-1.0, 0.0]]), tx.init(w), w)  # at right angles
+      >>> print((w + u).round(3))
+      [[ 0.995 -0.1  ]
+       [ 0.1    0.995]]
+
+    Reference: Wen et al. Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization. 2026,
+    arXiv 2606.16899. See `hyperball` for what differs from levanter's MuonH.
+    """
+    checks.switch(nesterov=nesterov)
+    checks.floating_dtype(mu_dtype=mu_dtype)
+    checks.real("momentum", momentum, "[0, 1)")
+    how = orthogonals.checked(ns_steps, coefficients, method, eps, ns_dtype, shard)
+    ahead = ([Mean(momentum, momentum)], 1 - momentum) if nesterov else ([Mean(momentum)], 0.0)
+    direction = optax.chain(
+        weighted_momenta("muonh", *ahead, mu_dtype=mu_dtype),
+        orthogonals.orthogonal_link("muonh", how, layout=layout, shard=shard),
+    )
+    sphere = {"radius": radius, "radius_of_zeros": radius_of_zeros, "block": block, "layout": layout}
+    adam = {"b1": adam_b1, "b2": adam_b2, "eps": adam_eps, "mu_dtype": mu_dtype}
+    return _by_role(
+        "muonh", learning_rate, direction, sphere, adam, adam_learning_rate, adam_weight_decay, weight_decay_mask
+    )
+
+
+SHARED: dict[str, Any] = {
+    "form": "optimizer",
+    "paper": PAPER,
+    "example": {"adam_learning_rate": 0.01},
+    "notes": "matrices only, which must not start at zero; embeddings, heads, vectors and scalars take AdamW",
+}
+register(
+    adamh,
+    **SHARED,
+    words=2,
+    collectives="norms",
+    golden=("modern/adamh",),
+    opt_outs=BY_LAYOUT,
+    race=Race(2e-2, {"adam_learning_rate": 3e-3}),
+)
+register(
+    muonh,
+    **SHARED,
+    words=1,
+    collectives="matrices",
+    golden=("modern/muonh",),
+    race=Race(2e-2, {"adam_learning_rate": 3e-3}),
+)
