@@ -5,11 +5,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 RACE := $(VENV)/.installed-race
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
+SITE := build/docs
+GENERATED := arxiv.md changelog.md contributing.md evidence.md forms.md gallery.md rooms.md tools.md
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 STEP := tests/contract/test_program.py::test_jit_equals_eager tests/contract/test_program.py::test_a_step_compiles_once
 TIMES := experiments/results/test_time.txt
 
-.PHONY: help demo test quick full landing lint format clean
+.PHONY: help demo test quick full landing lint format docs docs-serve clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +23,7 @@ help:
 	@echo "make landing  everything, and a line of what it took in $(TIMES)"
 	@echo "make lint     style, types, and the floors of the imports"
 	@echo "make format   rewrites the sources in the house style"
+	@echo "make docs     the site, in $(SITE)/html; make docs-serve shows it at http://localhost:8000"
 	@echo "make clean    removes caches and build products (.venv stays)"
 
 demo: $(RACE)
@@ -47,8 +51,16 @@ format: $(DEV)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs: $(DOCS)
+	@$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet -d $(SITE)/doctrees docs $(SITE)/html
+	@echo "$(SITE)/html/index.html"
+
+docs-serve: docs
+	@$(PY) -m http.server --directory $(SITE)/html --bind localhost 8000
+
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf docs/methods docs/api docs/notebooks docs/_static/valley.svg $(addprefix docs/,$(GENERATED))
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python without ensurepip (Debian's, until python3-venv is installed) makes environments that have no pip.
@@ -72,3 +84,8 @@ $(DEV): pyproject.toml $(PY)
 	@echo "installing gradkit and the tools of its tests; a few minutes the first time"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
 	@touch $@ $(RACE)
+
+$(DOCS): pyproject.toml $(PY)
+	@echo "installing gradkit and what its site is built with; a minute the first time"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@

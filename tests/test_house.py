@@ -217,6 +217,8 @@ def test_a_file_of_optimizers_registers_them() -> None:
         "docs/recipes.md",
         "docs/replicas.md",
         "docs/trainers.md",
+        "docs/index.md",
+        *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs/guides").glob("*.md")),
     ],
 )
 def test_a_document_names_what_exists(document: str) -> None:
