@@ -26,7 +26,6 @@ html_copy_source = False
 html_show_sourcelink = False
 html_permalinks_icon = "#"
 add_module_names = False
-maximum_signature_line_length = 88
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 html_theme_options = {

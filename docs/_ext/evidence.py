@@ -121,14 +121,13 @@ def page() -> str:
         "out, whether it is what the paper says or not. Beside these stand the tests: the check of every paper in "
         "`tests/papers`, and trajectories of independent implementations in `tests/golden`; the page of a method names "
         "its own.", "",
-        "| claim | verdict |", "|---|---|",
-        *(f"| [{_title(script)}](#{_anchor(name)}) | {{bdg-{BADGE[verdict]}}}`{verdict}` |"
+        "| claim or question | verdict |", "|---|---|",
+        *(f"| [{_heading(name, script)}](#{_anchor(name)}) | {{bdg-{BADGE[verdict]}}}`{verdict}` |"
           for name, (script, verdict, _) in CLAIMS.items()), "",
         "## Claims", "",
     ]  # fmt: skip
     for name, (script, verdict, found) in CLAIMS.items():
-        heading = _title(script) + (" The language model." if name.endswith("_bytelm") else "")
-        out += [f"({_anchor(name)})=", f"### {heading.rstrip('.')}", ""]
+        out += [f"({_anchor(name)})=", f"### {_heading(name, script)}", ""]
         out += [f"{{bdg-{BADGE[verdict]}}}`{verdict}` {found}", ""]
         out += [*_figure(name), *_how(name, script), *_table(name)]
     out += [
@@ -171,6 +170,12 @@ def _doc(script: str) -> str:
 
 def _title(script: str) -> str:
     return docstrings.escaped(" ".join(_doc(script).split("\n\n")[0].split()))
+
+
+def _heading(name: str, script: str) -> str:
+    """The first line of the script; an experiment that has two results is told apart by its problem."""
+    which = " (the language model)" if name.endswith("_bytelm") else ""
+    return _title(script).rstrip(".") + which
 
 
 def _figure(name: str) -> list[str]:

@@ -198,7 +198,7 @@ def choices() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 def page(card: Card, picture: str, caption: str) -> str:
     """The page of a method as MyST."""
     doc = docstrings.parse(inspect.getdoc(card.function) or "")
-    equations, body = docstrings.split_equations(doc, inspect.getmodule(card.function), _head_of)
+    equations, body = docstrings.split_equations(doc, inspect.getmodule(card.function), head_of)
     names = names_of(card.function)
     summary = docstrings.prose(doc.summary)
     keywords = [card.name, card.form, card.room, card.paper.title, card.paper.authors, card.paper.arxiv or ""]
@@ -260,7 +260,7 @@ def _solid(text: str) -> str:
 
 
 @functools.cache
-def _head_of(file: str) -> str:
+def head_of(file: str) -> str:
     path = ROOT / file
     if not path.exists():
         found = sorted((ROOT / "gradkit").rglob(pathlib.PurePath(file).name))

@@ -86,7 +86,8 @@ def _split(text: str, names: Collection[str]) -> list[Token]:
             # "up-to-date", "log-normal": a hyphen between words belongs to them.
             hyphened = re.compile(rf"{re.escape(word)}(?:-[^\W\d_]{{2,}})+").match(text, i)
             owned = re.compile(rf"{re.escape(word)}'s\b").match(text, i)
-            if owned or (hyphened and word not in GREEK and (len(word) > 1 or hyphened[0].endswith("-th"))):
+            named = hyphened and (len(word) > 1 or hyphened[0].endswith("-th") or hyphened[0][2:].isupper())
+            if owned or (named and word not in GREEK):
                 word = (owned or hyphened)[0]
                 found.append(Token("text", word, spaced))
             else:

@@ -126,6 +126,8 @@ class _Parser:
                 up += f'<mo lspace="0" rspace="0">{token.text}</mo>'
             else:
                 break
+        if up and not sub and (match := re.fullmatch(r"<msub>(<mi>[^<]*</mi>)(<mn>\d+</mn>)</msub>", base)):
+            base, sub = match[1], match[2]
         sub, up = (f"<mrow>{x}</mrow>" if x else "" for x in (sub, up))
         if big and sub:
             return f"<munder>{base}{sub}</munder>" if not up else f"<munderover>{base}{sub}{up}</munderover>"
