@@ -81,6 +81,8 @@ def test_no_letter_or_digit_of_an_equation_is_lost(load: Any) -> None:
         ("b1_t", "<msub><mi>b</mi><mrow><mn>1</mn><mo>,</mo><mi>t</mi></mrow></msub>"),
         ("b1^t", "<msubsup><mi>b</mi><mrow><mn>1</mn></mrow><mrow><mi>t</mi></mrow></msubsup>"),
         ("x_{t-1}", "<msub><mi>x</mi><mrow><mi>t</mi>"),
+        ("g_k(x_k)", "<msub><mi>g</mi><mrow><mi>k</mi></mrow></msub>"),
+        ("<x, y> >= 0", '<mo stretchy="false">⟨</mo><mi>x</mi>'),
         ("sqrt(v) + eps", "<msqrt><mi>v</mi></msqrt>"),
         ("m^ = 0", '<mover accent="true"><mi>m</mi>'),
         ("the mean of all x", "<mtext>the mean of all&#160;</mtext>"),

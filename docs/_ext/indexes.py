@@ -187,10 +187,14 @@ def _described(value: Any, name: str) -> list[str]:
 
 
 def public_names() -> dict[str, str]:
-    """Code as a guide writes it -> the page of what it names, from the root of the site, without ending."""
+    """Code as a page writes it -> the page of what it names, from the root of the site, without ending. A name without
+    its room counts as long as no argument is called so."""
     found: dict[str, str] = {}
+    arguments = {name for card in catalogue.cards().values() for name in inspect.signature(card.function).parameters}
     for card in catalogue.cards().values():
-        found[card.public_name] = found[card.name] = f"methods/{card.name}"
+        found[card.public_name] = f"methods/{card.name}"
+        if card.name not in arguments:
+            found[card.name] = f"methods/{card.name}"
     for room, own in method_pages.public_without_card().items():
         prefix = "gk" if room == "transforms" else f"gk.{room}"
         for name in own:

@@ -14,11 +14,11 @@ GREEK = {
     **{"pi": "π", "rho": "ρ", "lam": "λ", "eps": "ε", "ell": "ℓ", "inf": "∞", "infinity": "∞"},
 }
 FUNCTIONS = frozenset(
-    "sqrt max min log ln exp sign sgn mean var cov std median diag tr trace det rank argmin argmax clip round floor"
-    " ceil cos sin tan tanh cosh sinh arccos sigmoid softmax softplus relu svd NS vec sg norm top topk prox proj"
-    " orth msign sum prod grad erf tri inv polar dim sup KL relint integral phi quantile normal sort cumsum qr eigh lerp rms RMS"
-    .split()
-)  # fmt: skip
+    """sqrt max min log ln exp sign sgn mean var cov std median diag tr trace det rank argmin argmax clip round floor
+    ceil cos sin tan tanh cosh sinh arccos sigmoid softmax softplus relu svd NS vec sg norm top topk prox proj orth
+    msign sum prod grad erf tri inv polar dim sup KL relint integral phi quantile normal sort cumsum qr eigh lerp rms
+    RMS""".split()
+)
 BIG = {
     "sum": "∑",
     "prod": "∏",

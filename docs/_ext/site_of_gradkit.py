@@ -116,6 +116,9 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for node in list(doctree.findall(nodes.literal)):
         text = re.sub(r"\(.*\)$", "", node.astext())
         target = _NAMES.get(text)
+        # A guide may speak of another library's lion.
+        if not text.startswith("gk.") and docname.startswith("guides/"):
+            continue
         if target is None or isinstance(node.parent, nodes.reference | nodes.title) or node.parent.tagname == "term":
             continue
         page, _, anchor = target.partition("#")

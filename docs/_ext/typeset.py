@@ -54,7 +54,7 @@ class _Parser:
                 terms.append([("text", f"<mtext>{left}{said}{right}</mtext>")])
                 terms.append([])
                 continue
-            if token.kind == "sign" and token.text in RELATIONS:
+            if token.kind == "sign" and token.text in RELATIONS and not self._is_product():
                 self.at += 1
                 terms.append([("sign", self._sign(token))])
                 terms.append([])
@@ -151,6 +151,9 @@ class _Parser:
         if token.kind == "sign" and token.text == "*":
             self.at += 1
             return "<mo>*</mo>"
+        if token.kind == "word":
+            self.at += 1
+            return self.word(token, index=True)
         return self.factor()
 
     def factor(self) -> str:
@@ -167,6 +170,9 @@ class _Parser:
         if token.kind == "word":
             return self.word(token)
         opening = token.text
+        if opening == "<":
+            inner, _ = self.row(">")
+            return f'<mrow><mo stretchy="false">⟨</mo>{inner}<mo stretchy="false">⟩</mo></mrow>'
         if opening in "([{":
             closing = {"(": ")", "[": "]", "{": "}"}[opening]
             inner, found = self.row(closing if opening != "[" else self._closing())
@@ -178,6 +184,18 @@ class _Parser:
                 f'<mrow><mo stretchy="true" form="prefix">|</mo>{inner}<mo stretchy="true" form="postfix">|</mo></mrow>'
             )
         return f'<mo stretchy="false">{_escaped(OPERATORS.get(opening, opening))}</mo>'
+
+    def _is_product(self) -> bool:
+        """Whether an inner product <x, y> begins here."""
+        token, after = self.peek(), self.peek(1)
+        if token is None or token.text != "<" or after is None or after.spaced:
+            return False
+        for i, other in enumerate(self.tokens[self.at + 1 :], self.at + 1):
+            if other.kind == "sign" and other.text in ("<", "=", "<-", "<="):
+                return False
+            if other.kind == "sign" and other.text == ">":
+                return not other.spaced and any(t.text == "," for t in self.tokens[self.at : i])
+        return False
 
     def _closing(self) -> str:
         """An interval may be closed by a round bracket: [0, 1)."""
@@ -207,9 +225,9 @@ class _Parser:
                     return True
         return False
 
-    def word(self, token: Token) -> str:
+    def word(self, token: Token, index: bool = False) -> str:
         word, after = token.text, self.peek()
-        called = after is not None and after.text == "(" and not after.spaced
+        called = not index and after is not None and after.text == "(" and not after.spaced
         if word == "sqrt" and called:
             self.at += 1
             return f"<msqrt>{self.row(')')[0]}</msqrt>"
