@@ -47,7 +47,7 @@ ROOMS = {
     "optimizers": "Optimizers", "transforms": "Links and wrappers", "gradients": "Gradients", "layers": "Layers",
     "losses": "Losses", "aggregation": "Aggregation", "schedules": "Schedules", "batches": "Batches",
     "diagnostics": "Diagnostics", "leaves": "Leaves", "parallel": "Parallel", "linalg": "Linear algebra",
-    "training": "Training", "workloads": "Workloads",
+    "training": "Training", "workloads": "Workloads", "testing": "Testing",
 }  # fmt: skip
 
 

@@ -259,7 +259,9 @@ def _values(card: Card) -> Path:
     schedule = card.function(**card.example)
     count = max([24, *(int(v) + 4 for v in _numbers(card.example) if 8 <= v < 400)])
     values = np.asarray([float(np.asarray(schedule(jnp.asarray(step, jnp.int32)))) for step in range(count)])
-    return Path("schedule", values, None, count)
+    # What stays the same at the end is shown for a few steps.
+    count = min(count, int(np.flatnonzero(np.append(True, np.diff(values) != 0))[-1]) + 5)
+    return Path("schedule", values[:count], None, count)
 
 
 def _numbers(example: Mapping[str, Any]) -> list[float]:

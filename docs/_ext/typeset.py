@@ -263,6 +263,9 @@ def is_text(text: str, names: Collection[str] = ()) -> bool:
     (True, False, False)
     """
     tokens = tokens_of(text, names)
+    if len(tokens) == 1 and tokens[0].kind == "word":
+        word = tokens[0].text
+        return word.isalpha() and len(word) > 3 and word not in GREEK and word not in FUNCTIONS and word not in names
     signs = [t for t in tokens if t.kind == "sign" and t.text not in (",", ".", ";", ":", "(", ")", "-", "'")]
     return (
         not signs
