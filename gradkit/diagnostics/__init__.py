@@ -44,6 +44,7 @@ from gradkit.diagnostics.farms_eigs import (
     powerlaw_alpha,
     tempbalance_rates,
 )
+from gradkit.diagnostics.fit_capacity import FitCapacity, FitRun, fit_capacity
 from gradkit.diagnostics.gauss_newton_split import (
     GaussNewtonSplit,
     accumulated_hvp,
@@ -55,6 +56,7 @@ from gradkit.diagnostics.gfs_sharpness import (
     gfs_sharpness,
     scalar_gfs_sharpness,
 )
+from gradkit.diagnostics.gradient_features import gradient_features
 from gradkit.diagnostics.gradient_noise_scale import (
     NoiseScale,
     NoiseScaleEstimate,
@@ -88,6 +90,7 @@ from gradkit.diagnostics.layer_gradient_profile import (
 from gradkit.diagnostics.linear_mode_strength import (
     linear_mode_strength,
 )
+from gradkit.diagnostics.local_complexity import LocalComplexity, local_complexity
 from gradkit.diagnostics.metrics import (
     metrics,
 )
@@ -151,12 +154,15 @@ __all__ = [
     "BatchScaling",
     "CurvatureStability",
     "Eigenpairs",
+    "FitCapacity",
+    "FitRun",
     "FlowStep",
     "GaussNewtonSplit",
     "GfsSharpness",
     "HeavyBallPair",
     "HessianCriteria",
     "LayerGradientProfile",
+    "LocalComplexity",
     "NoiseScale",
     "NoiseScaleEstimate",
     "NoiseScaleState",
@@ -187,10 +193,12 @@ __all__ = [
     "extend_cooldown",
     "extend_second_stage",
     "farms_eigs",
+    "fit_capacity",
     "fit_steps_examples",
     "from_moments",
     "gauss_newton_split",
     "gfs_sharpness",
+    "gradient_features",
     "gradient_noise_scale",
     "gradient_subspace_fraction",
     "hessian_criteria",
@@ -204,6 +212,7 @@ __all__ = [
     "layer_gradient_profile",
     "layer_importance",
     "linear_mode_strength",
+    "local_complexity",
     "m_coherence",
     "metrics",
     "moreau_gradient",

@@ -20,6 +20,7 @@ from gradkit.layers.ghost_batch_norm import (
     ghost_batch_norm,
 )
 from gradkit.layers.matched_affine import AffineStatistics, init_affine_statistics, matched_affine
+from gradkit.layers.gradient_boosted_layers import BoostedBlocks, boost, gradient_boosted_layers
 from gradkit.layers.mip_encode import (
     mip_combine,
     mip_encode,
@@ -90,6 +91,7 @@ from gradkit.layers.vector_quantize import (
 
 __all__ = [
     "AffineStatistics",
+    "BoostedBlocks",
     "CodebookAffine",
     "OnlineNormControl",
     "PowerNormState",
@@ -102,10 +104,12 @@ __all__ = [
     "batch_channel_norm",
     "batch_norm",
     "collect_attention_logits",
+    "boost",
     "compress_residuals",
     "condition_weight",
     "crs_linear",
     "ghost_batch_norm",
+    "gradient_boosted_layers",
     "init_affine",
     "init_affine_statistics",
     "l1_normalize",

@@ -5,6 +5,7 @@ from gradkit.losses.flooding import (
 )
 from gradkit.losses.global_load_balance_loss import RouterCounts, global_load_balance_loss
 from gradkit.losses.hessian_alignment import hgp_penalty, hutchinson_penalty
+from gradkit.losses.memory_coherence import memory_coherence
 from gradkit.losses.output_scaled_loss import output_scaled_loss
 from gradkit.losses.ppo_decoupled_loss import (
     ppo_decoupled_kl_loss,
@@ -24,6 +25,7 @@ __all__ = [
     "hgp_penalty",
     "hutchinson_penalty",
     "log_stablemax",
+    "memory_coherence",
     "output_scaled_loss",
     "ppo_decoupled_kl_loss",
     "ppo_decoupled_loss",

@@ -11,6 +11,10 @@ from gradkit.optimizers.filters.add_norm_prior import (
 from gradkit.optimizers.filters.clip_by_quantile import (
     clip_by_quantile,
 )
+from gradkit.optimizers.filters.downweight_parallel import (
+    DownweightParallelState,
+    downweight_parallel,
+)
 from gradkit.optimizers.filters.flood import (
     flood,
 )
@@ -37,6 +41,7 @@ from gradkit.optimizers.filters.quantization_aware_scaling import (
 
 __all__ = [
     "AddNoiseState",
+    "DownweightParallelState",
     "GrokfastEmaState",
     "GrokfastMaState",
     "ProjectOutHistoryState",
@@ -44,6 +49,7 @@ __all__ = [
     "add_noise",
     "add_norm_prior",
     "clip_by_quantile",
+    "downweight_parallel",
     "flood",
     "grokfast_ema",
     "grokfast_ma",

@@ -13,6 +13,7 @@ from gradkit.optimizers.variance_reduction.implicit_gradient_transport import (
 )
 from gradkit.optimizers.variance_reduction.mars import mars_adamw, mars_exact, mars_lion
 from gradkit.optimizers.variance_reduction.mars_shampoo import mars_shampoo
+from gradkit.optimizers.variance_reduction.predict_correct import PredictCorrectState, predict_correct
 from gradkit.optimizers.variance_reduction.saga import TableState, sag_estimator, saga_estimator
 from gradkit.optimizers.variance_reduction.sarah import (
     SarahState,
@@ -29,6 +30,7 @@ __all__ = [
     "AiSarahState",
     "ClusterMomentumState",
     "ImplicitGradientTransportState",
+    "PredictCorrectState",
     "SarahState",
     "StormState",
     "SvrgState",
@@ -40,6 +42,7 @@ __all__ = [
     "mars_exact",
     "mars_lion",
     "mars_shampoo",
+    "predict_correct",
     "sag_estimator",
     "saga_estimator",
     "sarah_estimator",
