@@ -117,11 +117,10 @@ def zeroth_order_gradient(
       [-1.0, -1.0]
 
     Reference: Feng et al. ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think. 2025, arXiv
-    2501.01045;
-    Zhang et al. Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark. 2024, arXiv
-    2402.11592. Departures from their code: entries are set to 0 by a uniform number, where it compares a normal one
-    with the sparsity, so that a sparsity of 0 sets half of them to 0; the mean is over all directions, where the
-    low-memory step of the benchmark keeps the last alone; parameters are not changed in place.
+    2501.01045; Zhang et al. Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark.
+    2024, arXiv 2402.11592. Departures from their code: entries are set to 0 by a uniform number, where it compares a
+    normal one with the sparsity, so that a sparsity of 0 sets half of them to 0; the mean is over all directions, where
+    the low-memory step of the benchmark keeps the last alone; parameters are not changed in place.
     """
     checks.function("loss_fn", loss_fn)
     rule = Estimate(

@@ -51,14 +51,14 @@ def zo_history(
     mean 0, and is noise of the size of the slope. `zo_sgd` with momentum averages c z, and is the sound variant.
 
     Args:
-      loss_fn: (params, *args) -> scalar, deterministic given its arguments; need not be differentiable.
+      loss_fn: as in `zo_sgd`.
       learning_rate: step size >= 0, or a schedule.
       history_decay: weight of the earlier directions (alpha), in [0, 1). Default 0.9 (official code).
-      epsilon: distance, > 0. Default 1e-3 (official code).
-      two_sided: whether both sides are evaluated. Default True (official code).
-      distribution: "normal", "rademacher" or "sphere". Default "normal".
-      nonzero_fraction: the probability with which an entry of a direction is not 0, in (0, 1]. Default 1.
-      axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch, and the same key. Default None.
+      epsilon: as in `zo_sgd`, > 0. Default 1e-3.
+      two_sided: as in `zo_sgd`. Default True.
+      distribution: as in `zo_sgd`. Default "normal".
+      nonzero_fraction: as in `zo_sgd`, in (0, 1]. Default 1.
+      axis_name: as in `zo_sgd`. Default None.
 
     Returns:
       `ZerothOrder(init, update)`. State: 1 word per parameter. Memory and collectives: those of `zo_sgd`.
@@ -76,8 +76,7 @@ def zo_history(
       0.0 0.5
 
     Reference: Feng et al. ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think. 2025, arXiv
-    2501.01045.
-    Whether the paper means an average of c z is not clear; this is what its code computes.
+    2501.01045. Whether the paper means an average of c z is not clear; this is what its code computes.
     """
     checks.function("loss_fn", loss_fn)
     checks.real("history_decay", history_decay, "[0, 1)")

@@ -121,8 +121,7 @@ def zo_sgd(
       True
 
     Reference: Feng et al. ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think. 2025, arXiv
-    2501.01045;
-    Zhang et al. 2024, arXiv 2402.11592. Departures: those of `zeroth_order_gradient`.
+    2501.01045; Zhang et al. 2024, arXiv 2402.11592. Departures: those of `zeroth_order_gradient`.
     """
     checks.real("momentum", momentum, "[0, 1)")
     links = [] if isinstance(momentum, int | float) and momentum == 0 else [trace(momentum)]
@@ -151,14 +150,14 @@ def zo_sign_sgd(
     ZO-signSGD takes the sign of every entry of the mean of c z: `zeroth_order_gradient` with `optax.scale_by_sign`.
 
     Args:
-      loss_fn: (params, *args) -> scalar, deterministic given its arguments; need not be differentiable.
+      loss_fn: as in `zo_sgd`.
       learning_rate: step size >= 0, or a schedule.
-      epsilon: distance, > 0. Default 1e-3 (official code).
-      num_directions: directions per step, whose mean is taken, >= 1. Default 1 (official code).
-      two_sided: whether both sides are evaluated. Default True (official code).
-      distribution: "normal", "rademacher" or "sphere". Default "normal".
-      nonzero_fraction: the probability with which an entry of a direction is not 0, in (0, 1]. Default 1.
-      axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch, and the same key. Default None.
+      epsilon: as in `zo_sgd`, > 0. Default 1e-3.
+      num_directions: as in `zo_sgd`, >= 1. Default 1.
+      two_sided: as in `zo_sgd`. Default True.
+      distribution: as in `zo_sgd`. Default "normal".
+      nonzero_fraction: as in `zo_sgd`, in (0, 1]. Default 1.
+      axis_name: as in `zo_sgd`. Default None.
 
     Returns:
       `ZerothOrder(init, update)`, without state. Memory and collectives: those of `zo_sgd`.
@@ -173,8 +172,7 @@ def zo_sign_sgd(
       [0.10000000149011612, 0.20000000298023224]
 
     Reference: Feng et al. ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think. 2025, arXiv
-    2501.01045;
-    the entries' sign is of Liu et al. signSGD via Zeroth-Order Oracle. 2019.
+    2501.01045; the entries' sign is of Liu et al. signSGD via Zeroth-Order Oracle. 2019.
     """
     tx = optimizer(Method("zo_sign_sgd", learning_rate), scale_by_learning_rate(learning_rate))
     estimate = (epsilon, num_directions, two_sided, distribution, True, nonzero_fraction)
@@ -198,14 +196,14 @@ def zo_conservative(
         x <- the point among x, x + u, x - u with the smallest loss on the batch; x on a tie with it
 
     Args:
-      loss_fn: (params, *args) -> scalar, deterministic given its arguments; need not be differentiable.
+      loss_fn: as in `zo_sgd`.
       learning_rate: step size >= 0, or a schedule.
-      epsilon: distance, > 0. Default 1e-3 (official code).
-      num_directions: directions per step, whose mean is taken, >= 1. Default 1 (official code).
-      two_sided: whether both sides are evaluated. Default True (official code).
-      distribution: "normal", "rademacher" or "sphere". Default "normal".
-      nonzero_fraction: the probability with which an entry of a direction is not 0, in (0, 1]. Default 1.
-      axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch, and the same key. Default None.
+      epsilon: as in `zo_sgd`, > 0. Default 1e-3.
+      num_directions: as in `zo_sgd`, >= 1. Default 1.
+      two_sided: as in `zo_sgd`. Default True.
+      distribution: as in `zo_sgd`. Default "normal".
+      nonzero_fraction: as in `zo_sgd`, in (0, 1]. Default 1.
+      axis_name: as in `zo_sgd`. Default None.
 
     Returns:
       `ZerothOrder(init, update)`: `gk.keep_best` around SGD; around another optimizer it is a link of its own. The
@@ -220,8 +218,7 @@ def zo_conservative(
       0.0
 
     Reference: Feng et al. ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think. 2025, arXiv
-    2501.01045.
-    Departures: those of `gk.keep_best`.
+    2501.01045. Departures: those of `gk.keep_best`.
     """
     tx = keep_best(optimizer(Method("zo_conservative", learning_rate), scale_by_learning_rate(learning_rate)))
     estimate = (epsilon, num_directions, two_sided, distribution, False, nonzero_fraction)
@@ -248,17 +245,17 @@ def zo_adam(
         x <- x - learning_rate m^ / (sqrt(v^) + eps),           m^, v^ with bias correction
 
     Args:
-      loss_fn: (params, *args) -> scalar, deterministic given its arguments; need not be differentiable.
+      loss_fn: as in `zo_sgd`.
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the first moment, in [0, 1). Default 0.9 (Adam).
       b2: decay of the second moment, in [0, 1). Default 0.999 (Adam).
       eps: added to the root, >= 0. Default 1e-8 (Adam).
-      epsilon: distance, > 0. Default 1e-3 (official code).
-      num_directions: directions per step, whose mean is taken, >= 1. Default 1 (official code).
-      two_sided: whether both sides are evaluated. Default True (official code).
-      distribution: "normal", "rademacher" or "sphere". Default "normal".
-      nonzero_fraction: the probability with which an entry of a direction is not 0, in (0, 1]. Default 1.
-      axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch, and the same key. Default None.
+      epsilon: as in `zo_sgd`, > 0. Default 1e-3.
+      num_directions: as in `zo_sgd`, >= 1. Default 1.
+      two_sided: as in `zo_sgd`. Default True.
+      distribution: as in `zo_sgd`. Default "normal".
+      nonzero_fraction: as in `zo_sgd`, in (0, 1]. Default 1.
+      axis_name: as in `zo_sgd`. Default None.
 
     Returns:
       `ZerothOrder(init, update)`. State: 2 words per parameter. Memory and collectives: those of `zo_sgd`.
@@ -300,17 +297,17 @@ def zo_adamm(
         x <- x - learning_rate m^ / (sqrt(w) + eps),            m^, v^ with bias correction
 
     Args:
-      loss_fn: (params, *args) -> scalar, deterministic given its arguments; need not be differentiable.
+      loss_fn: as in `zo_sgd`.
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the first moment, in [0, 1). Default 0.9 (Adam).
       b2: decay of the second moment, in [0, 1). Default 0.999 (Adam).
       eps: added to the root, >= 0. Default 1e-8 (Adam).
-      epsilon: distance, > 0. Default 1e-3 (official code).
-      num_directions: directions per step, whose mean is taken, >= 1. Default 1 (official code).
-      two_sided: whether both sides are evaluated. Default True (official code).
-      distribution: "normal", "rademacher" or "sphere". Default "normal".
-      nonzero_fraction: the probability with which an entry of a direction is not 0, in (0, 1]. Default 1.
-      axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch, and the same key. Default None.
+      epsilon: as in `zo_sgd`, > 0. Default 1e-3.
+      num_directions: as in `zo_sgd`, >= 1. Default 1.
+      two_sided: as in `zo_sgd`. Default True.
+      distribution: as in `zo_sgd`. Default "normal".
+      nonzero_fraction: as in `zo_sgd`, in (0, 1]. Default 1.
+      axis_name: as in `zo_sgd`. Default None.
 
     Returns:
       `ZerothOrder(init, update)`. State: 3 words per parameter. Memory and collectives: those of `zo_sgd`.
@@ -324,9 +321,8 @@ def zo_adamm(
       -0.5
 
     Reference: Feng et al. ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think. 2025, arXiv
-    2501.01045;
-    Chen et al. ZO-AdaMM: Zeroth-Order Adaptive Momentum Method for Black-Box Optimization. 2019, arXiv 1910.06513. The
-    inner rule is `optax.scale_by_amsgrad`.
+    2501.01045; Chen et al. ZO-AdaMM: Zeroth-Order Adaptive Momentum Method for Black-Box Optimization. 2019, arXiv
+    1910.06513. The inner rule is `optax.scale_by_amsgrad`.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
