@@ -52,7 +52,16 @@ class Paper:
     def __str__(self) -> str:
         who = f"{self.authors.rstrip('.')}. " if self.authors else ""
         where = f", arXiv {self.arxiv}" if self.arxiv else ""
-        return f"{who}{self.title.rstrip('.')}. {self.year}{where}"
+        return f"{who}{self.sentence} {self.year}{where}"
+
+    @property
+    def sentence(self) -> str:
+        """The title with the stop that ends it.
+
+        >>> [Paper(title, "", 2024).sentence for title in ("Lookahead", "How Flexible?")]
+        ['Lookahead.', 'How Flexible?']
+        """
+        return self.title if self.title.endswith(("?", "!", ".")) else f"{self.title}."
 
     @property
     def words(self) -> frozenset[str]:

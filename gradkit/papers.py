@@ -286,7 +286,7 @@ def _order(paper: Paper) -> tuple[str, str]:
 
 def _cited(paper: Paper) -> str:
     where = f", arXiv [{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
-    return f"{paper.title.rstrip('.')}. {paper.authors}, {paper.year}{where}"
+    return f"{paper.sentence} {paper.authors}, {paper.year}{where}"
 
 
 def _names(cards: list[Card]) -> str:
