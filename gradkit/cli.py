@@ -128,6 +128,9 @@ def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) ->
     if started.report is not None:
         began = started.report.step
         print(f"going on from the checkpoint of step {began} in {started.source}", flush=True)
+        before = started.report.about.get("replicas")
+        if before != config.replicas:
+            print(f"{config.replicas} replicas begin at the mean of the {before} that were saved", flush=True)
         if config.cooldown is not None and started.checkpoints is not None:
             print(f"cooling down to step {started.plan.steps}, checkpoints in {started.checkpoints.folder}", flush=True)
         if started.set_aside:

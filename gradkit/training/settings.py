@@ -139,6 +139,22 @@ class TrainConfig:
         None,
         f"what they send: {', '.join(strategies.EXCHANGES)}; with a memory of what is not sent; default: mean",
     )
+    outer_learning_rate: float | None = setting(
+        None, f"of the step between rounds, >= 0, of {strategies.takers('outer_learning_rate')}; default: 0.7"
+    )
+    outer_momentum: float | None = setting(
+        None, f"of the same step, from 0 to 1, of {strategies.takers('outer_momentum')}; default: 0.9"
+    )
+    fragments: int | None = setting(
+        None,
+        f"parts that leaves are dealt out to and that meet in turn, of {strategies.takers('fragments')}; default: 1",
+    )
+    delay: int | None = setting(
+        None, f"steps an exchange may take, below sync_every / fragments, of {strategies.takers('delay')}; default: 0"
+    )
+    mixing: float | None = setting(
+        None, f"share that a replica keeps of its own, from 0 to 1, of {strategies.takers('mixing')}; default: 0"
+    )
     checkpoint_dir: str | None = setting(None, "folder of checkpoints; a run that finds some goes on from the last")
     checkpoint_every: int | None = setting(None, "steps between checkpoints, evaluations divide it; default: every one")
     restore_step: int | None = setting(None, "go on from this checkpoint; later ones are set aside; default: the last")

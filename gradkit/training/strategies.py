@@ -23,10 +23,12 @@ from gradkit.catalogue import Card
 from gradkit.diagnostics import metrics
 from gradkit.parallel import (
     error_feedback,
+    fragment_steps,
     int8_compressor,
     low_rank_compressor,
     mean_compressor,
     replica_mean,
+    resize_replicas,
     sign_compressor,
     ternary_compressor,
     top_k_compressor,
@@ -54,6 +56,10 @@ EXCHANGES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "ternary": ternary_compressor,
     **{name: lambda make=make: error_feedback(make()) for name, make in BIASED.items()},
 }
+# Numbers that flags give a strategy, under the names of its arguments.
+OPTIONS = ("outer_learning_rate", "outer_momentum", "fragments", "delay", "mixing")
+# What a run that goes on from a checkpoint must say again; another number of replicas begins at the mean of the old.
+SAME = ("sync", "sync_every", "exchange", "fragments", "delay")
 
 
 def offered() -> dict[str, Card]:
@@ -73,6 +79,17 @@ def arguments(sync: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(offered()[sync].function).parameters
 
 
+def takers(option: str) -> str:
+    """The strategies that a flag of `OPTIONS` is for.
+
+    >>> takers("delay")
+    'streaming_diloco'
+    """
+    # A matrix has the name of a number elsewhere: the default tells them apart.
+    numbers = {name: arguments(name)[option].default for name in offered() if option in arguments(name)}
+    return ", ".join(name for name, default in numbers.items() if isinstance(default, int | float))
+
+
 def is_method(sync: str | None) -> bool:
     """Whether a strategy is a method by itself, of a learning rate, and goes around none."""
     return sync is not None and "inner" not in arguments(sync)
@@ -85,7 +102,7 @@ def check(config: Any) -> None:
       ValueError: a flag in the wrong place, or a value that is none of those it takes.
     """
     if config.replicas is None:
-        for name in ("sync", "sync_every", "exchange"):
+        for name in ("sync", "sync_every", "exchange", *OPTIONS):
             if getattr(config, name) is not None:
                 raise ValueError(f"{name} is of replicas: give replicas as well, such as --replicas=4")
         return
@@ -113,6 +130,7 @@ def check(config: Any) -> None:
                 "sync_every is the length of a round of a strategy: give sync as well, such as --sync=diloco; without "
                 "one the gradients are exchanged in every step"
             )
+        _check_options(config)
         return
     takes = arguments(config.sync)
     if config.sync_every is not None and "sync_every" not in takes:
@@ -130,6 +148,29 @@ def check(config: Any) -> None:
             f"method and chain must be left out with sync={config.sync!r}, which is a method by itself; around a "
             f"method go {', '.join(those)}"
         )
+    _check_options(config)
+
+
+def _check_options(config: Any) -> None:
+    """Refuses numbers that the strategy does not take, or not in this range."""
+    for name in OPTIONS:
+        if getattr(config, name) is not None and config.sync not in takers(name).split(", "):
+            without = "without sync" if config.sync is None else f"with sync={config.sync!r}, which has none"
+            raise ValueError(f"{name} must be left out {without}; it is for sync={takers(name)}")
+    if config.sync is None or is_method(config.sync):
+        return
+    around(config, optax.identity())
+    if "fragments" in arguments(config.sync):
+        given = _given(config)
+        length = {name: arguments(config.sync)[name].default for name in ("sync_every", "fragments", "delay")}
+        length |= {name: given[name] for name in length if name in given}
+        fragment_steps(length["sync_every"], length["fragments"], 0, delay=length["delay"])
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """The arguments of the strategy that flags give, all but the exchange."""
+    named = {name: getattr(config, name) for name in ("sync_every", *OPTIONS)}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def described(config: Any) -> str:
@@ -143,7 +184,7 @@ def described(config: Any) -> str:
     if config.replicas is None:
         return inner
     flags = ("sync_every", "exchange") if is_method(config.sync) else ("sync", "sync_every", "exchange")
-    given = [f"{name}={getattr(config, name)}" for name in flags if getattr(config, name) is not None]
+    given = [f"{name}={getattr(config, name)}" for name in (*flags, *OPTIONS) if getattr(config, name) is not None]
     return ", ".join((f"{config.replicas} replicas of {inner}", *given))
 
 
@@ -177,8 +218,7 @@ def around(config: Any, tx: optax.GradientTransformation) -> optax.GradientTrans
     exchange = None if config.exchange is None else EXCHANGES[config.exchange]()
     if config.sync is None:
         return optax.chain(mean_compressor() if exchange is None else exchange, tx)
-    given = {"sync_every": config.sync_every, "exchange": exchange}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(config) if exchange is None else {**_given(config), "exchange": exchange}
     return offered()[config.sync].function(tx, **given)
 
 
@@ -224,6 +264,27 @@ def start(
 
     params, opt_state, model_state = jax.vmap(begin, axis_name=AXIS, out_axes=0)(jnp.arange(replicas))
     return run.Run(jnp.zeros((), jnp.int32), params, opt_state, run.first_key(seed), model_state)
+
+
+def together(lies: run.Run) -> run.Run:
+    """Shardings like these, with all replicas on every device."""
+
+    def whole(s: NamedSharding) -> NamedSharding:
+        return NamedSharding(s.mesh, PartitionSpec(None, *s.spec[1:]), memory_kind=s.memory_kind)
+
+    params, opt_state, kept = jax.tree.map(whole, (lies.params, lies.opt_state, lies.model_state))
+    return lies._replace(params=params, opt_state=opt_state, model_state=kept)
+
+
+def resized(now: run.Run, replicas: int, shardings: run.Run) -> run.Run:
+    """A run with another number of replicas, each of them at the mean of the old ones, as `resize_replicas` says."""
+
+    def resize(*trees: Any) -> Any:
+        return resize_replicas(trees, replicas)
+
+    lies = (shardings.params, shardings.opt_state, shardings.model_state)
+    params, opt_state, model_state = jax.jit(resize, out_shardings=lies)(now.params, now.opt_state, now.model_state)
+    return now._replace(params=params, opt_state=opt_state, model_state=model_state)
 
 
 def step_function(

@@ -134,7 +134,7 @@ def _same_numbers(config: TrainConfig, plan: Plan) -> dict[str, Any]:
     """What a checkpoint must agree on with the run that goes on from it."""
     numbers = {"workload": plan.problem.name, "seed": config.seed, "batch_size": plan.problem.batch_size}
     if config.replicas is not None:
-        numbers |= {name: getattr(config, name) for name in ("replicas", "sync", "sync_every", "exchange")}
+        numbers |= {name: getattr(config, name) for name in ("replicas", *strategies.SAME)}
     return numbers if config.schedule is None else {**numbers, "schedule": config.schedule}
 
 
@@ -227,7 +227,15 @@ def start(config: TrainConfig) -> Started:
             f"{source.folder}: it must be one of the evaluations"
         )
     about = _same_numbers(config, plan)
-    state, report = source.restore(state, step=last, about=about, transplant=config.transplant)
+    before = source.about(last).get("replicas")
+    if config.replicas is None or before is None or before == config.replicas:
+        state, report = source.restore(state, step=last, about=about, transplant=config.transplant)
+    else:
+        # All old replicas on every device: the mesh need not divide their number. Their minibatches may change as well.
+        about = {name: value for name, value in about.items() if name not in ("replicas", "batch_size")}
+        like = strategies.resized(state, before, strategies.together(shardings))
+        old, report = source.restore(like, step=last, about=about, transplant=config.transplant)
+        state = strategies.resized(old, config.replicas, shardings)
     aside = source.set_aside(after=last) if source is checkpoints else ()
     return Started(plan, mesh, state, place, checkpoints, report, aside, source.folder)
 
@@ -324,7 +332,9 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
     `gk.parallel.param_shardings` says, minibatches as `gk.parallel.batch_sharding` does.
 
     With `replicas=4` every replica has parameters and a state of its own and trains on minibatches of its own, as
-    `sync` and `exchange` say; `loss` is the mean of theirs, and `metric` is read at the mean of their parameters.
+    `sync` and `exchange` say; `loss` is the mean of theirs, and `metric` is read at the mean of their parameters. From
+    a checkpoint of another number of replicas each goes on at the mean of the old ones, as
+    `gk.parallel.resize_replicas` says; then the global batch may be another one too.
 
     Args:
       config: what is trained, how long, and on what. `devices` and `coordinator` are for the command line: here,

@@ -5,12 +5,15 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from gradkit.cli import main
+from gradkit.parallel import streaming_diloco
 from gradkit.training import TrainConfig, run, strategies, train
+from gradkit.training.flags import parse
 from gradkit.training.train import start
 from gradkit.transforms import eval_params
 from gradkit.workloads import load
@@ -41,8 +44,41 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: pathlib.Path) -> None
         np.testing.assert_array_equal(x, y)
     memory = np.asarray(jax.tree.leaves(a.opt_state.exchange.error)[0])
     assert memory.shape[0] == 4 and np.ptp(memory, axis=0).max() > 0
-    with pytest.raises(ValueError, match="replicas"):
-        start(config(checkpoint_dir=str(tmp_path / "whole"), replicas=2))
+
+
+@pytest.mark.parametrize(("replicas", "mesh"), [(2, None), (8, "replica=8")])
+def test_another_number_of_replicas_goes_on_at_the_mean(
+    replicas: int, mesh: str | None, tmp_path: pathlib.Path
+) -> None:
+    """Step 3 is in the middle of a round: parameters and what was not sent differ between replicas, and their means
+    stay; what all have in common stays to the bit. The run that goes on is as resumable as any other."""
+    folder = str(tmp_path)
+    next(running := train(config(checkpoint_dir=folder, global_batch=32)))
+    running.close()
+    old = start(config(checkpoint_dir=folder, global_batch=32)).state
+    other = config(checkpoint_dir=folder, global_batch=32, replicas=replicas, mesh=mesh)
+    started = start(other)
+    new = started.state
+    assert started.plan.problem.batch_size == 32 // replicas and int(new.step) == 3
+    assert np.ptp(np.asarray(jax.tree.leaves(old.params)[0]), axis=0).max() > 1e-3
+    for x, y in zip(*(jax.tree.leaves((each.params, each.opt_state)) for each in (old, new)), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert y.shape == (replicas, *x.shape[1:]) and x.dtype == y.dtype
+        assert (y == y[:1]).all()
+        if (x == x[:1]).all():
+            np.testing.assert_array_equal(x[0], y[0])
+        else:  # a sum of four numbers, in any order, and the quotient: four roundings of the largest
+            bound = 4 * 2**-24 * np.abs(x).max()
+            np.testing.assert_allclose(y[0], np.mean(x, axis=0, dtype=np.float64), rtol=0, atol=bound)
+    if mesh is not None:
+        assert all(x.sharding.spec[0] == "replica" for x in jax.tree.leaves((new.params, new.opt_state)))
+        return
+    for name, given in (("sync", {"sync": "streaming_diloco"}), ("sync_every", {"sync_every": 3})):
+        with pytest.raises(ValueError, match=f"of another run: {name} is"):
+            start(config(checkpoint_dir=folder, replicas=2, **given))
+    (record,) = rows(train(other))
+    later = start(other).state
+    assert record["step"] == 6 and np.asarray(jax.tree.leaves(later.params)[0]).shape[0] == replicas
 
 
 def test_on_a_mesh_as_on_one_device(tmp_path: pathlib.Path) -> None:
@@ -152,6 +188,32 @@ REFUSED = {
     "method and chain must be left out with sync='savic'": {"sync": "savic", "exchange": None},
     "aggregator must be left out with replicas": {"aggregator": "upgrad"},
     "max_batch must be left out with replicas": {"microbatch": 8, "max_batch": 64},
+    "outer_momentum is of replicas": {
+        "replicas": None,
+        "sync": None,
+        "sync_every": None,
+        "exchange": None,
+        "outer_momentum": 0.5,
+    },
+    "delay must be left out with sync='diloco', which has none; it is for sync=streaming_diloco": {"delay": 1},
+    "outer_momentum must be left out without sync; it is for sync=diloco, dilocox, streaming_diloco": {
+        "sync": None,
+        "sync_every": None,
+        "outer_momentum": 0.5,
+    },
+    "mixing must be left out with sync='dproxsgt'": {
+        "sync": "dproxsgt",
+        "sync_every": None,
+        "exchange": None,
+        "method": None,
+        "mixing": 0.5,
+    },
+    r"mixing must be .*\[0, 1\], got 1.5": {"sync": "streaming_diloco", "mixing": 1.5},
+    r"outer_learning_rate must be .*\[0, inf\).*, got -1": {"outer_learning_rate": -1.0},
+    r"outer_momentum must be .*\[0, 1\], got 2": {"outer_momentum": 2.0},
+    "fragments must be an integer >= 1, got 0": {"sync": "streaming_diloco", "fragments": 0},
+    "sync_every must be a multiple of the 3 fragments, got 4; write 6": {"sync": "streaming_diloco", "fragments": 3},
+    "delay must be below sync_every / fragments = 2, got 2": {"sync": "streaming_diloco", "fragments": 2, "delay": 2},
     "global_batch must be a multiple of replicas=4": {"global_batch": 30},
     "devices must be a multiple of replicas=4": {"devices": 6},
     "the axis replica of mesh must have the length replicas=4": {"mesh": "replica=2,data=2"},
@@ -162,6 +224,39 @@ REFUSED = {
 def test_a_flag_in_the_wrong_place_is_named_with_what_is_allowed(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**REFUSED[message])
+
+
+def test_the_numbers_of_a_strategy_are_those_of_the_flags() -> None:
+    """What trains is the strategy with these arguments: the same updates, in every step of two rounds."""
+    given: dict[str, Any] = {
+        "outer_learning_rate": 0.5,
+        "outer_momentum": 0.75,
+        "fragments": 2,
+        "delay": 1,
+        "mixing": 0.25,
+    }
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    wanted = parse(TrainConfig, ["--replicas=2", "--sync=streaming_diloco", "--sync_every=4", *flags])
+    assert all(getattr(wanted, name) == value for name, value in given.items())
+    assert strategies.described(wanted).endswith("delay=1, mixing=0.25")
+    params = {"a": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "b": np.ones((2, 2), np.float32)}
+
+    def path(tx: Any) -> Any:
+        def step(carry: Any, _: None) -> Any:
+            x, state = carry
+            scale = jnp.where(jax.lax.axis_index("replica") == 0, 1.0, 2.0)
+            grads = jax.tree.map(lambda x: scale * x, x)
+            u, state = tx.update(grads, state, x)
+            x = optax.apply_updates(x, u)
+            return (x, state), x
+
+        return jax.jit(jax.vmap(lambda x: jax.lax.scan(step, (x, tx.init(x)), None, 8)[1], axis_name="replica"))(params)
+
+    own, plain = (streaming_diloco(optax.sgd(0.1), sync_every=4, **numbers) for numbers in (given, {}))
+    paths = map(path, (strategies.around(wanted, optax.sgd(0.1)), own, plain))
+    for x, y, z in zip(*map(jax.tree.leaves, paths), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert np.abs(np.asarray(x) - z).max() > 1e-3
 
 
 def test_a_mesh_of_another_number_of_replicas_is_refused() -> None:
