@@ -164,6 +164,9 @@ class Card:
       race: how it enters a race: rate, spread of the grid, schedule, arguments. None: with its `example` around a rate
         of 0.01.
       variants: further names under which it races, with other arguments.
+      served: of a method of another library, how it is written there, such as "optax.radam".
+      checked: of such a method, what a test of this library compares. "": nothing.
+      unchecked: of such a method, what no test does, or what to take instead.
     """
 
     function: Callable[..., Any]
@@ -184,6 +187,9 @@ class Card:
     notes: str = ""
     race: Race | None = None
     variants: Mapping[str, Race] = dataclasses.field(default_factory=dict)
+    served: str = ""
+    checked: str = ""
+    unchecked: str = ""
 
     @property
     def name(self) -> str:
@@ -207,6 +213,8 @@ class Card:
     @property
     def public_name(self) -> str:
         """How a user writes it: `gk.lion`, `gk.schedules.wsd`."""
+        if self.served:
+            return self.served
         return f"gk.{self.name}" if self.room in ("optimizers", "transforms") else f"gk.{self.room}.{self.name}"
 
     @property
@@ -220,6 +228,8 @@ class Card:
     @property
     def paper_check(self) -> str:
         """The test of what the paper claims: one file of tests per file of methods."""
+        if self.served:
+            return "tests/papers/test_served_by_optax.py" if self.checked else "none"
         return f"tests/papers/test_{self.function.__module__.split('.')[-1]}.py"
 
     @property

@@ -26,6 +26,7 @@ MUST: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adjust_lora_gradients", "lora_pro", "lora_pro_adam"), ("pairs",)),
     **dict.fromkeys(("adamh", "muonh"), ("adam_learning_rate",)),
     **dict.fromkeys(("oasis", "scale_by_local_lipschitz"), ("deterministic",)),
+    **dict.fromkeys(("apollo", "apollo_mini"), ("key",)),
     "dion": ("key", "adam_learning_rate"),
     "gravity": ("alpha",),
     **dict.fromkeys(("muon", "normuon"), ("adam_learning_rate",)),

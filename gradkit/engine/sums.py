@@ -277,6 +277,17 @@ def own_parts(names: Sequence[str], leaves: Sequence[jax.Array], whole: Sequence
     return [_typed_as(x, part) for x, part in zip(leaves, parts, strict=True)]
 
 
+def zeros_along(x: Any, summed: Sequence[int], dtype: Any) -> jax.Array:
+    """Zeros for what is kept of a leaf that is summed over some of its axes, which have length 1: over Explicit axes
+    typed as `own_parts` makes what is added.
+
+    >>> zeros_along(jnp.ones((3, 2)), (0,), jnp.float32).tolist()
+    [[0.0, 0.0]]
+    """
+    zeros = jnp.zeros([1 if a in summed else n for a, n in enumerate(x.shape)], dtype)
+    return zeros if isinstance(x, jax.ShapeDtypeStruct) else _typed_as(x, zeros)
+
+
 def _declared_part(name: str, leaf: jax.Array, whole: jax.Array) -> jax.Array:
     for axis, over in enumerate(_declared_cut(name, leaf.ndim)):
         if (ways := _ways(over)) > 1 and whole.shape[axis] == ways * leaf.shape[axis]:

@@ -45,6 +45,10 @@ from gradkit.gradients.flat_multi_task import (
 from gradkit.gradients.forward_gradient import (
     forward_gradient,
 )
+from gradkit.gradients.friendly_sam import (
+    FriendlySamState,
+    friendly_sam,
+)
 from gradkit.gradients.gauss_newton_bartlett_diag import (
     gauss_newton_bartlett_diag,
 )
@@ -75,6 +79,10 @@ from gradkit.gradients.likelihood_ratio_gradient import (
     lr_dense,
 )
 from gradkit.gradients.local_spsa import local_spsa
+from gradkit.gradients.looksam import (
+    LooksamState,
+    looksam,
+)
 from gradkit.gradients.lora_ga_init import (
     lora_ga_init,
 )
@@ -126,6 +134,9 @@ from gradkit.gradients.sl_bamm import (
 from gradkit.gradients.smoothgrad import (
     smoothgrad,
 )
+from gradkit.gradients.stateful import (
+    StatefulGradient,
+)
 from gradkit.gradients.svag import (
     svag,
 )
@@ -160,14 +171,17 @@ __all__ = [
     "ConcurrentAdversarial",
     "ConcurrentAdversarialState",
     "FlatMultiTask",
+    "FriendlySamState",
     "GradientMoments",
     "LazyGradients",
     "LikelihoodRatioGradients",
     "LikelihoodRatioTape",
+    "LooksamState",
     "ScaleByReturn",
     "ScaleByReturnState",
     "Sga",
     "SgaState",
+    "StatefulGradient",
     "ZerothOrder",
     "ZoHistoryState",
     "aggregate_inner_gradients",
@@ -185,6 +199,7 @@ __all__ = [
     "feedback_alignment",
     "flat_multi_task",
     "forward_gradient",
+    "friendly_sam",
     "gauss_newton_bartlett_diag",
     "grad_cache",
     "gradient_moments",
@@ -196,6 +211,7 @@ __all__ = [
     "init_feedback",
     "likelihood_ratio_gradient",
     "local_spsa",
+    "looksam",
     "lora_ga_init",
     "low_variance_last_step",
     "lr_dense",

@@ -19,8 +19,8 @@ from gradkit.layers.condition_weight import (
 from gradkit.layers.ghost_batch_norm import (
     ghost_batch_norm,
 )
-from gradkit.layers.matched_affine import AffineStatistics, init_affine_statistics, matched_affine
 from gradkit.layers.gradient_boosted_layers import BoostedBlocks, boost, gradient_boosted_layers
+from gradkit.layers.matched_affine import AffineStatistics, init_affine_statistics, matched_affine
 from gradkit.layers.mip_encode import (
     mip_combine,
     mip_encode,
@@ -103,8 +103,8 @@ __all__ = [
     "alternate_codebook_update",
     "batch_channel_norm",
     "batch_norm",
-    "collect_attention_logits",
     "boost",
+    "collect_attention_logits",
     "compress_residuals",
     "condition_weight",
     "crs_linear",

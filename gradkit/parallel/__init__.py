@@ -9,6 +9,10 @@ from gradkit.parallel.dadao import Dadao, DadaoState, dadao, poisson_events
 from gradkit.parallel.deep_gradient_compression import deep_gradient_compression, dgc_warmup, top_k_compressor
 from gradkit.parallel.delayed_dual_averaging import delayed_dual_averaging, optimistic_delayed_dual_averaging
 from gradkit.parallel.delayed_nesterov import async_local_sgd, delayed_nesterov, dynamic_local_steps
+from gradkit.parallel.demo import (
+    dct_top_k,
+    demo,
+)
 from gradkit.parallel.diff2 import Diff2, Diff2State, diff2
 from gradkit.parallel.diloco import diloco, outer_nesterov
 from gradkit.parallel.dilocox import dilocox, one_step_delay
@@ -104,12 +108,14 @@ __all__ = [
     "compressed_dproxsgt",
     "compressor_of",
     "dadao",
+    "dct_top_k",
     "declare_specs",
     "decode_gradients",
     "deep_gradient_compression",
     "degas",
     "delayed_dual_averaging",
     "delayed_nesterov",
+    "demo",
     "dgc_warmup",
     "diff2",
     "diloco",

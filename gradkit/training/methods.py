@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import optax
 
 from gradkit import catalogue, checks, leaves, schedules
-from gradkit.catalogue import Card, Paper, Race
+from gradkit.catalogue import Card, Race
 from gradkit.engine.by_role import by_role
 from gradkit.optimizers.momentum import sgd
 from gradkit.training import chains
+from gradkit.training.served_by_optax import OPTAX, SERVED
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 
 DEFAULT_CENTRE = 1e-2
-OPTAX = Paper("The DeepMind JAX Ecosystem", "Babuschkin et al.", 2020)
 # Optimizers of optax that find their step themselves: the rate is a factor of it, and no schedule belongs on top.
 SELF_TUNING = frozenset(
     (
@@ -325,6 +325,8 @@ def _of_optax(name: str) -> Method:
         raise ValueError(f"optax has no optimizer called {name!r}{checks.nearest(name, own)}")
     if short in SELF_TUNING:
         return Method(name, factory, 1.0, schedule=None)
+    if name in SERVED and SERVED[name].rate is not None:
+        return Method(name, factory, SERVED[name].rate)
     entry = _entries().get(short)
     like = entry[1] if entry is not None else None
     return Method(name, factory, DEFAULT_CENTRE if like is None else like.rate)
@@ -358,11 +360,17 @@ def _by_file(where: str) -> Method:
 
 
 def card_of(name: str) -> Card:
-    """The card of a method of any form, whether it is called `lion` or `gk.lion`; of optax's a card without evidence.
+    """The card of a method of any form, whether it is called `lion` or `gk.lion`; of one of optax with what a test of
+    this library has compared.
 
     Raises:
       ValueError: no method has this name; the nearest are offered.
     """
     if name.startswith("optax."):
-        return Card(_of_optax(name).make, "optimizer", OPTAX)
+        make = _of_optax(name).make
+        if name not in SERVED:
+            return Card(make, "optimizer", OPTAX, served=name)
+        paper, words, checked, unchecked, rate = SERVED[name]
+        race = None if rate is None else Race(rate)
+        return Card(make, "optimizer", paper, words=words, served=name, checked=checked, unchecked=unchecked, race=race)
     return catalogue.find(name.removeprefix("gk.").split(".")[-1])

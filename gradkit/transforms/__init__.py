@@ -62,6 +62,10 @@ from gradkit.transforms.direction import (
 from gradkit.transforms.evaluation import (
     eval_params,
 )
+from gradkit.transforms.factored_rms import (
+    ScaleByFactoredRmsState,
+    scale_by_factored_rms,
+)
 from gradkit.transforms.find import (
     find,
 )
@@ -221,6 +225,10 @@ from gradkit.transforms.sophia import (
     ScaleBySophiaState,
     scale_by_sophia,
 )
+from gradkit.transforms.tensor_rms import (
+    clip_by_tensor_rms,
+    scale_by_param_rms,
+)
 from gradkit.transforms.top_magnitude_mask import keep_updates, top_magnitude_mask
 from gradkit.transforms.trace import (
     TraceState,
@@ -240,6 +248,12 @@ from gradkit.transforms.weight_decay import (
 from gradkit.transforms.weight_normalized import (
     DirectionAndLength,
     weight_normalized,
+)
+from gradkit.transforms.width import (
+    Multipliers,
+    mup_init,
+    mup_multipliers,
+    scale_by_width,
 )
 from gradkit.transforms.with_curvature import (
     WithCurvatureState,
@@ -270,6 +284,7 @@ __all__ = [
     "MarsCorrectionState",
     "MatrixSharding",
     "Measure",
+    "Multipliers",
     "NormalizeAndProjectState",
     "PrecisionState",
     "ProjectLowRankState",
@@ -281,6 +296,7 @@ __all__ = [
     "RootMeanSquareState",
     "ScaleByAdamState",
     "ScaleByDiagCurvatureState",
+    "ScaleByFactoredRmsState",
     "ScaleByGsnrState",
     "ScaleByKronState",
     "ScaleByLearningRateState",
@@ -309,6 +325,7 @@ __all__ = [
     "centralize_gradients",
     "clip_by_block_norm",
     "clip_by_global_norm",
+    "clip_by_tensor_rms",
     "clip_by_update_rms",
     "clip_top_coordinates",
     "corrected_weight_decay",
@@ -330,6 +347,8 @@ __all__ = [
     "lookahead_in_chain",
     "mars_correction",
     "minimise_inner",
+    "mup_init",
+    "mup_multipliers",
     "norm_loss",
     "normalize_and_project",
     "normalize_gradients",
@@ -352,16 +371,19 @@ __all__ = [
     "scale_by_adam",
     "scale_by_delayed_rss",
     "scale_by_diag_curvature",
+    "scale_by_factored_rms",
     "scale_by_gsnr",
     "scale_by_kron",
     "scale_by_learning_rate",
     "scale_by_measured",
     "scale_by_neuron_rms",
+    "scale_by_param_rms",
     "scale_by_pnm",
     "scale_by_rss",
     "scale_by_scheduled_adam",
     "scale_by_sophia",
     "scale_by_trust_ratio",
+    "scale_by_width",
     "schedule_free",
     "schedule_free_eval_params",
     "shard_matrices",

@@ -44,41 +44,66 @@ def load_text() -> Text:
 
 
 class Block(nn.Module):
-    """One layer: causal self-attention, then a gelu MLP of four times the width, each on a normalised input."""
+    """One layer: causal self-attention, then a gelu MLP of four times the width, each on a normalised input.
+
+    Attributes:
+      width: features of every position.
+      heads: of the attention; divides the width.
+    """
+
+    width: int = WIDTH
+    heads: int = HEADS
 
     @nn.compact
     def __call__(self, h: jax.Array, _: None) -> tuple[jax.Array, None]:
         x = nn.RMSNorm()(h)
         # (batch, time, width) -> (batch, time, heads, width / heads)
         query, key, value = (
-            nn.Dense(WIDTH, use_bias=False, name=name)(x).reshape(*h.shape[:-1], HEADS, -1)
+            nn.Dense(self.width, use_bias=False, name=name)(x).reshape(*h.shape[:-1], self.heads, -1)
             for name in ("query", "key", "value")
         )
         attended = jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(h.shape)
-        h = h + nn.Dense(WIDTH, use_bias=False, name="out")(attended)
-        x = nn.Dense(4 * WIDTH, use_bias=False, name="up")(nn.RMSNorm()(h))
-        return h + nn.Dense(WIDTH, use_bias=False, name="down")(nn.gelu(x)), None
+        h = h + nn.Dense(self.width, use_bias=False, name="out")(attended)
+        x = nn.Dense(4 * self.width, use_bias=False, name="up")(nn.RMSNorm()(h))
+        return h + nn.Dense(self.width, use_bias=False, name="down")(nn.gelu(x)), None
 
 
 class ByteLM(nn.Module):
-    """Tokens (batch, context) -> logits of the next byte."""
+    """Tokens (batch, context) -> logits of the next byte.
+
+    Attributes:
+      vocabulary: how many bytes there are.
+      width: features of every position.
+      heads: of the attention; divides the width.
+      readout: what the input of the head is multiplied by.
+    """
 
     vocabulary: int
+    width: int = WIDTH
+    heads: int = HEADS
+    readout: float = 1.0
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         position = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        h = nn.Embed(self.vocabulary, WIDTH, name="tokens")(tokens)
-        h = h + nn.Embed(CONTEXT, WIDTH, name="positions")(position)[None]
+        h = nn.Embed(self.vocabulary, self.width, name="tokens")(tokens)
+        h = h + nn.Embed(CONTEXT, self.width, name="positions")(position)[None]
         layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=LAYERS)
-        h, _ = layers()(h, None)
-        return nn.Dense(self.vocabulary, use_bias=False, name="head")(nn.RMSNorm()(h))
+        h, _ = layers(self.width, self.heads)(h, None)
+        h = nn.RMSNorm()(h)
+        return nn.Dense(self.vocabulary, use_bias=False, name="head")(h if self.readout == 1 else self.readout * h)
 
 
-def bytelm(*, batch_size: int = 16) -> Workload:
-    """The language model; batches are windows at random places of the training text."""
+def bytelm(*, batch_size: int = 16, width: int = WIDTH, readout: float = 1.0) -> Workload:
+    """The language model; batches are windows at random places of the training text.
+
+    Args:
+      batch_size: windows in a minibatch.
+      width: features of every position, a multiple of the size of a head, which stays the same.
+      readout: what the input of the head is multiplied by, as `gk.mup_multipliers` has it.
+    """
     text = load_text()
-    network = ByteLM(text.vocabulary)
+    network = ByteLM(text.vocabulary, width, width * HEADS // WIDTH, readout)
 
     def windows(data: jax.Array, starts: jax.Array) -> jax.Array:
         return jax.vmap(lambda start: jax.lax.dynamic_slice(data, (start,), (CONTEXT + 1,)))(starts)
@@ -100,7 +125,7 @@ def bytelm(*, batch_size: int = 16) -> Workload:
 
     return Workload(
         name="bytelm",
-        description=f"byte-level transformer, {LAYERS} scanned layers of width {WIDTH}, batch {batch_size} x {CONTEXT}",
+        description=f"byte-level transformer, {LAYERS} scanned layers of width {width}, batch {batch_size} x {CONTEXT}",
         init=initializer(network, held_out[:1, :-1], gain=1.0),
         batch=batch,
         loss=loss,

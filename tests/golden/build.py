@@ -158,6 +158,17 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+# method -> transformation of a file that says more than its hyperparameters
+OF_FILES: dict[str, Callable[[fixture.Golden], Any]] = {**modern_adaptive.OF_FILES}
+
+
+def transformation(golden: fixture.Golden) -> Any:
+    """What a file of a trajectory is of."""
+    if golden.method in OF_FILES:
+        return OF_FILES[golden.method](golden)
+    return TRANSFORMATIONS[golden.method](golden.hyper())
+
+
 def _dion_start(state: Any, reader: extras.Reader) -> Any:
     """Q of every leaf, found by its rows, of which no two leaves have the same number."""
     by_rows = {value.shape[0]: jnp.asarray(value) for value in reader.tree("q0").values()}
@@ -216,6 +227,8 @@ MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] =
 
 # Arrays of a file that say nothing more: method -> beginnings of their names.
 REPEATED = {
+    # The same projection at every step until the next.
+    "apollo": ("projection_t",),
     # The factors after the last step: every update but that of the last step follows from them.
     "kron": ("q_final/",),
     # The norms of gradients that the file has.
@@ -434,6 +447,7 @@ def _dual_descent(golden: fixture.Golden) -> dict[str, Any]:
 
 # method -> (file -> name of an array -> what this library answers)
 ANSWERS: dict[str, Callable[[fixture.Golden], dict[str, Any]]] = {
+    **modern_adaptive.ANSWERS,
     "convex_schedule_bound": _bounds,
     "multigrid_schedule": _multigrid,
     "norm_test, inner_product_test, orthogonality_test": _batch_tests,
@@ -483,6 +497,8 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]]
 CONSTRUCTED = ("order",)
 # method -> worker -> what is added to the seed of the file for its gradients. Default 1000 (worker + 1).
 WORKER_SEEDS: dict[str, Callable[[int], int]] = {"deep_gradient_compression": lambda worker: 1000 * worker}
+# Methods of whose files with one worker the gradients are those of the seed itself.
+ALONE = ("demo",)
 
 
 def _strategy(function: Callable[..., Any], *drop: str) -> Callable[[dict[str, Any]], Any]:

@@ -21,7 +21,7 @@ def asarrays(tree: Any) -> Any:
 def transformation(golden: Golden) -> tuple[float, list[str]]:
     """The largest error of a run, and the arrays of the file that nothing has read."""
     method, start, reader = golden.method, fixture.params(golden), extras.Reader(golden)
-    tx = optax.with_extra_args_support(build.TRANSFORMATIONS[method](golden.hyper()))
+    tx = optax.with_extra_args_support(build.transformation(golden))
     update = jax.jit(tx.update, static_argnames=("grad_fn", "value_fn"))
     x: Any = asarrays(start)
     state: Any = tx.init(x)
@@ -106,6 +106,8 @@ def strategy(golden: Golden) -> float:
     start, extra, hyper = fixture.params(golden), golden.extra(), golden.hyper()
     workers = hyper["workers"]
     shift = build.WORKER_SEEDS.get(golden.method, lambda w: 1000 * (w + 1))
+    if workers == 1 and golden.method in build.ALONE:
+        shift = lambda w: 0  # noqa: E731
     own = [golden.worker(shift(w)) for w in range(workers)]
     tx = build.STRATEGIES[golden.method](hyper)
     update = jax.jit(jax.vmap(tx.update, axis_name="replica"))

@@ -42,6 +42,43 @@ def _scale(golden: Golden, state: Any, x: Any, before: Any) -> dict[str, Any]:
     return {"s": gk.diagnostics.metrics(state)["mechanic_scale"]}
 
 
+def _stateful(source: Callable[..., Any], *names: str) -> Callable[[Golden], float]:
+    """The run of a source with a memory, and heavy ball behind it; the rates of a file may be those of every step."""
+
+    def run(golden: Golden) -> float:
+        start, own = fixture.params(golden), golden.meta["hyper"]
+        centre = fixture._draw(golden.meta["seed"], "centre")
+        tx = gk.sgd(**known(golden.hyper(), *names))
+
+        def loss(x: Any, curvature: Any) -> jax.Array:
+            parts = [
+                jnp.sum((0.5 + jnp.abs(curvature[n])) * (x[n] - centre[n]) ** 2 / 2 + 0.1 * (x[n] - centre[n]) ** 4)
+                for n in x
+            ]
+            return jnp.sum(jnp.stack(parts))
+
+        given = {name: own[name] for name in names if name in own}
+        if "every" in given:
+            given["update_interval"] = given.pop("every")
+        method = source(loss, **given)
+
+        def step(x: Any, state: Any, memory: Any, curvature: Any) -> Any:
+            _, g, memory = method.value_and_grad(memory, x, curvature)
+            updates, state = tx.update(g, state, x)
+            return optax.apply_updates(x, updates), state, memory
+
+        once = jax.jit(step)
+        x: Any = jax.tree.map(jnp.asarray, start)
+        state, memory, worst = tx.init(x), method.init(x), 0.0
+        for t, want in enumerate(golden.steps):
+            drawn = fixture._draw(golden.meta["seed"], "curv", t)
+            x, state, memory = once(x, state, memory, {n: jnp.asarray(drawn[n]) for n in start})
+            worst = max(worst, fixture.error(x, want, start))
+        return worst
+
+    return run
+
+
 def _gsam(golden: Golden) -> float:
     """The rates of the file are those of every step, also for the step uphill; heavy ball follows."""
     start, own, rates = fixture.params(golden), golden.meta["hyper"], golden.extra()["learning_rate"]
@@ -93,4 +130,8 @@ SCHEDULES: dict[str, Callable[[dict[str, Any]], dict[str, Callable[[Any], Any]]]
 }
 
 # method -> (file -> the largest error of its run)
-RUNS: dict[str, Callable[[Golden], float]] = {"gsam": _gsam}
+RUNS: dict[str, Callable[[Golden], float]] = {
+    "friendly_sam": _stateful(gk.gradients.friendly_sam, "rho", "sigma", "decay", "memory"),
+    "gsam": _gsam,
+    "looksam": _stateful(gk.gradients.looksam, "rho", "alpha", "every"),
+}

@@ -10,7 +10,7 @@ import optax
 
 import gradkit as gk
 from tests.golden import extras, fixture
-from tests.golden.translate import known
+from tests.golden.translate import ARRAYS, known
 
 Build = Callable[[dict[str, Any]], Any]
 
@@ -78,6 +78,11 @@ def _deep_gradient_compression(hyper: dict[str, Any]) -> Any:
     return optax.chain(exchange, optax.scale_by_learning_rate(hyper["learning_rate"]))
 
 
+def _demo(hyper: dict[str, Any]) -> Any:
+    """The arrays of the file are one matrix, or vector, each."""
+    return gk.parallel.demo(**known(hyper, "workers"), layout=ARRAYS)
+
+
 def _dadao(golden: fixture.Golden) -> float:
     """Quadratics (x - b)^T A (x - b) / 2 of every worker; all six fields after every event."""
     arrays, hyper = golden.extra(), golden.hyper()
@@ -98,4 +103,4 @@ TRANSFORMATIONS: dict[str, Build] = {"powersgd": _powersgd}
 STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {"powersgd": _powersgd_start}
 MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] = {"powersgd": _powersgd_error}
 EVENTS: dict[str, Callable[[fixture.Golden], float]] = {"dadao": _dadao}
-STRATEGIES: dict[str, Build] = {"deep_gradient_compression": _deep_gradient_compression}
+STRATEGIES: dict[str, Build] = {"demo": _demo, "deep_gradient_compression": _deep_gradient_compression}

@@ -23,6 +23,7 @@ FILES = {name: fixture.read(path) for name, path in fixture.files().items()}
 # Table of `build` -> the modes of the files that it drives.
 MODES = {
     "TRANSFORMATIONS": ("replay", "closure"),
+    "OF_FILES": ("replay", "closure"),
     "PROBLEMS": ("problem",),
     "FIXED": ("closure_t0",),
     "ADAPTERS": ("lora",),
@@ -71,7 +72,7 @@ def judge(golden: Golden, worst: float, record: Record) -> None:
     assert worst < golden.bound
 
 
-@pytest.mark.parametrize("golden", _known("TRANSFORMATIONS"))
+@pytest.mark.parametrize("golden", [*_known("TRANSFORMATIONS"), *_known("OF_FILES")])
 def test_transformation(golden: Golden, x64: None, record_property: Record) -> None:
     worst, unread = drive.transformation(golden)
     judge(golden, worst, record_property)

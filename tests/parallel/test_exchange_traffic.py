@@ -42,6 +42,9 @@ EXPECTED: dict[str, tuple[Any, list[tuple[str, str, int]]]] = {
         parallel.deep_gradient_compression(ratio=0.01),
         [("all-gather", "f32", W * K), ("all-gather", "s32", W * K)],
     ),
+    # 32 coefficients of every tile of 64 by 64 and their places.
+    "dct_top_k": (parallel.dct_top_k(), [("all-gather", "f32", W * N // 128), ("all-gather", "s32", W * N // 128)]),
+    "demo": (parallel.demo(0.1), [("all-gather", "f32", W * N // 128), ("all-gather", "s32", W * N // 128)]),
     "random_k": (parallel.random_k_compressor(0.01, key=0), [("all-reduce", "f32", K)]),
     "sign": (parallel.sign_compressor(), [("all-gather", "f32", W), ("all-gather", "u8", W * N // 8)]),
     "powersgd": (parallel.powersgd(2), [("all-reduce", "f32", 128), ("all-reduce", "f32", 128)]),

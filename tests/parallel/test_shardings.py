@@ -27,6 +27,9 @@ BY_SHAPE |= {(n, *SHAPES[name]): P(None, *SPECS[name]) for name in SHAPES for n 
 # its own axis first, then along what is left, where it divides; what is not smaller than its parameter also along the
 # axes of the mesh that the parameter lacks and another one has beside its own.
 OF_SOME_AXES = {
+    # What is kept of rows, and of columns.
+    ("kernel", (8, 1)): P("fsdp"),
+    ("kernel", (1, 16)): P(None, "tensor"),
     ("bias", (16, 1)): P("tensor"),
     ("bias", (16, 16)): P("tensor", "fsdp"),
     ("kernel", (2, 1)): P("fsdp"),
@@ -38,7 +41,9 @@ OF_SOME_AXES = {
 # All norms of a step are one all-reduce; a method that needs norms of what it made with the first norms has two.
 EXCHANGES = {
     "a_dog": 2,
+    "adafactor": 2,
     "auon": 2,
+    "came": 3,
     "clip_radagradd": 2,
     "guard": 2,
     "normalize_gradients": 2,
@@ -52,7 +57,7 @@ EXCHANGES = {
 }
 # What is no sum of blocks does not travel with the sums: counts, one per bit of a threshold, maxima, and the loss at
 # the end of a trial step, which the loss itself adds up.
-NO_SUMS = {"clip_by_quantile", "gravity", "keep_best", "smb", "smbi"}
+NO_SUMS = {"clip_by_quantile", "gravity", "keep_best", "smb", "smbi", "stable_spam"}
 # With example gradients of norm^2 s and a damping d, a Woodbury solve subtracts numbers (d + s) / d times as large as
 # what remains, and their roundings: here s is about 144.
 WELL_CONDITIONED = {"ngd": {"damping": 144.0}, "thermodynamic_ngd": {"damping": 144.0}}

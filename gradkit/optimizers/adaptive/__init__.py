@@ -5,6 +5,9 @@ from gradkit.optimizers.adaptive.adadelta import (
     adadelta,
     scale_by_adadelta,
 )
+from gradkit.optimizers.adaptive.adafactor import (
+    adafactor,
+)
 from gradkit.optimizers.adaptive.adagrad import (
     adagrad,
 )
@@ -13,6 +16,11 @@ from gradkit.optimizers.adaptive.adagrad_norm import (
 )
 from gradkit.optimizers.adaptive.adam import (
     adam,
+)
+from gradkit.optimizers.adaptive.adam_mini import (
+    ScaleByBlockRmsState,
+    adam_mini,
+    scale_by_block_rms,
 )
 from gradkit.optimizers.adaptive.adamax import (
     ScaleByAdamaxState,
@@ -55,6 +63,9 @@ from gradkit.optimizers.adaptive.ano import (
     ano,
     anolog,
     scale_by_ano,
+)
+from gradkit.optimizers.adaptive.came import (
+    came,
 )
 from gradkit.optimizers.adaptive.cautious_adamw import (
     cautious_adamw,
@@ -123,6 +134,11 @@ from gradkit.optimizers.adaptive.spam import (
 from gradkit.optimizers.adaptive.stable_adamw import (
     stable_adamw,
 )
+from gradkit.optimizers.adaptive.stable_spam import (
+    adaptive_norm,
+    adaptive_spike_clip,
+    stable_spam,
+)
 
 __all__ = [
     "OptimisticAmsgradState",
@@ -133,6 +149,7 @@ __all__ = [
     "ScaleByAdoptState",
     "ScaleByAmsgradState",
     "ScaleByAnoState",
+    "ScaleByBlockRmsState",
     "ScaleByDelayedRmsState",
     "ScaleByGradientChangeState",
     "ScaleByInducedMetricState",
@@ -141,18 +158,23 @@ __all__ = [
     "ScaleByNadamState",
     "ScaleByRmsState",
     "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
+    "adam_mini",
     "adamax",
     "adamnc",
     "adamp",
     "adamw",
     "adan",
+    "adaptive_norm",
+    "adaptive_spike_clip",
     "ademamix",
     "adopt",
     "amsgrad",
     "ano",
     "anolog",
+    "came",
     "cautious_adamw",
     "clip_adagrad",
     "clip_adam",
@@ -180,6 +202,7 @@ __all__ = [
     "scale_by_adopt",
     "scale_by_amsgrad",
     "scale_by_ano",
+    "scale_by_block_rms",
     "scale_by_delayed_rms",
     "scale_by_gradient_change",
     "scale_by_induced_metric",
@@ -192,4 +215,5 @@ __all__ = [
     "sgdp",
     "spam",
     "stable_adamw",
+    "stable_spam",
 ]

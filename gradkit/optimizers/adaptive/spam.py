@@ -18,19 +18,16 @@ from gradkit import checks
 from gradkit.catalogue import Paper, Race, register
 from gradkit.engine.accumulators import ema, ema_of_square, over_root
 from gradkit.engine.core import (
-    at_count,
     bias_corrections,
     cast,
-    check_decay_mask,
-    counter,
     increment,
     optimizer,
     scalar,
     transformation,
     zeros,
 )
-from gradkit.leaves import Method, resolve_mask
-from gradkit.leaves.scopes import decay_here
+from gradkit.engine.late_decay import decay_after_step
+from gradkit.leaves import Method
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
@@ -44,12 +41,6 @@ class ScaleBySpamState(NamedTuple):
     since_reset: jax.Array
     mu: Any
     nu: Any
-
-
-class DecayAfterStepState(NamedTuple):
-    """Number of updates made; None where neither the rate nor the decay is a schedule."""
-
-    count: Any
 
 
 @jax.jit
@@ -88,28 +79,6 @@ def _scale_by_spam(
         return jax.tree.map(direction, mu, nu, g), ScaleBySpamState(n, since, mu, nu)
 
     return transformation("spam", init, update)
-
-
-def _decay_after_step(learning_rate: Any, weight_decay: Any, mask: Any) -> optax.GradientTransformationExtraArgs:
-    """After the learning rate: the parameters decay once the step is made."""
-
-    def init(params: optax.Params) -> DecayAfterStepState:
-        check_decay_mask("spam", mask, params)
-        return DecayAfterStepState(counter(callable(learning_rate) or callable(weight_decay)))
-
-    def update(updates: Any, state: DecayAfterStepState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        del extra
-        rate = at_count(learning_rate, state.count, "spam: learning_rate")
-        decay = decay_here(at_count(weight_decay, state.count, "spam: weight_decay"))
-
-        def one(u: jax.Array, x: jax.Array, on: bool) -> jax.Array:
-            return u - scalar(rate, u) * scalar(decay, u) * (x + u) if on else u
-
-        new = jax.tree.map(one, updates, params, resolve_mask(mask, updates))
-        return new, DecayAfterStepState(increment(state.count))
-
-    described = Method("spam", None, weight_decay, mask)
-    return transformation("spam", init, update, needs_params=True, described=described)
 
 
 def spam(
@@ -181,7 +150,7 @@ def spam(
         Method("spam", learning_rate, weight_decay, weight_decay_mask),
         _scale_by_spam(b1, b2, eps, threshold, reset_every, start_after, warmup_steps, mu_dtype),
         scale_by_learning_rate(learning_rate),
-        _decay_after_step(learning_rate, weight_decay, weight_decay_mask),
+        decay_after_step("spam", learning_rate, weight_decay, weight_decay_mask),
     )
 
 

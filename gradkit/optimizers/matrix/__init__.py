@@ -4,6 +4,10 @@ from gradkit.optimizers.matrix.adamh import (
     adamh,
     muonh,
 )
+from gradkit.optimizers.matrix.apollo import (
+    apollo,
+    apollo_mini,
+)
 from gradkit.optimizers.matrix.auon import (
     auon,
     hybrid_auon,
@@ -39,6 +43,9 @@ from gradkit.optimizers.matrix.lora_pro import (
     adjust_lora_gradients,
     lora_pro,
     lora_pro_adam,
+)
+from gradkit.optimizers.matrix.lora_rite import (
+    lora_rite,
 )
 from gradkit.optimizers.matrix.muon import (
     ScaleByMuonState,
@@ -97,6 +104,8 @@ __all__ = [
     "ScaleBySoapState",
     "adamh",
     "adjust_lora_gradients",
+    "apollo",
+    "apollo_mini",
     "auon",
     "conda",
     "dion",
@@ -107,6 +116,7 @@ __all__ = [
     "kron",
     "lora_pro",
     "lora_pro_adam",
+    "lora_rite",
     "muon",
     "muon_clip",
     "muonh",

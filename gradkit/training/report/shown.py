@@ -69,6 +69,17 @@ def reasons(without: Mapping[Paper, str], width: int) -> str:
 
 def facts(card: Card) -> list[tuple[str, str]]:
     """What a card says, as pairs of a term and its meaning."""
+    if card.served:
+        return [
+            ("name", card.public_name),
+            ("form", card.form),
+            ("paper", str(card.paper)),
+            *([("state", f"{card.words:g} words per parameter, in its dtype")] if card.checked else []),
+            ("paper check", card.paper_check),
+            ("checked", card.checked or "nothing by a test of this library"),
+            *([("not checked", card.unchecked)] if card.unchecked else []),
+            *_races(card),
+        ]
     return [
         ("name", card.public_name),
         ("form", card.form),
@@ -88,6 +99,8 @@ def facts(card: Card) -> list[tuple[str, str]]:
 
 def text(card: Card, width: int) -> str:
     """The equations of the file of a method, and its docstring."""
+    if card.served:
+        return refilled(f"{card.served}\n\n{inspect.getdoc(card.function)}", width)
     equations = inspect.getdoc(inspect.getmodule(card.function)) or ""
     return refilled(f"{equations}\n\n{card.name}\n\n{inspect.getdoc(card.function)}", width)
 
