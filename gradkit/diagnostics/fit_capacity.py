@@ -14,6 +14,7 @@ from gradkit.diagnostics.lanczos import lanczos, ritz
 from gradkit.diagnostics.spectral_density import checked_steps
 from gradkit.engine.core import abs_sq, widen
 from gradkit.engine.keys import as_key, check_key
+from gradkit.types import Key
 
 PAPER = Paper("Just How Flexible are Neural Networks in Practice?", "Shwartz-Ziv et al.", 2024, "2406.11463")
 # Steps of Lanczos for the smallest eigenvalue, where their number is not given.
@@ -55,7 +56,7 @@ def fit_capacity(
     grad_norm_tol: float | None = None,
     curvature_tol: float | None = None,
     steps: int | None = None,
-    key: Any = None,
+    key: Key | None = None,
 ) -> FitCapacity:
     """The effective model complexity of a training procedure: the largest number of examples that it fits.
 

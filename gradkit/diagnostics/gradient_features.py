@@ -12,6 +12,7 @@ from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key
 from gradkit.engine.matching import check_leaves
 from gradkit.leaves import names
+from gradkit.types import Key, PyTree
 
 PAPER = Paper(
     "No Train, all Gain: Self-Supervised Gradients Improve Deep Frozen Representations",
@@ -45,11 +46,11 @@ def _projected(key: jax.Array, x: jax.Array, dim: int) -> jax.Array:
 
 def gradient_features(
     loss_fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     batch: Any,
     *,
     dim: int,
-    key: Any,
+    key: Key,
     leaves: Callable[[Any], Any] | None = None,
     chunk: int = 8,
     normalize: bool = True,

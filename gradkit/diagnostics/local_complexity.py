@@ -10,6 +10,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, PyTree, Scalar
 
 PAPER = Paper("Deep Networks Always Grok and Here is Why", "Humayun, Balestriero, Baraniuk", 2024, "2402.15555")
 
@@ -28,11 +29,11 @@ class LocalComplexity(NamedTuple):
 
 def local_complexity(
     preactivations: Callable[[Any, jax.Array], Sequence[Any]],
-    params: Any,
+    params: PyTree,
     inputs: Any,
-    key: Any,
+    key: Key,
     *,
-    radius: Any = 0.005,
+    radius: Scalar = 0.005,
     directions: int = 20,
 ) -> LocalComplexity:
     """The density of a network's linear regions around its inputs: how many units change their sign nearby.

@@ -13,6 +13,7 @@ from gradkit.engine.core import cast, scalar, zeros
 from gradkit.gradients.replicas import own_copy
 from gradkit.gradients.sam import ascent
 from gradkit.gradients.stateful import Evaluations, StatefulGradient, as_params
+from gradkit.types import Scalar
 
 PAPER = Paper("Friendly Sharpness-Aware Minimization", "Li et al.", 2024, "2403.12350")
 
@@ -26,10 +27,10 @@ class FriendlySamState(NamedTuple):
 
 def friendly_sam(
     loss_fn: Callable[..., Any],
-    rho: Any = 0.05,
+    rho: Scalar = 0.05,
     *,
-    sigma: Any = 1.0,
-    decay: Any = 0.9,
+    sigma: Scalar = 1.0,
+    decay: Scalar = 0.9,
     memory: str = "previous",
     has_aux: bool = False,
     axis_name: Any = None,

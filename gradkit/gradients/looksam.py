@@ -14,6 +14,7 @@ from gradkit.gradients.gsam import across
 from gradkit.gradients.replicas import own_copy
 from gradkit.gradients.sam import ascent
 from gradkit.gradients.stateful import Evaluations, StatefulGradient, as_params
+from gradkit.types import Scalar
 
 PAPER = Paper("Towards Efficient and Scalable Sharpness-Aware Minimization", "Liu et al.", 2022, "2203.02714")
 
@@ -27,9 +28,9 @@ class LooksamState(NamedTuple):
 
 def looksam(
     loss_fn: Callable[..., Any],
-    rho: Any = 0.05,
+    rho: Scalar = 0.05,
     *,
-    alpha: Any = 0.7,
+    alpha: Scalar = 0.7,
     update_interval: int = 5,
     has_aux: bool = False,
     axis_name: Any = None,

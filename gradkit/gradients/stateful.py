@@ -7,6 +7,7 @@ import jax
 
 from gradkit.engine.core import wide_dtype, widen
 from gradkit.gradients.replicas import mean_over
+from gradkit.types import PyTree
 
 
 class StatefulGradient(NamedTuple):
@@ -52,6 +53,6 @@ class Evaluations(NamedTuple):
         return mean_over(widen(g[0] if self.has_aux else g), self.axis_name)
 
 
-def as_params(g: Any, params: Any) -> Any:
+def as_params(g: Any, params: PyTree) -> Any:
     """A gradient in the dtypes of the parameters."""
     return jax.tree.map(lambda g, x: g.astype(x.dtype), g, params)

@@ -12,6 +12,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.leaves import names
+from gradkit.types import Scalar
 
 NAME = "max_attention_logits"
 PAPER = Paper("Kimi K2: Open Agentic Intelligence", "Kimi Team", 2025, "2507.20534")
@@ -24,7 +25,7 @@ def max_attention_logits(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
     is_causal: bool = False,
-    scale: Any = None,
+    scale: Scalar | None = None,
 ) -> jax.Array:
     """The largest logit of every head, over batch and positions, before the softmax.
 

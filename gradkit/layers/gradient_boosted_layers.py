@@ -12,6 +12,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.engine.keys import as_key
+from gradkit.types import Key, Scalar
 
 PAPER = Paper(
     "Sequential Training of Neural Networks with Gradient Boosting", "Emami, Martínez-Muñoz", 2019, "1909.12098"
@@ -105,12 +106,12 @@ def boost(
     targets: Any,
     inner: optax.GradientTransformation,
     *,
-    key: Any,
+    key: Key,
     num_outputs: int = 1,
     num_blocks: int = 200,
     units: int = 1,
     steps: int = 200,
-    shrinkage: Any = 1.0,
+    shrinkage: Scalar = 1.0,
     subsample: float = 1.0,
     activation: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid,
 ) -> BoostedBlocks:

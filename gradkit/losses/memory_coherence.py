@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
+from gradkit.types import Scalar
 
 PAPER = Paper("PRES: Toward Scalable Memory-Based Dynamic Graph Neural Networks", "Su, Zou, Wu", 2024, "2402.04284")
 
 
-def memory_coherence(previous: Any, memory: Any) -> jax.Array:
+def memory_coherence(previous: Scalar, memory: Any) -> jax.Array:
     """The memory-coherence penalty: how much the vectors of a memory have turned, on average.
 
         penalty = the mean over all vectors i of 1 - <s_i, s'_i> / (|s_i| |s'_i|)

@@ -34,6 +34,7 @@ from gradkit.parallel.compressors import (
     separate,
 )
 from gradkit.parallel.replicas import alike, check_own
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("DeMo: Decoupled Momentum Optimization", "Peng, Quesnelle, Kingma", 2024, "2411.19870")
 # A basis function of the cosine transform that is 0 at a place is a rounding there, whose sign means nothing.
@@ -222,13 +223,13 @@ class DemoState(NamedTuple):
 
 
 def demo(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    decay: Any = 0.999,
+    decay: Scalar = 0.999,
     top_k: int = 32,
     chunk: int = 64,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     axis_name: Any = "replica",
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:

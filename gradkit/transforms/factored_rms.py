@@ -19,6 +19,7 @@ from gradkit.engine.core import increment, transformation
 from gradkit.engine.factored import Factored, accumulate, start, whitened
 from gradkit.engine.norms import squares
 from gradkit.leaves import Layout, resolve_layout
+from gradkit.types import Scalar
 
 NAME = "scale_by_factored_rms"
 PAPER = Paper("Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", "Shazeer, Stern", 2018, "1804.04235")
@@ -49,10 +50,10 @@ class ScaleByFactoredRmsState(NamedTuple):
 
 def scale_by_factored_rms(
     *,
-    decay_rate: Any = 0.8,
+    decay_rate: Scalar = 0.8,
     decay_offset: int = 0,
-    b2_cap: Any = 1.0,
-    eps: Any = 1e-30,
+    b2_cap: Scalar = 1.0,
+    eps: Scalar = 1e-30,
     factored: bool = True,
     min_dim_size_to_factor: int = 128,
     layout: Layout | None = None,

@@ -21,6 +21,7 @@ from gradkit.leaves import (
     resolve_mask,
 )
 from gradkit.leaves.recording import links_of
+from gradkit.types import Mask, PyTree, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization",
@@ -44,7 +45,7 @@ def refuse_zeros(method: str, known: list[str], layout: Layout | None, leaves: l
         )
 
 
-def chosen_leaves(mask: Any, tree: Any) -> list[int]:
+def chosen_leaves(mask: Mask, tree: PyTree) -> list[int]:
     """The numbers of the leaves that a mask selects and that have entries."""
     on = jax.tree.leaves(resolve_mask(mask, tree))
     return [i for i, x in enumerate(jax.tree.leaves(tree)) if on[i] and x.size]
@@ -59,7 +60,7 @@ def three_sums(
 
 
 def relative_update(
-    *, mask: Any = None, block: str = "tensor", eps: Any = 1e-15, layout: Layout | None = None
+    *, mask: Mask | None = None, block: str = "tensor", eps: Scalar = 1e-15, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Gives the update of every matrix the norm that the matrix has, so that the learning rate is relative.
 
@@ -155,13 +156,13 @@ def _refuse_decay(inner: optax.GradientTransformation, params: Any) -> None:
 
 def hyperball(
     inner: optax.GradientTransformation,
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    radius: Any = None,
-    radius_of_zeros: Any = None,
+    radius: Scalar | None = None,
+    radius_of_zeros: Scalar | None = None,
     block: str = "tensor",
-    eps: Any = 1e-10,
-    mask: Any = None,
+    eps: Scalar = 1e-10,
+    mask: Mask | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the norm of every matrix where it starts, and moves the matrix on this sphere.

@@ -18,6 +18,7 @@ from gradkit.engine.shape_factor import shape_factor
 from gradkit.engine.shards import MatrixSharding
 from gradkit.engine.sums import whole_shape
 from gradkit.leaves import Axes, Layout, axes_of, names, tensor_axes
+from gradkit.types import DTypeLike, PyTree, Scalar
 
 PAPER = Paper("Training Deep Learning Models with Norm-Constrained LMOs", "Pethick et al.", 2025, "2502.07529")
 NORMS = ("spectral", "sign", "row", "col", "bias_rms")
@@ -85,7 +86,7 @@ def check_leaf(method: str, norm: Norm, name: str, shape: tuple[int, ...], axes:
 
 def oracle(
     method: str,
-    tree: Any,
+    tree: PyTree,
     norms: Sequence[Norm],
     how: Orthogonal,
     norm_eps: Any,
@@ -156,9 +157,9 @@ def lmo(
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    norm_eps: Any = 1e-8,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    norm_eps: Scalar = 1e-8,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -23,6 +23,7 @@ from gradkit.engine.planning import plan_stacks
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout
+from gradkit.types import DTypeLike, Scalar
 
 PAPER = Paper("NorMuon: Making Muon more efficient and scalable", "Li et al.", 2025, "2510.05491")
 # Which matrices are transposed, so that the columns are what has a second moment.
@@ -43,15 +44,15 @@ class ScaleByNeuronRmsState(NamedTuple):
     nu: Any
 
 
-def make_neurons(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
+def make_neurons(rows: int, dims: tuple[int, ...], dtype: DTypeLike, _: Any) -> Own:
     """The second moments of the columns of a stack, at the start."""
     return Own(beside(jnp.zeros((rows, 1, dims[1]), dtype), ((), (1,))))
 
 
 def scale_by_neuron_rms(
     *,
-    b2: Any = 0.95,
-    nu_eps: Any = 1e-10,
+    b2: Scalar = 0.95,
+    nu_eps: Scalar = 1e-10,
     axis: str = "output",
     preserve: str | None = "frobenius",
     layout: Layout | None = None,

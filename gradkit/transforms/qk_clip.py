@@ -13,6 +13,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.engine.core import need, scalar, transformation
 from gradkit.engine.sums import own_parts, whole_shape
 from gradkit.leaves import Layout, axes_of, names, resolve_layout
+from gradkit.types import Scalar
 
 PAPER = Paper("Kimi K2: Open Agentic Intelligence", "Kimi Team", 2025, "2507.20534")
 NAME, LOGITS = "qk_clip", "max_attention_logits"
@@ -148,8 +149,8 @@ def _factor_of_heads(gamma: jax.Array, name: str, shape: Sequence[int], stack: S
 def qk_clip(
     roles: Mapping[str, Any],
     *,
-    threshold: Any = 100.0,
-    alpha: Any = None,
+    threshold: Scalar = 100.0,
+    alpha: Scalar | None = None,
     missing: str = "error",
     axis_name: Any = None,
     layout: Layout | None = None,

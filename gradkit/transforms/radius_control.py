@@ -26,6 +26,7 @@ from gradkit.leaves import (
 )
 from gradkit.leaves.scopes import decay_here
 from gradkit.transforms.hyperball import BY_LAYOUT, chosen_leaves, three_sums
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("modded-nanogpt: Speedrunning the NanoGPT baseline", "Jordan et al.", 2024)
 BRAKES = ("direction", "norm")
@@ -102,16 +103,16 @@ def _factors(
 
 
 def radius_control(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    ratio: Any = None,
+    ratio: Scalar | None = None,
     block: str = "tensor",
-    outward: Any = 1.0,
-    inward: Any = 1.0,
+    outward: Scalar = 1.0,
+    inward: Scalar = 1.0,
     brake: str = "direction",
     pin: bool = False,
-    cautious_decay: Any = 0.0,
-    mask: Any = None,
+    cautious_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The learning rate, with a floor under the size of a step and a hand on the norm of the weights.

@@ -18,9 +18,10 @@ from gradkit.engine.core import scalar, stateless, transformation
 from gradkit.engine.norms import entries, packed_norms
 from gradkit.leaves import Layout, names
 from gradkit.transforms.factored_rms import PAPER
+from gradkit.types import PyTree, Scalar
 
 
-def tensor_rms(tree: Any, layout: Layout | None, function: Any, *, large: bool = False) -> list[jax.Array]:
+def tensor_rms(tree: PyTree, layout: Layout | None, function: Any, *, large: bool = False) -> list[jax.Array]:
     """A function of the root mean square of every tensor, per leaf, as it broadcasts against what this device has.
 
     >>> tensor_rms({"w": jnp.array([3.0, 4.0])}, None, lambda r: 2 * r**2)[0].round(4).tolist()
@@ -34,7 +35,9 @@ def tensor_rms(tree: Any, layout: Layout | None, function: Any, *, large: bool =
     return norms.each(lambda n, root: function(n / scalar(root, n)), [math.sqrt(n) for n in counts])
 
 
-def clip_by_tensor_rms(threshold: Any = 1.0, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
+def clip_by_tensor_rms(
+    threshold: Scalar = 1.0, *, layout: Layout | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Scales the update of a tensor down to a root mean square of at most `threshold`.
 
     Equations, per tensor:
@@ -78,7 +81,7 @@ def clip_by_tensor_rms(threshold: Any = 1.0, *, layout: Layout | None = None) ->
 
 
 def scale_by_param_rms(
-    *, floor: Any = 1e-3, ceiling: Any = None, layout: Layout | None = None
+    *, floor: Scalar = 1e-3, ceiling: Scalar | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the update of a tensor by the root mean square of its parameters, so that a rate is a relative one.
 

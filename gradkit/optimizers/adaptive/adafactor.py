@@ -32,6 +32,7 @@ from gradkit.leaves.scopes import decay_here
 from gradkit.transforms import clip_by_tensor_rms, scale_by_factored_rms, scale_by_learning_rate
 from gradkit.transforms.factored_rms import PAPER
 from gradkit.transforms.tensor_rms import bounded, tensor_rms
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 NAME = "adafactor"
 
@@ -96,23 +97,23 @@ def _step_by_param_rms(
 
 
 def adafactor(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    eps: Any = 1e-30,
-    eps_scale: Any = 1e-3,
-    clipping_threshold: Any = 1.0,
-    decay_rate: Any = 0.8,
+    eps: Scalar = 1e-30,
+    eps_scale: Scalar = 1e-3,
+    clipping_threshold: Scalar = 1.0,
+    decay_rate: Scalar = 0.8,
     decay_offset: int = 0,
-    b1: Any = None,
-    b2_cap: Any = 1.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar | None = None,
+    b2_cap: Scalar = 1.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     scale_by_param: bool = True,
     relative_step: bool = False,
     warmup_init: bool = False,
     factored: bool = True,
     min_dim_size_to_factor: int = 128,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adaptive steps relative to the parameters' size, with a second moment that is rows and columns of a matrix.

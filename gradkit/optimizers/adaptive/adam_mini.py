@@ -33,6 +33,7 @@ from gradkit.engine.norms import squares
 from gradkit.engine.sums import block_sums, own_parts, whole_shape, zeros_along
 from gradkit.leaves import Axes, Layout, Method, axes_of, map_named, names, naming, no_decay, resolve_layout
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Adam-mini: Use Fewer Learning Rates To Gain More", "Zhang et al.", 2024, "2406.16793")
 BLOCKS = ("entry", "unit", "input", "head", "tensor")
@@ -92,11 +93,11 @@ class ScaleByBlockRmsState(NamedTuple):
 
 def scale_by_block_rms(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     blocks: Blocks | str | None = None,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam's direction with one second moment per block, the mean of squares over it.
@@ -192,15 +193,15 @@ def scale_by_block_rms(
 
 
 def adam_mini(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     blocks: Blocks | str | None = None,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW in half of its memory: one second moment per head, output unit or token, not per parameter.

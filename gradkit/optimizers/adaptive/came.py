@@ -21,6 +21,7 @@ from gradkit.engine.norms import squares
 from gradkit.leaves import Layout, Method, resolve_layout
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.tensor_rms import tensor_rms
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 NAME = "came"
 PAPER = Paper("CAME: Confidence-guided Adaptive Memory Efficient Optimization", "Luo et al.", 2023, "2307.02047")
@@ -75,17 +76,17 @@ def _scale_by_came(
 
 
 def came(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    b3: Any = 0.9999,
-    eps: Any = 1e-30,
-    eps_instability: Any = 1e-16,
-    clipping_threshold: Any = 1.0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    b3: Scalar = 0.9999,
+    eps: Scalar = 1e-30,
+    eps_instability: Scalar = 1e-16,
+    clipping_threshold: Scalar = 1.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adafactor with momentum whose steps are longer where updates agree with their running mean.

@@ -35,12 +35,13 @@ from gradkit.engine.norms import packed_norms
 from gradkit.engine.sums import zeros_along
 from gradkit.leaves import Layout, Method, axes_of, map_named, names, resolve_layout, tensor_axes
 from gradkit.transforms import add_decayed_weights, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, PyTree, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam", "Huang et al.", 2025, "2502.17055")
 NAME = "stable_spam"
 
 
-def per_tensor(params: Any, layout: Layout | None) -> Any:
+def per_tensor(params: PyTree, layout: Layout | None) -> Any:
     """A number of every tensor, 0, with the axes of its leaf."""
 
     def one(name: str, x: Any) -> jax.Array:
@@ -82,7 +83,9 @@ def _clipped(g: jax.Array, M: jax.Array, mean: jax.Array, correction: jax.Array)
     return jnp.where(size > limit, g * cast(factor, g.dtype), g)
 
 
-def adaptive_spike_clip(gamma3: Any = 0.999, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
+def adaptive_spike_clip(
+    gamma3: Scalar = 0.999, *, layout: Layout | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Scales down the entries of a tensor that are above the running mean of its largest entry.
 
     Equations, per tensor (every layer of a stack is one):
@@ -151,7 +154,7 @@ def _scaled(g: jax.Array, n: jax.Array, a: jax.Array, b: jax.Array, by: tuple[An
 
 
 def adaptive_norm(
-    gamma1: Any = 0.7, gamma2: Any = 0.9, *, eps: Any = 1e-8, layout: Layout | None = None
+    gamma1: ScalarOrSchedule = 0.7, gamma2: Scalar = 0.9, *, eps: Scalar = 1e-8, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Scales every tensor to the running mean of its norm over the root of the running mean of the norm's square.
 
@@ -256,20 +259,20 @@ def _resetting_adam(b1: Any, b2: Any, eps: Any, reset_every: int, mu_dtype: Any)
 
 
 def stable_spam(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    gamma1: Any = 0.7,
-    gamma2: Any = 0.9,
-    gamma3: Any = 0.999,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    gamma1: Scalar = 0.7,
+    gamma2: Scalar = 0.9,
+    gamma3: Scalar = 0.999,
     reset_every: int = 1000,
     total_steps: int | None = None,
-    eta_min: Any = 0.5,
-    mu_dtype: Any = None,
+    eta_min: Scalar = 0.5,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW behind a clip of spikes and a scale of norms that both adapt, with moments that start anew now and then.

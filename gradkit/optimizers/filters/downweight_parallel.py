@@ -13,6 +13,7 @@ from gradkit.engine.core import increment, scalar, times, transformation, zeros
 from gradkit.engine.matching import check_match
 from gradkit.engine.norms import packed_sums
 from gradkit.leaves import Layout, names, resolve_layout
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models",
@@ -46,9 +47,9 @@ def _share(products: jax.Array, squares: jax.Array, eta: Any) -> jax.Array:
 def downweight_parallel(
     reference: str | Callable[[Any], Any] = "params",
     *,
-    eta: Any = 0.0,
-    max_norm: Any = None,
-    momentum: Any = None,
+    eta: Scalar = 0.0,
+    max_norm: Scalar | None = None,
+    momentum: Scalar | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales the part of every update that is parallel to a reference, and leaves the orthogonal part as it is.

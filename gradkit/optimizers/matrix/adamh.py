@@ -22,6 +22,7 @@ from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, hyperball, scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.hyperball import BY_LAYOUT, PAPER
 from gradkit.transforms.momenta import Mean, weighted_momenta
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 UNDECIDED = (
     "for which the angle of a step on the hyperball is no learning rate: give adam_learning_rate, 3e-4 to 3e-3 for "
@@ -61,21 +62,21 @@ def _by_role(
 
 
 def adamh(
-    learning_rate: Any = 0.018,
+    learning_rate: ScalarOrSchedule = 0.018,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
-    radius: Any = None,
-    radius_of_zeros: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    radius: Scalar | None = None,
+    radius_of_zeros: Scalar | None = None,
     block: str = "tensor",
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose matrices keep their norm: the learning rate is the angle of a step, and there is no weight decay.
@@ -134,25 +135,25 @@ def adamh(
 
 
 def muonh(
-    learning_rate: Any = 0.018,
+    learning_rate: ScalarOrSchedule = 0.018,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    radius: Any = None,
-    radius_of_zeros: Any = None,
+    eps: Scalar = 1e-7,
+    radius: Scalar | None = None,
+    radius_of_zeros: Scalar | None = None,
     block: str = "tensor",
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

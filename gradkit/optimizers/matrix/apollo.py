@@ -38,6 +38,7 @@ from gradkit.leaves.derived import flatten, node_names
 from gradkit.linalg import singular_basis
 from gradkit.transforms import scale_by_adam, scale_by_learning_rate
 from gradkit.transforms.limit_norm_growth import growth
+from gradkit.types import DTypeLike, Key, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("APOLLO: SGD-like Memory, AdamW-level Performance", "Zhu et al.", 2024, "2412.05270")
 METHOD = "apollo"
@@ -192,22 +193,22 @@ def _scale_by_apollo(
 
 
 def apollo(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     rank: int = 256,
-    scale: Any = 1.0,
+    scale: Scalar = 1.0,
     scale_type: str = "channel",
     update_interval: int = 200,
     projection: str | Projection = "random",
-    growth_limit: Any = 1.01,
+    growth_limit: Scalar = 1.01,
     scale_front: bool = False,
-    key: Any = None,
-    mu_dtype: Any = None,
+    key: Key | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -304,19 +305,19 @@ def apollo(
 
 
 def apollo_mini(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    scale: Any = 128.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    scale: Scalar = 128.0,
     update_interval: int = 200,
     projection: str | Projection = "random",
-    growth_limit: Any = 1.01,
-    key: Any = None,
-    mu_dtype: Any = None,
+    growth_limit: Scalar = 1.01,
+    key: Key | None = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -9,20 +9,21 @@ from gradkit.engine.by_role import by_role
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike, Mask, ScalarOrSchedule
 
 
 def beside_adamw(
     method: str,
-    learning_rate: Any,
-    weight_decay: Any,
-    weight_decay_mask: Any,
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
+    weight_decay_mask: Mask,
     *links: optax.GradientTransformation,
     adam_learning_rate: Any,
     adam_b1: Any,
     adam_b2: Any,
     adam_eps: Any,
     adam_weight_decay: Any,
-    mu_dtype: Any,
+    mu_dtype: DTypeLike | None,
     layout: Layout | None,
     sized_as_adamw: bool,
     lengths: str = "",

@@ -26,6 +26,7 @@ from gradkit.leaves import Method, names
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.optimizers.matrix.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "LoRA Done RITE: Robust Invariant Transformation Equilibration for LoRA Optimization",
@@ -174,15 +175,15 @@ def _scale_by_lora_rite(
 
 
 def lora_rite(
-    learning_rate: Any,
+    learning_rate: ScalarOrSchedule,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    max_norm: Any = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    max_norm: Scalar = 1.0,
     escape: bool = True,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     pairs: Pairs = NAMES,
 ) -> optax.GradientTransformationExtraArgs:
     """Matrix-adaptive steps of the factors of an adapter, the same for every factorization of one product.

@@ -22,31 +22,32 @@ from gradkit.leaves import Layout, Method
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import QKRole, qk_clip, trace
 from gradkit.transforms.qk_clip import LOGITS, PAPER
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 
 def muon_clip(
-    learning_rate: Any = 2e-4,
+    learning_rate: ScalarOrSchedule = 2e-4,
     *,
     roles: Mapping[str, Any],
-    threshold: Any = 100.0,
-    alpha: Any = None,
+    threshold: Scalar = 100.0,
+    alpha: Scalar | None = None,
     missing: str = "error",
     axis_name: Any = None,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = False,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    weight_decay: Any = 0.1,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.1,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.1,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

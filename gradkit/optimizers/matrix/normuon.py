@@ -34,6 +34,7 @@ from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import MatrixSharding
 from gradkit.transforms.neuron_rms import COLUMNS, PAPER, Own, make_neurons
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 RESCALES = ("frobenius", "rms")
 METHOD = "scale_by_normuon"
@@ -49,19 +50,19 @@ class ScaleByNormuonState(NamedTuple):
 
 def scale_by_normuon(
     *,
-    momentum: Any = 0.95,
-    b2: Any = 0.95,
+    momentum: Scalar = 0.95,
+    b2: Scalar = 0.95,
     nesterov: bool = True,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    nu_eps: Any = 1e-10,
+    eps: Scalar = 1e-7,
+    nu_eps: Scalar = 1e-10,
     axis: str = "output",
     rescale: str = "frobenius",
     scale: str | None = "spectral",
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -169,28 +170,28 @@ def scale_by_normuon(
 
 
 def normuon(
-    learning_rate: Any = 0.02,
+    learning_rate: ScalarOrSchedule = 0.02,
     *,
-    momentum: Any = 0.95,
-    b2: Any = 0.95,
+    momentum: Scalar = 0.95,
+    b2: Scalar = 0.95,
     nesterov: bool = True,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    nu_eps: Any = 1e-10,
+    eps: Scalar = 1e-7,
+    nu_eps: Scalar = 1e-10,
     axis: str = "output",
     rescale: str = "frobenius",
     scale: str | None = "spectral",
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-10,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-10,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

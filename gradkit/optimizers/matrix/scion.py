@@ -22,6 +22,7 @@ from gradkit.engine.shards import MatrixSharding
 from gradkit.leaves import Layout, Method, axes_of, by_path, names
 from gradkit.transforms import scale_by_learning_rate
 from gradkit.transforms.lmo import PAPER, Norm, check_leaf, oracle, parse
+from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 PARTS = {
     "matrix": "hidden",
@@ -81,17 +82,17 @@ def _number(method: str, value: Any) -> Any:
 
 def scale_by_scion(
     *,
-    momentum: Any = 0.9,
+    momentum: Scalar = 0.9,
     momentum_form: str = "ema",
     norms: Mapping[str, Any] | None = None,
     radius: float | Mapping[str, Any] | None = None,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    norm_eps: Any = 1e-8,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    norm_eps: Scalar = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -211,9 +212,9 @@ def _towards_zero() -> optax.GradientTransformationExtraArgs:
 
 
 def scion(
-    learning_rate: Any = 1e-3,
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
-    momentum: Any = 0.9,
+    momentum: Scalar = 0.9,
     momentum_form: str = "ema",
     norms: Mapping[str, Any] | None = None,
     radius: float | Mapping[str, Any] | None = None,
@@ -221,10 +222,10 @@ def scion(
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    norm_eps: Any = 1e-8,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    norm_eps: Scalar = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -10,6 +10,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import increment, scalar, transformation, zeros
+from gradkit.types import Scalar
 
 PAPER = Paper("PRES: Toward Scalable Memory-Based Dynamic Graph Neural Networks", "Su, Zou, Wu", 2024, "2402.04284")
 
@@ -40,7 +41,7 @@ def _rate(rate: jax.Array, fused: jax.Array, previous: jax.Array, elapsed: jax.A
     return jnp.where(passed, rate + (new - rate) / count.astype(rate.dtype), rate)
 
 
-def predict_correct(gamma: Any = 0.1) -> optax.GradientTransformationExtraArgs:
+def predict_correct(gamma: Scalar = 0.1) -> optax.GradientTransformationExtraArgs:
     """Mixes what is measured with what the mean rate of change predicts: a control variate from the past.
 
         p_t <- s_{t-1} + dt d_{t-1}                               the prediction
