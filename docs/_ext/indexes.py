@@ -37,7 +37,7 @@ def _tile(card: Card, picture: str) -> str:
             paper.authors,
             str(paper.year),
             paper.arxiv or "",
-            card.summary,
+            _summary(card),
         )
     )
     href = f"methods/{card.name}.html"
@@ -45,8 +45,13 @@ def _tile(card: Card, picture: str) -> str:
     return (
         f'<a class="tile{"" if picture else " plain"}" href="{href}" data-form="{card.form}" data-room="{card.room}" '
         f'data-find="{html.escape(words.casefold(), quote=True)}">{shown}<b>{card.public_name}</b>'
-        f"<span>{html.escape(_short(card.summary))}</span></a>"
+        f"<span>{html.escape(_short(_summary(card)))}</span></a>"
     )
+
+
+def _summary(card: Card) -> str:
+    """The first sentence of the docstring, which may be of two lines."""
+    return docstrings.parse(inspect.getdoc(card.function) or "").summary
 
 
 def _short(text: str, most: int = 96) -> str:
@@ -83,7 +88,8 @@ def gallery(pictures: Mapping[str, str]) -> str:
 
 
 def _row(card: Card) -> str:
-    said = docstrings.prose(_short(card.summary, 140).replace("|", "\\|"))
+    said = docstrings.prose(_short(_summary(card), 140))
+    said = re.sub(r"`[^`]*`", lambda code: code[0].replace("|", "\\|"), said)
     return f"| [`{card.public_name}`](methods/{card.name}.md) | {said} |"
 
 
