@@ -41,10 +41,11 @@ def _tile(card: Card, picture: str) -> str:
         )
     )
     href = f"methods/{card.name}.html"
+    name = re.sub(r"(?<=[._])", "<wbr>", card.public_name)
     shown = picture or ""
     return (
         f'<a class="tile{"" if picture else " plain"}" href="{href}" data-form="{card.form}" data-room="{card.room}" '
-        f'data-find="{html.escape(words.casefold(), quote=True)}">{shown}<b>{card.public_name}</b>'
+        f'data-find="{html.escape(words.casefold(), quote=True)}">{shown}<b>{name}</b>'
         f"<span>{html.escape(_short(_summary(card)))}</span></a>"
     )
 

@@ -276,7 +276,7 @@ def public_without_card() -> dict[str, dict[str, Any]]:
         names = getattr(module, "__all__", ()) if room != "optimizers" else ()
         own = {
             name: getattr(module, name)
-            for name in sorted(names)
+            for name in sorted(names, key=lambda name: (not inspect.isfunction(getattr(module, name)), name))
             if name not in cards() and not inspect.ismodule(getattr(module, name))
         }
         if own:
