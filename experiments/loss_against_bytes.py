@@ -6,7 +6,8 @@ W replicas train the byte-level language model on minibatches of their own, by D
 pseudo-gradients are exchanged in float32, in int8, as their largest entries, or as factors of low rank; the last three
 with error feedback. Data-parallel AdamW gets the same tokens, the minibatches of all replicas in every step. Everything
 is tuned with the same effort: AdamW over a grid of learning rates, DiLoCo over as many outer learning rates, around
-AdamW at the best rate that it had by itself. The loss is the held-out one after the last step, where a round ends.
+AdamW at the best rate that it had by itself; where the best is at the edge of the grid, two more are tried beyond it.
+The loss is the held-out one after the last step, where a round ends.
 
 Bytes are read from compiled programs on W devices: what one replica sends in a step that ends a round, times the number
 of rounds; a step within a round must send nothing. OUT.jsonl keeps what is known, and the same command goes on from
@@ -172,6 +173,26 @@ def best(row: dict[str, Any]) -> tuple[float, float]:
     return float(losses[i]), row["rates"][i]
 
 
+def beyond(row: dict[str, Any]) -> list[float]:
+    """Two more rates where the best is at the edge of the grid, once."""
+    low, high, rate = row["rates"][0], row["rates"][-1], best(row)[1]
+    if len(row["rates"]) > len(FLAGS.rates) or rate not in (low, high):
+        return []
+    return [low / 10, low / 3] if rate == low else [1.5 * high, 2 * high]
+
+
+def joined(rows: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """What is known of each cell, of all its trials."""
+    known: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        name = row["exchange"], row["sync_every"]
+        if name in known:
+            order = np.argsort(known[name]["rates"] + row["rates"])
+            row = row | {what: [(known[name][what] + row[what])[i] for i in order] for what in ("rates", "losses")}
+        known[name] = row
+    return known
+
+
 def table(rows: list[dict[str, Any]]) -> list[str]:
     def cell(row: dict[str, Any] | None) -> str:
         if row is None:
@@ -180,7 +201,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         edge = "*" if rate in (row["rates"][0], row["rates"][-1]) else ""
         return f"{loss:.3f} ({rate:g}{edge}) {row['bytes'] / 1e6:.3g} MB"
 
-    known = {(row["exchange"], row["sync_every"]): row for row in rows}
+    known = joined(rows)
     lines = [f"{ADAMW}: {cell(known.get((ADAMW, 1)))}", ""]
     lines.append(f"{'DiLoCo, rounds of':<20}" + "".join(f"{H:>30}" for H in FLAGS.sync_every))
     for name in EXCHANGES:
@@ -195,6 +216,7 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7.2, 4.8))
+    rows = [*joined(rows).values()]
     for (name, colour), mark in zip(COLOURS.items(), "osD^", strict=True):
         own = sorted((row["bytes"], best(row)[0], row["sync_every"]) for row in rows if row["exchange"] == name)
         if own:
@@ -246,20 +268,21 @@ def main(argv: list[str]) -> None:
     rows = [row for row in rows if row["effort"] == effort()]
     problem = load("bytelm", batch_size=FLAGS.batch)
     cells: list[tuple[str, int]] = [(ADAMW, 1), *((name, H) for name in EXCHANGES for H in FLAGS.sync_every)]
-    for name, H in cells:
-        if any((row["exchange"], row["sync_every"]) == (name, H) for row in rows):
+    for name, H in cells * 2:  # once for the grid, once for what is beyond its edge
+        known = joined(rows)
+        grid = FLAGS.rates if name == ADAMW else FLAGS.outer_rates
+        rates = beyond(known[name, H]) if (name, H) in known else grid
+        if not rates:
             continue
         if FLAGS.minutes is not None and time.perf_counter() - began > 60 * FLAGS.minutes:
             print("the same command goes on from here", flush=True)
             return
-        start = time.perf_counter()
+        start, points = time.perf_counter(), jnp.asarray(rates, jnp.float32)
         if name == ADAMW:
-            rates, sent = FLAGS.rates, sent_bytes(problem, None)
-            losses = adamw_program(problem)(jnp.asarray(rates, jnp.float32))
+            sent, losses = sent_bytes(problem, None), adamw_program(problem)(points)
         else:
-            rate = best(rows[0])[1]
-            rates, sent = FLAGS.outer_rates, sent_bytes(problem, name)
-            losses = diloco_program(problem, name)(jnp.asarray(rates, jnp.float32), jnp.float32(rate), jnp.int32(H))
+            rate = jnp.float32(best(joined(rows)[ADAMW, 1])[1])
+            sent, losses = sent_bytes(problem, name), diloco_program(problem, name)(points, rate, jnp.int32(H))
         row = {"exchange": name, "sync_every": H, "rates": list(rates), "losses": np.asarray(losses).tolist()}
         row |= {"bytes_per_round": sent, "bytes": sent * FLAGS.steps / H, "effort": effort()}
         row["seconds"] = round(time.perf_counter() - start, 1)

@@ -73,15 +73,26 @@ def joined(coordinator: str, num_processes: int | None, process_id: int | None, 
     with _last_words(lost):
         try:
             yield
-        except jax.errors.JaxRuntimeError as error:
-            if "gloo" not in str(error).lower() and "coordination" not in str(error).lower():
+        except (jax.errors.JaxRuntimeError, OSError) as error:
+            said = _of_a_collective(error)
+            if said is None:
                 raise
-            raise ConnectionError(f"{lost.removeprefix('gradkit: ')} ({str(error).splitlines()[0]})") from error
+            raise ConnectionError(f"{lost.removeprefix('gradkit: ')} ({said})") from error
         # Without the barrier the first to leave takes the coordinator with it, and the others end as if it had died.
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("gradkit: the run is over")
         jax.distributed.shutdown()
+
+
+def _of_a_collective(error: BaseException | None) -> str | None:
+    """What a collective with a lost process says; also where a checkpoint could not be written because of it."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and ("gloo" in text.lower() or "coordination" in text.lower()):
+            return text.splitlines()[0]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
@@ -100,5 +111,6 @@ def _last_words(text: str) -> Iterator[None]:
             yield
         finally:
             signal.set_wakeup_fd(wakeup)
-            signal.signal(signal.SIGABRT, before)
+            # A handler that was not set from Python, as that of `faulthandler`, is None.
+            signal.signal(signal.SIGABRT, signal.SIG_DFL if before is None else before)
             watcher.stdin.close()

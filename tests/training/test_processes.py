@@ -1,5 +1,7 @@
 """One run over several processes: the numbers of one process, and what is said where a process is lost."""
 
+import collections
+import dataclasses
 import pathlib
 import signal
 import socket
@@ -12,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from gradkit.training import TrainConfig
+from gradkit.training import Checkpoints, TrainConfig
 from gradkit.training.train import go_on, start
 
 pytestmark = pytest.mark.slow
@@ -78,3 +80,51 @@ def test_a_lost_process_ends_the_others_with_a_word(tmp_path: pathlib.Path) -> N
     time.sleep(0.5)  # the last line is written once the process is gone
     said = outputs[0].read_text(errors="replace")
     assert "because another process of this run was lost" in said, said[-2000:]
+
+
+def test_replicas_over_processes_lose_one_and_end_with_the_bits_of_one_process(tmp_path: pathlib.Path) -> None:
+    """2 x 4 devices, two replicas in each process, DiLoCo with integers between all four. One process is killed; the
+    other ends; both are started again, and what they end with is, to the bit, what one process of 8 devices ends with
+    that nobody has disturbed: integers are exchanged, and every sum of floats has two terms, or the same order."""
+    same: dict[str, Any] = {"workload": "heavytail", "method": "adamw", "steps": 160, "eval_every": 8}
+    same |= {"replicas": 4, "sync": "diloco", "sync_every": 5, "exchange": "int8", "global_batch": 32}
+    alone = TrainConfig(**same, mesh="replica=4,data=2", checkpoint_dir=str(tmp_path / "one"))
+    collections.deque(go_on(alone, start(alone)), maxlen=0)
+    flags = [f"--{name}={value}" for name, value in same.items()]
+    flags += [f"--checkpoint_dir={tmp_path / 'two'}", f"--metrics_file={tmp_path / 'two.jsonl'}"]
+
+    outputs, saved = [tmp_path / "0.txt", tmp_path / "1.txt"], Checkpoints(tmp_path / "two")
+    both = [begin(c, out) for c, out in zip(commands(*flags), outputs, strict=True)]
+    try:
+        deadline = time.monotonic() + 90
+        while saved.latest() is None and both[0].poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        both[1].kill()
+        lost = time.monotonic()
+        # The heartbeat, and as much again for a machine that has other things to do.
+        code = both[0].wait(timeout=30)
+        waited = time.monotonic() - lost
+    finally:
+        for process in both:
+            process.kill()
+    assert code != 0 and waited < 20 and saved.latest() in range(8, 160, 8)
+    time.sleep(0.5)  # the last line is written once the process is gone
+    said = outputs[0].read_text(errors="replace")
+    assert said.count("because another process of this run was lost") == 1, said[-2000:]
+
+    both = [begin(c, out) for c, out in zip(commands(*flags), outputs, strict=True)]
+    try:
+        codes = [process.wait(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    said = outputs[0].read_text(errors="replace")
+    assert codes == [0, 0] and "going on from the checkpoint of step" in said, said[-2000:]
+    assert (tmp_path / "two.jsonl").read_text().count("\n") == 20
+
+    a, b = (start(dataclasses.replace(alone, checkpoint_dir=str(tmp_path / name))).state for name in ("one", "two"))
+    assert int(a.step) == int(b.step) == 160
+    for x, y in zip(*(jax.tree.leaves((each.params, each.opt_state)) for each in (a, b)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    memory = np.asarray(jax.tree.leaves(b.opt_state.exchange.error)[0])
+    assert memory.shape[0] == 4 and np.ptp(memory, axis=0).max() > 0
