@@ -29,7 +29,7 @@ MUST: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("apollo", "apollo_mini"), ("key",)),
     "dion": ("key", "adam_learning_rate"),
     "gravity": ("alpha",),
-    **dict.fromkeys(("muon", "normuon"), ("adam_learning_rate",)),
+    **dict.fromkeys(("dion2", "dion3", "muon", "nordion2", "normuon"), ("adam_learning_rate",)),
     "scale_by_dion": ("key",),
     "thermodynamic_ngd": ("time",),
     "with_curvature": ("estimator",),

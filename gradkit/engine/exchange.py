@@ -72,6 +72,15 @@ def _orders(stack: Stack) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, 
 def enter(plan: Plan, s: int, seen: Views) -> jax.Array:
     """The tensors of a stack that this device works on, (B, d_1, ..., d_k)."""
     stack = plan.stacks[s]
+    x = to_owners(plan, s, in_rows(plan, s, seen))
+    x = in_order_of_leaf(in_order_of_leaf(x, 1, stack.cut.row_order), 2, stack.cut.column_order)
+    flat, forth, _ = _orders(stack)
+    return x.reshape(-1, *flat).transpose(forth)
+
+
+def in_rows(plan: Plan, s: int, seen: Views) -> jax.Array:
+    """The shards that this device has of all matrices of a stack, (B, n, m)."""
+    stack = plan.stacks[s]
     n, m = (
         k // math.prod(plan.sizes[a] for a in axes)
         for k, axes in ((stack.n, stack.cut.rows), (stack.m, stack.cut.columns))
@@ -89,18 +98,26 @@ def enter(plan: Plan, s: int, seen: Views) -> jax.Array:
     pieces = [one(slot) for slot in stack.slots]
     if missing := stack.padded - sum(slot.count for slot in stack.slots):
         pieces.append(jnp.zeros((missing, n, m), stack.dtype))
-    x = _rows(pieces, (n, m))
+    return _rows(pieces, (n, m))
+
+
+def to_owners(plan: Plan, s: int, x: jax.Array) -> jax.Array:
+    """The complete matrices that this device works on, of its shards of all: rows and columns as they are joined."""
+    stack = plan.stacks[s]
     for axis, over in ((2, stack.cut.columns), (1, stack.cut.rows)):
         if over and stack.single:
             x = jax.lax.all_gather(x, over, axis=axis, tiled=True)
         elif over:
             x = _exchange(x, over, 0, axis)
     if stack.cut.spread:
-        share = x.shape[0] // math.prod(plan.sizes[a] for a in stack.cut.spread)
-        x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(stack.cut.spread) * share, share)
-    x = in_order_of_leaf(in_order_of_leaf(x, 1, stack.cut.row_order), 2, stack.cut.column_order)
-    flat, forth, _ = _orders(stack)
-    return x.reshape(-1, *flat).transpose(forth)
+        x = own_rows(plan, stack.cut.spread, x)
+    return x
+
+
+def own_rows(plan: Plan, axes: tuple[str, ...], x: jax.Array) -> jax.Array:
+    """The share of the rows of an array that this device has along some mesh axes."""
+    share = x.shape[0] // math.prod(plan.sizes[a] for a in axes)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * share, share)
 
 
 def leave(plan: Plan, s: int, y: jax.Array, dtype: Any = None) -> dict[int, Any]:
@@ -115,13 +132,25 @@ def leave(plan: Plan, s: int, y: jax.Array, dtype: Any = None) -> dict[int, Any]
     stack = plan.stacks[s]
     y = in_order_of_leaf(y, 2, stack.cut.column_order, back=True)
     y = in_order_of_leaf(y, 1, stack.cut.row_order, back=True)
+    return to_leaves(plan, s, from_owners(plan, s, y), dtype)
+
+
+def from_owners(plan: Plan, s: int, y: jax.Array) -> jax.Array:
+    """The inverse of `to_owners`, but for stacks that devices share without sharding them, which `gather` joins."""
+    stack = plan.stacks[s]
     for axis, over in ((1, stack.cut.rows), (2, stack.cut.columns)):
         if over and stack.single:
             length = y.shape[axis] // math.prod(plan.sizes[a] for a in over)
             y = jax.lax.dynamic_slice_in_dim(y, jax.lax.axis_index(over) * length, length, axis)
         elif over:
             y = _exchange(y, over, axis, 0)
+    return y
+
+
+def to_leaves(plan: Plan, s: int, y: jax.Array, dtype: Any = None) -> dict[int, Any]:
+    """The inverse of `in_rows`: the shards of every leaf, by the number of their weight."""
     out: dict[int, Any] = {}
+    stack = plan.stacks[s]
     for slot, z in zip(stack.slots, _of_slots(stack, y), strict=True):
         rows, columns = _sides(plan, slot)
         n, m = (columns, rows) if slot.transposed else (rows, columns)

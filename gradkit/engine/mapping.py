@@ -103,36 +103,59 @@ def map_stacks(
         return tuple(leaf_of(plan, i, parts.get(i), x) for i, x in enumerate(leaves)), new
 
     held = list(zip(kept.arrays, marks, strict=True))
-    if plan.mesh is None:
-        out, new = local(leaves, others, held, numbers)
-    else:
-        for own in (leaves, *others):
-            check_explicit(plan.method, plan.names, own, plan.specs, plan.mesh)
-        given, restored = _traced(numbers)
-        places = [
-            jax.tree.map(lambda x, s=s: spec_of(x.shape, s.owners, s.single, plan.sizes), own)
-            for s, own in zip(plan.stacks, held, strict=True)
-        ]
-        if AxisType.Explicit in plan.mesh.axis_types:
-            # What an init under jit has made without out_shardings may still be replicated.
-            mesh = plan.mesh
-            held = jax.tree.map(lambda x, p: jax.sharding.reshard(x, NamedSharding(mesh, p)), held, places)
-
-        def on_shards(leaves: Any, others: Any, held: Any, given: Any) -> Any:
-            out, new = local(leaves, others, gathered(held, places, plan.sizes), restored(given))
-            return out, shards_of(new, [own for own, _ in places], plan.sizes)
-
-        # Results of an all-gather are the same everywhere, which the type checker of shard_map cannot know.
-        out, new = jax.shard_map(
-            on_shards,
-            mesh=plan.mesh,
-            in_specs=(plan.specs, (plan.specs,) * len(others), places, PartitionSpec()),
-            out_specs=(plan.specs, [own for own, _ in places]),
-            check_vma=False,
-        )(leaves, others, held, given)
+    out, new = on_devices(plan, local, leaves, others, held, numbers)
     if plan.alone:
         out = [as_it_lay(x, y) for x, y in zip(out, like, strict=True)]
     return structure.unflatten(out), kept.after(new)
+
+
+def on_devices(
+    plan: Plan,
+    work: Callable[..., Any],
+    leaves: Any,
+    others: Any,
+    held: list[Any],
+    numbers: dict[str, Any],
+    outputs: int = 1,
+) -> tuple[Any, list[Any]]:
+    """Runs what one device does, inside `jax.shard_map` over the mesh of a plan where it has one.
+
+    Args:
+      plan: of the leaves.
+      work: (leaves, others, held, numbers) -> the leaves of `outputs` trees, one behind another, and what is kept of
+        each stack.
+      leaves: those of a tree.
+      others: those of further trees.
+      held: per stack what is kept of it, and its marks.
+      numbers: what the work reads besides.
+      outputs: how many trees it makes. Default 1.
+    """
+    if plan.mesh is None:
+        return work(leaves, others, held, numbers)
+    for own in (leaves, *others):
+        check_explicit(plan.method, plan.names, own, plan.specs, plan.mesh)
+    given, restored = _traced(numbers)
+    places = [
+        jax.tree.map(lambda x, s=s: spec_of(x.shape, s.owners, s.single, plan.sizes), own)
+        for s, own in zip(plan.stacks, held, strict=True)
+    ]
+    if AxisType.Explicit in plan.mesh.axis_types:
+        # What an init under jit has made without out_shardings may still be replicated.
+        mesh = plan.mesh
+        held = jax.tree.map(lambda x, p: jax.sharding.reshard(x, NamedSharding(mesh, p)), held, places)
+
+    def on_shards(leaves: Any, others: Any, held: Any, given: Any) -> Any:
+        out, new = work(leaves, others, gathered(held, places, plan.sizes), restored(given))
+        return out, shards_of(new, [own for own, _ in places], plan.sizes)
+
+    # Results of an all-gather are the same everywhere, which the type checker of shard_map cannot know.
+    return jax.shard_map(
+        on_shards,
+        mesh=plan.mesh,
+        in_specs=(plan.specs, (plan.specs,) * len(others), places, PartitionSpec()),
+        out_specs=(plan.specs * outputs, [own for own, _ in places]),
+        check_vma=False,
+    )(leaves, others, held, given)
 
 
 def apply_to_matrices(plan: Plan, function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:

@@ -80,7 +80,7 @@ def as_tensors(method: str, name: str, shape: tuple[int, ...], axes: Axes, over:
     """
     if axes.splits:
         if any(over[a] for a in axes.outputs):
-            raise _fused(method, name)
+            raise fused_along_outputs(method, name)
         own = axes.inputs
         sharded = [a for a in own if over[a]]
         if len(sharded) > 1:
@@ -162,7 +162,7 @@ def plan_stacks(
         shapes.append(shape)
         cuts.append(cut_of(name, over, views[-1].axes, shape, sizes))
         if views[-1].axes.splits and cuts[-1].columns and (inside or make is not None):
-            raise _fused(method, name)
+            raise fused_along_outputs(method, name)
 
     groups: dict[Any, list[Slot]] = {}
     sides = [
@@ -229,7 +229,8 @@ def plan_stacks(
     )
 
 
-def _fused(method: str, name: str) -> ValueError:
+def fused_along_outputs(method: str, name: str) -> ValueError:
+    """What is wrong with fused weights that are sharded along their outputs."""
     return ValueError(
         f"{method}: the fused weights of {name!r} must not be sharded along their outputs; shard another axis, or give "
         f"their layout no `splits`"

@@ -211,6 +211,10 @@ from gradkit.transforms.scheduled_adam import (
     ScaleByScheduledAdamState,
     scale_by_scheduled_adam,
 )
+from gradkit.transforms.select_slices import (
+    SelectSlicesState,
+    select_slices,
+)
 from gradkit.transforms.shard_matrices import (
     shard_matrices,
 )
@@ -306,6 +310,7 @@ __all__ = [
     "ScaleByScheduledAdamState",
     "ScaleBySophiaState",
     "ScaleByTrustRatioState",
+    "SelectSlicesState",
     "ShiftedParametersState",
     "StableWeightDecayState",
     "TraceState",
@@ -386,6 +391,7 @@ __all__ = [
     "scale_by_width",
     "schedule_free",
     "schedule_free_eval_params",
+    "select_slices",
     "shard_matrices",
     "shifted_parameters",
     "skip_step",

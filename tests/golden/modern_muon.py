@@ -7,5 +7,7 @@ import gradkit as gk
 from tests.golden.translate import direct
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "dion2": direct(gk.dion2),
+    "nordion2": direct(gk.nordion2),
     "normuon": direct(gk.normuon),
 }

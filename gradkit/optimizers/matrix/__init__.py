@@ -25,6 +25,11 @@ from gradkit.optimizers.matrix.dion import (
     dion,
     scale_by_dion,
 )
+from gradkit.optimizers.matrix.dion2 import (
+    ScaleByDion2State,
+    dion2,
+    scale_by_dion2,
+)
 from gradkit.optimizers.matrix.distributed_shampoo import (
     DistributedShampooState,
     distributed_shampoo,
@@ -54,6 +59,12 @@ from gradkit.optimizers.matrix.muon import (
 )
 from gradkit.optimizers.matrix.muon_clip import (
     muon_clip,
+)
+from gradkit.optimizers.matrix.nordion2 import (
+    ScaleByNordion2State,
+    dion3,
+    nordion2,
+    scale_by_nordion2,
 )
 from gradkit.optimizers.matrix.normuon import (
     ScaleByNormuonState,
@@ -96,8 +107,10 @@ __all__ = [
     "DistributedShampooState",
     "ProjectOutSubspaceState",
     "ScaleByCondaState",
+    "ScaleByDion2State",
     "ScaleByDionState",
     "ScaleByMuonState",
+    "ScaleByNordion2State",
     "ScaleByNormuonState",
     "ScaleByScionState",
     "ScaleByShampooState",
@@ -109,6 +122,8 @@ __all__ = [
     "auon",
     "conda",
     "dion",
+    "dion2",
+    "dion3",
     "distributed_shampoo",
     "fira",
     "galore",
@@ -120,6 +135,7 @@ __all__ = [
     "muon",
     "muon_clip",
     "muonh",
+    "nordion2",
     "normuon",
     "overparameterized",
     "precondition_by_input_moment",
@@ -129,9 +145,11 @@ __all__ = [
     "scale_by_conda",
     "scale_by_cosh_rms",
     "scale_by_dion",
+    "scale_by_dion2",
     "scale_by_factor_gram",
     "scale_by_hybrid_auon",
     "scale_by_muon",
+    "scale_by_nordion2",
     "scale_by_normuon",
     "scale_by_overparameterization",
     "scale_by_scion",

@@ -1,0 +1,96 @@
+"""Muon's successors on eight devices: the numbers of one device, and the collectives of their docstrings, from HLO."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import gradkit as gk
+from gradkit.parallel import collective_bytes
+from tests.by_numpy import by_numpy
+from tests.parallel.test_matrices import AUTO, EXPLICIT, assert_near, draw, mesh_of, put
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# Twelve matrices, padded to sixteen; the words of a matrix, and of the four slices of eight that Dion2 takes.
+SIXTEEN, MATRIX, HALF = 16, 8 * 16, 4 * 16
+METHODS: dict[str, Any] = {
+    "normuon": gk.scale_by_normuon,
+    "dion2": lambda **o: gk.scale_by_dion2(fraction=0.5, select="short", **o),
+    "nordion2": lambda **o: gk.scale_by_nordion2(fraction=0.25, **o),
+}
+TWO = ["all-to-all"] * 2
+
+
+def stack(shape: tuple[int, int] = (8, 16)) -> Any:
+    return draw({f"{i:02d}/kernel": shape for i in range(12)})
+
+
+def spread(name: str, spec: P, **options: Any) -> tuple[Any, Any, Any]:
+    """Two updates, of one device and of eight, and the program of a step."""
+    mesh, g = mesh_of(EXPLICIT if options.pop("explicit", False) else AUTO, x=8), stack()
+    specs = jax.tree.map(lambda _: spec, g)
+    alone = METHODS[name](**options)
+    first, state = by_numpy(alone.update)(g, alone.init(g))
+    want = (first, by_numpy(alone.update)(jax.tree.map(lambda x: x[::-1], g), state)[0])
+    tx = METHODS[name](shard=gk.MatrixSharding(mesh, "x", min_dim=0, specs=spec), **options)
+    there = put(mesh, g, specs)
+    with jax.set_mesh(mesh):
+        state = tx.init(there)
+        program = jax.jit(tx.update).lower(there, state).compile()
+        one, state = program(there, state)
+        two, _ = program(put(mesh, jax.tree.map(lambda x: x[::-1], g), specs), state)
+    return want, (one, two), program
+
+
+@pytest.mark.full_pipeline
+@pytest.mark.parametrize(
+    ("name", "spec", "opcodes", "words"),
+    [
+        ("normuon", P(), ["all-gather"], SIXTEEN * MATRIX),
+        ("normuon", P("x"), TWO, 2 * SIXTEEN * MATRIX // 8),
+        ("normuon", P(None, "x"), TWO, 2 * SIXTEEN * MATRIX // 8),
+        # Half of the words; where the other axis is sharded, one number per slice is summed besides.
+        ("dion2", P(), ["all-gather"], SIXTEEN * HALF),
+        ("dion2", P(None, "x"), ["all-reduce", *TWO], SIXTEEN * 8 + 2 * SIXTEEN * HALF // 8),
+        # The slices that are selected may all be on one device: norms are gathered, and complete matrices sent.
+        ("dion2", P("x"), ["all-gather", *TWO], SIXTEEN * 8 + 2 * SIXTEEN * MATRIX // 8),
+        ("nordion2", P("x"), ["all-reduce", *TWO], SIXTEEN * 16 + 2 * SIXTEEN * (MATRIX // 4) // 8),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str | P) else "",
+)
+def test_one_exchange_and_the_counted_words(name: str, spec: P, opcodes: list[str], words: int) -> None:
+    want, got, program = spread(name, spec)
+    rows = collective_bytes(program)
+    assert sorted(row.opcode for row in rows) == sorted(opcodes)
+    assert sum(row.result_bytes for row in rows) == 8 * words
+    assert_near(got, want, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["dion2", "nordion2"])
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x")], ids=["rows", "columns"])
+def test_explicit_axes(name: str, spec: P) -> None:
+    want, got, _ = spread(name, spec, explicit=True)
+    assert_near(got, want, 1e-11)
+
+
+def test_local_selection_depends_on_the_mesh_and_global_does_not() -> None:
+    """A matrix whose large rows are on one device: of them the global selection takes all."""
+    sizes = np.diag([9.0, 8.0, 7.0, 6.0, 1.0, 1.0, 1.0, 1.0])
+    g = {"w": jnp.asarray(sizes @ np.sign(np.random.default_rng(0).normal(size=(8, 16))))}
+    mesh = mesh_of(x=2)
+    taken = {}
+    for selection in ("global", "local"):
+        shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=P("x"))
+        tx = gk.scale_by_dion2(fraction=0.5, selection=selection, shard=shard)
+        there = put(mesh, g, {"w": P("x")})
+        program = jax.jit(lambda g, tx=tx: tx.update(g, tx.init(g))[0]).lower(there).compile()
+        sent = {row.opcode: row.result_bytes for row in collective_bytes(program)}
+        assert sent["all-to-all"] == 8 * 2 * MATRIX // (1 if selection == "global" else 2) // 2
+        d = np.asarray(program(there)["w"])
+        taken[selection] = np.flatnonzero(np.abs(d).sum(axis=1)).tolist()
+    assert taken["global"] == [0, 1, 2, 3]
+    assert len(taken["local"]) == 4 and sum(i < 4 for i in taken["local"]) == 2
