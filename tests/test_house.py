@@ -204,6 +204,7 @@ def test_a_file_of_optimizers_registers_them() -> None:
         "gradkit/optimizers/gauss_newton/predictions.py",
         "gradkit/optimizers/matrix/beside_adamw.py",
         "gradkit/optimizers/matrix/factor_pairs.py",
+        "gradkit/optimizers/matrix/rate_inside.py",
     }
 
 

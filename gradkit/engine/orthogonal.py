@@ -58,6 +58,7 @@ def orthogonal(
     scale: Scale = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
+    kernel: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Any:
     """A tree whose leaves are matrices, orthogonalised matrix by matrix.
 
@@ -68,10 +69,13 @@ def orthogonal(
       scale: the factor of every matrix, as in `shape_factor`.
       layout: which axes are inputs, outputs and stacks.
       shard: over which devices the work is spread.
+      kernel: another function of a batch of matrices (B, n, m), n <= m, which sees their own shape. Default None: that
+        of the options.
     """
-    pad = how.keeps_zeros
+    pad = how.keeps_zeros and kernel is None
     plan = plan_stacks(tree, method=name, layout=layout, shard=shard, transpose=True, merge=pad)
-    return scale_by_shape(apply_to_matrices(plan, how.kernel, tree), plan.axes, plan.shapes, scale)
+    run = how.kernel if kernel is None else kernel
+    return scale_by_shape(apply_to_matrices(plan, run, tree), plan.axes, plan.shapes, scale)
 
 
 def orthogonal_link(
@@ -81,6 +85,7 @@ def orthogonal_link(
     scale: Scale = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
+    kernel: Callable[[jax.Array], jax.Array] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`orthogonal` as a link of a chain, of leaves that are all matrices.
 
@@ -96,6 +101,6 @@ def orthogonal_link(
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
-        return orthogonal(name, how, updates, scale=scale, layout=layout, shard=shard), state
+        return orthogonal(name, how, updates, scale=scale, layout=layout, shard=shard, kernel=kernel), state
 
     return transformation(name, init, update)

@@ -19,8 +19,8 @@ PAPER = Paper("Kimi K2: Open Agentic Intelligence", "Kimi Team", 2025, "2507.205
 
 
 def max_attention_logits(
-    query: jax.Array,
-    key: jax.Array,
+    queries: jax.Array,
+    keys: jax.Array,
     *,
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
@@ -36,8 +36,8 @@ def max_attention_logits(
     Masked pairs of positions do not count. Of grouped queries every query head has the key head of its group.
 
     Args:
-      query: (..., positions, heads, features).
-      key: (..., positions, heads or a divisor of them, features).
+      queries: (..., positions, heads, features).
+      keys: (..., positions, heads or a divisor of them, features).
       bias: what is added to the logits, broadcast against (..., heads, positions, positions). Default None.
       mask: True where a query may look, broadcast likewise. Default None: everywhere.
       is_causal: whether a query looks at its own position and those before it alone. Default False.
@@ -60,15 +60,15 @@ def max_attention_logits(
     """
     checks.switch(is_causal=is_causal)
     checks.real("scale", scale, "(0, inf)", optional=True)
-    heads, groups = query.shape[-2], key.shape[-2]
-    if query.shape[-1] != key.shape[-1] or heads % groups:
+    heads, groups = queries.shape[-2], keys.shape[-2]
+    if queries.shape[-1] != keys.shape[-1] or heads % groups:
         raise ValueError(
-            "query and key must have as many features, and heads of the key must divide those of the query, got shapes "
-            f"{query.shape} and {key.shape}"
+            "queries and keys must have as many features, and heads of the keys must divide those of the queries, got "
+            f"shapes {queries.shape} and {keys.shape}"
         )
-    dtype = wide_dtype(query.dtype)
-    q, k = (jax.lax.stop_gradient(x).astype(dtype) for x in (query, key))
-    q = q * jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype)
+    dtype = wide_dtype(queries.dtype)
+    q, k = (jax.lax.stop_gradient(x).astype(dtype) for x in (queries, keys))
+    q = q * jnp.asarray(queries.shape[-1] ** -0.5 if scale is None else scale, dtype)
     k = jnp.repeat(k, heads // groups, axis=-2)
     logits = jnp.einsum("...qhd,...khd->...hqk", q, k)
     if bias is not None:
@@ -186,4 +186,4 @@ def collect_attention_logits(recorded: Any) -> dict[str, jax.Array]:
 
 
 _Q: Any = jax.ShapeDtypeStruct((2, 8, 4, 16), "float32")
-register(max_attention_logits, form="layer", paper=PAPER, example={"query": _Q, "key": _Q})
+register(max_attention_logits, form="layer", paper=PAPER, example={"queries": _Q, "keys": _Q})

@@ -31,6 +31,7 @@ PAPER = Paper(
 )
 RELATIVE, HYPERBALL = "relative_update", "hyperball"
 BY_LAYOUT = {"layout": "its blocks are matrices, whatever their stacks are called; its test has layouts"}
+ON_A_SPHERE = {"descends": "weights keep the norm that they start with, and what the contract descends to has another"}
 
 
 def refuse_zeros(method: str, known: list[str], layout: Layout | None, leaves: list[Any], block: str) -> None:
@@ -224,7 +225,8 @@ def hyperball(
         own = {"last_learning_rate": rate, "free_blocks": free}
         return {name: jnp.array(value, jnp.float32, copy=True) for name, value in own.items()}
 
-    def radii(known: list[str], leaves: list[jax.Array]) -> list[jax.Array]:
+    def radii(known: list[str], leaves: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        """The radii, and the number of blocks that have none: of all devices, and the same ever after."""
         own = [x.astype(wide_dtype(x.dtype)) for x in leaves]
         sums = matrix_sums(known, layout, [jnp.square(x) for x in own], over=block_of(block), like=own)
 
@@ -239,7 +241,9 @@ def hyperball(
         entries = [
             entries_of(known[b.leaf], layout, leaves[b.leaf].shape, block_of(block))[b.part] for b in sums.blocks
         ]
-        return sums.per_leaf(sums.each(of, entries))
+        own = sums.each(of, entries)
+        free = sum((jnp.sum(r == 0, dtype=jnp.float32) for r in own), jnp.zeros((), jnp.float32))
+        return sums.per_leaf(own), free
 
     def init(params: optax.Params) -> HyperballState:
         resolve_layout(layout, params, method=HYPERBALL, matters=True)
@@ -250,15 +254,20 @@ def hyperball(
         some, w = [known[i] for i in own], [leaves[i] for i in own]
         if radius is None and radius_of_zeros is None:
             refuse_zeros(HYPERBALL, some, layout, w, block)
-        made = jax.eval_shape(lambda x: radii(some, x), w)
+        made, free = jax.eval_shape(lambda x: radii(some, x), w)
         if not any(isinstance(x, jax.ShapeDtypeStruct) for x in w):
-            made = radii(some, w)
+            made, free = radii(some, w)
         R: list[Any] = [optax.MaskedNode()] * len(leaves)
         for i, r in zip(own, made, strict=True):
             R[i] = r if isinstance(r, jax.Array) else jnp.zeros(r.shape, r.dtype)
         count = counter(callable(learning_rate))
         rate = at_count(learning_rate, count, f"{HYPERBALL}: learning_rate")
-        return HyperballState(count, structure.unflatten(R), published(rate, 0), below.init(params))
+        return HyperballState(
+            count,
+            structure.unflatten(R),
+            published(rate, free if isinstance(free, jax.Array) else 0),
+            below.init(params),
+        )
 
     def update(updates: Any, state: HyperballState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         direction, state_below = below.update(updates, state.inner, params, **extra)
@@ -269,15 +278,14 @@ def hyperball(
         sums = three_sums([known[i] for i in own], layout, [w[i] for i in own], u, block)
         rows = zip(own, jax.tree.leaves(state.radius), *map(sums.per_leaf, sums.parts), strict=True)
         out = [-scalar(rate, x) * x for x in leaves]
-        free = jnp.zeros((), jnp.float32)
         for i, R, w_square, u_square, product in rows:
             R = R.astype(w_square.dtype)
             s = scalar(rate, R) * R / jnp.maximum(jnp.sqrt(u_square), scalar(eps, R))
             y_square = jnp.maximum(w_square - 2 * s * product + s * s * u_square, 0)
             c = R / jnp.maximum(jnp.sqrt(y_square), scalar(eps, R))
             out[i] = jnp.where(R > 0, (c - 1) * w[i] - c * s * leaves[i], out[i])
-            free = free + jnp.sum(R == 0, dtype=jnp.float32)
-        state = HyperballState(increment(state.count), state.radius, published(rate, free), state_below)
+        metrics = published(rate, state.metrics["free_blocks"])
+        state = HyperballState(increment(state.count), state.radius, metrics, state_below)
         return structure.unflatten(out), state
 
     return transformation(
@@ -302,6 +310,6 @@ register(
     golden=("modern/adamh", "modern/muonh"),
     wraps="direction",
     example={"learning_rate": 0.01},
-    opt_outs=BY_LAYOUT,
+    opt_outs=BY_LAYOUT | ON_A_SPHERE,
     notes="around a direction; the learning rate is its own argument",
 )

@@ -28,7 +28,7 @@ def test_the_maximum_over_batch_and_positions(x64: None) -> None:
     np.testing.assert_allclose(got(bias=bias, mask=mask, is_causal=True), seen.max(axis=(0, 2, 3)), rtol=1e-13)
     np.testing.assert_allclose(got(scale=2.0), 2 * np.sqrt(3) * logits.max(axis=(0, 2, 3)), rtol=1e-13)
     assert np.isneginf(got(mask=np.zeros((5, 5), bool))).all()
-    with pytest.raises(ValueError, match="heads of the key must divide those of the query"):
+    with pytest.raises(ValueError, match="heads of the keys must divide those of the queries"):
         max_attention_logits(jnp.ones((2, 4, 3)), jnp.ones((2, 3, 3)))
 
 

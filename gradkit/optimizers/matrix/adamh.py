@@ -15,12 +15,11 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Race, register
 from gradkit.engine import orthogonal as orthogonals
-from gradkit.engine.by_role import by_role
-from gradkit.engine.core import optimizer
 from gradkit.engine.shards import MatrixSharding
 from gradkit.leaves import Layout, Method
-from gradkit.transforms import add_decayed_weights, hyperball, scale_by_adam, scale_by_learning_rate
-from gradkit.transforms.hyperball import BY_LAYOUT, PAPER
+from gradkit.optimizers.matrix.rate_inside import with_adamw
+from gradkit.transforms import hyperball, scale_by_adam
+from gradkit.transforms.hyperball import BY_LAYOUT, ON_A_SPHERE, PAPER
 from gradkit.transforms.momenta import Mean, weighted_momenta
 from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
@@ -28,37 +27,6 @@ UNDECIDED = (
     "for which the angle of a step on the hyperball is no learning rate: give adam_learning_rate, 3e-4 to 3e-3 for "
     "most models"
 )
-
-
-def _by_role(
-    name: str,
-    learning_rate: Any,
-    direction: optax.GradientTransformation,
-    sphere: dict[str, Any],
-    adam: dict[str, Any],
-    adam_learning_rate: Any,
-    adam_weight_decay: Any,
-    weight_decay_mask: Any,
-) -> optax.GradientTransformationExtraArgs:
-    """A direction on the hyperball for matrices, AdamW for all other leaves."""
-    checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
-    checks.real("adam_learning_rate", adam_learning_rate, "[0, inf)", schedule=True, optional=True)
-    checks.real("adam_weight_decay", adam_weight_decay, "[0, inf)", schedule=True)
-    for argument, interval in (("b1", "[0, 1)"), ("b2", "[0, 1)"), ("eps", "[0, inf)")):
-        checks.real(f"adam_{argument}", adam[argument], interval)
-    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    others = optimizer(
-        Method("adamw", rate, adam_weight_decay, weight_decay_mask),
-        scale_by_adam(**adam),
-        add_decayed_weights(adam_weight_decay, weight_decay_mask=weight_decay_mask),
-        scale_by_learning_rate(rate),
-    )
-    undecided = UNDECIDED if adam_learning_rate is None else ""
-    described = Method(name, learning_rate)
-    matrices = optimizer(described, hyperball(direction, learning_rate, **sphere))
-    return by_role(
-        described._replace(weight_decay_mask=weight_decay_mask), matrices, others, sphere["layout"], undecided
-    )
 
 
 def adamh(
@@ -128,9 +96,17 @@ def adamh(
     """
     direction = scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
     sphere = {"radius": radius, "radius_of_zeros": radius_of_zeros, "block": block, "layout": layout}
-    adam = {"b1": adam_b1, "b2": adam_b2, "eps": adam_eps, "mu_dtype": mu_dtype}
-    return _by_role(
-        "adamh", learning_rate, direction, sphere, adam, adam_learning_rate, adam_weight_decay, weight_decay_mask
+    return with_adamw(
+        Method("adamh", learning_rate, None, weight_decay_mask),
+        hyperball(direction, learning_rate, **sphere),
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+        mu_dtype=mu_dtype,
+        layout=layout,
+        undecided=UNDECIDED,
     )
 
 
@@ -221,9 +197,17 @@ def muonh(
         orthogonals.orthogonal_link("muonh", how, layout=layout, shard=shard),
     )
     sphere = {"radius": radius, "radius_of_zeros": radius_of_zeros, "block": block, "layout": layout}
-    adam = {"b1": adam_b1, "b2": adam_b2, "eps": adam_eps, "mu_dtype": mu_dtype}
-    return _by_role(
-        "muonh", learning_rate, direction, sphere, adam, adam_learning_rate, adam_weight_decay, weight_decay_mask
+    return with_adamw(
+        Method("muonh", learning_rate, None, weight_decay_mask),
+        hyperball(direction, learning_rate, **sphere),
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+        mu_dtype=mu_dtype,
+        layout=layout,
+        undecided=UNDECIDED,
     )
 
 
@@ -239,7 +223,7 @@ register(
     words=2,
     collectives="norms",
     golden=("modern/adamh",),
-    opt_outs=BY_LAYOUT,
+    opt_outs=BY_LAYOUT | ON_A_SPHERE,
     race=Race(2e-2, {"adam_learning_rate": 3e-3}),
 )
 register(
@@ -248,5 +232,6 @@ register(
     words=1,
     collectives="matrices",
     golden=("modern/muonh",),
+    opt_outs=ON_A_SPHERE,
     race=Race(2e-2, {"adam_learning_rate": 3e-3}),
 )
