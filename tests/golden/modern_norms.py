@@ -31,8 +31,14 @@ def _radius_control(hyper: dict[str, Any]) -> optax.GradientTransformation:
 
 
 TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "adago": direct(gk.adago),
     "adamh": _adamh,
+    "aurora": direct(gk.aurora),
     "muonh": direct(gk.muonh),
+    "muown": direct(gk.muown),
+    "namo": direct(gk.namo),
+    "newton_muon": direct(gk.newton_muon),
+    "namo_d": direct(gk.namo_d),
     "qk_clip": _qk_clip,
     "radius_control": _radius_control,
     "relative_update": _relative_update,

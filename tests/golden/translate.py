@@ -34,6 +34,7 @@ NAMES = {
     "total": "total_steps",
     "max_grad_norm": "max_norm",
     "num_iterations": "total_steps",
+    "initial_accumulator": "initial_accumulator_value",
 }
 # What may have a value per step.
 SCHEDULED = ("learning_rate", "weight_decay")

@@ -1,5 +1,8 @@
 """Methods that treat a parameter as a matrix."""
 
+from gradkit.optimizers.matrix.adago import (
+    adago,
+)
 from gradkit.optimizers.matrix.adamh import (
     adamh,
     muonh,
@@ -14,6 +17,10 @@ from gradkit.optimizers.matrix.auon import (
     scale_by_auon,
     scale_by_cosh_rms,
     scale_by_hybrid_auon,
+)
+from gradkit.optimizers.matrix.aurora import (
+    aurora,
+    balance_rows,
 )
 from gradkit.optimizers.matrix.conda import (
     ScaleByCondaState,
@@ -60,6 +67,18 @@ from gradkit.optimizers.matrix.muon import (
 from gradkit.optimizers.matrix.muon_clip import (
     muon_clip,
 )
+from gradkit.optimizers.matrix.muown import (
+    muown,
+)
+from gradkit.optimizers.matrix.namo import (
+    namo,
+    namo_d,
+)
+from gradkit.optimizers.matrix.newton_muon import (
+    NewtonMuonState,
+    newton_muon,
+    scale_by_newton_muon,
+)
 from gradkit.optimizers.matrix.nordion2 import (
     ScaleByNordion2State,
     dion3,
@@ -105,6 +124,7 @@ from gradkit.optimizers.matrix.soap import (
 
 __all__ = [
     "DistributedShampooState",
+    "NewtonMuonState",
     "ProjectOutSubspaceState",
     "ScaleByCondaState",
     "ScaleByDion2State",
@@ -115,11 +135,14 @@ __all__ = [
     "ScaleByScionState",
     "ScaleByShampooState",
     "ScaleBySoapState",
+    "adago",
     "adamh",
     "adjust_lora_gradients",
     "apollo",
     "apollo_mini",
     "auon",
+    "aurora",
+    "balance_rows",
     "conda",
     "dion",
     "dion2",
@@ -135,6 +158,10 @@ __all__ = [
     "muon",
     "muon_clip",
     "muonh",
+    "muown",
+    "namo",
+    "namo_d",
+    "newton_muon",
     "nordion2",
     "normuon",
     "overparameterized",
@@ -149,6 +176,7 @@ __all__ = [
     "scale_by_factor_gram",
     "scale_by_hybrid_auon",
     "scale_by_muon",
+    "scale_by_newton_muon",
     "scale_by_nordion2",
     "scale_by_normuon",
     "scale_by_overparameterization",
