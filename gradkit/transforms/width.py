@@ -168,8 +168,8 @@ def mup_multipliers(
       >>> for name, m in mup_multipliers(model(64), model(256)).items():
       ...     print(name, *m.values())
       embed Multipliers(rate=1.0, decay=1.0, init=1.0, output=1.0)
-      up Multipliers(rate=0.25, decay=4.0, init=1.0, output=1.0)
       head Multipliers(rate=1.0, decay=1.0, init=2.0, output=0.25)
+      up Multipliers(rate=0.25, decay=4.0, init=1.0, output=1.0)
 
     Reference: Yang et al. Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter Transfer. 2022,
     arXiv 2203.03466; Yang, Simon, Bernstein. A Spectral Condition for Feature Learning. 2023, arXiv 2310.17813;

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -89,3 +90,18 @@ def test_relative_steps_have_no_learning_rate(x64: None) -> None:
             gk.adafactor(**given)
     with pytest.raises(ValueError, match="warmup_init must be False where a learning_rate is given"):
         gk.adafactor(0.1, warmup_init=True)
+
+
+def test_the_decay_is_multiplied_by_the_rate() -> None:
+    """In optax it is not: half of the rate is half of our decay, and the same of theirs."""
+    x, none = jnp.full((6, 4), 2.0), jnp.zeros((6, 4))
+
+    def decayed(tx: optax.GradientTransformation) -> float:
+        return float(np.asarray(tx.update(none, tx.init(x), x)[0])[0, 0])
+
+    ours = [decayed(gk.adafactor(rate, weight_decay=0.5)) for rate in (0.1, 0.05)]
+    # In units of the size of the parameters, 2: of x a share of 0.1 * 0.5 * 2.
+    np.testing.assert_allclose(ours, [-0.2, -0.1], rtol=1e-6)
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = [decayed(optax.adafactor(rate, weight_decay_rate=0.5)) for rate in (0.1, 0.05)]
+    assert theirs[0] == theirs[1] != 0

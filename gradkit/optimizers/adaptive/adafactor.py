@@ -97,11 +97,11 @@ def _step_by_param_rms(
 
 
 def adafactor(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: ScalarOrSchedule | None,
     *,
     eps: Scalar = 1e-30,
     eps_scale: Scalar = 1e-3,
-    clipping_threshold: Scalar = 1.0,
+    clipping_threshold: Scalar | None = 1.0,
     decay_rate: Scalar = 0.8,
     decay_offset: int = 0,
     b1: Scalar | None = None,
@@ -194,7 +194,7 @@ def adafactor(
             "warmup_init must be False where a learning_rate is given, got True in adafactor: put the warm-up into its "
             "schedule, or write relative_step=True"
         )
-    rate = relative_rate(warmup_init) if relative_step else learning_rate
+    rate: Any = relative_rate(warmup_init) if relative_step else learning_rate
     size = eps_scale if scale_by_param else None
     clip = () if clipping_threshold is None else (clip_by_tensor_rms(clipping_threshold, layout=layout),)
     return optimizer(

@@ -83,7 +83,7 @@ def came(
     b3: Scalar = 0.9999,
     eps: Scalar = 1e-30,
     eps_instability: Scalar = 1e-16,
-    clipping_threshold: Scalar = 1.0,
+    clipping_threshold: Scalar | None = 1.0,
     weight_decay: ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,

@@ -187,7 +187,7 @@ def adaptive_norm(
       ...     print(u.round(4))
       [0.6 0.8]
       [0.6 0.8]
-      [0.5187 0.6916]
+      [0.5004 0.6672]
 
     Reference: Huang et al. Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam. 2025, arXiv 2502.17055.
     """

@@ -180,7 +180,7 @@ def lora_rite(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-6,
-    max_norm: Scalar = 1.0,
+    max_norm: Scalar | None = 1.0,
     escape: bool = True,
     weight_decay: ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
