@@ -135,7 +135,7 @@ def draw(rows: list[Row], path: str) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9.6, 4.2), layout="constrained", facecolor=style.PAPER)
-        panels = figure.subplots(1, 2, sharey=True)
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
         everything = [x for form in FORMS for w in FLAGS.widths for x in losses(rows, form, int(w)).values()]
         finite = [x for x in everything if np.isfinite(x)]
         for axes, form in zip(panels, FORMS, strict=True):
@@ -149,9 +149,9 @@ def draw(rows: list[Row], path: str) -> None:
             axes.set_title(TITLES[form])
             axes.set_xlabel("log2 of the learning rate; dot: the best")
         if finite:
-            panels[0].set_ylim(min(finite) - 0.05, min(finite) + 1.2)
+            panels[0].set_ylim(min(finite) - 0.05, max(finite) + 0.05)
         panels[0].set_ylabel(f"held-out loss after {FLAGS.steps} steps")
-        panels[1].legend(frameon=False, loc="upper left")
+        panels[0].legend(frameon=False, loc="upper left")
         figure.savefig(path, dpi=120)
 
 

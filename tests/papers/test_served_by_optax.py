@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import gradkit as gk
+from gradkit.catalogue import Card
 from gradkit.training import methods
-from gradkit.training.report.shown import facts
+from gradkit.training.report.shown import facts, look_up
 from gradkit.training.served_by_optax import SERVED
 from tests.by_numpy import by_numpy
 from tests.papers.replay import assert_equal, normal, updates
@@ -127,6 +128,15 @@ def test_the_card_of_a_method_of_optax(name: str) -> None:
     said = dict(facts(card))
     assert (said["name"], said["checked"], said["not checked"]) == (name, served.checked, served.unchecked)
     assert said["paper check"] == "tests/papers/test_served_by_optax.py"
+
+
+def test_a_method_of_optax_is_found_by_its_name_and_by_its_paper() -> None:
+    """Where this library has one of the same name, by that of optax alone."""
+    for text in ("radam", "optax.radam", "1908.03265", "variance of the adaptive learning rate"):
+        card = look_up(text)
+        assert isinstance(card, Card) and card.public_name == "optax.radam"
+    card = look_up("adan")
+    assert isinstance(card, Card) and card.public_name == "gk.adan"
 
 
 def test_a_method_of_optax_that_no_test_compares_says_so() -> None:

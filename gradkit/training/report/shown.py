@@ -9,13 +9,15 @@ from gradkit.catalogue import Card, Paper
 from gradkit.engine.extras import EXTRAS
 from gradkit.training import methods
 from gradkit.training.report.listing import refilled
+from gradkit.training.served_by_optax import SERVED
 
 
 def look_up(text: str) -> Card | list[Card] | dict[Paper, str]:
     """What a text means: a method by its name, or the methods of papers.
 
     Args:
-      text: a name as `gradkit list` has it; or words of the title or the authors of a paper, its year or its arXiv id.
+      text: a name as `gradkit list` has it, or of a method of optax that was compared; or words of the title or the
+        authors of a paper, its year or its arXiv id.
 
     Returns:
       The card, also that of a paper with one method; the cards of papers with more; or the papers that bring no
@@ -30,7 +32,11 @@ def look_up(text: str) -> Card | list[Card] | dict[Paper, str]:
     short = text.casefold().removeprefix("gk.").split(".")[-1]
     if text.startswith("optax.") or short in catalogue.cards():
         return methods.card_of(text if text.startswith("optax.") else short)
+    by_name = [name for name in SERVED if name.split(".")[-1] == short]
+    if by_name:
+        return methods.card_of(by_name[0])
     found = [card for card in catalogue.cards().values() if card.paper.matches(text)]
+    found = found or [methods.card_of(name) for name, served in SERVED.items() if served.paper.matches(text)]
     if found:
         return found[0] if len(found) == 1 else found
     without = papers.without_method(text)
