@@ -19,6 +19,7 @@ from gradkit.engine.planning import check_matrix, plan_stacks
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.engine.slices import ROWS, SELECTIONS, map_slices
 from gradkit.leaves import Layout, axes_of, map_named
+from gradkit.types import Scalar
 
 PAPER = Paper("Dion2: A Simple Method to Shrink Matrix in Muon", "Ahn et al.", 2025, "2512.16928")
 
@@ -46,7 +47,7 @@ def fed_back(M: Any, chosen: Any, ef_decay: Any) -> Any:
 def select_slices(
     *,
     fraction: float = 0.25,
-    ef_decay: Any = 0.95,
+    ef_decay: Scalar = 0.95,
     select: str = "short",
     selection: str = "global",
     layout: Layout | None = None,

@@ -27,6 +27,7 @@ from gradkit.engine.shards import MatrixSharding
 from gradkit.leaves import Layout, Method, axes_of, check_mask_form, names, resolve_mask
 from gradkit.leaves.scopes import decay_here
 from gradkit.optimizers.matrix.rate_inside import with_adamw
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "AdaGrad Meets Muon: Adaptive Stepsizes for Orthogonal Updates", "Zhang, Liu, Schaeffer", 2025, "2509.02981"
@@ -113,26 +114,26 @@ def _matrices(
 
 
 def adago(
-    learning_rate: Any = 0.05,
+    learning_rate: ScalarOrSchedule = 0.05,
     *,
-    momentum: Any = 0.95,
-    max_norm: Any = 10.0,
-    min_rate: Any = 5e-4,
-    initial_accumulator_value: Any = 1e-6,
+    momentum: Scalar = 0.95,
+    max_norm: Scalar = 10.0,
+    min_rate: Scalar = 5e-4,
+    initial_accumulator_value: Scalar = 1e-6,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "svd",
-    eps: Any = 1e-7,
+    eps: Scalar = 1e-7,
     scale: str | None = None,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -25,6 +25,7 @@ from gradkit.engine.shards import MatrixSharding
 from gradkit.leaves import Layout
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms.momenta import Mean, weighted_momenta
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Aurora: A Leverage-Aware Optimizer for Rectangular Matrices", "Dewulf et al.", 2026)
 
@@ -54,14 +55,14 @@ def balanced(x: jax.Array, *, how: Orthogonal, steps: int, power: Any, eps: Any)
 def balance_rows(
     *,
     balance_steps: int = 2,
-    balance_power: Any = 0.5,
-    balance_eps: Any = 1e-7,
+    balance_power: Scalar = 0.5,
+    balance_eps: Scalar = 1e-7,
     ns_steps: int = 12,
     coefficients: Any = "quintic",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
+    eps: Scalar = 1e-7,
     scale: str | None = "spectral",
-    ns_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -118,27 +119,27 @@ def balance_rows(
 
 
 def aurora(
-    learning_rate: Any = 0.05,
+    learning_rate: ScalarOrSchedule = 0.05,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
     balance_steps: int = 2,
-    balance_power: Any = 0.5,
-    balance_eps: Any = 1e-7,
+    balance_power: Scalar = 0.5,
+    balance_eps: Scalar = 1e-7,
     ns_steps: int = 12,
     coefficients: Any = "quintic",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
+    eps: Scalar = 1e-7,
     scale: str | None = "spectral",
-    weight_decay: Any = 0.025,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.025,
+    weight_decay_mask: Mask | None = None,
     adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-10,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-10,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -27,6 +27,7 @@ from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import MatrixSharding
 from gradkit.transforms.select_slices import PAPER, check_slices, fed_back
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 METHOD = "scale_by_dion2"
 
@@ -40,8 +41,8 @@ class ScaleByDion2State(NamedTuple):
 def scale_by_dion2(
     *,
     fraction: float = 0.25,
-    ef_decay: Any = 0.95,
-    eps: Any = 1e-8,
+    ef_decay: Scalar = 0.95,
+    eps: Scalar = 1e-8,
     ns_steps: int = 5,
     coefficients: Any = "polar_express",
     scale: str | None = "ratio",
@@ -128,24 +129,24 @@ def scale_by_dion2(
 
 
 def dion2(
-    learning_rate: Any = 0.01,
+    learning_rate: ScalarOrSchedule = 0.01,
     *,
     fraction: float = 0.25,
-    ef_decay: Any = 0.95,
-    eps: Any = 1e-8,
+    ef_decay: Scalar = 0.95,
+    eps: Scalar = 1e-8,
     ns_steps: int = 5,
     coefficients: Any = "polar_express",
     scale: str | None = "ratio",
     select: str = "short",
     selection: str = "global",
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -25,6 +25,7 @@ from gradkit.engine.shards import MatrixSharding
 from gradkit.leaves import Layout, Method, axes_of, check_mask_form, names, resolve_mask
 from gradkit.leaves.scopes import decay_here
 from gradkit.optimizers.matrix.rate_inside import with_adamw
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Muown: Row-Norm Control for Muon Optimization", "Lion et al.", 2026, "2605.10797")
 NAME = "muown"
@@ -172,24 +173,24 @@ def _matrices(
 
 
 def muown(
-    learning_rate: Any = 3e-4,
+    learning_rate: ScalarOrSchedule = 3e-4,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
-    b1: Any = 0.9,
-    b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    direction_scale: Any = 0.2,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    direction_scale: Scalar = 0.2,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -30,6 +30,7 @@ from gradkit.leaves import Axes, Layout, axes_of, by_path, from_matrices, names,
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import trace
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("The Newton-Muon Optimizer", "Du, Su", 2026, "2604.01472")
 NAME, MOMENT = "scale_by_newton_muon", "input_moment"
@@ -62,20 +63,20 @@ def _inverse(K: jax.Array, ridge: Any, ridge_eps: Any) -> tuple[jax.Array, jax.A
 
 def scale_by_newton_muon(
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
     update_interval: int = 32,
-    moment_decay: Any = 0.95,
-    initial_moment: Any = 1e-3,
-    ridge: Any = 0.2,
-    ridge_eps: Any = 1e-8,
+    moment_decay: Scalar = 0.95,
+    initial_moment: Scalar = 1e-3,
+    ridge: Scalar = 0.2,
+    ridge_eps: Scalar = 1e-8,
     blocks: Blocks = None,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -237,29 +238,29 @@ def scale_by_newton_muon(
 
 
 def newton_muon(
-    learning_rate: Any = 3e-4,
+    learning_rate: ScalarOrSchedule = 3e-4,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
     update_interval: int = 32,
-    moment_decay: Any = 0.95,
-    initial_moment: Any = 1e-3,
-    ridge: Any = 0.2,
-    ridge_eps: Any = 1e-8,
+    moment_decay: Scalar = 0.95,
+    initial_moment: Scalar = 1e-3,
+    ridge: Scalar = 0.2,
+    ridge_eps: Scalar = 1e-8,
     blocks: Blocks = None,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-10,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-10,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

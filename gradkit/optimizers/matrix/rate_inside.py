@@ -9,6 +9,7 @@ from gradkit.engine.by_role import by_role
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
 from gradkit.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from gradkit.types import DTypeLike
 
 
 def with_adamw(
@@ -20,7 +21,7 @@ def with_adamw(
     adam_b2: Any,
     adam_eps: Any,
     adam_weight_decay: Any,
-    mu_dtype: Any,
+    mu_dtype: DTypeLike | None,
     layout: Layout | None,
     undecided: str = "",
 ) -> optax.GradientTransformationExtraArgs:
