@@ -71,7 +71,7 @@ from gradkit.optimizers.gauss_newton import *
 
 # One matrix per axis of a tensor; blocks of leaves; the direction of one method, the length of another's step
 from gradkit.transforms import (
-    block_leaves, graft, in_basis, kronecker_bases, kronecker_statistics,
+    block_leaves, graft, in_basis, kl_statistics, kronecker_bases, kronecker_statistics,
 )
 
 # Primitives: one link of a chain
@@ -100,8 +100,8 @@ from gradkit.transforms import (
     eval_params, find, guard, hyperball,
     inject_hyperparams, interpolated_averaging, keep_best, minimise_inner, polynomial_decay_average, precision,
     project_low_rank, project_scale_invariant, projected, reparameterize, running_average, schedule_free,
-    schedule_free_eval_params, shifted_parameters, skip_step, stable_weight_decay, weight_normalized, with_curvature,
-    Multipliers, mup_init, mup_multipliers, scale_by_width,
+    Multipliers, mup_init, mup_multipliers, scale_by_width, schedule_free_eval_params, shifted_parameters, skip_step,
+    stable_weight_decay, trust_gate, weight_normalized, with_curvature,
 )
 
 # Rooms
@@ -161,6 +161,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "keep_updates",
     "top_magnitude_mask",
     "interpolated_averaging",
+    "kl_statistics",
     "kronecker_bases",
     "kronecker_statistics",
     "layers",
@@ -221,6 +222,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "trace",
     "training",
     "update_ratio_floor",
+    "trust_gate",
     "weight_normalized",
     "with_curvature",
     "workloads",

@@ -205,6 +205,7 @@ def test_a_file_of_optimizers_registers_them() -> None:
         "gradkit/optimizers/matrix/beside_adamw.py",
         "gradkit/optimizers/matrix/factor_pairs.py",
         "gradkit/optimizers/matrix/rate_inside.py",
+        "gradkit/optimizers/matrix/kl_direction.py",
     }
 
 

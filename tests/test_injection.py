@@ -29,7 +29,10 @@ MUST: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("apollo", "apollo_mini"), ("key",)),
     "dion": ("key", "adam_learning_rate"),
     "gravity": ("alpha",),
-    **dict.fromkeys(("dion2", "dion3", "muon", "nordion2", "normuon"), ("adam_learning_rate",)),
+    **dict.fromkeys(
+        ("contra_muon", "dion2", "dion3", "muon", "nordion2", "normuon", "polargrad", "soap_muon", "soft_muon"),
+        ("adam_learning_rate",),
+    ),
     "scale_by_dion": ("key",),
     "thermodynamic_ngd": ("time",),
     "with_curvature": ("estimator",),

@@ -16,6 +16,9 @@ from gradkit.linalg.inverse_root import (
 from gradkit.linalg.lcp import (
     solve_lcp,
 )
+from gradkit.linalg.one_sided_polar import (
+    one_sided_polar,
+)
 from gradkit.linalg.orthogonalize import (
     orthogonalize,
 )
@@ -45,6 +48,7 @@ __all__ = [
     "inverse_root",
     "mcp_concave_grad",
     "mcp_penalty",
+    "one_sided_polar",
     "orthogonalize",
     "prox_l1",
     "prox_mcp",

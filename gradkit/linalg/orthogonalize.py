@@ -107,9 +107,9 @@ def orthogonalize(
         The official code has bfloat16 on accelerators. Products are summed in float32. With "gram" take float16, as
         its authors do: in bfloat16 "polar_express" ends up to 0.9 from 1 (measured).
       precondition: "frobenius"; "schatten4", which divides by (sum of s^4)^(1/4), between the largest singular value
-        and the Frobenius norm, plus eps; or "aol", which after the Frobenius norm divides every row (of the short side)
-        by the root of the sum of |X X^T| along it: closer to 1 at the start, but not the same singular vectors, and
-        for square matrices not the same for the transpose. Default "frobenius".
+        and the Frobenius norm, at least eps; or "aol", which after the Frobenius norm divides every row (of the short
+        side) by the root of the sum of |X X^T| along it: closer to 1 at the start, but not the same singular vectors,
+        and for square matrices not the same for the transpose. Default "frobenius".
 
     Returns:
       An array like x.
@@ -150,7 +150,7 @@ def orthogonalize(
     elif method == "svd":
         y = _svd(y)
     else:
-        abc = _listed(coefficients, steps)
+        abc = listed(coefficients, steps)
         gram = method == "gram" and 2 * y.shape[-1] > 3 * y.shape[-2]
         eps = eps if type(eps) in (int, float) else jnp.asarray(eps).astype(wide)
         z = NORM_FACTORS.get(coefficients, 1.0) if isinstance(coefficients, str) else 1.0
@@ -166,7 +166,7 @@ def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Scalar, pr
     checks.choice("precondition", precondition, PRECONDITIONS)
     if not callable(method):
         checks.choice("method", method, METHODS)
-    _listed(coefficients, steps)
+    listed(coefficients, steps)
     if coefficients == "aol" and precondition != "aol" and method in ("newton_schulz", "gram"):
         raise ValueError(
             "coefficients='aol' need precondition='aol': without its scaling of rows they change the sign of singular "
@@ -178,7 +178,7 @@ def _wide(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def _listed(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], ...]:
+def listed(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], ...]:
     """One triple per step."""
     if isinstance(coefficients, str):
         checks.choice("coefficients", coefficients, PRESETS)
@@ -235,7 +235,8 @@ def _one(x: jax.Array, *, eps: jax.Array, abc: Any, z: float, gram: bool, dtype:
     safe = jnp.where(largest > 0, largest, jnp.ones((), wide))
     x = x / safe
     norm = z * (schatten4(x) if precondition == "schatten4" else jnp.sqrt(jnp.sum(jnp.square(x))))
-    x = x / (jnp.where(largest > 0, norm, jnp.ones((), wide)) + eps / safe)
+    norm = jnp.where(largest > 0, norm, jnp.ones((), wide))
+    x = x / (jnp.maximum(norm, eps / safe) if precondition == "schatten4" else norm + eps / safe)
     if precondition == "aol":
         sums = jnp.sum(jnp.abs(x @ x.T), axis=1, keepdims=True)
         x = x * jnp.where(sums > 0, jax.lax.rsqrt(jnp.where(sums > 0, sums, 1)), 0)

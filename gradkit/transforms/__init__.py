@@ -102,6 +102,10 @@ from gradkit.transforms.interpolated_averaging import (
 from gradkit.transforms.keep_best import (
     keep_best,
 )
+from gradkit.transforms.kl_statistics import (
+    KLStatisticsState,
+    kl_statistics,
+)
 from gradkit.transforms.kron import (
     ScaleByKronState,
     scale_by_kron,
@@ -238,6 +242,10 @@ from gradkit.transforms.trace import (
     TraceState,
     trace,
 )
+from gradkit.transforms.trust_gate import (
+    TrustGateState,
+    trust_gate,
+)
 from gradkit.transforms.trust_ratio import (
     ScaleByTrustRatioState,
     scale_by_trust_ratio,
@@ -282,6 +290,7 @@ __all__ = [
     "InBasisState",
     "InterpolatedAveragingState",
     "IterateAverageState",
+    "KLStatisticsState",
     "KroneckerStatisticsState",
     "LimitNormGrowthState",
     "LookaheadInChainState",
@@ -314,6 +323,7 @@ __all__ = [
     "ShiftedParametersState",
     "StableWeightDecayState",
     "TraceState",
+    "TrustGateState",
     "WeightedMomentaState",
     "WithCurvatureState",
     "accumulate_value",
@@ -345,6 +355,7 @@ __all__ = [
     "interpolated_averaging",
     "keep_best",
     "keep_updates",
+    "kl_statistics",
     "kronecker_bases",
     "kronecker_statistics",
     "limit_norm_growth",
@@ -398,6 +409,7 @@ __all__ = [
     "stable_weight_decay",
     "top_magnitude_mask",
     "trace",
+    "trust_gate",
     "update_ratio_floor",
     "weight_normalized",
     "with_curvature",

@@ -111,7 +111,7 @@ register(
     form="primitive",
     paper=PAPER,
     words=1,
-    collectives="norms",
+    collectives="matrices",
     only="matrices",
     notes="for matrices alone, in front of a map of matrices such as scale_by_muon(momentum=0)",
 )

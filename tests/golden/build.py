@@ -179,7 +179,7 @@ def _dion_start(state: Any, reader: extras.Reader) -> Any:
 
 # method -> (state, arrays of the file) -> the state to start from; and the state to go on from after the first step
 STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {"dion": _dion_start, **parallel.STARTS}
-SECOND_STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {}
+SECOND_STARTS: dict[str, Callable[[Any, extras.Reader], Any]] = {**modern_muon.SECOND_STARTS}
 
 # method -> arrays of its files that are handed to `update` under another name: array -> argument
 HANDED: dict[str, dict[str, str]] = {"qk_clip": {"logits": "max_attention_logits"}}
@@ -222,6 +222,7 @@ MEASURED: dict[str, Callable[[fixture.Golden, Any, Any, Any], dict[str, Any]]] =
     "standardize_weight": _effective(gk.layers.standardize_weight),
     "weight_normalized(sgd)": _direction_and_length,
     **modern_free.MEASURED,
+    **modern_muon.MEASURED,
     **parallel.MEASURED,
 }
 
@@ -231,6 +232,8 @@ REPEATED = {
     "apollo": ("projection_t",),
     # The factors after the last step: every update but that of the last step follows from them.
     "kron": ("q_final/",),
+    # The weights of iterates, which are the default.
+    "contra_muon": ("soft_weights",),
     # The norms of gradients that the file has.
     "skip_step": ("grad_norm",),
     "zclip": ("norm",),

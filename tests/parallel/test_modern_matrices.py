@@ -21,6 +21,10 @@ METHODS: dict[str, Any] = {
     "normuon": gk.scale_by_normuon,
     "dion2": lambda **o: gk.scale_by_dion2(fraction=0.5, select="short", **o),
     "nordion2": lambda **o: gk.scale_by_nordion2(fraction=0.25, **o),
+    "kl_soap": lambda **o: gk.scale_by_kl_soap(update_interval=1, **o),
+    "soap_muon": gk.scale_by_soap_muon,
+    "splus": lambda **o: gk.scale_by_splus(update_interval=2, **o),
+    "adamuon": gk.scale_by_adamuon,
 }
 TWO = ["all-to-all"] * 2
 
@@ -59,6 +63,12 @@ def spread(name: str, spec: P, **options: Any) -> tuple[Any, Any, Any]:
         # The slices that are selected may all be on one device: norms are gathered, and complete matrices sent.
         ("dion2", P("x"), ["all-gather", *TWO], SIXTEEN * 8 + 2 * SIXTEEN * MATRIX // 8),
         ("nordion2", P("x"), ["all-reduce", *TWO], SIXTEEN * 16 + 2 * SIXTEEN * (MATRIX // 4) // 8),
+        ("kl_soap", P(), ["all-gather"], SIXTEEN * MATRIX),
+        ("kl_soap", P("x"), TWO, 2 * SIXTEEN * MATRIX // 8),
+        ("splus", P(), ["all-gather"], SIXTEEN * MATRIX),
+        ("splus", P(None, "x"), TWO, 2 * SIXTEEN * MATRIX // 8),
+        ("soap_muon", P("x"), TWO, 2 * SIXTEEN * MATRIX // 8),
+        ("adamuon", P("x"), TWO, 2 * SIXTEEN * MATRIX // 8),
     ],
     ids=lambda value: str(value) if isinstance(value, str | P) else "",
 )

@@ -7,6 +7,11 @@ from gradkit.optimizers.matrix.adamh import (
     adamh,
     muonh,
 )
+from gradkit.optimizers.matrix.adamuon import (
+    ScaleByAdamuonState,
+    adamuon,
+    scale_by_adamuon,
+)
 from gradkit.optimizers.matrix.apollo import (
     apollo,
     apollo_mini,
@@ -27,6 +32,12 @@ from gradkit.optimizers.matrix.conda import (
     conda,
     scale_by_conda,
 )
+from gradkit.optimizers.matrix.contra_muon import (
+    ScaleByContraMuonState,
+    contra_muon,
+    scale_by_contra_muon,
+    soft_muon,
+)
 from gradkit.optimizers.matrix.dion import (
     ScaleByDionState,
     dion,
@@ -46,6 +57,17 @@ from gradkit.optimizers.matrix.fira import (
 )
 from gradkit.optimizers.matrix.galore import (
     galore,
+)
+from gradkit.optimizers.matrix.kl_direction import (
+    ScaleByKLState,
+)
+from gradkit.optimizers.matrix.kl_shampoo import (
+    kl_shampoo,
+    scale_by_kl_shampoo,
+)
+from gradkit.optimizers.matrix.kl_soap import (
+    kl_soap,
+    scale_by_kl_soap,
 )
 from gradkit.optimizers.matrix.kron import (
     kron,
@@ -94,6 +116,11 @@ from gradkit.optimizers.matrix.overparameterized import (
     overparameterized,
     scale_by_overparameterization,
 )
+from gradkit.optimizers.matrix.polargrad import (
+    ScaleByPolargradState,
+    polargrad,
+    scale_by_polargrad,
+)
 from gradkit.optimizers.matrix.precondition_by_input_moment import (
     precondition_by_input_moment,
 )
@@ -121,22 +148,39 @@ from gradkit.optimizers.matrix.soap import (
     scale_by_soap,
     soap,
 )
+from gradkit.optimizers.matrix.soap_muon import (
+    ScaleBySoapMuonState,
+    scale_by_soap_muon,
+    soap_muon,
+)
+from gradkit.optimizers.matrix.splus import (
+    ScaleBySplusState,
+    scale_by_splus,
+    splus,
+)
 
 __all__ = [
     "DistributedShampooState",
     "NewtonMuonState",
     "ProjectOutSubspaceState",
+    "ScaleByAdamuonState",
     "ScaleByCondaState",
+    "ScaleByContraMuonState",
     "ScaleByDion2State",
     "ScaleByDionState",
+    "ScaleByKLState",
     "ScaleByMuonState",
     "ScaleByNordion2State",
     "ScaleByNormuonState",
+    "ScaleByPolargradState",
     "ScaleByScionState",
     "ScaleByShampooState",
+    "ScaleBySoapMuonState",
     "ScaleBySoapState",
+    "ScaleBySplusState",
     "adago",
     "adamh",
+    "adamuon",
     "adjust_lora_gradients",
     "apollo",
     "apollo_mini",
@@ -144,6 +188,7 @@ __all__ = [
     "aurora",
     "balance_rows",
     "conda",
+    "contra_muon",
     "dion",
     "dion2",
     "dion3",
@@ -151,6 +196,8 @@ __all__ = [
     "fira",
     "galore",
     "hybrid_auon",
+    "kl_shampoo",
+    "kl_soap",
     "kron",
     "lora_pro",
     "lora_pro_adam",
@@ -165,27 +212,38 @@ __all__ = [
     "nordion2",
     "normuon",
     "overparameterized",
+    "polargrad",
     "precondition_by_input_moment",
     "project_out_subspace",
     "psgd_kron",
+    "scale_by_adamuon",
     "scale_by_auon",
     "scale_by_conda",
+    "scale_by_contra_muon",
     "scale_by_cosh_rms",
     "scale_by_dion",
     "scale_by_dion2",
     "scale_by_factor_gram",
     "scale_by_hybrid_auon",
+    "scale_by_kl_shampoo",
+    "scale_by_kl_soap",
     "scale_by_muon",
     "scale_by_newton_muon",
     "scale_by_nordion2",
     "scale_by_normuon",
     "scale_by_overparameterization",
+    "scale_by_polargrad",
     "scale_by_scion",
     "scale_by_shampoo",
     "scale_by_soap",
+    "scale_by_soap_muon",
+    "scale_by_splus",
     "scaled_gd",
     "scion",
     "scion_light",
     "shampoo",
     "soap",
+    "soap_muon",
+    "soft_muon",
+    "splus",
 ]

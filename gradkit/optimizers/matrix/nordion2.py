@@ -21,7 +21,7 @@ import optax
 from gradkit import checks
 from gradkit.catalogue import Race, register
 from gradkit.engine.core import divide, transformation, zeros
-from gradkit.engine.fields import init_fields
+from gradkit.engine.fields import init_fields, settled
 from gradkit.engine.neurons import by_neuron, norms
 from gradkit.engine.parts import beside
 from gradkit.engine.planning import plan_stacks
@@ -154,7 +154,7 @@ def scale_by_nordion2(
         plan = planned(M)
         kept, at = {"nu": state.nu}, {"b2": b2, "nu_eps": nu_eps}
         d, chosen, fields = map_slices(plan, kernel, M, kept, at, fraction=fraction, selection=selection)
-        M = fed_back(M, chosen, ef_decay)
+        M = settled(fed_back(M, chosen, ef_decay), state.M)
         return scale_by_shape(d, plan.axes, plan.shapes, scale), ScaleByNordion2State(M, **fields)
 
     return transformation(METHOD, init, update)
