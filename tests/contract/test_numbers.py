@@ -185,7 +185,9 @@ def test_a_state_of_other_shapes_is_refused_by_the_name_of_the_leaf(card: Card) 
             assert "gradient of 'kernel" in said or "gradient of 'bias" in said, said
             assert said.count("shape (") + said.count("shape None") >= 2 and "call init again" in said, said
         else:
-            assert not shaped
+            # What matrices are given to keeps nothing of a vector, which Adam has beside it.
+            beside = {(4,)} if card.only == "matrices" and shapes["bias"] == (4,) else set()
+            assert not shaped - beside
 
 
 @functools.cache

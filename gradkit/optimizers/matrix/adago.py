@@ -19,6 +19,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine import orthogonal as orthogonals
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import at_count, counter, divide, increment, scalar, transformation, zeros
+from gradkit.engine.fields import settled
 from gradkit.engine.matrix_sums import matrix_sums
 from gradkit.engine.orthogonal import Orthogonal, orthogonal
 from gradkit.engine.planning import check_matrix
@@ -79,8 +80,10 @@ def _matrices(
             check_matrix(NAME, name, x.shape, axes_of(layout, name, x.shape))
         mu = zeros(params, own.mu_dtype)
         wide = zeros(params)
-        shapes = jax.eval_shape(squares, wide)
-        start = [jnp.full(s.shape, own.initial, s.dtype) for s in shapes]
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+            start = [jnp.full(s.shape, own.initial, s.dtype) for s in jax.eval_shape(squares, wide)]
+        else:  # sharded as an update makes them
+            start = [jnp.zeros_like(s) + scalar(own.initial, s) for s in squares(wide)]
         count = counter(callable(own.learning_rate) or callable(own.weight_decay))
         rate = at_count(own.learning_rate, count, f"{NAME}: learning_rate")
         return AdagoState(count, mu, jax.tree.structure(params).unflatten(start), published(rate))
@@ -104,9 +107,8 @@ def _matrices(
             if not undecayed and on[i]:
                 step = step - scalar(rate, h) * scalar(decay, h) * w[i]
             out.append(step.astype(leaves[i].dtype))
-        return structure.unflatten(out), AdagoState(
-            increment(state.count), mu, structure.unflatten(sums), published(rate)
-        )
+        accumulator = settled(structure.unflatten(sums), state.accumulator)
+        return structure.unflatten(out), AdagoState(increment(state.count), mu, accumulator, published(rate))
 
     described = Method(NAME, own.learning_rate, own.weight_decay, own.weight_decay_mask)
     needs = not (isinstance(own.weight_decay, int | float) and own.weight_decay == 0)

@@ -18,6 +18,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine import orthogonal as orthogonals
 from gradkit.engine.accumulators import ema, ema_of_square, over_root
 from gradkit.engine.core import at_count, bias_correction, divide, increment, scalar, transformation, zeros
+from gradkit.engine.fields import settled
 from gradkit.engine.matrix_sums import block_of, matrix_sums, zero_blocks
 from gradkit.engine.orthogonal import Orthogonal, orthogonal
 from gradkit.engine.planning import check_matrix
@@ -165,8 +166,9 @@ def _matrices(
             [x.astype(y.dtype) for x, y in zip(new, jax.tree.leaves(old), strict=True)]
             for new, old in ((turned, state.magnitude), (new_norm, state.norm))
         ]
-        trees = (structure.unflatten(x) for x in (mu, *kept, m1, m2))
-        return structure.unflatten(out), MuownState(count, *trees, metrics=published(rate))
+        old = (state.magnitude, state.norm, state.magnitude_mu, state.magnitude_nu)
+        numbers = settled(tuple(map(structure.unflatten, (*kept, m1, m2))), old)
+        return structure.unflatten(out), MuownState(count, structure.unflatten(mu), *numbers, metrics=published(rate))
 
     described = Method(NAME, own.learning_rate, own.weight_decay, own.weight_decay_mask)
     return transformation(NAME, init, update, needs_params=True, as_params=True, described=described)
@@ -292,9 +294,9 @@ register(
     muown,
     form="optimizer",
     paper=PAPER,
-    words=1,
+    words=1 + 4 / 256,
     collectives="matrices",
     golden=("modern/muown",),
-    notes="matrices only, which must not start at zero; embeddings, heads, vectors and scalars take AdamW",
+    notes="matrices only, which must not start at zero; others take AdamW; the words are those of 256 inputs",
     race=Race(5e-3),
 )

@@ -21,6 +21,7 @@ from gradkit.catalogue import Paper, Race, register
 from gradkit.engine import orthogonal as orthogonals
 from gradkit.engine.accumulators import ema
 from gradkit.engine.core import at_count, bias_correction, divide, increment, scalar, transformation, zeros
+from gradkit.engine.fields import settled
 from gradkit.engine.matrix_sums import Over, matrix_axes, matrix_sums
 from gradkit.engine.orthogonal import Orthogonal, orthogonal
 from gradkit.engine.planning import check_matrix
@@ -106,7 +107,10 @@ def _matrices(
     def init(params: optax.Params) -> NamoState:
         for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
             check_matrix(own.name, name, x.shape, axes_of(layout, name, x.shape))
-        nu = [jnp.zeros(s.shape, s.dtype) for s in jax.eval_shape(lambda x: sums(x)[0], zeros(params))]
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+            nu = [jnp.zeros(s.shape, s.dtype) for s in jax.eval_shape(lambda x: sums(x)[0], zeros(params))]
+        else:  # sharded as an update makes them
+            nu = [jnp.zeros_like(s) for s in sums(zeros(params))[0]]
         count = jnp.zeros((), jnp.int32)
         rate = at_count(own.learning_rate, count, f"{own.name}: learning_rate")
         structure = jax.tree.structure(params)
@@ -143,7 +147,8 @@ def _matrices(
             if on[i]:
                 step = step - scalar(decay, r) * jnp.minimum(r, 1) * w[i]
             out.append(step.astype(leaves[i].dtype))
-        return structure.unflatten(out), NamoState(count, mu, structure.unflatten(nu), published(rate))
+        nu = settled(structure.unflatten(nu), state.nu)
+        return structure.unflatten(out), NamoState(count, mu, nu, published(rate))
 
     described = Method(own.name, own.learning_rate, own.weight_decay, own.weight_decay_mask)
     return transformation(own.name, init, update, needs_params=True, described=described)

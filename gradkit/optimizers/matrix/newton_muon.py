@@ -24,6 +24,7 @@ from gradkit.engine import orthogonal as orthogonals
 from gradkit.engine.core import increment, scalar, transformation, wide_dtype
 from gradkit.engine.explicit import by_compiler
 from gradkit.engine.extras import missing
+from gradkit.engine.placement import everywhere
 from gradkit.engine.planning import check_matrix
 from gradkit.engine.shards import MatrixSharding
 from gradkit.leaves import Axes, Layout, axes_of, by_path, from_matrices, names, to_matrices
@@ -206,6 +207,9 @@ def scale_by_newton_muon(
         if unknown := sorted(own.keys() - set(known)):
             raise ValueError(f"{NAME}: {MOMENT} is of leaves that are not there: {unknown}")
         K, P = jax.tree.leaves(state.moment), jax.tree.leaves(state.inverse)
+        for name, x, k in zip(known, leaves, K, strict=True):
+            if k.shape != shape_of(name, x, axes_of(layout, name, x.shape)):
+                raise ValueError(f"{NAME}: the gradient of {name!r} has shape {x.shape}, and its moment {k.shape}")
         asked = [i for i, x in enumerate(leaves) if known[i] in own and x.size]
         A = [given(known[i], own[known[i]], K[i]) for i in asked]
 
@@ -231,8 +235,9 @@ def scale_by_newton_muon(
 
         white = structure.unflatten(by_compiler(products, leaves, P, like=leaves))
         d, mu = behind.update(white, state.mu, params)
-        trees = structure.unflatten(K), structure.unflatten(P)
-        return d, NewtonMuonState(count, *trees, {"failed_inverses": failed}, mu)
+        # Replicated, as at the start: left to itself the compiler would shard them like the kernels they belong to.
+        trees = structure.unflatten(everywhere(K)), structure.unflatten(everywhere(P))
+        return d, NewtonMuonState(count, *trees, metrics={"failed_inverses": failed}, mu=mu)
 
     return transformation(NAME, init, update)
 
