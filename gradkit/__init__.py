@@ -81,8 +81,9 @@ from gradkit.transforms import (
     clip_by_global_norm, clip_by_tensor_rms, clip_top_coordinates, limit_norm_growth, lmo, lookahead_in_chain,
     mars_correction, norm_loss, normalize_and_project, normalize_gradients, project_updates, record_norms,
     relative_update, scale_by_adam, scale_by_delayed_rss, scale_by_diag_curvature, scale_by_factored_rms,
-    scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_neuron_rms, scale_by_param_rms, scale_by_pnm,
-    scale_by_rss, scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, select_slices, trace, zclip,
+    scale_by_gsnr, scale_by_kron, scale_by_learning_rate, scale_by_neuron_rms, scale_by_normuon, scale_by_param_rms,
+    scale_by_pnm, scale_by_rss, scale_by_scheduled_adam, scale_by_sophia, scale_by_trust_ratio, select_slices, trace,
+    zclip,
 )
 
 # In the place of the learning rate: the size of a step relative to the weights, and their norm
@@ -203,6 +204,7 @@ __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     "scale_by_learning_rate",
     "scale_by_measured",
     "scale_by_neuron_rms",
+    "scale_by_normuon",
     "scale_by_param_rms",
     "scale_by_pnm",
     "scale_by_rss",

@@ -24,7 +24,7 @@ TREE = {"bias": (4,), "kernel": (6, 4)}
 # What these cannot do without, though it has a default.
 MUST: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adjust_lora_gradients", "lora_pro", "lora_pro_adam", "lora_rite"), ("pairs",)),
-    **dict.fromkeys(("adago", "adamh", "aurora", "muonh", "namo", "namo_d"), ("adam_learning_rate",)),
+    **dict.fromkeys(("adago", "adamh", "aurora", "muonh", "namo", "namo_d", "normuonh"), ("adam_learning_rate",)),
     **dict.fromkeys(("oasis", "scale_by_local_lipschitz"), ("deterministic",)),
     **dict.fromkeys(("apollo", "apollo_mini"), ("key",)),
     "dion": ("key", "adam_learning_rate"),

@@ -157,6 +157,10 @@ from gradkit.transforms.normalize_and_project import (
     normalize_and_project,
     project_updates,
 )
+from gradkit.transforms.normuon import (
+    ScaleByNormuonState,
+    scale_by_normuon,
+)
 from gradkit.transforms.pnm import (
     ScaleByPnmState,
     scale_by_pnm,
@@ -314,6 +318,7 @@ __all__ = [
     "ScaleByKronState",
     "ScaleByLearningRateState",
     "ScaleByNeuronRmsState",
+    "ScaleByNormuonState",
     "ScaleByPnmState",
     "ScaleByRssState",
     "ScaleByScheduledAdamState",
@@ -393,6 +398,7 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_measured",
     "scale_by_neuron_rms",
+    "scale_by_normuon",
     "scale_by_param_rms",
     "scale_by_pnm",
     "scale_by_rss",

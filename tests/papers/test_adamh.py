@@ -11,7 +11,7 @@ X = {"Dense_0": {"kernel": normal(0, 4, 6), "bias": normal(1, 6)}, "embed": {"em
 G = {"Dense_0": {"kernel": normal(3, 4, 6), "bias": normal(4, 6)}, "embed": {"embedding": normal(5, 9, 4)}}
 
 
-@pytest.mark.parametrize("method", [gk.adamh, gk.muonh])
+@pytest.mark.parametrize("method", [gk.adamh, gk.muonh, gk.normuonh])
 def test_matrices_keep_their_norm_and_the_others_take_adamw(method: object, x64: None) -> None:
     x = {k: {n: jnp.asarray(np.asarray(v, np.float64)) for n, v in leaves.items()} for k, leaves in X.items()}
     g = {k: {n: jnp.asarray(np.asarray(v, np.float64)) for n, v in leaves.items()} for k, leaves in G.items()}
@@ -30,6 +30,9 @@ def test_muons_factor_of_the_shape_cancels(x64: None) -> None:
     gradients = [{"wide": normal(10 + i, 4, 9), "tall": normal(20 + i, 9, 4)} for i in range(3)]
     want = updates(gk.hyperball(gk.scale_by_muon(), 0.1), x, gradients)
     assert_equal(updates(gk.muonh(0.1), x, gradients), want, rtol=1e-9)
+    for rescale, scale in (("frobenius", "spectral"), ("rms", None)):
+        want = updates(gk.hyperball(gk.scale_by_normuon(rescale=rescale, scale=scale), 0.1), x, gradients)
+        assert_equal(updates(gk.normuonh(0.1), x, gradients), want, rtol=1e-9)
 
 
 def test_the_angle_of_a_step_is_no_rate_of_adamw() -> None:

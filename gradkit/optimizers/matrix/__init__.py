@@ -6,6 +6,7 @@ from gradkit.optimizers.matrix.adago import (
 from gradkit.optimizers.matrix.adamh import (
     adamh,
     muonh,
+    normuonh,
 )
 from gradkit.optimizers.matrix.adamuon import (
     ScaleByAdamuonState,
@@ -108,9 +109,7 @@ from gradkit.optimizers.matrix.nordion2 import (
     scale_by_nordion2,
 )
 from gradkit.optimizers.matrix.normuon import (
-    ScaleByNormuonState,
     normuon,
-    scale_by_normuon,
 )
 from gradkit.optimizers.matrix.overparameterized import (
     overparameterized,
@@ -171,7 +170,6 @@ __all__ = [
     "ScaleByKLState",
     "ScaleByMuonState",
     "ScaleByNordion2State",
-    "ScaleByNormuonState",
     "ScaleByPolargradState",
     "ScaleByScionState",
     "ScaleByShampooState",
@@ -211,6 +209,7 @@ __all__ = [
     "newton_muon",
     "nordion2",
     "normuon",
+    "normuonh",
     "overparameterized",
     "polargrad",
     "precondition_by_input_moment",
@@ -230,7 +229,6 @@ __all__ = [
     "scale_by_muon",
     "scale_by_newton_muon",
     "scale_by_nordion2",
-    "scale_by_normuon",
     "scale_by_overparameterization",
     "scale_by_polargrad",
     "scale_by_scion",
