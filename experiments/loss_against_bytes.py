@@ -5,9 +5,11 @@
 W replicas train the byte-level language model on minibatches of their own, by DiLoCo with rounds of H steps, whose
 pseudo-gradients are exchanged in float32, in int8, as their largest entries, or as factors of low rank; the last three
 with error feedback. Data-parallel AdamW gets the same tokens, the minibatches of all replicas in every step. Everything
-is tuned with the same effort: AdamW over a grid of learning rates, DiLoCo over as many outer learning rates, around
-AdamW at the best rate that it had by itself; where the best is at the edge of the grid, two more are tried beyond it.
-The loss is the held-out one after the last step, where a round ends.
+is tuned with the same effort, twice as many trials as the grid has rates: AdamW over the grid of learning rates and
+over as many around the best of them; DiLoCo over the grid of outer learning rates, around AdamW at the best rate of its
+grid and at a third of it, as a replica's minibatches are smaller, where the outer rates move to 0.3 or 1.5 times
+theirs if the best was at that edge. The loss is the held-out one after the last step,
+where a round ends.
 
 Bytes are read from compiled programs on W devices: what one replica sends in a step that ends a round, times the number
 of rounds; a step within a round must send nothing. OUT.jsonl keeps what is known, and the same command goes on from
@@ -15,13 +17,14 @@ there; OUT.txt is the table, OUT.png the picture.
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +51,8 @@ flags.DEFINE_float("minutes", None, "begin no other program after so many; the s
 flags.DEFINE_string("out", "loss_against_bytes", "what the files are called, without their endings")
 
 WARMUP = 0.05  # of the steps
+# Of AdamW's second trials: this to the power of these, around the best of the first.
+SPREAD, NEAR = 3 ** (1 / 3), np.array([-2, -1, 1, 2, -0.5, 0.5, -1.5, 1.5])
 COLOURS = {"f32": "C0", "int8": "C1", "top-k": "C2", "PowerSGD": "C3"}
 EXCHANGES: dict[str, Callable[[], optax.GradientTransformation]] = {
     "f32": parallel.mean_compressor,
@@ -166,46 +171,49 @@ def effort() -> str:
     )
 
 
-def best(row: dict[str, Any]) -> tuple[float, float]:
-    """(loss, rate) of the best trial."""
-    losses = np.nan_to_num(np.asarray(row["losses"]), nan=np.inf)
-    i = int(np.argmin(losses))
-    return float(losses[i]), row["rates"][i]
+class Best(NamedTuple):
+    """The best trial of a cell: its loss, its rate (of DiLoCo the outer one, and that of AdamW in it), whether that is
+    at the edge of the grid; the bytes of the run."""
+
+    loss: float
+    rate: float
+    inner: float | None
+    edge: bool
+    bytes: float
 
 
-def beyond(row: dict[str, Any]) -> list[float]:
-    """Two more rates where the best is at the edge of the grid, once."""
-    low, high, rate = row["rates"][0], row["rates"][-1], best(row)[1]
-    if len(row["rates"]) > len(FLAGS.rates) or rate not in (low, high):
-        return []
-    return [low / 10, low / 3] if rate == low else [1.5 * high, 2 * high]
+def best(rows: list[dict[str, Any]]) -> Best:
+    """Of the rows of one cell."""
+    trials = [
+        (loss, rate, row["inner"]) for row in rows for loss, rate in zip(row["losses"], row["rates"], strict=True)
+    ]
+    loss, rate, inner = min(trial for trial in trials if np.isfinite(trial[0]))
+    tried = sorted(trial[1] for trial in trials)
+    return Best(loss, rate, inner, rate in (tried[0], tried[-1]), rows[0]["bytes"])
 
 
-def joined(rows: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """What is known of each cell, of all its trials."""
-    known: dict[tuple[str, int], dict[str, Any]] = {}
+def cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """The rows of each cell, in their order."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        name = row["exchange"], row["sync_every"]
-        if name in known:
-            order = np.argsort(known[name]["rates"] + row["rates"])
-            row = row | {what: [(known[name][what] + row[what])[i] for i in order] for what in ("rates", "losses")}
-        known[name] = row
-    return known
+        found.setdefault((row["exchange"], row["sync_every"]), []).append(row)
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    def cell(row: dict[str, Any] | None) -> str:
-        if row is None:
-            return "-"
-        loss, rate = best(row)
-        edge = "*" if rate in (row["rates"][0], row["rates"][-1]) else ""
-        return f"{loss:.3f} ({rate:g}{edge}) {row['bytes'] / 1e6:.3g} MB"
+    known = {name: best(own) for name, own in cells(rows).items()}
 
-    known = joined(rows)
-    lines = [f"{ADAMW}: {cell(known.get((ADAMW, 1)))}", ""]
-    lines.append(f"{'DiLoCo, rounds of':<20}" + "".join(f"{H:>30}" for H in FLAGS.sync_every))
+    def cell(name: str, H: int) -> str:
+        if (name, H) not in known:
+            return "-"
+        found = known[name, H]
+        inner = "" if found.inner is None else f", {found.inner:.2g}"
+        return f"{found.loss:.3f} ({found.rate:.2g}{'*' if found.edge else ''}{inner}) {found.bytes / 1e6:.3g} MB"
+
+    lines = [f"{ADAMW}: {cell(ADAMW, 1)}", ""]
+    lines.append(f"{'DiLoCo, rounds of':<18}" + "".join(f"{H:>32}" for H in FLAGS.sync_every))
     for name in EXCHANGES:
-        lines.append(f"{name:<20}" + "".join(f"{cell(known.get((name, H))):>30}" for H in FLAGS.sync_every))
+        lines.append(f"{name:<18}" + "".join(f"{cell(name, H):>32}" for H in FLAGS.sync_every))
     return lines
 
 
@@ -216,20 +224,20 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7.2, 4.8))
-    rows = [*joined(rows).values()]
+    known = {name: best(own) for name, own in cells(rows).items()}
     for (name, colour), mark in zip(COLOURS.items(), "osD^", strict=True):
-        own = sorted((row["bytes"], best(row)[0], row["sync_every"]) for row in rows if row["exchange"] == name)
+        own = sorted((found.bytes, found.loss, H) for (exchange, H), found in known.items() if exchange == name)
         if own:
             axis.plot([x[0] for x in own], [x[1] for x in own], color=colour, marker=mark, label=f"DiLoCo, {name}")
             for sent, loss, H in own:
                 axis.annotate(f"{H}", (sent, loss), textcoords="offset points", xytext=(4, 5), fontsize=7, color=colour)
-    for row in rows:
-        if row["exchange"] == ADAMW:
-            axis.plot(row["bytes"], best(row)[0], "k*", markersize=12, label=ADAMW)
-            axis.axhline(best(row)[0], color="k", linestyle=":", linewidth=1)
+    if (ADAMW, 1) in known:
+        found = known[ADAMW, 1]
+        axis.plot(found.bytes, found.loss, "k*", markersize=12, label=ADAMW)
+        axis.axhline(found.loss, color="k", linestyle=":", linewidth=1)
     axis.set_xscale("log")
     axis.set_xlabel("bytes that one replica sends in the whole run; numbers: steps of a round")
-    axis.set_ylabel("held-out loss (nats per byte), best of the rates")
+    axis.set_ylabel("held-out loss (nats per byte), best of the trials")
     axis.set_title(f"{FLAGS.replicas} replicas, the same tokens for all")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
@@ -244,8 +252,8 @@ def write(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         f"$ {shlex.join(['python', 'experiments/loss_against_bytes.py', *told])}",
         f"{effort()}; {sum(row['seconds'] for row in rows):.0f} s on {jax.default_backend()}, jax {jax.__version__}",
         "",
-        "Held-out loss at the best rate (of AdamW the learning rate, of DiLoCo the outer one; * the grid's edge), and",
-        "what one replica sends in the whole run.",
+        "Held-out loss of the best trial, in brackets its learning rate, of DiLoCo the outer one and that of AdamW in",
+        "it; * the edge of the rates that were tried; and what one replica sends in the whole run.",
         "",
         *table(rows),
     ]
@@ -267,23 +275,29 @@ def main(argv: list[str]) -> None:
     rows = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     rows = [row for row in rows if row["effort"] == effort()]
     problem = load("bytelm", batch_size=FLAGS.batch)
-    cells: list[tuple[str, int]] = [(ADAMW, 1), *((name, H) for name in EXCHANGES for H in FLAGS.sync_every)]
-    for name, H in cells * 2:  # once for the grid, once for what is beyond its edge
-        known = joined(rows)
-        grid = FLAGS.rates if name == ADAMW else FLAGS.outer_rates
-        rates = beyond(known[name, H]) if (name, H) in known else grid
-        if not rates:
+    names: list[tuple[str, int]] = [(ADAMW, 1), *((name, H) for name in EXCHANGES for H in FLAGS.sync_every)]
+    for part, (name, H) in itertools.product(range(2), names):
+        known = cells(rows)
+        if len(known.get((name, H), ())) > part:
             continue
         if FLAGS.minutes is not None and time.perf_counter() - began > 60 * FLAGS.minutes:
             print("the same command goes on from here", flush=True)
             return
-        start, points = time.perf_counter(), jnp.asarray(rates, jnp.float32)
+        start = time.perf_counter()
+        centre, inner = (best(known[ADAMW, 1][:1]).rate if rows else None), None
         if name == ADAMW:
-            sent, losses = sent_bytes(problem, None), adamw_program(problem)(points)
+            rates = FLAGS.rates if centre is None else (centre * SPREAD ** NEAR[: len(FLAGS.rates)]).tolist()
+            sent, losses = sent_bytes(problem, None), adamw_program(problem)(jnp.asarray(rates, jnp.float32))
         else:
-            rate = jnp.float32(best(joined(rows)[ADAMW, 1])[1])
-            sent, losses = sent_bytes(problem, name), diloco_program(problem, name)(points, rate, jnp.int32(H))
-        row = {"exchange": name, "sync_every": H, "rates": list(rates), "losses": np.asarray(losses).tolist()}
+            assert centre is not None
+            inner, rates = centre / 3**part, FLAGS.outer_rates
+            if part and best(known[name, H]).edge:
+                low = best(known[name, H]).rate == min(rates)
+                rates = [rate * (0.3 if low else 1.5) for rate in rates]
+            given = (jnp.asarray(rates, jnp.float32), jnp.float32(inner), jnp.int32(H))
+            sent, losses = sent_bytes(problem, name), diloco_program(problem, name)(*given)
+        row = {"exchange": name, "sync_every": H, "rates": list(rates), "inner": inner}
+        row["losses"] = np.asarray(losses).tolist()
         row |= {"bytes_per_round": sent, "bytes": sent * FLAGS.steps / H, "effort": effort()}
         row["seconds"] = round(time.perf_counter() - start, 1)
         rows.append(row)

@@ -9,7 +9,8 @@ A leaf is a matrix, inputs times outputs, and M_w that of replica w; r = min(ran
                 at odd ones:
                    Q^ = orth(Q),   P_w = M_w Q^,     P = mean_w P_w,   mean = P Q^^T,   sent_w = P_w Q^^T
 
-Q (alternating: P) starts as normal numbers, the same on all replicas, and goes on from where the last step left it.
+Q (alternating: P) starts as normal numbers, the same on all replicas, and goes on from where the last step left it; a
+column that has become 0, as all do at a gradient of zeros, from where it was before.
 Leaves that are no matrices, or too small to gain by it, are averaged whole: where r (rows + columns) rate >= rows *
 columns.
 
@@ -234,8 +235,8 @@ def _step(M: list, Q: list, others: list, axis_name: Any, eps: Any, bits: int | 
 
     (P, wholes), (_, said) = exchanged(([product(m, q) for m, q in zip(M, Q, strict=True)], others))
     P = [orthonormal(p, eps) for p in P]
-    Q, own = exchanged([product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, P, strict=True)])
-    return _both(P, Q), _both(P, own), wholes, said, Q
+    new, own = exchanged([product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, P, strict=True)])
+    return _both(P, new), _both(P, own), wholes, said, _alive(new, Q)
 
 
 def _half_step(
@@ -248,15 +249,20 @@ def _half_step(
         left = [orthonormal(p, eps) for p in P]
         own = [product(jnp.swapaxes(m, -1, -2), p) for m, p in zip(M, left, strict=True)]
         right, wholes = wide_mean(NAME, (own, others), axis_name)
-        return alike((_both(left, right), _both(left, own), wholes, left, right), like)
+        return alike((_both(left, right), _both(left, own), wholes, _alive(left, P), _alive(right, Q)), like)
 
     def odd() -> Any:
         right = [orthonormal(q, eps) for q in Q]
         own = [product(m, q) for m, q in zip(M, right, strict=True)]
         left, wholes = wide_mean(NAME, (own, others), axis_name)
-        return alike((_both(left, right), _both(own, right), wholes, left, right), like)
+        return alike((_both(left, right), _both(own, right), wholes, _alive(left, P), _alive(right, Q)), like)
 
     return jax.lax.cond(count % 2 == 0, even, odd)
+
+
+def _alive(new: list, old: list) -> list:
+    """The factors to go on from: a column of zeros, as a matrix of zeros or of lower rank gives, would stay zero."""
+    return [jnp.where((n != 0).any(-2, keepdims=True), n, o) for n, o in zip(new, old, strict=True)]
 
 
 def _both(P: list, Q: list) -> list:

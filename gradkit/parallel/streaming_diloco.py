@@ -8,6 +8,8 @@ F fragments of the leaves, a round of H steps, h = H / F; fragment f is due afte
     after step t_due:          x_kf    <- (1 - alpha) theta_f + alpha x_kf    which has moved on in the meantime
 
 With F = 1, tau = 0 and alpha = 0 it is DiLoCo. What is sent before step t_due is used after it, and by no step between.
+With tau > 0 the program of step t_due - tau + 1 sends, from the parameters that it begins with: its gradients and its
+exchange do not wait for each other.
 """
 
 from collections.abc import Callable
@@ -50,6 +52,10 @@ def _labels(fragments: Any, params: Any) -> tuple[list[int], int]:
     count = len(jax.tree.leaves(params))
     if isinstance(fragments, int | np.integer):
         F = int(fragments)
+        if max(count, 1) < F:
+            raise ValueError(
+                f"{NAME}: fragments must be at most the number of leaves, got {F} for {count}; write fragments={count}"
+            )
         return [i % F for i in range(count)], F
     tree = fragments(params) if callable(fragments) else fragments
     if jax.tree.structure(tree) != jax.tree.structure(params):
@@ -94,7 +100,7 @@ def streaming_diloco(
 
         sync=None    (default) the state knows which fragment is sent and which is due. One program for all steps.
         sync=f       fragment f, an integer, is sent in this step: a program with the collective of that fragment alone.
-                     `fragment_steps` says in which step.
+                     `fragment_steps` says in which step. With a delay it needs nothing of this step's gradients.
         sync=False   (or -1) nothing is sent. Compiles to no collective. What was sent before and is due now is taken
         over. sync=True    all fragments are sent and taken over at once, with no mixing.
 
@@ -160,7 +166,7 @@ def streaming_diloco(
         return StreamingDilocoState(jnp.zeros((), jnp.int32), start, tuple(map(far.init, parts)), kept, tx.init(params))
 
     def send(f: int, x: Any, state: StreamingDilocoState, labels: list[int], key: Any = None) -> StreamingDilocoState:
-        """theta and m of fragment f after its exchange."""
+        """theta, m and what a compressor keeps, of fragment f after its exchange."""
         theta, structure = jax.tree.flatten(state.start)
         mine = _of(labels, f, theta)
         D, kept = jax.tree.map(jnp.subtract, mine, _of(labels, f, jax.tree.leaves(x))), state.exchange
@@ -188,19 +194,31 @@ def streaming_diloco(
         if sync is not None and not known:
             raise ValueError(f"sync must be None, True, False or a fragment from 0 to {F - 1}, got {sync!r}")
         count = increment(state.count)
+        phase, key, every = count % H, extra.get("key"), isinstance(sync, bool | np.bool_)
+
+        def sent(x: Any, state: StreamingDilocoState) -> StreamingDilocoState:
+            """The state after what this step sends of x. A branch is handed what it changes, and waits for no more."""
+            elsewhere: Any = ()
+            kept = state._replace(count=elsewhere, inner=elsewhere)
+            for f in range(F):
+                if sync is None:
+                    now = phase == _phase(f, h, tau) % H
+                    kept = jax.lax.cond(now, lambda s, f=f: send(f, x, s, labels, key), lambda s: s, kept)
+                elif not every and sync == f:
+                    kept = send(f, x, kept, labels, key)
+            return kept._replace(count=state.count, inner=state.inner)
+
+        if tau:
+            state = sent(widen(params), state)
         updates, own = tx.update(updates, state.inner, params, **extra)
         x = jax.tree.map(lambda x, u: x + u.astype(x.dtype), widen(params), updates)
-        state, phase, key = state._replace(count=count, inner=own), count % H, extra.get("key")
-        if isinstance(sync, bool | np.bool_) and sync:
+        state = state._replace(count=count, inner=own)
+        if every and sync:
             for f in range(F):
                 state = send(f, x, state, labels, key)
             return jax.tree.map(step_to, state.start, params, updates), state
-        for f in range(F):
-            if sync is None:
-                now = phase == ((f + 1) * h - tau) % H
-                state = jax.lax.cond(now, lambda s, f=f: send(f, x, s, labels, key), lambda s: s, state)
-            elif not isinstance(sync, bool | np.bool_) and sync == f:
-                state = send(f, x, state, labels, key)
+        if not tau:
+            state = sent(x, state)
         leaves = zip(labels, *map(jax.tree.leaves, (updates, params, state.start, x)), strict=True)
         new = [_taken(phase == (label + 1) * h % H, mixing, *one) for label, *one in leaves]
         return jax.tree.structure(updates).unflatten(new), state
@@ -219,6 +237,11 @@ def streaming_diloco(
 
 def _of(labels: list[int], f: int, leaves: list[Any]) -> list[Any]:
     return [x for label, x in zip(labels, leaves, strict=True) if label == f]
+
+
+def _phase(f: int, h: int, tau: int) -> int:
+    """The step of the first round whose program sends fragment f: the one it is sent from, or with a delay the next."""
+    return (f + 1) * h - max(tau - 1, 0)
 
 
 def _taken(due: jax.Array, mixing: Any, u: jax.Array, p: jax.Array, theta: jax.Array, x: jax.Array) -> jax.Array:
@@ -243,13 +266,13 @@ def fragment_steps(sync_every: int, fragments: int, steps: int, *, delay: int = 
       ValueError: an argument outside its range; lengths that do not fit.
 
     Example:
-      >>> fragment_steps(6, 2, 8, delay=1).tolist()
+      >>> fragment_steps(6, 2, 8, delay=2).tolist()
       [-1, 0, -1, -1, 1, -1, -1, 0]
     """
     H, F = checks.integer("sync_every", sync_every, 1), checks.integer("fragments", fragments, 1)
     tau = checks.integer("delay", delay)
     h = _lengths(H, F, tau)
-    reached = np.arange(1, checks.integer("steps", steps) + 1) + tau
+    reached = np.arange(1, checks.integer("steps", steps) + 1) + max(tau - 1, 0)
     return np.where(reached % h == 0, (reached // h - 1) % F, -1)
 
 

@@ -122,8 +122,9 @@ def strategy(golden: Golden) -> float:
             wanted.append({leaf: extra.get(f"worker{w}/t{t + 1}/{leaf}", first[leaf]) for leaf in first})
         for w, want in enumerate(wanted):
             worst = max(worst, fixture.error({leaf: value[w] for leaf, value in x.items()}, want, start))
-        # A fragment under way has made its outer step when it was sent, and in a file when it is due.
-        later = t + 1 + hyper.get("delay", 0)
+        # A fragment makes its outer step in the program that sends it, the one after the step that it is sent from, and
+        # in a file when it is due.
+        later = t + 1 + max(hyper.get("delay", 0) - 1, 0)
         if f"global/t{later}/{next(iter(first))}" in extra and not isinstance(state.start, optax.MaskedNode):
             want = {leaf: extra[f"global/t{later}/{leaf}"] for leaf in first}
             worst = max(worst, fixture.error({leaf: value[0] for leaf, value in state.start.items()}, want, start))

@@ -146,3 +146,22 @@ def test_bad_arguments_are_refused() -> None:
         parallel.powersgd(1, alternating=True, warm_start=False)
     with pytest.raises(ValueError, match="complex"):
         parallel.powersgd(1).init({"kernel": jnp.zeros((4, 4), jnp.complex64)})
+
+
+@pytest.mark.parametrize("own", [{}, {"alternating": True}, {"alternating": True, "iterations": 2}])
+def test_a_gradient_of_zeros_or_of_low_rank_does_not_end_the_exchange(own: Any) -> None:
+    """After zeros, and after a matrix of rank 1, the factors still find a matrix of rank 2: what is sent, and what is
+    remembered, is again all there was; and within ten steps all of it is sent, as the rank is that of the factors."""
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((6, 2)), rng.standard_normal((2, 5))
+    one, two = left[:, :1] @ right[:1], left @ right
+    tx = parallel.powersgd(2, **DENSE, **own)
+    step = jax.jit(jax.vmap(tx.update, axis_name="replica"))
+    state, sent, given = jax.vmap(tx.init)(jnp.zeros((1, 6, 5))), np.zeros((6, 5)), np.zeros((6, 5))
+    for g in (0 * two, one, two, *[0 * two] * 10):
+        mean, state = step(jnp.asarray(g[None], jnp.float32), state)
+        sent, given = sent + np.asarray(mean)[0], given + g
+    # 13 sums of float32, in each of which errors of products of 6 numbers add up.
+    bound = 13 * 6 * 2**-24 * np.abs(given).max()
+    np.testing.assert_allclose(sent + np.asarray(state.error)[0], given, rtol=0, atol=bound)
+    np.testing.assert_allclose(sent, given, rtol=0, atol=1e-3 * np.abs(given).max())

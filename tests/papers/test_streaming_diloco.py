@@ -152,6 +152,7 @@ def test_bad_input() -> None:
     for own, text in (
         ({"sync_every": 5, "fragments": 2}, "sync_every must be a multiple of the 2 fragments, got 5; write 6"),
         ({"sync_every": 4, "fragments": 2, "delay": 2}, "delay must be below sync_every / fragments = 2, got 2"),
+        ({"sync_every": 8, "fragments": 4}, "fragments must be at most the number of leaves, got 4 for 3; write"),
         ({"fragments": {"a": 0}}, "fragments must be an integer >= 1, or a number per leaf"),
         ({"fragments": {"a": 0, "b": 2, "c": 2}}, "without gaps, got none of"),
     ):
