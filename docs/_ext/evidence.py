@@ -153,9 +153,16 @@ def page() -> str:
     for name, script in MEASURED.items():
         out += [f"({_anchor(name)})=", f"### {_title(script).rstrip('.')}", "", *_how(name, script), *_table(name)]
     if unknown:
-        out += ["## Not yet described", ""]
+        out += [
+            "## Without a verdict yet",
+            "",
+            "Experiments whose results are recorded and not judged, or still run.",
+            "",
+        ]
         for name in unknown:
-            out += [f"({_anchor(name)})=", f"### `{name}`", "", *_figure(name), *_table(name)]
+            script = next((s for s in (f"{name}.py", f"bench/{name}.py") if (ROOT / "experiments" / s).exists()), "")
+            out += [f"({_anchor(name)})=", f"### {_heading(name, script) if script else f'`{name}`'}", ""]
+            out += [*_figure(name), *(_how(name, script) if script else []), *_table(name)]
     return "\n".join(out)
 
 
