@@ -65,11 +65,25 @@ def generate(app: Sphinx) -> None:
             if f"{folder}/{file.name}" not in pages:
                 file.unlink()
     _write(DOCS / "_static" / "valley.svg", drawings.background("#8b93a7"))
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    shutil.rmtree(DOCS / "notebooks", ignore_errors=True)
-    for file in notebooks:
-        (DOCS / "notebooks").mkdir(exist_ok=True)
-        shutil.copyfile(file, DOCS / "notebooks" / file.name)
+    _copy_notebooks(sorted((ROOT / "notebooks").glob("*.ipynb")))
+
+
+def _copy_notebooks(files: list[Path]) -> None:
+    """Puts executed notebooks where Sphinx reads them, with a page that lists them."""
+    if not files:
+        shutil.rmtree(DOCS / "notebooks", ignore_errors=True)
+        (DOCS / "notebooks.md").unlink(missing_ok=True)
+        return
+    (DOCS / "notebooks").mkdir(exist_ok=True)
+    for file in files:
+        _write(DOCS / "notebooks" / file.name, file.read_text(encoding="utf-8"))
+    for file in (DOCS / "notebooks").glob("*.ipynb"):
+        if not (ROOT / "notebooks" / file.name).exists():
+            file.unlink()
+    listed = [f"notebooks/{file.stem}" for file in files]
+    _write(
+        DOCS / "notebooks.md", "\n".join(["# Notebooks", "", "```{toctree}", ":maxdepth: 1", "", *listed, "```", ""])
+    )
 
 
 def _caption(paths: dict[str, pictures.Path], name: str) -> str:
@@ -94,13 +108,15 @@ def _repository(text: str) -> str:
 def insert_races(app: Sphinx, docname: str, source: list[str]) -> None:
     """Puts the figure of a race where a page has a line <!-- race: NAME, COUNT -->, and makes links into the repository
     links of the site, or no links."""
-    del app, docname
+    del app
 
     def figure(match: re.Match[str]) -> str:
         rows = figures.rows_of(figures.RESULTS / f"{match[1]}.txt.jsonl")
         drawn = figures.race(rows, match[1], int(match[2]))
         return f'```{{raw}} html\n<figure class="wide">{drawn}</figure>\n```'
 
+    if docname == "index":
+        source[0] = source[0].replace("<!-- notebooks -->", "notebooks" if (DOCS / "notebooks.md").exists() else "")
     source[0] = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", "](/contributing.md", source[0])
     source[0] = re.sub(r"\[([^\]]+)\]\((?:\.\./)+experiments/\w+\)", r"\1", source[0])
     source[0] = re.sub(r"<!-- race: (\w+), (\d+) -->", figure, source[0])
