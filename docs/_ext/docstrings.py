@@ -11,7 +11,8 @@ import typeset
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Examples?|References?):", re.MULTILINE)
 CODE = re.compile(r"\b(?:gk|jax|jnp|optax|nnx|np)\.\w|^\s*(?:def|import|from|class) |>>> ", re.MULTILINE)
 HEAD = re.compile(
-    r"Equations: (?P<which>(?:[\w` ,]*? )?)at the head of (?:this file|`(?P<file>[\w/]+\.py)`)(?P<rest>[.,;:]?)"
+    r"Equations: (?P<which>(?:[\w` ,]*? )?)at the head of (?:(?:this|the) file|`(?P<file>[\w/]+\.py)`)"
+    r"(?P<rest>[.,;:]?)"
 )
 
 
@@ -127,7 +128,8 @@ def _is_mathematical(lines: list[str]) -> bool:
     aligned = sum(bool(re.search(r"\S {2,}\S", line)) for line in lines)
     equal = sum(bool(re.match(r"[^.]{1,40}?(?: [-+*/]?= | <- | -> |<= )", line)) for line in lines)
     longest = max(len(re.findall(r"(?<![_\w])[a-z]{3,}(?![_\w(])", line)) for line in lines)
-    return (2 * equal > len(lines) and longest < 7) or 2 * aligned > len(lines)
+    words = longest < 7 or (len(lines) > 2 and 5 * equal >= 3 * len(lines))
+    return (2 * equal > len(lines) and words) or 2 * aligned > len(lines)
 
 
 def shown(text: str, names: Collection[str]) -> list[str]:

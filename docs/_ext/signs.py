@@ -33,7 +33,7 @@ BIG = {
 OPERATORS = {
     "<-": "←", "->": "→", "<->": "↔", "<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "<<": "≪", ">>": "≫", "+-": "±",
     "-": "−", "*": "·", "~": "∼", "...": "…", "..": "…", "+=": "+=", "-=": "−=", "*=": "·=", "/=": "/=", "=>": "⇒",
-    "||": "‖", "**": "**",
+    "||": "‖", ":=": "≔", "**": "**",
 }  # fmt: skip
 # Words that are text wherever they stand alone among symbols.
 TEXT = frozenset(
@@ -46,8 +46,8 @@ TEXT = frozenset(
 )
 WORD = re.compile(r"[^\W\d_]\w*")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?(?![\d.]*[^\W\d_])|\d+(?:\.\d+)?")
-SIGNS = re.compile(r"<->|\.\.\.|<-(?!\d)|->|<=|>=|!=|==|=>|<<|>>|\+-|\+=|-=|\*=|/=|\.\.|\|\||\*\*|[^\w\s]")
-RELATIONS = frozenset("= <- -> <= >= != == < > ~ << >> += -= *= /= => , ; : + - +- <-> ... ..".split())
+SIGNS = re.compile(r"<->|//|:=|\.\.\.|<-(?!\d)|->|<=|>=|!=|==|=>|<<|>>|\+-|\+=|-=|\*=|/=|\.\.|\|\||\*\*|[^\w\s]")
+RELATIONS = frozenset("= := <- -> <= >= != == < > ~ << >> += -= *= /= => , ; : + - +- <-> ... ..".split())
 
 
 class Token(NamedTuple):
@@ -77,7 +77,10 @@ def _split(text: str, names: Collection[str]) -> list[Token]:
         elif match := WORD.match(text, i):
             word = match[0]
             base, _, sub = word.partition("_")
-            if word not in names and word[:-2] in names and word[-2] == "_":
+            called = text[i + len(word) : i + len(word) + 1] == "(" and len(base) > 3 and base not in FUNCTIONS
+            if called and base not in GREEK:
+                pass
+            elif word not in names and word[:-2] in names and word[-2] == "_":
                 word = word[:-2]
             elif word not in names and sub and (len(base) <= 3 or base in GREEK or base in FUNCTIONS or len(sub) <= 2):
                 word = base
@@ -113,7 +116,9 @@ def tokens_of(text: str, names: Collection[str] = ()) -> list[Token]:
     tokens = _split(text, names)
 
     def plain(i: int) -> bool:
-        return 0 <= i < len(tokens) and tokens[i].kind in ("word", "text") and _wordlike(tokens[i].text)
+        if not 0 <= i < len(tokens):
+            return False
+        return tokens[i].kind == "text" or (tokens[i].kind == "word" and _wordlike(tokens[i].text))
 
     def joined(i: int, j: int) -> bool:
         """Whether the words at i and j = i + 1 stand beside each other, with nothing but a space between."""

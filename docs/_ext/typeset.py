@@ -237,9 +237,9 @@ class _Parser:
             return '<mo lspace="0" rspace="0.05em">∇</mo>'
         if word in GREEK:
             return f"<mi>{GREEK[word]}</mi>"
-        if word in self.names and ("_" in word or len(word) > 3):
+        if "_" in word or (word in self.names and len(word) > 3):
             return f'<mtext class="name">{_escaped(word)}</mtext>'
-        if match := re.fullmatch(r"([^\W\d_]+)(\d+)", word):
+        if match := re.fullmatch(r"([^\W\d_]{1,3}|alpha|beta|gamma|theta|lambda|sigma|delta)(\d+)", word):
             letter = GREEK.get(match[1], match[1])
             return f"<msub><mi>{letter}</mi><mn>{match[2]}</mn></msub>"
         shown = f"<mi>{_escaped(word)}</mi>"
