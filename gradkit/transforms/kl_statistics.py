@@ -23,6 +23,7 @@ from gradkit.engine.refreshes import due, failures, refreshed
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.engine.stacks import Plan
 from gradkit.leaves import Layout
+from gradkit.types import Scalar
 
 PAPER = Paper(
     "Understanding and Improving Shampoo and SOAP via Kullback-Leibler Minimization", "Lin et al.", 2025, "2509.03378"
@@ -83,14 +84,14 @@ def check_kl(
 
 def kl_statistics(
     *,
-    shampoo_beta: Any = 0.98,
-    eps: Any = 1e-8,
+    shampoo_beta: Scalar = 0.98,
+    eps: Scalar = 1e-8,
     update_interval: int = 10,
     stagger: bool = False,
-    init_factor: Any = 0.1,
+    init_factor: Scalar = 0.1,
     eigenvalues: str = "ema",
     max_inverse_root: int | None = 4000,
-    damping: Any = 0.0,
+    damping: Scalar = 0.0,
     max_dim: int = 10000,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,

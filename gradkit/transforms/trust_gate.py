@@ -21,6 +21,7 @@ from gradkit.engine.planning import as_rows, plan_stacks
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.leaves import Layout
 from gradkit.linalg.orthogonalize import schatten4
+from gradkit.types import Scalar
 
 PAPER = Paper("SOAP-Muon", "Vyas", 2026)
 LEAST = 1e-8
@@ -66,7 +67,7 @@ def blended(u: jax.Array, q: jax.Array, g: jax.Array) -> jax.Array:
 def trust_gate(
     inner: optax.GradientTransformation,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,

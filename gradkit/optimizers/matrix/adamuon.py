@@ -32,6 +32,7 @@ from gradkit.leaves import Layout
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import MatrixSharding
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("AdaMuon: Adaptive Muon Optimizer", "Si et al.", 2025, "2507.11005")
 METHOD = "scale_by_adamuon"
@@ -53,17 +54,17 @@ class ScaleByAdamuonState(NamedTuple):
 
 def scale_by_adamuon(
     *,
-    momentum: Any = 0.95,
-    b2: Any = None,
+    momentum: Scalar = 0.95,
+    b2: Scalar | None = None,
     nesterov: bool = True,
     sign: bool = True,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    nu_eps: Any = 1e-8,
-    mu_dtype: Any = None,
-    ns_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    nu_eps: Scalar = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    ns_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -155,26 +156,26 @@ def scale_by_adamuon(
 
 
 def adamuon(
-    learning_rate: Any = 0.02,
+    learning_rate: ScalarOrSchedule = 0.02,
     *,
-    momentum: Any = 0.95,
-    b2: Any = None,
+    momentum: Scalar = 0.95,
+    b2: Scalar | None = None,
     nesterov: bool = True,
     sign: bool = True,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
-    eps: Any = 1e-7,
-    nu_eps: Any = 1e-8,
-    ns_dtype: Any = None,
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    nu_eps: Scalar = 1e-8,
+    ns_dtype: DTypeLike | None = None,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -30,6 +30,7 @@ from gradkit.leaves import Layout, axes_of, map_named
 from gradkit.linalg.orthogonalize import check_options, listed, schatten4
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import MatrixSharding
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Contra-Muon and Soft-Muon, records 11 and 20 of modded-nanogpt's track 3", "", 2026)
 METHOD = "scale_by_contra_muon"
@@ -60,16 +61,16 @@ class ScaleByContraMuonState(NamedTuple):
 
 def scale_by_contra_muon(
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
-    contra: Any = -0.2,
-    soft: Any = 0.0,
+    contra: ScalarOrSchedule = -0.2,
+    soft: ScalarOrSchedule = 0.0,
     ns_steps: int = 12,
     coefficients: Any = "quintic",
     soft_weights: Any = None,
     ns_norm: str = "schatten4",
     scale: str | None = "spectral",
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -178,25 +179,25 @@ def scale_by_contra_muon(
 
 
 def contra_muon(
-    learning_rate: Any = 0.0375,
+    learning_rate: ScalarOrSchedule = 0.0375,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
-    contra: Any = -0.2,
-    soft: Any = 0.0,
+    contra: ScalarOrSchedule = -0.2,
+    soft: ScalarOrSchedule = 0.0,
     ns_steps: int = 12,
     coefficients: Any = "quintic",
     soft_weights: Any = None,
     ns_norm: str = "schatten4",
     scale: str | None = "spectral",
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -22,6 +22,7 @@ from gradkit.leaves import Layout
 from gradkit.transforms import MatrixSharding
 from gradkit.transforms.kl_statistics import PAPER as PAPER
 from gradkit.transforms.kl_statistics import check_kl
+from gradkit.types import Scalar
 
 
 class Own(NamedTuple):
@@ -56,12 +57,12 @@ class ScaleByKLState(NamedTuple):
 
 def scale_by_kl(
     method: str,
-    b2: Any,
+    b2: Scalar | None,
     in_bases: bool | None,
     *,
-    b1: Any,
+    b1: Scalar,
     shampoo_beta: Any,
-    eps: Any,
+    eps: Scalar,
     update_interval: int,
     stagger: bool,
     init_factor: Any,

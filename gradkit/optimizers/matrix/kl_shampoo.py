@@ -6,8 +6,6 @@ D = outer product of r_1, r_2;   D = D / (1 + eps D)
 u = Q_1 [(Q_1^T m Q_2) * D] Q_2^T,   m = b1 m + (1 - b1) G        that is L^(-1/2) m R^(-1/2)
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Race, register
@@ -16,19 +14,20 @@ from gradkit.engine.kronecker import BY_LAYOUT
 from gradkit.leaves import Layout, Method
 from gradkit.optimizers.matrix.kl_direction import PAPER, scale_by_kl
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 
 def scale_by_kl_shampoo(
     *,
-    b1: Any = 0.9,
-    shampoo_beta: Any = 0.98,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    shampoo_beta: Scalar = 0.98,
+    eps: Scalar = 1e-8,
     update_interval: int = 10,
     stagger: bool = False,
-    init_factor: Any = 0.1,
+    init_factor: Scalar = 0.1,
     eigenvalues: str = "ema",
     max_inverse_root: int | None = 4000,
-    damping: Any = 0.0,
+    damping: Scalar = 0.0,
     max_dim: int = 10000,
     normalize_grads: bool = False,
     layout: Layout | None = None,
@@ -112,21 +111,21 @@ def scale_by_kl_shampoo(
 
 
 def kl_shampoo(
-    learning_rate: Any = 1e-4,
+    learning_rate: ScalarOrSchedule = 1e-4,
     *,
-    b1: Any = 0.9,
-    shampoo_beta: Any = 0.98,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    shampoo_beta: Scalar = 0.98,
+    eps: Scalar = 1e-8,
     update_interval: int = 10,
     stagger: bool = False,
-    init_factor: Any = 0.1,
+    init_factor: Scalar = 0.1,
     eigenvalues: str = "ema",
     max_inverse_root: int | None = 4000,
-    damping: Any = 0.0,
+    damping: Scalar = 0.0,
     max_dim: int = 10000,
     normalize_grads: bool = False,
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -6,8 +6,6 @@ G' = Q_1^T G Q_2;   m = b1 m + (1 - b1) G';   v = b2 v + (1 - b2) G'^2
 u = Q_1 [m / (sqrt(v) + eps)] Q_2^T                               m is carried along when bases change
 """
 
-from typing import Any
-
 import optax
 
 from gradkit.catalogue import Race, register
@@ -16,20 +14,21 @@ from gradkit.engine.kronecker import BY_LAYOUT
 from gradkit.leaves import Layout, Method
 from gradkit.optimizers.matrix.kl_direction import PAPER, scale_by_kl
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 
 def scale_by_kl_soap(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.98,
-    shampoo_beta: Any = 0.98,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.98,
+    shampoo_beta: Scalar = 0.98,
+    eps: Scalar = 1e-8,
     update_interval: int = 10,
     stagger: bool = False,
-    init_factor: Any = 0.1,
+    init_factor: Scalar = 0.1,
     eigenvalues: str = "ema",
     max_inverse_root: int | None = 4000,
-    damping: Any = 0.0,
+    damping: Scalar = 0.0,
     max_dim: int = 10000,
     normalize_grads: bool = False,
     layout: Layout | None = None,
@@ -114,22 +113,22 @@ def scale_by_kl_soap(
 
 
 def kl_soap(
-    learning_rate: Any = 1e-4,
+    learning_rate: ScalarOrSchedule = 1e-4,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.98,
-    shampoo_beta: Any = 0.98,
-    eps: Any = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.98,
+    shampoo_beta: Scalar = 0.98,
+    eps: Scalar = 1e-8,
     update_interval: int = 10,
     stagger: bool = False,
-    init_factor: Any = 0.1,
+    init_factor: Scalar = 0.1,
     eigenvalues: str = "ema",
     max_inverse_root: int | None = 4000,
-    damping: Any = 0.0,
+    damping: Scalar = 0.0,
     max_dim: int = 10000,
     normalize_grads: bool = False,
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -28,6 +28,7 @@ from gradkit.linalg.one_sided_polar import one_sided_polar
 from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import MatrixSharding
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "PolarGrad: A Class of Matrix-Gradient Optimizers from a Unifying Preconditioning Perspective",
@@ -52,15 +53,15 @@ class ScaleByPolargradState(NamedTuple):
 
 def scale_by_polargrad(
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     polar_first: bool = False,
-    nuclear_power: Any = 1.0,
+    nuclear_power: Scalar = 1.0,
     one_sided: str | None = None,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "svd",
-    eps: Any = 1e-7,
-    mu_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -145,24 +146,24 @@ def scale_by_polargrad(
 
 
 def polargrad(
-    learning_rate: Any = 0.02,
+    learning_rate: ScalarOrSchedule = 0.02,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     polar_first: bool = False,
-    nuclear_power: Any = 1.0,
+    nuclear_power: Scalar = 1.0,
     one_sided: str | None = None,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "svd",
-    eps: Any = 1e-7,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
+    eps: Scalar = 1e-7,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -39,6 +39,7 @@ from gradkit.linalg.orthogonalize import check_options, orthogonalize
 from gradkit.optimizers.matrix.beside_adamw import beside_adamw
 from gradkit.transforms import MatrixSharding
 from gradkit.transforms.trust_gate import PAPER, blended, resized
+from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 METHOD = "scale_by_soap_muon"
 FLOOR = 1e-7
@@ -74,11 +75,11 @@ class ScaleBySoapMuonState(NamedTuple):
 
 def scale_by_soap_muon(
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
-    b2: Any = 0.9,
-    shampoo_beta: Any = None,
-    eps: Any = 1e-8,
+    b2: Scalar = 0.9,
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
     update_interval: int = 1,
     max_dim: int = 10000,
     trust: bool = False,
@@ -203,13 +204,13 @@ def scale_by_soap_muon(
 
 
 def soap_muon(
-    learning_rate: Any = 0.0375,
+    learning_rate: ScalarOrSchedule = 0.0375,
     *,
-    momentum: Any = 0.95,
+    momentum: Scalar = 0.95,
     nesterov: bool = True,
-    b2: Any = 0.9,
-    shampoo_beta: Any = None,
-    eps: Any = 1e-8,
+    b2: Scalar = 0.9,
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
     update_interval: int = 1,
     max_dim: int = 10000,
     trust: bool = False,
@@ -217,14 +218,14 @@ def soap_muon(
     coefficients: Any = "quintic",
     ns_norm: str = "schatten4",
     scale: str | None = "spectral",
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -34,6 +34,7 @@ from gradkit.leaves import Layout, Method, axes_of, map_named
 from gradkit.leaves.derived import unboxed
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
 from gradkit.transforms.running_average import average_iterates
+from gradkit.types import Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper(
     "A Stable Whitening Optimizer for Efficient Neural Network Training", "Frans, Levine, Abbeel", 2025, "2506.07254"
@@ -95,14 +96,14 @@ def _sized(standard_dim: int, nonstandard_scale: Any, layout: Layout | None) -> 
 
 def scale_by_splus(
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-30,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-30,
     update_interval: int = 100,
     stagger: bool = False,
     max_dim: int = 10000,
     standard_dim: int | None = None,
-    nonstandard_scale: Any = 0.001,
+    nonstandard_scale: Scalar = 0.001,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -229,19 +230,19 @@ def _signs(
 
 
 def splus(
-    learning_rate: Any = 0.1,
+    learning_rate: ScalarOrSchedule = 0.1,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-30,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-30,
     update_interval: int = 100,
     stagger: bool = False,
     max_dim: int = 10000,
     standard_dim: int | None = None,
-    nonstandard_scale: Any = 0.001,
-    ema_rate: Any = 0.999,
-    weight_decay: Any = 0.01,
-    weight_decay_mask: Any = None,
+    nonstandard_scale: Scalar = 0.001,
+    ema_rate: Scalar = 0.999,
+    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
