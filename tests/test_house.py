@@ -60,7 +60,8 @@ def _sections(doc: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_file_fits_in_one_head(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 400
+    """An `__init__.py` is a list of names."""
+    assert len(file.read_text().splitlines()) <= (800 if file.name == "__init__.py" else 400)
 
 
 @pytest.mark.parametrize("file", INITS, ids=lambda file: str(file.relative_to(ROOT)))

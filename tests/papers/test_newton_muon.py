@@ -148,3 +148,15 @@ def test_of_a_whole_model_only_matrices_have_moments(x64: None) -> None:
     )
     assert_equal(u["bias"], want)
     assert np.linalg.norm(u["kernel"]) > 0.01
+
+
+def test_kernels_with_too_many_inputs_take_plain_muon(x64: None) -> None:
+    """And their moments, which cost the square of the inputs, are not kept."""
+    params = {"long": normal(0, 9, 4), "short": normal(1, 5, 4)}
+    more = {"update_interval": 1, "momentum": 0.0, "method": "svd"}
+    tx, plain = (gk.scale_by_newton_muon(max_dim=n, **more) for n in (5, 10))
+    moments = {name: x @ x.T for name, x in params.items()}
+    u, state = tx.update(params, tx.init(params), input_moment=moments)
+    want, _ = plain.update(params, plain.init(params), input_moment={**moments, "long": jnp.eye(9)})
+    assert_equal(u, want, 1e-9, 1e-9)
+    assert state.moment["long"].size == 0 and state.moment["short"].size == 25

@@ -72,6 +72,7 @@ def scale_by_newton_muon(
     ridge: Scalar = 0.2,
     ridge_eps: Scalar = 1e-8,
     blocks: Blocks = None,
+    max_dim: int = 10000,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
@@ -106,6 +107,7 @@ def scale_by_newton_muon(
       blocks: K is block diagonal with so many blocks, >= 1, which divide the inputs: a number for all leaves, or a path
         of leaves (a regular expression) -> number. Default None: 1. The official code has 4 for the second matrix of an
         MLP.
+      max_dim: the gradients of kernels with more inputs per block are not whitened, >= 1. Default 10000, as in SOAP.
       ns_steps: Newton-Schulz iterations, >= 1. Default 5 (official code).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon" (official code).
       method: "newton_schulz", "gram", "svd" or a function, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
@@ -142,6 +144,7 @@ def scale_by_newton_muon(
     checks.real("initial_moment", initial_moment, "[0, inf)")
     checks.real("ridge", ridge, "[0, inf)")
     checks.real("ridge_eps", ridge_eps, "[0, inf)")
+    max_dim = checks.integer("max_dim", max_dim, 1)
     given_blocks = dict(blocks) if isinstance(blocks, Mapping) else {".*": 1 if blocks is None else blocks}
     rules = [(by_path(path), checks.integer("blocks", number, 1)) for path, number in given_blocks.items()]
     how = orthogonals.checked(ns_steps, coefficients, method, eps, ns_dtype, shard)
@@ -159,11 +162,12 @@ def scale_by_newton_muon(
         return number
 
     def shape_of(name: str, x: Any, axes: Axes) -> tuple[int, ...]:
-        """(stack, blocks, inputs of a block twice)."""
+        """(stack, blocks, inputs of a block twice, which are 0 where there are too many)."""
         inputs = math.prod(x.shape[a] for a in axes.inputs)
         batch = math.prod(k for a, k in enumerate(x.shape) if a not in axes.inputs and a not in axes.outputs)
         number = blocks_of(name, inputs)
-        return batch, number, inputs // number, inputs // number
+        length = inputs // number if inputs // number <= max_dim else 0
+        return batch, number, length, length
 
     def init(params: optax.Params) -> NewtonMuonState:
         leaves, structure = jax.tree.flatten(params)
@@ -210,7 +214,7 @@ def scale_by_newton_muon(
         for name, x, k in zip(known, leaves, K, strict=True):
             if k.shape != shape_of(name, x, axes_of(layout, name, x.shape)):
                 raise ValueError(f"{NAME}: the gradient of {name!r} has shape {x.shape}, and its moment {k.shape}")
-        asked = [i for i, x in enumerate(leaves) if known[i] in own and x.size]
+        asked = [i for i, x in enumerate(leaves) if known[i] in own and x.size and K[i].size]
         A = [given(known[i], own[known[i]], K[i]) for i in asked]
 
         def refreshed() -> Any:
@@ -231,7 +235,7 @@ def scale_by_newton_muon(
                 K[i], P[i] = k.astype(K[i].dtype), p.astype(P[i].dtype)
 
         def products(leaves: list[jax.Array], P: list[jax.Array]) -> list[jax.Array]:
-            return [whitened(n, x, p) if x.size else x for n, x, p in zip(known, leaves, P, strict=True)]
+            return [whitened(n, x, p) if x.size and p.size else x for n, x, p in zip(known, leaves, P, strict=True)]
 
         white = structure.unflatten(by_compiler(products, leaves, P, like=leaves))
         d, mu = behind.update(white, state.mu, params)
@@ -253,6 +257,7 @@ def newton_muon(
     ridge: Scalar = 0.2,
     ridge_eps: Scalar = 1e-8,
     blocks: Blocks = None,
+    max_dim: int = 10000,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
@@ -285,6 +290,7 @@ def newton_muon(
       ridge: added to it, in units of its mean eigenvalue, >= 0. Default 0.2 (official code).
       ridge_eps: added to it besides, >= 0. Default 1e-8 (official code).
       blocks: of a block diagonal mean, as in `scale_by_newton_muon`. Default None: 1.
+      max_dim: kernels with more inputs per block are not whitened, >= 1. Default 10000.
       ns_steps: Newton-Schulz iterations, >= 1. Default 5 (official code).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon" (official code).
       method: "newton_schulz", "gram", "svd" or a function, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
@@ -326,6 +332,7 @@ def newton_muon(
         ridge=ridge,
         ridge_eps=ridge_eps,
         blocks=blocks,
+        max_dim=max_dim,
         ns_steps=ns_steps,
         coefficients=coefficients,
         method=method,
