@@ -81,11 +81,7 @@ from gradkit.transforms.guard import (
     GuardState,
     guard,
 )
-from gradkit.transforms.hyperball import (
-    HyperballState,
-    hyperball,
-    relative_update,
-)
+from gradkit.transforms.hyperball import HyperballState, hyperball, relative_update
 from gradkit.transforms.in_basis import (
     Bases,
     InBasisState,
@@ -119,9 +115,7 @@ from gradkit.transforms.limit_norm_growth import (
     LimitNormGrowthState,
     limit_norm_growth,
 )
-from gradkit.transforms.lmo import (
-    lmo,
-)
+from gradkit.transforms.lmo import lmo
 from gradkit.transforms.lookahead_in_chain import (
     LookaheadInChainState,
     lookahead_in_chain,
@@ -157,10 +151,7 @@ from gradkit.transforms.normalize_and_project import (
     normalize_and_project,
     project_updates,
 )
-from gradkit.transforms.normuon import (
-    ScaleByNormuonState,
-    scale_by_normuon,
-)
+from gradkit.transforms.normuon import ScaleByNormuonState, scale_by_normuon
 from gradkit.transforms.pnm import (
     ScaleByPnmState,
     scale_by_pnm,
@@ -176,11 +167,7 @@ from gradkit.transforms.project_low_rank import (
 from gradkit.transforms.projected import (
     projected,
 )
-from gradkit.transforms.qk_clip import (
-    QKClipState,
-    QKRole,
-    qk_clip,
-)
+from gradkit.transforms.qk_clip import QKClipState, QKRole, qk_clip
 from gradkit.transforms.radius_control import (
     RadiusControlState,
     pin_radius,

@@ -115,6 +115,15 @@ def test_moments_may_be_none_between_refreshes(x64: None) -> None:
     assert_equal(plain, muon(gradients), rtol=1e-9)
 
 
+def test_long_inputs_are_muons(x64: None) -> None:
+    """Above max_dim there is no moment, given or not: its square would be the whole memory."""
+    gradients = [normal(i, 6, 4) for i in range(2)]
+    tx = gk.scale_by_newton_muon(update_interval=1, max_dim=5, **EXACT)
+    assert_equal(run(tx, gradients, [moment(9, 6)] * 2), muon(gradients), rtol=1e-9)
+    state = jax.eval_shape(tx.init, {"kernel": jax.ShapeDtypeStruct((1_000_000, 2), jnp.float32)})
+    assert sum(x.size for x in jax.tree.leaves(state)) < 2_000_100
+
+
 def test_an_inverse_that_does_not_exist_is_the_identity_and_counted() -> None:
     g = {"kernel": jnp.ones((3, 2))}
     tx = gk.scale_by_newton_muon(update_interval=1, initial_moment=0.0)
@@ -148,15 +157,3 @@ def test_of_a_whole_model_only_matrices_have_moments(x64: None) -> None:
     )
     assert_equal(u["bias"], want)
     assert np.linalg.norm(u["kernel"]) > 0.01
-
-
-def test_kernels_with_too_many_inputs_take_plain_muon(x64: None) -> None:
-    """And their moments, which cost the square of the inputs, are not kept."""
-    params = {"long": normal(0, 9, 4), "short": normal(1, 5, 4)}
-    more = {"update_interval": 1, "momentum": 0.0, "method": "svd"}
-    tx, plain = (gk.scale_by_newton_muon(max_dim=n, **more) for n in (5, 10))
-    moments = {name: x @ x.T for name, x in params.items()}
-    u, state = tx.update(params, tx.init(params), input_moment=moments)
-    want, _ = plain.update(params, plain.init(params), input_moment={**moments, "long": jnp.eye(9)})
-    assert_equal(u, want, 1e-9, 1e-9)
-    assert state.moment["long"].size == 0 and state.moment["short"].size == 25

@@ -72,7 +72,7 @@ def scale_by_newton_muon(
     ridge: Scalar = 0.2,
     ridge_eps: Scalar = 1e-8,
     blocks: Blocks = None,
-    max_dim: int = 10000,
+    max_dim: int = 10_000,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
@@ -107,7 +107,8 @@ def scale_by_newton_muon(
       blocks: K is block diagonal with so many blocks, >= 1, which divide the inputs: a number for all leaves, or a path
         of leaves (a regular expression) -> number. Default None: 1. The official code has 4 for the second matrix of an
         MLP.
-      max_dim: the gradients of kernels with more inputs per block are not whitened, >= 1. Default 10000, as in SOAP.
+      max_dim: largest block of inputs, >= 1, that has a moment; kernels with more inputs have Muon's direction. Default
+        10,000, as the preconditioners of Shampoo and SOAP.
       ns_steps: Newton-Schulz iterations, >= 1. Default 5 (official code).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon" (official code).
       method: "newton_schulz", "gram", "svd" or a function, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
@@ -140,11 +141,11 @@ def scale_by_newton_muon(
     """
     checks.real("momentum", momentum, "[0, 1)")
     update_interval = checks.integer("update_interval", update_interval, 1)
+    max_dim = checks.integer("max_dim", max_dim, 1)
     checks.real("moment_decay", moment_decay, "[0, 1)")
     checks.real("initial_moment", initial_moment, "[0, inf)")
     checks.real("ridge", ridge, "[0, inf)")
     checks.real("ridge_eps", ridge_eps, "[0, inf)")
-    max_dim = checks.integer("max_dim", max_dim, 1)
     given_blocks = dict(blocks) if isinstance(blocks, Mapping) else {".*": 1 if blocks is None else blocks}
     rules = [(by_path(path), checks.integer("blocks", number, 1)) for path, number in given_blocks.items()]
     how = orthogonals.checked(ns_steps, coefficients, method, eps, ns_dtype, shard)
@@ -162,12 +163,12 @@ def scale_by_newton_muon(
         return number
 
     def shape_of(name: str, x: Any, axes: Axes) -> tuple[int, ...]:
-        """(stack, blocks, inputs of a block twice, which are 0 where there are too many)."""
+        """(stack, blocks, inputs of a block twice); none of them where they are too many."""
         inputs = math.prod(x.shape[a] for a in axes.inputs)
         batch = math.prod(k for a, k in enumerate(x.shape) if a not in axes.inputs and a not in axes.outputs)
         number = blocks_of(name, inputs)
-        length = inputs // number if inputs // number <= max_dim else 0
-        return batch, number, length, length
+        n = inputs // number if inputs // number <= max_dim else 0
+        return batch, number, n, n
 
     def init(params: optax.Params) -> NewtonMuonState:
         leaves, structure = jax.tree.flatten(params)
@@ -257,7 +258,7 @@ def newton_muon(
     ridge: Scalar = 0.2,
     ridge_eps: Scalar = 1e-8,
     blocks: Blocks = None,
-    max_dim: int = 10000,
+    max_dim: int = 10_000,
     ns_steps: int = 5,
     coefficients: Any = "muon",
     method: Any = "newton_schulz",
@@ -290,7 +291,7 @@ def newton_muon(
       ridge: added to it, in units of its mean eigenvalue, >= 0. Default 0.2 (official code).
       ridge_eps: added to it besides, >= 0. Default 1e-8 (official code).
       blocks: of a block diagonal mean, as in `scale_by_newton_muon`. Default None: 1.
-      max_dim: kernels with more inputs per block are not whitened, >= 1. Default 10000.
+      max_dim: largest block of inputs that has a moment, >= 1, as in `scale_by_newton_muon`. Default 10,000.
       ns_steps: Newton-Schulz iterations, >= 1. Default 5 (official code).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "muon" (official code).
       method: "newton_schulz", "gram", "svd" or a function, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
