@@ -11,9 +11,7 @@ from gradkit.transforms.accumulate_weighted import (
     AccumulateWeightedState,
     accumulate_weighted,
 )
-from gradkit.transforms.adagc import (
-    adagc,
-)
+from gradkit.transforms.adagc import adagc
 from gradkit.transforms.adam import (
     ScaleByAdamState,
     scale_by_adam,
@@ -26,15 +24,9 @@ from gradkit.transforms.add_langevin_noise import (
     AddLangevinNoiseState,
     add_langevin_noise,
 )
-from gradkit.transforms.block_leaves import (
-    block_leaves,
-)
-from gradkit.transforms.cautious import (
-    cautious,
-)
-from gradkit.transforms.cautious_weight_decay import (
-    cautious_weight_decay,
-)
+from gradkit.transforms.block_leaves import block_leaves
+from gradkit.transforms.cautious import cautious
+from gradkit.transforms.cautious_weight_decay import cautious_weight_decay
 from gradkit.transforms.centralize_gradients import (
     centralize_gradients,
     normalize_gradients,
@@ -43,22 +35,14 @@ from gradkit.transforms.clip import (
     ClipByGlobalNormState,
     clip_by_global_norm,
 )
-from gradkit.transforms.clip_block import (
-    clip_by_block_norm,
-)
-from gradkit.transforms.clip_top_coordinates import (
-    clip_top_coordinates,
-)
-from gradkit.transforms.corrected_weight_decay import (
-    corrected_weight_decay,
-)
+from gradkit.transforms.clip_block import clip_by_block_norm
+from gradkit.transforms.clip_top_coordinates import clip_top_coordinates
+from gradkit.transforms.corrected_weight_decay import corrected_weight_decay
 from gradkit.transforms.diag_curvature import (
     ScaleByDiagCurvatureState,
     scale_by_diag_curvature,
 )
-from gradkit.transforms.direction import (
-    direction_from_gradient,
-)
+from gradkit.transforms.direction import direction_from_gradient
 from gradkit.transforms.evaluation import (
     eval_params,
 )
