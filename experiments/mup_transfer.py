@@ -1,4 +1,4 @@
-"""The best learning rate at four widths, with the multipliers of maximal update parametrization and without.
+"""The best learning rate is the same at four widths under the multipliers of muP, and falls without them.
 
     python experiments/mup_transfer.py --out=experiments/results/mup_transfer
 

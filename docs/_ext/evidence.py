@@ -37,6 +37,13 @@ CLAIMS = {
         "Three cooldowns of one training reach lower losses than three cosines of the same lengths, with two "
         "thirds of the steps. One seed, two learning rates.",
     ),
+    "mup_transfer": (
+        "mup_transfer.py",
+        "reproduced",
+        "From width 64 to 512 of the language model the best of rates a factor of 2 apart is 2^-8, 2^-7, 2^-8 and 2^-8 "
+        "with the multipliers, and 2^-8, 2^-8, 2^-9 and 2^-10 without; there the widest model is worse at the rate "
+        "that was best at width 64 than the narrowest one. Two seeds, 100 steps.",
+    ),
     "loss_against_delay": (
         "loss_against_delay.py",
         "reproduced in part",

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.parallel import init_sharded
 from tests.by_numpy import by_numpy
 from tests.papers.replay import assert_equal, normal
 
@@ -109,3 +112,22 @@ def test_other_leaves_take_adam_and_adapters_are_found_by_name(x64: None) -> Non
     assert_equal(u["bias"], adam.update(x, adam.init(x), x)[0]["bias"])
     with pytest.raises(ValueError, match="lora_rite: the leaf 'lora_a' has no partner 'lora_b'"):
         tx.init({"lora_a": x["up"]["lora_a"]})
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_sharded_adapters_take_the_steps_of_one_device(kind: AxisType) -> None:
+    """Both factors along what is not r, on four devices; momentum and basis are sharded as their factor."""
+    x = {"lora_a": np.asarray(normal(0, 8, 2), np.float32), "lora_b": np.asarray(normal(1, 2, 4), np.float32)}
+    g = {"lora_a": np.asarray(normal(2, 8, 2), np.float32), "lora_b": np.asarray(normal(3, 2, 4), np.float32)}
+    tx = gk.lora_rite(0.1)
+    want, _ = tx.update(g, tx.init(x), x)
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,), devices=jax.devices()[:4])
+    specs = {"lora_a": P("x"), "lora_b": P(None, "x")}
+    there, grads = ({k: jax.device_put(v, NamedSharding(mesh, specs[k])) for k, v in tree.items()} for tree in (x, g))
+    with jax.set_mesh(mesh):
+        state = init_sharded(tx, there)
+        got, state = jax.jit(tx.update)(grads, state, there)
+    for field in (state[0].mu, state[0].basis):
+        assert all(v.sharding.is_equivalent_to(there[k].sharding, 2) for k, v in field.items())
+    # Decompositions of 8 by 2 matrices in float32, in another order of sums.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)

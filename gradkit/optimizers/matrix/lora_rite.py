@@ -20,8 +20,19 @@ import optax
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
-from gradkit.engine.core import bias_correction, cast, divide, increment, optimizer, scalar, transformation, wide_dtype
+from gradkit.engine.core import (
+    bias_correction,
+    cast,
+    divide,
+    increment,
+    optimizer,
+    scalar,
+    transformation,
+    wide_dtype,
+    zeros,
+)
 from gradkit.engine.explicit import by_compiler
+from gradkit.engine.norms import added_up
 from gradkit.leaves import Method, names
 from gradkit.linalg.one_by_one import one_by_one
 from gradkit.optimizers.matrix.factor_pairs import Pairs, check_pairs, check_ranks, find_pairs
@@ -101,7 +112,7 @@ def _scale_by_lora_rite(
     b1: Any, b2: Any, eps: Any, max_norm: Any, escape: bool, pairs: Pairs
 ) -> optax.GradientTransformationExtraArgs:
     adam = scale_by_adam(b1=b1, b2=b2, eps=eps)
-    nothing = optax.MaskedNode()
+    nothing, numbers = optax.MaskedNode(), {"b1": b1, "b2": b2, "eps": eps, "max_norm": max_norm}
 
     def found_in(tree: Any) -> list[tuple[int, int]]:
         known, leaves = names(tree), jax.tree.leaves(tree)
@@ -123,9 +134,9 @@ def _scale_by_lora_rite(
                 x = leaves[k]
                 dtype = wide_dtype(x.dtype)
                 r, batch = x.shape[axis], x.shape[:-2]
-                shapes = (x.shape, x.shape, (*batch, r, r), (*batch, 1, 1))
-                for field, shape in zip(fields, shapes, strict=True):
-                    field[k] = jnp.zeros(shape, dtype)
+                moments = jnp.zeros((*batch, r, r), dtype), jnp.zeros((*batch, 1, 1), dtype)
+                for field, start in zip(fields, (zeros(x), zeros(x), *moments), strict=True):
+                    field[k] = start
         trees = [structure.unflatten(field) for field in fields]
         return LoraRiteState(jnp.zeros((), jnp.int32), *trees, rest=adam.init(rest_of(params, found)))
 
@@ -134,14 +145,14 @@ def _scale_by_lora_rite(
         found, structure = found_in(updates), jax.tree.structure(updates)
         count = increment(state.count)
 
-        def corrected(b: Any, like: jax.Array) -> jax.Array:
+        def corrected(b: Any, count: jax.Array, like: jax.Array) -> jax.Array:
             first = count == 1
             before = jnp.where(first, jnp.ones_like(count), count - 1)
             share = scalar(b, like) * bias_correction(b, before, like) / bias_correction(b, count, like)
             return jnp.where(first, jnp.zeros_like(share), share)
 
-        def directions(updates: Any, params: Any, kept: tuple[Any, ...]) -> Any:
-            g, x = jax.tree.leaves(updates), jax.tree.leaves(params)
+        def directions(updates: Any, params: Any, kept: tuple[Any, ...], count: jax.Array, given: Any) -> Any:
+            n, (g, x) = {**numbers, **given}, map(jax.tree.leaves, (updates, params))
             mu, basis, nu, escaped = (list(structure.flatten_up_to(field)) for field in kept)
             d, plain, parts = list(g), [], []
             for i, j in found:
@@ -149,15 +160,15 @@ def _scale_by_lora_rite(
                 G, H = _mul(g[i], K), _mul(_t(g[j]), L)
                 plain += [jnp.sum(jnp.square(G)), jnp.sum(jnp.square(H))]
                 parts.append((U, W, L, K, G, H))
-            size = jnp.sqrt(sum(plain)) if plain else None
+            size = jnp.sqrt(added_up(plain))
             for (i, j), (U, W, L, K, G, H) in zip(found, parts, strict=True):
-                if max_norm is not None and size is not None:
-                    by = jnp.maximum(cast(size, G.dtype) / scalar(max_norm, G), jnp.ones((), G.dtype))
+                if max_norm is not None:
+                    by = jnp.maximum(cast(size, G.dtype) / scalar(n["max_norm"], G), jnp.ones((), G.dtype))
                     G, H = G / by, H / by
-                decays = corrected(b1, G), corrected(b2, G)
+                decays = corrected(n["b1"], count, G), corrected(n["b2"], count, G)
                 of_a, of_b = _Side(mu[i], nu[i], escaped[i]), _Side(_t(mu[j]), nu[j], escaped[j])
-                M, of_a = _direction(G, (W, _t(basis[j])), of_a, decays, eps, escape)
-                N, of_b = _direction(H, (U, basis[i]), of_b, decays, eps, escape)
+                M, of_a = _direction(G, (W, _t(basis[j])), of_a, decays, n["eps"], escape)
+                N, of_b = _direction(H, (U, basis[i]), of_b, decays, n["eps"], escape)
                 d[i], d[j] = _mul(M, _t(K)), _t(_mul(N, _t(L)))
                 mu[i], mu[j], basis[i], basis[j] = of_a.mu, _t(of_b.mu), U, _t(W)
                 nu[i], nu[j], escaped[i], escaped[j] = of_a.nu, of_b.nu, of_a.escaped, of_b.escaped
@@ -165,7 +176,11 @@ def _scale_by_lora_rite(
             return structure.unflatten(d), new
 
         kept = state.mu, state.basis, state.nu, state.escaped
-        d, kept = by_compiler(directions, updates, params, kept, like=(updates, kept)) if found else (updates, kept)
+        d = updates
+        if found:
+            # What is traced is an argument over Explicit axes; Python numbers stay what they are.
+            given = {name: value for name, value in numbers.items() if isinstance(value, jax.Array)}
+            d, kept = by_compiler(directions, updates, params, kept, count, given, like=(updates, kept))
         others, rest = adam.update(rest_of(updates, found), state.rest)
         both = zip(jax.tree.leaves(d), structure.flatten_up_to(others), strict=True)
         new = structure.unflatten([x if isinstance(u, optax.MaskedNode) else u for x, u in both])
