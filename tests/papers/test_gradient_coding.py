@@ -125,9 +125,9 @@ def test_bad_arguments_are_refused() -> None:
         jax.vmap(lambda x: parallel.coded_mean(x, np.eye(3), np.ones(3, bool)), axis_name="replica")(jnp.ones(2))
 
 
-@pytest.mark.parametrize(("n", "s"), [(16, 1), (16, 2), (3, 1), (5, 4)])
+@pytest.mark.parametrize(("n", "s"), [(16, 1), (8, 2), (3, 1), (5, 4)])
 def test_any_set_of_enough_workers_decodes_in_float32(n: int, s: int) -> None:
-    """Of plain normal numbers in the code, one set of fifty for 16 workers did not meet the sum to 1e-4."""
+    """Of plain normal numbers in the code, one set of thirty for 8 workers and two missing did not meet the sum."""
     missing = np.array(list(itertools.combinations(range(n), s)))[:500]
     arrived = np.ones((len(missing), n), bool)
     np.put_along_axis(arrived, missing, False, axis=1)
