@@ -250,7 +250,8 @@ def write(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     told = [argument for argument in sys.argv[1:] if not argument.startswith("--minutes")]
     lines = [
         f"$ {shlex.join(['python', 'experiments/loss_against_bytes.py', *told])}",
-        f"{effort()}; {sum(row['seconds'] for row in rows):.0f} s on {jax.default_backend()}, jax {jax.__version__}",
+        f"{effort()}; {2 * len(FLAGS.rates)} trials of each; {sum(row['seconds'] for row in rows):.0f} s on "
+        f"{jax.default_backend()}, jax {jax.__version__}",
         "",
         "Held-out loss of the best trial, in brackets its learning rate, of DiLoCo the outer one and that of AdamW in",
         "it; * the edge of the rates that were tried; and what one replica sends in the whole run.",
