@@ -54,7 +54,7 @@ CLAIMS = {
         "loss_against_bytes.py",
         "reproduced in part",
         "Integers of eight bits lose nothing against float32 at a quarter of the bytes, and rounds of 200 steps cost "
-        "0.05 nats against rounds of 10 at a twentieth of them; a twentieth of the entries, and factors of rank 4, cost "
+        "0.05 nats against rounds of 10 at a twentieth of them; a twentieth of the entries and factors of rank 4 cost "
         "0.06 to 0.29 more. No round is as good as data-parallel AdamW, by 0.33 nats, in these 400 steps from the "
         "start. One seed.",
     ),
