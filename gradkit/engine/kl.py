@@ -33,7 +33,7 @@ EIGENVALUES = ("ema", "rayleigh")
 
 class Factors(NamedTuple):
     """Per axis the second moments (B, d, d) and the basis (B, d, d), None where it is not rotated; and the inverse
-    roots of the eigenvalues (B, d)."""
+    roots of the eigenvalues (B, d, 1)."""
 
     S: tuple[Any, ...]
     Q: tuple[Any, ...]
@@ -52,7 +52,7 @@ def made(rows: int, dims: Sequence[int], dtype: Any, max_dim: int, init_factor: 
     Q, r = list(S), list(S)
     start = jnp.asarray(init_factor).astype(dtype) ** -0.5
     for i, (d, on) in enumerate(zip(dims, rotated(dims, max_dim), strict=True)):
-        r[i] = beside(jnp.ones((rows, d), dtype) * start, factor_sources(groups, i, 1))
+        r[i] = beside(jnp.ones((rows, d, 1), dtype) * start, ((i,), ()))
         if on:
             S[i] = beside(jnp.zeros((rows, d, d), dtype), factor_sources(groups, i))
             Q[i] = beside(jnp.tile(jnp.eye(d, dtype=dtype)[None], (rows, 1, 1)), factor_sources(groups, i))
@@ -80,23 +80,24 @@ def later(
 ) -> Factors:
     """The factors after a later call, but for their bases; `turned` is G in the bases."""
     d, S, r = math.prod(G.shape[1:]), [], []
-    means = [jnp.mean(jnp.square(x), axis=1) for x in f.r]
-    for i, (s, q, own) in enumerate(zip(f.S, f.Q, f.r, strict=True)):
-        others = [j for j in range(len(f.r)) if j != i]
+    roots = [x[..., 0] for x in f.r]
+    means = [jnp.mean(jnp.square(x), axis=1) for x in roots]
+    for i, (s, q, own) in enumerate(zip(f.S, f.Q, roots, strict=True)):
+        others = [j for j in range(len(roots)) if j != i]
         rest = d // G.shape[i + 1]
         new = None
         if s is not None:
             white = G
             for j in others:
                 white = white if f.Q[j] is None else along(jnp.swapaxes(f.Q[j], 1, 2), white, j)
-                white = along(f.r[j], white, j)
+                white = along(roots[j], white, j)
             new = ema(s, statistic(white, i) / rest, beta)
         if eigenvalues == "rayleigh" and new is not None:
             values = jnp.maximum(jnp.sum(q * product(new, q), axis=1), scalar(eps, own))
         else:
             seen = turned
             for j in others:
-                seen = along(f.r[j], seen, j)
+                seen = along(roots[j], seen, j)
             a = jnp.mean(jnp.square(seen), axis=[k + 1 for k in others]) if others else jnp.square(seen)
             a = a + scalar(damping, a) * math.prod([means[j] for j in others], start=jnp.ones_like(means[0]))[:, None]
             before = jnp.where(own > 0, 1 / jnp.square(jnp.where(own > 0, own, 1)), 0)
@@ -105,7 +106,7 @@ def later(
         if most is not None:
             root = jnp.minimum(root, jnp.asarray(max(10, min(own.shape[1], most)), root.dtype))
         S.append(new)
-        r.append(root)
+        r.append(root[..., None])
     return Factors(tuple(S), f.Q, tuple(r))
 
 

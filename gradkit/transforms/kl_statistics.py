@@ -68,18 +68,23 @@ def check_kl(
     damping: Any,
     max_dim: Any,
     shard: Any,
-) -> None:
-    """Raises where an argument that these methods share is outside its range."""
+) -> tuple[int, int | None, int]:
+    """The whole numbers among the arguments that these methods share: update_interval, max_inverse_root, max_dim.
+
+    Raises:
+      ValueError: one of the arguments is outside its range.
+    """
     checks.real("shampoo_beta", shampoo_beta, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
-    checks.integer("update_interval", update_interval, 1)
+    update_interval = checks.integer("update_interval", update_interval, 1)
     checks.switch(stagger=stagger)
     checks.real("init_factor", init_factor, "(0, inf)")
     checks.choice("eigenvalues", eigenvalues, kl.EIGENVALUES)
-    checks.integer("max_inverse_root", max_inverse_root, 1, optional=True)
+    max_inverse_root = checks.integer("max_inverse_root", max_inverse_root, 1, optional=True)
     checks.real("damping", damping, "[0, inf)")
-    checks.integer("max_dim", max_dim, 1)
+    max_dim = checks.integer("max_dim", max_dim, 1)
     check_shard(shard)
+    return update_interval, max_inverse_root, max_dim
 
 
 def kl_statistics(
@@ -147,7 +152,7 @@ def kl_statistics(
     Reference: Lin et al. Understanding and Improving Shampoo and SOAP via Kullback-Leibler Minimization. 2025,
     arXiv 2509.03378.
     """
-    check_kl(
+    update_interval, max_inverse_root, max_dim = check_kl(
         shampoo_beta=shampoo_beta,
         eps=eps,
         update_interval=update_interval,

@@ -56,7 +56,7 @@ def test_zeros_and_bad_input() -> None:
     assert not np.asarray(directions(gk.scale_by_contra_muon(soft=0.5), [jnp.zeros((3, 4))])[0]).any()
     for options, message in (
         ({"soft": 1.5}, "soft must be"),
-        ({"contra": -2.0}, "contra must be"),
+        ({"contra": -1.0}, "contra must be"),
         ({"soft": 0.5, "ns_steps": 5}, "one number for each of the 5 iterations, got 12"),
         ({"ns_norm": "spectral"}, "ns_norm must be one of"),
     ):

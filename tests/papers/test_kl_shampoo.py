@@ -97,7 +97,9 @@ def test_gaussian_gradients_are_whitened(x64: None) -> None:
 
     state, u = run(G)
     want = np.kron(A @ A.T, C @ C.T)
-    own = [np.asarray(q) * np.asarray(r) ** -2 @ np.asarray(q).T for q, r in ((state.Q[i], state.r[i]) for i in "01")]
+    own = [
+        np.asarray(q) * np.asarray(r)[:, 0] ** -2 @ np.asarray(q).T for q, r in ((state.Q[i], state.r[i]) for i in "01")
+    ]
     # A mean over 1 / (1 - beta) = 100 draws of 3 to 4 columns each: relative deviation sqrt(2 / 400) = 7 % per factor.
     for product in (np.kron(state.S["0"], state.S["1"]), np.kron(*own)):
         assert np.linalg.norm(product - want) < 0.2 * np.linalg.norm(want)
@@ -139,7 +141,7 @@ def test_vectors_long_axes_and_rayleigh(x64: None) -> None:
         assert_equal(u, m / np.sqrt(v) / (1 + 1e-8 / np.sqrt(v)), 1e-10)
         v = 0.8 * v + 0.2 * np.asarray(x) ** 2
     state = jax.eval_shape(gk.scale_by_kl_shampoo(max_dim=4).init, jnp.ones((3, 6)))
-    assert set(state.Q) == {"0"} and state.r["1"].shape == (6,)
+    assert set(state.Q) == {"0"} and state.r["1"].shape == (6, 1)
     wide = directions(gk.scale_by_kl_shampoo(max_dim=4, eigenvalues="rayleigh"), [normal(i, 3, 6) for i in range(4)])
     assert np.isfinite(wide).all() and np.asarray(wide[-1]).any()
 

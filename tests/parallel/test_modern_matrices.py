@@ -16,7 +16,9 @@ from tests.parallel.test_matrices import AUTO, EXPLICIT, assert_near, draw, mesh
 pytestmark = pytest.mark.usefixtures("x64")
 
 # Twelve matrices, padded to sixteen; the words of a matrix, and of the four slices of eight that Dion2 takes.
-SIXTEEN, MATRIX, HALF = 16, 8 * 16, 4 * 16
+SIXTEEN, MATRIX, HALF, SQUARE = 16, 8 * 16, 4 * 16, 8 * 8
+# Of oblong matrices the first bases are arbitrary in a null space.
+WITH_BASES = ("kl_soap", "soap_muon", "splus")
 METHODS: dict[str, Any] = {
     "normuon": gk.scale_by_normuon,
     "dion2": lambda **o: gk.scale_by_dion2(fraction=0.5, select="short", **o),
@@ -35,7 +37,8 @@ def stack(shape: tuple[int, int] = (8, 16)) -> Any:
 
 def spread(name: str, spec: P, **options: Any) -> tuple[Any, Any, Any]:
     """Two updates, of one device and of eight, and the program of a step."""
-    mesh, g = mesh_of(EXPLICIT if options.pop("explicit", False) else AUTO, x=8), stack()
+    mesh = mesh_of(EXPLICIT if options.pop("explicit", False) else AUTO, x=8)
+    g = stack((8, 8) if name in WITH_BASES else (8, 16))
     specs = jax.tree.map(lambda _: spec, g)
     alone = METHODS[name](**options)
     first, state = by_numpy(alone.update)(g, alone.init(g))
@@ -63,11 +66,11 @@ def spread(name: str, spec: P, **options: Any) -> tuple[Any, Any, Any]:
         # The slices that are selected may all be on one device: norms are gathered, and complete matrices sent.
         ("dion2", P("x"), ["all-gather", *TWO], SIXTEEN * 8 + 2 * SIXTEEN * MATRIX // 8),
         ("nordion2", P("x"), ["all-reduce", *TWO], SIXTEEN * 16 + 2 * SIXTEEN * (MATRIX // 4) // 8),
-        ("kl_soap", P(), ["all-gather"], SIXTEEN * MATRIX),
-        ("kl_soap", P("x"), TWO, 2 * SIXTEEN * MATRIX // 8),
-        ("splus", P(), ["all-gather"], SIXTEEN * MATRIX),
-        ("splus", P(None, "x"), TWO, 2 * SIXTEEN * MATRIX // 8),
-        ("soap_muon", P("x"), TWO, 2 * SIXTEEN * MATRIX // 8),
+        ("kl_soap", P(), ["all-gather"], SIXTEEN * SQUARE),
+        ("kl_soap", P("x"), TWO, 2 * SIXTEEN * SQUARE // 8),
+        ("splus", P(), ["all-gather"], SIXTEEN * SQUARE),
+        ("splus", P(None, "x"), TWO, 2 * SIXTEEN * SQUARE // 8),
+        ("soap_muon", P("x"), TWO, 2 * SIXTEEN * SQUARE // 8),
         ("adamuon", P("x"), TWO, 2 * SIXTEEN * MATRIX // 8),
     ],
     ids=lambda value: str(value) if isinstance(value, str | P) else "",
@@ -77,7 +80,9 @@ def test_one_exchange_and_the_counted_words(name: str, spec: P, opcodes: list[st
     rows = collective_bytes(program)
     assert sorted(row.opcode for row in rows) == sorted(opcodes)
     assert sum(row.result_bytes for row in rows) == 8 * words
-    assert_near(got, want, 1e-11)
+    # Eigenvectors turn by a rounding of 2^-53 over the gap of their eigenvalues, 1e-4 of the largest at least here, and
+    # twelve Newton-Schulz steps magnify by 2^12.
+    assert_near(got, want, 1e-7 if name in WITH_BASES else 1e-11)
 
 
 @pytest.mark.parametrize("name", ["dion2", "nordion2"])

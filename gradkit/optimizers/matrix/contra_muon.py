@@ -88,7 +88,7 @@ def scale_by_contra_muon(
       momentum: decay of the mean, in [0, 1). Default 0.95 (official code).
       nesterov: whether to look ahead. Default True (official code).
       contra: times the normalised momentum is added to its polar factor: below 0 it takes from the large singular
-        values. A number >= -1, or a schedule. Default -0.2 (record 11); 0 is Muon.
+        values. A number > -1, or a schedule. Default -0.2 (record 11); 0 is Muon.
       soft: the share of f, which maps singular values s to about s^0.1, in [0, 1], or a schedule. Default 0.
       ns_steps: Newton-Schulz iterations, >= 1. Default 12 (official code).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "quintic" (official code).
@@ -120,7 +120,7 @@ def scale_by_contra_muon(
     checks.switch(nesterov=nesterov)
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1)")
-    checks.real("contra", contra, "[-1, inf)", schedule=True)
+    checks.real("contra", contra, "(-1, inf)", schedule=True)
     checks.real("soft", soft, "[0, 1]", schedule=True)
     ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=FLOOR)
@@ -216,7 +216,7 @@ def contra_muon(
       momentum: decay of the mean, in [0, 1). Default 0.95 (official code).
       nesterov: whether to look ahead. Default True (official code).
       contra: times the normalised momentum is added to its polar factor: below 0 it takes from the large singular
-        values. A number >= -1, or a schedule. Default -0.2 (record 11); 0 is Muon.
+        values. A number > -1, or a schedule. Default -0.2 (record 11); 0 is Muon.
       soft: the share of f, which maps singular values s to about s^0.1, in [0, 1], or a schedule. Default 0.
       ns_steps: Newton-Schulz iterations, >= 1. Default 12 (official code).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`. Default "quintic" (official code).

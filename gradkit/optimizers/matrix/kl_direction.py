@@ -77,7 +77,7 @@ def scale_by_kl(
     """The direction of KL-SOAP where `in_bases`, else of KL-Shampoo, under the name of a method."""
     checks.real("b1", b1, "[0, 1)")
     checks.switch(normalize_grads=normalize_grads)
-    check_kl(
+    update_interval, max_inverse_root, max_dim = check_kl(
         shampoo_beta=shampoo_beta,
         eps=eps,
         update_interval=update_interval,
@@ -102,7 +102,7 @@ def scale_by_kl(
         mu = ema(own.mu, G, at["b1"])
         D = jnp.ones_like(G)
         for axis, r in enumerate(own.r):
-            D = along(r, D, axis)
+            D = along(r[..., 0], D, axis)
         D = D / (1 + scalar(at["eps"], D) * D)
         return along_all(own.Q, kl.into(own.Q, mu) * D), mu, None
 

@@ -152,7 +152,8 @@ def scale_by_splus(
     file decays after the step; the optax file averages the parameters from before it.
     """
     rotate = _signs(b1, b2, eps, update_interval, stagger, max_dim, standard_dim, nonstandard_scale, layout, shard)
-    scaled = _sized(max_dim if standard_dim is None else standard_dim, nonstandard_scale, layout)
+    largest = checks.integer("standard_dim", max_dim if standard_dim is None else standard_dim, 1)
+    scaled = _sized(largest, nonstandard_scale, layout)
 
     def update(updates: Any, state: ScaleBySplusState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         u, after = rotate.update(updates, state, params, **extra)
@@ -294,7 +295,8 @@ def splus(
     """
     checks.real("ema_rate", ema_rate, "[0, 1)")
     rotate = _signs(b1, b2, eps, update_interval, stagger, max_dim, standard_dim, nonstandard_scale, layout, shard)
-    scaled = _sized(max_dim if standard_dim is None else standard_dim, nonstandard_scale, layout)
+    largest = checks.integer("standard_dim", max_dim if standard_dim is None else standard_dim, 1)
+    scaled = _sized(largest, nonstandard_scale, layout)
 
     def share(n: jax.Array, x: jax.Array) -> Any:
         d = scalar(ema_rate, x)
