@@ -17,6 +17,7 @@ TRANSFORMATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adamuon": direct(gk.adamuon),
     "contra_muon": direct(gk.contra_muon),
     "polargrad": direct(gk.polargrad),
+    "psgd_pro": lambda hyper: gk.psgd_pro(**known(hyper), layout=STACKED),
     "soap_muon": direct(gk.soap_muon),
     "splus": lambda hyper: gk.splus(**known(hyper), layout=STACKED),
     "kl_shampoo": lambda hyper: gk.kl_shampoo(**known(hyper), layout=STACKED),

@@ -127,6 +127,11 @@ from gradkit.optimizers.matrix.project_out_subspace import (
     ProjectOutSubspaceState,
     project_out_subspace,
 )
+from gradkit.optimizers.matrix.psgd_pro import (
+    ScaleByPsgdProState,
+    psgd_pro,
+    scale_by_psgd_pro,
+)
 from gradkit.optimizers.matrix.scaled_gd import (
     scale_by_factor_gram,
     scaled_gd,
@@ -171,6 +176,7 @@ __all__ = [
     "ScaleByMuonState",
     "ScaleByNordion2State",
     "ScaleByPolargradState",
+    "ScaleByPsgdProState",
     "ScaleByScionState",
     "ScaleByShampooState",
     "ScaleBySoapMuonState",
@@ -215,6 +221,7 @@ __all__ = [
     "precondition_by_input_moment",
     "project_out_subspace",
     "psgd_kron",
+    "psgd_pro",
     "scale_by_adamuon",
     "scale_by_auon",
     "scale_by_conda",
@@ -231,6 +238,7 @@ __all__ = [
     "scale_by_nordion2",
     "scale_by_overparameterization",
     "scale_by_polargrad",
+    "scale_by_psgd_pro",
     "scale_by_scion",
     "scale_by_shampoo",
     "scale_by_soap",
