@@ -33,7 +33,6 @@ OF_SOME_AXES = {
     ("bias", (16, 1)): P("tensor"),
     ("bias", (16, 16)): P("tensor", "fsdp"),
     ("kernel", (2, 1)): P("fsdp"),
-    ("kernel", (8, 1)): P("fsdp"),
     ("kernel", (16, 1)): P("tensor"),
     ("kernel", (2, 3)): P("fsdp"),
     ("kernel", (8, 8)): P("fsdp", "tensor"),

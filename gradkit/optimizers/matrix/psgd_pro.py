@@ -36,7 +36,7 @@ from gradkit.leaves import Layout, Method
 from gradkit.linalg.procrustes import NORMS, learned
 from gradkit.linalg.psgd import balanced, whiten, whiten_back
 from gradkit.transforms import MatrixSharding, add_decayed_weights, scale_by_learning_rate
-from gradkit.types import Mask, Scalar, ScalarOrSchedule
+from gradkit.types import Key, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Stochastic Hessian Fittings with Lie Groups", "Li", 2024, "2402.11858")
 METHOD = "scale_by_psgd_pro"
@@ -86,7 +86,7 @@ def scale_by_psgd_pro(
     norm: str = "bound",
     max_dim: int = 8192,
     update_clip: Scalar | None = None,
-    key: Any = None,
+    key: Key | None = None,
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -232,7 +232,7 @@ def psgd_pro(
     norm: str = "bound",
     max_dim: int = 8192,
     update_clip: Scalar | None = None,
-    key: Any = None,
+    key: Key | None = None,
     weight_decay: ScalarOrSchedule = 0.01,
     weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
