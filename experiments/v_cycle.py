@@ -4,8 +4,8 @@
 
 The large model is a transformer of two layers, width 64, four heads; the small one has pairs of its heads, hidden units
 and features merged (`gk.leaves.coalesce`): width 32, two heads of the same size. A V-cycle (`gk.leaves.v_cycle`) trains
-the large model for a few steps, the small one for half as many as the large one would have had, and the large one again
-from a mixture of both (alpha 0.25). Every level begins with a new optimizer, Adam with a short warm-up and a cosine
+the large model for a few steps, then the small one, and then the large one for as many, from a mixture of both (alpha
+0.25). Every level begins with a new optimizer, Adam with a short warm-up and a cosine
 decay to zero, as the code of the paper has it.
 
 The paper (2404.07999) claims that the V-cycle saves about a fifth of the computation of BERT and GPT base models at the
