@@ -362,14 +362,22 @@ def _halved(params: Any) -> Any:
     return jax.tree.map(lambda _: Multipliers(0.5), params)
 
 
+BASE, WIDE = ({"kernel": jax.ShapeDtypeStruct((n, 2 * n), "float32")} for n in (4, 8))
 register(
     mup_multipliers,
     form="function",
     paper=PAPER,
+    example={"base_shapes": BASE, "shapes": WIDE},
     golden=("modern/mup_multipliers",),
     notes="also the spectral condition of Yang, Simon, Bernstein, 2023, arXiv 2310.17813",
 )
-register(mup_init, form="function", paper=PAPER, golden=("modern/mup_multipliers",))
+register(
+    mup_init,
+    form="function",
+    paper=PAPER,
+    golden=("modern/mup_multipliers",),
+    example={"params": WIDE, "multipliers": _halved},
+)
 register(
     scale_by_width,
     form="wrapper",
