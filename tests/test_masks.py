@@ -33,7 +33,8 @@ MASKED = [
 def build(card: Card, **changes: Any) -> Any:
     kwargs = {**card.example, **changes}
     if card.form == "wrapper":
-        return card.function(gk.sgd(0.1), **kwargs)
+        inner = gk.scale_by_adam() if card.name == "hyperball" else gk.sgd(0.1)  # which asks for a direction
+        return card.function(inner, **kwargs)
     return card.function(0.01, **kwargs) if card.form == "optimizer" else card.function(**kwargs)
 
 

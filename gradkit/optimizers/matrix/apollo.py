@@ -30,6 +30,7 @@ from gradkit.engine.late_decay import decay_after_step
 from gradkit.engine.mapping import map_stacks
 from gradkit.engine.parts import beside, counted
 from gradkit.engine.planning import plan_stacks
+from gradkit.engine.presets import called, preset
 from gradkit.engine.refreshes import due, failures, refreshed, renewable
 from gradkit.engine.shards import MatrixSharding, check_shard
 from gradkit.engine.stacks import Plan
@@ -286,7 +287,7 @@ def apollo(
         )
     numbers = {"b1": b1, "b2": b2, "eps": eps, "scale": scale, "growth_limit": growth_limit}
     return optimizer(
-        Method(METHOD, learning_rate, weight_decay, weight_decay_mask),
+        Method(called(METHOD), learning_rate, weight_decay, weight_decay_mask),
         _scale_by_apollo(
             numbers,
             rank=rank,
@@ -357,16 +358,14 @@ def apollo_mini(
 
     Reference: Zhu et al. APOLLO: SGD-like Memory, AdamW-level Performance. 2024, arXiv 2412.05270.
     """
-    return apollo(
+    return _MINI(
         learning_rate,
         b1=b1,
         b2=b2,
         eps=eps,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
-        rank=1,
         scale=scale,
-        scale_type="tensor",
         update_interval=update_interval,
         projection=projection,
         growth_limit=growth_limit,
@@ -376,6 +375,8 @@ def apollo_mini(
         shard=shard,
     )
 
+
+_MINI = preset(apollo, "apollo_mini", "APOLLO of rank 1.", fixed={"rank": 1, "scale_type": "tensor"})
 
 SHARED: dict[str, Any] = {"form": "optimizer", "paper": PAPER, "collectives": "matrices", "example": {"key": 0}}
 
