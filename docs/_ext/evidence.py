@@ -114,6 +114,7 @@ MEASURED = {
     "step_cost": "bench/step_cost.py",
     "trace_and_compile": "bench/trace_and_compile.py",
     "checkpoint_digests": "bench/checkpoint_digests.py",
+    "aggregators": "bench/aggregators.py",
     "linalg_roots": "bench/linalg_roots.py",
 }
 # The log of what the tests take is no experiment.

@@ -300,8 +300,8 @@ class Checkpoints:
             self._speak()
 
     @contextlib.contextmanager
-    def _errors(self, step: int, done: str) -> Iterator[None]:
-        """Whatever goes wrong in Orbax is one OSError that says where."""
+    def _errors(self, step: int, done: str, *, orbax: bool = True) -> Iterator[None]:
+        """Whatever goes wrong, in Orbax if it is asked, is one OSError that says where."""
         kind, said, cause = None, "", None
         try:
             yield
@@ -314,9 +314,10 @@ class Checkpoints:
             return
         self._writing = None
         self._shut(failed=True)
-        speak = storage.hush()
-        gc.collect()  # what failed beside the first error is logged when it is collected: while hushed
-        speak()
+        if orbax:
+            speak = storage.hush()
+            gc.collect()  # what failed beside the first error is logged when it is collected: while hushed
+            speak()
         if done == "written" and jax.process_index() == 0:
             shutil.rmtree(self.folder / f"{step}{storage.TEMPORARY}", ignore_errors=True)
         valid = [other for other in self.steps() if other != step]
@@ -341,7 +342,7 @@ class Checkpoints:
         return steps[-1] if step is None else int(step)
 
     def _read(self, step: int) -> dict[str, Any]:
-        with self._errors(step, "read"):
+        with self._errors(step, "read", orbax=False):
             try:
                 note = json.loads(self._about_file(step).read_text(encoding="utf-8"))
             except ValueError as error:

@@ -88,6 +88,7 @@ def test_every_optimizer_of_the_catalogue_can_race():
             # What the loop of a race offers, as far as methods need it.
             offered = samples(params, ("value", "value_fn", "grad_fn", "hvp_fn", "key", "grad_moments", "grads_a"))
             offered |= samples(params, ("grads_b", "model_fn", "targets", "client"))
+            offered |= samples(params, ("max_attention_logits", "input_moment"))
             if name == "egn_softmax":
                 offered |= {"model_fn": lambda x: x["kernel"], "targets": np.zeros(4, np.int32)}
             return tx.update(params, tx.init(params), params, **offered)[0]
