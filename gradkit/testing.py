@@ -389,7 +389,7 @@ def check_transformation(
             skipped[name] = str(why)
         except _Broken as what:
             failed[name] = str(what)
-        except Exception as error:
+        except Exception as error:  # a user's own code may raise anything; the report says what, as of a failed point
             lines = str(error).splitlines() or [""]
             failed[name] = f"{type(error).__name__}: {lines[0]}"
         else:

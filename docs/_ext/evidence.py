@@ -204,7 +204,7 @@ def _title(script: str) -> str:
 
 
 def _heading(name: str, script: str) -> str:
-    """The first line of the script; an experiment that has two results is told apart by its problem."""
+    """The first line of the script; the problem distinguishes two results of one experiment."""
     which = " (the language model)" if name.endswith("_bytelm") else ""
     return _title(script).rstrip(".") + which
 

@@ -279,6 +279,7 @@ def compute(card: Card) -> Path | None:
     try:
         found = draw(card)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, IndexError) as error:
+        # A method that needs what this problem lacks says so in its own way; the build lists the reason.
         _REASONS[card.name] = f"{type(error).__name__}: {str(error)[:160]}"
         return None
     if not np.all(np.isfinite(found.points)) or np.ptp(found.points) == 0:

@@ -87,7 +87,7 @@ def fit_capacity(
       ValueError: an argument outside its range; sizes that do not rise; a run without three results.
 
     Example:
-      >>> memory = lambda n: (min(n, 3) / n, jnp.zeros(2), lambda w: jnp.sum(w**2))  # three slots, whatever comes
+      >>> memory = lambda n: (min(n, 3) / n, jnp.zeros(2), lambda w: jnp.sum(w**2))  # three slots
       >>> found = fit_capacity(memory, range(1, 9), grad_norm_tol=1e-3)
       >>> found.capacity, [(run.size, run.fits) for run in found.runs]
       (3, [(1, True), (3, True), (7, False), (5, False), (4, False)])

@@ -70,7 +70,7 @@ def moments(f: Factors, G: jax.Array, beta: Any) -> tuple[Any, ...]:
 def later(
     f: Factors,
     G: jax.Array,
-    turned: jax.Array,
+    rotated: jax.Array,
     beta: Any,
     *,
     eigenvalues: str,
@@ -78,7 +78,7 @@ def later(
     damping: Any,
     most: int | None,
 ) -> Factors:
-    """The factors after a later call, but for their bases; `turned` is G in the bases."""
+    """The factors after a later call, but for their bases; `rotated` is G in the bases."""
     d, S, r = math.prod(G.shape[1:]), [], []
     roots = [x[..., 0] for x in f.r]
     means = [jnp.mean(jnp.square(x), axis=1) for x in roots]
@@ -95,7 +95,7 @@ def later(
         if eigenvalues == "rayleigh" and new is not None:
             values = jnp.maximum(jnp.sum(q * product(new, q), axis=1), scalar(eps, own))
         else:
-            seen = turned
+            seen = rotated
             for j in others:
                 seen = along(roots[j], seen, j)
             a = jnp.mean(jnp.square(seen), axis=[k + 1 for k in others]) if others else jnp.square(seen)

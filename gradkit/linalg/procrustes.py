@@ -1,4 +1,4 @@
-"""PSGD's factors, learned in the geometry of Q^(1/2) E Q^(3/2), and turned to be symmetric; of ONE tensor.
+"""PSGD's factors, learned in the geometry of Q^(1/2) E Q^(3/2), and rotated to be symmetric; of ONE tensor.
 
 Equations: `gradkit/optimizers/matrix/psgd_pro.py`. The turn is the rotation exp(a R) to third order, of which a <= 1/8
 keeps orthogonality to O(a^6).
@@ -37,7 +37,7 @@ def spectral_norm(A: jax.Array, norm: str, key: Any = None) -> jax.Array:
 
 
 def towards_symmetric(Q: jax.Array, norm: str, key: Any = None) -> jax.Array:
-    """A factor turned by the rotation that makes its trace grow most.
+    """A factor rotated so as to make its trace grow most.
 
     >>> bool(jnp.allclose(towards_symmetric(jnp.eye(2), "exact"), jnp.eye(2)))
     True

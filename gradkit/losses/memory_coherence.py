@@ -13,11 +13,11 @@ PAPER = Paper("PRES: Toward Scalable Memory-Based Dynamic Graph Neural Networks"
 
 
 def memory_coherence(previous: Scalar, memory: Any) -> jax.Array:
-    """The memory-coherence penalty: how much the vectors of a memory have turned, on average.
+    """The memory-coherence penalty: how much the vectors of a memory have changed direction, on average.
 
         penalty = the mean over all vectors i of 1 - <s_i, s'_i> / (|s_i| |s'_i|)
 
-    s_i are the vectors before a batch and s'_i those after it. It is in [0, 2], and 0 where no vector has turned. Added
+    s_i are the vectors before a batch and s'_i those after it. It is in [0, 2], and 0 where none does. Added
     to the loss with a weight of about 0.1 (official code), it is trained with the corrected memory of
     `gk.predict_correct`.
 

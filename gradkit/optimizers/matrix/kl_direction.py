@@ -97,8 +97,8 @@ def scale_by_kl(
         mu, nu = like(jnp.zeros((rows, *dims), dtype)), like(jnp.zeros((rows, *dims), dtype))
         return Own(*kl.made(rows, dims, dtype, max_dim, init_factor), mu, nu if in_bases else None, counted(rows))
 
-    def shampoo(G: jax.Array, turned: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Any, Any]:
-        del turned
+    def shampoo(G: jax.Array, rotated: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Any, Any]:
+        del rotated
         mu = ema(own.mu, G, at["b1"])
         D = jnp.ones_like(G)
         for axis, r in enumerate(own.r):
@@ -106,18 +106,18 @@ def scale_by_kl(
         D = D / (1 + scalar(at["eps"], D) * D)
         return along_all(own.Q, kl.into(own.Q, mu) * D), mu, None
 
-    def soap(G: jax.Array, turned: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Any, Any]:
-        mu, nu = ema(own.mu, turned, at["b1"]), ema(own.nu, jnp.square(turned), at["b2"])
+    def soap(G: jax.Array, rotated: jax.Array, own: Own, at: Any) -> tuple[jax.Array, Any, Any]:
+        mu, nu = ema(own.mu, rotated, at["b1"]), ema(own.nu, jnp.square(rotated), at["b2"])
         return along_all(own.Q, divide(mu, jnp.sqrt(nu) + scalar(at["eps"], G))), mu, nu
 
     def kernel(G: jax.Array, own: Own, at: Any, phase: Any) -> tuple[jax.Array, Own]:
         start = at["c"] == 0
-        old, turned = kl.Factors(own.S, own.Q, own.r), kl.into(own.Q, G)
-        u, mu, nu = (soap if in_bases else shampoo)(G, turned, own, at)
+        old, rotated = kl.Factors(own.S, own.Q, own.r), kl.into(own.Q, G)
+        u, mu, nu = (soap if in_bases else shampoo)(G, rotated, own, at)
         if normalize_grads:
             u = u / (1e-30 + jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)), keepdims=True)))
         more = {"eigenvalues": eigenvalues, "eps": at["eps"], "damping": at["damping"], "most": max_inverse_root}
-        new = kl.later(old, G, turned, at["beta"], **more)
+        new = kl.later(old, G, rotated, at["beta"], **more)
         u, mu, nu = jax.tree.map(lambda y: jnp.where(start, jnp.zeros_like(y), y), (u, mu, nu))
         given = kl.moments(old, G, at["beta"])
         S, r = jax.tree.map(lambda x, y: jnp.where(start, x, y), (given, own.r), (new.S, new.r))

@@ -90,7 +90,7 @@ def scale_by_psgd_pro(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Whitens the momentum by a Kronecker product that is learned, with factors that are turned to be symmetric.
+    """Whitens the momentum by a Kronecker product that is learned, with factors that are rotated to be symmetric.
 
     For an n x p matrix, t the number of earlier steps; m, Q_i and L_i (1 at first) are kept:
 
