@@ -1,10 +1,4 @@
-"""AdaDelta: steps in the units of the parameters, by a running mean of squared steps over one of squared gradients.
-
-E_t = rho E_{t-1} + (1 - rho) g_t^2
-d_t = sqrt(D_{t-1} + eps) / sqrt(E_t + eps) g_t
-D_t = rho D_{t-1} + (1 - rho) d_t^2
-x_t = x_{t-1} - learning_rate d_t
-"""
+"""AdaDelta: steps in the units of the parameters, by a running mean of squared steps over one of squared gradients."""
 
 import functools
 from typing import Any, NamedTuple
@@ -40,12 +34,16 @@ class ScaleByAdadeltaState(NamedTuple):
 def scale_by_adadelta(*, rho: Scalar = 0.9, eps: Scalar = 1e-6) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by AdaDelta's rule.
 
-    Equations: the first three at the head of this file.
+    Equations, with E the running mean of squared gradients and D that of squared steps, both 0 at the start:
+
+        E_t = rho E_{t-1} + (1 - rho) |g_t|^2
+        d_t = sqrt(D_{t-1} + eps) / sqrt(E_t + eps) g_t
+        D_t = rho D_{t-1} + (1 - rho) |d_t|^2
 
     Args:
       rho: decay of both means, in [0, 1). Default 0.9 (torch, optax; the paper's best run has 0.95).
-      eps: added under both roots, in the square of either's units, >= 0. Default 1e-6 (torch, optax; the paper's best
-        run). It starts the method: with 0 no step is ever made.
+      eps: added under both roots, in the squared units of gradients and of steps, >= 0. Default 1e-6 (torch, optax; the
+        paper's best run). It starts the method: with 0 no step is ever made.
 
     Returns:
       A transformation. State: 2 words per parameter. Elementwise: no collective.
@@ -61,7 +59,7 @@ def scale_by_adadelta(*, rho: Scalar = 0.9, eps: Scalar = 1e-6) -> optax.Gradien
 
     Reference: Zeiler. ADADELTA: An Adaptive Learning Rate Method. 2012, arXiv 1212.5701; Ruder. An overview of
     gradient descent optimization algorithms. 2016, arXiv 1609.04747. optax's link keeps its means in the parameters'
-    dtype, where bfloat16 loses steps that small.
+    dtype, and bfloat16 loses steps that small.
     """
     checks.real("rho", rho, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
@@ -86,13 +84,18 @@ def adadelta(
 ) -> optax.GradientTransformationExtraArgs:
     """AdaDelta: scaling the loss by a constant changes nothing but the weight of eps.
 
-    Equations: at the head of this file.
+    Equations, with E the running mean of squared gradients and D that of squared steps, both 0 at the start:
+
+        E_t = rho E_{t-1} + (1 - rho) |g_t|^2
+        d_t = sqrt(D_{t-1} + eps) / sqrt(E_t + eps) g_t
+        D_t = rho D_{t-1} + (1 - rho) |d_t|^2
+        x_t = x_{t-1} - learning_rate d_t
 
     Args:
       learning_rate: factor of the step >= 0, or a schedule. Default 1 (paper).
       rho: decay of both means, in [0, 1). Default 0.9 (torch, optax; the paper's best run has 0.95).
       eps: added under both roots, >= 0. Default 1e-6 (torch, optax; the paper's best run). It starts the
-        method: the first step is about its root.
+        method: the size of the first step is about its root.
 
     Returns:
       A transformation. State: 2 words per parameter. Elementwise: no collective.
@@ -122,6 +125,6 @@ register(
     paper=PAPER,
     words=2,
     golden=("adaptive/adadelta",),
-    # Its steps have the units of the parameters; a race is too short for the small ones it starts with.
+    # Its steps have the units of the parameters, and a race is too short for the small steps that it starts with.
     race=Race(10.0),
 )

@@ -1,11 +1,4 @@
-"""Adafactor: a second moment in the memory of rows and columns, and steps relative to the size of the parameters.
-
-u_t = g_t / sqrt(V_t)                                     V_t factored into row means and column means
-u_t <- u_t / max(1, RMS(u_t) / clipping_threshold)        of a tensor
-a_t = rho_t max(eps_scale, RMS(x_{t-1}))                  rho_t the learning rate, or min(1e-2, 1 / sqrt(t))
-m_t = b1 m_{t-1} + (1 - b1) a_t u_t                       a_t u_t without b1
-x_t = x_{t-1} - m_t - weight_decay a_t x_{t-1}
-"""
+"""Adafactor: a second moment in the memory of rows and columns, and steps relative to the size of the parameters."""
 
 from typing import Any, NamedTuple
 
@@ -62,8 +55,8 @@ def relative_rate(warmup_init: bool) -> Any:
 def _step_by_param_rms(
     rate: Any, b1: Any, eps_scale: Any, weight_decay: Any, mask: Any, mu_dtype: Any, layout: Layout | None
 ) -> optax.GradientTransformationExtraArgs:
-    """After the learning rate: steps in units of the parameters' size (eps_scale None: in units of 1), their running
-    mean, and the decay, which has the same units and no momentum."""
+    """The link behind the learning rate: steps in units of the parameters' size (eps_scale None: in units of 1), their
+    running mean, and the decay, which has the same units and no momentum."""
 
     def init(params: optax.Params) -> StepByParamRmsState:
         check_decay_mask(NAME, mask, params)
@@ -116,7 +109,7 @@ def adafactor(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adaptive steps relative to the parameters' size, with a second moment that is rows and columns of a matrix.
+    """Adaptive steps relative to the parameters' size, with a second moment of the rows and columns of a matrix.
 
     Equations, with I and O the input and output axes of a leaf, and RMS over one tensor (one layer of a stack):
 
@@ -140,8 +133,8 @@ def adafactor(
       learning_rate: relative step size >= 0 (absolute without `scale_by_param`), or a schedule; None with
         `relative_step`.
       eps: added to squares, >= 0. Default 1e-30 (paper: eps_1).
-      eps_scale: smallest size of parameters that steps are relative to, >= 0. Default 1e-3 (paper: eps_2).
-      clipping_threshold: largest RMS of u, > 0; None clips nothing. Default 1 (paper: d).
+      eps_scale: lower bound of the parameters' size that steps are relative to, >= 0. Default 1e-3 (paper: eps_2).
+      clipping_threshold: largest RMS of u, > 0; None for no clipping. Default 1 (paper: d).
       decay_rate: how fast b_t approaches 1, > 0. Default 0.8 (paper).
       decay_offset: steps that b_t starts later, >= 0. Default 0.
       b1: decay of the momentum, in [0, 1). Default None: no momentum (paper).

@@ -1,8 +1,4 @@
-"""AdaGrad: every coordinate is divided by the root of the sum of its squared gradients.
-
-s_t = s_{t-1} + g_t^2,    s_0 = initial_accumulator_value
-x_t = x_{t-1} - learning_rate / (1 + (t - 1) lr_decay) g_t / (sqrt(s_t) + eps)     (eps_in_sqrt: sqrt(s_t + eps))
-"""
+"""AdaGrad: every coordinate is divided by the root of the sum of its squared gradients."""
 
 from typing import Any
 
@@ -37,13 +33,19 @@ def adagrad(
     eps: Scalar = 1e-10,
     eps_in_sqrt: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdaGrad.
+    """AdaGrad: the learning rate of a coordinate falls with the sum of its squared gradients.
 
-    Equations: at the head of this file. The steps shrink like 1 / sqrt(t) by themselves.
+    Equations, with s_0 = initial_accumulator_value:
+
+        s_t = s_{t-1} + |g_t|^2
+        x_t = x_{t-1} - learning_rate / (1 + (t - 1) lr_decay) g_t / (sqrt(s_t) + eps)
+                                         with eps_in_sqrt: sqrt(s_t + eps) for sqrt(s_t) + eps
+
+    With gradients of a constant size the steps shrink like 1 / sqrt(t).
 
     Args:
       learning_rate: step size >= 0, or a schedule. Ruder: 1e-2.
-      lr_decay: further decay of the rate per step, >= 0. Default None, as 0.
+      lr_decay: further decay of the learning rate per step, >= 0. Default None: no decay, as with 0.
       initial_accumulator_value: s_0 >= 0, a square. Default 0 (Duchi et al., Ruder, torch; optax has 0.1).
       eps: added to the root, >= 0. Default 1e-10 (torch; Ruder has 1e-8 and optax 1e-7, both under the root).
         With 0, coordinates that never had a gradient do not move.

@@ -1,8 +1,4 @@
-"""AdaGrad-Norm: one learning rate for all coordinates, divided by the root of the sum of squared gradient norms.
-
-b_t^2 = b_{t-1}^2 + |g_t|^2,    b_0^2 = initial_accumulator_value         |g| over all leaves together
-u_t = g_t / b_t
-"""
+"""AdaGrad-Norm: one learning rate for all coordinates, divided by the root of the sum of squared gradient norms."""
 
 import optax
 
@@ -13,9 +9,12 @@ from gradkit.types import Scalar
 
 
 def scale_by_adagrad_norm(initial_accumulator_value: Scalar = 1e-2) -> optax.GradientTransformationExtraArgs:
-    """Divides updates by the root of the sum of all squared norms, their own included.
+    """Divides updates by the root of the sum of all squared norms so far, the norm of this update included.
 
-    Equations: at the head of this file.
+    Equations, with |g| the norm over all leaves together and b_0^2 = initial_accumulator_value:
+
+        b_t^2 = b_{t-1}^2 + |g_t|^2
+        u_t = g_t / b_t
 
     Args:
       initial_accumulator_value: b_0^2 >= 0, a square. Default 1e-2. With 0 the first update has norm 1, and is 0 where

@@ -1,9 +1,4 @@
-"""Adam: a step per coordinate, of the running mean of gradients over the root of their mean square.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
-u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
-x_t = x_{t-1} - learning_rate u_t
-"""
+"""Adam: a step per coordinate, of the running mean of gradients over the root of their mean square."""
 
 import optax
 
@@ -24,9 +19,15 @@ def adam(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam.
+    """Adam: the running mean of gradients over the root of the running mean of their squares.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+        x_t = x_{t-1} - learning_rate u_t
+
+    With `nesterov` the numerator is b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t).
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper suggests 1e-3.
@@ -34,7 +35,7 @@ def adam(
       b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
       eps: added to the root, in the gradient's units, >= 0. Default 1e-8 (paper).
       eps_root: added under the root, >= 0. Default 0.
-      nesterov: whether the first moment looks one step ahead (NAdam as in optax). Default False.
+      nesterov: whether the first moment looks one step ahead, as optax's NAdam does. Default False.
       mu_dtype: dtype in which the first moment is kept between steps. Default float32.
 
     Returns:

@@ -1,9 +1,4 @@
-"""Adam-mini: one second moment for a block of parameters whose Hessian is dense, in place of one per parameter.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t                              per parameter
-v_B = b2 v_B + (1 - b2) mean_B(g_t^2)                        per block B
-x_t = x_{t-1} - learning_rate (m^_t / (sqrt(v^_B) + eps) + weight_decay x_{t-1}),     hats: divided by 1 - b^t
-"""
+"""Adam-mini: one second moment for a block of parameters whose Hessian is dense, in place of one per parameter."""
 
 import functools
 import math
@@ -58,7 +53,7 @@ def default_blocks(path: str, axes: Axes) -> str:
 
 
 def _summed(block: str, axes: Axes, rank: int) -> tuple[int, ...]:
-    """The axes of a leaf that a block spans, but for the axis of fused outputs, whose units are averaged afterwards."""
+    """The axes of a leaf that a block spans, without the axis of fused outputs, whose units are averaged afterwards."""
     own = tuple(a for a in range(rank) if a not in axes.stack)
     if block == "entry":
         return ()
@@ -71,7 +66,7 @@ def _summed(block: str, axes: Axes, rank: int) -> tuple[int, ...]:
 
 
 def _within(means: jax.Array, axis: int, sizes: Sequence[int]) -> jax.Array:
-    """Along an axis, the mean of every piece of these sizes in the place of its entries."""
+    """The means with every section of an axis, of these sizes, replaced by the mean over the section."""
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     parts = jnp.split(means, ends, axis=axis)
     return jnp.concatenate([jnp.broadcast_to(p.mean(axis, keepdims=True), p.shape) for p in parts], axis=axis)
@@ -84,7 +79,7 @@ def _moment(v: jax.Array, mean: jax.Array, decay: tuple[Any, Any]) -> jax.Array:
 
 
 class ScaleByBlockRmsState(NamedTuple):
-    """Number of updates made, the first moment, and the second moment: of one number per block."""
+    """Number of updates made, the first moment, and the second moment: one number per block."""
 
     count: jax.Array
     mu: Any
@@ -134,7 +129,7 @@ def scale_by_block_rms(
        [1.131 1.   ]]
 
     Reference: Zhang et al. Adam-mini: Use Fewer Learning Rates To Gain More. 2024, arXiv 2406.16793; official code
-    1.1.1, commit 402aadf, which finds blocks by pieces of names ("linear" in "linear_attn" too) and in one branch
+    1.1.1, commit 402aadf, which finds blocks by substrings of names ("linear" in "linear_attn" too) and in one branch
     divides a sum by the number of entries twice. Here roles decide, and a block has the mean of its squares; a vector
     that is not the scale of a normalization is not one block.
     """
@@ -212,7 +207,7 @@ def adam_mini(
         x_t = x_{t-1} - learning_rate (m^_t / (sqrt(v^_B) + eps) + weight_decay x_{t-1})
 
     Args:
-      learning_rate: step size >= 0, or a schedule, which scales the decay too. That of AdamW serves (paper).
+      learning_rate: step size >= 0, or a schedule, which scales the decay too. That of AdamW fits (paper).
       b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
       b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-8 (official code).

@@ -1,8 +1,4 @@
-"""AdaMax: Adam with the decaying maximum of the gradient for its second moment.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t            w_t = max(b2 w_{t-1}, |g_t| + eps)
-x_t = x_{t-1} - learning_rate (m_t / (1 - b1^t)) / w_t
-"""
+"""AdaMax: Adam with the decaying maximum of the gradient for its second moment."""
 
 import functools
 from typing import Any, NamedTuple
@@ -53,9 +49,14 @@ class ScaleByAdamaxState(NamedTuple):
 def scale_by_adamax(
     *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Divides the running mean of gradients by their decaying maximum.
+    """Divides the running mean of gradients by the decaying maximum of their absolute values.
 
-    Equations: at the head of this file; the maximum needs no bias correction.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            w_t = max(b2 w_{t-1}, |g_t| + eps)
+        u_t = (m_t / (1 - b1^t)) / w_t
+
+    The maximum needs no bias correction.
 
     Args:
       b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
@@ -109,9 +110,15 @@ def adamax(
     eps: Scalar = 1e-8,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with the infinity norm: the larger b2 compared with b1, the nearer is |step| to at most the rate.
+    """Adam with the infinity norm: no entry of a step is much larger than the learning rate.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            w_t = max(b2 w_{t-1}, |g_t| + eps)
+        x_t = x_{t-1} - learning_rate (m_t / (1 - b1^t)) / w_t
+
+    The maximum needs no bias correction. For b2 > b1 no entry of a step exceeds (1 - b1) / (1 - b1 / b2) learning
+    rates, which is 1.009 with the defaults.
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper suggests 2e-3.

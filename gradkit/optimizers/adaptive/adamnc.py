@@ -1,9 +1,4 @@
-"""AdamNC: Adam whose second moment is the mean over all steps, so that nothing is forgotten.
-
-m_t = b1_t m_{t-1} + (1 - b1_t) g_t,    b1_t = b1 b1_decay^(t-1)
-v_t = v_{t-1} + (g_t^2 - v_{t-1}) / t                               the mean of g_1^2, ..., g_t^2
-x_t = x_{t-1} - learning_rate m_t / (sqrt(v_t) + eps)
-"""
+"""AdamNC: Adam whose second moment is the mean over all steps, so that no gradient is forgotten."""
 
 from typing import Any, NamedTuple
 
@@ -33,9 +28,15 @@ class ScaleByAdamncState(NamedTuple):
 def scale_by_adamnc(
     *, b1: Scalar = 0.9, eps: Scalar = 1e-8, b1_decay: Scalar = 1.0, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Divides the running mean of gradients by the root of the mean of all their squares.
+    """Divides the running mean of gradients by the root of the mean of all their squares so far.
 
-    Equations: at the head of this file; there is no bias correction.
+    Equations, with b1_t = b1 b1_decay^(t-1):
+
+        m_t = b1_t m_{t-1} + (1 - b1_t) g_t
+        v_t = v_{t-1} + (|g_t|^2 - v_{t-1}) / t            the mean of |g_1|^2, ..., |g_t|^2
+        u_t = m_t / (sqrt(v_t) + eps)
+
+    There is no bias correction.
 
     Args:
       b1: decay of the first moment at the first step, in [0, 1). Default 0.9 (usual practice).
@@ -94,9 +95,16 @@ def adamnc(
     b1_decay: Scalar = 1.0,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with b2_t = 1 - 1/t: every squared gradient counts the same, however old.
+    """Adam with b2_t = 1 - 1/t: all squared gradients have the same weight, however old they are.
 
-    Equations: at the head of this file. With b1 = 0 and the rate alpha / sqrt(t) this is AdaGrad with the rate alpha.
+    Equations, with b1_t = b1 b1_decay^(t-1):
+
+        m_t = b1_t m_{t-1} + (1 - b1_t) g_t
+        v_t = v_{t-1} + (|g_t|^2 - v_{t-1}) / t            the mean of |g_1|^2, ..., |g_t|^2
+        x_t = x_{t-1} - learning_rate m_t / (sqrt(v_t) + eps)
+
+    There is no bias correction. With b1 = 0 and the learning rate alpha / sqrt(t) this is AdaGrad with the learning
+    rate alpha.
 
     Args:
       learning_rate: step size >= 0, or a schedule; the paper's is alpha / sqrt(t), which is
@@ -118,8 +126,8 @@ def adamnc(
       >>> print(tx.update(x, tx.init(x), x)[0].round(4))
       [-0.5  0.5]
 
-    Reference: Reddi, Kale, Kumar. On the Convergence of Adam and Beyond. 2018, arXiv 1904.09237. eps is not in the
-    paper; 0 is its form.
+    Reference: Reddi, Kale, Kumar. On the Convergence of Adam and Beyond. 2018, arXiv 1904.09237. The paper has no
+    eps; eps = 0 is its form.
     """
     return optimizer(
         Method("adamnc", learning_rate),

@@ -1,13 +1,4 @@
-"""AdamP and SGDP: momentum that does not lengthen scale-invariant weights.
-
-    AdamP   p_t = Adam's direction         SGDP   v_t = momentum v_{t-1} + (1 - dampening) g_t,  p_t = v_t
-    both    p_t projected where the weights look scale-invariant (see `project_scale_invariant`);
-            ratio = wd_ratio where it was projected, else 1
-    AdamP   x_t = x_{t-1} - learning_rate (p_t + weight_decay ratio x_{t-1})
-    SGDP    x_t = x_{t-1} - learning_rate (p_t + weight_decay ratio / (1 - momentum) x_{t-1})
-
-Nesterov: AdamP's numerator is b1 m_t + (1 - b1) g_t, with m_t's bias correction; SGDP's p_t = g_t + momentum v_t.
-"""
+"""AdamP and SGDP: momentum that does not lengthen scale-invariant weights."""
 
 import optax
 
@@ -47,7 +38,16 @@ def adamp(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with the radial part of its update removed where weights look scale-invariant.
 
-    Equations: at the head of this file.
+    Equations, with x^ = x_{t-1} / (|x_{t-1}| + eps) and the inner products over an output channel (K entries):
+
+        p_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)              Adam's direction
+        q_t = p_t - x^ <x^, p_t>,  ratio = wd_ratio      where |<g_t, x_{t-1}>| < delta / sqrt(K) |g_t| |x_{t-1}|
+        q_t = p_t,                 ratio = 1             otherwise
+        x_t = x_{t-1} - learning_rate (q_t + weight_decay ratio x_{t-1})
+
+    The test must hold for every channel of a leaf; where it fails, the leaf is tested, and projected, as one block. A
+    leaf of rank 0 or 1 is not projected (`gk.project_scale_invariant`). With `nesterov` the numerator of p_t is
+    (b1 m_t + (1 - b1) g_t) / (1 - b1^t).
 
     Args:
       learning_rate: step size >= 0, or a schedule. The official code has 1e-3.
@@ -77,7 +77,7 @@ def adamp(
       [[-0.  -0.5]
        [-0.5 -0. ]]
 
-    Reference: Heo et al. AdamP. 2020, arXiv 2006.08217. The official code takes channels in the first axis.
+    Reference: Heo et al. AdamP. 2020, arXiv 2006.08217. The official code takes output channels to be the first axis.
     """
     direction = scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=nesterov, nesterov_correction="same", mu_dtype=mu_dtype)
     return optimizer(
@@ -111,7 +111,14 @@ def sgdp(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum whose radial part is removed where weights look scale-invariant.
 
-    Equations: at the head of this file.
+    Equations:
+
+        v_t = momentum v_{t-1} + (1 - dampening) g_t
+        p_t = v_t,   or with nesterov  g_t + momentum v_t
+        x_t = x_{t-1} - learning_rate (q_t + weight_decay ratio / (1 - momentum) x_{t-1})
+
+    q_t is p_t without its radial part, and ratio = wd_ratio, where the weights look scale-invariant, by the test of
+    `gk.adamp`; elsewhere q_t = p_t and ratio = 1.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -127,7 +134,7 @@ def sgdp(
       layout: which axes are stacks and output channels.
 
     Returns:
-      A transformation that needs `params`. State: 1 word per parameter. Collectives: as AdamP.
+      A transformation that needs `params`. State: 1 word per parameter. Collectives: those of `adamp`.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -161,7 +168,7 @@ def sgdp(
     )
 
 
-# A threshold at which some tensors of a small tree are projected and some are not.
+# With this threshold some tensors of a small tree are projected and others are not.
 EXAMPLE = {"delta": 1.0}
 register(
     adamp,

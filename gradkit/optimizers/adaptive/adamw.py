@@ -1,8 +1,4 @@
-"""AdamW: Adam with decoupled weight decay.
-
-u_t = Adam's direction
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""AdamW: Adam with decoupled weight decay."""
 
 import optax
 
@@ -29,9 +25,15 @@ def adamw(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with decoupled weight decay, which shrinks by the learning rate and not by the second moment.
+    """Adam with decoupled weight decay, which is scaled by the learning rate and not by the second moment.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+
+    With `nesterov` the numerator is b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t).
 
     Args:
       learning_rate: step size >= 0, or a schedule, which scales the decay too.

@@ -1,11 +1,4 @@
-"""Adan: Adam with Nesterov's momentum, written with differences of gradients instead of a second gradient.
-
-delta_t = g_t - g_{t-1},   delta_1 = 0
-m_t = b1 m_{t-1} + (1 - b1) g_t
-d_t = b2 d_{t-1} + (1 - b2) delta_t
-n_t = b3 n_{t-1} + (1 - b3) (g_t + b2 delta_t)^2
-u_t = (m^_t + b2 d^_t) / (sqrt(n^_t) + eps),          hats: divided by 1 - b^t
-"""
+"""Adan: Adam with Nesterov's momentum, written with differences of gradients instead of a second gradient."""
 
 from typing import Any, NamedTuple
 
@@ -46,7 +39,7 @@ class ScaleByAdanState(NamedTuple):
     nu: Any
     previous: Any
 
-    exact_fields = ("previous",)  # read as a difference
+    exact_fields = ("previous",)  # only its difference from the next gradient is used
 
 
 def scale_by_adan(
@@ -80,8 +73,8 @@ def scale_by_adan(
       [1.0, -1.0]
 
     Reference: Xie et al. Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models. 2022, arXiv
-    2208.06677; the conventions are those of the official code. optax.adan has its b2 = 0.92, and weighs the differences
-    with 1 - b2, as the paper's convention would ask for with b2 = 0.08.
+    2208.06677; the conventions are those of the official code. optax.adan has b2 = 0.92 too, but weights the
+    differences by 1 - b2, which is right for the b2 = 0.08 of the paper's convention.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2), ("b3", b3)):
@@ -106,7 +99,7 @@ def scale_by_adan(
             return over_root(ahead, n, eps, v_by=of_nu(n))
 
         new = jax.tree.map(direction, mu, delta, nu, updates)
-        # A copy of its own: the caller may donate the gradients.
+        # The state needs a copy of its own, as the caller may donate the gradients.
         return new, ScaleByAdanState(count, mu, delta, nu, jax.tree.map(jnp.copy, updates))
 
     return transformation("scale_by_adan", init, update, complex_leaves=True)
@@ -189,7 +182,7 @@ def adan(
       [1.]
 
     Reference: Xie et al. Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models. 2022, arXiv
-    2208.06677. optax.adan weighs the differences with 1 - b2 at the official b2, which is another method.
+    2208.06677. optax.adan weights the differences by 1 - b2 at the official b2, which is another method.
     """
     checks.switch(proximal=proximal)
     checks.real("max_norm", max_norm, "(0, inf]", optional=True)

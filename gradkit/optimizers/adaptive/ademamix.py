@@ -1,13 +1,4 @@
-"""AdEMAMix: Adam with a second, much slower momentum.
-
-m1_t = b1 m1_{t-1} + (1 - b1) g_t               v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
-m2_t = b3_t m2_{t-1} + (1 - b3_t) g_t           not corrected for its start at 0
-u_t = (m1_t / (1 - b1^t) + alpha_t m2_t) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-
-With a warm-up of T steps:  alpha_t = alpha min(t / T, 1),  and the half-life of b3_t grows linearly from that of b1 at
-t = 0 to that of b3 at t = T.
-"""
+"""AdEMAMix: Adam with a second, much slower momentum."""
 
 import optax
 
@@ -36,18 +27,26 @@ def scale_by_ademamix(
     eps_root: Scalar = 0.0,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Rescales the sum of a fast and a slow momentum by Adam's denominator.
+    """Divides the sum of a fast and a slow momentum by the root of the second moment, as Adam does.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m1_t = b1 m1_{t-1} + (1 - b1) g_t               v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        m2_t = b3_t m2_{t-1} + (1 - b3_t) g_t           not corrected for its start at 0
+        u_t = (m1_t / (1 - b1^t) + alpha_t m2_t) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+
+    With a warm-up of T steps, alpha_t = alpha min(t / T, 1), and the half-life of b3_t grows linearly from that of b1
+    at t = 0 to that of b3 at t = T (`gk.schedules.ademamix_b3_schedule`); otherwise alpha_t = alpha and b3_t = b3.
 
     Args:
-      b1: decay of the fast momentum, in [0, 1). Default 0.9 (paper). With the number 0 it is the gradient, not kept.
+      b1: decay of the fast momentum, in [0, 1). Default 0.9 (paper). With the number 0 it is the gradient, without
+        state.
       b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
       b3: decay of the slow momentum, in [0, 1), or a schedule. Default 0.9999 (paper).
       alpha: weight of the slow momentum, >= 0, or a schedule. Default 5 (paper: 4 to 10).
-      alpha_warmup: steps over which alpha grows from 0, >= 1. Default None: alpha from the start. The paper takes the
-        steps of the training; so for b3.
-      b3_warmup: steps over which the decay of the slow momentum grows from b1 to b3, >= 1; asks for 0 < b1 <= b3.
+      alpha_warmup: steps over which alpha grows from 0, >= 1. Default None: alpha from the start. The paper takes all
+        steps of the training, as for b3.
+      b3_warmup: steps over which the decay of the slow momentum grows from b1 to b3, >= 1; it needs 0 < b1 <= b3.
         Default None: b3 from the start.
       eps: added to the root, >= 0. Default 1e-8 (official code).
       eps_root: added under the root, >= 0. Default 0.
@@ -66,9 +65,9 @@ def scale_by_ademamix(
       >>> print(tx.update(g, tx.init(g))[0].round(4))  # sign(g) (1 + alpha (1 - b3))
       [ 1.5 -1.5]
 
-    Reference: Pagliardini, Ablin, Grangier. The AdEMAMix Optimizer: Better, Faster, Older. 2024, arXiv 2409.03137.
-    The first update has t = 1 in both warm-ups, as in the official code; optax's starts them at 0. A schedule for b3 or
-    alpha is called with the number of earlier updates, like every schedule here.
+    Reference: Pagliardini, Ablin, Grangier. The AdEMAMix Optimizer: Better, Faster, Older. 2024, arXiv 2409.03137. The
+    first update has t = 1 in both warm-ups, as in the official code; optax's first update has t = 0. A schedule for b3
+    or alpha is called with the number of earlier updates, like every schedule here.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
@@ -112,16 +111,27 @@ def ademamix(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with a fast and a slow momentum; with alpha = 0 it is AdamW.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m1_t = b1 m1_{t-1} + (1 - b1) g_t               v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        m2_t = b3_t m2_{t-1} + (1 - b3_t) g_t           not corrected for its start at 0
+        u_t = (m1_t / (1 - b1^t) + alpha_t m2_t) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+
+    With a warm-up of T steps, alpha_t = alpha min(t / T, 1), and the half-life of b3_t grows linearly from that of b1
+    at t = 0 to that of b3 at t = T (`gk.schedules.ademamix_b3_schedule`); otherwise alpha_t = alpha and b3_t = b3.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      b1: decay of the fast momentum, in [0, 1). Default 0.9 (paper). With the number 0 it is the gradient, not kept.
+      b1: decay of the fast momentum, in [0, 1). Default 0.9 (paper). With the number 0 it is the gradient, without
+        state.
       b2: decay of the second moment, in [0, 1). Default 0.999 (paper).
       b3: decay of the slow momentum, in [0, 1), or a schedule. Default 0.9999 (paper).
       alpha: weight of the slow momentum, >= 0, or a schedule. Default 5 (paper: 4 to 10; its torch code has 2).
-      alpha_warmup: steps over which alpha grows from 0, >= 1. Default None; the paper takes the steps of the training.
-      b3_warmup: steps over which the slow decay grows from b1 to b3, >= 1. Default None; as for alpha.
+      alpha_warmup: steps over which alpha grows from 0, >= 1. Default None: alpha from the start. The paper takes all
+        steps of the training.
+      b3_warmup: steps over which the decay of the slow momentum grows from b1 to b3, >= 1. Default None: b3 from the
+        start.
       eps: added to the root, >= 0. Default 1e-8 (official code).
       eps_root: added under the root, >= 0. Default 0.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.

@@ -1,12 +1,4 @@
-"""ADOPT: Adam whose second moment does not hold the gradient that it normalises, so that every b2 converges.
-
-v_1 = g_1^2,  m_1 = 0,  x_1 = x_0                                  the first step makes no update and no decay
-for t >= 2:
-n_t = clip(g_t / max(sqrt(v_{t-1}), eps), -c, c),   c = (t - 1)^clip_exponent
-m_t = b1 m_{t-1} + (1 - b1) n_t
-x_t = x_{t-1} - learning_rate (m_t + weight_decay x_{t-1})
-v_t = b2 v_{t-1} + (1 - b2) g_t^2
-"""
+"""ADOPT: Adam whose second moment leaves out the gradient that it normalises, so that it converges for every b2."""
 
 import functools
 from typing import Any, NamedTuple
@@ -43,7 +35,7 @@ def _held(first: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class ScaleByAdoptState(NamedTuple):
-    """Number of updates made, the mean of normalised gradients, and the second moment of the gradients before."""
+    """Number of updates made, the mean of normalised gradients, and the second moment of earlier gradients."""
 
     count: jax.Array
     mu: Any
@@ -59,7 +51,7 @@ def scale_by_adopt(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Averages gradients that were divided by the root of the second moment of the gradients before them.
+    """Averages gradients after they were divided by the root of the second moment of the earlier gradients.
 
     Equations, without a bias correction; the first update is 0:
 
@@ -129,7 +121,7 @@ class HoldFirstStepState(NamedTuple):
 
 
 def _hold_first_step() -> optax.GradientTransformationExtraArgs:
-    """Makes the first update 0, with the decay that is in it."""
+    """Sets the first update to 0, including the weight decay that is part of it."""
 
     def init(params: optax.Params) -> HoldFirstStepState:
         del params
@@ -155,7 +147,7 @@ def adopt(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam normalised by the gradients before, with decoupled weight decay: it converges with any b2.
+    """Adam normalised by the earlier gradients, with decoupled weight decay: it converges with any b2.
 
     Equations; the first step only sets the second moment, and the parameters neither move nor decay in it:
 

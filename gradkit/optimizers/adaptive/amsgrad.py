@@ -1,14 +1,4 @@
-"""AMSGrad: Adam whose second moment never falls, so that no rare large gradient is forgotten.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
-
-bias_correction   the largest second moment                 direction u_t
-"none"            w_t = max(w_{t-1}, v_t)                   m_t / (sqrt(w_t) + eps)
-"after_max"       w_t = max(w_{t-1}, v_t)                   m_t / (1 - b1^t) / (sqrt(w_t / (1 - b2^t)) + eps)
-"before_max"      w_t = max(w_{t-1}, v_t / (1 - b2^t))      m_t / (1 - b1^t) / (sqrt(w_t) + eps)
-
-x_t = x_{t-1} - learning_rate u_t
-"""
+"""AMSGrad: Adam whose second moment never falls, so that no rare large gradient is forgotten."""
 
 import functools
 from typing import Any, NamedTuple
@@ -53,10 +43,19 @@ def scale_by_amsgrad(
     bias_correction: str = "before_max",
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Rescales updates by AMSGrad's rule.
+    """Divides the running mean of gradients by the root of the largest second moment so far.
 
-    Equations: at the head of this file. The three forms differ visibly: early second moments are small before they
-    are corrected and noisy after, so a maximum of corrected ones remembers the noise of the first steps.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+
+        bias_correction   the largest second moment                 direction u_t
+        "none"            w_t = max(w_{t-1}, v_t)                   m_t / (sqrt(w_t) + eps)
+        "after_max"       w_t = max(w_{t-1}, v_t)                   m_t / (1 - b1^t) / (sqrt(w_t / (1 - b2^t)) + eps)
+        "before_max"      w_t = max(w_{t-1}, v_t / (1 - b2^t))      m_t / (1 - b1^t) / (sqrt(w_t) + eps)
+
+    eps_root is added under the root. The three forms differ visibly: early second moments are small before they are
+    corrected and noisy afterwards, so a maximum of corrected ones remembers the noise of the first steps.
 
     Args:
       b1: decay of the first moment, in [0, 1). Default 0.9 (the paper's experiments).
@@ -123,7 +122,19 @@ def amsgrad(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with the largest second moment so far.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+
+        bias_correction   the largest second moment                 direction u_t
+        "none"            w_t = max(w_{t-1}, v_t)                   m_t / (sqrt(w_t) + eps)
+        "after_max"       w_t = max(w_{t-1}, v_t)                   m_t / (1 - b1^t) / (sqrt(w_t / (1 - b2^t)) + eps)
+        "before_max"      w_t = max(w_{t-1}, v_t / (1 - b2^t))      m_t / (1 - b1^t) / (sqrt(w_t) + eps)
+
+        x_t = x_{t-1} - learning_rate u_t
+
+    eps_root is added under the root. The three forms differ visibly: early second moments are small before they are
+    corrected and noisy afterwards, so a maximum of corrected ones remembers the noise of the first steps.
 
     Args:
       learning_rate: step size >= 0, or a schedule; the paper's theorem has alpha / sqrt(t).

@@ -1,12 +1,4 @@
-"""Ano: the magnitude of the gradient with the sign of the momentum, over a second moment that sinks fast.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t                              only its sign is used: no bias correction
-v_t = b2 v_{t-1} + (1 - b2) sign(g_t^2 - v_{t-1}) g_t^2
-u_t = |g_t| sign(m_t) / (sqrt(v_t / (1 - b2^t)) + eps)
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-
-anolog: b1 grows with the step,  b1_t = 1 - 1 / ln(t + 2)  (paper),   1 - 1 / ln(max(2, t))  (official code)
-"""
+"""Ano: the magnitude of the gradient with the sign of the momentum, over a second moment that falls fast."""
 
 from typing import Any, NamedTuple
 
@@ -44,14 +36,19 @@ def scale_by_ano(
     bias_correction: bool = True,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The normalised gradient, turned to the side that the momentum is on.
+    """The absolute value of the normalised gradient, with the sign of the momentum.
 
-    Equations: the first three at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t                              only its sign is used: no bias correction
+        v_t = b2 v_{t-1} + (1 - b2) sign(g_t^2 - v_{t-1}) g_t^2
+        u_t = |g_t| sign(m_t) / (sqrt(v_t / (1 - b2^t)) + eps)       with eps_in_sqrt: sqrt(v_t / (1 - b2^t) + eps)
 
     Args:
       b1: decay of the momentum, in [0, 1), or a schedule. Default 0.92 (official code).
       b2: decay of the second moment, in [0.5, 1): below, v may become negative. Default 0.99 (official code).
-      eps: added to the root, >= 0. Default 1e-8 (official code). With 0, coordinates whose second moment is 0 get 0.
+      eps: added to the root, >= 0. Default 1e-8 (official code). With 0, coordinates whose second moment is 0 get the
+        update 0.
       eps_in_sqrt: whether eps is added under the root instead (official code). Default False (paper).
       bias_correction: whether v is divided by 1 - b2^t. Default True (paper).
       mu_dtype: dtype in which the momentum is kept. Default float32.
@@ -66,7 +63,7 @@ def scale_by_ano(
       >>> tx = scale_by_ano(eps=0.0)
       >>> g = jnp.array([3.0, -0.1])
       >>> _, state = tx.update(g, tx.init(g))
-      >>> print(tx.update(-0.5 * g, state)[0].round(3))  # half a step, on along the momentum
+      >>> print(tx.update(-0.5 * g, state)[0].round(3))  # half of the gradient, in the direction of the momentum
       [ 0.633 -0.633]
 
     Reference: Kegreisz. ANO: Faster is Better in Noisy Landscape. 2025, arXiv 2508.18258. v decays at every step, as
@@ -120,9 +117,16 @@ def ano(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Ano: how far is the gradient's, which way the momentum's.
+    """Ano: the gradient decides how far a coordinate moves, and the momentum in which direction.
 
-    Equations: at the head of this file. `gk.grams` is the other way round.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t                              only its sign is used: no bias correction
+        v_t = b2 v_{t-1} + (1 - b2) sign(g_t^2 - v_{t-1}) g_t^2
+        u_t = |g_t| sign(m_t) / (sqrt(v_t / (1 - b2^t)) + eps)       with eps_in_sqrt: sqrt(v_t / (1 - b2^t) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+
+    `gk.grams` has the two roles exchanged.
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper has 1e-4.
@@ -185,7 +189,10 @@ def anolog(
 ) -> optax.GradientTransformationExtraArgs:
     """Ano whose momentum grows longer with the logarithm of the step: one hyperparameter less.
 
-    Equations: at the head of this file.
+    This is `gk.ano` with a b1 that grows with the step:
+
+        b1_t = 1 - 1 / ln(t + 2)             schedule="paper"
+        b1_t = 1 - 1 / ln(max(2, t))         schedule="official"
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper has 1e-4.
@@ -193,7 +200,7 @@ def anolog(
       eps: added to the root, >= 0. Default 1e-8 (official code).
       eps_in_sqrt: whether eps is added under the root instead (official code). Default False (paper).
       bias_correction: whether v is divided by 1 - b2^t. Default True (paper); the official code has False.
-      schedule: of b1, "paper" or "official". Default "paper".
+      schedule: the schedule of b1, "paper" or "official" (that of the code). Default "paper".
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which the momentum is kept. Default float32.
@@ -211,8 +218,8 @@ def anolog(
       [-0.5  0.5]
 
     Reference: Kegreisz. ANO: Faster is Better in Noisy Landscape. 2025, arXiv 2508.18258. The official schedule is
-    negative (-0.44) at the first two steps, where the momentum then is more than the gradient and points, at the
-    second, away from the first; therefore the default is the paper's.
+    negative (-0.44) at the first two steps: there the momentum is longer than the gradient, and at the second step the
+    first gradient enters it with the opposite sign. Therefore the default is the schedule of the paper.
     """
     checks.choice("schedule", schedule, SCHEDULES)
     link = scale_by_ano(

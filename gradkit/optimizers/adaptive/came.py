@@ -1,10 +1,4 @@
-"""CAME: Adafactor with momentum, divided by how far its updates are from their own running mean.
-
-u_t = g_t / sqrt(V_t),  u_t <- u_t / max(1, RMS(u_t) / clipping_threshold)      V_t factored, with b2
-m_t = b1 m_{t-1} + (1 - b1) u_t
-U_t = b3 U_{t-1} + (1 - b3) ((u_t - m_t)^2 + eps_instability)                   factored as V_t
-x_t = x_{t-1} - learning_rate (m_t / sqrt(U_t) + weight_decay x_{t-1})
-"""
+"""CAME: Adafactor with momentum, divided by the distance of its updates from their running mean."""
 
 from typing import Any, NamedTuple
 
@@ -28,8 +22,8 @@ PAPER = Paper("CAME: Confidence-guided Adaptive Memory Efficient Optimization", 
 
 
 class ScaleByCameState(NamedTuple):
-    """The running mean of updates; the second moments of gradients (`second`) and of the distances of updates from
-    their mean (`instability`), both of rows, columns and all entries, and of every entry where a leaf has no factors.
+    """The running mean of updates; the second moments of gradients (`second`) and of the differences of updates from
+    their mean (`instability`): means over rows, columns and all entries, or every entry of a leaf without factors.
     """
 
     mu: Any
@@ -101,9 +95,9 @@ def came(
         d = m (r / mean_I(r))^(-1/2) c^(-1/2)            of a vector: d = m, and u = g / sqrt(b2-mean of g^2 + eps)
         x <- x - learning_rate (d + weight_decay x)
 
-    Nothing is corrected for its start from zero. An entry of the first step is about (1 - b1) / (b1 sqrt(1 - b3)) = 11
+    There is no bias correction. An entry of the first step is about (1 - b1) / (b1 sqrt(1 - b3)) = 11
     learning rates, and with gradients that stay the same, u - m goes to 0 and the step grows until eps_instability
-    stops it. Give it a warm-up.
+    bounds it. Give it a warm-up.
 
     Args:
       learning_rate: step size >= 0, or a schedule, which scales the decay too.
@@ -112,7 +106,7 @@ def came(
       b3: decay of the instability, in [0, 1). Default 0.9999 (official code).
       eps: added to squares of gradients, >= 0. Default 1e-30 (official code).
       eps_instability: added to squares of u - m, >= 0. Default 1e-16 (official code).
-      clipping_threshold: largest RMS of u, > 0; None clips nothing. Default 1 (official code).
+      clipping_threshold: largest RMS of u, > 0; None for no clipping. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code).
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which the momentum is kept. Default float32.
@@ -134,7 +128,7 @@ def came(
        [-0.1111  0.1111]]
 
     Reference: Luo et al. CAME: Confidence-guided Adaptive Memory Efficient Optimization. 2023, arXiv 2307.02047;
-    official code, commit e77c5c0, which factors the last two axes of a leaf and takes a stack for one tensor in RMS.
+    official code, commit e77c5c0, which factors the last two axes of a leaf and has one RMS for a stack of layers.
     """
     for name, value in (("b1", b1), ("b2", b2), ("b3", b3)):
         checks.real(name, value, "[0, 1)")

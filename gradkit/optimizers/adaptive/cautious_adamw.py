@@ -1,8 +1,4 @@
-"""Cautious AdamW: entries of Adam's direction that oppose the gradient are left out.
-
-u_t = Adam's direction,  phi = 1[u_t g_t > 0] entrywise
-x_t = x_{t-1} - learning_rate (u_t phi / max(mean(phi), floor) + weight_decay x_{t-1})
-"""
+"""Cautious AdamW: entries of Adam's direction that oppose the gradient are left out."""
 
 import optax
 

@@ -1,13 +1,4 @@
-"""AdaGrad on clipped gradients: the clipped one stands in the step and in the sum.
-
-c_t = clip(g_t, max_norm)
-clip_adagrad       s_t = s_{t-1} + reweight |c_t|^2
-                   x_t = x_{t-1} - learning_rate c_t / (sqrt(s_t) + eps)
-clip_radagradd     x_t = x_{t-1} - learning_rate c_t / (sqrt(s_{t-1}) + eps)        reweighted and delayed
-                   s_t = s_{t-1} + reweight |c_t|^2
-
-|c|^2 per coordinate, or with norm=True over all leaves together; s_0 = initial_accumulator_value.
-"""
+"""AdaGrad on clipped gradients: both the step and the sum of squares have the clipped gradient."""
 
 import optax
 
@@ -36,21 +27,27 @@ def clip_adagrad(
 ) -> optax.GradientTransformationExtraArgs:
     """AdaGrad, or AdaGrad-Norm, on clipped gradients.
 
-    Equations: at the head of this file.
+    Equations, with |c|^2 per coordinate, or with norm=True over all leaves together, and
+    s_0 = initial_accumulator_value:
+
+        c_t = clip(g_t, max_norm)
+        s_t = s_{t-1} + reweight |c_t|^2
+        x_t = x_{t-1} - learning_rate c_t / (sqrt(s_t) + eps)
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1. With infinity
+      max_norm: the clipping level, > 0: a norm, or with "elementwise" an absolute value. Default 1. With infinity
         this is AdaGrad.
       reweight: eta, the weight of every square, > 0. Default 1.
       initial_accumulator_value: s_0 >= 0, a square. Default 0 (AdaGrad).
-      norm: whether one sum is kept of the norm over all leaves. Default False (the code's coordinate form).
+      norm: whether there is one sum, of the squared norm over all leaves, and not one per coordinate. Default False
+        (the form of the code).
       clipping: "global" (all leaves together), "local" (every tensor) or "elementwise". Default "local" (code).
       eps: added to the root, >= 0. Default 1e-10 (code).
       layout: which axes are stacks, for "local".
 
     Returns:
-      A transformation. State: 1 word per parameter, one number with `norm`. Collectives: the norms of clipping.
+      A transformation. State: 1 word per parameter, one number with `norm`. Collectives: those of the clipping norms.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves with "elementwise".
@@ -84,24 +81,31 @@ def clip_radagradd(
     eps: Scalar = 1e-10,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clipped, reweighted AdaGrad with delay: the denominator knows the past only.
+    """Clipped, reweighted AdaGrad with delay: the denominator does not contain the current gradient.
 
-    Equations: at the head of this file. The first step is `learning_rate c_1 / sqrt(initial_accumulator_value)`,
-    however large the gradient above the clipping level.
+    Equations, with |c|^2 per coordinate, or with norm=True over all leaves together, and
+    s_0 = initial_accumulator_value:
+
+        c_t = clip(g_t, max_norm)
+        x_t = x_{t-1} - learning_rate c_t / (sqrt(s_{t-1}) + eps)
+        s_t = s_{t-1} + reweight |c_t|^2
+
+    The first step is `learning_rate c_1 / sqrt(initial_accumulator_value)`: however large the gradient is, it is
+    clipped.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1.
+      max_norm: the clipping level, > 0: a norm, or with "elementwise" an absolute value. Default 1.
       reweight: eta, the weight of every square, > 0. Default 1.
-      initial_accumulator_value: s_0 > 0, a square (the paper's b_0^2). Default 1e-4, with which the first step is 100
-        rates long for a clipped gradient of norm 1; the square of a typical gradient starts more gently.
-      norm: whether one sum is kept of the norm over all leaves (paper) or one per coordinate. Default True.
+      initial_accumulator_value: s_0 > 0, a square (the paper's b_0^2). Default 1e-4, with which the first step for
+        a clipped gradient of norm 1 is 100 learning rates long; the square of a typical gradient starts more gently.
+      norm: whether there is one sum, of the squared norm over all leaves (paper), or one per coordinate. Default True.
       clipping: "global" (all leaves together, paper), "local" (every tensor) or "elementwise". Default "global".
       eps: added to the root, >= 0. Default 1e-10.
       layout: which axes are stacks, for "local".
 
     Returns:
-      A transformation. State: one number, 1 word per parameter without `norm`. Collectives: norms.
+      A transformation. State: one number, or 1 word per parameter without `norm`. Collectives: those of the norms.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves with "elementwise".
@@ -114,8 +118,8 @@ def clip_radagradd(
       [-0.6, 0.8]
 
     Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
-    2406.04443. Departure from its code, which steps with the gradient of the step before: a stale variable, against
-    the paper.
+    2406.04443. Departure from its code, which steps with the gradient of the step before: a stale variable there, and
+    not what the paper says.
     """
     return optimizer(
         Method("clip_radagradd", learning_rate),

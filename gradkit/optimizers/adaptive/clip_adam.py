@@ -1,12 +1,4 @@
-"""Adam on clipped gradients, and the same with a second moment that knows the past only.
-
-c_t = clip(g_t, max_norm)
-clip_adam    Adam with c_t for its gradient
-clip_adamd   m_t = b1 m_{t-1} + (1 - b1) c_t
-             v_t = b2 v_{t-1} + reweight (1 - b2) c_{t-1}^2,    c_0 = 0,  v_0 = initial_accumulator_value
-             x_t = x_{t-1} - learning_rate m_t / (sqrt(v_t) + eps)
-             (bias_correction: m_t / (1 - b1^t) and v_t / (1 - b2^t))
-"""
+"""Adam on clipped gradients, and the same with a second moment that does not contain the current gradient."""
 
 from typing import Any, NamedTuple
 
@@ -54,17 +46,23 @@ def scale_by_delayed_rms(
     bias_correction: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Divides the running mean of updates by the root of the running mean of the squares before them.
+    """Divides the running mean of updates by the root of the running mean of the squares of earlier updates.
 
-    Equations: those of clip_adamd at the head of this file, with c_t for the updates.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        v_t = b2 v_{t-1} + reweight (1 - b2) |g_{t-1}|^2,    g_0 = 0,  v_0 = initial_accumulator_value
+        u_t = m_t / (sqrt(v_t) + eps)
+
+    With `bias_correction` the two moments are m_t / (1 - b1^t) and v_t / (1 - b2^t).
 
     Args:
       b1: decay of the first moment, in [0, 1). Default 0.9.
-      b2: decay of the second moment, in [0, 1). Default 0.999. 0 keeps the last square alone, and lets the first
-        update be divided by eps.
+      b2: decay of the second moment, in [0, 1). Default 0.999. With 0 the denominator has the last square
+        alone, and the first update is divided by eps.
       eps: added to the root, >= 0. Default 1e-8. Where the denominator is 0 the update is 0.
       reweight: eta, the weight of every square, > 0. Default 1.
-      initial_accumulator_value: v_0 > 0, a square; it has decayed once, to b2 v_0, when it is first used. Default
+      initial_accumulator_value: v_0 > 0, a square; when it is first used it has decayed once, to b2 v_0. Default
         1e-5 (code).
       bias_correction: whether moments are divided by 1 - b^t. Default False: the second moment starts above 0.
       mu_dtype: dtype in which the first moment is kept. Default float32.
@@ -83,8 +81,9 @@ def scale_by_delayed_rms(
       (2.0, 1.2649)
 
     Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
-    2406.04443. No gradient is kept for the delay: the second moment is accumulated after it has been used. The code
-    keeps the gradient without a copy, so that where gradients are zeroed in place nothing is accumulated.
+    2406.04443. The delay needs no copy of the gradient: the second moment is updated after it has been used. The
+    official code holds a reference to the gradient without a copy, so that where gradients are zeroed in place nothing
+    is accumulated.
     """
     checks.switch(bias_correction=bias_correction)
     checks.floating_dtype(mu_dtype=mu_dtype)
@@ -132,21 +131,25 @@ def clip_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on clipped gradients.
 
-    Equations: at the head of this file.
+    Equations:
+
+        c_t = clip(g_t, max_norm)
+        m_t = b1 m_{t-1} + (1 - b1) c_t            v_t = b2 v_{t-1} + (1 - b2) |c_t|^2
+        x_t = x_{t-1} - learning_rate (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the first moment, in [0, 1). Default 0.9.
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1. With infinity
+      max_norm: the clipping level, > 0: a norm, or with "elementwise" an absolute value. Default 1. With infinity
         this is Adam.
       clipping: "global" (all leaves together), "local" (every tensor) or "elementwise". Default "local" (code).
       mu_dtype: dtype in which the first moment is kept. Default float32.
       layout: which axes are stacks, for "local".
 
     Returns:
-      A transformation. State: 2 words per parameter. Collectives: the norms of clipping.
+      A transformation. State: 2 words per parameter. Collectives: those of the clipping norms.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves with "elementwise".
@@ -184,14 +187,21 @@ def clip_adamd(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on clipped gradients with a delayed second moment.
 
-    Equations: at the head of this file.
+    Equations:
+
+        c_t = clip(g_t, max_norm)
+        m_t = b1 m_{t-1} + (1 - b1) c_t
+        v_t = b2 v_{t-1} + reweight (1 - b2) |c_{t-1}|^2,    c_0 = 0,  v_0 = initial_accumulator_value
+        x_t = x_{t-1} - learning_rate m_t / (sqrt(v_t) + eps)
+
+    With `bias_correction` the two moments are m_t / (1 - b1^t) and v_t / (1 - b2^t).
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the first moment, in [0, 1). Default 0.9.
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      max_norm: what gradients are clipped to, > 0: a norm, or with "elementwise" a value. Default 1.
+      max_norm: the clipping level, > 0: a norm, or with "elementwise" an absolute value. Default 1.
       clipping: "global" (all leaves together), "local" (every tensor) or "elementwise". Default "local" (code).
       reweight: eta, the weight of every square, > 0. Default 1.
       initial_accumulator_value: v_0 > 0, a square. Default 1e-5 (code).
@@ -200,7 +210,7 @@ def clip_adamd(
       layout: which axes are stacks, for "local".
 
     Returns:
-      A transformation. State: 2 words per parameter. Collectives: the norms of clipping.
+      A transformation. State: 2 words per parameter. Collectives: those of the clipping norms.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves with "elementwise".

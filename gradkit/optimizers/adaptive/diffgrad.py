@@ -1,11 +1,4 @@
-"""diffGrad: Adam with friction where the gradient does not change.
-
-xi_t = 1 / (1 + exp(-|g_{t-1} - g_t|)),   g_0 = 0                in [1/2, 1)
-u_t = xi_t * Adam's direction_t
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-
-where g_t is the gradient plus l2 x_{t-1}.
-"""
+"""diffGrad: Adam with friction where the gradient does not change."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +17,7 @@ PAPER = Paper("diffGrad: An Optimization Method for Convolutional Neural Network
 
 
 class ScaleByGradientChangeState(NamedTuple):
-    """The gradient of the step before, and the state of the inner direction."""
+    """The gradient of the step before, and the state of the inner transformation."""
 
     before: Any
     inner: Any
@@ -33,12 +26,15 @@ class ScaleByGradientChangeState(NamedTuple):
 def scale_by_gradient_change(
     inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shortens an inner direction, coordinate by coordinate, to a half where the gradient stays the same.
+    """Shortens an inner direction, coordinate by coordinate, by up to a half where the gradient stays the same.
 
-    Equations: the first two at the head of this file, with any direction for Adam's.
+    Equations, with d_t the direction that `inner` makes of g_t:
+
+        xi_t = 1 / (1 + exp(-|g_{t-1} - g_t|)),   g_0 = 0                in [1/2, 1)
+        u_t = xi_t d_t
 
     Args:
-      inner: gives the direction from the gradient. Default none: the gradient itself.
+      inner: the transformation that gives the direction. Default None: the direction is the gradient.
 
     Returns:
       A transformation. State: 1 word per parameter (the gradient of the step before) and the inner state. Elementwise:
@@ -51,12 +47,12 @@ def scale_by_gradient_change(
       >>> tx = scale_by_gradient_change()
       >>> g = jnp.array([1.0, 64.0])
       >>> first, state = tx.update(g, tx.init(g))
-      >>> print(first.round(3), tx.update(g, state)[0])  # after a large change all of it, after none a half
+      >>> print(first.round(3), tx.update(g, state)[0])  # all of it after a large change, a half after none
       [ 0.731 64.   ] [ 0.5 32. ]
 
     Reference: Dubey et al. diffGrad: An Optimization Method for Convolutional Neural Networks. 2019, arXiv
     1909.11015. The authors' first code, with which the paper's figures were made, compares every gradient with itself:
-    there xi is always 1/2. Here, as in the paper and in their second code, the gradient before is kept.
+    there xi is always 1/2. Here, as in the paper and in their second code, the previous gradient is part of the state.
     """
     direction = inside(optax.identity() if inner is None else inner)
 
@@ -88,19 +84,26 @@ def diffgrad(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam whose steps are shortened, to a half, where the gradient no longer changes.
+    """Adam whose steps are shortened, by up to a half, where the gradient no longer changes.
 
-    Equations: at the head of this file. |g_{t-1} - g_t| is in the gradient's units: where those are small, xi is close
-    to 1/2 everywhere, and this is Adam with half the rate.
+    Equations, where g_t is the gradient plus l2 x_{t-1}:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+        xi_t = 1 / (1 + exp(-|g_{t-1} - g_t|)),    g_0 = 0                         in [1/2, 1)
+        u_t = xi_t (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+
+    |g_{t-1} - g_t| is in the gradient's units: where those are small, xi is close to 1/2 everywhere, and this is Adam
+    with half the learning rate.
 
     Args:
       learning_rate: step size >= 0, or a schedule. The official code has 1e-3.
       b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
       b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-8 (official code).
-      l2: coefficient of the L2 penalty, >= 0: part of the gradient, also of the one that is compared. Default 0.
+      l2: coefficient of the L2 penalty, >= 0: part of both gradients that are compared. Default 0.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
-      weight_decay_mask: which leaves decay, in either way. Default all.
+      weight_decay_mask: which leaves decay, by `l2` and by `weight_decay`. Default all.
       mu_dtype: dtype in which the first moment is kept. Default float32.
 
     Returns:

@@ -1,8 +1,4 @@
-"""Grams: the magnitude of Adam's update with the sign of the gradient.
-
-u_t = sign(g_t) |Adam's direction_t|
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""Grams: the magnitude of Adam's update with the sign of the gradient."""
 
 import optax
 
@@ -28,9 +24,13 @@ def grams(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam whose momentum decides how far, and whose gradient decides which way.
+    """Adam's update, whose magnitude is kept and whose sign is that of the gradient.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+        u_t = sign(g_t) |m_t / (1 - b1^t)| / (sqrt(v_t / (1 - b2^t)) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule. The official code has 1e-3.

@@ -1,12 +1,4 @@
-"""Descent in the metric that the graph of the loss has in its surroundings: large gradients shorten the step.
-
-m_t = momentum m_{t-1} + (1 - momentum) g_t
-d_t = 1,   or for "rms"  sqrt(v_t / (1 - b2^t)) + eps,   v_t = b2 v_{t-1} + (1 - b2) g_t^2
-G_t = sum of g_t^2 / d_t                                            over all leaves together, one number
-k_t = beta k_{t-1} + (1 - beta) xi G_t,    K_t = k_t / (1 - beta^t)
-s_t = 1 / (1 + K_t),   or for "log"  L / (L^2 + K_t),   L the loss before the step
-x_t = x_{t-1} - learning_rate (s_t m_t / ((1 - momentum^t) d_t) + weight_decay x_{t-1})
-"""
+"""Descent in the metric that the graph of the loss has in its surroundings: large gradients shorten the step."""
 
 from typing import Any, NamedTuple
 
@@ -43,7 +35,7 @@ PAPER = Paper(
 
 
 class ScaleByInducedMetricState(NamedTuple):
-    """Number of updates made, the mean of xi G, the momentum, and for "rms" the second moment."""
+    """Number of updates made, the running mean of xi G, the momentum, and for "rms" the second moment."""
 
     count: jax.Array
     k: jax.Array
@@ -61,10 +53,19 @@ def scale_by_induced_metric(
     eps: Scalar = 1e-8,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Momentum, shortened by the squared gradient norm: s_t m_t / ((1 - momentum^t) d_t) of the equations above.
+    """Momentum, shortened by the running mean of the squared gradient norm.
 
-    Equations: at the head of this file. Without momentum and means a step of "loss" is g / (1 + xi |g|^2), at most
-    1 / (2 sqrt(xi)) long: a smooth clipping.
+    Equations, with G_t one number for all leaves together:
+
+        m_t = momentum m_{t-1} + (1 - momentum) g_t
+        d_t = 1,   or for "rms"  sqrt(v_t / (1 - b2^t)) + eps,   v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        G_t = sum of |g_t|^2 / d_t
+        k_t = beta k_{t-1} + (1 - beta) xi G_t,    K_t = k_t / (1 - beta^t)
+        s_t = 1 / (1 + K_t),   or for "log"  L / (L^2 + K_t),   L the loss before the step
+        u_t = s_t m_t / ((1 - momentum^t) d_t)
+
+    With momentum = beta = 0 the update of "loss" is g / (1 + xi |g|^2), which is at most 1 / (2 sqrt(xi)) long: a
+    smooth clipping.
 
     Args:
       xi: weight of the metric, >= 0. Default 0.1 (code). With 0 only the momentum is left.
@@ -81,7 +82,8 @@ def scale_by_induced_metric(
       a counter and one number. Collectives: one scalar.
 
     Raises:
-      ValueError: a hyperparameter outside its range; for "log" at update, no `value`, or one that is known and not > 0.
+      ValueError: a hyperparameter outside its range; for "log" at `update`, a missing `value`, or a known one outside
+        (0, inf).
 
     Example:
       >>> tx = scale_by_induced_metric(xi=1.0)
@@ -160,7 +162,15 @@ def induced_metric_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum in the metric of the loss surface.
 
-    Equations: at the head of this file, with d = 1. With xi = 0 this is descent with a debiased mean for momentum.
+    Equations, with G_t one number for all leaves together:
+
+        m_t = momentum m_{t-1} + (1 - momentum) g_t
+        G_t = sum of |g_t|^2
+        k_t = beta k_{t-1} + (1 - beta) xi G_t,    K_t = k_t / (1 - beta^t)
+        s_t = 1 / (1 + K_t)
+        x_t = x_{t-1} - learning_rate (s_t m_t / (1 - momentum^t) + weight_decay x_{t-1})
+
+    With xi = 0 this is gradient descent with a bias-corrected running mean for momentum.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.1 (code).
@@ -200,9 +210,13 @@ def induced_metric_log(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Momentum in the metric of the surface of the loss's logarithm.
+    """Momentum in the metric of the surface of the logarithm of the loss.
 
-    Equations: at the head of this file, for "log". With xi = 0 the step is the gradient of ln L.
+    This is `gk.induced_metric_sgd` with another s_t, with L the loss before the step:
+
+        s_t = L / (L^2 + K_t)
+
+    With xi = 0 and without momentum the direction is the gradient of ln L.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.1 (code).
@@ -218,7 +232,7 @@ def induced_metric_log(
       word per parameter. Collectives: one scalar.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at update, no `value`, or one that is known and not > 0.
+      ValueError: a hyperparameter outside its range; at `update`, a missing `value`, or a known one outside (0, inf).
 
     Example:
       >>> tx = induced_metric_log(0.5, xi=1.0)
@@ -245,9 +259,18 @@ def induced_metric_rms(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Momentum in the metric of the loss surface over RMSProp's.
+    """Momentum in the metric of the loss surface, on top of RMSProp's preconditioner.
 
-    Equations: at the head of this file, for "rms". With xi = 0 this is Adam.
+    Equations, with G_t one number for all leaves together:
+
+        m_t = momentum m_{t-1} + (1 - momentum) g_t
+        d_t = sqrt(v_t / (1 - b2^t)) + eps,        v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        G_t = sum of |g_t|^2 / d_t
+        k_t = beta k_{t-1} + (1 - beta) xi G_t,    K_t = k_t / (1 - beta^t)
+        s_t = 1 / (1 + K_t)
+        x_t = x_{t-1} - learning_rate (s_t m_t / ((1 - momentum^t) d_t) + weight_decay x_{t-1})
+
+    With xi = 0 this is Adam.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.1 (code).

@@ -1,16 +1,4 @@
-"""INNA and INNAprop: a damped inertial system with a term of Newton's, by gradients alone.
-
-d = g                                                          inna
-v <- sigma v + (1 - sigma) |g|^2,   d = g / (sqrt(v / (1 - sigma^t)) + eps)       innaprop
-y = (1 - learning_rate weight_decay) x                         decay first; all below sees y
-q = (alpha - 1 / beta) y + psi / beta                          psi_0 = (1 - alpha beta) x_0
-psi <- psi - learning_rate q
-x <- y - learning_rate (q + beta d)
-
-As the rate goes to 0, inna is  x'' + alpha x' + beta (Hessian x') + gradient = 0.  Kept is not psi but its distance
-from rest, r = psi - (1 - alpha beta) x, with r_0 = 0: q = (r + (1 - alpha beta)(x - y)) / beta is then no difference
-of numbers as large as the parameters, whose rounding would be all of a small velocity.
-"""
+"""INNA and INNAprop: a damped inertial system with a term of Newton's method, by gradients alone."""
 
 from typing import Any, NamedTuple
 
@@ -47,8 +35,8 @@ INNA = Paper("An Inertial Newton Algorithm for Deep Learning", "Castera, Bolte, 
 
 
 class ScaleByInnaState(NamedTuple):
-    """Number of updates made (None where no argument is a schedule), and how far psi is from (1 - alpha beta) times the
-    parameters."""
+    """Number of updates made (None where no argument is a schedule), and the difference of psi from (1 - alpha beta)
+    times the parameters."""
 
     count: Any
     shift: Any
@@ -62,13 +50,21 @@ def scale_by_inna(
     weight_decay: ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction of the inertial step; the same learning rate must follow.
+    """The direction of the inertial step of INNA, for a link of the same learning rate behind it.
 
-    Equations: at the head of this file; the direction is weight_decay x + q + beta d, with the incoming update for d.
+    Equations, with g the incoming update and u the direction:
+
+        y = (1 - learning_rate weight_decay) x                  the decay comes first: all that follows has y
+        q = (alpha - 1 / beta) y + psi / beta                   psi_0 = (1 - alpha beta) x_0
+        psi <- psi - learning_rate q
+        u = weight_decay x + q + beta g
+
+    The state holds the difference of psi from (1 - alpha beta) x, not psi: psi is about as large as the parameters, and
+    its rounding errors would swamp a small velocity.
 
     Args:
-      learning_rate: step size >= 0 that psi moves by, below beta, or a schedule. The direction is not multiplied by it:
-        that is for the `scale_by_learning_rate` behind, which must have the same.
+      learning_rate: the step size of psi, >= 0 and below beta, or a schedule. The direction is not multiplied by it:
+        the `scale_by_learning_rate` that follows does so, and must have the same learning rate.
       alpha: viscous damping, >= 0. Default 0.1; the INNA paper has 0.5.
       beta: Newtonian damping, > 0. Default 0.1 (INNA paper).
       weight_decay: decoupled decay >= 0, or a schedule; the inertia sees decayed parameters. Default 0.
@@ -87,12 +83,12 @@ def scale_by_inna(
       >>> state = tx.init(x)
       >>> for _ in range(2):
       ...     updates, state = tx.update(x, state, x)
-      >>> round(float(updates), 4)  # the first was 0.1 * 0.2 * 1, of which 0.018 / 0.2 go on
+      >>> round(float(updates), 4)  # the first step was 0.1 * 0.2 * 1, of which 0.018 / 0.2 go on
       -0.029
 
     Reference: Castera, Bolte, Févotte, Pauwels. An Inertial Newton Algorithm for Deep Learning. 2019, arXiv 1905.12278;
-    with adaptive scaling: Bolte, Boustany, Pauwels, Purica. 2024, arXiv 2410.05871. The official code keeps psi where
-    r is here, and divides by beta - learning_rate: the same numbers.
+    with adaptive scaling: Bolte, Boustany, Pauwels, Purica. 2024, arXiv 2410.05871. The official code has psi itself
+    as its state, and divides by beta - learning_rate: the same numbers.
     """
     known = isinstance(beta, int | float) and beta > 0
     checks.real("beta", beta, "(0, inf)")
@@ -143,7 +139,14 @@ def inna(
 ) -> optax.GradientTransformationExtraArgs:
     """INNA: an inertial method whose second damping follows the curvature.
 
-    Equations: at the head of this file, with d = g.
+    Equations:
+
+        y = (1 - learning_rate weight_decay) x                  the decay comes first: all that follows has y
+        q = (alpha - 1 / beta) y + psi / beta                   psi_0 = (1 - alpha beta) x_0
+        psi <- psi - learning_rate q
+        x <- y - learning_rate (q + beta g)
+
+    As the learning rate goes to 0 this is  x'' + alpha x' + beta (Hessian x') + gradient = 0.
 
     Args:
       learning_rate: step size >= 0, below beta, or a schedule. The official code has 0.01.
@@ -185,12 +188,18 @@ def scale_by_innaprop(
     weight_decay: ScalarOrSchedule = 0.0,
     weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction of INNAprop; the same learning rate must follow.
+    """The direction of INNAprop, for a link of the same learning rate behind it.
 
-    Equations: at the head of this file; the direction is weight_decay x + q + beta d.
+    Equations, with u the direction:
+
+        v <- sigma v + (1 - sigma) |g|^2,   d = g / (sqrt(v / (1 - sigma^t)) + eps)
+        y = (1 - learning_rate weight_decay) x                  the decay comes first: all that follows has y
+        q = (alpha - 1 / beta) y + psi / beta                   psi_0 = (1 - alpha beta) x_0
+        psi <- psi - learning_rate q
+        u = weight_decay x + q + beta d
 
     Args:
-      learning_rate: step size >= 0 that psi moves by, below beta, or a schedule; see `scale_by_inna`.
+      learning_rate: the step size of psi, >= 0 and below beta, or a schedule; see `scale_by_inna`.
       alpha: viscous damping, >= 0. Default 0.1.
       beta: Newtonian damping, > 0. Default 0.9. The paper advises (alpha, beta) = (0.1, 0.9) for a fast start and
         (2, 2) for the best end.
@@ -213,7 +222,7 @@ def scale_by_innaprop(
       [ 0.9 -0.9]
 
     Reference: Bolte, Boustany, Pauwels, Purica. A second-order-like optimizer with adaptive gradient scaling for deep
-    learning. 2024, arXiv 2410.05871. Departures: at `scale_by_inna`.
+    learning. 2024, arXiv 2410.05871. Departures: those of `scale_by_inna`.
     """
     checks.real("sigma", sigma, "[0, 1)")
     root = root_mean_square(b2=sigma, eps=eps)
@@ -237,7 +246,13 @@ def innaprop(
 ) -> optax.GradientTransformationExtraArgs:
     """INNAprop: INNA's inertia over RMSProp's scaling; with alpha = beta = 1 it is AdamW with b1 = 0.
 
-    Equations: at the head of this file.
+    Equations:
+
+        v <- sigma v + (1 - sigma) |g|^2,   d = g / (sqrt(v / (1 - sigma^t)) + eps)
+        y = (1 - learning_rate weight_decay) x                  the decay comes first: all that follows has y
+        q = (alpha - 1 / beta) y + psi / beta                   psi_0 = (1 - alpha beta) x_0
+        psi <- psi - learning_rate q
+        x <- y - learning_rate (q + beta d)
 
     Args:
       learning_rate: step size >= 0, below beta, or a schedule. The official code has 1e-3.
@@ -277,7 +292,7 @@ def innaprop(
     return optimizer(described, link, scale_by_learning_rate(learning_rate))
 
 
-# The contract takes rates up to 0.5, which must stay below beta.
+# The contract takes learning rates up to 0.5, which must stay below beta.
 DAMPED, RATE = {"beta": 0.9}, {"learning_rate": 0.01}
 register(scale_by_inna, form="primitive", paper=INNA, words=1, golden=("adaptive/inna",), example={**DAMPED, **RATE})
 register(

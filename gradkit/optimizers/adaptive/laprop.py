@@ -1,9 +1,4 @@
-"""LaProp: the mean of normalised gradients, where Adam normalises the mean of gradients.
-
-v_t = b2 v_{t-1} + (1 - b2) g_t^2
-m_t = b1 m_{t-1} + (1 - b1) g_t / (sqrt(v_t / (1 - b2^t)) + eps)
-x_t = x_{t-1} - learning_rate (m_t / (1 - b1^t) + weight_decay x_{t-1})
-"""
+"""LaProp: the mean of normalised gradients, where Adam normalises the mean of gradients."""
 
 from typing import Any, NamedTuple
 

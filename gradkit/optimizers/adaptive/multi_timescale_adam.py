@@ -1,12 +1,4 @@
-"""Momenta of several timescales over one second moment: the update rule of MT-DAO.
-
-u_j <- b_j u_j + (1 - b_j) g,   j = 1 .. N             v <- b2 v + (1 - b2) |g|^2
-D = ((1 - sum_j w_j) g + sum_j w_j u_j) / (sqrt(v) + eps)
-x <- x - learning_rate (D + weight_decay x)
-
-A decay b forgets half of what it knew in ln(1/2) / ln(b) steps: 0.9 in 7, 0.999 in 693. With `bias_correction` u_j and
-v are divided by 1 - b^t.
-"""
+"""Momenta of several timescales over one second moment: the update rule of MT-DAO."""
 
 import math
 from collections.abc import Sequence
@@ -37,23 +29,29 @@ def scale_by_multi_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """A weighted mean of the gradient and of its running means, one per timescale.
 
-    Equations: D at the head of this file, with any denominator or none.
+    Equations, with b_j the decays, w_j their weights and d the denominator, 1 without one:
+
+        u_j <- b_j u_j + (1 - b_j) g,   j = 1 .. N
+        D = ((1 - sum_j w_j) g + sum_j w_j u_j) / d
+
+    With `bias_correction` u_j is divided by 1 - b_j^t.
 
     Args:
       b1s: decays of the running means, each in [0, 1). Default one, 0.999; the paper tunes them (0.99 to 0.999).
-      weights: of the running means, one per decay, each in [0, 1] or a schedule, with a sum of at most 1; the gradient
-        has the rest. Default 0.95.
+      weights: weights of the running means, one per decay, each in [0, 1] or a schedule, with a sum of at most 1; the
+        gradient has the rest. Default 0.95.
       bias_correction: whether running means are divided by 1 - b^t. Default False, as the paper is quoted.
-      denominator: makes of the gradient what the sum is divided by, such as `gk.transforms.root_mean_square()`.
-        Default none: the sum itself.
+      denominator: a transformation that makes of the gradient what the sum is divided by, such as
+        `gk.transforms.root_mean_square()`. Default None: the sum is not divided.
       mu_dtype: dtype in which the running means are kept. Default float32.
 
     Returns:
       A transformation. State: one word per parameter and decay (`state.momenta`, a tuple with a tree for each decay),
-      a counter, and what the denominator has. Elementwise: no collective.
+      a counter, and the state of the denominator. Elementwise: no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range; not one weight per decay; weights that add up to more than 1.
+      ValueError: a hyperparameter outside its range; more or fewer weights than decays; weights that add up to more
+        than 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,19 +61,22 @@ def scale_by_multi_momentum(
       0.44
 
     Reference: Iacob et al. MT-DAO: Multi-Timescale Distributed Adaptive Optimizers with Local Updates. 2025, arXiv
-    2510.05361. Only the update rule: averaging every momentum over replicas with a period of its own is not part of it.
+    2510.05361. This is the update rule only: the average of every momentum over replicas, with a period of its own, is
+    not part of it.
     """
     checks.switch(bias_correction=bias_correction)
     checks.floating_dtype(mu_dtype=mu_dtype)
     b1s, weights = tuple(b1s), tuple(weights)
     if len(b1s) != len(weights):
-        raise ValueError(f"weights must be as many as b1s, got {len(weights)} weights and {len(b1s)} decays")
+        raise ValueError(
+            f"weights must be as many as b1s, got {len(weights)} weights and {len(b1s)} decays; write one per decay"
+        )
     for j, (b1, weight) in enumerate(zip(b1s, weights, strict=True)):
         checks.real(f"b1s[{j}]", b1, "[0, 1)")
         checks.real(f"weights[{j}]", weight, "[0, 1]", schedule=True)
     numbers = [weight for weight in weights if isinstance(weight, int | float)]
     if math.fsum(numbers) > 1 + 1e-9:  # decimals that add up to 1 may not do so in binary
-        raise ValueError(f"weights must add up to at most 1, got {weights}")
+        raise ValueError(f"weights must add up to at most 1, got {weights}; the gradient has what is left of 1")
 
     def rest(count: Any) -> Any:
         return 1 - sum(at_count(weight, count, "multi_timescale_adam: a weight") for weight in weights)
@@ -99,15 +100,23 @@ def multi_timescale_adam(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with several momenta, and with the gradient among them.
+    """Adam whose numerator is a weighted mean of the gradient and of several momenta.
 
-    Equations: at the head of this file.
+    Equations, with b_j the decays and w_j their weights:
+
+        u_j <- b_j u_j + (1 - b_j) g,   j = 1 .. N             v <- b2 v + (1 - b2) |g|^2
+        D = ((1 - sum_j w_j) g + sum_j w_j u_j) / (sqrt(v) + eps)
+        x <- x - learning_rate (D + weight_decay x)
+
+    A running mean of decay b has a half-life of ln(1/2) / ln(b) steps: 7 for 0.9, 693 for 0.999. With `bias_correction`
+    u_j and v are divided by 1 - b^t, with their own b.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Without bias correction the first steps are long: v starts at
-        (1 - b2) |g|^2, which makes the gradient 1 / sqrt(1 - b2) times its size; warm up.
+        (1 - b2) |g|^2, which multiplies the normalised gradient by 1 / sqrt(1 - b2), so give it a warm-up.
       b1s: decays of the momenta, each in [0, 1). Default one, 0.999; the paper tunes them (0.99 to 0.999).
-      weights: of the momenta, one per decay, each in [0, 1], with a sum of at most 1. Default 0.95; tuned in the paper.
+      weights: weights of the momenta, one per decay, each in [0, 1] or a schedule, with a sum of at most 1. Default
+        0.95; the paper tunes them.
       b2: decay of the second moment, in [0, 1). Default 0.9999, as the paper is quoted.
       eps: added to the root, >= 0. Default 1e-8.
       bias_correction: whether momenta and second moment are divided by 1 - b^t. Default False, as the paper is quoted.
@@ -120,7 +129,8 @@ def multi_timescale_adam(
       collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range; not one weight per decay; weights that add up to more than 1.
+      ValueError: a hyperparameter outside its range; more or fewer weights than decays; weights that add up to more
+        than 1.
 
     Example:
       >>> import jax.numpy as jnp

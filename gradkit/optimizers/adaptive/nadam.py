@@ -1,13 +1,4 @@
-"""NAdam: Adam whose first moment looks one step ahead, as Nesterov's momentum does.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
-
-momentum_decay = None   n_t = b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t)
-momentum_decay = psi    mu_t = b1 (1 - 0.96^(t psi) / 2),    P_t = mu_1 ... mu_t
-                        n_t = mu_{t+1} m_t / (1 - P_{t+1}) + (1 - mu_t) g_t / (1 - P_t)
-
-x_t = x_{t-1} - learning_rate n_t / (sqrt(v_t / (1 - b2^t)) + eps)
-"""
+"""NAdam: Adam whose first moment looks one step ahead, as Nesterov's momentum does."""
 
 import functools
 from typing import Any, NamedTuple
@@ -57,16 +48,21 @@ def scale_by_nadam(
     momentum_decay: Scalar = 4e-3,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Rescales updates by NAdam's rule with a momentum that warms up from b1 / 2 to b1.
+    """The direction of NAdam with a momentum that warms up from b1 / 2 to b1.
 
-    Equations: at the head of this file, with psi = momentum_decay.
+    Equations, with psi = momentum_decay:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        mu_t = b1 (1 - 0.96^(t psi) / 2),          P_t = mu_1 ... mu_t
+        n_t = mu_{t+1} m_t / (1 - P_{t+1}) + (1 - mu_t) g_t / (1 - P_t)
+        u_t = n_t / (sqrt(v_t / (1 - b2^t)) + eps)
 
     Args:
-      b1: decay of the first moment, and the momentum mu_t in the long run, in [0, 1). Default 0.9 (Dozat: 0.99).
+      b1: decay of the first moment, and the limit of mu_t after many steps, in [0, 1). Default 0.9 (Dozat: 0.99).
       b2: decay of the second moment, in [0, 1). Default 0.999 (Dozat).
       eps: added to the root, >= 0. Default 1e-8 (Dozat). With 0, coordinates without a gradient get the update 0.
       momentum_decay: psi >= 0, how fast the momentum warms up. Default 4e-3 (Dozat). With 0 it stays at b1 / 2: the
-        factor of one half does not go away.
+        factor of one half never fades.
       mu_dtype: dtype in which the first moment is kept between steps. Default float32.
 
     Returns:
@@ -125,9 +121,17 @@ def nadam(
     momentum_decay: Scalar | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with Nesterov's look-ahead.
+    """Adam whose first moment looks one step ahead (Nesterov).
 
-    Equations: at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+
+        momentum_decay=None   n_t = b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t)
+        momentum_decay=psi    mu_t = b1 (1 - 0.96^(t psi) / 2),    P_t = mu_1 ... mu_t
+                              n_t = mu_{t+1} m_t / (1 - P_{t+1}) + (1 - mu_t) g_t / (1 - P_t)
+
+        x_t = x_{t-1} - learning_rate n_t / (sqrt(v_t / (1 - b2^t)) + eps)
 
     Args:
       learning_rate: step size >= 0, or a schedule. torch has 2e-3.

@@ -1,18 +1,4 @@
-"""Optimistic AMSGrad: AMSGrad that has already stepped on a prediction of the next gradient.
-
-The gradient g_t is taken at w_t; p_t is the prediction made of it a step earlier, p_1 = 0; w_{1/2} = w_1.
-
-theta_t   = b1 theta_{t-1} + (1 - b1) g_t
-v_t       = b2 v_{t-1} + (1 - b2) (g_t - p_t)^2         the error of the prediction
-V_t       = max(V_{t-1}, v_t)
-w_{t+1/2} = w_{t-1/2} - learning_rate theta_t / (sqrt(V_t) + eps)
-h_{t+1}   = b1 theta_{t-1} + (1 - b1) p_{t+1}
-w_{t+1}   = w_{t+1/2} - learning_rate h_{t+1} / (sqrt(V_t) + eps)
-
-"last"   p_{t+1} = g_t
-"rmpe"   p_{t+1} = sum_i c_i s_i over the last gradients s_1, ..., s_r,  c = z / sum(z),  (D'D + ridge I) z = 1,
-         the columns of D being s_2 - s_1, ..., s_r - s_{r-1}
-"""
+"""Optimistic AMSGrad: AMSGrad with a second step on a prediction of the next gradient."""
 
 import itertools
 from collections.abc import Sequence
@@ -46,7 +32,7 @@ PAPER = Paper(
 
 
 class OptimisticAmsgradState(NamedTuple):
-    """Number of updates made; theta, v and V; how far the user's parameters are from w_{t-1/2}; the prediction;
+    """Number of updates made; theta, v and V; the difference of the user's parameters from w_{t-1/2}; the prediction;
     the last gradients (for "rmpe"); the state of the learning rate."""
 
     count: jax.Array
@@ -64,7 +50,7 @@ def extrapolate(history: Sequence[Any], filled: jax.Array, ridge: Scalar) -> Any
 
     Args:
       history: s_1, ..., s_r; only the last `filled` of them count.
-      filled: how many have been seen, at least 1. One alone is its own extrapolation.
+      filled: number of trees seen so far, at least 1. One alone is its own extrapolation.
       ridge: > 0, added to the diagonal of D'D.
     """
     r = len(history)
@@ -105,7 +91,19 @@ def optimistic_amsgrad(
 ) -> optax.GradientTransformationExtraArgs:
     """AMSGrad with a second step on a predicted gradient.
 
-    Equations: at the head of this file. The user's parameters are w_t, where gradients are taken.
+    Equations, with w_t the user's parameters, where the gradient g_t is taken, and p_t the prediction of g_t that was
+    made one step earlier, p_1 = 0 and w_{1/2} = w_1:
+
+        theta_t   = b1 theta_{t-1} + (1 - b1) g_t
+        v_t       = b2 v_{t-1} + (1 - b2) (g_t - p_t)^2         the error of the prediction
+        V_t       = max(V_{t-1}, v_t)
+        w_{t+1/2} = w_{t-1/2} - learning_rate theta_t / (sqrt(V_t) + eps)
+        h_{t+1}   = b1 theta_{t-1} + (1 - b1) p_{t+1}
+        w_{t+1}   = w_{t+1/2} - learning_rate h_{t+1} / (sqrt(V_t) + eps)
+
+        "last"   p_{t+1} = g_t
+        "rmpe"   p_{t+1} = sum_i c_i s_i over the last gradients s_1, ..., s_r,  c = z / sum(z),  (D'D + ridge I) z = 1,
+                 the columns of D being s_2 - s_1, ..., s_r - s_{r-1}
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 1e-3.
@@ -113,16 +111,17 @@ def optimistic_amsgrad(
       b2: decay of the second moment, in [0, 1). Default 0.999 (usual practice).
       eps: added to the root, >= 0. Default 1e-8. With 0, coordinates that never had a gradient do not move.
       predictor: "last" (the next gradient is this one) or "rmpe" (extrapolation of the last `span`; the paper's).
-        Default "last". The extra argument `predicted_grads` of `update`, a tree like the gradients, goes before both.
+        Default "last". The extra argument `predicted_grads` of `update`, a tree like the gradients, takes precedence
+        over both.
       span: r, how many gradients "rmpe" keeps, >= 2. Default 5.
       ridge: its regularisation, in the square of the gradient's units, > 0: without it one constant gradient makes the
         system singular. Default 1e-3.
-      bias_correction: "none", "after_max" or "before_max", as `gk.amsgrad` has them, of theta, h and V. Default "none".
+      bias_correction: "none", "after_max" or "before_max", as in `gk.amsgrad`, for theta, h and V. Default "none".
       mu_dtype: dtype in which theta is kept. Default float32.
 
     Returns:
-      A transformation. State: 5 words per parameter, `span` more for "rmpe". Elementwise: no collective; "rmpe" moves
-      span^2 scalars.
+      A transformation. State: 5 words per parameter, `span` more for "rmpe". Elementwise: no collective; "rmpe"
+      all-reduces about span^2 / 2 scalars.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves, which have no maximum; at update,
@@ -136,7 +135,7 @@ def optimistic_amsgrad(
 
     Reference: Wang, Li, Karimi, Li. An Optimistic Acceleration of AMSGrad for Nonconvex Optimization. 2019, arXiv
     1903.01435. h holds theta_{t-1}, not theta_t. A public re-implementation corrects biases ("after_max" is the
-    nearest here), starts v at eps, and extrapolates iterates with one more gradient taken there: `predicted_grads` is
+    nearest here), starts v at eps, and extrapolates iterates and takes one more gradient there: `predicted_grads` is
     for such predictors. optax's optimistic link is 2 g_t - g_{t-1}, another method.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)

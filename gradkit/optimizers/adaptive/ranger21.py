@@ -1,14 +1,4 @@
-"""Ranger21: eight ideas in one chain. One step, with t = 1, 2, ...:
-
-g <- adaptive_grad_clip, centralize_gradients, normalize_gradients of g
-v <- b2 v + (1 - b2) g^2,   v_max <- max(v_max, v),   d = sqrt(v_max / (1 - b2^t)) + eps
-d <- log(1 + exp(softplus_beta d)) / softplus_beta
-u = scale_by_pnm(g) / d
-x <- x (1 - rate_t weight_decay / sqrt(mean(v) / (1 - b2^t)))                  stable_weight_decay
-x_j <- x_j (1 - 2 rate_t norm_loss (1 - 1 / (|x_j| + eps)))                    norm_loss, for every output unit j
-x <- x - rate_t u                                                           rate_t: ranger21_schedule
-every sync_every steps   x <- x~ + slow_step_size (x - x~),  x~ <- x           lookahead_in_chain
-"""
+"""Ranger21: eight techniques in one chain, from the clipping of gradients to lookahead."""
 
 from typing import Any, NamedTuple
 
@@ -46,7 +36,7 @@ class Ranger21DenominatorState(NamedTuple):
 
 
 def _denominator(b2: Any, eps: Any, beta: Any) -> optax.GradientTransformation:
-    """d, from the gradient; without the softplus where `beta` is None."""
+    """The denominator d of the equations, from the gradient; without the softplus where `beta` is None."""
 
     def init(params: optax.Params) -> Ranger21DenominatorState:
         return Ranger21DenominatorState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
@@ -98,34 +88,46 @@ def ranger21(
     """Ranger21: Adam's second moment under a positive-negative momentum, with clipping, standardised gradients, two
     decays, a schedule of its own and lookahead.
 
-    Equations: at the head of this file. Every line of them is a link that can be used alone. With the schedule of the
-    paper instead of its code's, with the decays in one as the paper has them, or without a part, write the chain:
-    `gk.schedules.explore_exploit_schedule`, `gk.stable_weight_decay(..., toward_unit_norm=True)`.
+    Equations of one step, with t = 1, 2, ..., the learning rate rate_t of `gk.schedules.ranger21_schedule`, and x_j the
+    weights of output unit j:
+
+        g <- adaptive_grad_clip, centralize_gradients, normalize_gradients of g
+        v <- b2 v + (1 - b2) g^2,   v_max <- max(v_max, v),   d = sqrt(v_max / (1 - b2^t)) + eps
+        d <- log(1 + exp(softplus_beta d)) / softplus_beta
+        m_t = b1^2 m_{t-2} + (1 - b1^2) g
+        u = ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2) / (1 - b1^t) / d            scale_by_pnm
+        x <- x (1 - rate_t weight_decay / sqrt(mean(v) / (1 - b2^t)))                         stable_weight_decay
+        x_j <- x_j (1 - 2 rate_t norm_loss (1 - 1 / (|x_j| + eps)))                           norm_loss
+        x <- x - rate_t u
+        every sync_every steps   x <- x~ + slow_step_size (x - x~),  x~ <- x                  lookahead_in_chain
+
+    Every part is a link that can be used alone. For the schedule of the paper instead of that of its code, for one
+    joint decay as in the paper, or to leave a part out, write the chain: `gk.schedules.explore_exploit_schedule`,
+    `gk.stable_weight_decay(..., toward_unit_norm=True)`.
 
     Args:
-      learning_rate: the peak >= 0, or a schedule of peaks. The schedule of the run is made of it: see
-        `gk.schedules.ranger21_schedule`.
-      total_steps: T >= 1, steps of the run. From then on the rate is the least one.
+      learning_rate: the peak of the schedule, >= 0, or a schedule of peaks; see `gk.schedules.ranger21_schedule`.
+      total_steps: number of steps of the run, >= 1. Afterwards the learning rate is `min_learning_rate`.
       b0: how much of the negative momentum is subtracted, > -1. Default 0.9 (a co-author's port to Flax; the
         official code has 1).
       b1: decay of the momenta per step, in [0, 1). Default 0.9 (official code).
       b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, and to the norm of a unit in the norm loss, >= 0. Default 1e-8 (official code).
       clipping: largest ratio of a unit's gradient to its weights, > 0. Default 1e-2 (official code).
-      clipping_eps: least norm weights are taken to have, > 0. Default 1e-3 (official code).
-      centralize: whether units' mean gradients are taken away. Default True.
-      normalize: whether gradients are divided by their deviation per tensor. Default True (code).
+      clipping_eps: lower bound of the norm of the weights in that ratio, > 0. Default 1e-3 (official code).
+      centralize: whether the mean gradient of every unit is subtracted. Default True.
+      normalize: whether gradients are divided by their standard deviation per tensor. Default True (code).
       use_softplus: whether the denominator goes through a softplus, which bounds it from below. Default True (code).
       softplus_beta: its sharpness, > 0: the least denominator is log(2) / softplus_beta. Default 50 (code). Not used
         without `use_softplus`.
       norm_loss: pull of units towards norm 1, >= 0. Default 1e-4 (code).
       weight_decay: stable decay >= 0. Default 1e-4 (code).
       weight_decay_mask: which leaves have the stable decay. Default all.
-      sync_every: steps between two pulls of lookahead, >= 1. Default 5 (official code).
-      slow_step_size: share of the way that lookahead keeps, in [0, 1]. Default 0.5 (official code).
+      sync_every: steps between two synchronisations of lookahead, >= 1. Default 5 (official code).
+      slow_step_size: share of the fast steps that lookahead keeps, in [0, 1]. Default 0.5 (official code).
       warmup_steps: >= 0. Default None: 2 / (1 - b2), at most about a fifth of the run.
       warmdown_steps: >= 0. Default None: the last 28 percent of the run.
-      min_learning_rate: least rate of the warm-down, >= 0. Default 3e-5 (code).
+      min_learning_rate: smallest learning rate of the warm-down, >= 0. Default 3e-5 (code).
       mu_dtype: dtype in which both momenta are kept. Default float32.
       layout: which axes are stacks and outputs.
 
@@ -134,7 +136,7 @@ def ranger21(
       unit or per tensor.
 
     Raises:
-      ValueError: a hyperparameter outside its range, or a run shorter than warm-up and warm-down.
+      ValueError: a hyperparameter outside its range; a run shorter than warm-up and warm-down together.
 
     Example:
       >>> tx = ranger21(1.0, total_steps=100, warmup_steps=1, b0=0.0, b1=0.5, use_softplus=False, norm_loss=0.0)
@@ -142,11 +144,11 @@ def ranger21(
       >>> print(tx.update(x, tx.init(x), x)[0].round(2))  # (1 - b1^2) / (1 - b1) times the sign
       [-1.5  1.5 -1.5]
 
-    Reference: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv 2106.13731. Not as in the
-    official code, against its paper: both decays act on all parameters, not on the last one alone; the maximum of
-    second moments is kept; b0 is the number given. Bias correction is 1 - b1^t as there, although the momenta decay by
-    b1^2. The decays are applied one after the other, as there: that is the sum of both, with the stable one less by
-    its share 2 rate_t norm_loss (but for eps in the norm).
+    Reference: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv 2106.13731. Three
+    departures from the official code, which contradicts its paper there: both decays act on all parameters, not on the
+    last one alone; the maximum of second moments is kept from step to step; b0 is the number given. Bias correction is
+    1 - b1^t as there, although the momenta decay by b1^2. The decays are applied one after the other, as there: that is
+    the sum of both, with the stable decay smaller by its share 2 rate_t norm_loss (but for eps in the norm).
     """
     checks.switch(centralize=centralize, normalize=normalize, use_softplus=use_softplus)
     for name, value in (("b1", b1), ("b2", b2)):
@@ -204,6 +206,6 @@ register(
     collectives="norms",
     golden=("adaptive/ranger21",),
     example={"total_steps": 200, "warmup_steps": 1},
-    # Under the schedule of the race: its own is flat.
+    # The race has a schedule of its own: with these numbers that of the method is constant.
     race=Race(3e-2, {"total_steps": 2**30, "warmup_steps": 0, "warmdown_steps": 0}),
 )

@@ -1,11 +1,4 @@
-"""RMSProp: gradients over the root of the running mean of their squares.
-
-v_t = decay v_{t-1} + (1 - decay) g_t^2
-m_t = decay m_{t-1} + (1 - decay) g_t                          centered; otherwise 0
-u_t = g_t / (sqrt(v_t - m_t^2) + eps)                          eps_in_sqrt: g_t / sqrt(v_t - m_t^2 + eps)
-b_t = momentum b_{t-1} + u_t
-x_t = x_{t-1} - learning_rate b_t                              nesterov: u_t + momentum b_t for b_t
-"""
+"""RMSProp: gradients over the root of the running mean of their squares."""
 
 import functools
 from typing import Any, NamedTuple
@@ -31,7 +24,7 @@ def _variance(v: jax.Array, m: jax.Array) -> jax.Array:
 
 
 class ScaleByRmsState(NamedTuple):
-    """Running means of squared gradients and, centred, of gradients."""
+    """Running means of squared gradients and, with `centered`, of gradients."""
 
     nu: Any
     mu: Any
@@ -42,13 +35,18 @@ def scale_by_rms(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the running mean of their squares, or by their standard deviation.
 
-    Equations: the first three at the head of this file; there is no bias correction (with it, this is
-    `gk.scale_by_adam(b1=0.0)`).
+    Equations:
+
+        v_t = decay v_{t-1} + (1 - decay) |g_t|^2
+        m_t = decay m_{t-1} + (1 - decay) g_t                with `centered`, else m_t = 0
+        u_t = g_t / (sqrt(v_t - |m_t|^2) + eps)              with `eps_in_sqrt`  g_t / sqrt(v_t - |m_t|^2 + eps)
+
+    There is no bias correction; with it, this is `gk.scale_by_adam(b1=0.0)`.
 
     Args:
-      decay: of the means, in [0, 1). Default 0.9 (Hinton, Ruder, optax; torch has 0.99).
+      decay: decay of the running means, in [0, 1). Default 0.9 (Hinton, Ruder, optax; torch has 0.99).
       eps: added to the root, >= 0. Default 1e-8. With 0, coordinates without a gradient get the update 0.
-      centered: whether the square of the mean is taken off. Default False.
+      centered: whether the squared mean is subtracted from the mean square. Default False.
       eps_in_sqrt: whether eps is added under the root instead (Ruder, optax). Default False (torch).
 
     Returns:
@@ -66,7 +64,7 @@ def scale_by_rms(
 
     Reference: Hinton, Srivastava, Swersky. Neural Networks for Machine Learning, lecture 6. 2012; Ruder. An overview
     of gradient descent optimization algorithms. 2016, arXiv 1609.04747; centred: Graves. Generating Sequences With
-    Recurrent Neural Networks. 2013, arXiv 1308.0850. A variance that rounding made negative is taken to be 0.
+    Recurrent Neural Networks. 2013, arXiv 1308.0850. A variance that is negative by rounding is set to 0.
     """
     checks.switch(centered=centered, eps_in_sqrt=eps_in_sqrt)
     checks.real("decay", decay, "[0, 1)")
@@ -102,15 +100,21 @@ def rmsprop(
 ) -> optax.GradientTransformationExtraArgs:
     """RMSProp, with optional momentum of the rescaled gradients.
 
-    Equations: at the head of this file.
+    Equations:
+
+        v_t = decay v_{t-1} + (1 - decay) |g_t|^2
+        m_t = decay m_{t-1} + (1 - decay) g_t                with `centered`, else m_t = 0
+        u_t = g_t / (sqrt(v_t - |m_t|^2) + eps)              with `eps_in_sqrt`  g_t / sqrt(v_t - |m_t|^2 + eps)
+        b_t = momentum b_{t-1} + u_t
+        x_t = x_{t-1} - learning_rate b_t                    with `nesterov`  u_t + momentum b_t for b_t
 
     Args:
       learning_rate: step size >= 0, or a schedule. Ruder: 1e-3.
-      decay: of the running means, in [0, 1). Default 0.9 (Hinton, Ruder, optax; torch has 0.99).
+      decay: decay of the running means, in [0, 1). Default 0.9 (Hinton, Ruder, optax; torch has 0.99).
       eps: added to the root, >= 0. Default 1e-8.
-      centered: whether the square of the mean gradient is taken off the mean square. Default False.
+      centered: whether the squared mean gradient is subtracted from the mean square. Default False.
       eps_in_sqrt: whether eps is added under the root instead (Ruder, optax). Default False (torch).
-      momentum: decay of the momentum, in [0, 1]. Default None, as 0: none.
+      momentum: decay of the momentum, in [0, 1]. Default None: no momentum, as with 0.
       nesterov: whether the momentum looks ahead. Default False.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
@@ -129,15 +133,17 @@ def rmsprop(
       [-1.  1.]
 
     Reference: Hinton, Srivastava, Swersky. Neural Networks for Machine Learning, lecture 6. 2012; Ruder. An overview
-    of gradient descent optimization algorithms. 2016, arXiv 1609.04747. The rate comes after the momentum (torch). In
-    front of it, as optax and TensorFlow have it, which differs where the rate changes: `optax.chain(
-    gk.scale_by_rms(), gk.scale_by_learning_rate(rate), gk.trace(0.9))`.
+    of gradient descent optimization algorithms. 2016, arXiv 1609.04747. The learning rate comes after the momentum, as
+    in torch. optax and TensorFlow have it before the momentum, which differs where the learning rate changes: that is
+    `optax.chain(gk.scale_by_rms(), gk.scale_by_learning_rate(rate), gk.trace(0.9))`.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1]", optional=True)
     plain = checks.absent(momentum)
     if plain and nesterov:
-        raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
+        raise ValueError(
+            f"momentum must be in (0, 1] with nesterov=True, got {momentum}; write momentum=0.9, or nesterov=False"
+        )
     kept = [] if plain or momentum is None else [trace(momentum, nesterov=nesterov, mu_dtype=mu_dtype)]
     return optimizer(
         Method("rmsprop", learning_rate),

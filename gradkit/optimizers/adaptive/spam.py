@@ -1,11 +1,4 @@
-"""SPAM: Adam with a second moment that clips spikes of single entries, and moments that are reset now and then.
-
-step n = 1, 2, ...;  at n mod reset_every = 0: m = v = 0 and k = 0, before the gradient enters; otherwise k <- k + 1
-g_n <- sign(g_n) sqrt(threshold v_{n-1})   where g_n^2 > threshold v_{n-1} > 0,  if n, n mod reset_every >= start_after
-u_n = sqrt(1 - b2^n) / (1 - b1^n) m_n / (sqrt(v_n) + eps)
-w_k = 0.99 (1 + cos(pi k / (warmup_steps + 1))) / 2 for k < warmup_steps, 0 afterwards and before the first reset
-x_n = (x_{n-1} - learning_rate (1 - w_k) u_n) (1 - learning_rate weight_decay)
-"""
+"""SPAM: Adam that clips spikes of single entries by their second moment, and resets its moments now and then."""
 
 import math
 from typing import Any, NamedTuple
@@ -46,7 +39,7 @@ class ScaleBySpamState(NamedTuple):
 @jax.jit
 def _clipped(g: jax.Array, v: jax.Array, on: jax.Array, threshold: Any) -> jax.Array:
     limit = scalar(threshold, v) * v
-    # A coordinate without a gradient so far has no spike; clipped to 0 it would stay 0.
+    # A coordinate that never had a gradient has v = 0: clipping it to 0 would keep it there for ever.
     spike = on & (v > 0) & (jnp.square(g) > limit)
     return jnp.where(spike, jnp.sign(g) * jnp.sqrt(limit), g)
 
@@ -95,7 +88,7 @@ def spam(
     warmup_steps: int = 150,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Spike-aware Adam: entries far above their second moment are clipped, and the moments start anew periodically.
+    """Spike-aware Adam: entries far above their second moment are clipped, and the moments are reset periodically.
 
     Equations, at step n = 1, 2, ...:
 

@@ -1,9 +1,4 @@
-"""StableAdamW: AdamW whose learning rate falls, per tensor, where a gradient is far above its second moment.
-
-u_t = Adam's direction,  v^_t its bias-corrected second moment
-rms_t = sqrt(mean(g_t^2 / max(v^_t, eps^2)))                                     of a tensor
-x_t = x_{t-1} - learning_rate / max(1, rms_t) (u_t + weight_decay x_{t-1})
-"""
+"""StableAdamW: AdamW whose learning rate falls, per tensor, where a gradient is far above its second moment."""
 
 import optax
 
@@ -62,7 +57,7 @@ def stable_adamw(
 
     Reference: Wortsman et al. Stable and low-precision training for large-scale vision-language models. 2023, arXiv
     2304.13013. As in the code of optimi, the clipped rate multiplies the decay too, and the second moment in the RMS
-    is the one of this step; some copies read the one before.
+    contains the gradient of this step; some copies use that of the step before.
     """
     return optimizer(
         Method("stable_adamw", learning_rate, weight_decay, weight_decay_mask),

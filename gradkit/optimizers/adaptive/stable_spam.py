@@ -1,11 +1,4 @@
-"""Stable-SPAM: gradients clipped at their running largest entry, scaled to their running norm; Adam that starts anew.
-
-M = max |g|,  mu <- gamma3 mu + (1 - gamma3) M,  limit = mu / (1 - gamma3^t)           of a tensor
-g <- g limit / M                                         in the entries with |g| > limit
-n = |g|,  a <- gamma1_t a + (1 - gamma1_t) n,  b <- gamma2 b + (1 - gamma2) n^2
-g <- g / n (a / (1 - gamma1_t^t)) / (sqrt(b / (1 - gamma2^t)) + eps)
-x <- x - learning_rate (Adam's direction + weight_decay x),   its moments 0 before steps reset_every, 2 reset_every, ...
-"""
+"""Stable-SPAM: Adam that clips spikes of the gradient, scales it to its running norm, and resets its moments."""
 
 import math
 from collections.abc import Callable
@@ -42,7 +35,7 @@ NAME = "stable_spam"
 
 
 def per_tensor(params: PyTree, layout: Layout | None) -> Any:
-    """A number of every tensor, 0, with the axes of its leaf."""
+    """Zeros, one number per tensor, with as many axes as the leaf."""
 
     def one(name: str, x: Any) -> jax.Array:
         own = tensor_axes(axes_of(layout, name, x.shape), x.shape)
@@ -93,8 +86,8 @@ def adaptive_spike_clip(
         M = max |g|,  mu <- gamma3 mu + (1 - gamma3) M,  limit = mu / (1 - gamma3^t)
         g <- g limit / M                                 in the entries with |g| > limit
 
-    So the largest entry becomes the limit, and no entry grows. A tensor whose largest entry is not finite leaves mu as
-    it is.
+    So the largest entry becomes the limit, and no entry grows. A tensor whose largest entry is not finite leaves mu
+    unchanged.
 
     Args:
       gamma3: decay of the mean, in [0, 1). Default 0.999 (official code).
@@ -163,8 +156,8 @@ def adaptive_norm(
         n = |g|,  a <- gamma1 a + (1 - gamma1) n,  b <- gamma2 b + (1 - gamma2) n^2
         g <- g / n (a / (1 - gamma1^t)) / (sqrt(b / (1 - gamma2^t)) + eps)
 
-    Norms that stay the same become 1. A gradient of zeros stays one; a norm that is not finite leaves a and b as they
-    are.
+    Norms that stay the same become 1. A gradient of zeros stays a gradient of zeros; a norm that is not finite leaves a
+    and b unchanged.
 
     Args:
       gamma1: decay of the mean of the norm, in [0, 1), or a schedule. Default 0.7 (official code).
@@ -223,7 +216,7 @@ def adaptive_norm(
 
 
 class ScaleByResettingAdamState(NamedTuple):
-    """Number of updates made, how many since the moments were 0, and the two moments."""
+    """Number of updates made, number of updates since the last reset, and the two moments."""
 
     count: jax.Array
     since_reset: jax.Array
@@ -275,7 +268,7 @@ def stable_spam(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW behind a clip of spikes and a scale of norms that both adapt, with moments that start anew now and then.
+    """AdamW behind an adaptive clip of spikes and an adaptive scale of norms, with moments that are reset periodically.
 
     Equations, per tensor, at step t = 1, 2, ...:
 
@@ -300,8 +293,8 @@ def stable_spam(
       gamma2: decay of the mean of the norm's square, in [0, 1). Default 0.9 (official code).
       gamma3: decay of the mean of the largest entry, in [0, 1). Default 0.999 (official code).
       reset_every: steps between resets of the moments, >= 0; 0 for none. Default 1000 (official code).
-      total_steps: of the run, >= 1, over which b1 and gamma1 fall. Default None: they stay.
-      eta_min: what share of them remains at the end, in [0, 1]. Default 0.5 (official code).
+      total_steps: number of steps over which b1 and gamma1 fall, >= 1. Default None: they are constant.
+      eta_min: the share of b1 and gamma1 that remains at the end, in [0, 1]. Default 0.5 (official code).
       mu_dtype: dtype in which the first moment is kept. Default float32.
       layout: which axes are stacks: every layer of a scan has its own statistics.
 
@@ -319,10 +312,10 @@ def stable_spam(
       [-0.5  0.5]
 
     Reference: Huang et al. Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam. 2025, arXiv 2502.17055;
-    official code, commit 6a66da1. Departures from its resets: it steps once more with the old moments and the
-    correction of a first step, loses that gradient for the new moments, and restarts the count of the clip's and the
-    norm's statistics, whose means are then divided by far too little. Here moments start from 0 with this gradient, and
-    the statistics go on.
+    official code, commit 6a66da1. Departures: at a reset the official code makes one more step with the old moments and
+    the bias correction of a first step, leaves that gradient out of the new moments, and restarts the counter of the
+    statistics of clip and norm, whose means are then divided by a number that is far too small. Here the moments start
+    from 0 with this gradient, and the statistics go on.
     """
     for name, value in (("b1", b1), ("b2", b2), ("gamma1", gamma1), ("gamma2", gamma2), ("gamma3", gamma3)):
         checks.real(name, value, "[0, 1)")
