@@ -1,7 +1,4 @@
-"""Gradient noise that fades: early steps wander, late ones settle.
-
-g_t <- g_t + sigma_t n_t,    sigma_t^2 = eta / (1 + t)^gamma,    n_t standard normal,    t = 0, 1, ...
-"""
+"""Gradient noise that fades with the number of steps."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +15,9 @@ from gradkit.transforms import scale_by_learning_rate, trace
 from gradkit.types import DTypeLike, Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder", 2016, "1609.04747")
-NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
+NOT_STACKED = {
+    "stacked": "the noise of ten layers in one leaf has the distribution of that of ten leaves, not its values"
+}
 
 
 @jax.jit
@@ -27,7 +26,7 @@ def _noisy(g: jax.Array, key: jax.Array, i: Any, deviation: jax.Array) -> jax.Ar
 
 
 class AddNoiseState(NamedTuple):
-    """Number of updates made, and the random key of the next; None where it comes with the step."""
+    """Number of updates made, and the random key of the next update; None where `update` is given one."""
 
     count: jax.Array
     key: Any
@@ -38,20 +37,25 @@ def add_noise(
 ) -> optax.GradientTransformationExtraArgs:
     """Adds normal noise whose variance falls with the number of steps.
 
-    Equations: at the head of this file. Under data parallelism it belongs behind the mean over devices.
+    Equations, with n_t standard normal and t = 0, 1, ... the number of earlier steps:
+
+        g_t <- g_t + sigma_t n_t
+        sigma_t^2 = eta / (1 + t)^gamma
+
+    Under data parallelism it belongs behind the mean over devices.
 
     Args:
       eta: variance at the first step, >= 0. Default 0.01; the paper's are 0.01, 0.3 and 1.
-      gamma: power with which it falls, >= 0. Default 0.55 (paper).
+      gamma: power with which the variance falls, >= 0. Default 0.55 (paper).
       key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`, which
-        goes before this one where both are given.
+        takes precedence where both are given.
 
     Returns:
       A transformation that needs the extra argument `key`, unless it is given here. State: a counter and a key.
       Elementwise: no collective; sharded noise is the noise of one device.
 
     Raises:
-      ValueError: a hyperparameter outside its range; no key; complex leaves.
+      ValueError: a hyperparameter outside its range; a missing key; complex leaves.
 
     Example:
       >>> tx = add_noise(0.3, key=jax.random.key(0))
@@ -61,8 +65,8 @@ def add_noise(
       0.3
 
     Reference: Neelakantan et al. Adding Gradient Noise Improves Learning for Very Deep Networks. 2015, arXiv
-    1511.06807; Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747. The law is that
-    of optax's link, which draws in the gradient's dtype and promotes its counter implicitly.
+    1511.06807; Ruder. An overview of gradient descent optimization algorithms. 2016, arXiv 1609.04747. The
+    distribution is that of optax's link, which draws in the gradient's dtype and promotes its counter implicitly.
     """
     checks.real("eta", eta, "[0, inf)")
     checks.real("gamma", gamma, "[0, inf)")
@@ -70,7 +74,7 @@ def add_noise(
 
     def init(params: optax.Params) -> AddNoiseState:
         del params
-        # Of its own, so that a donated state does not take the user's key along.
+        # A copy, so that donating the state does not delete the user's key.
         return AddNoiseState(jnp.zeros((), jnp.int32), first_key(key))
 
     def update(updates: Any, state: AddNoiseState, params: Any = None, **extra: Any) -> tuple[Any, AddNoiseState]:
@@ -101,13 +105,17 @@ def noisy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with fading gradient noise.
 
-    Equations: at the head of this file; then x_t = x_{t-1} - learning_rate g_t, with momentum if asked.
+    Equations, with n_t standard normal and t = 0, 1, ... the number of earlier steps:
+
+        g_t <- g_t + sigma_t n_t,    sigma_t^2 = eta / (1 + t)^gamma
+        v_t = momentum v_{t-1} + g_t
+        x_{t+1} = x_t - learning_rate v_t
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       eta: variance of the noise at the first step, >= 0. Default 0.01; the paper's are 0.01, 0.3 and 1.
-      gamma: power with which it falls, >= 0. Default 0.55 (paper).
-      momentum: decay of the momentum of noisy gradients, in [0, 1]. Default None, as 0: none.
+      gamma: power with which the variance falls, >= 0. Default 0.55 (paper).
+      momentum: decay of the momentum of noisy gradients, in [0, 1]. Default None: no momentum, as with 0.
       key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
@@ -116,7 +124,7 @@ def noisy_sgd(
       per parameter with momentum. Elementwise: no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range; no key; complex leaves.
+      ValueError: a hyperparameter outside its range; a missing key; complex leaves.
 
     Example:
       >>> tx = noisy_sgd(0.5, eta=0.0, key=jax.random.key(0))

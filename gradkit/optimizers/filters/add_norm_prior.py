@@ -22,22 +22,25 @@ PAPER = Paper(
 
 
 def add_norm_prior(weight: Scalar = 0.01, *, batch_axes: int = 0) -> optax.GradientTransformationExtraArgs:
-    """Adds the gradient of the prior of a latent's norm: that of d independent normal numbers.
+    """Adds the gradient of a prior for the norm of a latent: the norm of d independent normal numbers.
+
+    Equations:
 
         K(x) = |x|^2 / 2 - (d - 1) log|x|
         g   <- g + weight (1 - (d - 1) / |x|^2) x
 
-    which is 0 at |x| = sqrt(d - 1), and otherwise pulls there. The paper's recipe is
+    The added term is 0 at |x| = sqrt(d - 1), and otherwise pulls the norm there. The paper's recipe is
     `optax.chain(gk.add_norm_prior(), optax.clip_by_global_norm(0.1), gk.sgd(5.0, momentum=0.9, nesterov=True))` for 50
     steps, and the latent of the best reward of all of them.
 
     Args:
-      weight: >= 0. Default 0.01 (official code).
-      batch_axes: how many leading axes of every leaf count latents, >= 0; |x| and d are of all others. Default 0: a
-        leaf is one latent.
+      weight: weight of the prior, >= 0. Default 0.01 (official code).
+      batch_axes: number of leading axes of every leaf that index latents, >= 0; |x| and d are over all other axes.
+        Default 0: a leaf is one latent.
 
     Returns:
-      A transformation that needs `params`. No state. A latent of zeros has no direction, and is left alone.
+      A transformation that needs `params`. No state. The gradient of a latent of zeros, which has no direction, is not
+      changed.
       Collectives: one scalar per latent that is sharded.
 
     Raises:
@@ -50,8 +53,8 @@ def add_norm_prior(weight: Scalar = 0.01, *, batch_axes: int = 0) -> optax.Gradi
       [2.3333 0.     0.    ]
 
     Reference: Eyring et al. ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization.
-    2024, arXiv 2406.04312. The code takes |x| of the whole batch with the d of one latent, which is right for a batch
-    of 1.
+    2024, arXiv 2406.04312. The code has |x| of a complete batch with the d of one latent, which is right for a
+    batch of 1.
     """
     checks.real("weight", weight, "[0, inf)")
     batch_axes = checks.integer("batch_axes", batch_axes, 0)
@@ -89,6 +92,6 @@ register(
     form="primitive",
     paper=PAPER,
     collectives="norms",
-    opt_outs={"stacked": "a leaf is one latent, or has leading axes of latents, whatever its name says of stacks"},
+    opt_outs={"stacked": "a leaf is one latent, or has leading axes of latents; names of stacks have no effect"},
     notes="for latents of a generator, in front of a clip",
 )

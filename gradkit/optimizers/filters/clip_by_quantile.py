@@ -1,8 +1,4 @@
-"""Coordinate-wise clipping of the largest coordinates, so many of them at every step.
-
-tau = the k-th largest |u_i|,   k = fraction * n, rounded, at least 1
-u_i <- min(max(u_i, -tau), tau)
-"""
+"""Coordinate-wise clipping of a fixed share of the coordinates at every step."""
 
 import math
 from collections.abc import Sequence
@@ -24,16 +20,17 @@ DEFAULT = 0.1
 
 
 def kth_largest(xs: Sequence[jax.Array], fraction: Scalar, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """Of n non-negative numbers the k-th largest, exactly, by bisection on their bits; k is fraction * n, rounded.
+    """The k-th largest of n non-negative numbers, exactly, by bisection on their bits; k is fraction * n, rounded.
 
     The bits of a non-negative float, read as an integer, are in the order of the floats: one count of the numbers
-    above a threshold decides one bit. Nothing is sorted, and numbers on several devices meet in counts alone.
+    above a threshold decides one bit. Nothing is sorted, and devices that have parts of the numbers all-reduce counts
+    alone.
 
     Args:
       xs: arrays of one dtype, float32 or float64.
       fraction: in (0, 1).
-      axes: of the only array, those whose numbers are ranked together; they stay, with length 1. Default: all numbers
-        of all arrays, and one number is returned.
+      axes: the axes of the only array whose numbers are ranked together; they stay, with length 1. Default: all numbers
+        of all arrays are ranked together, and one number is returned.
 
     >>> kth_largest([jnp.array([1.0, 5.0]), jnp.array([3.0])], 2 / 3).item()
     3.0
@@ -41,7 +38,7 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Scalar, axes: tuple[int, ...]
     n = sum(x.size for x in xs) if axes is None else math.prod(xs[0].shape[a] for a in axes)
     counts = jnp.int32 if n < 2**31 else jnp.float32
     share = checks.readable(fraction)
-    # A product in float32 may round to another whole number than Python's.
+    # A product in float32 may round to another integer than that of Python's floats.
     if share is None:
         wanted = jnp.clip(jnp.round(jnp.asarray(fraction).astype(jnp.result_type(float)) * n), 1, n)
     else:
@@ -59,7 +56,7 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Scalar, axes: tuple[int, ...]
         tried = found | (jnp.ones((), dtype) << jnp.asarray(width - 2 - i).astype(dtype))
         return jnp.where(count(tried) >= k, tried, found)
 
-    # Zeros that have the shape and the sharding of counts.
+    # Zeros with the shape and the sharding of the counts.
     start = (count(jnp.zeros((), dtype)) * 0).astype(dtype)
     return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, width - 1, decide, start), xs[0].dtype)
 
@@ -67,16 +64,21 @@ def kth_largest(xs: Sequence[jax.Array], fraction: Scalar, axes: tuple[int, ...]
 def clip_by_quantile(
     fraction: Scalar = DEFAULT, *, per_tensor: bool = False, tau: Scalar | None = None, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Cuts the largest coordinates down to the size of the smallest among them.
+    """Clips the largest coordinates to the size of the smallest among them.
 
-    Equations: at the head of this file. Put it behind a direction and in front of the learning rate; alone,
-    `optax.chain(gk.clip_by_quantile(), gk.scale_by_learning_rate(0.1))` is clipped SGD. Towards fraction = 1 all
+    Equations, with n the number of coordinates:
+
+        tau = the k-th largest |u_i|,   k = fraction * n, rounded, at least 1
+        u_i <- min(max(u_i, -tau), tau)
+
+    It belongs behind a direction and in front of the learning rate; alone,
+    `optax.chain(gk.clip_by_quantile(), gk.scale_by_learning_rate(0.1))` is clipped SGD. As fraction goes to 1 all
     coordinates become equally large: descent by the sign.
 
     Args:
-      fraction: share of the coordinates that are cut, in (0, 1). Default 0.1.
+      fraction: share of the coordinates that are clipped, in (0, 1). Default 0.1.
       per_tensor: whether every tensor has a threshold of its own. Default False: one for all leaves together.
-      tau: a fixed threshold > 0 in place of `fraction` and `per_tensor`; nothing is ranked then. Default None.
+      tau: a fixed threshold > 0 in place of `fraction` and `per_tensor`; then no coordinates are ranked. Default None.
       layout: which axes are stacks, for `per_tensor`: every layer of a scan is a tensor.
 
     Returns:
@@ -94,13 +96,16 @@ def clip_by_quantile(
       [ 0.1 -2.   2.   0.3]
 
     Reference: Pan, Li. Toward Understanding Why Adam Converges Faster Than SGD for Transformers. 2023, arXiv
-    2306.00204. The threshold is an order statistic, with nothing interpolated between two of them.
+    2306.00204. The threshold is an order statistic; nothing is interpolated between two of them.
     """
     checks.switch(per_tensor=per_tensor)
     checks.real("fraction", fraction, "(0, 1)")
     checks.real("tau", tau, "(0, inf)", optional=True)
     if tau is not None and (per_tensor or fraction is not DEFAULT):
-        raise ValueError("tau must be None with fraction or per_tensor: a fixed threshold leaves nothing to be ranked")
+        raise ValueError(
+            f"clip_by_quantile: tau must be None with fraction or per_tensor, got {tau!r}; a fixed threshold needs "
+            f"neither: write clip_by_quantile(tau={tau!r})"
+        )
 
     def of_tensor(name: str, u: jax.Array) -> jax.Array:
         return kth_largest([jnp.abs(u)], fraction, block_axes(name, u.shape, "tensor", layout)) if u.size else u

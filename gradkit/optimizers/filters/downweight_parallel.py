@@ -1,4 +1,4 @@
-"""Updates with less of their part along a reference: the projection of adaptive projected guidance, for training."""
+"""Updates with a smaller component along a reference: the projection of adaptive projected guidance, for training."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ REFERENCES = ("params", "momentum")
 
 
 class DownweightParallelState(NamedTuple):
-    """Number of updates made, and their sum; None without momentum."""
+    """Number of updates made, and their decaying sum; None without momentum."""
 
     count: jax.Array
     trace: Any
 
 
 def _factor(squares: jax.Array, max_norm: Any) -> jax.Array:
-    """What a sum of updates of this squared norm is multiplied by to be no longer than `max_norm`."""
+    """The factor that limits a sum of updates, of this squared norm, to `max_norm`."""
     norm, limit = jnp.sqrt(squares), scalar(max_norm, squares)
     return jnp.where(norm > limit, limit / jnp.where(norm > 0, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
 
@@ -52,22 +52,24 @@ def downweight_parallel(
     momentum: Scalar | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scales the part of every update that is parallel to a reference, and leaves the orthogonal part as it is.
+    """Scales the component of every update that is parallel to a reference, and keeps the orthogonal one.
+
+    Equations, with r the reference, and norms and inner products per tensor:
 
         a <- momentum a + u                                         a = u without momentum
         b  = a min(1, max_norm / |a|)
         u <- b - (1 - eta) <b, r> / |r|^2 r
 
-    Norms and inner products are per tensor. With eta = 1 nothing is removed; with eta = 0 and the parameters as the
-    reference it is `gk.orthogonalize_to_params`. A negative momentum pushes away from earlier updates.
+    With eta = 1 nothing is removed; with eta = 0 and the parameters as the reference this is
+    `gk.orthogonalize_to_params`. A negative momentum pushes away from earlier updates.
 
     Args:
       reference: r: "params", the parameters; "momentum", the sum of the updates before this one; or a function of the
-        parameters that gives a tree like them, such as a difference from where training began. Default "params".
+        parameters that gives a tree like them, such as their difference from the initial ones. Default "params".
       eta: weight of the parallel part, in [0, 1]. Default 0 (official code).
       max_norm: largest norm of a tensor's update, > 0, in the units of the updates. Default None: no limit; the paper
         has 2.5 to 15 for predictions of images.
-      momentum: weight of the sum, in (-1, 1). Default None: no sum; the paper has -0.75 to -0.5.
+      momentum: decay of the sum of updates, in (-1, 1). Default None: no sum; the paper has -0.75 to -0.5.
       layout: which axes are stacks: every layer of a scan is projected by itself.
 
     Returns:
@@ -87,8 +89,8 @@ def downweight_parallel(
     Reference: Sadat, Hilliges, Weber. Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion
     Models. 2024, arXiv 2410.02416, where the update is the difference between a conditional and an unconditional
     prediction, and the reference the conditional one. Public copies of the code agree on the order of momentum, limit
-    and projection, and keep the sum without its limit. They divide by |r| + 1e-12; here a reference of 0 changes
-    nothing.
+    and projection, and accumulate the sum without its limit. They divide by |r| + 1e-12; here a reference of 0 has no
+    effect.
     """
     if not callable(reference):
         checks.choice("reference", reference, REFERENCES)

@@ -1,7 +1,4 @@
-"""Flooding in a chain: the gradient of |loss - b| + b, from the gradient of the loss and its value.
-
-g <- sign(value - b) g
-"""
+"""Flooding in a chain: the gradient of |loss - b| + b, from the gradient of the loss and its value."""
 
 from typing import Any
 
@@ -18,12 +15,14 @@ PAPER = Paper("Do We Need Zero Training Loss After Achieving Zero Training Error
 
 
 def flood(b: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Turns the gradient round where the loss of the minibatch is below a level. Ahead of any optimizer.
+    """Reverses the gradient where the loss of the minibatch is below a level. The first link of a chain.
 
-    g <- sign(value - b) g
+    Equation:
+
+        g <- sign(value - b) g
 
     Args:
-      b: the level, >= 0: the paper searches 0 to 0.2 for cross entropies.
+      b: the level, >= 0. The paper searches 0 to 0.2 for cross entropies.
 
     Returns:
       A transformation that needs `value`, the mean loss of this minibatch. No state. Elementwise: no collective.

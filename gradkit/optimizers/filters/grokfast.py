@@ -1,9 +1,4 @@
-"""Grokfast: the slow part of the gradient, amplified.
-
-grokfast_ema   mu_1 = g_1,   mu_t = alpha mu_{t-1} + (1 - alpha) g_t
-grokfast_ma    mu_t = the mean, or the sum, of the last window_size gradients, g_t among them
-both           g_t <- g_t + lamb mu_t       (grokfast_ma with warm-up: from t = window_size on; until then g_t)
-"""
+"""Grokfast: the slow component of the gradient, amplified."""
 
 from typing import Any, NamedTuple
 
@@ -28,14 +23,19 @@ class GrokfastEmaState(NamedTuple):
 def grokfast_ema(
     alpha: Scalar = 0.98, *, lamb: Scalar = 2.0, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds a multiple of the running mean of gradients, ahead of any optimizer.
+    """Adds a multiple of the running mean of gradients to the gradient, in front of any optimizer.
 
-    `optax.chain(gk.grokfast_ema(), gk.adamw(1e-3))`. Under data parallelism it belongs behind the mean over devices.
-    A constant gradient comes out 1 + lamb times as long, so the learning rate is commonly divided by that.
+    Equations:
+
+        mu_t = alpha mu_{t-1} + (1 - alpha) g_t,   mu_1 = g_1
+        g_t <- g_t + lamb mu_t
+
+    `optax.chain(gk.grokfast_ema(), gk.adamw(1e-3))`. Under data parallelism it belongs behind the mean over devices. A
+    constant gradient becomes 1 + lamb times as long, so the learning rate is commonly divided by that.
 
     Args:
       alpha: decay of the mean, in [0, 1]. Default 0.98 (official code).
-      lamb: weight of the mean, >= 0. Default 2 (official code). 0 changes nothing.
+      lamb: weight of the mean, >= 0. Default 2 (official code). 0 has no effect.
       mu_dtype: dtype in which the mean is kept. Default float32.
 
     Returns:
@@ -74,7 +74,8 @@ def grokfast_ema(
 
 
 class GrokfastMaState(NamedTuple):
-    """Number of updates made, and the last gradients: the one of step t at t mod window_size, along a first axis."""
+    """Number of updates made, and the last gradients along a leading axis, that of step t at index t mod
+    window_size."""
 
     count: jax.Array
     window: Any
@@ -88,17 +89,22 @@ def grokfast_ma(
     warmup: bool = True,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds a multiple of the mean of the last gradients, ahead of any optimizer.
+    """Adds a multiple of the mean of the last gradients to the gradient, in front of any optimizer.
 
-    It keeps every one of them: 100 words per parameter with the default window, where `grokfast_ema` keeps one.
+    Equations:
+
+        mu_t = the mean, or the sum, of g_{t-window_size+1}, ..., g_t
+        g_t <- g_t + lamb mu_t                           with `warmup` only for t >= window_size
+
+    The state has all of these gradients: 100 words per parameter with the default window, where `grokfast_ema` has one.
 
     Args:
-      window_size: how many gradients, >= 1. Default 100 (official code).
-      lamb: weight of the mean, >= 0. Default 5 (official code). 0 changes nothing.
+      window_size: number of gradients in the window, >= 1. Default 100 (official code).
+      lamb: weight of the mean, >= 0. Default 5 (official code). 0 has no effect.
       filter_type: "mean" or "sum" of the gradients in the window. Default "mean" (official code).
-      warmup: whether gradients pass unchanged until the window is full. Default True (official code); without, the
-        mean is of what there is.
-      mu_dtype: dtype in which gradients are kept; bfloat16 halves the memory. Default float32.
+      warmup: whether gradients pass unchanged until the window is full. Default True (official code); without it the
+        mean is over the gradients so far.
+      mu_dtype: dtype of the gradients in the state; bfloat16 halves the memory. Default float32.
 
     Returns:
       A transformation. State: `window_size` words per parameter and a counter. Elementwise: no collective.
@@ -114,7 +120,7 @@ def grokfast_ma(
       (1.0, 5.0)
 
     Reference: Lee et al. Grokfast: Accelerated Grokking by Amplifying Slow Gradients. 2024, arXiv 2405.20233. The
-    official code's further switch, which ends the amplification, is not here: leave the link out.
+    official code has another switch, which ends the amplification: here, leave the link out.
     """
     checks.switch(warmup=warmup)
     checks.floating_dtype(mu_dtype=mu_dtype)

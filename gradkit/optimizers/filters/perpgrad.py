@@ -1,10 +1,4 @@
-"""perpGrad: gradients without their component along the weights.
-
-Per tensor, with the parameters x:
-
-    o = g - <x, g> / (<x, x> + eps) x
-    g <- o |g| / (|o| + eps)        (rescale; 0 where o is rounding error)
-"""
+"""perpGrad: gradients without their component along the weights."""
 
 from typing import Any
 
@@ -25,13 +19,18 @@ PAPER = Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 20
 def perpgrad(
     *, eps: Scalar = 1e-30, rescale: bool = True, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Projects every tensor's gradient onto the plane orthogonal to its weights, ahead of any optimizer.
+    """Projects every tensor's gradient onto the plane orthogonal to its weights, in front of any optimizer.
+
+    Equations, per tensor, with the parameters x:
+
+        o = g - <x, g> / (<x, x> + eps) x
+        g <- o |g| / (|o| + eps)             with `rescale`, else o; 0 where o is rounding error
 
     It stops the growth of weights that only scales logits: `optax.chain(gk.perpgrad(), gk.adamw(1e-3))`.
 
     Args:
       eps: guards both divisions, >= 0. Default 1e-30 (official code).
-      rescale: whether the result gets the length of the gradient. Default True (official code); the paper's equation
+      rescale: whether the result has the length of the gradient. Default True (official code); the paper's equation
         has no such factor.
       layout: which axes are stacks: every layer of a scan is projected by itself.
 
@@ -50,18 +49,18 @@ def perpgrad(
 
     Reference: Prieto et al. Grokking at the Edge of Numerical Stability. 2025, arXiv 2501.04697. Where the gradient
     is parallel to the weights up to rounding (always for a tensor of one entry) the result is 0; the
-    official code blows that rounding error up to the gradient's length.
+    official code scales that rounding error up to the gradient's length.
     """
     checks.switch(rescale=rescale)
     checks.real("eps", eps, "[0, inf)")
 
     def along(xg: jax.Array, xx: jax.Array) -> jax.Array:
-        """<x, g> / (<x, x> + eps), the share of x in g."""
+        """<x, g> / (<x, x> + eps), the coefficient of x in g."""
         square = xx + scalar(eps, xx)
         return jnp.where(square > 0, xg / jnp.where(square > 0, square, jnp.ones_like(square)), 0 * xg)
 
     def length(n_g: jax.Array, n_o: jax.Array) -> jax.Array:
-        """What o is multiplied by."""
+        """The factor of o."""
         vanished = n_o <= 4 * jnp.finfo(n_g.dtype).eps * n_g
         factor = (
             n_g / jnp.where(vanished, jnp.ones_like(n_o), n_o + scalar(eps, n_o)) if rescale else jnp.ones_like(n_o)
@@ -87,14 +86,18 @@ def perpgrad(
 def orthogonalize_to_params(
     *, eps: Scalar = 1e-30, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Takes the part of every gradient that lies along its weights out of it: `perpgrad` that gives no length back.
+    """Removes the component of every gradient along its weights.
+
+    This is `gk.perpgrad` with `rescale=False`. Per tensor:
+
+        g <- g - <x, g> / (<x, x> + eps) x
 
     Args:
       eps: guards the division by |x|^2, >= 0. Default 1e-30 (official code).
       layout: which axes are stacks: every layer of a scan is projected by itself.
 
     Returns:
-      A transformation that needs `params`. No state. Collectives: as `perpgrad`.
+      A transformation that needs `params`. No state. Collectives: those of `perpgrad`.
 
     Raises:
       ValueError: `eps` negative or NaN; complex leaves.

@@ -1,4 +1,4 @@
-"""A gradient without the directions in which the parameters have hardly moved: for one small vector."""
+"""A gradient without the directions in which the parameters have hardly moved, for one small vector."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ MAX_DIM = 8192
 
 
 class ProjectOutHistoryState(NamedTuple):
-    """Number of updates made; per leaf the last parameters, and the directions that are removed, zeros at first."""
+    """Number of updates made; per leaf the last parameters, and the directions that are removed, which start at
+    zero."""
 
     count: jax.Array
     history: Any
@@ -31,7 +32,7 @@ class ProjectOutHistoryState(NamedTuple):
 
 
 def removed(history: jax.Array, variance: Any, standardize: bool) -> jax.Array:
-    """The principal components of some rows behind those that explain all but `variance`; others are zeros.
+    """The principal components of some rows after those that explain all but `variance`; the others are zeros.
 
     >>> rows = jnp.array([[0.0, 0.0], [1.0, 0.01], [2.0, -0.01], [3.0, 0.0]])
     >>> jnp.abs(removed(rows, 0.1, False)).round(1).tolist()
@@ -45,7 +46,7 @@ def removed(history: jax.Array, variance: Any, standardize: bool) -> jax.Array:
     power = jnp.square(s)
     total = jnp.sum(power)
     share = jnp.cumsum(power) / jnp.where(total > 0, total, jnp.ones_like(total))
-    # The first that brings the sum above the bound is kept, as are all before it.
+    # The first component that brings the sum above the bound is kept, as are all before it.
     behind = jnp.concatenate([jnp.zeros((1,), bool), share[:-1] > 1 - scalar(variance, share)])
     visited = s > max(history.shape) * jnp.finfo(s.dtype).eps * s[0]
     return jnp.where((behind & visited)[:, None], Vt, jnp.zeros_like(Vt))
@@ -56,24 +57,28 @@ def project_out_history(
 ) -> optax.GradientTransformationExtraArgs:
     """Removes from the gradient its part in the low-variance directions of the last parameters.
 
+    Equations:
+
         every `window_size` steps: the principal components of the last `window_size` parameter vectors; with i the
         first for which components 1 ... i explain more than 1 - variance, the rows of E are those after i
-        g <- g - (g E^T) E,    g as it is before the first refresh
+        g <- g - (g E^T) E,    before the first refresh g is not changed
 
-    It goes behind a zeroth-order gradient of one small vector, such as a token, and ahead of Adam without decay: the
-    estimate's noise is spread over all directions, and the way of the parameters is not. Directions that were never
-    visited are kept.
+    It belongs behind a zeroth-order gradient of one small vector, such as a token, and in front of Adam without decay:
+    the noise of the estimate is spread over all directions, and the path of the parameters is not. Directions that were
+    never visited are kept.
 
     Args:
-      window_size: parameter vectors that are kept, and steps between refreshes, >= 2. Default 128 (official code, tau).
-      variance: share that is not explained, in (0, 1). Default 1e-3 (official script; 1 - nu, whose default is 0.99).
+      window_size: number of parameter vectors in the history, and of steps between refreshes, >= 2. Default 128
+        (official code, tau).
+      variance: share of the variance that the kept components need not explain, in (0, 1). Default 1e-3 (official
+        script; 1 - nu, whose default is 0.99).
       standardize: whether every coordinate of the history is divided by its standard deviation first, as the code does,
-        which then applies the components to the raw gradient. Default False, which is consistent.
+        which then applies the components to the raw gradient. Default False, so that both have the same coordinates.
 
     Returns:
       A transformation that needs `params`; mask it to the small leaf (`optax.masked`): state is 2 window_size words per
-      parameter, and there is one singular value decomposition per leaf every `window_size` steps. Sharding: replicated;
-      a leaf that is sharded is gathered.
+      parameter, and there is one singular value decomposition per leaf every `window_size` steps. The state is
+      replicated; a sharded leaf is all-gathered.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf of more than 8192 entries; complex leaves; at `update`,
@@ -84,14 +89,14 @@ def project_out_history(
       >>> state = tx.init(x)
       >>> for x in (jnp.array([0.0, 1.0]), jnp.array([1.0, 1.0])):
       ...     u, state = tx.update(jnp.array([3.0, 4.0]), state, x)
-      >>> print(u)  # the one direction it has moved in explains everything
+      >>> print(u)  # the one direction in which x has moved explains all of the variance
       [3. 4.]
 
     Reference: Seo et al. Efficient Personalization of Quantized Diffusion Model without Backpropagation. 2025, arXiv
-    2503.14868 (ZOODiP). The parameters before this step are the newest of the history, and a refresh holds for this
-    step already. Components without variance are arbitrary and are kept, where a decomposition into `window_size`
-    components may remove one. Its estimator, n one-sided directions against one shared evaluation, divides by
-    n sqrt((d' + n - 1) / n) with d' the directions that are left, which Adam does not see.
+    2503.14868 (ZOODiP). The parameters before this step are the newest of the history, and a refresh already acts on
+    this step. Components without variance are arbitrary and are kept, where a decomposition into `window_size`
+    components may remove one. The paper's estimator, n one-sided differences with one shared evaluation, divides by n
+    sqrt((d' + n - 1) / n), with d' the number of directions that are left; Adam is invariant to that factor.
     """
     window_size = checks.integer("window_size", window_size, 2)
     checks.real("variance", variance, "(0, 1)")
@@ -155,7 +160,7 @@ register(
     paper=PAPER,
     words=256,
     opt_outs={
-        "words": "for small leaves alone: the leaves of this point have more entries than it takes",
+        "words": "for small leaves alone: the leaves of this test have more entries than it accepts",
     },
     collectives="matrices",
     notes="for one small vector behind a zeroth-order gradient; mask it",

@@ -1,4 +1,5 @@
-"""Training quantized networks in little memory: gradients in the units of the codes, and updates of a few channels."""
+"""Training of quantized networks in little memory: gradients in the units of the codes, and updates of a few
+channels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,25 +24,28 @@ RATIOS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 def quantization_aware_scaling(scales: Any) -> optax.GradientTransformationExtraArgs:
-    """Divides the gradient of integer codes by the square of their scale, so that codes learn as real weights do.
+    """Divides the gradient of integer codes by the squared scale, so that codes learn as real weights do.
 
-        weight = scale code;    g <- g / scale^2
+    Equation, for weight = scale code:
 
-    The gradient of a code is scale times that of the weight, and the code is weight / scale: |code| / |gradient| is off
-    by scale^-2. With this link SGD on the codes, with momentum as well, is SGD on the real weights, and decoupled decay
-    stays what it is. Adam does not need it; its steps are then in units of the codes.
+        g <- g / scale^2
+
+    The gradient of a code is scale times that of the weight, and the code is weight / scale: their ratio differs from
+    that of the real weight by scale^-2. With this link SGD on the codes, with or without momentum, is SGD on the real
+    weights, and decoupled decay means the same. Adam does not need it; its steps are then in units of the codes.
 
     Args:
       scales: positive numbers, or a tree of them of which the parameters may be a refinement. Each has to broadcast to
-        its leaf: one number, or one per output channel, the last axis. Of a kernel s_W; of a bias in int32 codes
-        s_x s_W.
+        its leaf: one number, or one per output channel, the last axis. The scale of a kernel is s_W, that of a bias in
+        int32 codes s_x s_W.
 
     Returns:
-      A transformation, ahead of momentum. No state. Elementwise: no collective; scales are sharded as the channels.
+      A transformation for the place in front of momentum. No state. Elementwise: no collective; scales are sharded
+      like the channels.
 
     Raises:
       ValueError: scales that are not positive, of another structure, or that do not broadcast to their leaf; leaves
-        that are no real floating point numbers: keep the codes in floating point and round them in the forward pass.
+        that are not real floating point numbers: keep the codes in floating point and round them in the forward pass.
 
     Example:
       >>> tx = quantization_aware_scaling({"kernel": jnp.array([0.5, 2.0])})
@@ -94,27 +98,28 @@ def sparse_update(
     key: Key = 0,
     layout: Layout | None = None,
 ) -> Any:
-    """The mask of a sparse update: some input channels of some kernels, and some leaves completely.
+    """The mask of a sparse update: some input channels of some kernels, and all entries of some other leaves.
 
         of a kernel with n input channels, int(ratio n) are updated: those with the largest ("magnitude+") or smallest
         ("magnitude-") norm of their weights, over all other axes, or some at random
 
-    Chosen once, before training; put `gk.keep_updates(mask)` last in the chain. A mask alone saves no memory: the saved
-    activations go if what is not trained is closed over, or stopped with `jax.lax.stop_gradient` before the loss is
-    traced, and if the channels are a static slice.
+    The mask is made once, before training; `gk.keep_updates(mask)` is the last link of the chain. A mask alone saves no
+    memory: activations are no longer saved if the other parameters are closed over, or stopped with
+    `jax.lax.stop_gradient` before the loss is traced, and if the channels are a static slice.
 
     Args:
       params: the parameters at the start.
       layers: which kernels: a selector, a tree of booleans, a function params -> booleans, a boolean.
       ratio: in (0, 1]; or names of kernels -> ratios, as `plan_sparse_update` decides them. Default 1.
       criterion: "magnitude+" (paper), "magnitude-" or "random". Default "magnitude+".
-      biases: which leaves are updated completely, in the same forms: those of the last layers. Default False: none.
+      biases: which leaves are updated completely, in the same forms, such as the biases of the last layers. Default
+        False: none.
       key: for "random", a random key or an integer. Default 0.
       layout: which axes are inputs, outputs and stacks. Default None: the tree.
 
     Returns:
-      A tree of boolean arrays like `params`. The input channel of a convolution (HWIO) is I; of a depthwise one, whose
-      I is 1, it is the output. Every layer of a stack has channels of its own.
+      A tree of boolean arrays like `params`. The input channel of a convolution (HWIO) is I; that of a depthwise
+      convolution, whose I is 1, is its output channel. Every layer of a stack has channels of its own.
 
     Raises:
       ValueError: an argument outside its range; a kernel without input axes among `layers`, or without a ratio.
@@ -162,8 +167,8 @@ def sparse_update(
 
 
 class SparsePlan(NamedTuple):
-    """What is updated: the biases of the last `bias_layers` layers, and of layer i the share `ratios[i]` of the input
-    channels of its kernel, 0 for none; the gain and the cost of it."""
+    """What is updated: the biases of the last `bias_layers` layers, and the share `ratios[i]` of the input channels of
+    the kernel of layer i, 0 for none; the gain and the cost of that."""
 
     bias_layers: int
     ratios: tuple[float, ...]
@@ -179,13 +184,13 @@ def plan_sparse_update(
     *,
     ratios: Sequence[float] = RATIOS,
 ) -> SparsePlan:
-    """The sparse update of the largest gain within a budget of memory.
+    """The sparse update with the largest gain within a budget of memory.
 
         maximise  bias_gain[k] + sum_i weight_gain[i, r_i]    subject to the same sum of costs <= budget
 
-    over k, the number of last layers whose biases are updated, and a ratio r_i or none for every layer. Gains are those
-    in accuracy of updating one thing alone, measured offline; that they add up is an assumption (contribution
-    analysis).
+    over k, the number of last layers whose biases are updated, and a ratio r_i or none for every layer. A gain is the
+    improvement in accuracy from updating one item alone, measured offline; that gains add up is an assumption
+    (contribution analysis).
 
     Args:
       bias_gain: gains for k = 1, 2, ..., finite; k = 0 has gain and cost 0.
@@ -195,7 +200,7 @@ def plan_sparse_update(
       ratios: of the columns, each in (0, 1]. Default 1/8, 1/4, 1/2, 1 (paper).
 
     Returns:
-      A `SparsePlan`, the optimum; of equal gains the cheapest. No arrays of JAX: to be called before training.
+      A `SparsePlan`, the optimum; among equal gains the cheapest. It has no JAX arrays and is made before training.
 
     Raises:
       ValueError: shapes that do not fit each other, numbers outside their range.
@@ -206,8 +211,8 @@ def plan_sparse_update(
       (1, (1.0,), 3.5)
 
     Reference: Lin et al. On-Device Training Under 256KB Memory. 2022, arXiv 2206.15472, which searches by evolution; at
-    these sizes dynamic programming is exact: of all partial plans those remain that no other has a larger gain than at
-    most their cost.
+    these sizes dynamic programming is exact: a partial plan is dropped where another one has at least its gain at no
+    more than its cost.
     """
     for each in ratios:
         checks.real("ratios", each, "(0, 1]")

@@ -1,14 +1,4 @@
-"""Complex momentum: a heavy ball whose decay is a complex number, for games and minimization alike.
-
-beta = decay e^{i angle}
-mu_t = beta mu_{t-1} - g_t                                complex, mu_0 = 0
-x_t  = x_{t-1} + learning_rate Re(mu_t)                   = x_{t-1} - learning_rate sum_k decay^k cos(k angle) g_{t-k}
-
-complex_adam:
-mu_t = beta mu_{t-1} - (1 - decay) g_t
-v_t  = b2 v_{t-1} + (1 - b2) g_t^2
-x_t  = x_{t-1} + learning_rate Re(mu_t) / (sqrt(v_t / (1 - b2^t)) + eps)
-"""
+"""Complex momentum: a heavy ball whose decay is a complex number, for games and minimization alike."""
 
 import functools
 import math
@@ -46,8 +36,8 @@ class ScaleByComplexAdamState(NamedTuple):
 
 
 @functools.partial(jax.jit, inline=True)
-def _turned(r: jax.Array, i: jax.Array, g: jax.Array, decay: Any, angle: Any) -> tuple[jax.Array, jax.Array]:
-    """beta (r + i imaginary) + g."""
+def _followed(r: jax.Array, i: jax.Array, g: jax.Array, decay: Any, angle: Any) -> tuple[jax.Array, jax.Array]:
+    """The parts of decay e^{i angle} (r + i imaginary) + g."""
     decay, angle = jnp.asarray(decay, g.dtype), jnp.asarray(angle, g.dtype)
     cos, sin = decay * jnp.cos(angle), decay * jnp.sin(angle)
     r, i = r.astype(g.dtype), i.astype(g.dtype)
@@ -60,8 +50,8 @@ def _check(decay: Any, angle: Any) -> None:
 
 
 def _parts(state: Any, g: Any, decay: Any, angle: Any, mu_dtype: Any) -> tuple[Any, Any, Any]:
-    """The real part as it is used, and both parts as they are kept."""
-    pairs = jax.tree.map(lambda r, i, g: _turned(r, i, g, decay, angle), state.real, state.imaginary, g)
+    """The real part in the dtype of the gradient, and both parts in that of the state."""
+    pairs = jax.tree.map(lambda r, i, g: _followed(r, i, g, decay, angle), state.real, state.imaginary, g)
     pick = lambda k: jax.tree.map(lambda _, pair: pair[k], g, pairs)  # noqa: E731
     real, imaginary = pick(0), pick(1)
     kept = (lambda x: x.astype(mu_dtype)) if mu_dtype is not None else (lambda x: x)
@@ -73,12 +63,15 @@ def scale_by_complex_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces updates by the real part of their complex momentum.
 
-        mu_t   = decay e^{i angle} mu_{t-1} + g_t
-        result = Re(mu_t) = sum_k decay^k cos(k angle) g_{t-k}
+    Equations, with mu_0 = 0:
+
+        mu_t = decay e^{i angle} mu_{t-1} + g_t                      complex
+        u_t  = Re(mu_t) = sum_k decay^k cos(k angle) g_{t-k}
 
     Args:
-      decay: |beta|, in [0, 1). Default 0.9 (the paper has 0.8 to 0.9).
-      angle: of beta, in [0, pi], radians: 0 is the heavy ball, pi negative momentum. Default pi / 8 (paper).
+      decay: absolute value of the complex decay, in [0, 1). Default 0.9 (the paper has 0.8 to 0.9).
+      angle: angle of the complex decay, in [0, pi], radians: 0 is the heavy ball, pi negative momentum. Default pi / 8
+        (paper).
       mu_dtype: dtype in which both parts are kept between steps. Default float32, or float64 for float64 parameters.
 
     Returns:
@@ -96,8 +89,8 @@ def scale_by_complex_momentum(
       0.5
 
     Reference: Lorraine. Scalable Nested Optimization for Deep Learning. 2024, arXiv 2407.01526; Lorraine, Acuna, Vicol,
-    Duvenaud. Complex Momentum for Optimization in Games. 2021, arXiv 2102.08431. The momentum has the sign of the
-    gradient here, so that the learning rate is the link behind it.
+    Duvenaud. Complex Momentum for Optimization in Games. 2021, arXiv 2102.08431. The paper's momentum is -mu_t;
+    here it has the sign of the gradient, so that the learning rate is the link behind it.
     """
     _check(decay, angle)
     checks.floating_dtype(mu_dtype=mu_dtype)
@@ -123,13 +116,16 @@ def scale_by_complex_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """The real part of complex momentum over the root of the second moment.
 
-        mu_t   = decay e^{i angle} mu_{t-1} + (1 - decay) g_t
-        v_t    = b2 v_{t-1} + (1 - b2) g_t^2
-        result = Re(mu_t) / (sqrt(v_t / (1 - b2^t)) + eps)
+    Equations, with mu_0 = 0:
+
+        mu_t = decay e^{i angle} mu_{t-1} + (1 - decay) g_t          complex
+        v_t  = b2 v_{t-1} + (1 - b2) g_t^2
+        u_t  = Re(mu_t) / (sqrt(v_t / (1 - b2^t)) + eps)
 
     Args:
-      decay: |beta|, in [0, 1). Default 0.9.
-      angle: of beta, in [0, pi], radians; 0 is Adam without correction of the first moment. Default pi / 8 (paper).
+      decay: absolute value of the complex decay, in [0, 1). Default 0.9.
+      angle: angle of the complex decay, in [0, pi], radians; 0 is Adam without bias correction of the first moment.
+        Default pi / 8 (paper).
       b2: decay of the second moment, in [0, 1). Default 0.999 (Adam).
       eps: added to the root, >= 0. Default 1e-8 (Adam).
       mu_dtype: dtype in which both parts are kept between steps. Default float32.
@@ -145,8 +141,8 @@ def scale_by_complex_adam(
       >>> print(tx.update(jnp.array([2.0, -3.0]), tx.init(jnp.zeros(2)))[0].round(4))
       [ 0.25 -0.25]
 
-    Reference: Lorraine. Scalable Nested Optimization for Deep Learning. 2024, arXiv 2407.01526. Whether the paper
-    corrects the first moment, and where eps is, was not at hand: the first moment is not corrected.
+    Reference: Lorraine. Scalable Nested Optimization for Deep Learning. 2024, arXiv 2407.01526. The place of eps
+    and a correction of the first moment could not be looked up in the paper: here the first moment is not corrected.
     """
     _check(decay, angle)
     checks.real("b2", b2, "[0, 1)")
@@ -185,16 +181,20 @@ def complex_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with complex momentum, which converges in games where real momentum goes in circles.
 
-        mu_t = decay e^{i angle} mu_{t-1} - g_t
-        x_t  = x_{t-1} + learning_rate Re(mu_t)
+    Equations, with mu_0 = 0:
 
-    In a game every player has one of its own, updated at the same time or in turns; an angle between those of the heavy
-    ball and of negative momentum suits minimization and games both.
+        mu_t = decay e^{i angle} mu_{t-1} + g_t                      complex
+        x_t  = x_{t-1} - learning_rate (Re(mu_t) + weight_decay x_{t-1})
+
+    Without decay the step is -learning_rate sum_k decay^k cos(k angle) g_{t-k}. In a game every player has one of its
+    own, updated at the same time or alternately; an angle between those of the heavy ball and of negative momentum
+    suits both minimization and games.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      decay: |beta|, in [0, 1). Default 0.9 (the paper has 0.8 to 0.9).
-      angle: of beta, in [0, pi], radians: 0 is the heavy ball, pi negative momentum. Default pi / 8 (paper).
+      decay: absolute value of the complex decay, in [0, 1). Default 0.9 (the paper has 0.8 to 0.9).
+      angle: angle of the complex decay, in [0, pi], radians: 0 is the heavy ball, pi negative momentum. Default pi / 8
+        (paper).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which both parts are kept between steps. Default float32.
@@ -208,7 +208,7 @@ def complex_momentum(
     Example:
       >>> tx, x = complex_momentum(1.0, decay=0.5, angle=math.pi / 2), jnp.array(0.0)
       >>> state = tx.init(x)
-      >>> for g in (1.0, 0.0, 0.0):  # the gradient of two steps ago comes back with the other sign
+      >>> for g in (1.0, 0.0, 0.0):  # the gradient of two steps ago returns with the opposite sign
       ...     u, state = tx.update(jnp.array(g), state, x)
       ...     print(round(float(u), 4) + 0.0)
       -1.0
@@ -237,16 +237,19 @@ def complex_adam(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with complex momentum.
+    """Adam with complex momentum for its first moment.
 
-        mu_t = decay e^{i angle} mu_{t-1} - (1 - decay) g_t
+    Equations, with mu_0 = 0:
+
+        mu_t = decay e^{i angle} mu_{t-1} + (1 - decay) g_t          complex
         v_t  = b2 v_{t-1} + (1 - b2) g_t^2
-        x_t  = x_{t-1} + learning_rate Re(mu_t) / (sqrt(v_t / (1 - b2^t)) + eps)
+        x_t  = x_{t-1} - learning_rate (Re(mu_t) / (sqrt(v_t / (1 - b2^t)) + eps) + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      decay: |beta|, in [0, 1). Default 0.9.
-      angle: of beta, in [0, pi], radians; 0 is Adam without correction of the first moment. Default pi / 8 (paper).
+      decay: absolute value of the complex decay, in [0, 1). Default 0.9.
+      angle: angle of the complex decay, in [0, pi], radians; 0 is Adam without bias correction of the first moment.
+        Default pi / 8 (paper).
       b2: decay of the second moment, in [0, 1). Default 0.999 (Adam).
       eps: added to the root, >= 0. Default 1e-8 (Adam).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
@@ -264,7 +267,7 @@ def complex_adam(
       >>> print(tx.update(x, tx.init(x), x)[0].round(4))
       [-0.125  0.125]
 
-    Reference: Lorraine. Scalable Nested Optimization for Deep Learning. 2024, arXiv 2407.01526. Departures: in
+    Reference: Lorraine. Scalable Nested Optimization for Deep Learning. 2024, arXiv 2407.01526. Departures: those of
     `scale_by_complex_adam`.
     """
     return optimizer(

@@ -1,11 +1,4 @@
-"""Momentum with the rate inside, corrected for changes of the rate.
-
-    v_t = momentum gamma_t / gamma_{t-1} v_{t-1} + gamma_t g_t
-    w_t = w_{t-1} - v_t,   or with Nesterov  momentum v_t + gamma_t g_t for v_t
-
-Without the factor gamma_t / gamma_{t-1} (`gk.momentum`) what is in v goes on at the rate it came in with. What is kept
-is u = v / gamma, which needs no division, and loses nothing while the rate is 0:  u_t = momentum u_{t-1} + g_t.
-"""
+"""Momentum with the learning rate inside it, corrected for changes of the learning rate."""
 
 import optax
 
@@ -24,9 +17,16 @@ def correct_momentum(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent with momentum correction, for warm-ups and falls of the rate.
+    """Gradient descent with momentum correction, for schedules that warm up or fall.
 
-    Equations: at the head of this file.
+    Equations, with gamma_t the learning rate:
+
+        v_t = momentum gamma_t / gamma_{t-1} v_{t-1} + gamma_t g_t
+        w_t = w_{t-1} - v_t,   or with nesterov  momentum v_t + gamma_t g_t for v_t
+
+    Without the factor gamma_t / gamma_{t-1} (`gk.momentum`) earlier gradients keep the learning rate that they entered
+    the momentum with. The state is u_t = v_t / gamma_t = momentum u_{t-1} + g_t, which needs no division, and loses
+    nothing while the learning rate is 0.
 
     Args:
       learning_rate: gamma, step size >= 0, or a schedule.
@@ -45,11 +45,12 @@ def correct_momentum(
       >>> tx = correct_momentum(optax.linear_schedule(0.5, 1.0, 1), momentum=0.5)
       >>> g = jnp.array(1.0)
       >>> _, state = tx.update(g, tx.init(g), g)
-      >>> float(tx.update(0 * g, state, g)[0])  # v = 0.5 g, twice the rate, half the momentum
+      >>> float(tx.update(0 * g, state, g)[0])  # v = 0.5 g, times 2 for the rate, times 0.5 for the momentum
       -0.5
 
     Reference: Goyal et al. Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour. 2017, arXiv 1706.02677, remark
-    on momentum correction. Its two forms are one: the step is that of `gk.sgd(learning_rate, momentum=momentum)`.
+    on momentum correction. The step is that of `gk.sgd(learning_rate, momentum=momentum)`, which is the other form in
+    the paper.
     """
     checks.real("momentum", momentum, "[0, 1]")
     return optimizer(

@@ -1,13 +1,4 @@
-"""EMA-Nesterov: Nesterov's look-ahead along a moving average of the steps, around any optimizer.
-
-y_t the parameters, where g_t is taken; x_t the true ones; t = 0, 1, ... the number of steps made, m_0 = 0:
-
-    y_t = x_t + beta_t m_t                           beta_t = beta for start <= t < stop, else 0
-    x_{t+1} = y_t + u_t                              u_t what the optimizer makes of g_t at y_t, its decay too
-    m_{t+1} = gamma m_t + (1 - gamma) (x_{t+1} - x_t)
-
-The update is y_{t+1} - y_t = u_t + beta_{t+1} m_{t+1}.
-"""
+"""EMA-Nesterov: Nesterov's look-ahead along a moving average of the steps, around any optimizer."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +18,7 @@ NAME = "ema_nesterov"
 
 
 class EmaNesterovState(NamedTuple):
-    """Number of updates; m, and the beta by which the parameters are ahead along it; the state of the optimizer."""
+    """Number of updates; m, and the beta of the look-ahead along it; the state of the optimizer."""
 
     count: jax.Array
     mu: Any
@@ -51,18 +42,25 @@ def ema_nesterov(
     start: int = 0,
     stop: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets gradients be taken ahead of the parameters, along a moving average of the steps that were made.
+    """Takes gradients ahead of the parameters, along a moving average of the steps that were made.
 
-    Equations: at the head of this file. It goes outermost. Read the true parameters with
-    `gk.eval_params(state, params)`; every loop does.
+    Equations, with y_t the user's parameters, where g_t is taken, x_t the true ones, t = 0, 1, ... the number of steps
+    made, and m_0 = 0:
+
+        y_t = x_t + beta_t m_t                           beta_t = beta for start <= t < stop, else 0
+        x_{t+1} = y_t + u_t                              u_t what the optimizer makes of g_t at y_t, its decay included
+        m_{t+1} = gamma m_t + (1 - gamma) (x_{t+1} - x_t)
+
+    The update is y_{t+1} - y_t = u_t + beta_{t+1} m_{t+1}. This wrapper must be the outermost one. Read the true
+    parameters with `gk.eval_params(state, params)`; every loop does.
 
     Args:
       inner: any optimizer; its updates include the learning rate.
-      beta: how far ahead, >= 0, or a schedule of the number of steps made. The paper has 0 during the warm-up and the
-        last decay of the rate.
+      beta: distance of the look-ahead in units of m, >= 0, or a schedule of the number of steps made. The paper has 0
+        during the warm-up and the last decay of the learning rate.
       gamma: decay of the average of steps, in [0, 1). With 0, and SGD, it is Nesterov's method with momentum beta.
-      start: steps made before it looks ahead, >= 0. Default 0.
-      stop: steps made after which it no longer does, >= 0. Default None: it always does.
+      start: number of steps before the look-ahead begins, >= 0. Default 0.
+      stop: number of steps after which it ends, >= 0. Default None: it does not end.
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter, two numbers, and the inner state. Elementwise:
@@ -75,7 +73,7 @@ def ema_nesterov(
       >>> from gradkit.transforms import eval_params
       >>> tx, y = ema_nesterov(optax.sgd(1.0), beta=2.0, gamma=0.5), jnp.array(0.0)
       >>> u, state = tx.update(jnp.array(-1.0), tx.init(y), y)
-      >>> (y + u).item(), eval_params(state, y + u).item()  # x is 1, m half of the step
+      >>> (y + u).item(), eval_params(state, y + u).item()  # x is 1, m is half of the step
       (2.0, 1.0)
 
     Reference: Yau et al. EMA-Nesterov: Stabilizing Nesterov's Lookahead for Accelerated Deep Learning Optimization.
@@ -103,7 +101,7 @@ def ema_nesterov(
         u, own = below.update(g, state.inner, params, **extra)
         count, old = increment(state.count), state.beta
         new = ahead(count, old.dtype)
-        # x_{t+1} - x_t is u, and the way from x_t to y_t.
+        # x_{t+1} - x_t is the update u and the difference y_t - x_t.
         m = jax.tree.map(lambda m, u: ema(m, u + cast(old, u.dtype) * cast(m, u.dtype), gamma), state.mu, u)
         moved = jax.tree.map(lambda u, m: u + cast(new, u.dtype) * cast(m, u.dtype), u, m)
         return moved, EmaNesterovState(count, m, new, own)

@@ -1,11 +1,4 @@
-"""Gravity: momentum of gradients whose largest entries are damped, as a ball is that falls down a steep slope.
-
-M = max |g| over the tensor
-z = g / (1 + (g M)^2)                                     at most 1 / (2 M), where |g| = 1 / M
-V_t = b_t V_{t-1} + (1 - b_t) z,   b_t = (beta t + 1) / (t + 2)
-V_0 ~ N(0, (alpha / learning_rate)^2), entry by entry
-x_t = x_{t-1} - learning_rate V_t
-"""
+"""Gravity: momentum of gradients whose largest entries are damped, as a ball is that falls down a steep slope."""
 
 from typing import Any, NamedTuple
 
@@ -54,13 +47,19 @@ def scale_by_gravity(
 ) -> optax.GradientTransformationExtraArgs:
     """The momentum of gradients that are damped where they are large for their tensor.
 
-    Equations: the first three at the head of this file; entries above 1 / M move less the larger they are.
+    Equations, with V_0 ~ N(0, init_std^2), entry by entry, and the update V_t:
+
+        M = max |g| over the tensor
+        z = g / (1 + (g M)^2)                                     at most 1 / (2 M), where |g| = 1 / M
+        V_t = b_t V_{t-1} + (1 - b_t) z,   b_t = (beta t + 1) / (t + 2)
+
+    Entries above 1 / M move less the larger they are.
 
     Args:
       beta: decay of the velocity after many steps, in [0, 1]; at the first step it is (beta + 1) / 3. Default 0.9
         (official code).
       init_std: standard deviation of V_0, >= 0. Default 0: it starts at rest.
-      key: a typed random key or an integer that V_0 is drawn with; needed where `init_std` is not 0. Default none.
+      key: a typed random key or an integer that V_0 is drawn with; needed where `init_std` is not 0. Default None.
       layout: which axes are stacks: every layer of a scan has its own M.
 
     Returns:
@@ -68,7 +67,8 @@ def scale_by_gravity(
       are sharded.
 
     Raises:
-      ValueError: a hyperparameter outside its range; no key where one is needed (of a traced `init_std`, at `init`).
+      ValueError: a hyperparameter outside its range; a missing key where one is needed (with a traced `init_std`, at
+        `init`).
 
     Example:
       >>> tx = scale_by_gravity(beta=0.5)
@@ -127,24 +127,29 @@ def gravity(
     key: Key | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gravity.
+    """Gradient descent with the momentum of gradients whose large entries are damped (Gravity).
 
-    Equations: at the head of this file.
+    Equations, with V_0 ~ N(0, (alpha / learning_rate)^2), entry by entry:
+
+        M = max |g| over the tensor
+        z = g / (1 + (g M)^2)                                     at most 1 / (2 M), where |g| = 1 / M
+        V_t = b_t V_{t-1} + (1 - b_t) z,   b_t = (beta t + 1) / (t + 2)
+        x_t = x_{t-1} - learning_rate V_t
 
     Args:
       learning_rate: step size >= 0, or a schedule. The official code has 0.1. With alpha > 0 its first value must be
-        > 0: the first velocity is divided by it.
+        > 0, as alpha is divided by it for the first velocity.
       alpha: standard deviation of the step that the first velocity alone would make, >= 0. Default 0.01 (official
         code; the authors' notes advise 0.05). 0 starts at rest.
       beta: decay of the velocity after many steps, in [0, 1]. Default 0.9 (official code).
-      key: a typed key or integer, for the first velocity; needed where alpha is not 0. Default none.
+      key: a typed key or integer, for the first velocity; needed where alpha is not 0. Default None.
       layout: which axes are stacks.
 
     Returns:
       A transformation. State: 1 word per parameter. Collectives: one maximum per tensor where leaves are sharded.
 
     Raises:
-      ValueError: a hyperparameter outside its range; no key, or a first learning rate of 0, with alpha > 0.
+      ValueError: a hyperparameter outside its range; with alpha > 0, a missing key or a first learning rate of 0.
 
     Example:
       >>> tx = gravity(0.1, alpha=0.0, beta=0.5)
@@ -153,7 +158,7 @@ def gravity(
       [-0.01   -0.0059]
 
     Reference: Bahrami, Pouriyan Zadeh. Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning.
-    2021, arXiv 2101.09192. Departures: at `scale_by_gravity`.
+    2021, arXiv 2101.09192. Departures: those of `scale_by_gravity`.
     """
     checks.real("alpha", alpha, "[0, inf)")
     alpha = _number(alpha)
@@ -180,6 +185,6 @@ register(
     golden=("adaptive/gravity",),
     example={"alpha": 0.0},
     notes="needs a key for its random first velocity, or alpha=0",
-    # The velocity starts at rest: a race has no key where a method is built.
+    # A race has no key where a method is built, so the velocity starts at 0.
     race=Race(5e-1, {"alpha": 0.0}),
 )

@@ -1,7 +1,4 @@
-"""The heavy ball: each step is the last one, shortened, and a step down the gradient.
-
-x_{t+1} = x_t - learning_rate(t) g_t + momentum (x_t - x_{t-1})
-"""
+"""The heavy ball: each step is the last one, shortened, and a step down the gradient."""
 
 import optax
 
@@ -16,10 +13,14 @@ from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 def heavy_ball(
     learning_rate: ScalarOrSchedule, *, momentum: Scalar = 0.9, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Heavy ball in its difference form: a change of the rate leaves the displacement before it as it is.
+    """Heavy ball in its difference form: a change of the learning rate does not rescale the previous displacement.
 
-    Equations: at the head of this file. With `gk.schedules.stage_decay_schedule` for the rate this is the method of
-    the paper, and `gk.schedules.heavy_ball_constants` has its constants.
+    Equation:
+
+        x_{t+1} = x_t - learning_rate(t) g_t + momentum (x_t - x_{t-1})
+
+    With `gk.schedules.stage_decay_schedule` for the learning rate this is the method of the paper, and
+    `gk.schedules.heavy_ball_constants` has its constants.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -37,7 +38,7 @@ def heavy_ball(
       >>> tx = heavy_ball(lambda step: jnp.where(step == 0, 1.0, 0.0), momentum=0.5)
       >>> x = jnp.array(1.0)
       >>> _, state = tx.update(x, tx.init(x), x)
-      >>> float(tx.update(x, state, x)[0])  # the rate is 0, and the ball rolls on
+      >>> float(tx.update(x, state, x)[0])  # the learning rate is 0, and the displacement is halved
       -0.5
 
     Reference: Pan et al. Accelerated Convergence of Stochastic Heavy Ball Method under Anisotropic Gradient Noise.

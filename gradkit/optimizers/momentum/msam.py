@@ -1,14 +1,4 @@
-"""Momentum-SAM: the gradient is taken along the coming step, farther out, at the price of one gradient.
-
-y the parameters, where g is taken; x the true ones; c and the momentum v of the step before, both 0 at the start:
-
-    SGD      x = y + c v,   v = momentum v + g + weight_decay y,   x = x - learning_rate v
-    AdamW    x = y + c v,   v = b1 v + (1 - b1) g,   s = b2 s + (1 - b2) g^2
-             x = (x - learning_rate v^ / (sqrt(s^) + eps)) (1 - learning_rate weight_decay)
-    both     c = rho / (|v| + 1e-12),   y = x - c v                 |v| over all leaves
-
-v^ = v / (1 - b1^t) and s^ = s / (1 - b2^t). With c = learning_rate momentum it is Nesterov's method.
-"""
+"""Momentum-SAM: sharpness-aware gradients along the momentum, at the price of one gradient per step."""
 
 from typing import Any, NamedTuple
 
@@ -37,8 +27,8 @@ TINY = 1e-12
 
 
 class MsamState(NamedTuple):
-    """Number of updates; the momentum; the second moment, or None; c, by which the parameters are ahead along the
-    momentum; and the learning rate as a metric."""
+    """Number of updates; the momentum; the second moment, or None; the factor c of the look-ahead along the momentum;
+    and the learning rate as a metric."""
 
     count: jax.Array
     mu: Any
@@ -100,23 +90,27 @@ def msam_sgd(
     weight_decay_mask: Mask | None = None,
     rho: Scalar = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with momentum whose gradients are taken a distance rho ahead along the momentum (MSAM).
+    """SGD with momentum whose gradients are taken at a distance rho ahead along the momentum (MSAM).
+
+    Equations, with y the user's parameters, where g is taken, x the true ones, c and v of the step before, both 0 at
+    the start, and |v| the norm over all leaves:
 
         x = y + c v,   v = momentum v + g + weight_decay y,   x = x - learning_rate v
         c = rho / (|v| + 1e-12),   y = x - c v
 
-    Evaluate x, `gk.eval_params(state, params)`: every loop does.
+    With c = learning_rate momentum it would be Nesterov's method. Evaluate x, `gk.eval_params(state, params)`: every
+    loop does.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       momentum: decay of the momentum, in [0, 1). Default 0.9 (official code).
-      weight_decay: coupled, at y, >= 0, or a schedule. Default 0.
+      weight_decay: coupled weight decay, of y, >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       rho: distance of the point of the gradient from the true parameters, >= 0. Default 0.3 (official code).
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter and numbers. Metric: `last_learning_rate`.
-      Collectives: one norm of the whole tree.
+      Collectives: one norm over all leaves.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -151,26 +145,29 @@ def msam_adamw(
     weight_decay_mask: Mask | None = None,
     rho: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW whose gradients are taken a distance rho ahead along the first moment (MSAM).
+    """AdamW whose gradients are taken at a distance rho ahead along the first moment (MSAM).
 
-        x = y + c v,   v = b1 v + (1 - b1) g,   s = b2 s + (1 - b2) g^2
+    Equations, with y the user's parameters, where g is taken, x the true ones, c and v of the step before, both 0 at
+    the start, and |v| the norm over all leaves:
+
+        x = y + c v,   v = b1 v + (1 - b1) g,   s = b2 s + (1 - b2) |g|^2
         x = (x - learning_rate v^ / (sqrt(s^) + eps)) (1 - learning_rate weight_decay)
         c = rho / (|v| + 1e-12),   y = x - c v
 
-    Evaluate x, `gk.eval_params(state, params)`: every loop does.
+    v^ = v / (1 - b1^t) and s^ = s / (1 - b2^t). Evaluate x, `gk.eval_params(state, params)`: every loop does.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the first moment, in [0, 1). Default 0.9 (official code).
       b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-8 (official code).
-      weight_decay: decoupled, after the step, times the rate, >= 0, or a schedule. Default 0.
+      weight_decay: decoupled weight decay after the step, times the learning rate, >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       rho: distance of the point of the gradient from the true parameters, >= 0. Default 1 (official code).
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter and numbers. Metric: `last_learning_rate`.
-      Collectives: one norm of the whole tree.
+      Collectives: one norm over all leaves.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -182,7 +179,7 @@ def msam_adamw(
       [-0.4 -0.5] [2.9 3.9]
 
     Reference: Becker, Altrock, Risse. Momentum-SAM: Sharpness Aware Minimization without Computational Overhead. 2024,
-    arXiv 2401.12033; official code, commit 780fa4f, with which decay multiplies the step as well.
+    arXiv 2401.12033; official code, commit 780fa4f, in which the decay multiplies the step as well, as here.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")

@@ -1,11 +1,5 @@
-"""The tuned baseline of large batches: Nesterov's momentum, a warm-up, and a quadratic fall. No layer has a rate of
-its own.
-
-    d_t = g_t + weight_decay w_{t-1}
-    v_t = momentum v_{t-1} + d_t
-    w_t = w_{t-1} - learning_rate factor(t) (d_t + momentum v_t)
-
-where factor is `gk.schedules.warmup_polynomial_schedule` with the peak 1.
+"""The tuned baseline of large batches: Nesterov's momentum, a warm-up, and a quadratic decay, with one learning rate
+for all layers.
 """
 
 import jax
@@ -38,20 +32,24 @@ def nesterov_large_batch(
 ) -> optax.GradientTransformationExtraArgs:
     """Nesterov's momentum under the schedule of LARS.
 
-    Equations: at the head of this file.
+    Equations, with factor(t) the `gk.schedules.warmup_polynomial_schedule` whose peak is 1:
+
+        d_t = g_t + weight_decay w_{t-1}
+        v_t = momentum v_{t-1} + d_t
+        w_t = w_{t-1} - learning_rate factor(t) (d_t + momentum v_t)
 
     Args:
-      learning_rate: peak of the rate, >= 0. A schedule is multiplied by the factor as well.
+      learning_rate: peak of the learning rate, >= 0. A schedule is multiplied by the factor as well.
       total_steps: steps of the run, >= `warmup_steps` and >= 1.
       warmup_steps: steps of the warm-up, >= 0. Default 0: none.
       momentum: decay of the momentum, in (0, 1]. Default 0.9; the paper tunes 1 - momentum on a logarithmic scale.
       weight_decay: coefficient of the L2 penalty, >= 0: added to the gradient, before the momentum. Default 0.
       weight_decay_mask: which leaves are penalised. Default all, also those of normalisation.
-      init_factor: rate of the first step / peak, >= 0. Default 0.
-      end_factor: last rate / peak, >= 0. Default 0.
-      power: of the fall, > 0. Default 2, as in the recipe of LARS.
-      warmup_power: of the warm-up, > 0. Default 1.
-      decay_end: step from which the rate stays as it is, > 0. Default -1: none.
+      init_factor: learning rate of the first step divided by the peak, >= 0. Default 0.
+      end_factor: last learning rate divided by the peak, >= 0. Default 0.
+      power: power of the decay, > 0. Default 2, as in the recipe of LARS.
+      warmup_power: power of the warm-up, > 0. Default 1.
+      decay_end: step from which the learning rate is constant, > 0. Default -1: no such step.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:
@@ -111,6 +109,6 @@ register(
     ),
     words=1,
     example={"total_steps": 1000},
-    # Under the schedule of the race: over so many steps its own is flat.
+    # The race has a schedule of its own: over so many steps that of the method is constant.
     race=Race(1e-1, {"total_steps": 2**30}),
 )

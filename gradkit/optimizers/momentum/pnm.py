@@ -1,8 +1,4 @@
-"""Gradient descent with positive-negative momentum.
-
-u_t = scale_by_pnm(g_t): two running means that take the gradients in turn, one added and one subtracted
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""Gradient descent with positive-negative momentum."""
 
 import optax
 
@@ -24,9 +20,16 @@ def positive_negative_momentum(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent with positive-negative momentum.
+    """Gradient descent with the weighted difference of two running means, of odd and of even steps.
 
-    Equations: at the head of this file, and of `gk.scale_by_pnm`.
+    Equations, with m_0 = m_{-1} = 0:
+
+        m_t = b1^2 m_{t-2} + (1 - b1^2) g_t
+        u_t = ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2) / (1 - b1^t)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+
+    The two means share no gradient, so their noises are independent. Without `bias_correction` the factor 1 / (1 -
+    b1^t) is left out.
 
     Args:
       learning_rate: step size >= 0, or a schedule.

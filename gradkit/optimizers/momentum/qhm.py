@@ -1,11 +1,4 @@
-"""Quasi-hyperbolic momentum: a step between the gradient and its running mean, plain and over Adam's denominator.
-
-qhm      m_t = b1 m_{t-1} + (1 - b1) g_t
-         u_t = (1 - nu) g_t + nu m_t                                       no correction for m_0 = 0
-qhadam   m_t as above,   v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
-         u_t = ((1 - nu1) g_t + nu1 m_t / (1 - b1^t)) / (sqrt((1 - nu2) |g_t|^2 + nu2 v_t / (1 - b2^t)) + eps)
-both     x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""Quasi-hyperbolic momentum: a step between the gradient and its running mean, plain and over Adam's denominator."""
 
 import optax
 
@@ -26,7 +19,10 @@ def scale_by_qhm(
 ) -> optax.GradientTransformationExtraArgs:
     """A weighted mean of the gradient and its running mean.
 
-    Equations: `qhm` at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t                           not corrected for m_0 = 0
+        u_t = (1 - nu) g_t + nu m_t
 
     Args:
       b1: decay of the running mean, in [0, 1). Default 0.999 (paper).
@@ -69,16 +65,20 @@ def qhm(
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with quasi-hyperbolic momentum.
 
-    Equations: `qhm` at the head of this file, where g_t is the gradient plus l2 x_{t-1}.
+    Equations, where g_t is the gradient plus l2 x_{t-1}:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t                           not corrected for m_0 = 0
+        u_t = (1 - nu) g_t + nu m_t
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
     Args:
-      learning_rate: step size >= 0, or a schedule. The momentum is damped: the rate of momentum that is a sum,
-        divided by 1 - b1, is that of this one.
+      learning_rate: step size >= 0, or a schedule. The momentum is a mean: to compare with momentum that is a
+        sum, divide its learning rate by 1 - b1.
       b1: decay of the running mean, in [0, 1). Default 0.999 (paper).
       nu: weight of the running mean, in [0, 1]. Default 0.7 (paper).
-      l2: coefficient of the L2 penalty, >= 0: it goes into the momentum. Default 0.
+      l2: coefficient of the L2 penalty, >= 0: its gradient enters the momentum. Default 0.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
-      weight_decay_mask: which leaves decay, in either way. Default all.
+      weight_decay_mask: which leaves decay, by `l2` and by `weight_decay`. Default all.
       mu_dtype: dtype in which the running mean is kept. Default float32.
 
     Returns:
@@ -116,16 +116,20 @@ def scale_by_qhadam(
     eps: Scalar = 1e-8,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's rule with both moments drawn towards the current gradient.
+    """Adam's direction with both moments averaged with the current gradient.
 
-    Equations: `qhadam` at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        u_t = ((1 - nu1) g_t + nu1 m_t / (1 - b1^t)) / (sqrt((1 - nu2) |g_t|^2 + nu2 v_t / (1 - b2^t)) + eps)
 
     Args:
       b1: decay of the first moment, in [0, 1). Default 0.995 (the authors' documentation).
       b2: decay of the second moment, in [0, 1). Default 0.999 (the authors' documentation).
       nu1: weight of the first moment against the gradient, in [0, 1]. Default 0.7 (the authors' documentation).
       nu2: weight of the second moment against the squared gradient, in [0, 1]. Default 1 (the authors' documentation).
-      eps: added to the root, >= 0. Default 1e-8 (official code). With 0, coordinates whose denominator is 0 get 0.
+      eps: added to the root, >= 0. Default 1e-8 (official code). With 0, coordinates whose denominator is 0 get the
+        update 0.
       mu_dtype: dtype in which the first moment is kept. Default float32.
 
     Returns:
@@ -141,8 +145,8 @@ def scale_by_qhadam(
       >>> print(tx.update(g, tx.init(g))[0].round(4))
       [ 1. -1.]
 
-    Reference: Ma, Yarats. Quasi-hyperbolic momentum and Adam for deep learning. 2018, arXiv 1810.06801. The official
-    code keeps means divided by the sum of their weights instead of dividing by 1 - b^t: the same numbers.
+    Reference: Ma, Yarats. Quasi-hyperbolic momentum and Adam for deep learning. 2018, arXiv 1810.06801. The state of
+    the official code has means divided by the sum of their weights instead of dividing by 1 - b^t: the same numbers.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):
@@ -175,7 +179,11 @@ def qhadam(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with quasi-hyperbolic moments; nu1 = nu2 = 1 is Adam.
 
-    Equations: `qhadam` at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        u_t = ((1 - nu1) g_t + nu1 m_t / (1 - b1^t)) / (sqrt((1 - nu2) |g_t|^2 + nu2 v_t / (1 - b2^t)) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper has 1e-3.

@@ -1,14 +1,4 @@
-"""Stochastic gradient descent, with momentum in its two forms.
-
-    sgd        v_t = momentum v_{t-1} + (1 - dampening) g_t      (v_1 = g_1)
-               x_t = x_{t-1} - learning_rate(t) v_t,   or with Nesterov  g_t + momentum v_t for v_t
-    momentum   v_t = momentum v_{t-1} + learning_rate(t) g_t        the rate inside the momentum
-               x_t = x_{t-1} - v_t
-    nag        v_t = momentum v_{t-1} + learning_rate(t) (gradient at x_{t-1} - momentum v_{t-1})
-               x_t = x_{t-1} - v_t                           the user holds y_t = x_t - momentum v_t
-
-The first two agree while the learning rate is constant; y of nag is x of momentum with nesterov=True, always.
-"""
+"""Stochastic gradient descent, with momentum in its two forms, and Nesterov's accelerated gradient."""
 
 from typing import Any
 
@@ -27,7 +17,9 @@ PAPER = Paper("An overview of gradient descent optimization algorithms", "Ruder"
 
 def _refuse_nesterov_alone(name: str, momentum: Any, nesterov: bool) -> None:
     if nesterov and checks.absent(momentum):
-        raise ValueError(f"{name} must be in (0, 1] with nesterov=True, got {momentum}")
+        raise ValueError(
+            f"{name} must be in (0, 1] with nesterov=True, got {momentum}; write momentum=0.9, or nesterov=False"
+        )
 
 
 def sgd(
@@ -40,14 +32,20 @@ def sgd(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent with optional momentum, the rate outside the momentum.
+    """Gradient descent with optional momentum, the learning rate outside the momentum.
 
-    Equations: at the head of this file.
+    Equations, where g_t is the gradient plus weight_decay x_{t-1}:
+
+        v_t = momentum v_{t-1} + (1 - dampening) g_t,   v_1 = g_1
+        x_t = x_{t-1} - learning_rate(t) v_t,   or with nesterov  g_t + momentum v_t for v_t
+
+    A change of the learning rate rescales the momentum too; while it is constant, this is `gk.momentum`.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      momentum: decay of the momentum, in [0, 1]. Default None, as 0: plain descent, without state.
-      dampening: share of every gradient but the first that is left out, in [0, 1). Default None, as 0.
+      momentum: decay of the momentum, in [0, 1]. Default None: plain descent without state, as with 0.
+      dampening: share of every gradient except the first that is left out, in [0, 1). Default None: no share, as with
+        0.
       nesterov: whether to look ahead. Default False.
       weight_decay: coefficient of the L2 penalty, >= 0: added to the gradient, before the momentum. Default 0.
       weight_decay_mask: which leaves are penalised. Default all.
@@ -73,7 +71,9 @@ def sgd(
     _refuse_nesterov_alone("momentum", momentum, nesterov)
     plain = checks.absent(momentum)
     if plain and not checks.absent(dampening):
-        raise ValueError(f"dampening must be 0 without momentum, got {dampening}")
+        raise ValueError(
+            f"dampening must be 0 without momentum, got {dampening}; write momentum=0.9, or leave dampening out"
+        )
     kept = (
         []
         if plain or momentum is None
@@ -94,10 +94,15 @@ def momentum(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent with momentum, the rate inside the momentum (the classical form).
+    """Gradient descent with momentum, the learning rate inside the momentum (the classical form).
 
-    Equations: at the head of this file. A change of the rate acts on new gradients only; what is in the
-    momentum goes on at the rate it came in with.
+    Equations:
+
+        v_t = momentum v_{t-1} + learning_rate(t) g_t
+        x_t = x_{t-1} - v_t,   or with nesterov  learning_rate(t) g_t + momentum v_t for v_t
+
+    A change of the learning rate acts on new gradients only: earlier ones keep the learning rate that they entered the
+    momentum with.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -136,8 +141,13 @@ def nag(
 ) -> optax.GradientTransformationExtraArgs:
     """Nesterov's accelerated gradient: the gradient is taken where the momentum alone would lead.
 
-    Equations: at the head of this file. The user's parameters are y, where the next gradient is taken; those to
-    evaluate and save are x = `gk.eval_params(state, params)`.
+    Equations:
+
+        v_t = momentum v_{t-1} + learning_rate(t) (gradient at x_{t-1} - momentum v_{t-1})
+        x_t = x_{t-1} - v_t
+
+    The user's parameters are y_t = x_t - momentum v_t, where the next gradient is taken; those to evaluate and save are
+    x = `gk.eval_params(state, params)`. y_t is the x_t of `gk.momentum` with `nesterov=True`.
 
     Args:
       learning_rate: step size >= 0, or a schedule.

@@ -1,17 +1,4 @@
-"""Momentum for gradients that are D steps old, as those of a pipeline: spike compensation and weight prediction.
-
-g_t is the gradient at x_{t-D} (or at a prediction of x_t from it):
-
-    v <- m v + g_t
-    x <- x - learning_rate (a v + b g_t),    a = m^D,   b = (1 - m^D) / (1 - m)
-
-What momentum would have done with g_t during the D steps that it was late is done at once. A gradient moves x by
-1 / (1 - m) of itself in the end, whatever D is; D = 0 is momentum, D = 1 Nesterov's. The forward pass can use
-
-    linear weight prediction    x^ = x - learning_rate T v      or, by weights,   x^ = x + T (x_t - x_{t-1})
-
-with the horizon T = D. Stage s of S of a pipeline, counted from 0, has D = 2 (S - 1 - s).
-"""
+"""Momentum for gradients that are D steps old, as in a pipeline: spike compensation and weight prediction."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -40,7 +27,7 @@ class ScaleBySpikeCompensationState(NamedTuple):
 
 
 def delays_of(name: str, delay: Any, params: PyTree) -> Any:
-    """One Python integer >= 0 per leaf, of one for all or of a tree of them."""
+    """One Python integer >= 0 per leaf, from one for all leaves or from a tree of them."""
     if not isinstance(delay, int | np.integer):
         if jax.tree.structure(delay) != jax.tree.structure(params):
             raise ValueError(
@@ -60,14 +47,17 @@ def _check_delay(delay: Any) -> None:
 def scale_by_spike_compensation(
     *, momentum: Scalar = 0.9, delay: int | optax.Params = 1
 ) -> optax.GradientTransformationExtraArgs:
-    """Momentum that makes up for the delay of its gradients.
+    """Momentum that compensates for the delay of its gradients.
 
-    Equations: at the head of this file, a v + b g.
+    Equations, with g_t the gradient at x_{t-D}, or at a prediction of x_t that was made from it:
+
+        v <- m v + g_t
+        u = a v + b g_t,    a = m^D,   b = (1 - m^D) / (1 - m)
 
     Args:
       momentum: m in [0, 1]. Default 0.9. With 1, b is D.
-      delay: D >= 0, an integer, or a tree of integers like the parameters: layers of a pipeline differ. Default 1,
-        which is Nesterov's momentum.
+      delay: D >= 0, an integer, or a tree of integers like the parameters, as layers of a pipeline differ. Default
+        1, which is Nesterov's momentum.
 
     Returns:
       A transformation. State: 1 word per parameter. Elementwise: no collective.
@@ -122,9 +112,16 @@ def spike_compensation(
     weight_decay: Scalar = 0.0,
     weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with momentum for delayed gradients.
+    """SGD with momentum that compensates for the delay of its gradients.
 
-    Equations: at the head of this file. The paper's best combination computes the gradients at
+    Equations, with g_t the gradient at x_{t-D}, or at a prediction of x_t that was made from it, plus weight_decay x:
+
+        v <- m v + g_t
+        x <- x - learning_rate (a v + b g_t),    a = m^D,   b = (1 - m^D) / (1 - m)
+
+    What momentum would have done with g_t during the D steps of its delay is done at once. In the end a gradient moves
+    x by 1 / (1 - m) of itself, whatever D is; D = 0 is momentum, D = 1 Nesterov's momentum. Stage s of S of a pipeline,
+    counted from 0, has D = 2 (S - 1 - s). The paper's best combination computes the gradients at
     `linear_weight_prediction` of the horizon D as well.
 
     Args:
@@ -158,9 +155,11 @@ def spike_compensation(
 
 
 def linear_weight_prediction(params: PyTree, velocity: Any, step: Scalar, horizon: Any) -> Any:
-    """Where parameters will be `horizon` steps from now, if they go on as they do.
+    """The parameters `horizon` steps from now, if they go on moving as they do.
 
-        x^ = x - step T v        step = learning_rate, v the momentum (`trace` of the state)
+    Equations, with T the horizon:
+
+        x^ = x - step T v                        step = learning_rate, v the momentum (`trace` of the state)
         x^ = x + T (x - x_before)                step = -1, velocity = x - x_before
 
     Args:
@@ -216,17 +215,19 @@ class History(NamedTuple):
 
 
 def stale_gradients(value_and_grad: Callable[..., tuple[Any, Any]], delay: int | optax.Params) -> StaleGradients:
-    """Gradients at parameters that are some steps old, leaf by leaf: what a pipeline without flushing computes.
+    """Gradients at parameters that are some steps old, leaf by leaf, as a pipeline without flushing computes them.
 
-        leaf of delay D:  x_{t-D}, and the start while t < D;    g_t = the gradient of minibatch t at these
+    Equation, for a leaf of delay D:
+
+        g_t = the gradient of minibatch t at x_{t-D}, and at the first parameters while t < D
 
     Args:
       value_and_grad: (parameters, *args) -> (value, gradient), as `jax.value_and_grad(loss_fn)` gives it.
       delay: D >= 0, an integer, or a tree of integers like the parameters.
 
     Returns:
-      `StaleGradients`. Memory: D + 1 copies of each leaf. To predict weights, hand `value_and_grad` the prediction:
-      what goes into the history is what was handed over.
+      `StaleGradients`. Memory: D + 1 copies of each leaf. To predict weights, pass the prediction to the returned
+      `value_and_grad`: the history records the parameters that it is called with.
 
     Raises:
       ValueError: an argument outside its range; a tree of delays that is not like the parameters.
@@ -242,8 +243,8 @@ def stale_gradients(value_and_grad: Callable[..., tuple[Any, Any]], delay: int |
       10.0
 
     Reference: Kosson et al. Pipelined Backpropagation at Scale: Training Large Models without Batches. 2020, arXiv
-    2003.11666. All of a step's gradient is at the old parameters; the pipeline's forward and backward passes that see
-    different ones (inconsistent weights) are not simulated.
+    2003.11666. The whole gradient of a step is taken at the old parameters; forward and backward passes of a pipeline
+    at different parameters (inconsistent weights) are not simulated.
     """
     checks.function("value_and_grad", value_and_grad)
     _check_delay(delay)
@@ -274,12 +275,15 @@ def stale_gradients(value_and_grad: Callable[..., tuple[Any, Any]], delay: int |
 def scale_hyperparameters(
     hparams: Mapping[str, Any], batch_size: Scalar, reference_batch_size: Scalar
 ) -> dict[str, Any]:
-    """Learning rate and momentum at another batch size, so that examples count alike: down to a batch of one.
+    """Learning rate and momentum at another batch size, so that every example has the same effect.
 
-        m = m_r^{N / N_r},    learning_rate = learning_rate_r (1 - m) N / ((1 - m_r) N_r)
+    Equations, with N and N_r the two batch sizes, and the index r for values at the reference; down to a batch of one:
+
+        m = m_r^{N / N_r}
+        learning_rate = learning_rate_r (1 - m) N / ((1 - m_r) N_r)
 
     Args:
-      hparams: with `learning_rate` and `momentum` (in [0, 1)) at the reference; others come through.
+      hparams: a mapping with `learning_rate` and `momentum` (in [0, 1)) at the reference; other entries are copied.
       batch_size: N > 0.
       reference_batch_size: N_r > 0.
 
@@ -299,7 +303,10 @@ def scale_hyperparameters(
     """
     missing = {"learning_rate", "momentum"} - set(hparams)
     if missing:
-        raise ValueError(f"scale_hyperparameters: hparams must have {sorted(missing)}, got {sorted(hparams)}")
+        raise ValueError(
+            f"scale_hyperparameters: hparams must have {sorted(missing)}, got {sorted(hparams)}; write "
+            '{"learning_rate": 0.1, "momentum": 0.9}'
+        )
     m_r, rate = hparams["momentum"], hparams["learning_rate"]
     checks.real("momentum", m_r, "[0, 1)")
     checks.real("learning_rate", rate, "[0, inf)")

@@ -1,9 +1,4 @@
-"""XGrad: gradients at the weights that are predicted for after the step.
-
-the inner method moves the true parameters:   x_{t+1} = x_t + u_t (- learning_rate weight_decay x_t)
-the user holds the prediction:                y_{t+1} = x_{t+1} + prediction_steps u_t
-the next gradient is taken at y_{t+1}; moments and decay see x_{t+1}. The first one is at x_0.
-"""
+"""XGrad: gradients at the weights that are predicted for after the step."""
 
 from typing import Any
 
@@ -34,18 +29,25 @@ def xgrad(
     prediction_steps: Scalar = 1,
     after: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Weight prediction around any optimizer: the next gradient is taken where the last update points to.
+    """Weight prediction around any optimizer: the next gradient is taken where another step like the last would lead.
 
-    Equations: at the head of this file.
+    Equations, with x the true parameters, y the predicted ones, which the user holds, and u_t what `inner` makes of the
+    gradient at y_t:
+
+        x_{t+1} = x_t + u_t                               and what `after` adds, such as -learning_rate weight_decay x_t
+        y_{t+1} = x_{t+1} + prediction_steps u_t
+
+    The next gradient is taken at y_{t+1}; moments and decay are those of x_{t+1}. The first gradient is at y_0 = x_0.
 
     Args:
-      inner: a complete optimizer without decoupled decay; its last update is the prediction.
+      inner: a complete optimizer without decoupled decay; its last update gives the prediction.
       prediction_steps: how many steps ahead, >= 0. Default 1.
-      after: what moves the true parameters without being predicted, such as decoupled decay. Default none.
+      after: a transformation that changes the step of the true parameters and is no part of the prediction, such as
+        decoupled decay. Default None.
 
     Returns:
-      A transformation that needs `params`, which are the predicted ones; the true ones are
-      `gk.eval_params(state, params)`. State: 1 word per parameter and the inner state.
+      A transformation that needs `params`, the predicted parameters; the true ones are `gk.eval_params(state, params)`.
+      State: 1 word per parameter and the inner state.
 
     Raises:
       ValueError: `prediction_steps` negative or NaN.
@@ -54,7 +56,7 @@ def xgrad(
       >>> import jax.numpy as jnp
       >>> tx = xgrad(optax.sgd(0.1), prediction_steps=2)
       >>> y = jnp.array(1.0)
-      >>> round(float(tx.update(jnp.array(1.0), tx.init(y), y)[0]), 4)  # one step, and two predicted
+      >>> round(float(tx.update(jnp.array(1.0), tx.init(y), y)[0]), 4)  # one step and two predicted ones
       -0.3
 
     Reference: Guan, Li et al. XGrad: Boosting Gradient-Based Optimizers With Weight Prediction. 2023, arXiv
@@ -65,11 +67,11 @@ def xgrad(
 
 
 def _decay(learning_rate: Any, weight_decay: Any, weight_decay_mask: Any) -> optax.GradientTransformation:
-    """u - learning_rate * weight_decay * x, on an update that the learning rate is already in."""
+    """u - learning_rate * weight_decay * x, for an update u that includes the learning rate."""
     link = add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask)
 
     def init(params: optax.Params) -> AddDecayedWeightsState:
-        link.init(params)  # which checks the mask
+        link.init(params)  # checks the mask
         return AddDecayedWeightsState(counter(callable(learning_rate) or callable(weight_decay)))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -93,9 +95,14 @@ def xgrad_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum at predicted weights; the decay is an L2 penalty at the true parameters.
 
+    This is `gk.xgrad` around SGD with momentum:
+
+        v_t = momentum v_{t-1} + (1 - dampening) (g_t + weight_decay x_t)
+        u_t = -learning_rate v_t,   x_{t+1} = x_t + u_t,   y_{t+1} = x_{t+1} + prediction_steps u_t
+
     Args:
       learning_rate: step size >= 0, or a schedule.
-      momentum: in [0, 1]. Default 0.9 (official code).
+      momentum: decay of the momentum, in [0, 1]. Default 0.9 (official code).
       dampening: share of every gradient, the first included, that is left out, in [0, 1). Default 0.
       weight_decay: coefficient of the penalty, >= 0. Default 0.
       weight_decay_mask: which leaves are penalised. Default all.
@@ -138,6 +145,11 @@ def xgrad_adamw(
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW at predicted weights; the prediction has no decay in it.
+
+    This is `gk.xgrad` around Adam, with decoupled weight decay of the true parameters:
+
+        u_t = -learning_rate (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
+        x_{t+1} = x_t + u_t - learning_rate weight_decay x_t,   y_{t+1} = x_{t+1} + prediction_steps u_t
 
     Args:
       learning_rate: step size >= 0, or a schedule.

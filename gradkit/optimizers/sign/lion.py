@@ -1,10 +1,4 @@
-"""Lion: the sign of an interpolation between momentum and gradient.
-
-c_t = b1 m_{t-1} + (1 - b1) g_t
-u_t = sign(c_t)
-m_t = b2 m_{t-1} + (1 - b2) g_t
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""Lion: the sign of an interpolation between momentum and gradient."""
 
 import functools
 from typing import Any, NamedTuple
@@ -45,7 +39,11 @@ def scale_by_lion(
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces updates by the sign of Lion's interpolation.
 
-    Equations: the first three at the head of this file. sign(0) = 0.
+    Equations, with sign(0) = 0:
+
+        c_t = b1 m_{t-1} + (1 - b1) g_t
+        u_t = sign(c_t)
+        m_t = b2 m_{t-1} + (1 - b2) g_t
 
     Args:
       b1: weight of the momentum in the interpolation, in [0, 1]. Default 0.9 (paper).
@@ -65,9 +63,9 @@ def scale_by_lion(
       >>> tx.update(g, tx.init(g))[0].tolist()
       [1.0, -1.0, 0.0]
 
-    Reference: Chen et al. Symbolic Discovery of Optimization Algorithms. 2023, arXiv 2302.06675. c_t is
-    computed from m_t, as (b1/b2) m_t + (1 - b1 - (b1/b2)(1 - b2)) g_t, which is the same number and reads no
-    overwritten array; it rounds differently, so the sign of a tie within rounding may differ. With the numbers
+    Reference: Chen et al. Symbolic Discovery of Optimization Algorithms. 2023, arXiv 2302.06675. c_t is computed from
+    m_t, as (b1/b2) m_t + (1 - b1 - (b1/b2)(1 - b2)) g_t, which is the same number and does not need the old momentum,
+    whose memory may be reused; it rounds differently, so the sign of a tie within rounding may differ. With the numbers
     b1 = 1 or b2 = 0 the paper's form is used, whose ties are exact.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
@@ -77,7 +75,8 @@ def scale_by_lion(
     plain = _is(b2, 0) or _is(b1, 1)
 
     def coefficients(g: jax.Array) -> tuple[Any, Any]:
-        """What the momentum (in the paper's form, which is `plain`, the one before this step) and the gradient have."""
+        """The weights of the momentum (with `plain`, the paper's form, of the one before this step) and of the
+        gradient."""
         b = scalar(b1, g)
         if plain:
             return b, 1 - b
@@ -104,13 +103,18 @@ def lion(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lion: every coordinate moves by exactly the learning rate, plus decoupled decay.
+    """Lion: every coordinate moves by exactly the learning rate, plus decoupled weight decay.
 
-    Equations: at the head of this file.
+    Equations, with sign(0) = 0:
+
+        c_t = b1 m_{t-1} + (1 - b1) g_t
+        u_t = sign(c_t)
+        m_t = b2 m_{t-1} + (1 - b2) g_t
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper advises 3 to 10 times less than for AdamW, with
-        3 to 10 times more decay, so that their product stays.
+        3 to 10 times more decay, so that their product is the same.
       b1: weight of the momentum in the interpolation, in [0, 1]. Default 0.9 (paper).
       b2: decay of the momentum, in [0, 1]. Default 0.99 (paper).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code; optax has 1e-3).
@@ -151,9 +155,15 @@ def cautious_lion(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lion that moves no entry against its gradient; the decay is not masked.
+    """Lion that moves no entry against its gradient; the weight decay is not masked.
 
-    Equations:
+    Equations, with n the number of entries of a tensor:
+
+        c_t = b1 m_{t-1} + (1 - b1) g_t,  u_t = sign(c_t),  m_t = b2 m_{t-1} + (1 - b2) g_t
+        phi = 1[u_t g_t > 0]                                                        entrywise
+        d_t = u_t phi n / (sum(phi) + 1)                                            normalize="count"
+        d_t = u_t phi / max(mean(phi), floor)                                       normalize="mean"
+        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 
         c_t = b1 m_{t-1} + (1 - b1) g_t,  u_t = sign(c_t),  m_t = b2 m_{t-1} + (1 - b2) g_t
         phi = 1[u_t g_t > 0] entrywise,   n the number of entries of a tensor
