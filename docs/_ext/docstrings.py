@@ -173,6 +173,6 @@ def split_equations(doc: Docstring, module: Any, read: Callable[[str], str]) -> 
     if first and pieces[first - 1].rstrip().endswith((":", ",")):
         first -= 1
     lead, core, rest = pieces[:first], pieces[first : last + 1], pieces[last + 1 :]
-    core = [re.sub(r"^Equations:\s*", "", piece) for piece in core]
-    core = [re.sub(r"^Equations, (\w)", lambda m: m[1].upper(), piece) for piece in core]
+    core = [re.sub(r"^Equations?:\s*", "", piece) for piece in core]
+    core = [re.sub(r"^Equations?, (\w)", lambda m: m[1].upper(), piece) for piece in core]
     return "\n\n".join(piece for piece in core if piece), "\n\n".join(lead + rest)

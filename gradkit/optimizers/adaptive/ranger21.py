@@ -85,8 +85,7 @@ def ranger21(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Ranger21: Adam's second moment under a positive-negative momentum, with clipping, standardised gradients, two
-    decays, a schedule of its own and lookahead.
+    """Ranger21: Adam's second moment under positive-negative momentum, with clipping, two decays and lookahead.
 
     Equations of one step, with t = 1, 2, ..., the learning rate rate_t of `gk.schedules.ranger21_schedule`, and x_j the
     weights of output unit j:

@@ -1,17 +1,4 @@
-"""Generalized primal averaging: a fast iterate, its moving average, and gradients at a point between the two.
-
-y_t the parameters, where g_t is taken; u_t the step that an optimizer of z makes of g_t, its rate and its decay inside:
-
-    z_{t+1} = z_t + u_t
-    x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}            the average, which is evaluated
-    y_{t+1} = mu_y x_{t+1} + (1 - mu_y) z_{t+1}
-
-    gpa              c_t = 1 - mu_x
-    schedule_free    c_t = w_t / (w_1 + ... + w_t),  w_t = t^weight_power max(gamma_1, ..., gamma_t)^weight_lr_power
-
-It contains heavy ball (SGD, mu_y = 1: momentum mu_x with the rate (1 - mu_x) gamma), Nesterov's method (SGD, mu_y =
-mu_x), which is DiLoCo of one worker with one inner step, and schedule-free learning.
-"""
+"""Generalized primal averaging: a fast iterate, its moving average, and gradients at a point between the two."""
 
 from typing import Any
 
@@ -37,7 +24,7 @@ PAPER = Paper(
 
 
 def _constant(mu_x: Any) -> tuple[Any, Any]:
-    """The share 1 - mu_x of every step, in the form of `shares`."""
+    """The constant share c_t = 1 - mu_x, in the form that `shares` has."""
 
     def share(kept: Any, count: jax.Array) -> tuple[jax.Array, Any]:
         del count
@@ -51,15 +38,23 @@ def gpa(
 ) -> optax.GradientTransformationExtraArgs:
     """Generalized primal averaging around any optimizer: the smooth form of DiLoCo on one worker.
 
-    Equations: at the head of this file. It goes outermost: a clip or a decay behind it would break the sequences. Read
-    the average with `gk.eval_params(state, params)`; every loop does. Running statistics of a model (BatchNorm) belong
-    to y: they are computed anew at x before an evaluation.
+    Equations, with y_t the user's parameters, where g_t is taken, and u_t the step that the optimizer of z makes of
+    g_t, its learning rate and its weight decay included:
+
+        z_{t+1} = z_t + u_t
+        x_{t+1} = mu_x x_t + (1 - mu_x) z_{t+1}            the average, which is evaluated
+        y_{t+1} = mu_y x_{t+1} + (1 - mu_y) z_{t+1}
+
+    Special cases are heavy ball (SGD, mu_y = 1: momentum mu_x with the learning rate (1 - mu_x) gamma) and Nesterov's
+    method (SGD, mu_y = mu_x), which is DiLoCo of one worker with one inner step. This wrapper must be the outermost
+    one: a clip or a decay behind it would break the sequences. Read the average with `gk.eval_params(state, params)`;
+    every loop does. Running statistics of a model (BatchNorm) belong to y: compute them anew at x before an evaluation.
 
     Args:
-      inner: any optimizer; its updates include the learning rate. It sees z as its parameters, so that its decay is
-        part of the step of z.
+      inner: any optimizer; its updates include the learning rate. Its parameters are z, so that its weight decay
+        is part of the step of z.
       mu_y: weight of the average in the point of the gradient, in [0, 1]. Default 0.7 (paper). With the number 0
-        gradients are at z, and x is kept in the state in its place.
+        gradients are at z, and the state has x in the place of z.
       mu_x: decay of the average, in [0, 1). Default 0.9967, `gpa_mu_x(32)` (paper).
 
     Returns:
@@ -67,17 +62,17 @@ def gpa(
       state. Elementwise: no collective.
 
     Raises:
-      ValueError: an argument outside its range; at `update`, `params` missing.
+      ValueError: an argument outside its range; at `update`, missing `params`.
 
     Example:
       >>> from gradkit.transforms import eval_params
       >>> tx, y = gpa(optax.sgd(1.0), mu_y=0.5, mu_x=0.75), jnp.array(0.0)
       >>> u, state = tx.update(jnp.array(-1.0), tx.init(y), y)
-      >>> (y + u).item(), eval_params(state, y + u).item()  # z is 1, a quarter of it is in the average
+      >>> (y + u).item(), eval_params(state, y + u).item()  # z is 1, and the average a quarter of it
       (0.625, 0.25)
 
     Reference: Defazio, Mishchenko, Raman, Shi, Xiao. Smoothing DiLoCo with Primal Averaging for Faster Training of
-    LLMs. 2025, arXiv 2512.17131. DiLoCo with more inner steps is matched in the length of its average, not in its
+    LLMs. 2025, arXiv 2512.17131. With more inner steps DiLoCo has an average of the same length, but other
     steps.
     """
     checks.real("mu_y", mu_y, "[0, 1]")
@@ -104,32 +99,41 @@ def gpa_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with generalized primal averaging.
 
-    Equations: at the head of this file, with u_t = -gamma_t (m^_t / (sqrt(v^_t) + eps) + weight_decay z_t), m^ and v^
-    the corrected moments of g and g^2, and gamma_t = learning_rate min(1, t / warmup_steps). Evaluate
-    `gk.eval_params(state, params)`: every loop does.
+    Equations, with gamma_t = learning_rate min(1, t / warmup_steps), and m^, v^ the bias-corrected moments of g and
+    g^2:
+
+        z_{t+1} = z_t - gamma_t (m^_t / (sqrt(v^_t) + eps) + weight_decay z_t)
+        x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}            the average, which is evaluated
+        y_{t+1} = mu_y x_{t+1} + (1 - mu_y) z_{t+1}      the user's parameters, where the gradient is taken
+
+        averaging="gpa"              c_t = 1 - mu_x
+        averaging="schedule_free"    c_t = w_t / (w_1 + ... + w_t)
+                                     w_t = t^weight_power max(gamma_1, ..., gamma_t)^weight_lr_power
+
+    Evaluate `gk.eval_params(state, params)`: every loop does.
 
     Args:
       learning_rate: step size of z, >= 0, or a schedule.
       b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
       b2: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-8 (official code).
-      weight_decay: decoupled, times the rate, >= 0, or a schedule. Default 0.
+      weight_decay: decoupled weight decay, times the learning rate, >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      decay_at: "z", the parameters that decay are the iterate; "y", they are the point of the gradient. Default "z".
+      decay_at: the parameters that decay: "z", the iterate, or "y", the point of the gradient. Default "z".
       mu_y: weight of the average in the point of the gradient, in [0, 1]. Default 0.7 (paper).
-      mu_x: decay of the average, in [0, 1); of `averaging="gpa"` alone. Default 0.9967, `gpa_mu_x(32)` (paper).
-      averaging: "gpa", a moving average; "schedule_free", one of all steps. Default "gpa" (paper).
-      weight_power: power of the step in the weights, >= 0; of "schedule_free" alone. Default 0 (official code).
-      weight_lr_power: power of the largest rate in the weights, >= 0; of "schedule_free" alone. Default 2 (official
-        code).
-      warmup_steps: steps over which the rate rises linearly, >= 0. Default 0. The first has learning_rate /
-        warmup_steps.
+      mu_x: decay of the average, in [0, 1); for `averaging="gpa"` alone. Default 0.9967, `gpa_mu_x(32)` (paper).
+      averaging: "gpa", a moving average, or "schedule_free", an average over all steps. Default "gpa" (paper).
+      weight_power: power of the step in the weights, >= 0; for "schedule_free" alone. Default 0 (official code).
+      weight_lr_power: power of the largest learning rate in the weights, >= 0; for "schedule_free" alone. Default 2
+        (official code).
+      warmup_steps: steps over which the learning rate rises linearly, >= 0. Default 0. The first step has learning_rate
+        / warmup_steps.
 
     Returns:
       A transformation that needs `params`. State: 3 words per parameter and numbers. Elementwise: no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range, or one of the other average; at `update`, `params` missing.
+      ValueError: a hyperparameter outside its range, or of the other kind of average; at `update`, missing `params`.
 
     Example:
       >>> tx, y = gpa_adamw(0.5, eps=0.0, mu_y=0.5, mu_x=0.75), jnp.array([3.0, -0.1])
@@ -137,9 +141,9 @@ def gpa_adamw(
       [-0.3125  0.3125]
 
     Reference: Defazio, Mishchenko, Raman, Shi, Xiao. Smoothing DiLoCo with Primal Averaging for Faster Training of
-    LLMs. 2025, arXiv 2512.17131; official code, commit f606606. There decay multiplies z (or y) in place, and the
-    formula that moves y does not know of it, so that x = (y - (1 - mu_y) z) / mu_y jumps against it: here decay is part
-    of the step of z. Scalars there are float32 whatever the parameters.
+    LLMs. 2025, arXiv 2512.17131; official code, commit f606606. There the decay multiplies z (or y) in place, and the
+    formula for y leaves that out, so that x = (y - (1 - mu_y) z) / mu_y jumps in the opposite direction: here the decay
+    is part of the step of z. Scalars there are float32 whatever the dtype of the parameters.
     """
     name = "gpa_adamw"
     checks.choice("decay_at", decay_at, ("z", "y"))
@@ -178,11 +182,15 @@ def gpa_adamw(
 
 
 def gpa_mu_x(sync_every: int, outer_momentum: Scalar = 0.9) -> Any:
-    """The decay of the average that is as long as that of DiLoCo: outer_momentum^(1 / sync_every).
+    """The decay of an average as long as that of DiLoCo.
+
+    Equation:
+
+        mu_x = outer_momentum^(1 / sync_every)
 
     Args:
-      sync_every: inner steps of DiLoCo, >= 1.
-      outer_momentum: of DiLoCo's outer optimizer, in (0, 1). Default 0.9 (paper).
+      sync_every: number of inner steps of DiLoCo, >= 1.
+      outer_momentum: momentum of DiLoCo's outer optimizer, in (0, 1). Default 0.9 (paper).
 
     Returns:
       mu_x.

@@ -1,12 +1,4 @@
-"""Momentum as a moving average of the iterates: gradients at the average, which is what a theorem is about.
-
-    z_{t+1} = z_t + u_t                                          u_t = -eta_t g(x_t) with SGD, t = 0, 1, ...
-    x_{t+1} = (lam(t+1) x_t + z_{t+1}) / (lam(t+1) + 1)          z_0 = x_0
-
-With SGD it is heavy ball, m_t = beta_t m_{t-1} + g_t and x_{t+1} = x_t - gamma_t m_t, with
-
-    gamma_t = eta_t / (1 + lam(t+1)),   beta_t = lam(t) eta_{t-1} / (eta_t (1 + lam(t)))
-"""
+"""Momentum as a moving average of the iterates, with gradients at the average."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,19 +18,26 @@ def iterate_moving_average(
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer without momentum, with a moving average of its iterates as the parameters.
 
-    Equations: at the head of this file. It goes outermost. It is `gk.interpolated_averaging` with b1 = 1.
+    Equations, with t = 0, 1, ..., z_0 = x_0, and u_t the update of the optimizer, -eta_t g(x_t) with SGD:
+
+        z_{t+1} = z_t + u_t
+        x_{t+1} = (lam(t+1) x_t + z_{t+1}) / (lam(t+1) + 1)
+
+    With SGD this is heavy ball, m_t = beta_t m_{t-1} + g_t and x_{t+1} = x_t - gamma_t m_t, where
+    gamma_t = eta_t / (1 + lam(t+1)) and beta_t = lam(t) eta_{t-1} / (eta_t (1 + lam(t))). It is
+    `gk.interpolated_averaging` with b1 = 1, and must be the outermost transformation.
 
     Args:
       inner: an optimizer; its updates include the learning rate.
-      lam: t = 1, 2, ... (as a floating point number) -> lambda >= 0, how much the average counts beside the newest
-        iterate. Default None: t / 2 (the handbook's, for convex smooth functions).
+      lam: a function from t = 1, 2, ... (a floating point number) to the weight >= 0 of the average; the newest iterate
+        has the weight 1. Default None: t / 2 (the handbook's, for convex smooth functions).
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter, in float32 or wider, numbers, and the inner
       state. Elementwise: no collective.
 
     Raises:
-      ValueError: `lam` is no function; `inner` no transformation; at `update`, `params` missing.
+      ValueError: a `lam` that is no function; an `inner` that is no transformation; at `update`, missing `params`.
 
     Example:
       >>> tx, x = iterate_moving_average(optax.sgd(1.0)), jnp.array(0.0)
@@ -48,7 +47,7 @@ def iterate_moving_average(
     Reference: Garrigos, Gower. Handbook of Convergence Theorems for (Stochastic) Gradient Methods. 2023, arXiv
     2301.11235, Section 7.
     """
-    # With t / 2 and a constant rate gamma_t = 2 eta / (t + 3), beta_t = t / (t + 2).
+    # With t / 2 and a constant learning rate eta, gamma_t = 2 eta / (t + 3) and beta_t = t / (t + 2).
     own = (lambda t: t / 2) if lam is None else lam
     checks.function("lam", own)
 

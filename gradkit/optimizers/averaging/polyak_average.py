@@ -1,13 +1,4 @@
-"""Averages of the iterates, kept beside a run that they do not change.
-
-x_t the parameters after step t, n how many have been averaged:
-
-    polyak_average   mean <- mean + (x_t - mean) / n                        from step `start` on
-    params_ema       mean <- mean + (1 - d) / (1 - d^n) (x_t - mean)        the debiased running mean
-                     mean <- mean + (1 - d) (x_t - mean),  mean_0 = x_0     without debiasing
-
-Before the first average is taken the mean is the parameters themselves.
-"""
+"""Averages of the iterates, computed beside a run without changing it."""
 
 from typing import Any
 
@@ -27,18 +18,23 @@ PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, 
 def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
     """The arithmetic mean of the iterates, as the last link of a chain.
 
-    Equations: at the head of this file. `optax.chain(gk.sgd(rate), gk.polyak_average(start=1000))`; the rate should
-    fall slower than 1 / t, as t^(-a) with a in (1/2, 1), and the mean is `gk.eval_params(state, params)`.
+    Equation, from step `start` on, with x_t the parameters after step t, and n the number of iterates in the mean:
+
+        mean <- mean + (x_t - mean) / n
+
+    `optax.chain(gk.sgd(rate), gk.polyak_average(start=1000))`; the learning rate should fall slower than 1 / t, as
+    t^(-a) with a in (1/2, 1). The mean is `gk.eval_params(state, params)`; before the first average it is the
+    parameters themselves.
 
     Args:
-      start: the first step (from 0) whose iterate counts, >= 0. Default 0.
+      start: the first step, counted from 0, whose iterate is averaged, >= 0. Default 0.
 
     Returns:
-      A transformation that needs `params` and lets updates through. It must be LAST: what it averages is parameters
+      A transformation that needs `params` and lets updates through. It must be the LAST link: it averages parameters
       plus updates. State: 1 word per parameter and two counters. Elementwise: no collective.
 
     Raises:
-      ValueError: `start` not an integer >= 0; `params` missing.
+      ValueError: a `start` that is no integer >= 0; missing `params`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,19 +59,24 @@ def polyak_average(*, start: int = 0) -> optax.GradientTransformationExtraArgs:
 def params_ema(decay: Scalar = 0.999, *, bias_correction: bool = True) -> optax.GradientTransformationExtraArgs:
     """The running mean of the iterates, as the last link of a chain.
 
-    Equations: at the head of this file. The mean is `gk.eval_params(state, params)`.
+    Equation, with x_t the parameters after step t, d = decay, and n the number of iterates in the mean:
+
+        mean <- mean + (1 - d) / (1 - d^n) (x_t - mean)        with `bias_correction`
+        mean <- mean + (1 - d) (x_t - mean),  mean_0 = x_0     otherwise
+
+    The mean is `gk.eval_params(state, params)`; before the first step it is the parameters themselves.
 
     Args:
       decay: d, in [0, 1); the mean is over about the last 1 / (1 - d) iterates. Default 0.999.
-      bias_correction: whether the first iterates count as much as they would in a plain mean; otherwise the mean
-        starts at the initial parameters, and stays near them for 1 / (1 - d) steps. Default True.
+      bias_correction: whether the first iterates have the weight of a plain mean; otherwise the mean starts at the
+        initial parameters, and is close to them for 1 / (1 - d) steps. Default True.
 
     Returns:
-      A transformation that needs `params` and lets updates through. It must be LAST: what it averages is parameters
+      A transformation that needs `params` and lets updates through. It must be the LAST link: it averages parameters
       plus updates. State: 1 word per parameter and two counters. Elementwise: no collective.
 
     Raises:
-      ValueError: `decay` outside its range; `params` missing.
+      ValueError: a `decay` outside its range; missing `params`.
 
     Example:
       >>> import jax.numpy as jnp

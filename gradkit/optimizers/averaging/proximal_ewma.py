@@ -1,10 +1,4 @@
-"""The proximal policy of PPO-EWMA: a running mean of the iterates in which the first counts as one sample.
-
-e_0 = x_0,  W_0 = 1
-W_t = decay W_{t-1} + 1
-e_t = (decay W_{t-1} / W_t) e_{t-1} + x_t / W_t
-reset:  e = x_t, W = 1
-"""
+"""The proximal policy of PPO-EWMA: a running mean of the iterates in which the first counts as one sample."""
 
 from typing import Any, NamedTuple
 
@@ -34,24 +28,30 @@ class ProximalEwmaState(NamedTuple):
 
 
 def proximal_ewma(decay: Scalar) -> optax.GradientTransformationExtraArgs:
-    """A running mean of the parameters that steps of a policy are kept near to, as the last link of a chain.
+    """The running mean of a policy's parameters that PPO-EWMA keeps its steps close to; the last link of a chain.
 
-    Equations: at the head of this file. The mean is `state[-1].proximal_params(params)`: the parameters of the
-    proximal policy of `gk.losses.ppo_decoupled_loss`, not those to act or to evaluate with, which are the user's: so
-    `gk.eval_params` does not read it. With batches c times smaller its centre of mass, decay / (1 - decay) steps back,
-    is c times as many steps.
+    Equations, with x_t the parameters after step t, e_0 = x_0 and W_0 = 1:
+
+        W_t = decay W_{t-1} + 1
+        e_t = (decay W_{t-1} / W_t) e_{t-1} + x_t / W_t
+        e_t = x_t,  W_t = 1                                   in a step with `reset`
+
+    The mean is `state[-1].proximal_params(params)`: the parameters of the proximal policy of
+    `gk.losses.ppo_decoupled_loss`. The parameters to act and to evaluate with are the user's, so `gk.eval_params` does
+    not read the mean. With batches c times smaller its centre of mass, decay / (1 - decay) steps back, should be c
+    times as many steps back.
 
     Args:
-      decay: of the weights, in [0, 1]. The paper has 0.889 for PPO: a centre of mass 8 steps back. With 1 the mean is
-        that of all iterates, with 0 it is the last.
+      decay: decay of the weights, in [0, 1]. The paper has 0.889 for PPO: a centre of mass 8 steps back. With 1 it is
+        the mean of all iterates, with 0 the last one.
 
     Returns:
-      A transformation that needs `params` and lets updates through. It must be LAST: what it averages is parameters
+      A transformation that needs `params` and lets updates through. It must be the LAST link: it averages parameters
       plus updates. An extra argument `reset`, a boolean that may be traced, starts the mean again at the new
       parameters. State: 1 word per parameter and a number. Elementwise: no collective.
 
     Raises:
-      ValueError: `decay` outside its range; `params` missing.
+      ValueError: a `decay` outside its range; missing `params`.
 
     Example:
       >>> tx, x = optax.chain(optax.sgd(1.0), proximal_ewma(0.5)), jnp.array(0.0)
@@ -62,8 +62,8 @@ def proximal_ewma(decay: Scalar) -> optax.GradientTransformationExtraArgs:
       >>> round(float(state[-1].proximal_params(x)), 4)  # 0, 1, 3 with weights 1/4, 1/2, 1
       2.0
 
-    Reference: Hilton, Cobbe, Schulman. Batch size-invariance for policy optimization. 2021, arXiv 2110.00641. Updated
-    once per step of the policy, after it, as in the official code.
+    Reference: Hilton, Cobbe, Schulman. Batch size-invariance for policy optimization. 2021, arXiv 2110.00641. The mean
+    is updated once per step of the policy, after it, as in the official code.
     """
     checks.real("decay", decay, "[0, 1]")
 

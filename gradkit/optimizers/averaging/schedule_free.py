@@ -1,18 +1,4 @@
-"""Schedule-free learning: as good at every step as with a schedule that ends there.
-
-y_t the parameters, where g_t is taken; z the iterate of the base; x the average, which is evaluated; t = 1, 2, ...
-
-    gamma_t = learning_rate min(1, t / warmup_steps)        of the step of z and of the weight: the same number
-    z_{t+1} = z_t - gamma_t d_t                             d_t the base's direction at y_t, decay included
-    w_t = t^weight_power max(gamma_1, ..., gamma_t)^weight_lr_power
-    c_t = w_t / (w_1 + ... + w_t)
-    x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}
-    y_{t+1} = b1 x_{t+1} + (1 - b1) z_{t+1}
-
-    SGD      d = g + weight_decay y
-    AdamW    v = b2 v + (1 - b2) g^2,   d = g / (sqrt(v / (1 - b2^t)) + eps) + weight_decay y
-    RAdam    gamma_t = learning_rate r_t, where r_t rectifies the variance of the first steps
-"""
+"""Schedule-free learning: at every step as good as with a schedule that ends there."""
 
 from typing import Any, NamedTuple
 
@@ -67,26 +53,36 @@ def schedule_free_sgd(
     weight_lr_power: Scalar = 2.0,
     weight_power: Scalar = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Schedule-free SGD.
+    """SGD that needs no schedule: its iterates are averaged, and gradients are taken near the average.
 
-    Equations: at the head of this file, with d = g + weight_decay y. Evaluate `gk.eval_params(state, params)`: every
-    loop does. Running statistics of a model (BatchNorm) belong to y; compute them anew at x.
+    Equations, with t = 1, 2, ..., y_t the user's parameters, where g_t is taken, z the iterate, and x the average,
+    which is evaluated:
+
+        gamma_t = learning_rate min(1, t / warmup_steps)        in the step of z and in the weights
+        z_{t+1} = z_t - gamma_t (g_t + weight_decay y_t)
+        w_t = t^weight_power max(gamma_1, ..., gamma_t)^weight_lr_power
+        c_t = w_t / (w_1 + ... + w_t)
+        x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}
+        y_{t+1} = b1 x_{t+1} + (1 - b1) z_{t+1}
+
+    Evaluate `gk.eval_params(state, params)`: every loop does. Running statistics of a model (BatchNorm) belong to y:
+    compute them anew at x before an evaluation.
 
     Args:
-      learning_rate: step size >= 0. A constant: no schedule belongs on top. Default 1 (official code).
-      warmup_steps: steps over which the rate rises linearly, >= 0. Default 0. The first has learning_rate /
-        warmup_steps.
+      learning_rate: step size >= 0. A constant, as a schedule is not needed. Default 1 (official code).
+      warmup_steps: steps over which the learning rate rises linearly, >= 0. Default 0. The first step has learning_rate
+        / warmup_steps.
       b1: weight of the average in the point of the gradient, in [0, 1]. Default 0.9 (paper).
-      weight_decay: at y, times the rate, >= 0. Default 0.
+      weight_decay: decay of y, times the learning rate, >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      weight_lr_power: power of the largest rate in the weights, >= 0. Default 2 (official code).
+      weight_lr_power: power of the largest learning rate in the weights, >= 0. Default 2 (official code).
       weight_power: power of the step in the weights, >= 0. Default 0 (official code).
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter and numbers. Elementwise: no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `update`, `params` missing.
+      ValueError: a hyperparameter outside its range; at `update`, missing `params`.
 
     Example:
       >>> tx, y = schedule_free_sgd(0.5), jnp.array(1.0)
@@ -113,7 +109,7 @@ class TimesState(NamedTuple):
 
 
 def _times(method: str, factor: Any) -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by a factor of the step, t -> factor, in front of the learning rate."""
+    """Multiplies updates by a factor that depends on the step, in front of the learning rate."""
 
     def update(updates: Any, state: TimesState, params: Any = None, **extra: Any) -> tuple[Any, TimesState]:
         del params, extra
@@ -124,7 +120,7 @@ def _times(method: str, factor: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def _factored(rate: Any, factor: Any) -> Any:
-    """gamma_t of a rate and a factor of the step, as a schedule."""
+    """The schedule gamma_t: a learning rate times a factor that depends on the step."""
 
     def both(count: jax.Array) -> jax.Array:
         by = factor(increment(count))
@@ -190,31 +186,43 @@ def schedule_free_adamw(
     weight_power: Scalar = 0.0,
     bias_correction: str = "second_moment",
 ) -> optax.GradientTransformationExtraArgs:
-    """Schedule-free AdamW.
+    """AdamW that needs no schedule: its iterates are averaged, and gradients are taken near the average.
 
-    Equations: at the head of this file. Evaluate `gk.eval_params(state, params)`: every loop does. Running statistics
-    of a model (BatchNorm) belong to y; compute them anew at x.
+    Equations, with t = 1, 2, ..., y_t the user's parameters, where g_t is taken, z the iterate, and x the average,
+    which is evaluated:
+
+        gamma_t = learning_rate min(1, t / warmup_steps)        in the step of z and in the weights
+        v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        z_{t+1} = z_t - gamma_t (g_t / (sqrt(v_t / (1 - b2^t)) + eps) + weight_decay y_t)
+        w_t = t^weight_power max(gamma_1, ..., gamma_t)^weight_lr_power
+        c_t = w_t / (w_1 + ... + w_t)
+        x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}
+        y_{t+1} = b1 x_{t+1} + (1 - b1) z_{t+1}
+
+    Evaluate `gk.eval_params(state, params)`: every loop does. Running statistics of a model (BatchNorm) belong to y:
+    compute them anew at x before an evaluation.
 
     Args:
-      learning_rate: step size >= 0. A constant: no schedule belongs on top. Default 0.0025 (official code).
-      warmup_steps: steps over which the rate rises linearly, >= 0. Default 0. The first has learning_rate /
-        warmup_steps.
+      learning_rate: step size >= 0. A constant, as a schedule is not needed. Default 0.0025 (official code).
+      warmup_steps: steps over which the learning rate rises linearly, >= 0. Default 0. The first step has learning_rate
+        / warmup_steps.
       b1: weight of the average in the point of the gradient, in [0, 1]. Default 0.9 (paper); it takes the place of the
         first moment.
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      weight_decay: at y, times the rate, >= 0. Default 0.
+      weight_decay: decay of y, times the learning rate, >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      weight_lr_power: power of the largest rate in the weights, >= 0. Default 2 (official code).
+      weight_lr_power: power of the largest learning rate in the weights, >= 0. Default 2 (official code).
       weight_power: power of the step in the weights, >= 0. Default 0 (official code).
-      bias_correction: "second_moment", v over 1 - b2^t; or "learning_rate", the rate times sqrt(1 - b2^t), also in the
-        weights, and v as it is (the published paper), which can be unstable. Default "second_moment" (official code).
+      bias_correction: "second_moment": v is divided by 1 - b2^t; or "learning_rate": gamma_t is multiplied by sqrt(1 -
+        b2^t), also in the weights, and v is not corrected (the published paper), which can be unstable. Default
+        "second_moment" (official code).
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter and numbers. Elementwise: no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `update`, `params` missing.
+      ValueError: a hyperparameter outside its range; at `update`, missing `params`.
 
     Example:
       >>> tx, y = schedule_free_adamw(0.5, eps=0.0), jnp.array([3.0, -0.1])
@@ -251,29 +259,32 @@ def schedule_free_radam(
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free RAdam: the rectification takes the place of a warm-up.
 
-    Equations: at the head of this file, with l = 2 / (1 - b2) - 1 and l_t = l - 2 t b2^t / (1 - b2^t):
+    This is `gk.schedule_free_adamw` with a rectified learning rate in the place of a warm-up, with
+    l = 2 / (1 - b2) - 1 and l_t = l - 2 t b2^t / (1 - b2^t):
 
-        l_t > 4:   r_t = sqrt((l_t - 4) (l_t - 2) l / ((l - 4) (l - 2) l_t)), and the direction of AdamW
-        else:      r_t = 0, or 1 without `silent_sgd_phase`, and the gradient itself
+        gamma_t = learning_rate r_t
+        l_t > 4:   r_t = sqrt((l_t - 4) (l_t - 2) l / ((l - 4) (l - 2) l_t))
+        else:      r_t = 0, or 1 without `silent_sgd_phase`
+                   z_{t+1} = z_t - gamma_t (g_t + weight_decay y_t)
 
-    While r_t = 0 nothing moves. Evaluate `gk.eval_params(state, params)`: every loop does.
+    While r_t = 0 the parameters do not move. Evaluate `gk.eval_params(state, params)`: every loop does.
 
     Args:
-      learning_rate: step size >= 0. A constant: no schedule belongs on top. Default 0.0025 (official code).
+      learning_rate: step size >= 0. A constant, as a schedule is not needed. Default 0.0025 (official code).
       b1: weight of the average in the point of the gradient, in [0, 1]. Default 0.9 (paper).
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      weight_decay: at y, times the rate, >= 0. Default 0.
+      weight_decay: decay of y, times the learning rate, >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      weight_lr_power: power of the largest rate in the weights, >= 0. Default 2 (official code).
+      weight_lr_power: power of the largest learning rate in the weights, >= 0. Default 2 (official code).
       weight_power: power of the step in the weights, >= 0. Default 0 (official code).
-      silent_sgd_phase: whether nothing moves while r_t is not defined. Default True (official code).
+      silent_sgd_phase: whether the parameters do not move while r_t is not defined. Default True (official code).
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter and numbers. Elementwise: no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `update`, `params` missing.
+      ValueError: a hyperparameter outside its range; at `update`, missing `params`.
 
     Example:
       >>> tx, y = schedule_free_radam(0.5, silent_sgd_phase=False), jnp.array([3.0, -0.1])
@@ -326,7 +337,7 @@ register(
     paper=PAPER,
     words=2,
     golden=("step_size/schedule_free_radam",),
-    # So that the first steps move.
+    # With it the first steps do not move the parameters.
     example={"silent_sgd_phase": False},
     race=Race(5e-3, schedule=None),
     variants={"default_schedule_free_radam": Race(None, {"learning_rate": 0.0025}, schedule=None)},

@@ -1,5 +1,4 @@
-"""Training of quantized networks in little memory: gradients in the units of the codes, and updates of a few
-channels."""
+"""Training of quantized networks in little memory: scaled gradients of the codes, and updates of a few channels."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,17 +1,4 @@
-"""GradES: a tensor that has stopped learning is frozen for good.
-
-From step int(alpha total_steps) on, every tensor W that is still active has
-
-    "grad"          sum |g_t|                  before the update of step t, which a frozen tensor no longer gets
-    "grad_change"   sum |g_t - g_{t-1}|        likewise, from the second step on
-    "update"        sum |u_t|                  after it: the tensor is frozen from step t + 1 on
-
-and is frozen where that is below tau. A gradient that is 0 everywhere measures nothing: an expert to which no token was
-routed has not converged. So nothing is frozen in a step where g_t = 0, nor, for "grad_change", where g_{t-1} = 0.
-
-A frozen tensor gets the update 0, decay included; its gradient counts as 0 in
-the inner method, and its inner state stays as it is.
-"""
+"""GradES: a tensor that has stopped learning is frozen for good."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -49,7 +36,8 @@ METRICS = ("grad", "grad_change", "update")
 
 
 class FreezeOnConvergenceState(NamedTuple):
-    """Number of updates made, 1 for every tensor that is frozen, the previous gradient ("grad_change"), inner state."""
+    """Number of updates made; per tensor 1 where it is frozen, else 0; the previous gradient, for "grad_change"; the
+    inner state."""
 
     count: jax.Array
     frozen: Any
@@ -58,7 +46,7 @@ class FreezeOnConvergenceState(NamedTuple):
 
 
 def _keep(frozen: Any, new: Any, old: Any) -> Any:
-    """A leaf of the inner state after the step: the old one where its tensor is frozen."""
+    """A leaf of the inner state after the step: the old leaf where its tensor is frozen."""
     if frozen is False:
         return new
     if frozen.ndim != new.ndim:
@@ -78,7 +66,8 @@ def _slots(known: list[str], sizes: list[int], groups: Callable[[str], Hashable]
         start, of = first.setdefault(key, (fresh, size))
         if of != size:
             raise ValueError(
-                f"groups: {name!r} is a stack of {size} tensors, and others of its group {group!r} of {of}"
+                f"groups: the stacks of a group must have equally many tensors, but {name!r} is a stack of {size}, "
+                f"others of {group!r} of {of}; write a group of its own for {name!r}"
             )
         fresh = max(fresh, start + size)
         out.extend(range(start, start + size))
@@ -99,28 +88,40 @@ def freeze_on_convergence(
 ) -> optax.GradientTransformationExtraArgs:
     """Freezes every tensor whose gradient, or update, has become small, around any optimizer.
 
-    Equations: at the head of this file. A compiled step saves nothing by itself. Now and then read
-    `gk.frozen_mask(state)` and compile the step again with the frozen leaves behind `jax.lax.stop_gradient`: their
-    gradients are then not computed, and the trajectory is the same.
+    Equations, for every tensor that is not yet frozen, from step int(alpha total_steps) on, with these metrics:
+
+        "grad"          sum |g_t|                  a tensor that is frozen in step t gets no update in step t
+        "grad_change"   sum |g_t - g_{t-1}|        likewise, from the second step on
+        "update"        sum |u_t|                  measured after the update: frozen from step t + 1 on
+
+    A tensor is frozen where its metric is below tau. A gradient that is 0 everywhere is no measurement: an expert to
+    which no token was routed has not converged. So nothing is frozen in a step where g_t = 0, nor, for "grad_change",
+    where g_{t-1} = 0. The update of a frozen tensor is 0, weight decay included; the inner optimizer sees the gradient
+    0, and its state of the tensor does not change.
+
+    A compiled step saves nothing by itself. Now and then read `gk.frozen_mask(state)` and compile the step again with
+    the frozen leaves behind `jax.lax.stop_gradient`: their gradients are then not computed, and the trajectory is the
+    same.
 
     Args:
-      inner: a whole optimizer.
-      tau: threshold, > 0, in the units of the metric. It is a SUM over the tensor, so it scales with its size.
+      inner: a complete optimizer.
+      tau: threshold, > 0, in the units of the metric. The metric is a SUM over the tensor, so tau scales with its size.
       total_steps: length of the run, >= 1.
       alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5; the class of the official code has
         0.3, its examples of language models 0.55.
-      metric: "grad" (paper), "grad_change" or "update" (what the released code measures). Default "grad".
-      groups: name of a leaf -> group, or None for a leaf by itself; the metrics of a group are added up and it is
-        frozen as one, as the pair of a low-rank adapter should be. Default None: every tensor by itself.
+      metric: "grad" (paper), "grad_change" or "update" (the metric of the released code). Default "grad".
+      groups: a function from the name of a leaf to its group, or to None for a leaf by itself; the metrics of a group
+        are added up and it is frozen as one, as the pair of a low-rank adapter should be. Default None: every tensor by
+        itself.
       mask: which leaves may be frozen. Default all.
-      max_frozen_ratio: largest share of the tensors (groups) that may be frozen, in [0, 1]; the first ones in the
-        order of the tree are. Default 1.
+      max_frozen_ratio: largest share of the tensors (groups) that may be frozen, in [0, 1]; where more are below tau,
+        the first ones in the order of the tree are frozen. Default 1.
       layout: which axes are stacks: every layer of a scan is frozen by itself.
 
     Returns:
       A transformation. State: one number per tensor, a counter, the inner state; with "grad_change" 1 word per
-      parameter. Collectives: one scalar per tensor; with "update" two, with "grad_change" three. A tensor whose
-      gradient is always 0 is never frozen: leave it out by `mask`, or `all_frozen` is never True.
+      parameter. Collectives: one scalar per tensor; two with "update", three with "grad_change". A tensor whose
+      gradient is always 0 is never frozen: exclude it by `mask`, or `all_frozen` is never True.
 
     Raises:
       ValueError: an argument outside its range; a group of stacks of different lengths.
@@ -134,7 +135,7 @@ def freeze_on_convergence(
       ([0.0, 0.0], {'a': False, 'b': True})
 
     Reference: Wen et al. GradES: Significantly Faster Training in Transformers with Gradient-Based Early Stopping.
-    2025, arXiv 2509.01842. The released code counts a first step without a previous one as no change, so with
+    2025, arXiv 2509.01842. In the released code a first step without a previous value counts as no change, so with
     alpha = 0 it freezes everything at once; here a metric without a previous value freezes nothing. It also freezes for
     good an expert that had no tokens in one step; here a gradient of zeros freezes nothing.
     """
@@ -162,7 +163,7 @@ def freeze_on_convergence(
     share, most = checks.readable(alpha), checks.readable(max_frozen_ratio)
 
     def small(value: jax.Array, seen: Sequence[jax.Array]) -> jax.Array:
-        """Whose metric is below the threshold and was measured: none of the sums that it comes from is 0."""
+        """Whether the metric is below the threshold and was measured: none of the sums that it comes from is 0."""
         found = value < jnp.asarray(tau).astype(value.dtype)
         for one in seen:
             found &= one > 0
@@ -194,12 +195,12 @@ def freeze_on_convergence(
         return (fresh & fits)[slots]
 
     def decide(measured: Any, frozen: Any, allowed: jax.Array, *sources: Any) -> Any:
-        """The flags after this measurement; `sources` are the gradients it comes from, where it is not their size."""
+        """The flags after this measurement; `sources` are the gradients that it comes from, if it is not their norm."""
         leaves, structure = jax.tree.flatten(measured)
         known, old = names(measured), jax.tree.leaves(frozen)
         on = jax.tree.leaves(resolve_mask(mask, measured))
         rows = [[jnp.abs(x) for x in jax.tree.leaves(tree)] for tree in (measured, *sources)]
-        # Flags of stacked layers may lie on several devices: they come with the sums where all must be known at once.
+        # Flags of stacked layers may be sharded: where all must be known at once, they are all-reduced with the sums.
         spread = [jnp.broadcast_to(f.astype(x.dtype), x.shape) for f, x in zip(old, rows[0], strict=True)]
         sums = packed_sums(known, "tensor", layout, *rows, *([spread] if linked else []), like=leaves)
         value, seen = sums.vectors[0], sums.vectors[1 : len(rows)] or sums.vectors[:1]
@@ -217,7 +218,7 @@ def freeze_on_convergence(
             measured, previous = jax.tree.map(jnp.subtract, updates, state.previous), updates
             sources = (updates, state.previous)
             allowed &= state.count > 0
-        # What the update before measured is in the flags already; this one is measured when it is made.
+        # The flags already contain the measurement of the previous update; this update is measured after it is made.
         frozen = state.frozen if metric == "update" else decide(measured, state.frozen, allowed, *sources)
         here = jax.tree.map(lambda f: f > 0, frozen)
         g = jax.tree.map(lambda f, g: jnp.where(f, jnp.zeros_like(g), g), here, updates)
@@ -251,20 +252,22 @@ def grades(
     alpha: Scalar = 0.5,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """GradES as in the paper: weight matrices whose gradient is small are frozen; biases and scales go on.
+    """GradES as in the paper: weight matrices whose gradient is small are frozen; biases and scales are not.
 
-    Equations: "grad", at the head of this file.
+    This is `gk.freeze_on_convergence` with metric="grad" on weight matrices. From step int(alpha total_steps) on:
+
+        a matrix is frozen in the first step with 0 < sum |g_t| < tau, and in all later ones: its update is 0
 
     Args:
-      inner: a whole optimizer.
+      inner: a complete optimizer.
       tau: threshold of the sum of |g| over a matrix, > 0; it scales with the size of the matrix.
       total_steps: length of the run, >= 1.
       alpha: share of the run before which nothing is frozen, in [0, 1). Default 0.5; the class of the official code has
         0.3, its examples of language models 0.55.
-      layout: which axes are stacks, and so what a matrix is.
+      layout: which axes are stacks, and thereby which leaves are matrices.
 
     Returns:
-      A transformation, as `freeze_on_convergence` says.
+      A transformation. State and collectives: those of `freeze_on_convergence`.
 
     Raises:
       ValueError: an argument outside its range.
@@ -286,7 +289,10 @@ def _found(state: Any) -> FreezeOnConvergenceState:
     nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, FreezeOnConvergenceState))
     found = [node for node in nodes if isinstance(node, FreezeOnConvergenceState)]
     if len(found) != 1:
-        raise ValueError(f"frozen_mask: the state must have one freeze_on_convergence in it, it has {len(found)}")
+        raise ValueError(
+            f"frozen_mask: the state must contain one state of freeze_on_convergence, got {len(found)}; write "
+            "frozen_mask(state) with the state of one such wrapper"
+        )
     return found[0]
 
 
@@ -296,17 +302,17 @@ def _whole(flags: jax.Array) -> Any:
 
 
 def frozen_mask(state: Any) -> Any:
-    """Which leaves are frozen as a whole: what a recompiled step need not differentiate.
+    """Which leaves are completely frozen, so that a recompiled step need not differentiate them.
 
     Args:
-      state: the state of `freeze_on_convergence` or `grades`, however deep in another one.
+      state: the state of `freeze_on_convergence` or `grades`, or a state that contains it.
 
     Returns:
-      A tree like the parameters of Python booleans (of arrays where the state is traced). Of a stack of layers, True
+      A tree like the parameters of Python booleans (of arrays where the state is traced). A stack of layers has True
       once all of them are frozen.
 
     Raises:
-      ValueError: none, or more than one, in the state.
+      ValueError: no such state, or more than one, in `state`.
 
     Example:
       >>> tx = freeze_on_convergence(optax.sgd(0.1), tau=0.5, total_steps=10, alpha=0.0)
@@ -326,13 +332,13 @@ def all_frozen(state: Any) -> Any:
     """Whether every leaf is frozen, so that the run may stop.
 
     Args:
-      state: as in `frozen_mask`.
+      state: a state, as in `frozen_mask`.
 
     Returns:
       A Python boolean; an array where the state is traced.
 
     Raises:
-      ValueError: as `frozen_mask`.
+      ValueError: no such state, or more than one, in `state`.
 
     Example:
       >>> tx = freeze_on_convergence(optax.sgd(0.1), tau=0.5, total_steps=10)
@@ -348,7 +354,9 @@ def all_frozen(state: Any) -> Any:
 FIELDS = {
     "collectives": "norms",
     "example": {"tau": 0.05, "total_steps": 4},
-    "opt_outs": {"layout": "it shows at a threshold between one layer and all; tests/papers/test_grades.py has it"},
+    "opt_outs": {
+        "layout": "its effect shows at a threshold between one layer and all: see tests/papers/test_grades.py"
+    },
 }
 register(freeze_on_convergence, form="wrapper", paper=PAPER, **FIELDS)
 register(grades, form="wrapper", paper=PAPER, **FIELDS)

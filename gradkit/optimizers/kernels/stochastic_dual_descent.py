@@ -1,14 +1,4 @@
-"""Stochastic dual descent: the weights of a Gaussian process or of kernel ridge regression, from rows of the kernel.
-
-a*  = (K + s^2 I)^{-1} y,   the minimum of  |a|^2_{K + s^2 I} / 2 - y^T a
-
-    g_i = (N / B) (k_i^T p + s^2 p_i - y_i)  for i in the batch, 0 elsewhere        dual_gradient, at the parameters p
-    v   = momentum v - learning_rate g
-    a   = a + v
-    m   = (1 - average_decay) a + average_decay m                                   the solution: m
-
-With `nesterov` the gradient is taken at p = a + momentum v, which the parameters then are; else p = a.
-"""
+"""Stochastic dual descent: the weights of a Gaussian process or of kernel ridge regression, from rows of the kernel."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +17,7 @@ PAPER = Paper("Stochastic Gradient Descent for Gaussian Processes Done Right", "
 
 
 class StochasticDualDescentState(NamedTuple):
-    """Number of updates made; the velocity; the average of the weights; the rate of the last update as a metric."""
+    """Number of updates made; the velocity; the average of the weights; the last learning rate as a metric."""
 
     count: jax.Array
     velocity: Any
@@ -46,19 +36,21 @@ def dual_gradient(
 ) -> jax.Array:
     """An unbiased gradient of the dual objective from a few rows of the kernel.
 
-    g = (N / B) sum over i in idx of e_i (k_i^T alpha + noise_variance alpha_i - y_i)
+    Equation, with e_i the i-th unit vector, k_i row i of the kernel matrix, B the length of `idx` and N that of alpha:
+
+        g = (N / B) sum over i in idx of e_i (k_i^T alpha + noise_variance alpha_i - y_i)
 
     Args:
-      kernel_rows: (B, N), the rows k_i of the kernel matrix whose numbers are in `idx`.
+      kernel_rows: (B, N), the rows k_i of the kernel matrix with the indices `idx`.
       alpha: (N,), the weights.
-      targets: (N,), y: measurements; for a posterior sample, a prior sample with noise. Of several right-hand sides,
-        `jax.vmap` over alpha and targets.
+      targets: (N,), y: measurements; for a posterior sample, a prior sample with noise. For several right-hand sides
+        use `jax.vmap` over alpha and targets.
       noise_variance: s^2 >= 0.
       idx: (B,) integers, drawn uniformly from the N: with replacement in the paper, without in the official notebook.
-        What is drawn twice counts twice.
+        A number that is drawn twice counts twice.
 
     Returns:
-      (N,), zero outside of idx. On a mesh with rows sharded: one all-reduce of alpha's size.
+      An array (N,), zero outside of `idx`. On a mesh with sharded rows: one all-reduce of alpha's size.
 
     Raises:
       ValueError: shapes that do not fit, or a noise variance outside its range.
@@ -90,16 +82,22 @@ def stochastic_dual_descent(
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic dual descent (SDD): Gaussian processes by gradient steps, without a matrix in memory.
 
-    v = momentum v - learning_rate g,   a = a + v,   m = (1 - average_decay) a + average_decay m; the parameters are
-    a + momentum v with `nesterov`, else a. Gradients: `gk.dual_gradient`.
+    Equations for the solution a* = (K + s^2 I)^{-1} y, the minimum of |a|^2_{K + s^2 I} / 2 - y^T a:
+
+        g = the gradient at p, such as `gk.dual_gradient`
+        v = momentum v - learning_rate g
+        a = a + v
+        m = (1 - average_decay) a + average_decay m             the solution
+
+    The parameters, where the gradient is taken, are p = a + momentum v with `nesterov`, else p = a.
 
     Args:
       learning_rate: step size >= 0, or a schedule. The paper has about 50 / N to 100 / N for N examples.
-      momentum: of the velocity, in [0, 1). Default 0.9 (paper).
-      nesterov: whether gradients are taken ahead, at a + momentum v. Default True (paper); the official notebook takes
-        them at a.
-      average_decay: of the geometric average that is the solution, in [0, 1): the paper's r is 1 - average_decay, about
-        100 / T for T steps.
+      momentum: decay of the velocity, in [0, 1). Default 0.9 (paper).
+      nesterov: whether gradients are taken at a + momentum v. Default True (paper); the official notebook takes them
+        at a.
+      average_decay: decay of the geometric average that is the solution, in [0, 1): the paper's r is 1 - average_decay,
+        about 100 / T for T steps.
 
     Returns:
       A transformation that needs `params`, which start at 0 in the paper. The solution is
@@ -130,7 +128,7 @@ def stochastic_dual_descent(
     name = "stochastic_dual_descent"
 
     def published(rate: Any) -> dict[str, jax.Array]:
-        # A copy: a rate that is an array stays the caller's when the state is donated.
+        # A copy, so that donating the state does not delete a learning rate that is the caller's array.
         return {"last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
 
     def init(params: optax.Params) -> StochasticDualDescentState:

@@ -1,4 +1,4 @@
-"""Federated Langevin dynamics: what a client's data pull away from the posterior is taken back by surrogates."""
+"""Federated Langevin dynamics: surrogates of the clients' likelihoods correct the gradient of a single client."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,13 +16,15 @@ from gradkit.transforms import add_langevin_noise, scale_by_learning_rate
 from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Federated Stochastic Gradient Langevin Dynamics", "El Mekkaoui et al.", 2020, "2004.11231")
-# Known when the program is built: a tree, or a function of the parameters, which is no schedule.
+# A tree, or a function of the parameters, which is no schedule; known when the program is built.
 Stacked = Callable[[Any], Any] | Any
-NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
+NOT_STACKED = {
+    "stacked": "the noise of ten layers in one leaf has the distribution of that of ten leaves, not its values"
+}
 
 
 class ConduciveGradientState(NamedTuple):
-    """Of every client P_s and P_s mu_s along a leading axis, and their sums over the clients."""
+    """P_s and P_s mu_s of every client along a leading axis, and their sums over the clients."""
 
     precision: Any
     weighted: Any
@@ -35,30 +37,34 @@ class ConduciveGradientState(NamedTuple):
 def conducive_gradient(
     means: Stacked, precisions: Stacked, shard_probs: Sequence[float] | Any, *, num_data: Scalar = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """A link ahead of the learning rate: adds to the gradient of one client what is known of all the others.
+    """Corrects the gradient of one client by surrogates of the likelihoods of all clients.
 
-        log q_s(x) = -sum P_s (x - mu_s)^2 / 2        Gaussian surrogate of the likelihood of client s, P diagonal
-        c_s = sum_r grad log q_r(x) - grad log q_s(x) / f_s,        g <- g - c_s / num_data
-        sum_s f_s c_s = 0: the mean of the gradient does not change
+    Equations, with Gaussian surrogates q_s of the likelihood of client s, P_s diagonal:
 
-    Where the surrogates are exact, gradients of all data of a client do not vary over clients any more. Precisions of 0
-    change nothing (DSGLD).
+        log q_s(x) = -sum P_s (x - mu_s)^2 / 2
+        c_s = sum_r grad log q_r(x) - grad log q_s(x) / f_s
+        g <- g - c_s / num_data
+
+    sum_s f_s c_s = 0: the mean of the gradient over clients does not change. Where the surrogates are exact, the
+    gradient of all data of a client no longer varies over clients. Precisions of 0 have no effect (DSGLD). This link
+    belongs in front of the learning rate.
 
     Args:
       means: mu, a tree like the parameters with a leading axis of clients, or a function params -> such a tree, called
         by `init`.
-      precisions: P, the same, >= 0; fitted once per client, such as to a chain of its own.
-      shard_probs: f, how often each client is visited, (clients,), > 0 with the sum 1.
+      precisions: P, in the same form, >= 0; fitted once per client, for example to a chain of that client alone.
+      shard_probs: f, the probability of a visit to each client, (clients,), > 0 with the sum 1.
       num_data: number of examples of all clients that the loss is a mean over, >= 1. Default 1.
 
     Returns:
-      A transformation that needs `params` and the extra argument `client`, the number of the one whose minibatch this
-      is. The gradient that comes in is that of an unbiased loss: of a client with N_s examples, N_s / (f_s num_data)
-      times the mean over its minibatch, and the prior over num_data. State: 2 words per parameter and client, and 2.
+      A transformation that needs `params` and the extra argument `client`, the index of the client whose minibatch this
+      is. The incoming gradient must be that of an unbiased loss: for a client with N_s examples, N_s / (f_s num_data)
+      times the mean over its minibatch, and the prior divided by num_data. State: 2 words per parameter and client, and
+      2 per parameter.
       Elementwise: no collective.
 
     Raises:
-      ValueError: probabilities that are none, trees that do not match the parameters, no `client`.
+      ValueError: numbers that are no probabilities; trees that do not match the parameters; a missing `client`.
 
     Example:
       >>> tx = conducive_gradient(jnp.array([[0.0], [4.0]]), jnp.ones((2, 1)), jnp.array([0.5, 0.5]))
@@ -74,7 +80,7 @@ def conducive_gradient(
         if not checks.is_function(given) and any(isinstance(a, str) or not np.ndim(a) for a in jax.tree.leaves(given)):
             raise ValueError(
                 f"{name} must be a tree of arrays with a leading axis of clients, or a function params -> such a tree, "
-                f"got {given!r}; write jnp.stack([of client 0, of client 1])"
+                f"got {given!r}; write jnp.stack([client_0, client_1])"
             )
     try:
         f = np.asarray(shard_probs, np.float64)
@@ -128,26 +134,28 @@ def fsgld(
     num_data: Scalar = 1.0,
     key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Federated stochastic gradient Langevin dynamics: one client at a time, with conducive gradients.
+    """Federated stochastic gradient Langevin dynamics: one client at a time, with conducive gradients (FSGLD).
 
-        g <- g - c_s / num_data                                                  see `conducive_gradient`
+    Equations, with c_s that of `gk.conducive_gradient`, and xi standard normal:
+
+        g <- g - c_s / num_data
         x <- x - learning_rate_t g + sqrt(2 learning_rate_t temperature / num_data) xi
 
     Args:
-      learning_rate: step size > 0, or a schedule; the noise has the rate of the same step.
+      learning_rate: step size > 0, or a schedule; the noise has the learning rate of the same step.
       means: mu, a tree like the parameters with a leading axis of clients, or a function params -> such a tree.
-      precisions: P, the same, >= 0.
-      shard_probs: f, how often each client is visited, (clients,), > 0 with the sum 1.
-      temperature: >= 0. Default 1: the posterior.
+      precisions: P, in the same form, >= 0.
+      shard_probs: f, the probability of a visit to each client, (clients,), > 0 with the sum 1.
+      temperature: factor of the variance of the noise, >= 0. Default 1: the posterior.
       num_data: number of examples of all clients that the loss is a mean over, >= 1. Default 1.
       key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`.
 
     Returns:
       A transformation that needs `params`, the extra arguments `client` and, unless it is given here, `key`. State: 2
-      words per parameter and client, and 2. Elementwise: no collective.
+      words per parameter and client, and 2 per parameter. Elementwise: no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range; trees that do not match the parameters; no key, no client.
+      ValueError: a hyperparameter outside its range; trees that do not match the parameters; a missing key or client.
 
     Example:
       >>> nothing = jnp.zeros((2, 1))

@@ -9,26 +9,30 @@ from gradkit.transforms import add_langevin_noise, scale_by_learning_rate
 from gradkit.types import Key, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Bayesian Learning via Stochastic Gradient Langevin Dynamics", "Welling, Teh", 2011)
-NOT_STACKED = {"stacked": "the noise of ten layers in one leaf is not that of ten leaves, only its law is"}
+NOT_STACKED = {
+    "stacked": "the noise of ten layers in one leaf has the distribution of that of ten leaves, not its values"
+}
 
 
 def sgld(
     learning_rate: ScalarOrSchedule, *, temperature: Scalar = 1.0, num_data: Scalar = 1.0, key: Key | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Stochastic gradient Langevin dynamics: samples of the posterior, from gradients of minibatches.
+    """Stochastic gradient Langevin dynamics: samples of the posterior, from gradients of minibatches (SGLD).
+
+    Equation:
 
         x <- x - learning_rate_t g_t + sqrt(2 learning_rate_t temperature / num_data) xi,    xi ~ N(0, I)
 
     g is the gradient of the MEAN loss over num_data examples, with the prior in it as -log prior / num_data. In the
-    textbook's form this is x + (e / 2) (grad log prior + num_data mean grad log likelihood) + N(0, e), with the step
-    e = 2 learning_rate / num_data. What is often wrong elsewhere: noise in proportion to the rate instead of its root,
-    no num_data, no prior. At a constant rate the loss a x^2 / 2 has the stationary variance
-    temperature / (num_data a (1 - learning_rate a / 2)).
+    textbook's form this is x + (e / 2) (grad log prior + num_data mean grad log likelihood) + N(0, e), with the step e
+    = 2 learning_rate / num_data. Common mistakes elsewhere are noise in proportion to the learning rate instead of its
+    root, a missing num_data, and a missing prior. At a constant learning rate the loss a x^2 / 2 has the stationary
+    variance temperature / (num_data a (1 - learning_rate a / 2)).
 
     Args:
-      learning_rate: step size > 0, or a schedule; the noise has the rate of the same step.
-      temperature: >= 0. Default 1: the posterior. 0 is gradient descent.
-      num_data: number of examples of the whole data, >= 1. Default 1: the loss is the energy itself.
+      learning_rate: step size > 0, or a schedule; the noise has the learning rate of the same step.
+      temperature: factor of the variance of the noise, >= 0. Default 1: the posterior. 0 is gradient descent.
+      num_data: number of examples of the complete data, >= 1. Default 1: the loss is the energy itself.
       key: a typed key or integer, from which the noise of all steps follows. Default None: `update` needs `key=`.
 
     Returns:
@@ -36,7 +40,7 @@ def sgld(
       where the rate is a schedule. Elementwise: no collective; replicas must have the same key.
 
     Raises:
-      ValueError: a hyperparameter outside its range; no key; complex leaves.
+      ValueError: a hyperparameter outside its range; a missing key; complex leaves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -45,9 +49,8 @@ def sgld(
       >>> float(tx.update(x, tx.init(x), x)[0])
       -0.5
 
-    Reference: Welling, Teh. Bayesian Learning via Stochastic Gradient Langevin Dynamics. 2011. No step of acceptance,
-      as
-    there: rates fall, or a bias of their order is left.
+    Reference: Welling, Teh. Bayesian Learning via Stochastic Gradient Langevin Dynamics. 2011. As there, no step is
+    rejected: learning rates must fall, or a bias of their order remains.
     """
     return optimizer(
         Method("sgld", learning_rate),

@@ -1,14 +1,4 @@
-"""AGVM: every module's learning rate is modulated so that the variances of the modules' gradients stay in step.
-
-From the mean gradients G_a, G_b of two disjoint halves of the batch, each module's leaves as one vector:
-
-    Phi_i = 1 - cos(G_a^i, G_b^i)                                    the share of noise in the module's gradient
-    n_i   = sqrt(clip((Phi_ref + eps) / (Phi_i + eps), low, high))   ref: the reference module, such as the backbone
-    mu_i  = decay mu_i + (1 - decay) n_i                             every `update_interval` steps, `start` to `stop`
-    u_i  <- mu_i u_i                                                 all of the module's step: its rate
-
-Adam's kind takes the cosine of what Adam would make of the halves, g / (sqrt(b2 v + (1 - b2) g^2) + eps).
-"""
+"""AGVM: every module's learning rate is modulated so that the variances of the modules' gradients stay equal."""
 
 from typing import Any, NamedTuple
 
@@ -51,7 +41,10 @@ def _spread(labels: Any, tree: Any) -> list[str]:
     try:
         spread = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part), found, tree)
     except ValueError as error:
-        raise ValueError(f"labels must match the parameters: {error}") from error
+        raise ValueError(
+            f"labels must match the parameters: a tree that they are a refinement of, got another structure ({error}); "
+            "write one name per leaf"
+        ) from error
     return jax.tree.leaves(spread)
 
 
@@ -72,46 +65,58 @@ def scale_by_agvm(
     clip: tuple[float, float] = (0.5, 10.0),
     eps: Scalar = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiplies the updates of every module by a factor that evens out the variances of gradients.
+    """Multiplies the updates of every module by a factor that equalises the variances of gradients.
 
-    Equations: at the head of this file. Put it just before the learning rate, after momentum and decay.
+    Equations, from the mean gradients G_a, G_b of two disjoint halves of the batch, each module's leaves as one vector,
+    and ref the reference module, such as the backbone:
+
+        Phi_i = 1 - cos(G_a^i, G_b^i)                                    the share of noise in the module's gradient
+        n_i   = sqrt(clip((Phi_ref + eps) / (Phi_i + eps), low, high))
+        mu_i  = decay mu_i + (1 - decay) n_i                             every `update_interval` steps
+        u_i  <- mu_i u_i
+
+    The factors mu_i, which start at 1, are updated from step `start` to step `stop`. This link belongs just before the
+    learning rate, after momentum and weight decay.
 
     Args:
-      labels: leaf -> module: a tree of names of which the parameters may be a refinement, or a function params ->
-        such a tree, as `optax.partition` takes.
+      labels: the module of every leaf: a tree of names of which the parameters may be a refinement, or a function
+        params -> such a tree, as `optax.partition` takes.
       reference: the module whose factor stays 1.
       update_interval: steps between measurements, >= 1. Default 10 (official configurations); the paper names 5.
       start: the first step, counted from 0, that may measure, >= 0. Default 560, 100 steps after the warm-up of the
         official configurations. Steps that are multiples of `update_interval` do.
-      stop: the last one, >= start. Default None: never. The factors stay as they are after it.
-      decay: of the running mean of the factors, in [0, 1). Default 0.97.
+      stop: the last step that may measure, >= start. Default None: no last one. Afterwards the factors are constant.
+      decay: decay of the running mean of the factors, in [0, 1). Default 0.97.
       clip: smallest and largest ratio of variances, 0 < low <= 1 <= high, BEFORE the root. Default (0.5, 10).
       eps: added to both variances, > 0. Default 1e-6.
 
     Returns:
       A transformation that needs `grads_a` and `grads_b`, the mean gradients of two disjoint halves of the batch.
       State: one number per module, and a counter. Collectives: one all-reduce of three scalars per leaf where leaves
-      are sharded. Where a module's half gradient is 0 it has no direction, and the factor stays.
+      are sharded. Where a half gradient of a module is 0, its factor does not change.
 
     Raises:
-      ValueError: an argument outside its range, a reference that is no module, halves that are missing.
+      ValueError: an argument outside its range; a reference that is no module; missing halves.
 
     Example:
       >>> tx, w = scale_by_agvm({"back": "b", "head": "h"}, "b", start=0, decay=0.0), {"back": jnp.ones(2), "head": 1.0}
       >>> w = jax.tree.map(jnp.asarray, w)
-      >>> grads = {"grads_a": {"back": jnp.array([1.0, 0.0]), "head": w["head"]}}  # the halves agree on the head alone
+      >>> grads = {"grads_a": {"back": jnp.array([1.0, 0.0]), "head": w["head"]}}  # the halves agree in the head alone
       >>> grads["grads_b"] = {"back": jnp.array([0.0, 1.0]), "head": w["head"]}
       >>> u, state = tx.update(w, tx.init(w), w, **grads)
       >>> {name: round(float(mu), 4) for name, mu in state.factors.items()}  # sqrt(10)
       {'b': 1.0, 'h': 3.1623}
 
     Reference: Xue et al. Large-batch Optimization for Dense Visual Predictions. 2022, arXiv 2210.11078. The official
-    code gathers two whole gradients, where three numbers per module do, and takes the factors off after `stop`.
+    code all-gathers two complete gradients, where three numbers per module are enough, and drops the factors after
+    `stop`.
     """
     if not isinstance(reference, str):
-        raise ValueError(f"reference must be the name of a module, got {reference!r}")
+        raise ValueError(f"reference must be the name of a module, got {reference!r}; write one of the labels")
     if isinstance(labels, str | int | float):
-        raise ValueError(f"labels must be a tree of names or a function of the parameters, got {labels!r}")
+        raise ValueError(
+            f"labels must be a tree of names or a function of the parameters, got {labels!r}; write one name per leaf"
+        )
     update_interval = checks.integer("update_interval", update_interval, 1)
     start = checks.integer("start", start)
     stop = checks.integer("stop", stop, start, optional=True)
@@ -126,13 +131,13 @@ def scale_by_agvm(
         if of and reference not in of:
             known = sorted(set(of))
             raise ValueError(f"reference must be one of {known}, got {reference!r}{checks.nearest(reference, known)}")
-        # A tree of labels says what the modules are without the parameters, which optax's tools do without.
+        # A tree of labels gives the modules without the parameters, which optax's tools do not have.
         modules = sorted(set(of if checks.is_function(labels, params) else jax.tree.leaves(labels)))
         one = jnp.ones((), float)
         return ScaleByAgvmState(jnp.zeros((), jnp.int32), {module: jnp.copy(one) for module in modules})
 
     def measured(a: Any, b: Any, of: list[str]) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Per module: Phi, and whether there is one."""
+        """Per module: Phi, and whether it is defined."""
         known, rows = names(a), [jax.tree.leaves(tree) for tree in (a, b)]
         triples = [x for p, q in zip(*rows, strict=True) for x in (p * q, abs_sq(p), abs_sq(q))]
         axes = [tuple(range(x.ndim)) for x in triples]
@@ -180,21 +185,30 @@ def agvm(
     eps: Scalar = 1e-6,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with momentum whose modules have learning rates that even out the variances of their gradients.
+    """SGD with momentum whose modules have learning rates that equalise the variances of their gradients.
 
-    Equations: at the head of this file; decay is part of the gradient, v = momentum v + g + weight_decay w.
+    Equations, from the mean gradients G_a, G_b of two disjoint halves of the batch, each module's leaves as one vector,
+    and ref the reference module, such as the backbone:
+
+        Phi_i = 1 - cos(G_a^i, G_b^i)                                    the share of noise in the module's gradient
+        n_i   = sqrt(clip((Phi_ref + eps) / (Phi_i + eps), low, high))
+        mu_i  = decay mu_i + (1 - decay) n_i                             every `update_interval` steps
+        v_i  <- momentum v_i + g_i + weight_decay w_i
+        w_i  <- w_i - learning_rate mu_i v_i
+
+    The factors mu_i, which start at 1, are updated from step `start` to step `stop`.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      labels: leaf -> module, as in `scale_by_agvm`.
-      reference: the module whose rate is the learning rate.
+      labels: the module of every leaf, as in `scale_by_agvm`.
+      reference: the module whose factor stays 1.
       momentum: decay of the momentum, in [0, 1]. Default 0.9.
       weight_decay: L2 penalty >= 0, or a schedule. Default 0; detectors have 1e-4.
       weight_decay_mask: which leaves decay. Default all.
       update_interval: steps between measurements, >= 1. Default 10.
       start: the first step that may measure, >= 0. Default 560.
-      stop: the last one. Default None: never.
-      decay: of the running mean of the factors, in [0, 1). Default 0.97.
+      stop: the last step that may measure. Default None: no last one.
+      decay: decay of the running mean of the factors, in [0, 1). Default 0.97.
       clip: smallest and largest ratio of variances. Default (0.5, 10).
       eps: added to both variances, > 0. Default 1e-6.
       mu_dtype: dtype in which the momentum is kept. Default float32.
@@ -204,7 +218,7 @@ def agvm(
       1 word per parameter. Collectives: three scalars per leaf where leaves are sharded.
 
     Raises:
-      ValueError: an argument outside its range; halves missing.
+      ValueError: an argument outside its range; missing halves.
 
     Example:
       >>> w = {"back": jnp.ones(2), "head": jnp.ones(1)}
@@ -245,24 +259,28 @@ def agvm_adamw(
     variance_eps: Scalar = 1e-6,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW whose modules have learning rates that even out the variances of what Adam makes of their gradients.
+    """AdamW whose modules have learning rates that equalise the variances of their preconditioned gradients.
 
-    Equations: at the head of this file; v is the second moment before this step, and nothing is bias-corrected there.
+    This is `gk.agvm` with AdamW for SGD. The cosine is that of what Adam would make of the halves, with v the second
+    moment before this step, and without a bias correction:
+
+        Phi_i = 1 - cos(P_a^i, P_b^i),   P = G / (sqrt(b2 v + (1 - b2) |G|^2) + eps)
+        w_i  <- w_i - learning_rate mu_i (Adam's direction + weight_decay w_i)
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      labels: leaf -> module, as in `scale_by_agvm`.
-      reference: the module whose rate is the learning rate.
+      labels: the module of every leaf, as in `scale_by_agvm`.
+      reference: the module whose factor stays 1.
       b1: decay of the first moment, in [0, 1). Default 0.9.
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
-      weight_decay: decoupled decay >= 0, or a schedule; the module's factor is part of its rate, and scales it too.
+      weight_decay: decoupled decay >= 0, or a schedule; the factor of the module scales the decay too.
         Default 1e-2.
       weight_decay_mask: which leaves decay. Default all.
       update_interval: steps between measurements, >= 1. Default 10.
       start: the first step that may measure, >= 0. Default 560.
-      stop: the last one. Default None: never.
-      decay: of the running mean of the factors, in [0, 1). Default 0.97.
+      stop: the last step that may measure. Default None: no last one.
+      decay: decay of the running mean of the factors, in [0, 1). Default 0.97.
       clip: smallest and largest ratio of variances. Default (0.5, 10).
       variance_eps: the eps of `scale_by_agvm`, > 0. Default 1e-6.
       mu_dtype: dtype in which the first moment is kept. Default float32.
@@ -272,7 +290,7 @@ def agvm_adamw(
       Collectives: three scalars per leaf where leaves are sharded.
 
     Raises:
-      ValueError: an argument outside its range; halves missing.
+      ValueError: an argument outside its range; missing halves.
 
     Example:
       >>> tx, w = agvm_adamw(0.5, labels=lambda w: {"w": "all"}, reference="all", weight_decay=0.0), {"w": jnp.ones(2)}
@@ -280,8 +298,8 @@ def agvm_adamw(
       >>> u["w"].round(4).tolist()
       [-0.5, -0.5]
 
-    Reference: Xue et al. 2022, arXiv 2210.11078. The official code multiplies the halves by the number of devices and
-    not the second moment that they meet, which is not copied.
+    Reference: Xue et al. 2022, arXiv 2210.11078. The official code multiplies the halves by the number of devices, and
+    not the second moment that is added to their squares; this is not copied.
     """
     checks.real("variance_eps", variance_eps, "(0, inf)")
     adam = scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
@@ -315,7 +333,7 @@ def agvm_adamw(
 
 
 def _by_rank(tree: Any) -> Any:
-    """Two modules that any tree has, for the contract and for races, whose problems share none."""
+    """Two modules that any tree has, for the contract and for races, whose problems have no modules in common."""
     return jax.tree.map(lambda on: "matrices" if on else "vectors", by_rank(2)(tree))
 
 
@@ -324,7 +342,9 @@ COMMON: Any = {
     "needs": ("grads_a", "grads_b"),
     "collectives": "norms",
     "example": {"labels": _by_rank, "reference": "matrices", "update_interval": 1, "start": 0},
-    "opt_outs": {"map_params": "a function of the parameters, as the labels of the contract are, needs real ones"},
+    "opt_outs": {
+        "map_params": "labels that are a function of the parameters, as in the contract, need real parameters"
+    },
 }
 register(scale_by_agvm, form="primitive", **COMMON)
 register(

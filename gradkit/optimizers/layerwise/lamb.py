@@ -1,14 +1,4 @@
-"""LAMB: Adam's direction, rescaled per layer to the norm of its weights.
-
-g_t <- g_t / max(1, |g_t| / max_norm)                       where max_norm is given
-m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
-r_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
-u_t = r_t + weight_decay w_{t-1}
-w_t = w_{t-1} - learning_rate min(phi(|w_{t-1}|) / |u_t|, ratio_max) u_t,     phi(z) = clip(z, min, max)
-
-N-LAMB   the numerator of r_t looks ahead:   b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t)
-LAMBC    ratio_max = 1
-"""
+"""LAMB: Adam's direction, rescaled per layer to the norm of its weights."""
 
 import math
 from typing import Any
@@ -53,9 +43,20 @@ def lamb(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Layer-wise adaptive moments for large batches.
+    """Layer-wise adaptive moments for large batches (LAMB).
 
-    Equations: at the head of this file. The ratio is 1 where a norm is 0.
+    Equations, with the norms over all leaves in the first line, and over a layer elsewhere:
+
+        g_t <- g_t / max(1, |g_t| / max_norm)                       where max_norm is given
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        r_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+        u_t = r_t + weight_decay w_{t-1}
+        w_t = w_{t-1} - learning_rate min(phi(|w_{t-1}|) / |u_t|, ratio_max) u_t
+        phi(z) = clip(z, param_norm_min, param_norm_max)
+
+    The ratio is 1 where a norm is 0. With `nesterov` (N-LAMB) the numerator of r_t is
+    b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t); LAMBC has ratio_max = 1. Without
+    `bias_correction` nothing is divided by 1 - b^t.
 
     Args:
       learning_rate: relative size of a step, >= 0, or a schedule.
@@ -66,7 +67,7 @@ def lamb(
       weight_decay: part of the direction, before its norm is taken, >= 0, or a schedule. Default 0; the
         paper uses 0.01.
       weight_decay_mask: which leaves decay. Default all; the authors' code spares biases and norms.
-      trust_ratio_mask: which leaves are rescaled. Default all; the authors' code takes the decay's.
+      trust_ratio_mask: which leaves are rescaled. Default all; in the authors' code those that decay.
       bias_correction: whether moments are bias-corrected. Default True (published version and authors' code; the
         arXiv version 3 does not).
       nesterov: whether the first moment looks ahead (N-LAMB). Default False.

@@ -1,13 +1,4 @@
-"""LARS and LARC: every layer moves in proportion to the norm of its weights.
-
-ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps)        (denominator "separate": the paper)
-ratio = trust_coefficient |w| / (|g + weight_decay w| + eps)          (denominator "joint")
-d = g + weight_decay w
-LARS   v_t = momentum v_{t-1} + learning_rate(t) ratio d              the rate inside the momentum
-       w_t = w_{t-1} - v_t,   or with Nesterov  learning_rate(t) ratio d + momentum v_t  for v_t
-LARC   v_t = momentum v_{t-1} + min(ratio / learning_rate(t), 1) d
-       w_t = w_{t-1} - learning_rate(t) v_t
-"""
+"""LARS and LARC: every layer moves in proportion to the norm of its weights."""
 
 from typing import Any
 
@@ -27,7 +18,7 @@ from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Large Batch Training of Convolutional Networks", "You, Gitman, Ginsburg", 2017, "1708.03888")
 
-# Masks whose default depends on the layout: a stack of biases is spared as each bias is.
+# Masks whose default depends on the layout: a stack of biases is left out as a single bias is.
 MATRICES = "matrices"
 
 
@@ -44,7 +35,7 @@ def _rescaled(
     layout: Layout | None,
     **ratio: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """The ratio, then the momentum, with the rate inside of it or behind it."""
+    """The ratio, then the momentum, with the learning rate inside the momentum or behind it."""
     spared = matrices_by_default(layout)
     decay_mask, ratio_mask = (spared if mask is MATRICES else mask for mask in (weight_decay_mask, trust_ratio_mask))
     checks.choice("denominator", denominator, ("separate", "joint"))
@@ -72,12 +63,18 @@ def lars(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Layer-wise adaptive rate scaling for SGD with momentum.
+    """Layer-wise adaptive rate scaling for SGD with momentum (LARS).
 
-    Equations: at the head of this file.
+    Equations, with the norms over a layer, and the ratio 1 where one of them is 0:
+
+        ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps)        denominator="separate" (paper)
+        ratio = trust_coefficient |w| / (|g + weight_decay w| + eps)          denominator="joint"
+        d = g + weight_decay w
+        v_t = momentum v_{t-1} + learning_rate(t) ratio d                     the learning rate inside the momentum
+        w_t = w_{t-1} - v_t,   or with nesterov  learning_rate(t) ratio d + momentum v_t for v_t
 
     Args:
-      learning_rate: global rate >= 0, or a schedule; the paper warms up, then decays with the square.
+      learning_rate: global learning rate >= 0, or a schedule; the paper has a warm-up and then a quadratic decay.
       momentum: decay of the momentum, in [0, 1]. Default 0.9 (the paper's runs).
       weight_decay: decay inside the ratio, >= 0, or a schedule. Default 0; the paper uses 5e-4.
       trust_coefficient: relative size of a step, > 0. Default 0.001 (paper).
@@ -86,7 +83,7 @@ def lars(
       denominator: "separate" (paper, and the first public codes) or "joint" (optax, later codes).
       weight_decay_mask: which leaves decay. Default: those of rank 2 and more, not counting stack axes
         (all later users spare biases and normalisation; the paper does not say so).
-      trust_ratio_mask: which leaves are rescaled; the others take plain momentum steps. Default: as the decay.
+      trust_ratio_mask: which leaves are rescaled; the others take plain momentum steps. Default: those that decay.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks: every layer of a scan has its own ratio.
 
@@ -106,11 +103,13 @@ def lars(
        [ 0.  -0.5]]
 
     Reference: You, Gitman, Ginsburg. Large Batch Training of Convolutional Networks. 2017, arXiv 1708.03888.
-    Codes in torch put the rate outside the momentum: the same while it is constant.
+    Codes in torch have the learning rate outside the momentum: the same while it is constant.
     """
     checks.real("momentum", momentum, "[0, 1]")
     if nesterov and isinstance(momentum, int | float) and momentum == 0:
-        raise ValueError(f"momentum must be in (0, 1] with nesterov=True, got {momentum}")
+        raise ValueError(
+            f"momentum must be in (0, 1] with nesterov=True, got {momentum}; write momentum=0.9, or nesterov=False"
+        )
     return _rescaled(
         "lars",
         learning_rate,
@@ -140,12 +139,19 @@ def larc(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """LARS with the ratio as an upper limit: no layer moves faster than the learning rate itself.
+    """LARS with the ratio as an upper bound: no layer has a larger learning rate than the one that is given (LARC).
 
-    Equations: at the head of this file.
+    Equations, with the norms over a layer, and the ratio 1 where one of them is 0:
+
+        ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps)        denominator="separate" (paper)
+        ratio = trust_coefficient |w| / (|g + weight_decay w| + eps)          denominator="joint"
+        d = g + weight_decay w
+        c = min(ratio / learning_rate(t), 1)
+        v_t = momentum v_{t-1} + c d
+        w_t = w_{t-1} - learning_rate(t) v_t,   or with nesterov  c d + momentum v_t for v_t
 
     Args:
-      learning_rate: global rate >= 0, or a schedule; the largest rate any layer gets.
+      learning_rate: global learning rate >= 0, or a schedule; the upper bound for every layer.
       momentum: decay of the momentum, in [0, 1]. Default 0.9.
       weight_decay: decay inside the ratio, >= 0, or a schedule. Default 0.
       trust_coefficient: relative size of a step, > 0. Default 0.001.
@@ -158,7 +164,7 @@ def larc(
       layout: which axes are stacks.
 
     Returns:
-      A transformation that needs `params`. State and collectives: as `lars`.
+      A transformation that needs `params`. State and collectives: those of `lars`.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -167,7 +173,7 @@ def larc(
       >>> import jax.numpy as jnp
       >>> tx = larc(0.25, trust_coefficient=0.5)
       >>> w = jnp.eye(2)
-      >>> print(tx.update(w, tx.init(w), w)[0].round(4))  # ratio 0.5 > rate: the rate holds
+      >>> print(tx.update(w, tx.init(w), w)[0].round(4))  # the ratio 0.5 is above the learning rate
       [[-0.25 -0.  ]
        [-0.   -0.25]]
 
@@ -200,7 +206,7 @@ register(
     words=1,
     collectives="norms",
     golden=GOLDEN,
-    # Vectors step at the rate itself: with the default coefficient the rate that suits matrices is too much for them.
+    # Vectors have the learning rate itself: one that suits matrices with the default coefficient is too large for them.
     race=Race(5e-1, {"trust_coefficient": 0.02}),
 )
 register(

@@ -1,10 +1,4 @@
-"""NovoGrad: gradients divided by the running norm of their layer, then momentum.
-
-v_t = b2 v_{t-1} + (1 - b2) |g_t|^2,   v_1 = |g_1|^2               one number per tensor
-h_t = g_t / (sqrt(v_t + eps_root) + eps) + weight_decay w_{t-1}
-m_t = b1 m_{t-1} + h_t,   m_1 = h_1    (grad_averaging: (1 - b1) h_t for h_t after the first step)
-w_t = w_{t-1} - learning_rate m_t
-"""
+"""NovoGrad: gradients divided by the running norm of their layer, then momentum."""
 
 from typing import Any, NamedTuple
 
@@ -73,8 +67,8 @@ class Kept(NamedTuple):
 
 @jax.jit
 def _leaf(g: jax.Array, square: jax.Array, decay: Any, kept: Kept, first: jax.Array, n: Numbers) -> Any:
-    """The direction of a leaf, from its gradient, the squared norm of it, and weight_decay w (None where there is no
-    decay); and its accumulators."""
+    """The direction of a leaf and its new accumulators, from its gradient, the squared norm of that, and weight_decay w
+    (None where there is no decay)."""
     b2, rest = weights(n.b2, square)
     nu = jnp.where(first, square, b2 * kept.nu + rest * square)
     nu_max = None if kept.nu_max is None else jnp.maximum(kept.nu_max, nu)
@@ -113,16 +107,22 @@ def scale_by_novograd(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Normalises every tensor's gradient by the running mean of its norm and accumulates momentum.
+    """Divides every tensor's gradient by the running mean of its norm, and accumulates momentum.
 
-    Equations: the first three at the head of this file; there is no bias correction.
+    Equations, with v_t one number per tensor:
+
+        v_t = b2 v_{t-1} + (1 - b2) |g_t|^2,   v_1 = |g_1|^2
+        h_t = g_t / (sqrt(v_t + eps_root) + eps) + weight_decay w_{t-1}
+        m_t = b1 m_{t-1} + h_t,   m_1 = h_1               with grad_averaging (1 - b1) h_t for h_t after the first step
+
+    The update is m_t; there is no bias correction. With `amsgrad` h_t has the largest v so far in the place of v_t.
 
     Args:
       b1: decay of the momentum, in [0, 1). Default 0.95 (official code; an older draft, and optax, have 0.9).
       b2: decay of the squared norm, in [0, 1). Default 0.98 (official code; optax has 0.25).
       eps: added to the norm, >= 0. Default 1e-8 (official code). A zero gradient gives the direction 0.
       eps_root: added under the root, >= 0. Default 0.
-      weight_decay: inside the momentum, after the normalisation, >= 0. Default 0.
+      weight_decay: weight decay inside the momentum, after the normalisation, >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       grad_averaging: whether the momentum is a mean rather than a sum. Default False.
       amsgrad: whether the largest squared norm so far is used. Default False.
@@ -142,8 +142,8 @@ def scale_by_novograd(
       >>> print(tx.update(g, tx.init(g), g)[0].round(4))  # the first direction has norm 1
       [[0. 1.]]
 
-    Reference: Ginsburg et al. 2019, arXiv 1905.11286. NVIDIA's first code averages on the first step too and
-    recognises it by v = 0; here the counter does.
+    Reference: Ginsburg et al. 2019, arXiv 1905.11286. NVIDIA's first code averages on the first step too, and
+    recognises the first step by v = 0; here the counter does.
     """
     checks.switch(grad_averaging=grad_averaging, amsgrad=amsgrad)
     checks.floating_dtype(mu_dtype=mu_dtype)
@@ -211,9 +211,17 @@ def novograd(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """NovoGrad.
+    """Momentum of gradients that are divided by the running mean of the norm of their layer (NovoGrad).
 
-    Equations: at the head of this file. The trajectory does not change when the loss is multiplied by a constant.
+    Equations, with v_t one number per tensor:
+
+        v_t = b2 v_{t-1} + (1 - b2) |g_t|^2,   v_1 = |g_1|^2
+        h_t = g_t / (sqrt(v_t + eps_root) + eps) + weight_decay w_{t-1}
+        m_t = b1 m_{t-1} + h_t,   m_1 = h_1               with grad_averaging (1 - b1) h_t for h_t after the first step
+        w_t = w_{t-1} - learning_rate m_t
+
+    There is no bias correction. With `amsgrad` h_t has the largest v so far in the place of v_t. The trajectory does
+    not change when the loss is multiplied by a constant.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -221,7 +229,7 @@ def novograd(
       b2: decay of the squared norm, in [0, 1). Default 0.98 (official code).
       eps: added to the norm, >= 0. Default 1e-8 (official code).
       eps_root: added under the root, >= 0. Default 0.
-      weight_decay: inside the momentum, after the normalisation, >= 0. Default 0; the paper uses 1e-3.
+      weight_decay: weight decay inside the momentum, after the normalisation, >= 0. Default 0; the paper uses 1e-3.
       weight_decay_mask: which leaves decay. Default all.
       grad_averaging: whether the momentum is a mean rather than a sum. Default False.
       amsgrad: whether the largest squared norm so far is used. Default False.

@@ -1,11 +1,4 @@
-"""TVLARS: LARS without a warm-up, whose ratio is largest at first and falls over time.
-
-phi_t = 1 / (alpha + exp(decay_rate (t - delay))) + gamma_min                    t = 1, 2, ...
-d     = g + weight_decay w
-ratio = trust_coefficient phi_t min(|w|, norm_max) / min(|d|, norm_max)          1 where a norm is 0
-v_t   = momentum v_{t-1} + learning_rate ratio d
-w_t   = w_{t-1} - v_t
-"""
+"""TVLARS: LARS without a warm-up, whose ratio is largest at first and falls over time."""
 
 import math
 
@@ -42,25 +35,31 @@ def tvlars(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Time varying LARS: exploration at first, by large steps, in the place of a warm-up.
+    """LARS whose ratio varies with time: large exploratory steps at first, in the place of a warm-up (TVLARS).
 
-    Equations: at the head of this file.
+    Equations, with t = 1, 2, ..., the norms over a layer, and the ratio 1 where one of them is 0:
+
+        phi_t = 1 / (alpha + exp(decay_rate (t - delay))) + gamma_min
+        d     = g + weight_decay w
+        ratio = trust_coefficient phi_t min(|w|, norm_max) / min(|d|, norm_max)
+        v_t   = momentum v_{t-1} + learning_rate ratio d
+        w_t   = w_{t-1} - v_t
 
     Args:
-      learning_rate: global rate >= 0, or a schedule; the factor phi takes the place of a warm-up and of a decay.
+      learning_rate: global learning rate >= 0, or a schedule; phi takes the place of a warm-up and of a decay.
       momentum: decay of the momentum, in [0, 1]. Default 0.9.
       weight_decay: decay inside the ratio, >= 0, or a schedule. Default 5e-4.
       trust_coefficient: relative size of a step, > 0. Default 0.001.
       decay_rate: how fast phi falls, per step, >= 0. Default 1e-3. With 0 this is LARS with trust_coefficient
         (1 / (alpha + 1) + gamma_min).
       delay: the step at which phi bends, >= 0. Default 0.
-      alpha: of phi, > 0. Default 1 (paper, from a second source); the official code has 0.1.
-      gamma_min: what phi falls to, >= 0. Default 0 (official code).
+      alpha: the summand alpha of phi, > 0. Default 1 (paper, from a second source); the official code has 0.1.
+      gamma_min: limit of phi after many steps, >= 0. Default 0 (official code).
       norm_max: upper clamp of both norms, > 0. Default inf, as in the equations of the paper; the official code has 10.
       weight_decay_mask: which leaves decay. Default "matrices": rank 2 and more, not counting stack axes; the
         official code takes all.
-      trust_ratio_mask: which leaves are rescaled; the others take plain momentum steps, without phi. Default as the
-        decay.
+      trust_ratio_mask: which leaves are rescaled; the others take plain momentum steps, without phi. Default: those
+        that decay.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks: every layer of a scan has its own ratio.
 
@@ -79,8 +78,8 @@ def tvlars(
        [ 0.   -0.25]]
 
     Reference: Do et al. Revisiting LARS for Large Batch Training Generalization of Neural Networks. 2024, arXiv
-    2309.14053. The denominator is that of the official code, which does not read its delay and has no gamma_min; both
-    are the paper's.
+    2309.14053. The denominator is that of the official code, which ignores its delay and has no gamma_min; these two
+    are as in the paper.
     """
     checks.real("trust_coefficient", trust_coefficient, "(0, inf)")
     checks.real("norm_max", norm_max, "(0, inf]")
@@ -117,6 +116,6 @@ register(
     collectives="norms",
     golden=("large_batch/tvlars",),
     example={"trust_coefficient": 0.1},
-    # Vectors step at the rate itself, as in LARS.
+    # Vectors have the learning rate itself, as in LARS.
     race=Race(5e-1, {"trust_coefficient": 0.02}),
 )

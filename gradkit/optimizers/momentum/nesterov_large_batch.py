@@ -1,6 +1,4 @@
-"""The tuned baseline of large batches: Nesterov's momentum, a warm-up, and a quadratic decay, with one learning rate
-for all layers.
-"""
+"""The tuned baseline of large batches: Nesterov's momentum with a warm-up and a quadratic decay."""
 
 import jax
 import jax.numpy as jnp
