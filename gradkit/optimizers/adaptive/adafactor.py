@@ -31,8 +31,8 @@ NAME = "adafactor"
 
 
 class StepByParamRmsState(NamedTuple):
-    """Number of updates made (None where neither the rate nor the decay is a schedule), and the running mean of steps
-    (None without b1)."""
+    """Number of updates made (None where neither the learning rate nor the decay is a schedule), and the running mean
+    of steps (None without b1)."""
 
     count: Any
     mu: Any
@@ -126,8 +126,8 @@ def adafactor(
 
         t5x           as here; its constant decay has no rate: weight_decay by a schedule, divided by that of the rate
         big_vision    min_dim_size_to_factor=32, b2_cap=0.999, clipping_threshold=None, scale_by_param=False, and
-                      `gk.trace` before the rate in place of b1
-        PaLM          factored=False, b1=0.9, a rate of 1e-2 and then 1 / sqrt(t)
+                      `gk.trace` before the learning rate in place of b1
+        PaLM          factored=False, b1=0.9, a learning rate of 1e-2 and then 1 / sqrt(t)
 
     Args:
       learning_rate: relative step size >= 0 (absolute without `scale_by_param`), or a schedule; None with

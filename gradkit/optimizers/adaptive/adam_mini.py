@@ -54,15 +54,15 @@ def default_blocks(path: str, axes: Axes) -> str:
 
 def _summed(block: str, axes: Axes, rank: int) -> tuple[int, ...]:
     """The axes of a leaf that a block spans, without the axis of fused outputs, whose units are averaged afterwards."""
-    own = tuple(a for a in range(rank) if a not in axes.stack)
+    unstacked = tuple(a for a in range(rank) if a not in axes.stack)
     if block == "entry":
         return ()
     if block == "tensor":
-        return own
+        return unstacked
     if block == "input":
-        return tuple(a for a in own if a not in axes.inputs)
+        return tuple(a for a in unstacked if a not in axes.inputs)
     kept = axes.outputs[:1] if block == "head" and len(axes.outputs) > 1 else axes.outputs
-    return tuple(a for a in own if a not in kept)
+    return tuple(a for a in unstacked if a not in kept)
 
 
 def _within(means: jax.Array, axis: int, sizes: Sequence[int]) -> jax.Array:
@@ -164,21 +164,23 @@ def scale_by_block_rms(
         del params, extra
         count = increment(state.count)
         leaves, structure = jax.tree.flatten(updates)
-        known, own = names(updates), squares(leaves)
-        plans = [block_of(path, x.shape) for path, x in zip(known, leaves, strict=True)]
+        param_names, mean_squares = names(updates), squares(leaves)
+        plans = [block_of(path, x.shape) for path, x in zip(param_names, leaves, strict=True)]
         chosen = [i for i, (summed, _, _) in enumerate(plans) if summed]
-        sums = block_sums([known[i] for i in chosen], [own[i] for i in chosen], [plans[i][0] for i in chosen])
+        sums = block_sums(
+            [param_names[i] for i in chosen], [mean_squares[i] for i in chosen], [plans[i][0] for i in chosen]
+        )
         means = []
         for i, s in zip(chosen, sums, strict=True):
             summed, fused, axes = plans[i]
-            mean = s / max(1, math.prod(whole_shape(known[i], leaves[i].shape)[a] for a in summed))
+            mean = s / max(1, math.prod(whole_shape(param_names[i], leaves[i].shape)[a] for a in summed))
             means.append(mean if fused is None else _within(mean, fused, axes.splits))
-        parts = own_parts([known[i] for i in chosen], [leaves[i] for i in chosen], means)
+        parts = own_parts([param_names[i] for i in chosen], [leaves[i] for i in chosen], means)
         for i, mean in zip(chosen, parts, strict=True):
-            own[i] = mean
+            mean_squares[i] = mean
         mu = jax.tree.map(lambda m, g: ema(m, g, b1), state.mu, updates)
         decay = pair(b2)
-        nu = [_moment(v, mean, decay) for v, mean in zip(jax.tree.leaves(state.nu), own, strict=True)]
+        nu = [_moment(v, mean, decay) for v, mean in zip(jax.tree.leaves(state.nu), mean_squares, strict=True)]
         of_mu, of_nu = bias_corrections(b1, count), bias_corrections(b2, count)
         rows = zip(jax.tree.leaves(mu), nu, leaves, strict=True)
         new = [over_root(cast(m, g.dtype), v, eps, x_by=cast(of_mu(g), g.dtype), v_by=of_nu(g)) for m, v, g in rows]

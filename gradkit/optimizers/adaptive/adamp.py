@@ -148,7 +148,7 @@ def sgdp(
        [-0.5 -0. ]]
 
     Reference: Heo et al. AdamP. 2020, arXiv 2006.08217. The official code without Nesterov projects its
-    momentum buffer in place; here, as in the paper, the momentum stays as it is.
+    momentum buffer in place; here, as in the paper, the momentum is not projected.
     """
     checks.real("momentum", momentum, "[0, 1)")
     checks.real("weight_decay", weight_decay, "[0, inf)")

@@ -106,7 +106,7 @@ def scale_by_adan(
 
 
 class ProximalDecayState(NamedTuple):
-    """Number of updates made; None where neither the rate nor the decay is a schedule."""
+    """Number of updates made; None where neither the learning rate nor the decay is a schedule."""
 
     count: Any
 

@@ -60,8 +60,8 @@ def _scale_by_came(
             factors = tensor_rms(structure.unflatten(u), layout, factor, large=True)
             u = [x / cast(f, x.dtype) for x, f in zip(u, factors, strict=True)]
         mu = [ema(m, x, b1) for m, x in zip(jax.tree.leaves(state.mu), u, strict=True)]
-        apart = [_distance(x, m) for x, m in zip(u, mu, strict=True)]
-        instability = accumulate(state.instability, updates, apart, layout, pair(b3), none_for_0(eps_instability))
+        distances = [_distance(x, m) for x, m in zip(u, mu, strict=True)]
+        instability = accumulate(state.instability, updates, distances, layout, pair(b3), none_for_0(eps_instability))
         wide = structure.unflatten([cast(m, x.dtype) for m, x in zip(mu, u, strict=True)])
         new = structure.unflatten(whitened(instability, wide))
         return new, ScaleByCameState(structure.unflatten(mu), second, instability)
@@ -96,7 +96,7 @@ def came(
         x <- x - learning_rate (d + weight_decay x)
 
     There is no bias correction. An entry of the first step is about (1 - b1) / (b1 sqrt(1 - b3)) = 11
-    learning rates, and with gradients that stay the same, u - m goes to 0 and the step grows until eps_instability
+    learning rates, and with constant gradients u - m goes to 0 and the step grows until eps_instability
     bounds it. Give it a warm-up.
 
     Args:

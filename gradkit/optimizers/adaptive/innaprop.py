@@ -67,7 +67,7 @@ def scale_by_inna(
         the `scale_by_learning_rate` that follows does so, and must have the same learning rate.
       alpha: viscous damping, >= 0. Default 0.1; the INNA paper has 0.5.
       beta: Newtonian damping, > 0. Default 0.1 (INNA paper).
-      weight_decay: decoupled decay >= 0, or a schedule; the inertia sees decayed parameters. Default 0.
+      weight_decay: decoupled decay >= 0, or a schedule; the inertial term has the decayed parameters. Default 0.
       weight_decay_mask: which leaves decay. Default all.
 
     Returns:
@@ -90,9 +90,9 @@ def scale_by_inna(
     with adaptive scaling: Bolte, Boustany, Pauwels, Purica. 2024, arXiv 2410.05871. The official code has psi itself
     as its state, and divides by beta - learning_rate: the same numbers.
     """
-    known = isinstance(beta, int | float) and beta > 0
+    beta_is_known = isinstance(beta, int | float) and beta > 0
     checks.real("beta", beta, "(0, inf)")
-    checks.real("learning_rate", learning_rate, f"[0, {beta})" if known else "[0, inf)", schedule=True)
+    checks.real("learning_rate", learning_rate, f"[0, {beta})" if beta_is_known else "[0, inf)", schedule=True)
     checks.real("alpha", alpha, "[0, inf)")
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     without_decay = isinstance(weight_decay, int | float) and weight_decay == 0
@@ -205,7 +205,7 @@ def scale_by_innaprop(
         (2, 2) for the best end.
       sigma: decay of the second moment, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-8 (official code).
-      weight_decay: decoupled decay >= 0, or a schedule; the inertia sees decayed parameters. Default 0.
+      weight_decay: decoupled decay >= 0, or a schedule; the inertial term has the decayed parameters. Default 0.
       weight_decay_mask: which leaves decay. Default all.
 
     Returns:

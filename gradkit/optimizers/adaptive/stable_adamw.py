@@ -56,8 +56,8 @@ def stable_adamw(
       [-0.5  0.5]
 
     Reference: Wortsman et al. Stable and low-precision training for large-scale vision-language models. 2023, arXiv
-    2304.13013. As in the code of optimi, the clipped rate multiplies the decay too, and the second moment in the RMS
-    contains the gradient of this step; some copies use that of the step before.
+    2304.13013. As in the code of optimi, the clipped learning rate multiplies the decay too, and the second moment in
+    the RMS contains the gradient of this step; some copies use that of the step before.
     """
     return optimizer(
         Method("stable_adamw", learning_rate, weight_decay, weight_decay_mask),

@@ -38,8 +38,8 @@ def per_tensor(params: PyTree, layout: Layout | None) -> Any:
     """Zeros, one number per tensor, with as many axes as the leaf."""
 
     def one(name: str, x: Any) -> jax.Array:
-        own = tensor_axes(axes_of(layout, name, x.shape), x.shape)
-        return zeros_along(x, own, real_dtype(wide_dtype(x.dtype)))
+        summed_axes = tensor_axes(axes_of(layout, name, x.shape), x.shape)
+        return zeros_along(x, summed_axes, real_dtype(wide_dtype(x.dtype)))
 
     return map_named(one, params)
 
@@ -122,8 +122,8 @@ def adaptive_spike_clip(
         leaves, structure = jax.tree.flatten(updates)
         new, kept = [], []
         for path, g, mean in zip(names(updates), leaves, jax.tree.leaves(state.largest), strict=True):
-            own = tensor_axes(axes_of(layout, path, g.shape), g.shape)
-            M = jnp.max(jnp.abs(g), axis=own, keepdims=True, initial=0).astype(mean.dtype)
+            summed_axes = tensor_axes(axes_of(layout, path, g.shape), g.shape)
+            M = jnp.max(jnp.abs(g), axis=summed_axes, keepdims=True, initial=0).astype(mean.dtype)
             after = jnp.where(jnp.isfinite(M), ema(mean, M, gamma3), mean)
             new.append(_clipped(g, M, after, of_mean(M)))
             kept.append(after)

@@ -142,10 +142,10 @@ def _rectified(b2: Any, count: jax.Array, like: jax.Array) -> tuple[jax.Array, j
     b2, t = jnp.asarray(b2).astype(dtype), count.astype(dtype)
     long = 2 / (1 - b2) - 1
     length = long - 2 * t * jnp.power(b2, t) / correction(b2, count, like)
-    known = length > 4
-    length = jnp.where(known, length, jnp.full_like(length, 5))
+    defined = length > 4
+    length = jnp.where(defined, length, jnp.full_like(length, 5))
     square = (length - 4) * (length - 2) * long / ((long - 4) * (long - 2) * length)
-    return jnp.sqrt(jnp.maximum(square, 0)), known
+    return jnp.sqrt(jnp.maximum(square, 0)), defined
 
 
 def _scale_by_second_moment(
@@ -299,8 +299,8 @@ def schedule_free_radam(
     name = "schedule_free_radam"
 
     def rectification(t: jax.Array) -> jax.Array:
-        r, known = _rectified(b2, t, jnp.zeros(()))
-        return jnp.where(known, r, jnp.zeros_like(r) if silent_sgd_phase else jnp.ones_like(r))
+        r, defined = _rectified(b2, t, jnp.zeros(()))
+        return jnp.where(defined, r, jnp.zeros_like(r) if silent_sgd_phase else jnp.ones_like(r))
 
     base = (
         _scale_by_second_moment(name, b2, eps, rectified=True),

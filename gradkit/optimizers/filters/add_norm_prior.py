@@ -72,9 +72,9 @@ def add_norm_prior(weight: Scalar = 0.01, *, batch_axes: int = 0) -> optax.Gradi
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del extra
         g, structure = jax.tree.flatten(updates)
-        x, known = jax.tree.leaves(params), names(updates)
-        sizes = iter([entries(name, "tensor", one_latent, x.shape) for name, x in zip(known, x, strict=True)])
-        sums = packed_sums(known, "tensor", one_latent, [x * x for x in x], like=g)
+        x, param_names = jax.tree.leaves(params), names(updates)
+        sizes = iter([entries(name, "tensor", one_latent, x.shape) for name, x in zip(param_names, x, strict=True)])
+        sums = packed_sums(param_names, "tensor", one_latent, [x * x for x in x], like=g)
         squares = sums.own(sums.parts[0])
 
         def leaf(g: jax.Array, x: jax.Array, square: jax.Array) -> jax.Array:

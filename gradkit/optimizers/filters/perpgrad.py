@@ -70,13 +70,13 @@ def perpgrad(
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del extra
         g, structure = jax.tree.flatten(updates)
-        x, known = jax.tree.leaves(params), names(updates)
+        x, param_names = jax.tree.leaves(params), names(updates)
         products = ([x * g for x, g in zip(x, g, strict=True)], [x * x for x in x], [g * g for g in g])
-        sums = packed_sums(known, "tensor", layout, *products, like=g)
+        sums = packed_sums(param_names, "tensor", layout, *products, like=g)
         shares = sums.each(lambda xg, xx, gg: along(xg, xx))
         o = [g - c * x for g, c, x in zip(g, shares, x, strict=True)]
         # |o|^2 = |g|^2 - <x, g>^2 / |x|^2 would need no second sum, and cancels where g is nearly parallel to x.
-        (n_o,) = packed_norms(known, "tensor", layout, o).parts
+        (n_o,) = packed_norms(param_names, "tensor", layout, o).parts
         factors = sums.each(lambda xg, xx, gg, n_o: length(jnp.sqrt(gg), n_o), n_o)
         return structure.unflatten([o * f for o, f in zip(o, factors, strict=True)]), state
 

@@ -141,10 +141,10 @@ def sparse_update(
     numbers = iter(range(len(jax.tree.leaves(params))))
 
     def leaf(name: str, x: Any) -> jax.Array:
-        picked, whole, number = next(flags), next(full), next(numbers)
+        picked, complete_leaf, number = next(flags), next(full), next(numbers)
         shape = jnp.shape(x)
-        if whole or not picked:
-            return jnp.full(shape, whole, bool)
+        if complete_leaf or not picked:
+            return jnp.full(shape, complete_leaf, bool)
         axes = meaning(name, shape)
         if not axes.inputs or not axes.outputs:
             raise ValueError(

@@ -56,11 +56,11 @@ def _keep(frozen: Any, new: Any, old: Any) -> Any:
     return jnp.where(frozen, old, new)
 
 
-def _slots(known: list[str], sizes: list[int], groups: Callable[[str], Hashable] | None) -> np.ndarray:
+def _slots(param_names: list[str], sizes: list[int], groups: Callable[[str], Hashable] | None) -> np.ndarray:
     """For every tensor, in the order of the packed vector, the number of its group."""
     first: dict[Hashable, tuple[int, int]] = {}
     out, fresh = [], 0
-    for name, size in zip(known, sizes, strict=True):
+    for name, size in zip(param_names, sizes, strict=True):
         group = None if groups is None else groups(name)
         key = ("leaf", name) if group is None else ("group", group)
         start, of = first.setdefault(key, (fresh, size))
@@ -173,41 +173,41 @@ def freeze_on_convergence(
         value: jax.Array,
         seen: Sequence[jax.Array],
         old: jax.Array,
-        known: list[str],
+        param_names: list[str],
         sizes: list[int],
         on: list[bool],
     ) -> jax.Array:
         """Which tensors are to be frozen, where they are frozen in groups or up to a share."""
-        slots = _slots(known, sizes, groups)
+        slots = _slots(param_names, sizes, groups)
         number = int(slots.max(initial=-1)) + 1
         may = np.concatenate([np.full(n, flag) for n, flag in zip(sizes, on, strict=True)] or [np.zeros(0, bool)])
         able = np.zeros(number, bool)
         able[slots[may]] = True
         value, already, *seen = (jnp.zeros(number, row.dtype).at[slots].add(row) for row in (value, old, *seen))
         already = already > 0
-        fresh = small(value, seen) & ~already & jnp.asarray(able)
+        newly_frozen = small(value, seen) & ~already & jnp.asarray(able)
         count = int(able.sum())
         if most is None:
             room = jnp.floor(jnp.asarray(max_frozen_ratio).astype(jnp.float32) * count).astype(jnp.int32)
         else:
             room = jnp.int32(int(most * count))
-        fits = jnp.cumsum(fresh.astype(jnp.int32)) + jnp.sum(already, dtype=jnp.int32) <= room
-        return (fresh & fits)[slots]
+        fits = jnp.cumsum(newly_frozen.astype(jnp.int32)) + jnp.sum(already, dtype=jnp.int32) <= room
+        return (newly_frozen & fits)[slots]
 
     def decide(measured: Any, frozen: Any, allowed: jax.Array, *sources: Any) -> Any:
         """The flags after this measurement; `sources` are the gradients that it comes from, if it is not their norm."""
         leaves, structure = jax.tree.flatten(measured)
-        known, old = names(measured), jax.tree.leaves(frozen)
+        param_names, old = names(measured), jax.tree.leaves(frozen)
         on = jax.tree.leaves(resolve_mask(mask, measured))
         rows = [[jnp.abs(x) for x in jax.tree.leaves(tree)] for tree in (measured, *sources)]
         # Flags of stacked layers may be sharded: where all must be known at once, they are all-reduced with the sums.
         spread = [jnp.broadcast_to(f.astype(x.dtype), x.shape) for f, x in zip(old, rows[0], strict=True)]
-        sums = packed_sums(known, "tensor", layout, *rows, *([spread] if linked else []), like=leaves)
+        sums = packed_sums(param_names, "tensor", layout, *rows, *([spread] if linked else []), like=leaves)
         value, seen = sums.vectors[0], sums.vectors[1 : len(rows)] or sums.vectors[:1]
         last = sums.vectors[-1]
-        fresh = together(value, seen, last, known, sums.sizes, on) if linked else small(value, seen)
-        fresh = sums.spread((fresh & allowed).astype(value.dtype))
-        new = [jnp.maximum(f, n.astype(f.dtype)) if may else f for f, n, may in zip(old, fresh, on, strict=True)]
+        newly_frozen = together(value, seen, last, param_names, sums.sizes, on) if linked else small(value, seen)
+        newly_frozen = sums.spread((newly_frozen & allowed).astype(value.dtype))
+        new = [jnp.maximum(f, n.astype(f.dtype)) if may else f for f, n, may in zip(old, newly_frozen, on, strict=True)]
         return structure.unflatten(new)
 
     def update(updates: Any, state: FreezeOnConvergenceState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -220,23 +220,23 @@ def freeze_on_convergence(
             allowed &= state.count > 0
         # The flags already contain the measurement of the previous update; this update is measured after it is made.
         frozen = state.frozen if metric == "update" else decide(measured, state.frozen, allowed, *sources)
-        here = jax.tree.map(lambda f: f > 0, frozen)
-        g = jax.tree.map(lambda f, g: jnp.where(f, jnp.zeros_like(g), g), here, updates)
+        is_frozen = jax.tree.map(lambda f: f > 0, frozen)
+        g = jax.tree.map(lambda f, g: jnp.where(f, jnp.zeros_like(g), g), is_frozen, updates)
         u, new = inner.update(g, state.inner, params, **extra)
-        u = jax.tree.map(lambda f, u: jnp.where(f, jnp.zeros_like(u), u), here, u)
+        u = jax.tree.map(lambda f, u: jnp.where(f, jnp.zeros_like(u), u), is_frozen, u)
 
         def belongs(leaf: Any, f: Any) -> Any:
             return leaf if isinstance(leaf, optax.MaskedNode) else f
 
-        own = optax.tree.map_params(
+        state_is_frozen = optax.tree.map_params(
             inner.init,
             belongs,
             new,
-            here,
+            is_frozen,
             transform_non_params=lambda _: False,
             is_leaf=lambda x: isinstance(x, optax.MaskedNode),
         )
-        new = jax.tree.map(_keep, own, new, state.inner)
+        new = jax.tree.map(_keep, state_is_frozen, new, state.inner)
         if metric == "update":
             frozen = decide(u, frozen, allowed, updates)
         return u, FreezeOnConvergenceState(increment(state.count), frozen, previous, new)

@@ -116,8 +116,8 @@ def conducive_gradient(
 
         def leaf(g: Any, x: Any, P: Any, weighted: Any, total_P: Any, total_weighted: Any) -> jax.Array:
             probability = jnp.asarray(f).astype(g.dtype)[s]
-            of_all, own = total_weighted - total_P * x, weighted[s] - P[s] * x
-            return g - (of_all - own / probability) / jnp.asarray(num_data).astype(g.dtype)
+            of_all, of_client = total_weighted - total_P * x, weighted[s] - P[s] * x
+            return g - (of_all - of_client / probability) / jnp.asarray(num_data).astype(g.dtype)
 
         return jax.tree.map(leaf, g, params, *state), state
 

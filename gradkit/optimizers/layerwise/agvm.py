@@ -138,14 +138,16 @@ def scale_by_agvm(
 
     def measured(a: Any, b: Any, of: list[str]) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Per module: Phi, and whether it is defined."""
-        known, rows = names(a), [jax.tree.leaves(tree) for tree in (a, b)]
+        param_names, rows = names(a), [jax.tree.leaves(tree) for tree in (a, b)]
         triples = [x for p, q in zip(*rows, strict=True) for x in (p * q, abs_sq(p), abs_sq(q))]
         axes = [tuple(range(x.ndim)) for x in triples]
-        sums = [s.reshape(()).astype(float) for s in block_sums([n for n in known for _ in range(3)], triples, axes)]
+        sums = [
+            s.reshape(()).astype(float) for s in block_sums([n for n in param_names for _ in range(3)], triples, axes)
+        ]
         found = {}
         for module in sorted(set(of)):
-            own = [i for i, label in enumerate(of) if label == module]
-            ab, aa, bb = (sum((sums[3 * i + j] for i in own), jnp.zeros((), float)) for j in range(3))
+            indices = [i for i, label in enumerate(of) if label == module]
+            ab, aa, bb = (sum((sums[3 * i + j] for i in indices), jnp.zeros((), float)) for j in range(3))
             phi = 1 - divide(ab, jnp.sqrt(aa) * jnp.sqrt(bb))
             found[module] = jnp.maximum(phi, 0.0), (aa > 0) & (bb > 0)
         return found

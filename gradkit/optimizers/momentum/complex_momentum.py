@@ -179,7 +179,7 @@ def complex_momentum(
     weight_decay_mask: Mask | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent with complex momentum, which converges in games where real momentum goes in circles.
+    """Gradient descent with complex momentum, which converges in games where real momentum circles around the solution.
 
     Equations, with mu_0 = 0:
 

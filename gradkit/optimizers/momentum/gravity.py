@@ -30,7 +30,7 @@ def _is_zero(value: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """A number as a Python float; a traced one as it is."""
+    """A number as a Python float; a traced number unchanged."""
     known = checks.readable(value)
     return value if known is None else known
 

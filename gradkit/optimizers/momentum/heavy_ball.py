@@ -43,7 +43,7 @@ def heavy_ball(
 
     Reference: Pan et al. Accelerated Convergence of Stochastic Heavy Ball Method under Anisotropic Gradient Noise.
     2023, arXiv 2312.14567; Polyak. Some methods of speeding up the convergence of iteration methods. 1964. torch's
-    and optax's momentum apply the current rate to old gradients too; the two agree while the rate is constant.
+    and optax's momentum apply the current learning rate to old gradients too; the two agree while it is constant.
     """
     checks.real("momentum", momentum, "[0, 1]")
     rate = scale_by_learning_rate(learning_rate)

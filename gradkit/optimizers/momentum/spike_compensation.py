@@ -243,7 +243,7 @@ def stale_gradients(value_and_grad: Callable[..., tuple[Any, Any]], delay: int |
       10.0
 
     Reference: Kosson et al. Pipelined Backpropagation at Scale: Training Large Models without Batches. 2020, arXiv
-    2003.11666. The whole gradient of a step is taken at the old parameters; forward and backward passes of a pipeline
+    2003.11666. The gradient of a step is taken at the old parameters; forward and backward passes of a pipeline
     at different parameters (inconsistent weights) are not simulated.
     """
     checks.function("value_and_grad", value_and_grad)

@@ -60,7 +60,7 @@ def xgrad(
       -0.3
 
     Reference: Guan, Li et al. XGrad: Boosting Gradient-Based Optimizers With Weight Prediction. 2023, arXiv
-    2305.18240. With SGD, a constant rate and prediction_steps = momentum this is Nesterov's method.
+    2305.18240. With SGD, a constant learning rate and prediction_steps = momentum this is Nesterov's method.
     """
     checks.real("prediction_steps", prediction_steps, "[0, inf)")
     return shifted_parameters(inner, lambda u: jax.tree.map(lambda x: scalar(prediction_steps, x) * x, u), after=after)
