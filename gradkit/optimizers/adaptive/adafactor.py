@@ -124,7 +124,8 @@ def adafactor(
 
     The same keywords give the variants in use:
 
-        t5x           as here; its constant decay has no rate: weight_decay by a schedule, divided by that of the rate
+        t5x           as here, but its decay is not multiplied by the learning rate: let weight_decay be a schedule
+                      that is divided by that of the learning rate
         big_vision    min_dim_size_to_factor=32, b2_cap=0.999, clipping_threshold=None, scale_by_param=False, and
                       `gk.trace` before the learning rate in place of b1
         PaLM          factored=False, b1=0.9, a learning rate of 1e-2 and then 1 / sqrt(t)

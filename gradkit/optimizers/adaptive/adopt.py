@@ -149,7 +149,7 @@ def adopt(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam normalised by the earlier gradients, with decoupled weight decay: it converges with any b2.
 
-    Equations; the first step only sets the second moment, and the parameters neither move nor decay in it:
+    Equations, where the first step only sets the second moment, and the parameters neither move nor decay:
 
         v_1 = g_1^2, m_1 = 0, x_1 = x_0;   for t >= 2:
         n_t = clip(g_t / max(sqrt(v_{t-1}), eps), -c, c),  c = (t - 1)^clip_exponent

@@ -25,11 +25,14 @@ def cautious_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW that moves no entry against its gradient; the decay is not masked.
 
-    Equations:
+    Equations, with n the number of entries of a tensor:
 
-        u_t = Adam's direction,  phi = 1[u_t g_t > 0] entrywise
-        c_t = u_t phi / max(mean(phi), floor)                    the mean over a tensor
-        x_t = x_{t-1} - learning_rate (c_t + weight_decay x_{t-1})
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) g_t^2
+        u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
+        phi = 1[u_t g_t > 0]                                              entrywise
+        d_t = u_t phi / max(mean(phi), floor)                             normalize="mean"
+        d_t = u_t phi n / (sum(phi) + 1)                                  normalize="count"
+        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule.

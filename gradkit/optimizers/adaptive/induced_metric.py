@@ -270,7 +270,7 @@ def induced_metric_rms(
         s_t = 1 / (1 + K_t)
         x_t = x_{t-1} - learning_rate (s_t m_t / ((1 - momentum^t) d_t) + weight_decay x_{t-1})
 
-    With xi = 0 this is Adam.
+    With xi = 0 this is Adam, its bias corrections included.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.1 (code).

@@ -87,7 +87,7 @@ def ranger21(
 ) -> optax.GradientTransformationExtraArgs:
     """Ranger21: Adam's second moment under positive-negative momentum, with clipping, two decays and lookahead.
 
-    Equations of one step, with t = 1, 2, ..., the learning rate rate_t of `gk.schedules.ranger21_schedule`, and x_j the
+    Equations, with t = 1, 2, ..., the learning rate rate_t of `gk.schedules.ranger21_schedule`, and x_j the
     weights of output unit j:
 
         g <- adaptive_grad_clip, centralize_gradients, normalize_gradients of g

@@ -127,8 +127,8 @@ def spam(
 
     Reference: Huang et al. SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training. 2025, arXiv 2501.06842.
     As in the official code, the count of the bias correction is not reset. Departures: an entry whose second moment is
-    0 is not clipped (to 0, where it would stay), eps is added to the root before the bias correction alone, and the
-    sparse momentum (`density`) is left out.
+    0 is not clipped, as the limit 0 would keep it at 0; eps is added to the root before the bias correction only; and
+    the sparse momentum (`density`) is left out.
     """
     for name, value in (("b1", b1), ("b2", b2)):
         checks.real(name, value, "[0, 1)")

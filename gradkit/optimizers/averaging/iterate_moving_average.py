@@ -23,9 +23,12 @@ def iterate_moving_average(
         z_{t+1} = z_t + u_t
         x_{t+1} = (lam(t+1) x_t + z_{t+1}) / (lam(t+1) + 1)
 
-    With SGD this is heavy ball, m_t = beta_t m_{t-1} + g_t and x_{t+1} = x_t - gamma_t m_t, where
-    gamma_t = eta_t / (1 + lam(t+1)) and beta_t = lam(t) eta_{t-1} / (eta_t (1 + lam(t))). It is
-    `gk.interpolated_averaging` with b1 = 1, and must be the outermost transformation.
+    With SGD this is heavy ball, with the learning rate gamma_t and the momentum beta_t:
+
+        m_t = beta_t m_{t-1} + g_t,   x_{t+1} = x_t - gamma_t m_t
+        gamma_t = eta_t / (1 + lam(t+1)),   beta_t = lam(t) eta_{t-1} / (eta_t (1 + lam(t)))
+
+    It is `gk.interpolated_averaging` with b1 = 1, and must be the outermost transformation.
 
     Args:
       inner: an optimizer; its updates include the learning rate.

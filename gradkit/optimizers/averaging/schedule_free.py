@@ -214,9 +214,9 @@ def schedule_free_adamw(
       weight_decay_mask: which leaves decay. Default all.
       weight_lr_power: power of the largest learning rate in the weights, >= 0. Default 2 (official code).
       weight_power: power of the step in the weights, >= 0. Default 0 (official code).
-      bias_correction: "second_moment": v is divided by 1 - b2^t; or "learning_rate": gamma_t is multiplied by sqrt(1 -
-        b2^t), also in the weights, and v is not corrected (the published paper), which can be unstable. Default
-        "second_moment" (official code).
+      bias_correction: "second_moment" (official code): v is divided by 1 - b2^t; or "learning_rate" (the published
+        paper): gamma_t is multiplied by sqrt(1 - b2^t), also in the weights, and v is not corrected, which can be
+        unstable. Default "second_moment".
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter and numbers. Elementwise: no collective.

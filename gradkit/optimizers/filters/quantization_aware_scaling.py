@@ -99,8 +99,8 @@ def sparse_update(
 ) -> Any:
     """The mask of a sparse update: some input channels of some kernels, and all entries of some other leaves.
 
-        of a kernel with n input channels, int(ratio n) are updated: those with the largest ("magnitude+") or smallest
-        ("magnitude-") norm of their weights, over all other axes, or some at random
+        int(ratio n) of the n input channels of a kernel: those with the largest ("magnitude+") or the smallest
+        ("magnitude-") norm of their weights over all other axes, or some at random ("random")
 
     The mask is made once, before training; `gk.keep_updates(mask)` is the last link of the chain. A mask alone saves no
     memory: activations are no longer saved if the other parameters are closed over, or stopped with
@@ -187,9 +187,9 @@ def plan_sparse_update(
 
         maximise  bias_gain[k] + sum_i weight_gain[i, r_i]    subject to the same sum of costs <= budget
 
-    over k, the number of last layers whose biases are updated, and a ratio r_i or none for every layer. A gain is the
-    improvement in accuracy from updating one item alone, measured offline; that gains add up is an assumption
-    (contribution analysis).
+    The variables are k, the number of last layers whose biases are updated, and for every layer a ratio r_i or none. A
+    gain is the improvement in accuracy from updating one item alone, measured offline; that gains add up is an
+    assumption (contribution analysis).
 
     Args:
       bias_gain: gains for k = 1, 2, ..., finite; k = 0 has gain and cost 0.

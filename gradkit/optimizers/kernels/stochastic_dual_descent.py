@@ -82,7 +82,7 @@ def stochastic_dual_descent(
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic dual descent (SDD): Gaussian processes by gradient steps, without a matrix in memory.
 
-    Equations for the solution a* = (K + s^2 I)^{-1} y, the minimum of |a|^2_{K + s^2 I} / 2 - y^T a:
+    Equations, for the solution a* = (K + s^2 I)^{-1} y, the minimum of |a|^2_{K + s^2 I} / 2 - y^T a:
 
         g = the gradient at p, such as `gk.dual_gradient`
         v = momentum v - learning_rate g

@@ -23,11 +23,11 @@ def sgld(
 
         x <- x - learning_rate_t g_t + sqrt(2 learning_rate_t temperature / num_data) xi,    xi ~ N(0, I)
 
-    g is the gradient of the MEAN loss over num_data examples, with the prior in it as -log prior / num_data. In the
-    textbook's form this is x + (e / 2) (grad log prior + num_data mean grad log likelihood) + N(0, e), with the step e
-    = 2 learning_rate / num_data. Common mistakes elsewhere are noise in proportion to the learning rate instead of its
-    root, a missing num_data, and a missing prior. At a constant learning rate the loss a x^2 / 2 has the stationary
-    variance temperature / (num_data a (1 - learning_rate a / 2)).
+    g is the gradient of the MEAN loss over num_data examples, with the prior in it as -log prior / num_data. With the
+    step e = 2 learning_rate / num_data this is the form of the textbooks,
+    x + (e / 2) (grad log prior + num_data mean grad log likelihood) + N(0, e). Common mistakes elsewhere are noise in
+    proportion to the learning rate instead of its root, a missing num_data, and a missing prior. At a constant learning
+    rate the loss a x^2 / 2 has the stationary variance temperature / (num_data a (1 - learning_rate a / 2)).
 
     Args:
       learning_rate: step size > 0, or a schedule; the noise has the learning rate of the same step.

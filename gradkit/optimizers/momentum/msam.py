@@ -148,13 +148,13 @@ def msam_adamw(
     """AdamW whose gradients are taken at a distance rho ahead along the first moment (MSAM).
 
     Equations, with y the user's parameters, where g is taken, x the true ones, c and v of the step before, both 0 at
-    the start, and |v| the norm over all leaves:
+    the start, |v| the norm over all leaves, v^ = v / (1 - b1^t) and s^ = s / (1 - b2^t):
 
         x = y + c v,   v = b1 v + (1 - b1) g,   s = b2 s + (1 - b2) |g|^2
         x = (x - learning_rate v^ / (sqrt(s^) + eps)) (1 - learning_rate weight_decay)
         c = rho / (|v| + 1e-12),   y = x - c v
 
-    v^ = v / (1 - b1^t) and s^ = s / (1 - b2^t). Evaluate x, `gk.eval_params(state, params)`: every loop does.
+    Evaluate x, `gk.eval_params(state, params)`: every loop does.
 
     Args:
       learning_rate: step size >= 0, or a schedule.

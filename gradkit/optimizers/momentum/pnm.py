@@ -28,8 +28,8 @@ def positive_negative_momentum(
         u_t = ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2) / (1 - b1^t)
         x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
-    The two means share no gradient, so their noises are independent. Without `bias_correction` the factor 1 / (1 -
-    b1^t) is left out.
+    The two means share no gradient, so their noises are independent. The factor 1 / (1 - b1^t) is there with
+    `bias_correction` only.
 
     Args:
       learning_rate: step size >= 0, or a schedule.

@@ -277,7 +277,7 @@ def scale_hyperparameters(
 ) -> dict[str, Any]:
     """Learning rate and momentum at another batch size, so that every example has the same effect.
 
-    Equations, with N and N_r the two batch sizes, and the index r for values at the reference; down to a batch of one:
+    Equations, with N and N_r the two batch sizes, and the index r for values at the reference:
 
         m = m_r^{N / N_r}
         learning_rate = learning_rate_r (1 - m) N / ((1 - m_r) N_r)

@@ -165,10 +165,6 @@ def cautious_lion(
         d_t = u_t phi / max(mean(phi), floor)                                       normalize="mean"
         x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 
-        c_t = b1 m_{t-1} + (1 - b1) g_t,  u_t = sign(c_t),  m_t = b2 m_{t-1} + (1 - b2) g_t
-        phi = 1[u_t g_t > 0] entrywise,   n the number of entries of a tensor
-        x_t = x_{t-1} - learning_rate (u_t phi n / (sum(phi) + 1) + weight_decay x_{t-1})
-
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: weight of the momentum in the interpolation, in [0, 1]. Default 0.95 (official code).
