@@ -26,7 +26,7 @@ def test_equals_optax(x64: None) -> None:
 
 
 def test_steps_have_the_units_of_the_parameters(x64: None) -> None:
-    """Gradients in other units change steps only as far as eps does: here its share of g^2 is below 1e-8."""
+    """Gradients in other units change the steps only by way of eps, whose share of g^2 is below 1e-8 here."""
     gradients = [normal(i, 6) for i in range(7)]
     gradients = [jnp.sign(g) * (1 + jnp.abs(g)) for g in gradients]
     tx = gk.adadelta(eps=1e-12)

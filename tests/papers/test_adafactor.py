@@ -93,7 +93,7 @@ def test_relative_steps_have_no_learning_rate(x64: None) -> None:
 
 
 def test_the_decay_is_multiplied_by_the_rate() -> None:
-    """In optax it is not: half of the rate is half of our decay, and the same of theirs."""
+    """In optax it is not: with half the learning rate our decay is halved, and theirs is not."""
     x, none = jnp.full((6, 4), 2.0), jnp.zeros((6, 4))
 
     def decayed(tx: optax.GradientTransformation) -> float:

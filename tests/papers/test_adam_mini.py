@@ -22,7 +22,7 @@ def test_blocks_of_one_entry_are_adamw(x64: None) -> None:
 
 
 def test_a_gradient_of_one_magnitude_is_adamw_whatever_the_blocks(x64: None) -> None:
-    """The mean of its squares is the square: of a sum, or of a mean over too many entries, it would not be."""
+    """The mean of equal squares is the square, which a sum, or a mean over too many entries, is not."""
     x, gradients = normal(9, 6, 4), [(i + 1) * jnp.sign(normal(i, 6, 4)) for i in range(3)]
     want = updates(gk.adamw(0.1, weight_decay=0.0), x, gradients)
     for blocks in ("tensor", "unit", "input", "head"):
@@ -39,7 +39,7 @@ def test_layers_of_a_stack_are_as_if_they_were_leaves(x64: None) -> None:
             assert_equal([u[layer] for u in whole], alone)
 
 
-def test_a_head_is_a_piece_of_the_outputs_or_an_axis_of_its_own(x64: None) -> None:
+def test_a_head_is_a_section_of_the_outputs_or_an_axis_of_its_own(x64: None) -> None:
     """Two heads of three: as splits of one axis, and as the first of two; heads of unequal sizes, by NumPy."""
     g = normal(0, 4, 6)
     fused = gk.leaves.layout((gk.leaves.by_rank(2), {"splits": (3, 3)}), default=ARRAYS)
@@ -54,7 +54,7 @@ def test_a_head_is_a_piece_of_the_outputs_or_an_axis_of_its_own(x64: None) -> No
     assert_equal(got, want)
 
 
-def test_blocks_follow_roles_and_not_pieces_of_names() -> None:
+def test_blocks_follow_roles_and_not_substrings_of_names() -> None:
     """`linear_attn`, and the norm of an output, which the official code takes for a linear layer and a head."""
     tree: dict[str, Any] = {
         "embed": {"embedding": (11, 4)},
@@ -82,7 +82,7 @@ def test_norms_and_biases_do_not_decay_by_default(x64: None) -> None:
     assert_equal(got["norm"]["scale"], jnp.zeros(2))
 
 
-def test_a_block_of_ones_own() -> None:
+def test_a_function_chooses_the_blocks() -> None:
     def blocks(path: str, axes: Axes) -> str:
         return "tensor" if path == "a" else "row"
 

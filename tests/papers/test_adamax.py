@@ -27,7 +27,7 @@ def test_equals_optax(x64: None) -> None:
     assert_equal(updates(gk.adamax(0.1, **kwargs), gradients[0], gradients), want, rtol=1e-6)
 
 
-def test_a_step_is_at_most_the_rate_once_momentum_is_no_older_than_the_maximum(x64: None) -> None:
+def test_no_entry_of_a_step_exceeds_the_learning_rate_as_b2_goes_to_one(x64: None) -> None:
     """The paper's bound: for b2 = 1 nearly, m is a mean of gradients none of which exceeds w."""
     gradients = [10.0 ** (i % 4) * normal(i, 50) for i in range(20)]
     got = updates(gk.adamax(0.1, b2=1 - 1e-12), gradients[0], gradients)

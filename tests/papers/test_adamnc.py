@@ -24,7 +24,7 @@ def test_without_momentum_it_is_adagrad(x64: None) -> None:
     assert_equal(mine, updates(gk.adagrad(0.3, eps=0.0), gradients[0], gradients))
 
 
-def test_first_decay_is_whole_and_zero_decay_leaves_no_momentum(x64: None) -> None:
+def test_the_first_step_has_b1_and_a_b1_decay_of_zero_leaves_no_momentum(x64: None) -> None:
     g = normal(0, 6)
     first, second = updates(gk.scale_by_adamnc(b1=0.9, b1_decay=0.0, eps=0.0), g, [g, g])
     assert_equal(first, 0.1 * jnp.sign(g))

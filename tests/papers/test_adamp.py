@@ -9,7 +9,7 @@ from tests.papers.replay import assert_equal, descend, normal, updates
 
 
 def scale_invariant_gradient(target: jax.Array):
-    """Of a loss that depends on the direction of every column alone."""
+    """The gradient of a loss that depends on the direction of every column alone."""
 
     def loss(w: jax.Array) -> jax.Array:
         return jnp.sum((w / jnp.linalg.norm(w, axis=0, keepdims=True) - target) ** 2)

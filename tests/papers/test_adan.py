@@ -12,7 +12,7 @@ def test_constant_gradients_are_adam(x64: None) -> None:
     assert_equal(ours, updates(gk.adam(0.1, b1=0.8, b2=0.9), g, [g] * 5))
 
 
-def test_differences_are_weighed_with_b2(x64: None) -> None:
+def test_differences_are_weighted_by_b2(x64: None) -> None:
     """With b1 = b3 = 0 and gradients 0, then 1: m = 1, d = (1 - b2) / (1 - b2^2), n = (1 + b2)^2; a weight of 1 - b2,
     as in a port, gives another number."""
     g, b2 = jnp.ones(2), 0.92
@@ -29,7 +29,7 @@ def test_proximal_and_decoupled_decay(x64: None) -> None:
 
 
 def test_clipping_of_the_gradients(x64: None) -> None:
-    """Only differences of size tell: the first gradient has norm 1, the second 100."""
+    """Only a change of the norm shows the clip: the first gradient has norm 1, the second 100."""
     g = normal(0, 4)
     g = g / jnp.linalg.norm(g)
     ours = updates(gk.adan(0.1, max_norm=1.0), g, [g, 100 * g])

@@ -35,7 +35,7 @@ def test_leaves_and_steps_are_independent(key: jax.Array) -> None:
     assert np.abs(off).max() < 5 / np.sqrt(n)
 
 
-def test_a_key_means_its_noise_and_the_one_that_comes_with_the_step_goes_first(key: jax.Array) -> None:
+def test_the_key_determines_the_noise_and_the_key_of_update_takes_precedence(key: jax.Array) -> None:
     g = jnp.zeros(5)
     kept, bare = gk.add_noise(key=key), gk.add_noise()
     np.testing.assert_array_equal(kept.update(g, kept.init(g))[0], kept.update(g, kept.init(g))[0])

@@ -23,7 +23,7 @@ def test_first_step(x64: None) -> None:
 
 
 def test_without_fast_momentum_one_word_less(x64: None) -> None:
-    """b1 = 0 as a number and as a traced value, which keeps a mean of nothing but the gradient."""
+    """b1 = 0 as a number, and as a traced value, whose mean is the gradient itself."""
     g = [normal(i, 5) for i in range(4)]
     words = lambda tx: sum(x.size for x in jax.tree.leaves(jax.eval_shape(tx.init, g[0])) if x.ndim)  # noqa: E731
     assert (words(gk.scale_by_ademamix(b1=0.0)), words(gk.scale_by_ademamix())) == (2 * 5, 3 * 5)

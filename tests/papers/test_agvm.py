@@ -52,13 +52,13 @@ def test_against_numpy(x64: None) -> None:
     assert mu["backbone"] == 1.0 and len({*mu.values()}) == 3
 
 
-def test_halves_that_agree_leave_the_rates_alone(x64: None) -> None:
+def test_halves_that_agree_do_not_change_the_factors(x64: None) -> None:
     g = tree(3)
     # The cosine of equal vectors is 1 up to a few roundings, far below eps = 1e-6.
     assert factors([(g, jax.tree.map(lambda x: 3 * x, g))], decay=0.0)[0] == pytest.approx(dict.fromkeys(SHAPES, 1.0))
 
 
-def test_four_times_the_variance_meets_the_clip_before_the_root(x64: None) -> None:
+def test_the_ratio_of_variances_is_clipped_before_the_root(x64: None) -> None:
     """Phi = 1 against Phi = 1/4: the root of the clipped 1/2, not the clipped root of 1/4."""
     a, b = tree(0), tree(0)
     a["neck"], b["neck"] = jnp.array([1.0, 0, 0, 0, 0]), jnp.array([0, 1.0, 0, 0, 0])
@@ -70,7 +70,7 @@ def test_four_times_the_variance_meets_the_clip_before_the_root(x64: None) -> No
 
 
 def test_when_it_measures(x64: None) -> None:
-    """At multiples of the update_interval from start to stop; in between, and afterwards, the factors stay."""
+    """At multiples of the update_interval from start to stop; in between, and afterwards, the factors do not change."""
     halves = [(tree(10 * t), tree(10 * t + 5)) for t in range(10)]
     got = [f["head"] for f in factors(halves, update_interval=2, start=3, stop=7)]
     assert [i for i in range(1, 10) if got[i] != got[i - 1]] == [4, 6] and got[3] == 1.0
@@ -96,7 +96,7 @@ def run(tx: Any, steps: int = 3) -> tuple[list[Any], Any]:
     return out, state
 
 
-def test_it_is_the_rate_that_is_modulated(x64: None) -> None:
+def test_the_factor_scales_the_complete_step(x64: None) -> None:
     """All of the step, momentum and decay included, is the base's times the factor; until `start` it is the base's."""
     kwargs = {"labels": LABELS, "reference": "backbone"}
     late, _ = run(gk.agvm(0.1, weight_decay=0.2, **kwargs))
@@ -137,7 +137,7 @@ def test_halves_of_a_batch_under_vmap(x64: None) -> None:
     assert_equal(tx.update(a, tx.init(x), x, grads_a=a, grads_b=b)[0], a)
 
 
-def test_a_tree_of_labels_does_without_parameters(x64: None) -> None:
+def test_a_tree_of_labels_needs_no_parameters(x64: None) -> None:
     """So that optax's tools find what in the state belongs to parameters."""
     tx, x = gk.agvm(0.1, labels=LABELS, reference="backbone"), tree(0)
     state = tx.init(x)

@@ -29,7 +29,7 @@ def test_against_the_equations(in_sqrt: bool, corrected: bool, x64: None) -> Non
 
 
 def test_growing_gradients_of_one_sign_are_rmsprop(x64: None) -> None:
-    """Where m and g agree, and g^2 is never below v, there is nothing left but g over the mean square."""
+    """Where m and g have the same sign, and g^2 is never below v, the update is g over the root of the mean square."""
     g, v = [(1 + t) * (1 + jnp.abs(normal(0, 5))) for t in range(5)], 0.0
     for t, (x, u) in enumerate(zip(g, updates(gk.scale_by_ano(), g[0], g), strict=True), 1):
         v = 0.99 * v + 0.01 * x**2
@@ -48,8 +48,8 @@ def test_sign_of_the_momentum_and_second_moment_that_never_is_negative(x64: None
         assert jnp.all(state.nu >= 0)
 
 
-def test_second_moment_sinks_where_gradients_are_small(x64: None) -> None:
-    """By b2 and by what is taken off: Yogi would only take off."""
+def test_second_moment_falls_where_gradients_are_small(x64: None) -> None:
+    """By the factor b2 and by the subtracted square: Yogi only subtracts."""
     big, small = jnp.ones(3), 0.01 * jnp.ones(3)
     tx = gk.scale_by_ano(b2=0.9)
     _, state = tx.update(big, tx.init(big))
@@ -66,7 +66,7 @@ def test_momentum_grows_with_the_logarithm(schedule: str, x64: None) -> None:
     assert_equal(got, [-0.1 * u for u in reference(g, b1, 0.999, 1e-8, False, True)])
 
 
-def test_decay_is_apart_from_the_sign(x64: None) -> None:
+def test_weight_decay_is_not_part_of_the_sign(x64: None) -> None:
     x, g = 100 * jnp.ones(3), jnp.asarray([1.0, -1.0, 0.0])
     plain, decayed = (updates(gk.ano(0.1, weight_decay=wd), x, [g])[0] for wd in (0.0, 0.5))
     assert_equal(decayed - plain, -0.1 * 0.5 * x)

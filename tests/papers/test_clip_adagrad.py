@@ -20,7 +20,7 @@ def test_without_clipping_and_delay_it_is_adagrad(x64: None) -> None:
         assert_equal(u, -0.1 * g / jnp.sqrt(total))
 
 
-def test_the_clipped_gradient_stands_in_the_step_and_in_the_sum(x64: None) -> None:
+def test_step_and_sum_have_the_clipped_gradient(x64: None) -> None:
     gradients = [10 * normal(i, 6) for i in range(4)]
     total = 0.04
     for g, u in zip(gradients, updates(gk.clip_radagradd(0.1, **_delayed()), gradients[0], gradients), strict=True):

@@ -16,7 +16,7 @@ def test_without_clipping_it_is_adam(x64: None) -> None:
 
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_second_moment_of_the_gradients_before(bias_correction: bool, x64: None) -> None:
-    """As the equations say it, with the gradient before kept: what the state without it must equal."""
+    """The equations with a copy of the previous gradient, which the state without a copy must equal."""
     gradients = [3 * normal(i, 6) for i in range(6)]
     b1, b2, eta, eps = 0.7, 0.8, 0.6, 1e-3
     tx = gk.clip_adamd(
@@ -38,7 +38,7 @@ def test_second_moment_of_the_gradients_before(bias_correction: bool, x64: None)
         assert_equal(u, -0.1 * (m / c1) / (np.sqrt(v / c2) + eps))
 
 
-def test_first_step_does_not_know_how_long_the_gradient_is(x64: None) -> None:
+def test_the_first_step_does_not_depend_on_the_norm_of_a_clipped_gradient(x64: None) -> None:
     g = normal(0, 6)
     tx = gk.clip_adamd(0.1, b1=0.0, b2=0.5, eps=0.0, initial_accumulator_value=8.0, clipping="global")
     want = -0.1 * g / jnp.linalg.norm(g) / 2

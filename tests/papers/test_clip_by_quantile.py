@@ -12,8 +12,10 @@ from tests.papers.replay import assert_equal, normal, updates
 
 @pytest.mark.parametrize("fraction", [0.03, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
-def test_so_many_coordinates_are_as_large_as_the_largest(fraction: float, dtype: jnp.dtype, x64: None) -> None:
-    """Over all leaves together; what is smaller stays bit for bit, and signs stay."""
+def test_a_fraction_of_the_coordinates_is_clipped_to_the_threshold(
+    fraction: float, dtype: jnp.dtype, x64: None
+) -> None:
+    """Over all leaves together; smaller coordinates are the same to the bit, and signs do not change."""
     g = {"a": normal(0, 30, 4).astype(dtype), "b": normal(1, 80).astype(dtype), "c": normal(2).astype(dtype)}
     got = updates(gk.clip_by_quantile(fraction), g, [g])[0]
     before, after = (np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(t)]) for t in (g, got))
@@ -32,14 +34,14 @@ def test_order_statistics_are_exact(x64: None) -> None:
         assert float(kth_largest([jnp.asarray(low[:4]), jnp.asarray(low[4:])], k / x.size)) == np.sort(low)[-k]
 
 
-def test_the_number_of_coordinates_is_pythons() -> None:
+def test_the_number_of_coordinates_is_rounded_as_in_python() -> None:
     """0.145 * 100 is 14.499999999999998, of which float32 makes 14.5; and of 0.155 * 100 = 15.5 the even one."""
     x = np.arange(1.0, 101.0, dtype=np.float32)
     for fraction in (0.145, 0.155, 0.29):
         assert float(kth_largest([jnp.asarray(x)], fraction)) == np.sort(x)[-round(fraction * 100)]
 
 
-def test_towards_one_it_is_the_sign(x64: None) -> None:
+def test_a_fraction_close_to_one_gives_the_sign(x64: None) -> None:
     g = normal(0, 50)
     assert_equal(updates(gk.clip_by_quantile(0.999), g, [g])[0], jnp.abs(g).min() * jnp.sign(g))
 

@@ -34,8 +34,8 @@ def test_without_correction_it_is_another_method(x64: None) -> None:
     assert_equal(own[1] - plain[1], -0.9 * (RATES[1] - RATES[0]) * gradients[0])
 
 
-def test_a_rate_of_zero_loses_nothing(x64: None) -> None:
-    """0 / 0 in the form of the paper; the gradients that came meanwhile are in the momentum."""
+def test_a_learning_rate_of_zero_loses_no_gradient(x64: None) -> None:
+    """The form of the paper has 0 / 0 there; the gradients of these steps are in the momentum."""
     g = normal(0, 4)
     got = updates(gk.correct_momentum(schedule([0.0, 0.0, 0.5]), momentum=0.5), g, [g] * 3)
     assert_equal(got, [0 * g, 0 * g, -0.5 * 1.75 * g])

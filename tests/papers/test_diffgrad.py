@@ -21,7 +21,7 @@ def test_jumping_gradient_is_adam(x64: None) -> None:
 
 
 def test_friction_is_of_the_penalised_gradient(x64: None) -> None:
-    """With l2 the difference sees the parameters move: here nothing else changes."""
+    """With l2 the difference of gradients contains the change of the parameters, here its only part."""
     x, g, l2 = normal(1, 6), normal(0, 6), 0.5
     first, second = updates(gk.diffgrad(0.1, l2=l2), x, [g, g])
     before, after = g + l2 * x, g + l2 * (x + first)

@@ -1,4 +1,4 @@
-"""Updates with less of their part along a reference (Sadat, Hilliges, Weber, 2024)."""
+"""Updates with a smaller component along a reference (Sadat, Hilliges, Weber, 2024)."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def oracle(gs: Any, xs: Any, eta: float, limit: float, momentum: float) -> list[
 
 
 def test_momentum_then_limit_then_projection(x64: None) -> None:
-    """Against the definition; the sum is kept without its limit. The part along r is eta times what it was."""
+    """Against the definition; the sum is accumulated without its limit. The component along r is multiplied by eta."""
     gs, r = [np.asarray(normal(i, 3, 4)) for i in range(3)], np.asarray(normal(9, 3, 4))
     tx = gk.downweight_parallel(lambda x: r, eta=0.25, max_norm=2.5, momentum=-0.75)
     got = updates(tx, jnp.zeros((3, 4)), gs)
@@ -51,7 +51,7 @@ def test_a_reference_of_zero_changes_nothing(x64: None) -> None:
     assert_equal(second, h - jnp.vdot(h, g) / jnp.vdot(g, g) * g, rtol=1e-12)
 
 
-def test_layers_of_a_stack_are_apart(x64: None) -> None:
+def test_layers_of_a_stack_are_projected_separately(x64: None) -> None:
     x, g = normal(0, 2, 3, 4), normal(1, 2, 3, 4)
     tx = gk.downweight_parallel(eta=0.5, max_norm=1.0)
     whole, alone = {"ScanBlock_0": {"kernel": x}}, [{"kernel": x} for x in x]
@@ -62,7 +62,7 @@ def test_layers_of_a_stack_are_apart(x64: None) -> None:
     )
 
 
-def test_one_exchange_of_scalars() -> None:
+def test_one_all_reduce_of_scalars() -> None:
     """Of three numbers for each of two tensors that are sharded: one all-reduce, whatever their sizes."""
     mesh = jax.make_mesh((8,), ("f",), (jax.sharding.AxisType.Auto,))
     lies = jax.NamedSharding(mesh, jax.P("f"))

@@ -17,7 +17,7 @@ def test_it_is_the_gradient_of_the_flooded_loss(size, x64):
     np.testing.assert_array_equal(tx.update(g, tx.init(x), x, value=value)[0], jax.grad(flooding(loss, 1.0))(x))
 
 
-def test_the_loss_is_asked_for_as_a_scalar():
+def test_the_loss_must_be_a_scalar():
     tx, g = flood(0.1), jnp.ones(2)
     with pytest.raises(ValueError, match="value"):
         tx.update(g, tx.init(g))

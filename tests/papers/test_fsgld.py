@@ -41,7 +41,7 @@ def test_with_exact_surrogates_all_clients_have_the_gradient_of_all_data(x64: No
         assert_equal(tx.update(of_client[s], tx.init(x), x, client=s)[0], exact, rtol=1e-10, atol=1e-13)
 
 
-def test_surrogates_that_know_nothing_change_nothing(x64: None) -> None:
+def test_surrogates_of_precision_zero_have_no_effect(x64: None) -> None:
     x, mu, P = surrogates()
     tx = gk.conducive_gradient(mu, jax.tree.map(jnp.zeros_like, P), np.full(S, 1 / S))
     assert_equal(tx.update(x, tx.init(x), x, client=jnp.asarray(2))[0], x)

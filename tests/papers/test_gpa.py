@@ -29,7 +29,7 @@ def test_with_gradients_at_the_average_it_is_heavy_ball(x64: None) -> None:
     assert_equal(got, descend(gk.sgd(0.1 * (1 - mu), momentum=mu), x, field, 10))
 
 
-def test_with_one_coefficient_it_is_nesterovs_method(x64: None) -> None:
+def test_with_equal_coefficients_it_is_nesterovs_method(x64: None) -> None:
     """And so DiLoCo of one worker with one inner step, whose outer rate is 1 - mu."""
     x, mu = normal(0, 5), 0.8
     got = descend(gk.gpa(optax.sgd(0.1), mu_y=mu, mu_x=mu), x, field, 10)
@@ -65,7 +65,7 @@ def test_the_three_sequences_in_numpy_with_decay(decay_at: str, x64: None) -> No
 
 
 def test_the_average_is_the_weighted_mean_of_the_iterates(x64: None) -> None:
-    """x_T is the sum of c mu_x^(T - t) z_t, and mu_x^T of the start."""
+    """x_T is the sum of c mu_x^(T - t) z_t, plus mu_x^T times the start."""
     x, grads, mu_x = normal(0, 4), [normal(t, 4) for t in range(1, 8)], 0.6
     tx = gk.gpa(optax.sgd(0.2), mu_y=0.3, mu_x=mu_x)
     state, path = tx.init(x), x
@@ -78,7 +78,7 @@ def test_the_average_is_the_weighted_mean_of_the_iterates(x64: None) -> None:
     assert_equal(gk.eval_params(state, path), weights @ z + mu_x**T * np.asarray(x))
 
 
-def test_without_a_share_of_the_average_gradients_are_at_the_iterate_and_the_average_is_kept(x64: None) -> None:
+def test_with_mu_y_zero_gradients_are_at_the_iterate_and_the_state_has_the_average(x64: None) -> None:
     x, grads = normal(0, 4), [normal(t, 4) for t in range(1, 6)]
     assert_equal(updates(gk.gpa(gk.adam(0.1), mu_y=0.0, mu_x=0.5), x, grads), updates(gk.adam(0.1), x, grads))
 
@@ -88,7 +88,7 @@ def test_the_length_of_the_average_is_that_of_diloco(x64: None) -> None:
         np.testing.assert_allclose(gk.gpa_mu_x(steps, 0.8) ** steps, 0.8, rtol=1e-14)
 
 
-def test_what_the_other_average_reads_is_refused() -> None:
+def test_arguments_of_the_other_average_are_refused() -> None:
     with pytest.raises(ValueError, match="mu_x must be left out"):
         gk.gpa_adamw(0.1, averaging="schedule_free", mu_x=0.9)
     for name in ("weight_power", "weight_lr_power"):

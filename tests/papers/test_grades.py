@@ -13,7 +13,7 @@ from tests.papers.replay import assert_equal, normal, updates
 
 
 def flags(tx: Any, x: Any, gradients: list) -> list:
-    """What is frozen after every step."""
+    """The flags of frozen tensors after every step."""
     state, out = tx.init(x), []
     for g in gradients:
         u, state = tx.update(g, state, x)
@@ -31,7 +31,7 @@ def test_a_tiny_threshold_is_the_inner_optimizer(x64: None) -> None:
 
 
 def test_a_tensor_with_a_small_gradient_stays_bit_for_bit_from_the_first_allowed_step(x64: None) -> None:
-    """Decay would move it, and does so until then; its inner state stays too. Frozen, it never thaws."""
+    """Decay would move it, and does so until then; its inner state does not change either. It stays frozen."""
     x = {"a": normal(0, 4), "b": normal(1, 4)}
     tx = gk.freeze_on_convergence(gk.adamw(0.1, weight_decay=0.5), tau=1e-3, total_steps=10, alpha=0.3)
     state, seen = tx.init(x), []
@@ -69,7 +69,7 @@ def test_the_three_metrics(x64: None) -> None:
 @pytest.mark.parametrize("metric", ["grad", "grad_change", "update"])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_an_expert_without_tokens_is_not_frozen(metric: str, grouped: bool, x64: None) -> None:
-    """A gradient of zeros is no convergence, neither when it comes nor when it goes; a small one is."""
+    """A gradient of zeros is no convergence, neither in its first step nor in the step after it; a small one is."""
     x = {"routed": jnp.ones(2), "idle": jnp.ones(2), "rest": jnp.ones(2)}
     groups = (lambda name: None if name == "rest" else name) if grouped else None
     tx = gk.freeze_on_convergence(gk.sgd(1.0), tau=0.03, total_steps=9, alpha=0.0, metric=metric, groups=groups)
@@ -87,7 +87,7 @@ def test_an_expert_without_tokens_is_not_frozen(metric: str, grouped: bool, x64:
 
 
 @pytest.mark.parametrize("alpha", [0.29, 0.57, 0.07])
-def test_the_first_step_is_that_of_pythons_integers(alpha: float) -> None:
+def test_the_first_step_is_rounded_as_in_python(alpha: float) -> None:
     """0.29 * 100 is 28.999999999999996, of which float32 makes 29."""
     x = {"w": jnp.full(2, 0.01)}
     first = int(alpha * 100)
@@ -98,13 +98,13 @@ def test_the_first_step_is_that_of_pythons_integers(alpha: float) -> None:
         assert gk.frozen_mask(after) == {"w": want}
 
 
-def test_so_many_may_be_frozen_as_python_counts() -> None:
+def test_the_largest_number_of_frozen_tensors_is_rounded_as_in_python() -> None:
     x = {f"{i:03}": jnp.full(2, 0.01) for i in range(100)}
     tx = gk.freeze_on_convergence(gk.sgd(0.0), tau=1.0, total_steps=2, alpha=0.0, max_frozen_ratio=0.29)
     assert sum(flags(tx, x, [x])[0].values()) == 28
 
 
-def test_the_update_metric_lets_its_own_step_pass(x64: None) -> None:
+def test_the_update_metric_freezes_from_the_next_step_on(x64: None) -> None:
     tx = gk.freeze_on_convergence(gk.sgd(1.0), tau=0.5, total_steps=4, alpha=0.0, metric="update")
     first, second = updates(tx, jnp.ones(2), [0.1 * jnp.ones(2), jnp.ones(2)])
     assert_equal((first, second), (-0.1 * jnp.ones(2), jnp.zeros(2)))
@@ -156,7 +156,7 @@ def test_a_declared_stack_is_one(x64: None) -> None:
             assert flags(tx, x, [x]) == [{"parts": {"kernel": want}}]
 
 
-def test_grades_leaves_vectors_alone() -> None:
+def test_grades_does_not_freeze_vectors() -> None:
     x = {"bias": jnp.full(2, 0.1), "kernel": jnp.full((2, 2), 0.1)}
     assert flags(gk.grades(gk.sgd(0.1), tau=1.0, total_steps=1, alpha=0.0), x, [x])[0] == {
         "bias": False,

@@ -22,7 +22,7 @@ def test_difference_form(x64: None) -> None:
 
 
 def test_a_new_stage_leaves_the_displacement(x64: None) -> None:
-    """With no further gradient the ball rolls on as before; a momentum outside the rate falls with the rate."""
+    """Without a gradient the displacement goes on as before; with the rate outside the momentum it would fall."""
     g, rate = normal(0, 5), stage_decay_schedule(1.0, num_stages=2, steps_per_stage=1, decay_factor=10.0)
     ball = updates(gk.heavy_ball(rate, momentum=0.5), g, [g, 0 * g])
     outside = updates(gk.sgd(rate, momentum=0.5), g, [g, 0 * g])

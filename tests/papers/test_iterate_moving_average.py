@@ -33,7 +33,7 @@ def test_the_last_iterate_keeps_the_bound_of_the_average(x64: None) -> None:
     assert float(A @ x**2) / 2 <= float(start @ start) / (2 * 0.25 * 41)
 
 
-def test_what_is_evaluated_are_the_parameters(x64: None) -> None:
+def test_the_parameters_are_evaluated(x64: None) -> None:
     x = normal(0, 3)
     tx = gk.iterate_moving_average(gk.sgd(0.1))
     u, state = tx.update(x, tx.init(x), x)

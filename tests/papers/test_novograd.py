@@ -9,7 +9,7 @@ import gradkit as gk
 from tests.papers.replay import assert_equal, normal, updates
 
 
-def test_trajectory_does_not_see_the_scale_of_a_layers_loss(x64: None) -> None:
+def test_trajectory_does_not_depend_on_the_scale_of_the_loss_of_a_layer(x64: None) -> None:
     x = {"a": normal(0, 3, 4), "b": normal(1, 4)}
     gradients = [{"a": normal(i, 3, 4), "b": normal(i + 9, 4)} for i in range(5)]
     scaled = [{"a": 1e3 * g["a"], "b": 1e-3 * g["b"]} for g in gradients]
@@ -36,7 +36,7 @@ def test_zero_first_gradient_gives_the_decay_alone(x64: None) -> None:
     assert_equal(updates(gk.scale_by_novograd(weight_decay=0.1), x, [0 * x])[0], 0.1 * x)
 
 
-def test_averaging_spares_the_first_step(x64: None) -> None:
+def test_grad_averaging_leaves_out_the_first_step(x64: None) -> None:
     g = normal(0, 3, 4)
     unit = g / jnp.linalg.norm(g)
     first, second = updates(gk.scale_by_novograd(b1=0.9, eps=0.0, grad_averaging=True), g, [g, g])

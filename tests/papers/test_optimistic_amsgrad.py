@@ -41,7 +41,7 @@ def test_equations(form: str, x64: None) -> None:
         assert_equal(w, half - 0.1 / t * (b1 * before + (1 - b1) * predicted) / denominator)
 
 
-def test_predicting_nothing_the_half_steps_are_amsgrad(x64: None) -> None:
+def test_with_predictions_of_zero_the_half_steps_are_amsgrad(x64: None) -> None:
     """And the second step is what is left of the momentum: rate b1 theta_{t-1} / (sqrt(V) + eps)."""
     gradients = [normal(i, 6) for i in range(6)]
     zero = [jnp.zeros(6)] * 6
@@ -78,7 +78,7 @@ def test_extrapolation_of_a_linear_sequence(x64: None) -> None:
     assert jnp.abs(got - limit).max() < 1e-4 * jnp.abs(history[-1] - limit).max()
 
 
-def test_extrapolation_counts_what_has_been_seen(x64: None) -> None:
+def test_extrapolation_uses_only_the_gradients_so_far(x64: None) -> None:
     """Half a history is a shorter one; one gradient is its own extrapolation; a constant one extrapolates to itself."""
     seen = [{"a": normal(i, 4), "b": normal(7 + i, 2, 2)} for i in range(3)]
     nothing = jax.tree.map(jnp.zeros_like, seen[0])

@@ -36,7 +36,7 @@ def test_zero_weights_let_the_gradient_through(x64: None) -> None:
     assert np.isfinite(updates(gk.perpgrad(eps=0.0), 0 * g, [g])[0]).all()
 
 
-def test_the_projection_alone_gives_no_length_back(x64: None) -> None:
+def test_orthogonalize_to_params_does_not_rescale(x64: None) -> None:
     x, g = normal(0, 3, 4), normal(1, 3, 4)
     tx = gk.orthogonalize_to_params()
     o = tx.update(g, tx.init(x), x)[0]

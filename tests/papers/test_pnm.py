@@ -30,7 +30,7 @@ def test_odd_and_even_steps_never_mix_without_a_negative_part(x64: None) -> None
 
 
 def test_noise_of_the_step_grows_from_a_half_of_each(x64: None) -> None:
-    """Of gradients that are all noise, the step has the variance of one mean whatever b0 is, since both means are
+    """With gradients that are pure noise, the step has the variance of one mean whatever b0 is, since both means are
     independent and the weights are normalised. Of a constant gradient it has 1 / sqrt((1 + b0)^2 + b0^2): the signal is
     largest, sqrt(2), at b0 = -1/2."""
     noise = jnp.asarray(np.random.default_rng(0).standard_normal((200, 2000)))

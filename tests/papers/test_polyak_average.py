@@ -11,7 +11,7 @@ from tests.papers.replay import assert_equal, normal
 
 
 def averages(link: optax.GradientTransformation, steps: int = 9) -> tuple[list, list]:
-    """The iterates after every step, and the mean that is read out then."""
+    """The iterates after every step, and the mean at that step."""
     tx, x = optax.chain(gk.adam(0.1), link), normal(0, 5)
     state, path, means = tx.init(x), [x], []
     assert_equal(gk.eval_params(state, x), x)

@@ -1,4 +1,4 @@
-"""The part in the low-variance directions of the way so far is removed."""
+"""The component in the low-variance directions of the path so far is removed."""
 
 import jax
 import jax.numpy as jnp

@@ -41,7 +41,7 @@ def test_is_the_weighted_mean_of_all_iterates(decay: float, x64: None) -> None:
         assert_equal(means[-1], xs[-1] if decay == 0.0 else xs.mean(0))
 
 
-def test_a_reset_forgets_what_was(x64: None) -> None:
+def test_a_reset_forgets_earlier_iterates(x64: None) -> None:
     xs, means = iterates(0.7, reset_at=3)
     assert_equal(means[3], xs[3])
     for t in range(3, STEPS + 1):

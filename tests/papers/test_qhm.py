@@ -26,7 +26,7 @@ def test_momentum_and_nesterov_at_a_damped_rate(nesterov: bool, x64: None) -> No
     assert_equal(got, updates(gk.sgd(0.5 * (1 - b1), momentum=b1, nesterov=nesterov), g[0], g))
 
 
-def test_qhadam_with_whole_moments_is_adam(x64: None) -> None:
+def test_qhadam_with_weights_of_one_is_adam(x64: None) -> None:
     g = gradients()
     got = updates(gk.qhadam(0.1, b1=0.9, b2=0.99, nu1=1.0, nu2=1.0, eps=1e-3, weight_decay=0.2), g[0], g)
     assert_equal(got, updates(gk.adamw(0.1, b1=0.9, b2=0.99, eps=1e-3, weight_decay=0.2), g[0], g))

@@ -104,8 +104,8 @@ def test_eps_is_also_that_of_the_norm_loss(x64: None) -> None:
     assert_equal(got, {"kernel": want}, rtol=1e-12)
 
 
-def test_what_a_run_ends_with(x64: None) -> None:
-    """After the last iteration the rate is the least one; the published rate is that of the schedule."""
+def test_a_run_ends_with_the_smallest_learning_rate(x64: None) -> None:
+    """After the last iteration the learning rate is the smallest one; the metric is that of the schedule."""
     tx = gk.ranger21(0.1, total_steps=10, warmup_steps=2, warmdown_steps=4, min_learning_rate=1e-3)
     x = {"w": normal(0, 4)}
     state, rates = tx.init(x), []

@@ -33,7 +33,7 @@ def test_equations(centered: bool, eps_in_sqrt: bool, momentum: float, nesterov:
         assert_equal(u, -0.1 * (t + 1) * (step + momentum * b if nesterov else b))
 
 
-def test_the_order_of_optax_can_be_had(x64: None) -> None:
+def test_a_chain_gives_the_order_of_optax(x64: None) -> None:
     """The rate in front of the momentum: one chain away, and different where the rate changes."""
     gradients = [normal(i, 6) for i in range(5)]
     rate = lambda step: 0.1 * (step.astype(float) + 1)  # noqa: E731
@@ -51,7 +51,7 @@ def test_with_bias_correction_it_is_adam_without_momentum(x64: None) -> None:
         assert_equal(u, a / np.sqrt(1 - 0.8**t))
 
 
-def test_no_variance_is_no_nan() -> None:
+def test_a_variance_of_zero_gives_no_nan() -> None:
     """A constant gradient's variance tends to 0, which float32 rounds to either side."""
     g = jnp.full(50, 0.1) * jnp.arange(1.0, 51.0)
     got = updates(gk.rmsprop(0.1, decay=0.5, eps_in_sqrt=True, centered=True), g, [g] * 60)

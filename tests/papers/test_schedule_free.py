@@ -16,7 +16,7 @@ ALL = [gk.schedule_free_sgd, gk.schedule_free_adamw, gk.schedule_free_radam]
 
 
 def run(tx: Any, x: Any, steps: int) -> tuple[list, list]:
-    """The parameters after every step, and the average that is read out then."""
+    """The parameters after every step, and the average at that step."""
     state, ys, xs = tx.init(x), [], []
     update = jax.jit(tx.update)
     for t in range(steps):
@@ -36,7 +36,7 @@ def test_the_average_is_the_mean_of_the_base_iterates(x64: None) -> None:
         assert_equal(got, z[: t + 1].mean(0))
 
 
-def test_the_rate_of_the_first_step_is_a_part_of_the_rate_and_weighs_as_it_moves(x64: None) -> None:
+def test_the_warm_up_scales_steps_and_weights_alike(x64: None) -> None:
     """With 4 steps of warm-up rates are 1/4, 2/4, 3/4, 1, 1, and the weights the squares of the same numbers.
     `optax.contrib.schedule_free` does not move in the first step, and weighs by the rate of the next."""
     x, rates = normal(0, 4), np.array([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
@@ -79,7 +79,7 @@ def test_the_wrapper_around_its_base_is_the_method(x64: None) -> None:
     assert_equal(descend(gk.schedule_free_sgd(0.3), x, lambda x: jnp.sin(x), 5), ys)
 
 
-def test_the_weights_of_bfloat16_parameters_go_on_falling() -> None:
+def test_the_shares_of_bfloat16_parameters_keep_falling() -> None:
     """Summed in bfloat16, 256 ones and all that follow make 256: no share would fall below 1 / 256."""
     x = jnp.ones(1, jnp.bfloat16)
     tx = gk.schedule_free_sgd(1.0)
@@ -92,7 +92,7 @@ def test_the_weights_of_bfloat16_parameters_go_on_falling() -> None:
     assert float(total) == 400
 
 
-def test_it_is_read_out_of_any_chain() -> None:
+def test_the_average_is_found_in_the_state_of_any_chain() -> None:
     """`optax.contrib.schedule_free_eval_params` fails on the state of a chain."""
     x = {"a": jnp.ones(2), "b": jnp.ones(3)}
     own = gk.schedule_free_adamw(0.1)
@@ -113,7 +113,7 @@ def test_it_is_read_out_of_any_chain() -> None:
         gk.schedule_free_eval_params(gk.adam(0.1).init(x), x)
 
 
-def test_the_rectified_rate_is_silent_first(x64: None) -> None:
+def test_the_rectified_learning_rate_is_zero_at_first(x64: None) -> None:
     """With b2 = 0.9, l = 19 and l_t exceeds 4 from the 5th step on; until then nothing moves, or SGD does."""
     x = normal(0, 4)
     t = np.arange(1, 9)
@@ -125,7 +125,7 @@ def test_the_rectified_rate_is_silent_first(x64: None) -> None:
     assert_equal(ys[0], x - 0.1 * normal(1, 4))
 
 
-def test_the_papers_correction_is_of_the_rate(x64: None) -> None:
+def test_the_bias_correction_of_the_paper_scales_the_learning_rate(x64: None) -> None:
     """gamma_t = rate sqrt(1 - b2^t) with v as it is: the first step is the same, the weights are not."""
     x = normal(0, 4)
     ours, paper = (run(gk.schedule_free_adamw(0.1, b2=0.9, eps=0.0, bias_correction=kind), x, 2)

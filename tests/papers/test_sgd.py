@@ -29,14 +29,14 @@ def test_rate_inside_and_outside_agree_while_it_is_constant(nesterov: bool, x64:
 
 
 def test_rate_inside_acts_on_new_gradients_only(x64: None) -> None:
-    """After the rate falls to 0 the classical form rolls on; the other stops at once."""
+    """After the learning rate falls to 0 the classical form goes on moving; the other stops at once."""
     rate = lambda step: jnp.where(step == 0, 0.1, 0.0)  # noqa: E731
     g = normal(0, 5)
     assert_equal(updates(gk.momentum(rate, momentum=0.8), g, [g, g])[1], -0.08 * g)
     assert_equal(updates(gk.sgd(rate, momentum=0.8), g, [g, g])[1], 0 * g)
 
 
-def test_dampening_spares_the_first_gradient(x64: None) -> None:
+def test_dampening_leaves_out_the_first_gradient(x64: None) -> None:
     g = normal(0, 5)
     first, second = updates(gk.sgd(1.0, momentum=0.9, dampening=0.4), g, [g, g])
     assert_equal(first, -g)
@@ -59,7 +59,7 @@ def test_penalty_is_part_of_the_gradient(x64: None) -> None:
     assert_equal(updates(gk.sgd(0.1, weight_decay=0.2), x, [g])[0], -0.1 * (g + 0.2 * x))
 
 
-def test_refuses_what_means_nothing() -> None:
+def test_refuses_arguments_without_effect() -> None:
     with pytest.raises(ValueError, match=r"momentum must be in \(0, 1\] with nesterov=True"):
         gk.sgd(0.1, nesterov=True)
     with pytest.raises(ValueError, match="dampening must be 0 without momentum"):

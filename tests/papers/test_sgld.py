@@ -14,7 +14,7 @@ CHAINS = 20_000
 
 
 def variance(tx: Any, a: float, steps: int, start: float = 0.0) -> float:
-    """Of many independent chains on a x^2 / 2."""
+    """The variance of many independent chains on a x^2 / 2."""
     x = jnp.full(CHAINS, start)
 
     def step(carry: Any, _: None) -> Any:
@@ -53,7 +53,7 @@ def test_without_temperature_it_is_gradient_descent(x64: None) -> None:
     np.testing.assert_array_equal(tx.update(g, tx.init(x), x)[0], -0.1 * np.asarray(g))
 
 
-def test_the_link_is_behind_the_rate_and_noise_in_front_of_it_is_another_law(x64: None) -> None:
+def test_noise_behind_and_in_front_of_the_learning_rate_differ(x64: None) -> None:
     """The chain by hand is `sgld`, to the bit; gradient noise equals it at one rate, with eta = 2 T / (N lr)."""
     x, key = jnp.zeros(CHAINS), jax.random.key(5)
     by_hand = optax.chain(gk.scale_by_learning_rate(0.1), gk.add_langevin_noise(0.1, num_data=4, key=key))

@@ -1,4 +1,4 @@
-"""Momentum of delayed gradients: its reductions, what a gradient weighs in the end, and a pipeline that shows why."""
+"""Momentum of delayed gradients: its reductions, the total effect of a gradient, and a pipeline with late gradients."""
 
 from typing import Any
 
@@ -35,14 +35,14 @@ def test_delays_of_zero_and_one_are_momentum_and_nesterov(delay: int, nesterov: 
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3, 10])
-def test_a_gradient_weighs_the_same_in_the_end(delay: int, x64: None) -> None:
+def test_a_gradient_has_the_same_total_effect_with_every_delay(delay: int, x64: None) -> None:
     """1 / (1 - m), whatever the delay is."""
     g = jnp.zeros(400).at[0].set(1.0)
     end = path(gk.spike_compensation(1.0, momentum=0.9, delay=delay), g)[-1]
     np.testing.assert_allclose(end, -10.0, rtol=1e-12)
 
 
-def test_the_delay_of_one_gradient_is_made_up_at_once(x64: None) -> None:
+def test_the_delay_of_one_gradient_is_compensated_at_once(x64: None) -> None:
     """From the step in which a gradient arrives D late, it has moved x as if it had come in time."""
     g, D = jnp.zeros(30).at[0].set(1.0), 4
     late = path(gk.spike_compensation(1.0, momentum=0.8, delay=D), g)

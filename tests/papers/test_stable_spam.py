@@ -79,7 +79,7 @@ def test_the_cosine_multiplies_both_decays(x64: None) -> None:
     assert float(cosine(4, 0.2, 1.0)(jnp.asarray(100))) == 0.2
 
 
-def test_zeros_and_what_is_not_finite_leave_no_trace(x64: None) -> None:
+def test_zeros_and_gradients_that_are_not_finite_do_not_change_the_statistics(x64: None) -> None:
     g = normal(0, 5)
     for bad in (jnp.full(5, jnp.nan), jnp.full(5, jnp.inf)):
         for tx in (gk.adaptive_norm(), gk.adaptive_spike_clip()):
