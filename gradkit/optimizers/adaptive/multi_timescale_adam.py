@@ -76,7 +76,7 @@ def scale_by_multi_momentum(
         checks.real(f"weights[{j}]", weight, "[0, 1]", schedule=True)
     numbers = [weight for weight in weights if isinstance(weight, int | float)]
     if math.fsum(numbers) > 1 + 1e-9:  # decimals that add up to 1 may not do so in binary
-        raise ValueError(f"weights must add up to at most 1, got {weights}; the gradient has what is left of 1")
+        raise ValueError(f"weights must add up to at most 1, got {weights}; divide them by their sum")
 
     def rest(count: Any) -> Any:
         return 1 - sum(at_count(weight, count, "multi_timescale_adam: a weight") for weight in weights)

@@ -337,7 +337,7 @@ register(
     paper=PAPER,
     words=2,
     golden=("step_size/schedule_free_radam",),
-    # With it the first steps do not move the parameters.
+    # In the silent phase, which is the default, the first steps do not move the parameters.
     example={"silent_sgd_phase": False},
     race=Race(5e-3, schedule=None),
     variants={"default_schedule_free_radam": Race(None, {"learning_rate": 0.0025}, schedule=None)},

@@ -101,7 +101,8 @@ def conducive_gradient(
         ):
             raise ValueError(
                 f"conducive_gradient: {name} must be a tree like the parameters with a leading axis of {f.size} "
-                f"clients, got {jax.tree.map(jnp.shape, tree)} for {jax.tree.map(lambda p: p.shape, params)}"
+                f"clients, got {jax.tree.map(jnp.shape, tree)} for {jax.tree.map(lambda p: p.shape, params)}; "
+                "write one array per leaf, stacked over clients"
             )
         return jax.tree.map(lambda a, p: jnp.array(a, wide_dtype(p.dtype), copy=True), tree, params)
 

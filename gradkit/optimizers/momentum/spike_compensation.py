@@ -31,7 +31,8 @@ def delays_of(name: str, delay: Any, params: PyTree) -> Any:
     if not isinstance(delay, int | np.integer):
         if jax.tree.structure(delay) != jax.tree.structure(params):
             raise ValueError(
-                f"{name}: delay must be an integer >= 0 or a tree like the parameters {names(params)}, got {delay!r}"
+                f"{name}: delay must be an integer >= 0 or a tree like the parameters {names(params)}, got {delay!r}; "
+                "write delay=1"
             )
         return jax.tree.map(lambda d: checks.integer("delay", d), delay)
     return jax.tree.map(lambda x: checks.integer("delay", delay), params)
