@@ -1,13 +1,4 @@
-"""Damped Gauss-Newton systems, solved in the space of the examples instead of that of the parameters.
-
-J          derivative of the predictions by the parameters, (examples b times outputs c) x (parameters d)
-Q          second derivative of the loss of each example by its predictions, c x c blocks
-A          J^T Q J / b + damping I
-A^{-1} J^T r / b = J^T (b damping I + Q J J^T)^{-1} r                                    a system of b c rows
-A^{-1} g         = (g - J^T (b damping I + Q J J^T)^{-1} Q J g) / damping                for any g
-
-J J^T is made column by column, of products J v and J^T w.
-"""
+"""Damped Gauss-Newton systems, solved in the space of the examples instead of that of the parameters."""
 
 import functools
 import operator
@@ -33,7 +24,7 @@ def _highest(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def gram(jvp: Product, vjp: Product, like: jax.Array) -> jax.Array:
-    """J J^T, (b c) x (b c), of residuals like these."""
+    """J J^T, (b c) x (b c), for residuals of the shape of `like`."""
     basis = jnp.eye(like.size, dtype=like.dtype).reshape(-1, *like.shape)
     K = jax.vmap(lambda e: jvp(vjp(e)).reshape(-1))(basis)
     return (K + K.T) / 2
@@ -48,10 +39,10 @@ def times_loss_hessian(Q: jax.Array | None, rows: jax.Array) -> jax.Array:
 
 
 def _small_solve(K: jax.Array, Q: jax.Array | None, shift: Any, rhs: jax.Array) -> jax.Array:
-    """(shift I + Q K)^{-1} rhs of one column; the shift is raised where it is below the rounding of Q K."""
+    """(shift I + Q K)^{-1} rhs for one column; the shift is raised where it is below the rounding of Q K."""
     shifted = times_loss_hessian(Q, K)
     shifted = shifted + resolved(shift, shifted) * jnp.eye(K.shape[0], dtype=K.dtype)
-    if Q is not None:  # not symmetric
+    if Q is not None:  # Q K is not symmetric, so Cholesky does not apply.
         return jnp.linalg.solve(shifted, rhs[:, None])[:, 0]
     lower, column = jnp.linalg.cholesky(shifted), rhs[:, None]
     column = jax.lax.linalg.triangular_solve(lower, column, left_side=True, lower=True)
@@ -68,7 +59,7 @@ def _plus(a: Any, scale: jax.Array, b: Any) -> Any:
 
 
 def _conjugate_gradients(matvec: Product, g: Any, iterations: int, tolerance: Any) -> Any:
-    """A^{-1} g from 0, until |g - A x| <= tolerance |g|."""
+    """A^{-1} g by conjugate gradients from 0, until |g - A x| <= tolerance |g|."""
     goal = jnp.square(jnp.asarray(tolerance).astype(float)) * _dot(g, g)
 
     def going(carry: Any) -> jax.Array:
@@ -78,7 +69,7 @@ def _conjugate_gradients(matvec: Product, g: Any, iterations: int, tolerance: An
     def step(carry: Any) -> Any:
         i, x, r, p, square = carry
         Ap = matvec(p)
-        # Where p has no curvature that can be resolved, the search has ended.
+        # Without curvature along p above rounding the search has ended: the step is 0.
         curvature = _dot(p, Ap)
         alpha = jnp.where(curvature > 0, square / jnp.where(curvature > 0, curvature, 1), 0)
         x, r = _plus(x, alpha, p), _plus(r, -alpha, Ap)
@@ -101,7 +92,8 @@ def damped_inverse(
     cg_iterations: int = 100,
     cg_tolerance: Any = 1e-6,
 ) -> Any:
-    """A^{-1} g of any tree g; the arguments are those of `damped_gauss_newton_solve`, residuals are like `like`."""
+    """A^{-1} g for any tree g; the arguments are those of `damped_gauss_newton_solve`, and residuals have the shape of
+    `like`."""
     b, shift = like.shape[0], jnp.asarray(damping).astype(like.dtype)
 
     def matvec(v: Any) -> Any:
@@ -115,7 +107,7 @@ def damped_inverse(
         columns = jax.vmap(lambda e: ravel_pytree(matvec(back(e)))[0])
         eye = jnp.eye(flat.size, dtype=flat.dtype)
         A = columns(eye).T
-        # The damping is in A: what is missing to where it can be resolved is added.
+        # A contains the damping already; only what it lacks to be above rounding is added.
         A = A + jnp.maximum(resolved(0, A) - shift.astype(A.dtype), 0) * eye
         return back(jnp.linalg.solve(A, flat[:, None])[:, 0])
     right = times_loss_hessian(loss_hessian, jvp(g).reshape(-1))
@@ -124,18 +116,18 @@ def damped_inverse(
 
 
 def check_solver(solver: Any, cg_iterations: Any, cg_tolerance: Any) -> None:
-    """Raises where `damped_gauss_newton_solve` would, before there is an array."""
+    """Raises `ValueError` for arguments that `damped_gauss_newton_solve` does not accept, before there are arrays."""
     checks.choice("solver", solver, SOLVERS)
     checks.integer("cg_iterations", cg_iterations, 1)
     checks.real("cg_tolerance", cg_tolerance, "[0, 1)")
 
 
 def check_rows(method: str, like: jax.Array, solver: str) -> None:
-    """Raises where the system would be too large to be made."""
+    """Raises `ValueError` where the system of the "woodbury" solver would be too large to build."""
     if solver == "woodbury" and like.size > MOST_ROWS:
         raise ValueError(
             f"{method}: {like.shape[0]} examples of {like.size // like.shape[0]} outputs make a system of {like.size} "
-            f"rows, more than {MOST_ROWS}: take solver='cg', or fewer examples"
+            f"rows, more than {MOST_ROWS}; give solver='cg', or fewer examples"
         )
 
 
@@ -152,24 +144,34 @@ def damped_gauss_newton_solve(
 ) -> Any:
     """The damped Gauss-Newton direction A^{-1} J^T r / b of a loss that is a mean over examples.
 
-    Equations: at the head of this file. It is a direction of descent: parameters move by a positive multiple of it.
+    Equations:
+
+        J          derivative of the predictions by the parameters, (examples b times outputs c) x (parameters d)
+        Q          second derivative of the loss of each example by its predictions, c x c blocks
+        A          J^T Q J / b + damping I
+        A^{-1} J^T r / b = J^T (b damping I + Q J J^T)^{-1} r                                    a system of b c rows
+        A^{-1} g         = (g - J^T (b damping I + Q J J^T)^{-1} Q J g) / damping                for any g
+
+    J J^T is built column by column from products J v and J^T w. The result is a direction of descent: parameters move
+    by a positive multiple of it.
 
     Args:
-      jvp: v -> J v: a tree like the parameters -> an array like `residual`. Linear.
+      jvp: v -> J v, from a tree like the parameters to an array like `residual`. Linear.
       vjp: w -> J^T w, its transpose.
       residual: r, (b,) or (b, c): minus the derivative of the loss of every example by its predictions: target minus
         prediction for half a squared error, one-hot target minus softmax for the cross-entropy.
       damping: added to the curvature, in its units, > 0.
-      loss_hessian: Q, (b, c, c), symmetric and positive semidefinite; may be singular. Default None: the identity, of
+      loss_hessian: Q, (b, c, c), symmetric and positive semidefinite; may be singular. Default None: the identity, for
         half a squared error.
       solver: "woodbury", the system of b c rows, at most 4096, by Cholesky (by LU where there is a Q, which makes it
-        nonsymmetric), exact to rounding; "cg", conjugate gradients on A, which never makes a matrix; "dense", A
-        itself, d x d, for tests. Default "woodbury" (paper).
-      cg_iterations: most iterations of "cg", >= 1. Default 100.
-      cg_tolerance: where "cg" stops, relative to its right side, in [0, 1). Default 1e-6.
+        nonsymmetric), exact to rounding; "cg", conjugate gradients on A, which builds no matrix; "dense", A itself,
+        d x d, for tests. Default "woodbury" (paper).
+      cg_iterations: largest number of iterations of "cg", >= 1. Default 100.
+      cg_tolerance: norm of the residual at which "cg" stops, relative to its right side, in [0, 1). Default 1e-6.
 
     Returns:
-      A tree like the parameters. On a mesh the products are the model's; besides them (b c)^2 numbers are added up.
+      A tree like the parameters. Collectives on a mesh: those of the model's products, and an all-reduce of (b c)^2
+      numbers.
 
     Raises:
       ValueError: an argument outside its range; a residual that is not (b,) or (b, c); a Q of another shape; a system
@@ -178,7 +180,7 @@ def damped_gauss_newton_solve(
     Example:
       >>> X, y = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0])
       >>> p = damped_gauss_newton_solve(lambda v: X @ v, lambda w: w @ X, y, damping=1e-6)
-      >>> print(p.round(3))  # from 0, one step to the least squares
+      >>> print(p.round(3))  # one step from 0 to the least-squares solution
       [1. 1.]
 
     Reference: Korbit et al. Exact Gauss-Newton Optimization for Training Deep Neural Networks. 2024, arXiv 2405.14402.

@@ -1,11 +1,4 @@
-"""Eigenvectors of symmetric matrices, anew or by one step from the ones before.
-
-eigh    A = Q diag(l) Q^T, l descending
-qr      e = diag(Q_prev^T A Q_prev),  order = e descending,  Q = qr(A Q_prev[:, order]).Q     one step of the power
-                                                                                              method for all at once
-
-Of every column the entry of largest magnitude is positive: eigenvectors are unique only up to sign.
-"""
+"""Eigenvectors of symmetric matrices, computed afresh or by one step of the power method from previous ones."""
 
 from typing import Any, NamedTuple
 
@@ -19,14 +12,14 @@ METHODS = ("eigh", "qr")
 
 
 class Basis(NamedTuple):
-    """Orthonormal columns (..., d, d); and which of the columns before each has come from, (..., d)."""
+    """Orthonormal columns (..., d, d); and for each the index of the previous column that it continues, (..., d)."""
 
     vectors: jax.Array
     order: jax.Array
 
 
 def fix_signs(Q: jax.Array) -> jax.Array:
-    """Columns turned so that the entry of largest magnitude of each is positive.
+    """The columns, with signs such that the entry of largest magnitude of each is positive.
 
     >>> fix_signs(jnp.array([[0.6, -0.8], [-0.8, -0.6]])).tolist()
     [[-0.6000000238418579, 0.800000011920929], [0.800000011920929, 0.6000000238418579]]
@@ -38,11 +31,18 @@ def fix_signs(Q: jax.Array) -> jax.Array:
 def eigenbasis(A: jax.Array, previous: Any = None, *, method: str = "eigh") -> Basis:
     """The eigenvectors of every matrix of a batch, largest eigenvalue first.
 
-    Equations: at the head of this file. In a null space (and among equal eigenvalues) the vectors are arbitrary.
+    Equations:
+
+        A = Q diag(l) Q^T,  l descending                           "eigh"
+        Q = qr(A Q_prev[:, order]).Q                               "qr": one step of the power method for all columns
+        order = diag(Q_prev^T A Q_prev) descending
+
+    The entry of largest magnitude of every column is positive, because eigenvectors are unique only up to sign. In a
+    null space (and among equal eigenvalues) the vectors are arbitrary.
 
     Args:
       A: (..., d, d), symmetric, in float32 or float64.
-      previous: with "qr", the orthonormal columns to start from, (..., d, d).
+      previous: with "qr", the orthonormal columns Q_prev to start from, (..., d, d).
       method: "eigh" or "qr". Default "eigh".
 
     Returns:
@@ -62,13 +62,16 @@ def eigenbasis(A: jax.Array, previous: Any = None, *, method: str = "eigh") -> B
       [1 2 0]
 
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: signs
-    are fixed, so that what is kept in a basis does not depend on the library that made it.
+    are fixed, so that a state in the basis does not depend on the linear algebra library that computed it.
     """
     checks.choice("method", method, METHODS)
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"eigenbasis: A must be a batch of square matrices, got the shape {A.shape}")
     if (previous is None) == (method == "qr"):
-        raise ValueError("eigenbasis: previous is what method='qr' starts from, and it alone")
+        raise ValueError(
+            f"eigenbasis: previous must be given with method='qr' and with no other method, got method={method!r} "
+            f"and previous of type {type(previous).__name__}; give both, or neither"
+        )
     first = jnp.broadcast_to(jnp.arange(A.shape[-1], dtype=jnp.int32), A.shape[:-1])
     if not A.size:
         return Basis(A, first)

@@ -1,17 +1,4 @@
-"""Inverse p-th roots of symmetric positive semidefinite matrices: A -> (A + eps I)^(-1/p).
-
-eigh            A + eps I = Q diag(l) Q^T;  where min(l) < eps the whole spectrum is lifted until it is not
-                Q diag(l^(-1/p)) Q^T
-
-coupled_newton  z = (p + 1) / (2 |A|_F),  X = z^(1/p) I,  M = z A        M = X^p A throughout, and M -> I
-                M' = (1 + 1/p) I - M / p,  X <- X M',  M <- M'^p M        until max |M - I| <= tolerance
-
-higher_order    z = 1 / Tr(A),  the same start, and one step of coupled_newton; then steps of order 3:
-                M' = I + b_1 (I - M) + b_2 (I - M)^2,   b_i = prod_{j <= i} (1 + (j - 1) p) / (j p)
-
-The iterations take A + eps I for A, are matrix products alone, and work on all matrices of a batch until the last of
-them is done; one that is done, or whose error max |M - I| falls no more near I, stays as it is.
-"""
+"""Inverse p-th roots (A + eps I)^(-1/p) of symmetric positive semidefinite matrices."""
 
 import math
 from fractions import Fraction
@@ -28,30 +15,33 @@ from gradkit.linalg.one_by_one import one_by_one
 from gradkit.types import Scalar
 
 METHODS = ("eigh", "coupled_newton", "higher_order")
-# An error this much above the best so far is rounding that grows, not convergence (official code).
+# An error larger than the best so far by this factor is growing rounding, not convergence (official code).
 GROWTH = 1.2
 NEAR = 0.1
 
 
 def check_root(*, p: Any, eps: Scalar, method: str, max_iters: int = 100, tolerance: Any = 1e-6) -> None:
-    """Raises where an option of `inverse_root` is out of its range."""
+    """Raises `ValueError` where an option of `inverse_root` is out of its range."""
     checks.choice("method", method, METHODS)
     checks.real("p", p, "(0, inf)")
     check_eps(eps)
     checks.integer("max_iters", max_iters, 1)
     checks.real("tolerance", tolerance, "[0, inf)")
     if method == "coupled_newton" and not float(p).is_integer():
-        raise ValueError(f"p must be a whole number with method='coupled_newton', got {p!r}")
+        raise ValueError(
+            f"p must be a whole number with method='coupled_newton', got {p!r}; give method='higher_order' for a "
+            "fraction, or method='eigh' for any p"
+        )
 
 
 def check_eps(eps: Scalar) -> None:
-    """Raises where what is added to a diagonal, or to one of several, is out of its range."""
+    """Raises `ValueError` where eps, one number or one per matrix, is out of its range."""
     for one in [] if isinstance(eps, Tracer) else np.ravel(np.asarray(eps)).tolist():
         checks.real("eps", one, "[0, inf)")
 
 
 def _number(value: Any, like: jax.Array) -> Any:
-    """A Python number as it is, anything else in the dtype of the array."""
+    """A Python number unchanged, anything else in the dtype of the array."""
     return value if type(value) in (int, float) else jnp.asarray(value).astype(like.dtype)
 
 
@@ -91,11 +81,11 @@ def _by_iteration(A: jax.Array, p: int, tolerance: Any, max_iters: int, higher: 
         rest = one - M
         factor = one + b1 * rest
         if higher:
-            # The first step is of order 2: far from I the cubic term throws it further.
+            # The first step is of order 2: far from I the cubic term would increase the error.
             factor = factor + jnp.where(i == 0, 0.0, b2) * (rest @ rest)
         new_M = _power(factor, p) @ M
         new_error = error_of(new_M)
-        # Far from I an error may rise on its way; near I one that does not fall is rounding.
+        # Far from I the error may rise before it falls; near I an error that does not fall is rounding.
         bad = ~jnp.isfinite(new_error) | ((new_error > GROWTH * error) & (error < 1))
         bad = bad | ((new_error >= error) & (error < NEAR))
         take = active & ~bad
@@ -108,7 +98,7 @@ def _by_iteration(A: jax.Array, p: int, tolerance: Any, max_iters: int, higher: 
     error = error_of(M)
     start = (jnp.zeros((), jnp.int32), X, M, error, error > tolerance)
     _, X, _, error, _ = jax.lax.while_loop(lambda c: (c[0] < max_iters) & jnp.any(c[4]), body, start)
-    # A negative eigenvalue, which rounding makes of a singular matrix, runs away; what is positive stays within 1.
+    # The iteration diverges for a negative eigenvalue, which rounding makes of a zero one; positive ones stay within 1.
     return jnp.where(error <= GROWTH, X, jnp.nan)
 
 
@@ -117,23 +107,35 @@ def inverse_root(
 ) -> jax.Array:
     """The inverse p-th root of every matrix of a batch, (A + eps I)^(-1/p).
 
-    Equations: at the head of this file. "eigh" takes any p, and in float64 is right to the last digits; the iterations
-    are products alone, which accelerators do at a far higher rate, and end at `tolerance`. Whatever the solver,
-    rounding of A counts against eps: in float32 an eps below 1e-6 of the largest eigenvalue of a singular matrix gives
-    roots that are wrong by 1e-2 and more in the null space (`experiments/results/linalg_roots.txt`).
+    Equations:
+
+        "eigh"            A + eps I = Q diag(l) Q^T,    result Q diag(l^(-1/p)) Q^T
+        "coupled_newton"  z = (p + 1) / (2 |A|_F),      X = z^(1/p) I,    M = z A         M = X^p A -> I
+                          M' = (1 + 1/p) I - M / p,     X <- X M',        M <- M'^p M     until max |M - I| <= tolerance
+        "higher_order"    z = 1 / Tr(A), the same start, one step of "coupled_newton", then steps of order 3:
+                          M' = I + b_1 (I - M) + b_2 (I - M)^2,   b_i = prod_{j <= i} (1 + (j - 1) p) / (j p)
+
+    With "eigh", where min(l) < eps, the same number is added to all l so that min(l) = eps. The iterations take A + eps
+    I for A and work on all matrices of a batch until the last of them has converged; a matrix that has converged, or
+    whose error max |M - I| no longer falls near I, does not change any more. "eigh" takes any p, and in float64 is
+    right to the last digits; the iterations consist of matrix products only, which are much faster on accelerators, and
+    end at `tolerance`. Whatever the solver, rounding of A limits eps: in float32 an eps below 1e-6 of the largest
+    eigenvalue of a singular matrix gives roots that are wrong by 1e-2 and more in the null space
+    (`experiments/results/linalg_roots.txt`).
 
     Args:
-      A: (..., d, d), symmetric positive semidefinite up to rounding, in float32 or float64; the lower triangle counts.
+      A: (..., d, d), symmetric positive semidefinite up to rounding, in float32 or float64; only the lower triangle is
+        read.
       p: the root, > 0. With "coupled_newton" a whole number, with "higher_order" a fraction p'/q' of small numbers (the
         result is then the p'-th root to the power q'), with "eigh" any number, also a traced one.
       eps: added to the diagonal first, >= 0: a number, or one per matrix, of shape A.shape[:-2]. Default 0.
       method: "eigh", "coupled_newton" or "higher_order". Default "eigh".
-      max_iters: most iterations, >= 1. Default 100 (official code).
+      max_iters: largest number of iterations, >= 1. Default 100 (official code).
       tolerance: error max |M - I| that ends the iterations, >= 0. Default 1e-6 (official code).
 
     Returns:
       (..., d, d), symmetric, in the dtype of A. It is not finite where A + eps I is singular, and where rounding made
-      an iteration run away.
+      an iteration diverge.
 
     Raises:
       ValueError: an argument outside its range; a matrix that is not square.
@@ -145,7 +147,7 @@ def inverse_root(
 
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer. 2023,
     arXiv 2309.06497; Guo, Higham. A Schur-Newton Method for the Matrix p-th Root and its Inverse. 2006. Departures from
-    the official code: in float32 nothing is tried again in float64; a fraction is recognised in p.
+    the official code: a failure in float32 is not retried in float64; a fraction is recognised in p.
     """
     if isinstance(p, int | float):
         check_root(p=p, eps=eps, method=method, max_iters=max_iters, tolerance=tolerance)

@@ -1,16 +1,4 @@
-"""The nearest orthogonal matrix: X = U diag(s) V^T  ->  U V^T, by matrix products alone.
-
-    X <- X / (z |X|_F + eps)                         so that 0 <= s <= 1; z = 1, and 1.01 for "polar_express_safe";
-                                                     or the Schatten-4 norm |X X^T|_F^(1/2), which is smaller
-    for every (a, b, c):   A = X X^T,   X <- a X + (b A + c A A) X        s <- a s + b s^3 + c s^5
-
-Gram form, the same map with the iterates on the short side n of the n x m matrix:
-
-    R = X X^T,   Q = I;   for every (a, b, c):   Z = a I + b R + c R R,   Q <- Q Z,   R <- Z R Z;   X <- Q X
-
-which costs 28 n^3 + 8 n^2 m operations against 10 n^3 + 20 n^2 m (five steps, one restart): less where m > 1.5 n. A
-restart (X <- Q X, R anew) keeps rounding from growing: it makes a negative eigenvalue of R grow by a^2 every step.
-"""
+"""The nearest orthogonal matrix U V^T of X = U diag(s) V^T, by matrix products only."""
 
 import math
 import numbers
@@ -27,7 +15,7 @@ from gradkit.types import DTypeLike, Scalar
 
 Coefficients = Sequence[tuple[float, float, float]]
 
-# Where a list is longer than the steps its first entries are taken; where it is shorter its last one is repeated.
+# A list longer than the number of steps is truncated; the last entry of a shorter list is repeated.
 _POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -80,43 +68,58 @@ def orthogonalize(
 ) -> jax.Array:
     """Replaces the singular values of every matrix of a batch by (nearly) 1.
 
-    Equations: at the head of this file. A wide and a tall matrix give the same: the product is taken on the short
-    side. Matrices of 128 x 128 and more are taken one by one on CPU (`jax.lax.map`), where that is faster; smaller
-    ones, and all of them on accelerators, in one batched product.
+    Equations:
+
+        X <- X / (z |X|_F + eps)                                              so that 0 <= s <= 1
+        for every (a, b, c):   A = X X^T,   X <- a X + (b A + c A A) X        s <- a s + b s^3 + c s^5
+
+    z is 1, and 1.01 for "polar_express_safe"; with precondition="schatten4" the norm is |X X^T|_F^(1/2), which is
+    smaller. The "gram" form is the same map with iterates on the short side n of the n x m matrix:
+
+        R = X X^T,   Q = I
+        for every (a, b, c):   Z = a I + b R + c R R,   Q <- Q Z,   R <- Z R Z
+        X <- Q X
+
+    It costs 28 n^3 + 8 n^2 m operations instead of 10 n^3 + 20 n^2 m (five steps, one restart): less where m > 1.5 n. A
+    restart (X <- Q X, then R and Q from the new X) bounds the rounding error: a negative eigenvalue of R grows by a^2
+    in every step. The product is always taken on the short side, so a matrix and its transpose give the same result.
+    Matrices of 128 x 128 and more are processed one by one on CPU (`jax.lax.map`), where that is faster; smaller ones,
+    and all matrices on accelerators, in one batched product.
 
     Args:
       x: (..., rows, columns), floating point and real.
       steps: iterations, >= 1. Default 5 (Jordan et al.). Not used by "svd".
-      coefficients: a preset, one triple (a, b, c) for all steps, or a list of them: more steps than entries repeat the
-        last entry, fewer take the first. After five steps (four for "aol") s in [0.01, 1] is mapped into
+      coefficients: a preset, one triple (a, b, c) for all steps, or a list of them: with more steps than entries the
+        last entry repeats, with fewer the first entries are used. After five steps (four for "aol") s in [0.01, 1] is
+        mapped into
           "muon" (default)        [0.68, 1.13]
           "dion"                  [0.978, 1.032]
           "polar_express"         [0.876, 1.124], for s in [0.001, 1]; more steps converge to 1
         "quintic" is (2, -1.5, 0.5) at every step, which converges to 1: after twelve steps s is 1 up to rounding for
         s >= 0.01 and 5e-6 off for s = 0.001.
-        "polar_express_safe" is the paper's, for low precision: the norm is multiplied by 1.01, and all triples but the
-        last are divided by (1.01, 1.01^3, 1.01^5), which leaves 1 % of room for rounding above 1. "polar_express" is
-        without both. "aol" belongs to the preconditioning of that name. Not used by "svd".
+        "polar_express_safe" is the paper's form for low precision: the norm is multiplied by 1.01, and all triples
+        except the last are divided by (1.01, 1.01^3, 1.01^5), which leaves 1 % of room for rounding above 1.
+        "polar_express" has neither. "aol" belongs to the preconditioning of that name. Not used by "svd".
       method: "newton_schulz"; "gram" (the Gram form where m > 1.5 n, the plain one elsewhere; restarts after two
         steps); "svd" (exact; directions whose singular value is within rounding of 0 become 0); or a function from a
-        batch (batch, n, m) of matrices with n <= m, not normalised, to one of the same shape, which replaces all of
-        the above. Default "newton_schulz".
+        batch (batch, n, m) of matrices with n <= m, not normalised, to one of the same shape, which replaces the
+        iteration. Default "newton_schulz".
       eps: added to the Frobenius norm, >= 0. Default 1e-7 (official codes of Muon and Polar Express). A zero matrix
         gives zeros, also with 0.
       dtype: dtype of the iterations; the norm is taken in float32 or wider. Default None: that of x, float32 at least.
-        The official code has bfloat16 on accelerators. Products are summed in float32. With "gram" take float16, as
-        its authors do: in bfloat16 "polar_express" ends up to 0.9 from 1 (measured).
+        The official code has bfloat16 on accelerators. Products are accumulated in float32. With "gram" take float16,
+        as its authors do: in bfloat16 singular values of "polar_express" end up to 0.9 away from 1 (measured).
       precondition: "frobenius"; "schatten4", which divides by (sum of s^4)^(1/4), between the largest singular value
         and the Frobenius norm, at least eps; or "aol", which after the Frobenius norm divides every row (of the short
-        side) by the root of the sum of |X X^T| along it: closer to 1 at the start, but not the same singular vectors,
-        and for square matrices not the same for the transpose. Default "frobenius".
+        side) by the root of the sum of |X X^T| along it: singular values start closer to 1, but singular vectors
+        change, and a square matrix and its transpose give different results. Default "frobenius".
 
     Returns:
       An array like x.
 
     Raises:
       ValueError: fewer than two axes, a dtype that is not real floating point, steps < 1, coefficients that are
-        neither known nor triples, an unknown method or preconditioning, "aol" coefficients without "aol"
+        neither a preset nor triples, an unknown method or preconditioning, "aol" coefficients without "aol"
         preconditioning (they change the sign of singular values near 1).
 
     Example:
@@ -130,7 +133,7 @@ def orthogonalize(
 
     Reference: Jordan et al. Muon: An optimizer for hidden layers in neural networks. 2024. Ahn et al. Dion:
     Distributed Orthonormalized Updates. 2025, arXiv 2504.05295. Amsel et al. The Polar Express. 2025, arXiv 2505.16932.
-    optax's check refuses longer lists, takes the last entries, and runs fewer steps where the list is shorter.
+    optax raises for longer lists or takes their last entries, and runs fewer steps where the list is shorter.
     """
     checks.floating_dtype(dtype=dtype)
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -160,7 +163,7 @@ def orthogonalize(
 
 
 def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Scalar, precondition: Any = "frobenius") -> None:
-    """Raises where `orthogonalize` would, before there is an array."""
+    """Raises `ValueError` for options that `orthogonalize` does not accept, before there are arrays."""
     checks.integer("steps", steps, 1, maximum=checks.MOST_UNROLLED)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("precondition", precondition, PRECONDITIONS)
@@ -169,8 +172,8 @@ def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Scalar, pr
     listed(coefficients, steps)
     if coefficients == "aol" and precondition != "aol" and method in ("newton_schulz", "gram"):
         raise ValueError(
-            "coefficients='aol' need precondition='aol': without its scaling of rows they change the sign of singular "
-            "values near 1"
+            f"coefficients='aol' need precondition='aol', got precondition={precondition!r}: without the scaling of "
+            "rows they change the sign of singular values near 1; write precondition='aol', or other coefficients"
         )
 
 
@@ -179,7 +182,7 @@ def _wide(dtype: Any) -> Any:
 
 
 def listed(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], ...]:
-    """One triple per step."""
+    """The coefficients as one triple per step."""
     if isinstance(coefficients, str):
         checks.choice("coefficients", coefficients, PRESETS)
         entries = PRESETS[coefficients]
@@ -205,7 +208,7 @@ def listed(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], .
 def _batched(
     x: jax.Array, eps: jax.Array, *, abc: Any, z: float, gram: bool, dtype: Any, precondition: str
 ) -> jax.Array:
-    """(batch, n, m), n <= m, in the way that is fastest here."""
+    """Orthogonalises (batch, n, m), n <= m, batched or one by one, whichever is faster on this backend."""
     one = partial(_one, eps=eps, abc=abc, z=z, gram=gram, dtype=dtype, precondition=precondition)
     if x.shape[0] == 1:
         return one(x[0])[None]
@@ -215,7 +218,7 @@ def _batched(
 
 
 def schatten4(x: jax.Array) -> jax.Array:
-    """(sum of s^4)^(1/4) of every matrix (..., n, m), s its singular values: the root of the norm of X X^T.
+    """The Schatten-4 norm (sum of s^4)^(1/4) of every matrix (..., n, m), the root of the norm of X X^T.
 
     >>> float(schatten4(jnp.array([[3.0, 0.0], [0.0, 0.0]])))
     3.0
@@ -228,9 +231,9 @@ def schatten4(x: jax.Array) -> jax.Array:
 
 
 def _one(x: jax.Array, *, eps: jax.Array, abc: Any, z: float, gram: bool, dtype: Any, precondition: str) -> jax.Array:
-    """One n x m matrix, n <= m."""
+    """Orthogonalises one n x m matrix, n <= m."""
     wide = x.dtype
-    # The largest entry is taken out first, so that squares neither overflow nor vanish.
+    # Dividing by the largest entry first keeps squares from overflow and underflow.
     largest = jnp.max(jnp.abs(x))
     safe = jnp.where(largest > 0, largest, jnp.ones((), wide))
     x = x / safe
@@ -245,7 +248,7 @@ def _one(x: jax.Array, *, eps: jax.Array, abc: Any, z: float, gram: bool, dtype:
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Summed, and left, in float32 or wider."""
+    """The matrix product, accumulated and returned in float32 or wider."""
     return jnp.matmul(x, y, preferred_element_type=_wide(x.dtype))
 
 

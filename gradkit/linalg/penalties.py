@@ -1,22 +1,4 @@
-"""Penalties that make coefficients exactly zero, their smooth concave parts and their proximal operators, per entry.
-
-lam = l1, S(z) the sign of z, soft(z, t) = S(z) max(|z| - t, 0). A penalty is lam |z| + h(z), h smooth and concave:
-
-    SCAD   |z| <= lam        lam |z|                                             h' = 0
-           |z| <= a lam      (2 a lam |z| - z^2 - lam^2) / (2 (a - 1))           h' = (lam S(z) - z) / (a - 1)
-           beyond            lam^2 (a + 1) / 2                                   h' = -lam S(z)
-    MCP    |z| <= gamma lam  lam |z| - z^2 / (2 gamma)                           h' = -z / gamma
-           beyond            gamma lam^2 / 2                                     h' = -lam S(z)
-
-prox(z) = argmin_x (x - z)^2 / (2 step) + penalty(x):
-
-    L1     soft(z, step lam)
-    SCAD   |z| <= (1 + step) lam   soft(z, step lam)
-           |z| <= a lam            ((a - 1) z - S(z) a step lam) / (a - 1 - step)
-           beyond                  z
-    MCP    |z| <= gamma lam        soft(z, step lam) / (1 - step / gamma)
-           beyond                  z
-"""
+"""Penalties that make coefficients exactly zero, their smooth concave parts and their proximal operators, per entry."""
 
 from typing import Any
 
@@ -32,19 +14,19 @@ def _like(value: Any, z: jax.Array) -> Any:
 
 
 def _soft(z: jax.Array, threshold: Any) -> jax.Array:
-    """soft(z, t)."""
+    """The soft threshold sign(z) max(|z| - threshold, 0)."""
     return jnp.sign(z) * jnp.maximum(jnp.abs(z) - threshold, 0)
 
 
 def _scad(z: jax.Array, l1: Any, a: Any) -> tuple[Any, Any]:
-    """lam and a, checked, of the dtype of z."""
+    """lam and a, checked, in the dtype of z."""
     checks.real("l1", l1, "[0, inf)")
     checks.real("a", a, "(2, inf)")
     return _like(l1, z), _like(a, z)
 
 
 def _mcp(z: jax.Array, l1: Any, gamma: Any) -> tuple[Any, Any]:
-    """lam and gamma, checked, of the dtype of z."""
+    """lam and gamma, checked, in the dtype of z."""
     checks.real("l1", l1, "[0, inf)")
     checks.real("gamma", gamma, "(1, inf)")
     return _like(l1, z), _like(gamma, z)
@@ -52,11 +34,15 @@ def _mcp(z: jax.Array, l1: Any, gamma: Any) -> tuple[Any, Any]:
 
 def _below(name: str, value: Any, bound: Any, what: str) -> None:
     if type(value) in (int, float) and type(bound) in (int, float) and not value < bound:
-        raise ValueError(f"{name} must be in (0, {what}), got {value!r}")
+        raise ValueError(f"{name} must be in (0, {what}), here below {bound!r}, got {value!r}; give a smaller {name}")
 
 
 def prox_l1(z: jax.Array, threshold: Any) -> jax.Array:
     """The soft threshold: the proximal operator of threshold * |z|.
+
+    Equations:
+
+        prox(z) = sign(z) max(|z| - threshold, 0)
 
     Args:
       z: array.
@@ -82,12 +68,16 @@ def prox_l1(z: jax.Array, threshold: Any) -> jax.Array:
 def scad_penalty(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
     """The SCAD penalty of every entry.
 
-    Equations: at the head of this file.
+    Equations, with lam = l1:
+
+        penalty(z) = lam |z|                                               |z| <= lam
+                   = (2 a lam |z| - z^2 - lam^2) / (2 (a - 1))             lam < |z| <= a lam
+                   = lam^2 (a + 1) / 2                                     |z| > a lam
 
     Args:
       z: array.
       l1: weight lam at zero, >= 0.
-      a: where it flattens, in units of lam, > 2. Default 3.7 (Fan, Li 2001).
+      a: where the penalty becomes constant, in units of lam, > 2. Default 3.7 (Fan, Li 2001).
 
     Returns:
       An array like `z`.
@@ -108,9 +98,13 @@ def scad_penalty(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
 
 
 def scad_concave_grad(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
-    """The derivative of the smooth concave part of SCAD.
+    """The derivative of the smooth concave part h of SCAD, whose penalty is lam |z| + h(z).
 
-    Equations: at the head of this file.
+    Equations, with lam = l1 and the sign S(z) of z:
+
+        h'(z) = 0                                   |z| <= lam
+              = (lam S(z) - z) / (a - 1)            lam < |z| <= a lam
+              = -lam S(z)                           |z| > a lam
 
     Args:
       z: array.
@@ -137,7 +131,12 @@ def scad_concave_grad(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
 def prox_scad(z: jax.Array, l1: Scalar, step: Scalar = 1.0, a: Any = 3.7) -> jax.Array:
     """The proximal operator of the SCAD penalty.
 
-    Equations: at the head of this file.
+    Equations, with lam = l1, the sign S(z) of z and soft(z, t) = S(z) max(|z| - t, 0):
+
+        prox(z) = argmin_x (x - z)^2 / (2 step) + penalty(x)
+                = soft(z, step lam)                                        |z| <= (1 + step) lam
+                = ((a - 1) z - S(z) a step lam) / (a - 1 - step)           (1 + step) lam < |z| <= a lam
+                = z                                                        |z| > a lam
 
     Args:
       z: array.
@@ -167,7 +166,10 @@ def prox_scad(z: jax.Array, l1: Scalar, step: Scalar = 1.0, a: Any = 3.7) -> jax
 def mcp_penalty(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array:
     """The minimax concave penalty of every entry.
 
-    Equations: at the head of this file.
+    Equations, with lam = l1:
+
+        penalty(z) = lam |z| - z^2 / (2 gamma)             |z| <= gamma lam
+                   = gamma lam^2 / 2                       |z| > gamma lam
 
     Args:
       z: array.
@@ -192,9 +194,12 @@ def mcp_penalty(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array:
 
 
 def mcp_concave_grad(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array:
-    """The derivative of the smooth concave part of MCP.
+    """The derivative of the smooth concave part h of MCP, whose penalty is lam |z| + h(z).
 
-    Equations: at the head of this file.
+    Equations, with lam = l1 and the sign S(z) of z:
+
+        h'(z) = -z / gamma                                 |z| <= gamma lam
+              = -lam S(z)                                  |z| > gamma lam
 
     Args:
       z: array.
@@ -220,7 +225,11 @@ def mcp_concave_grad(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array
 def prox_mcp(z: jax.Array, l1: Scalar, step: Scalar = 1.0, gamma: Scalar = 2.0) -> jax.Array:
     """The proximal operator of the minimax concave penalty.
 
-    Equations: at the head of this file.
+    Equations, with lam = l1, the sign S(z) of z and soft(z, t) = S(z) max(|z| - t, 0):
+
+        prox(z) = argmin_x (x - z)^2 / (2 step) + penalty(x)
+                = soft(z, step lam) / (1 - step / gamma)           |z| <= gamma lam
+                = z                                                |z| > gamma lam
 
     Args:
       z: array.

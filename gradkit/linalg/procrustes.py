@@ -1,7 +1,7 @@
-"""PSGD's factors, learned in the geometry of Q^(1/2) E Q^(3/2), and rotated to be symmetric; of ONE tensor.
+"""The factors of PSGD for ONE tensor, learned in the geometry of Q^(1/2) E Q^(3/2) and rotated to be symmetric.
 
-Equations: `gradkit/optimizers/matrix/psgd_pro.py`. The turn is the rotation exp(a R) to third order, of which a <= 1/8
-keeps orthogonality to O(a^6).
+The equations are in the docstring of `gradkit/optimizers/matrix/psgd_pro.py`. The rotation is exp(a R) to third order,
+which for a <= 1/8 is orthogonal up to O(a^6).
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def spectral_norm(A: jax.Array, norm: str, key: Any = None) -> jax.Array:
 
 
 def towards_symmetric(Q: jax.Array, norm: str, key: Any = None) -> jax.Array:
-    """A factor rotated so as to make its trace grow most.
+    """The factor after the rotation that increases its trace most.
 
     >>> bool(jnp.allclose(towards_symmetric(jnp.eye(2), "exact"), jnp.eye(2)))
     True

@@ -1,4 +1,4 @@
-"""The subspaces that hold most of a matrix: of W = U S V^T the first k columns of U and rows of V^T."""
+"""The subspaces of the largest singular values of a matrix."""
 
 from typing import Any, NamedTuple
 
@@ -17,24 +17,28 @@ PAPER = Paper(
 
 
 class Subspace(NamedTuple):
-    """Orthonormal columns U_h (..., n, k) and rows V_h (..., k, m); None where a side is free."""
+    """Orthonormal columns U_h (..., n, k) and rows V_h (..., k, m); None for a side without a basis."""
 
     left: Any
     right: Any
 
 
 def svd_subspace(w: jax.Array, k: int) -> Subspace:
-    """The bases of the k largest singular values of every matrix: what `gk.project_out_subspace` keeps as it is.
+    """The bases of the k largest singular values of every matrix, which `gk.project_out_subspace` keeps unchanged.
 
-    Equations: at the head of this file. Make them anew, of the weights as they are then, when a task ends.
+    Equations:
+
+        w = U S V^T,    U_h = the first k columns of U,    V_h = the first k rows of V^T
+
+    Compute them again from the current weights when a task ends.
 
     Args:
       w: (..., n, m), floating point and real.
-      k: how many, from 0 to min(n, m); see `gk.diagnostics.retained_rank`.
+      k: number of singular values, from 0 to min(n, m); see `gk.diagnostics.retained_rank`.
 
     Returns:
       A pair U_h (..., n, k), V_h (..., k, m), float32 or wider. The entry of largest magnitude of a column of U_h is
-      positive. Where singular values are equal, any basis of their space is as good.
+      positive. Where singular values are equal, the basis of their space is arbitrary.
 
     Raises:
       ValueError: fewer than two axes, another dtype, a k outside its range.
@@ -49,9 +53,9 @@ def svd_subspace(w: jax.Array, k: int) -> Subspace:
     """
     checks.integer("k", k)
     if w.ndim < 2 or not jax.numpy.issubdtype(w.dtype, jax.numpy.floating):
-        raise ValueError(f"w must be real matrices (..., n, m), got {w.dtype} of shape {w.shape}")
+        raise ValueError(f"svd_subspace: w must be real matrices (..., n, m), got {w.dtype} of shape {w.shape}")
     if k > min(w.shape[-2:]):
-        raise ValueError(f"k must be at most {min(w.shape[-2:])}, the short side of w {w.shape}, got {k}")
+        raise ValueError(f"svd_subspace: k must be at most {min(w.shape[-2:])}, the short side of w {w.shape}, got {k}")
     U, _, Vt = signed_svd(w)
     return Subspace(U[..., :, :k], Vt[..., :k, :])
 

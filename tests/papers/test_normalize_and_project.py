@@ -121,7 +121,9 @@ def test_projections_of_optax(x64: None) -> None:
 
 def test_zero_gradients_and_zero_blocks(x64: None) -> None:
     w = {"kernel": normal(0, 4, 3), "zero": jnp.zeros((2, 2))}
-    with pytest.raises(ValueError, match="the leaf 'zero' has a block that is 0: mask it out"):
+    with pytest.raises(
+        ValueError, match="the leaf 'zero' has a block that is 0, which has no norm to keep; exclude the leaf by mask"
+    ):
         gk.normalize_and_project().init(w)
     masked = gk.normalize_and_project(mask={"kernel": True, "zero": False})
     g = {"kernel": jnp.zeros((4, 3)), "zero": jnp.ones((2, 2))}

@@ -267,7 +267,7 @@ def test_bad_arguments_are_named() -> None:
         ({"state": "int8"}, "state must be one of"),
         ({"master": "yes"}, "master must be one of"),
         ({"block_size": 0}, "block_size must be an integer >= 1"),
-        ({"key": jax.random.key(0)}, re.escape('key is used by rounding="stochastic" only')),
+        ({"key": jax.random.key(0)}, re.escape('key is used only with rounding="stochastic"')),
         ({"rounding": "stochastic", "key": 0.5}, "key must be a typed random key"),
     ):
         with pytest.raises(ValueError, match=message):

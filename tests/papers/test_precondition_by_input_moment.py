@@ -56,7 +56,7 @@ def test_bad_input() -> None:
     tx, g = gk.precondition_by_input_moment(), {"kernel": jnp.ones((3, 2))}
     with pytest.raises(ValueError, match=r"precondition_by_input_moment needs .* input_moment"):
         tx.update(g, tx.init(g))
-    with pytest.raises(ValueError, match=r"leaves that are not there: .'other'."):
+    with pytest.raises(ValueError, match=r"leaves that the gradients do not have: .'other'."):
         tx.update(g, tx.init(g), input_moment={"other": jnp.eye(3)})
     with pytest.raises(ValueError, match=r"must be \(n, n\) of its 3 inputs"):
         tx.update(g, tx.init(g), input_moment={"kernel": jnp.eye(2)})

@@ -153,7 +153,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="k must be at most 3, the short side of w"):
         svd_subspace(w, 4)
     pair = svd_subspace(w, 1)
-    with pytest.raises(ValueError, match=r"leaves that are not there: \['v'\]"):
+    with pytest.raises(ValueError, match=r"leaves that the parameters do not have: \['v'\]"):
         gk.project_out_subspace({"v": pair}).init({"w": w})
     with pytest.raises(ValueError, match=r"the left basis of 'w', 1 x 3 x 4, has shape \(4, 1\)"):
         gk.project_out_subspace({"w": pair}).init({"w": w.T})

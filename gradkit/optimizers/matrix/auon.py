@@ -1,17 +1,4 @@
-"""AuON: momentum over the root mean square of its hyperbolic cosine, without a singular value decomposition.
-
-m_t = momentum m_{t-1} + (1 - momentum) g_t
-u_t = (1 - momentum) g_t + momentum m_t
-u_t = NS(u_t)                                       hybrid: every matrix orthogonalised, vectors and scalars as they are
-n = |u_t|_F + eps_norm                              of the whole tensor
-R = sqrt(mean(cosh(gamma u_t / n)^2))               1 <= R <= cosh(gamma)
-d_t = u_t / (R + eps)                               released code
-d_t = s (u_t / n) / (R + eps)                       normalize, scale_by_shape: s = sqrt(max(1, outputs / inputs))
-x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
-
-The entries of u / n have squares that add up to 1, so R = 1 + gamma^2 / (2 size) to first order: 1.00027 for a matrix
-of 64 x 64. As released, AuON is gradient descent with Nesterov's momentum, to so many digits.
-"""
+"""AuON: momentum over the root mean square of its hyperbolic cosine, without a singular value decomposition."""
 
 from functools import partial
 from typing import Any
@@ -50,7 +37,7 @@ def scale_by_cosh_rms(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides every tensor by the root mean square of the hyperbolic cosine of its normalised entries.
 
-    Equations: n, R and d_t at the head of this file. The direction is parallel to what came in.
+    Equations: n, R and d_t of `auon`, with the incoming update for u_t. The direction is parallel to the update.
 
     Args:
       gamma: steepness, in [0, 80]: beyond, cosh overflows in float32. Default 1.5 (released code). With 0, R = 1.
@@ -62,7 +49,7 @@ def scale_by_cosh_rms(
 
     Returns:
       A transformation. No state. A zero update stays zero. Collectives: two scalars per tensor where leaves are
-      sharded, one after the other, as the cosine needs the norm; packed, two exchanges for all tensors.
+      sharded, one after the other, because the cosine needs the norm; packed, two all-reduces for all tensors.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -112,7 +99,7 @@ def scale_by_cosh_rms(
 def _orthogonalize(
     kernel: Any, layout: Layout | None, shard: MatrixSharding | None
 ) -> optax.GradientTransformationExtraArgs:
-    """Every leaf with inputs and outputs, matrix by matrix; the others pass."""
+    """Orthogonalises every matrix of the leaves with inputs and outputs; the other leaves pass unchanged."""
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params, extra
@@ -151,7 +138,7 @@ def scale_by_auon(
 ) -> optax.GradientTransformationExtraArgs:
     """Nesterov's momentum over the root mean square of its hyperbolic cosine.
 
-    Equations: at the head of this file, without the hybrid's. All leaves, also vectors and scalars.
+    Equations: m_t, u_t and d_t of `auon`. It applies to all leaves, also vectors and scalars.
 
     Args:
       momentum: decay of the mean, in [0, 1). Default 0.95 (released code).
@@ -200,9 +187,21 @@ def auon(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AuON.
+    """AuON: Nesterov's momentum over the root mean square of its hyperbolic cosine.
 
-    Equations: at the head of this file, without the hybrid's.
+    Equations, of every tensor:
+
+        m_t = momentum m_{t-1} + (1 - momentum) g_t
+        u_t = (1 - momentum) g_t + momentum m_t
+        n = |u_t|_F + eps_norm
+        R = sqrt(mean(cosh(gamma u_t / n)^2))               1 <= R <= cosh(gamma)
+        d_t = s u_t / (R + eps)                             u_t / n in place of u_t with `normalize`
+        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+    s is sqrt(max(1, outputs / inputs)) of a matrix with `scale_by_shape`, and 1 otherwise.
+
+    The squares of the entries of u / n add up to 1, so R = 1 + gamma^2 / (2 size) to first order: 1.00027 for a
+    64 x 64 matrix. To that precision AuON as released is gradient descent with Nesterov's momentum.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.24 (released code; its README has 0.08).
@@ -263,7 +262,7 @@ def scale_by_hybrid_auon(
 ) -> optax.GradientTransformationExtraArgs:
     """AuON after a step of Newton-Schulz on every matrix.
 
-    Equations: at the head of this file. The cosine has the norm and the mean of a whole tensor, all its matrices.
+    Equations: d_t of `hybrid_auon`. The norm and the mean are taken over a whole tensor with all its matrices.
 
     Args:
       momentum: decay of the mean, in [0, 1). Default 0.95 (released code).
@@ -277,7 +276,8 @@ def scale_by_hybrid_auon(
       mu_dtype: dtype in which the momentum is kept between steps. Default float32.
       ns_dtype: dtype of the iterations. Default float32.
       layout: which axes are stacks, inputs and outputs; a leaf without inputs or outputs is not orthogonalised.
-      shard: a `gk.MatrixSharding`: over which devices the matrices are spread, as in `gk.scale_by_muon`. Default None.
+      shard: a `gk.MatrixSharding`: over which devices the matrices are distributed, as in `gk.scale_by_muon`. Default
+        None.
 
     Returns:
       A transformation. State: 1 word per parameter. Collectives: those of `gk.scale_by_muon`, and two scalars per
@@ -294,7 +294,7 @@ def scale_by_hybrid_auon(
        [-1.  0.]]
 
     Reference: Maity 2025, arXiv 2509.24320. The released code takes the last two axes of a leaf for its matrices; here
-    the layout does, so a convolution is one matrix.
+    the layout decides, so a convolution is one matrix.
     """
     checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
@@ -328,7 +328,16 @@ def hybrid_auon(
 ) -> optax.GradientTransformationExtraArgs:
     """AuON after a step of Newton-Schulz on every matrix, with a learning rate and decay.
 
-    Equations: at the head of this file.
+    Equations, of every tensor: those of `auon`, with one more step between u_t and n:
+
+        m_t = momentum m_{t-1} + (1 - momentum) g_t
+        u_t = NS((1 - momentum) g_t + momentum m_t)         every matrix of u_t orthogonalised
+        n = |u_t|_F + eps_norm
+        R = sqrt(mean(cosh(gamma u_t / n)^2))
+        d_t = s u_t / (R + eps)                             u_t / n in place of u_t with `normalize`
+        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+    Leaves without inputs or outputs, such as vectors and scalars, are not orthogonalised.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.24 (released code).
@@ -345,7 +354,7 @@ def hybrid_auon(
       mu_dtype: dtype in which the momentum is kept. Default float32.
       ns_dtype: dtype of the iterations. Default float32.
       layout: which axes are stacks, inputs and outputs.
-      shard: a `gk.MatrixSharding`: over which devices the matrices are spread. Default None.
+      shard: a `gk.MatrixSharding`: over which devices the matrices are distributed. Default None.
 
     Returns:
       A transformation. State: 1 word per parameter. Collectives: those of `scale_by_hybrid_auon`.

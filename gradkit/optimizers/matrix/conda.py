@@ -1,13 +1,4 @@
-"""Conda: Adam whose second moment is that of the gradient in the basis of the momentum.
-
-m_t = b1 m_{t-1} + (1 - b1) G_t
-if t % update_interval == 1 (or the interval is 1):   B = the singular vectors of m_t, of its shorter side n
-v_t = b2 v_{t-1} + (1 - b2) (B^T G_t)^2                                   (n, m), n <= m; else transposed
-d_t = scale B (B^T m_t / (sqrt(v_t) + eps)) sqrt(1 - b2^t) / (1 - b1^t)
-x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
-
-Embeddings, heads, vectors and scalars take Adam instead.
-"""
+"""Conda: Adam whose second moment is that of the gradient in the basis of the momentum."""
 
 from typing import Any, NamedTuple
 
@@ -38,7 +29,8 @@ from gradkit.types import DTypeLike, Mask, Scalar, ScalarOrSchedule
 PAPER = Paper(
     "Conda: Column-Normalized Adam for Training Large Language Models Faster", "Wang et al.", 2025, "2509.24218"
 )
-# Which matrices are turned; whether there is a basis on the left, and on the right. Square ones: the columns are short.
+# For which matrices the kernel works on the transpose; whether there is a basis on the left, and on the right. A square
+# matrix is transposed too: its columns count as the shorter side.
 PROJECTIONS = {
     "std": (lambda rows, columns: rows >= columns, True, False),
     "reverse_std": (lambda rows, columns: rows >= columns, False, True),
@@ -49,8 +41,8 @@ PROJECTIONS = {
 
 
 class Own(NamedTuple):
-    """What belongs to the matrices of a stack: the momentum, the second moment in its basis, the bases, and how often a
-    basis failed."""
+    """The state of the matrices of a stack: the momentum, the second moment in its basis, the bases, and how often the
+    computation of a basis failed."""
 
     mu: Any
     nu: Any
@@ -60,8 +52,8 @@ class Own(NamedTuple):
 
 
 class ScaleByCondaState(NamedTuple):
-    """Number of updates made; the fields of `Own`, mu (and with projection="std" nu) like a parameter, the others by
-    its sides; with `shard`, by stacks of equal matrices, each with its owners."""
+    """Number of updates made; the fields of `Own`, mu (and with projection="std" nu) of the shape of a parameter, the
+    others by the sides of its matrices; with `shard`, by stacks of equal matrices, each sharded over its owners."""
 
     count: jax.Array
     mu: Any
@@ -92,7 +84,7 @@ def scale_by_conda(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the momentum by the root of the second moment, in the basis of the momentum's singular vectors.
 
-    Equations: the first four at the head of this file. The basis of the first step is that of the first gradient.
+    Equations: m_t, v_t and d_t of `conda`. The basis of the first step is that of the first gradient.
 
     Args:
       b1: decay of the momentum, in [0, 1). Default 0.9 (official code).
@@ -102,22 +94,22 @@ def scale_by_conda(
         second moment is 0 get 0.
       update_interval: steps from one basis to the next, >= 1. Default 2000 (official code and runs).
       stagger: whether every matrix has a step of its own for its next basis, so that the work is spread over the steps;
-        those that are due are taken one after another. Default False (official code): all at once.
+        the bases that are due are computed one after another. Default False (official code): all at once.
       scale: factor of the direction, >= 0. Default 1 (the class of the official code; its runs of language models
         have 0.25).
       projection: which sides have a basis: "std" the shorter, "reverse_std" the longer, "left" the inputs, "right" the
-        outputs, "full" both. Where a side is longer than the other its basis is thin, and what lies outside is lost.
-        Default "std" (official code), with which nothing is.
+        outputs, "full" both. The basis of the longer side is thin, and the component of the gradient outside its span
+        is lost. Default "std" (official code), which loses nothing.
       bias_correction: whether moments are corrected for their start from zero. Default True (official code).
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread. Default None: over those
-        that leaves are cut along where a mesh of Explicit axes says so, else as the compiler likes.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are distributed. Default None: over the
+        devices that leaves are sharded over where a mesh with Explicit axes says so, otherwise the compiler decides.
 
     Returns:
       A transformation. State: 2 words per parameter and n^2 per n x m matrix, n <= m, 1 / N of them on each of N
-      devices of `shard`. Collectives: leaves cut along a matrix axis: two all-to-alls per shape; replicated leaves with
-      `shard`: one all-gather. Under `vmap` over seeds a basis is computed only when due.
+      devices of `shard`. Collectives: for leaves sharded along a matrix axis two all-to-alls per shape; for replicated
+      leaves with `shard` one all-gather. Under `vmap` over seeds a basis is computed only when it is due.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf without inputs or outputs.
@@ -130,8 +122,8 @@ def scale_by_conda(
        [-1.  0.]]
 
     Reference: Wang et al. Conda: Column-Normalized Adam for Training Large Language Models Faster. 2025, arXiv
-    2509.24218. The official code's "left" is torch's first axis, the outputs. A basis that is not finite is not taken,
-    and counted in the metric `failed_refreshes`; a momentum of zeros makes none.
+    2509.24218. The official code's "left" is torch's first axis, the outputs. A basis that is not finite is not used,
+    and counted in the metric `failed_refreshes`; a momentum of zeros does not change the basis.
     """
     checks.switch(bias_correction=bias_correction)
     checks.floating_dtype(mu_dtype=mu_dtype)
@@ -144,7 +136,7 @@ def scale_by_conda(
     checks.choice("stagger", stagger, (True, False))
     checks.choice("projection", projection, PROJECTIONS)
     check_shard(shard)
-    turn, on_left, on_right = PROJECTIONS[projection]
+    transpose, on_left, on_right = PROJECTIONS[projection]
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
         (n, m), k = dims, min(dims)
@@ -158,7 +150,7 @@ def scale_by_conda(
         )
 
     def planned(tree: Any) -> Plan:
-        return plan_stacks(tree, make, method=method, layout=layout, shard=shard, transpose=turn)
+        return plan_stacks(tree, make, method=method, layout=layout, shard=shard, transpose=transpose)
 
     def init(params: optax.Params) -> ScaleByCondaState:
         return ScaleByCondaState(jnp.zeros((), jnp.int32), **init_fields(planned(params), params))
@@ -219,7 +211,15 @@ def conda(
 ) -> optax.GradientTransformationExtraArgs:
     """Conda for matrices, convolutions and experts; Adam for embeddings, heads, vectors and scalars.
 
-    Equations: at the head of this file. `describe` prints which leaf gets which.
+    Equations, of an n x m matrix with n <= m (of the transpose where n > m):
+
+        m_t = b1 m_{t-1} + (1 - b1) G_t
+        if t % update_interval == 1 (or the interval is 1):   B = the singular vectors of m_t along its side n
+        v_t = b2 v_{t-1} + (1 - b2) (B^T G_t)^2
+        d_t = scale B (B^T m_t / (sqrt(v_t) + eps)) sqrt(1 - b2^t) / (1 - b1^t)
+        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+    Embeddings, heads, vectors and scalars take Adam instead. `describe` prints which rule each leaf gets.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -238,7 +238,8 @@ def conda(
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which first moments are kept. Default float32.
       layout: what decides the roles, and which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `scale_by_conda`. Default None.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed, as in `scale_by_conda`. Default
+        None.
 
     Returns:
       A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_conda`; Adam's
@@ -255,7 +256,7 @@ def conda(
       [-0.1 -0.1] [-0.1  0.   0.  -0.1]
 
     Reference: Wang et al. Conda: Column-Normalized Adam for Training Large Language Models Faster. 2025, arXiv
-    2509.24218. Departure from the official code: decay is not multiplied into the step before it.
+    2509.24218. Departure from the official code: the decay does not multiply the step that precedes it.
     """
 
     def ready(name: str, direction: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -1,19 +1,4 @@
-"""Dion: a low-rank orthonormal update, with what it left out kept for later.
-
-For a matrix of `inputs` rows; M, Q kept from step to step; the transpose of it where Q belongs to the outputs:
-
-M <- M + G
-P = orthonormal columns of M^T Q                          (outputs, r)
-R = M P                                                   (inputs, r)
-M <- M - (1 - momentum) R P^T                             error feedback
-Q <- R, every column divided by its norm + eps            (inputs, r)
-x <- x - learning_rate (sqrt(outputs / inputs) Q P^T + weight_decay x)
-
-Over replicas whose gradients have not been averaged, M^T Q and then M P are, (inputs + outputs) r words in place of
-inputs x outputs.
-
-Embeddings, heads, vectors and scalars take AdamW instead.
-"""
+"""Dion: a low-rank orthonormal update with error feedback."""
 
 import math
 from functools import partial
@@ -43,7 +28,7 @@ from gradkit.types import DTypeLike, Key, Mask, Scalar, ScalarOrSchedule
 
 PAPER = Paper("Dion: Distributed Orthonormalized Updates", "Ahn et al.", 2025, "2504.05295")
 QRS = ("qr", "cholesky_qr", "randomized_cholesky_qr")
-# Which matrices are turned, so that the side of Q comes first.
+# Which matrices are transposed, so that the side of Q comes first.
 SIDES = {
     "short": lambda rows, columns: rows > columns,
     "inputs": lambda rows, columns: False,
@@ -84,15 +69,15 @@ def orthonormal(Y: jax.Array, how: str, key: Any = None) -> jax.Array:
 
 
 class Own(NamedTuple):
-    """What belongs to the matrices of a stack: M and Q."""
+    """The state of the matrices of a stack: M and Q."""
 
     M: Any
     Q: Any
 
 
 class ScaleByDionState(NamedTuple):
-    """Number of updates made, and the key, where steps are random; M like a parameter, Q by its sides; with `shard`, by
-    stacks of equal matrices, each with its owners."""
+    """Number of updates made, and the key, where steps are random; M of the shape of a parameter, Q by the sides of its
+    matrices; with `shard`, by stacks of equal matrices, each sharded over its owners."""
 
     count: jax.Array | None
     key: Any
@@ -101,8 +86,8 @@ class ScaleByDionState(NamedTuple):
 
 
 UNDECIDED = (
-    "for which Dion's rate is far too large: give adam_learning_rate, 3e-4 to 3e-3 for most models, or learning_rate "
-    "again, as the official code does"
+    "for which Dion's learning rate is far too large: give adam_learning_rate, 3e-4 to 3e-3 for most models, or "
+    "learning_rate again, as the official code does"
 )
 
 
@@ -122,31 +107,34 @@ def scale_by_dion(
 ) -> optax.GradientTransformationExtraArgs:
     """Orthonormalises the part of the momentum that one step of the power method finds.
 
-    Equations: all but the last at the head of this file. While M is zero the direction is zero and Q stays.
+    Equations: M, Q and the direction sqrt(outputs / inputs) Q P^T of `dion`. While M is zero the direction is zero and
+    Q does not change.
 
     Args:
-      rank: r >= 1, at most the shorter side, to which it is cut down. Default None: by `rank_fraction`.
-      rank_fraction: r is this share of the shorter side, in (0, 1], rounded up. Default 1 (official code). Not used
+      rank: r >= 1, reduced to the shorter side where that is smaller. Default None: by `rank_fraction`.
+      rank_fraction: r is this fraction of the shorter side, in (0, 1], rounded up. Default 1 (official code). Not used
         with `rank`.
-      rank_multiple_of: r is rounded up to a multiple of it, >= 1, and cut down to the shorter side. Default 1.
-      momentum: what error feedback leaves in M of the part that was used, in [0, 1). Default 0.95 (official code).
+      rank_multiple_of: r is rounded up to a multiple of it, >= 1, and then reduced to the shorter side where that is
+        smaller. Default 1.
+      momentum: the fraction of the part used for the update that error feedback leaves in M, in [0, 1). Default 0.95
+        (official code).
       eps: added to the norms of columns, >= 0. Default 1e-8 (official code).
       qr: "qr" (Householder), "cholesky_qr" (fast, for well conditioned M Q), "randomized_cholesky_qr" (fast and stable;
-        paper). The last two are Householder's where a Cholesky factor does not exist. Default "qr".
-      side: where Q stands: at the "short" side, which keeps the state and the second product small (official
+        paper). The last two fall back to Householder where a Cholesky factor does not exist. Default "qr".
+      side: the side that Q belongs to: the "short" one, which keeps the state and the second product small (official
         reference), the "inputs" or the "outputs". Default "short"; "inputs" is the official code's simple form.
-      key: where Q starts from, standard normal: a typed random key, or a whole number. All devices need the same; all
-        matrices of one shape start alike.
-      replica_axis: mapped axes (of `jax.shard_map` or `jax.vmap`) over which gradients have not been averaged. Then M
-        is that of each replica: their mean is the M of one device. Default None.
+      key: from which the standard normal start of Q is drawn: a typed random key, or an integer. All devices need the
+        same key; all matrices of one shape start with the same Q.
+      replica_axis: mapped axes (of `jax.shard_map` or `jax.vmap`) over which gradients have not been averaged. Then
+        every replica has its own M, and their mean is the M of a single device. Default None.
       layout: which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread. Default None: over those
-        that leaves are cut along where a mesh of Explicit axes says so, else as the compiler likes.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are distributed. Default None: over the
+        devices that leaves are sharded over where a mesh with Explicit axes says so, otherwise the compiler decides.
 
     Returns:
       A transformation. State: 1 word per parameter and r per row of the side of Q, 1 / N of them on each of N devices
-      of `shard`. Collectives: leaves cut along a matrix axis: two all-to-alls per shape; replicated leaves with
-      `shard`: one all-gather; with `replica_axis` two all-reduces per shape.
+      of `shard`. Collectives: for leaves sharded along a matrix axis two all-to-alls per shape; for replicated leaves
+      with `shard` one all-gather; with `replica_axis` two all-reduces per shape.
 
     Raises:
       ValueError: a hyperparameter outside its range; no key; a leaf without inputs or outputs.
@@ -200,15 +188,15 @@ def scale_by_dion(
         R = mean(product(M, P))
         silent = jnp.all(R == 0, axis=(1, 2), keepdims=True)
         M = M - (1 - mu) * product(R, _transposed(P))
-        turned = divide(R, jnp.linalg.norm(R, axis=1, keepdims=True) + eps)
-        d = product(turned, _transposed(P))
-        return d, Own(M, jnp.where(silent, Q, turned))
+        normalized = divide(R, jnp.linalg.norm(R, axis=1, keepdims=True) + eps)
+        d = product(normalized, _transposed(P))
+        return d, Own(M, jnp.where(silent, Q, normalized))
 
     def update(updates: Any, state: ScaleByDionState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
         count, now = state.count, None
         if count is not None:
-            # The key that is kept stays what it is, and the steps differ by their count.
+            # The key in the state does not change; the count distinguishes the draws of different steps.
             own = extra.get("key")
             _, now = next_key(method, None, state.key if own is None else own)
             now, count = jax.random.fold_in(now, count), increment(count)
@@ -246,32 +234,47 @@ def dion(
 ) -> optax.GradientTransformationExtraArgs:
     """Dion for matrices, convolutions and experts; AdamW for embeddings, heads, vectors and scalars.
 
-    Equations: at the head of this file. `describe` prints which leaf gets which. Its authors now advise Dion2 (2025,
-    arXiv 2512.16928), which orthonormalises some rows per step.
+    Equations, of an inputs x outputs matrix with Q on the inputs (of the transpose where Q belongs to the outputs); M
+    and Q are kept from step to step:
+
+        M <- M + G
+        P = orthonormal columns of M^T Q                          (outputs, r)
+        R = M P                                                   (inputs, r)
+        M <- M - (1 - momentum) R P^T                             error feedback
+        Q <- R, every column divided by its norm + eps            (inputs, r)
+        x <- x - learning_rate (sqrt(outputs / inputs) Q P^T + weight_decay x)
+
+    Over replicas whose gradients have not been averaged, M^T Q and then M P are averaged instead: (inputs + outputs) r
+    words in place of inputs x outputs.
+
+    Embeddings, heads, vectors and scalars take AdamW instead. `describe` prints which rule each leaf gets. The authors
+    now advise Dion2 (2025, arXiv 2512.16928), which orthonormalises some rows per step.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.01 (official code).
       rank: r >= 1. Default None: by `rank_fraction`.
-      rank_fraction: r is this share of the shorter side, in (0, 1]. Default 1 (official code).
+      rank_fraction: r is this fraction of the shorter side, in (0, 1]. Default 1 (official code).
       rank_multiple_of: r is rounded up to a multiple of it, >= 1. Default 1.
-      momentum: what error feedback leaves, in [0, 1). Default 0.95 (official code).
+      momentum: the fraction that error feedback leaves in M, as in `scale_by_dion`, in [0, 1). Default 0.95 (official
+        code).
       eps: added to the norms of columns, >= 0. Default 1e-8 (official code).
       qr: "qr", "cholesky_qr" or "randomized_cholesky_qr", as in `scale_by_dion`. Default "qr".
       side: "short", "inputs" or "outputs", as in `scale_by_dion`. Default "short".
-      key: where Q starts from: a typed random key, or a whole number.
+      key: from which the start of Q is drawn: a typed random key, or an integer.
       replica_axis: mapped axes over which gradients have not been averaged, as in `scale_by_dion`; gradients of the
         other leaves are averaged over them. Default None.
       weight_decay: decoupled decay of the matrices >= 0, or a schedule. Default 0.01 (official code).
       weight_decay_mask: which leaves decay, of all.
-      adam_learning_rate: step size of the other leaves >= 0, or a schedule. Has to be given where there are other
-        leaves. The official code takes `learning_rate` for these too, which at 0.01 is far more than AdamW's own.
+      adam_learning_rate: step size of the other leaves >= 0, or a schedule. It must be given where there are other
+        leaves. The official code takes `learning_rate` for these too, which at 0.01 is far more than AdamW's usual one.
       adam_b1: decay of AdamW's first moment, in [0, 1). Default 0.9 (official code).
       adam_b2: decay of AdamW's second moment, in [0, 1). Default 0.95 (official code).
       adam_eps: AdamW's own eps, >= 0. Default 1e-8 (official code).
       adam_weight_decay: decoupled decay of the other leaves >= 0, or a schedule. Default 0.
       mu_dtype: dtype in which AdamW's first moments are kept. Default float32.
       layout: what decides the roles, and which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `scale_by_dion`. Default None.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed, as in `scale_by_dion`. Default
+        None.
 
     Returns:
       A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_dion`; 2 words

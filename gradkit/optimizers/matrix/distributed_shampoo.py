@@ -1,18 +1,4 @@
-"""Distributed Shampoo: Shampoo on blocks of bounded size, with the length of another method's step.
-
-G_t     the gradient; with weight_decay_type="l2", G_t + weight_decay x_{t-1}
-        axes of length 1 dropped; from the last to the first, axes joined while the product is within
-        max_dim; then every axis cut into pieces of at most that length. Of every block G by itself:
-L_i     statistics of every axis i of the block, and P_i = (L_i / c_t + eps I)^(-1 / (2 k)), as in Shampoo; of a vector
-        that is longer than max_dim, and of such an axis of a thin matrix, the diagonal of L_i alone,
-        where full ones would take more than 64 words per parameter
-v_t     = graft_b2 v_{t-1} + (1 - graft_b2) G^2;  of "adagrad" the sum of G^2
-Gbar_t  = (b3 m_{t-1} + (1 - b3) G) / (1 - b3 b1^(t-1)),  then  m_t = b1 m_{t-1} + (1 - b1) G
-a_t     = Gbar_t / (sqrt(v_t) + graft_eps);  of "adam" with v_t / (1 - graft_b2^t);  of "sgd" Gbar_t itself
-p_t     = Gbar_t times P_i along every axis
-d_t     = a_t  before start_preconditioning_step,  p_t |a_t| / (|p_t| + 1e-16)  from then on;  p_t without grafting
-x_t     = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
-"""
+"""Distributed Shampoo: Shampoo on blocks of bounded size, with the length of another method's step."""
 
 import math
 from typing import Any, NamedTuple
@@ -59,15 +45,14 @@ PAPER = Paper(
     2023,
     "2309.06497",
 )
-# Of the full statistics and roots of an axis that is cut into blocks.
+# The largest number of words per parameter for the full statistics and roots of an axis that is divided into blocks.
 MOST_WORDS = 64
 GRAFTINGS = (None, "sgd", "adagrad", "rmsprop", "adam")
 
 
 class Own(NamedTuple):
-    """What belongs to the tensors of a stack: by the shapes of their blocks and by axes a statistic and its root; the
-    mean of the gradient; second moments of the grafted method; how many roots came out not finite, and were not
-    taken."""
+    """The state of the tensors of a stack: by the shapes of their blocks and by axes a statistic and its root; the mean
+    of the gradient; second moments of the grafted method; how many roots came out not finite and were not used."""
 
     L: Any
     P: Any
@@ -77,7 +62,7 @@ class Own(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What belongs to the blocks of one shape, along one axis of blocks."""
+    """The state of the blocks of one shape, along one axis of blocks."""
 
     L: tuple[jax.Array, ...]
     P: tuple[jax.Array, ...]
@@ -89,8 +74,8 @@ class Block(NamedTuple):
 
 class DistributedShampooState(NamedTuple):
     """Number of updates made; the fields of `Own`, L and P of a parameter by the shapes of its blocks and their axes,
-    mu and nu like it; with `shard`, by stacks of equal tensors, each with its owners; roots not taken, as they
-    failed."""
+    mu and nu of its shape; with `shard`, by stacks of equal tensors, each sharded over its owners; the number of roots
+    that failed as a metric."""
 
     count: jax.Array
     L: Any
@@ -102,7 +87,7 @@ class DistributedShampooState(NamedTuple):
 
 
 def _filtered(G: jax.Array, mu: jax.Array, at: Any, unbiased: bool) -> tuple[jax.Array, jax.Array]:
-    """Gbar_t and m_t."""
+    """Gbar_t and m_t of the equations of `distributed_shampoo`."""
     b3, mean = scalar(at["b3"], G), ema(mu, G, at["b3"])
     if unbiased:
         # 1 - b3 b1^(t-1) without cancellation; 0^0 is 1.
@@ -112,7 +97,7 @@ def _filtered(G: jax.Array, mu: jax.Array, at: Any, unbiased: bool) -> tuple[jax
 
 
 def _grafted(mean: jax.Array, nu: jax.Array | None, at: Any, grafting: str | None) -> jax.Array:
-    """a_t."""
+    """The grafted method's direction a_t."""
     if nu is None:
         return mean
     hat = nu / corrected(at["graft_b2"], at["t"], nu) if grafting == "adam" else nu
@@ -143,15 +128,15 @@ def _precondition(
     layout: Layout | None,
     shard: MatrixSharding | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """G_t -> d_t."""
+    """The primitive: replaces the gradient G_t by the direction d_t of `distributed_shampoo`."""
     averaged = not all(isinstance(b, int | float) and b == 0 for b in (b1, b3))
 
     def merged(dims: tuple[int, ...]) -> tuple[int, ...]:
         return merge_backwards(dims, limit) if merge_dims else dims
 
     def diagonal(dims: tuple[int, ...]) -> list[bool]:
-        """Which axes keep the diagonal of their statistic alone: they are longer than a block, and all other axes
-        together so short that the blocks would hold more than MOST_WORDS words per parameter."""
+        """Which axes keep only the diagonal of their statistic: they are longer than a block, and all other axes
+        together are so short that the blocks would hold more than MOST_WORDS words per parameter."""
         return [d > limit and 2 * limit > MOST_WORDS * (math.prod(dims) // d) for d in dims]
 
     def make(rows: int, dims: tuple[int, ...], dtype: Any, _: Any) -> Own:
@@ -273,8 +258,25 @@ def distributed_shampoo(
 ) -> optax.GradientTransformationExtraArgs:
     """Shampoo on blocks, each with the length of the step of SGD, AdaGrad, RMSProp or Adam.
 
-    Equations: at the head of this file. From AdamW one comes here with its rate and weight decay, grafting="adam",
-    b2 = graft_b2 = its b2, graft_eps = its eps, eps=1e-12, max_dim=8192, update_interval=100.
+    A tensor is divided into blocks: axes of length 1 are dropped; from the last axis to the first, axes are joined
+    while their product is at most max_dim; then every axis is divided into parts of at most that length. Equations, of
+    every block G of order k:
+
+        L_i     = b2 L_i + (1 - b2) S_i,  or L_i + S_i where b2 = 1;    S_i = G contracted with itself over other axes
+        P_i     = (L_i / c_t + eps I)^(-1 / (2 k))                      c_t = 1 - b2^t, or 1 where b2 = 1
+        v_t     = graft_b2 v_{t-1} + (1 - graft_b2) G^2;                for "adagrad" the sum of G^2
+        Gbar_t  = (b3 m_{t-1} + (1 - b3) G) / (1 - b3 b1^(t-1)),  then  m_t = b1 m_{t-1} + (1 - b1) G
+        a_t     = Gbar_t / (sqrt(v_t) + graft_eps);                     for "adam" with v_t / (1 - graft_b2^t)
+        p_t     = Gbar_t times P_i along every axis
+        d_t     = a_t before start_preconditioning_step, then p_t |a_t| / (|p_t| + 1e-16)
+        x_t     = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+    With "sgd", a_t = Gbar_t; without grafting, d_t = p_t. With weight_decay_type="l2", weight_decay x_{t-1} is added to
+    the gradient instead. A vector that is longer than max_dim, and such an axis of a thin matrix, keeps only the
+    diagonal of L_i where full statistics would take more than 64 words per parameter.
+
+    To come from AdamW, keep its learning rate and weight decay and take grafting="adam", b2 = graft_b2 = its b2,
+    graft_eps = its eps, eps=1e-12, max_dim=8192, update_interval=100.
 
     Args:
       learning_rate: step size >= 0, or a schedule; with grafting the grafted method's. Default 0.01 (official code).
@@ -287,13 +289,13 @@ def distributed_shampoo(
       weight_decay: decay >= 0, or a schedule. Default 0 (official code).
       weight_decay_mask: which leaves decay. Default all.
       weight_decay_type: "decoupled" or "l2" (added to the gradient). Default "decoupled" (official code).
-      max_dim: largest length of a block along an axis, >= 1. Default 1024 (official code). An axis
-        that is longer keeps the diagonal of its statistic alone, as in AdaGrad, where the statistics of its blocks
-        would take more than 64 words per parameter: a vector with more than 32, m x n with more than 32 n.
+      max_dim: largest length of a block along an axis, >= 1. Default 1024 (official code). A longer axis keeps only the
+        diagonal of its statistic, as in AdaGrad, where the statistics of its blocks would take more than 64 words per
+        parameter: for a vector if max_dim > 32, for an m x n matrix if max_dim > 32 n.
       merge_dims: whether short axes are joined first. Default True (official code).
       update_interval: steps between two computations of the roots, >= 1. Default 1 (official code).
-      stagger: whether every block has a step of its own for its roots, so that the work is spread over the steps; those
-        that are due are taken one after another. Default False (official code): all at once.
+      stagger: whether every block has a step of its own for its roots, so that the work is spread over the steps; the
+        roots that are due are computed one after another. Default False (official code): all at once.
       start_preconditioning_step: the first step with roots, >= update_interval; before it the grafted method
         runs alone. Default None: update_interval.
       grafting: None, "sgd", "adagrad", "rmsprop" or "adam". Default None (official code).
@@ -303,14 +305,14 @@ def distributed_shampoo(
         (official code).
       solver: "eigh", "coupled_newton" or "higher_order", as in `gk.linalg.inverse_root`. Default "eigh".
       layout: which axes are stacks: layers stacked for a scan are tensors of their own, and so are fused weights.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None, as in `gk.muon`.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed. Default None, as in `gk.muon`.
 
     Returns:
       A transformation that needs `params` where leaves decay. State: per block twice the sum of the squares of the
-      lengths of its axes (of an axis with a diagonal alone, twice its length), 1 word per parameter if b1 or b3 is not
-      0, and 1 if the grafted method has a second moment; all of it lies with the owner of the tensor. The metric
-      `failed_roots` counts roots that came out not finite, whose last good value stays. Collectives: those of
-      `scale_by_muon`, and one number per stack.
+      lengths of its axes (twice the length of an axis that keeps only a diagonal), 1 word per parameter if b1 or b3 is
+      not 0, and 1 if the grafted method has a second moment; all of it is stored on the owner device of the tensor. The
+      metric `failed_roots` counts roots that came out not finite; the last finite root is then used again. Collectives:
+      those of `scale_by_muon`, and one number per stack.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -323,10 +325,10 @@ def distributed_shampoo(
       1.414
 
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
-    Training Neural Networks At-Scale. 2023, arXiv 2309.06497. Departures: the official code gives blocks to devices one
-    by one, largest first; one program for all devices has stacks of equal tensors instead, and all blocks of a tensor
-    have one owner. It keeps full statistics of blocks of long vectors too, 2 max_dim words per
-    parameter: 8 GB for 1e6 entries. It tries a failed root again in float64 and stops after three failures. Its
+    Training Neural Networks At-Scale. 2023, arXiv 2309.06497. Departures: the official code assigns blocks to devices
+    one by one, largest first; one program for all devices has stacks of equal tensors instead, and all blocks of a
+    tensor have one owner device. The official code keeps full statistics of blocks of long vectors too, 2 max_dim words
+    per parameter: 8 GB for 1e6 entries. It tries a failed root again in float64 and stops after three failures. Its
     momentum on the direction is `gk.trace` in a chain.
     """
     checks.switch(merge_dims=merge_dims, bias_correction=bias_correction)

@@ -1,15 +1,4 @@
-"""Fira: GaLore, and what the projection leaves out, scaled as Adam scaled what it saw.
-
-if t % update_interval == 0:   B = the first r singular vectors of G_t, of its shorter side n; t = 0, 1, ...
-R = B^T G_t                                                          (r, m) of (n, m), n <= m; else transposed
-psi = m_t / (sqrt(v_t) + eps)                                        Adam's moments of R, uncorrected
-phi = |psi| / (|R| + 1e-8)                                           of every column
-E = (G_t - alpha B R) phi,   shortened so that |E| <= growth_limit |E before|
-d = (alpha B psi + E) sqrt(1 - b2^t) / (1 - b1^t)
-x_t = x_{t-1} - learning_rate (d + weight_decay x_{t-1})
-
-Embeddings, heads, vectors and scalars take the same Adam whole.
-"""
+"""Fira: GaLore plus the residual of its projection, scaled column by column as Adam scales the projected gradient."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -42,7 +31,7 @@ class CorrectBiasState(NamedTuple):
 
 
 def _correct_bias(b1: Any, b2: Any) -> optax.GradientTransformationExtraArgs:
-    """The factor of Adam's two corrections, behind all that compares uncorrected norms."""
+    """The factor of Adam's two bias corrections, applied after the steps that compare uncorrected norms."""
 
     def update(u: Any, state: CorrectBiasState, params: Any = None, **extra: Any) -> tuple[Any, CorrectBiasState]:
         del params, extra
@@ -79,17 +68,28 @@ def fira(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam of a few directions of every matrix, and the rest of the gradient at the pace of those.
+    """Adam on a few directions of every matrix, and the rest of the gradient scaled to match.
 
-    Equations: at the head of this file. Updates have full rank, with the state of `gk.galore`.
+    Equations, of an n x m matrix with n <= m (of the transpose where n > m), with t = 1, 2, ...:
+
+        if (t - 1) % update_interval == 0:   B = the first r singular vectors of G_t along its side n
+        R = B^T G_t                                                          (r, m)
+        psi = m_t / (sqrt(v_t) + eps)                                        Adam's moments of R, uncorrected
+        phi = |psi| / (|R| + 1e-8)                                           of every column
+        E = (G_t - alpha B R) phi,   shortened so that |E| <= growth_limit |E of the step before|
+        d = (alpha B psi + E) sqrt(1 - b2^t) / (1 - b1^t)
+        x_t = x_{t-1} - learning_rate (d + weight_decay x_{t-1})
+
+    Embeddings, heads, vectors and scalars take plain Adam without a projection. Updates have full rank, with the state
+    of `gk.galore`.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Published: 0.01 with alpha 0.25, for models of 60M to 1B.
       rank: directions kept, >= 1, or a tree of ranks, as in `gk.project_low_rank`. Default 128 (official code). With
-        all directions nothing is left out, and with alpha = 1 the method is GaLore.
+        all directions and alpha = 1 the residual is zero and the method is GaLore.
       update_interval: steps from one basis to the next, >= 1. Default 200 (paper).
       stagger: whether every matrix has a step of its own for it, as in `gk.project_low_rank`. Default False.
-      alpha: factor of what is projected, >= 0. Default 1 (official code). Other than 1 it leaves 1 - alpha of the
+      alpha: factor of the projected part, >= 0. Default 1 (official code). Another value leaves 1 - alpha of the
         projected part in the residual (official code).
       side: "short", "long", "inputs" or "outputs": which side is compressed. Default "short" (official code).
       b1: decay of the first moment, in [0, 1). Default 0.9.
@@ -97,12 +97,13 @@ def fira(
       eps: added to the root before the bias is corrected, >= 0. Default 1e-6 (official code).
       growth_limit: largest factor by which the norm of the residual grows per step, >= 1; infinity limits nothing.
         Default 1.01 (paper).
-      rotate_moments: whether moments turn with the basis, as in `gk.project_low_rank`. Default False (official code).
+      rotate_moments: whether moments are rotated into a new basis, as in `gk.project_low_rank`. Default False (official
+        code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code).
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which first moments are kept. Default float32.
       layout: which leaves are matrices, and which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.project_low_rank`.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed, as in `gk.project_low_rank`.
 
     Returns:
       A transformation that needs `params` where leaves decay. State: n r + 2 r m words and one number per n x m matrix,
@@ -118,8 +119,8 @@ def fira(
       (2, 2)
 
     Reference: Chen et al. Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint? 2024, arXiv
-    2410.01623. Departures from the official code: decay is not multiplied into the step before it; signs of singular
-    vectors are fixed; after a residual of zero the next one passes whole.
+    2410.01623. Departures from the official code: the decay does not multiply the step that precedes it; signs of
+    singular vectors are fixed; after a residual of zero the next one is not limited.
     """
     checks.real("alpha", alpha, "[0, inf)")
     checks.real("growth_limit", growth_limit, "[1, inf]")

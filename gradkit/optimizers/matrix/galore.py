@@ -1,13 +1,4 @@
-"""GaLore: Adam on the leading directions of every matrix.
-
-if t % update_interval == 0:   B = the first r singular vectors of G_t, of its shorter side n; t = 0, 1, ...
-R_t = B^T G_t                                        (r, m) of (n, m), n <= m; else transposed
-m_t = b1 m_{t-1} + (1 - b1) R_t,     v_t = b2 v_{t-1} + (1 - b2) R_t^2
-u_t = sqrt(1 - b2^t) / (1 - b1^t) m_t / (sqrt(v_t) + eps)
-x_t = x_{t-1} - learning_rate (scale B u_t + weight_decay x_{t-1})
-
-Embeddings, heads, vectors and scalars take the same Adam whole.
-"""
+"""GaLore: Adam on the leading directions of every matrix."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -52,9 +43,18 @@ def galore(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam whose state for a matrix is that of its few leading directions.
+    """Adam whose state for a matrix covers only its few leading directions.
 
-    Equations: at the head of this file. An n x m matrix, n <= m, has n r + 2 r m words of state in place of 2 n m.
+    Equations, of an n x m matrix with n <= m (of the transpose where n > m), with t = 1, 2, ...:
+
+        if (t - 1) % update_interval == 0:   B = the first r singular vectors of G_t along its side n
+        R_t = B^T G_t                                        (r, m)
+        m_t = b1 m_{t-1} + (1 - b1) R_t,     v_t = b2 v_{t-1} + (1 - b2) R_t^2
+        u_t = sqrt(1 - b2^t) / (1 - b1^t) m_t / (sqrt(v_t) + eps)
+        x_t = x_{t-1} - learning_rate (scale B u_t + weight_decay x_{t-1})
+
+    Embeddings, heads, vectors and scalars take plain Adam without a projection. An n x m matrix, n <= m, has
+    n r + 2 r m words of state in place of 2 n m.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Published: 0.01 with scale 0.25, for models of 60M to 1B.
@@ -68,13 +68,14 @@ def galore(
       b2: decay of the second moment, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-6 (official code).
       eps_in_hat: whether eps is added to the corrected root instead (the paper's equation). Default False (official
-        code); with eps <= 1e-8 nobody can tell.
-      rotate_moments: whether moments turn with the basis, as in `gk.project_low_rank`. Default False (official code).
+        code); with eps <= 1e-8 the difference is negligible.
+      rotate_moments: whether moments are rotated into a new basis, as in `gk.project_low_rank`. Default False (official
+        code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code).
       weight_decay_mask: which leaves decay. Default all.
       mu_dtype: dtype in which first moments are kept. Default float32.
       layout: which leaves are matrices, and which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.project_low_rank`.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed, as in `gk.project_low_rank`.
 
     Returns:
       A transformation that needs `params` where leaves decay. State and collectives: those of `gk.project_low_rank`.
@@ -91,8 +92,8 @@ def galore(
        [ 0.   0. ]]
 
     Reference: Zhao et al. GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection. 2024, arXiv
-    2403.03507. Departures from the official code: decay is not multiplied into the step before it; signs of singular
-    vectors are fixed. optax's `contrib.galore` compresses the long side, which is another method.
+    2403.03507. Departures from the official code: the decay does not multiply the step that precedes it; signs of
+    singular vectors are fixed. optax's `contrib.galore` compresses the long side, which is another method.
     """
     adam = partial(_adam, eps_in_hat=eps_in_hat, mu_dtype=mu_dtype)
     return optimizer(

@@ -1,10 +1,4 @@
-"""KL-Shampoo: Shampoo's factors, each whitened by the other, and a step that whitens the momentum by both.
-
-The factors: `gradkit/engine/kl.py`. The first call only makes bases; its update is 0.
-
-D = outer product of r_1, r_2;   D = D / (1 + eps D)
-u = Q_1 [(Q_1^T m Q_2) * D] Q_2^T,   m = b1 m + (1 - b1) G        that is L^(-1/2) m R^(-1/2)
-"""
+"""KL-Shampoo: Shampoo's factors, each whitened by the other, and a step that whitens the momentum by both."""
 
 import optax
 

@@ -1,10 +1,4 @@
-"""PSGD Kron: momentum, whitened by a Kronecker product of one factor per axis, which is learned.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t,    corrected for its start
-Q_i refreshed now and then so that E[P m m^T P] = I,    P = Q_1^T Q_1 x ... x Q_k^T Q_k        `scale_by_kron`
-u_t = P m_t / max(1, rms(P m_t) / 1.1)
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""PSGD Kron: momentum whitened by a learned Kronecker product with one factor per axis."""
 
 from typing import Any
 
@@ -39,29 +33,36 @@ def kron(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """PSGD Kron.
+    """PSGD Kron: momentum whitened by a learned Kronecker product with one factor per axis.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        P   = Q_1^T Q_1 x ... x Q_k^T Q_k                    refreshed with a probability so that E[P m m^T P] = I
+        p_t = P m_t / (1 - b1^t)
+        u_t = p_t / max(1, rms(p_t) / 1.1)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 1e-3 (official code): a third of Adam's.
       b1: decay of the momentum, in [0, 1). Default 0.9 (official code).
       precond_lr: step size of the factors, > 0. Default 0.1 (official code).
       precond_init_scale: of the product of the first factors, > 0. Default 1 (official code).
-      update_probability: share of steps that refresh, in (0, 1], or a schedule. Default None: p(t).
+      update_probability: fraction of steps that refresh, in (0, 1], or a schedule. Default None: p(t) of
+        `scale_by_kron`.
       max_dim: axes longer than this have a diagonal factor, >= 0. Default 8192 (official code).
       min_ndim_triangular: tensors of fewer axes have diagonal factors, >= 0. Default 2 (official code).
       memory_save_mode: None; "one_diag": the longest axis is diagonal; "all_diag". Default None.
       momentum_into_precond_update: whether the factors are learned from the momentum or from the gradient. Default
         True (official code).
-      balance_probability: share of refreshes that balance the factors, in [0, 1]. Default 0.01 (official code).
+      balance_probability: fraction of refreshes that balance the factors, in [0, 1]. Default 0.01 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`.
       probe: V instead of draws, as in `scale_by_kron`. Default None.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed. Default None.
 
     Returns:
       A transformation that needs `params` where weights decay. State: 1 word per parameter, and per axis of a tensor

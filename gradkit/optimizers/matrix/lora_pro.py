@@ -1,21 +1,4 @@
-"""LoRA-Pro: gradients of the two factors of an adapter that together move its product as full training would.
-
-The product is s a b, a (..., in, r), b (..., r, out), s the scaling; g_a = s G b^T and g_b = s a^T G are the gradients
-that come in, G that of the product, which is not needed.
-
-A^ = (a^T a + damping I)^{-1}                B^ = (b b^T + damping I)^{-1}
-
-d_a = g_a B^ / s^2 + a Y                     d_b = A^ g_b (I - b^T B^ b) / s^2 - Y b
-Y   solves a^T a Y + Y b b^T = -a^T g_a B^ / s^2       "sylvester": nearest to the gradients (g_a, g_b)
-    = 0                                                "zero"
-    = -A^ a^T g_a B^ / (2 s^2)                         "symmetric": the factors share what both can move
-
-E = s (d_a b + a d_b) is what the product moves by, whatever Y is: G itself where it lies in the rows of b or the
-columns of a, and the nearest to it that factors of rank r can do.
-
-Adam        E, with Y = 0, goes through Adam with dense moments; of E' = Adam(E) the gradients s E' b^T and s a^T E' are
-            taken, and from these d_a and d_b.
-"""
+"""LoRA-Pro: gradients of the two factors of an adapter that together move its product as full training would."""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +34,7 @@ def _t(x: jax.Array) -> jax.Array:
 
 
 def _sylvester(P: jax.Array, Q: jax.Array, C: jax.Array) -> jax.Array:
-    """Y with P Y + Y Q = C, of symmetric positive semidefinite P and Q; 0 along directions that are null in both."""
+    """Solves P Y + Y Q = C with symmetric positive semidefinite P and Q; Y is 0 along directions that both map to 0."""
     (lam, U), (mu, V) = one_by_one(jnp.linalg.eigh, P), one_by_one(jnp.linalg.eigh, Q)
     # Rounding may make a null eigenvalue negative.
     total = jnp.maximum(lam, 0)[..., :, None] + jnp.maximum(mu, 0)[..., None, :]
@@ -59,8 +42,8 @@ def _sylvester(P: jax.Array, Q: jax.Array, C: jax.Array) -> jax.Array:
 
 
 def _inverse(P: jax.Array, damping: jax.Array) -> jax.Array:
-    """(P + damping I)^{-1} of a Gram matrix. Of directions that it does not have to rounding, as where two rows are
-    equal, the gradients of the factors have none either: what rounding made of them is not divided by the damping."""
+    """(P + damping I)^{-1} of a Gram matrix, and 0 along directions that are null up to rounding, as where two rows are
+    equal: the gradients of the factors have no such component, and rounding errors are not divided by the damping."""
     lam, U = one_by_one(jnp.linalg.eigh, P)
     largest = jnp.max(lam, axis=-1, keepdims=True)
     below = jnp.maximum(lam, 0) + damping
@@ -72,10 +55,10 @@ def _inverse(P: jax.Array, damping: jax.Array) -> jax.Array:
 def adjusted(
     a: jax.Array, b: jax.Array, g_a: jax.Array, g_b: jax.Array, s: jax.Array, damping: jax.Array, choose_x: str
 ) -> tuple[jax.Array, jax.Array]:
-    """d_a and d_b."""
+    """The directions d_a and d_b of `lora_pro`."""
     P, Q = _mul(_t(a), a), _mul(b, _t(b))
     A, B = _inverse(P, damping), _inverse(Q, damping)
-    # Divided by s one after the other: the square of a small scaling may be 0.
+    # Two divisions by s, because the square of a small scaling may underflow to 0.
     x, y = _mul(g_a, B) / s / s, _mul(A, g_b) / s / s
     y = y - _mul(_mul(y, _t(b)), B, b)
     if choose_x == "zero":
@@ -105,23 +88,23 @@ def adjust_lora_gradients(
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradients of adapters by those whose product is nearest to the full gradient.
 
-    Equations: at the head of this file, without Adam. The optimizer behind it is as always: with SGD it is the paper's
-    SGD; behind it Adam's moments are of the factors, which is not the paper's Adam, `lora_pro_adam`. Leaves that are no
-    adapter pass.
+    Equations: d_a and d_b of `lora_pro`. Any optimizer may follow it: with SGD it is the paper's SGD; an Adam that
+    follows has moments of the factors, which is not the paper's Adam, `lora_pro_adam`. Leaves that are not adapters
+    pass unchanged.
 
     Args:
       scaling: s of the product s a b, > 0: alpha / r or alpha / sqrt(r), as the model has it; 1 for `nnx.LoRA`.
       damping: delta, added to the r x r Gram matrices, in the units of squared parameters, >= 0. Default 1e-8 (official
-        code). A Gram matrix of zeros, as that of b = 0, needs it; where rows of b are equal, the missing directions are
-        left out.
-      choose_x: "sylvester", "zero" or "symmetric": how the factors share the update, which moves their product alike.
-        Default "sylvester" (official code).
-      pairs: which leaves are a and b: the last pieces of their names, or a function of the names of all leaves that
+        code). A Gram matrix of zeros, as for b = 0, needs it; where rows of b are equal, the null directions are left
+        out.
+      choose_x: "sylvester", "zero" or "symmetric": how the factors share the update; the product moves by the same
+        amount. Default "sylvester" (official code).
+      pairs: which leaves are a and b: the last parts of their names, or a function of the names of all leaves that
         returns pairs of them, and may return none. Default ("lora_a", "lora_b").
 
     Returns:
       A transformation that needs `params`. No state. Collectives: r x r numbers per pair and factor, and a thin
-      product, where a or b are sharded along what is not r.
+      product, where a or b is sharded along its axis other than r.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf without its partner, or of another rank; no pair at all.
@@ -135,7 +118,7 @@ def adjust_lora_gradients(
       [[0.5 1. ]]
 
     Reference: Wang et al. LoRA-Pro: Are Low-Rank Adapters Properly Optimized? 2024, arXiv 2407.18242. The released code
-    has scaling 2 and a branch for b = 0 that is never taken; the general formula serves there.
+    has scaling 2 and a branch for b = 0 that is never taken; here the general formula covers that case.
     """
     _check(scaling, damping, choose_x, pairs)
 
@@ -172,8 +155,22 @@ def lora_pro(
 ) -> optax.GradientTransformationExtraArgs:
     """LoRA-Pro with gradient descent: the product of every adapter moves as the full matrix would, as near as it can.
 
-    Equations: at the head of this file, without Adam; x <- x - learning_rate d. Leaves that are no adapter descend
-    their gradient.
+    The product is s a b with a (..., in, r), b (..., r, out) and the scaling s; g_a = s G b^T and g_b = s a^T G are the
+    incoming gradients. The gradient G of the product is not needed.
+
+    Equations:
+
+        A^ = (a^T a + damping I)^{-1}                B^ = (b b^T + damping I)^{-1}
+
+        d_a = g_a B^ / s^2 + a Y                     d_b = A^ g_b (I - b^T B^ b) / s^2 - Y b
+        Y   solves a^T a Y + Y b b^T = -a^T g_a B^ / s^2       "sylvester": nearest to the gradients (g_a, g_b)
+            = 0                                                "zero"
+            = -A^ a^T g_a B^ / (2 s^2)                         "symmetric": the factors share what both can move
+        a  <- a - learning_rate d_a,    b <- b - learning_rate d_b
+
+    The product moves by -learning_rate E, E = s (d_a b + a d_b), whatever Y is. E equals G where G is in the row space
+    of b or the column space of a, and otherwise is the nearest matrix to G that factors of rank r can give. Leaves that
+    are not adapters descend along their gradient.
 
     Args:
       learning_rate: step size >= 0, or a schedule; of the product, as in full training.
@@ -209,7 +206,7 @@ def lora_pro(
 
 
 def _dense(tree: Any, found: list[tuple[int, int]], product: Callable[[Any, Any], Any]) -> Any:
-    """A tree with the product of every pair in the place of its first factor, and nothing in that of the second."""
+    """A tree with the product of every pair in place of its first factor, and a `MaskedNode` in place of the second."""
     leaves, structure = jax.tree.flatten(tree)
     for i, j in found:
         leaves[i], leaves[j] = product(leaves[i], leaves[j]), optax.MaskedNode()
@@ -233,9 +230,14 @@ def lora_pro_adam(
     weight_decay_mask: Mask | None = None,
     pairs: Pairs = NAMES,
 ) -> optax.GradientTransformationExtraArgs:
-    """LoRA-Pro with Adam on the product of the adapters; other leaves take Adam as always.
+    """LoRA-Pro with Adam on the product of the adapters; other leaves take ordinary Adam.
 
-    Equations: at the head of this file.
+    Equations, with d_a and d_b as functions of the gradients as in `lora_pro`:
+
+        E   = s (d_a b + a d_b)                    of the incoming gradients, with Y = 0
+        E'  = Adam(E)                              with dense moments
+        d_a, d_b                                   of the gradients s E' b^T and s a^T E'
+        a  <- a - learning_rate d_a,    b <- b - learning_rate d_b
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -251,9 +253,9 @@ def lora_pro_adam(
 
     Returns:
       A transformation that needs `params`. State: 2 in out words per adapter, as much as Adam on the full matrix and
-      far more than Adam on the factors; 2 words per parameter of other leaves. It has the shape of no parameter, so
-      `gk.parallel.state_shardings` leaves it whole on every device: on a mesh, constrain it as the weight that the
-      adapter belongs to. Collectives: those of `adjust_lora_gradients`.
+      far more than Adam on the factors; 2 words per parameter of other leaves. The dense moments have the shape of no
+      parameter, so `gk.parallel.state_shardings` replicates them: on a mesh, constrain them to the sharding of the
+      weight that the adapter belongs to. Collectives: those of `adjust_lora_gradients`.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf without its partner, or of another rank; no pair at all.
@@ -267,8 +269,8 @@ def lora_pro_adam(
       [[-0.1  0.1]]
 
     Reference: Wang et al. LoRA-Pro: Are Low-Rank Adapters Properly Optimized? 2024, arXiv 2407.18242. The released code
-    counts a step before it corrects the bias, so its first step is corrected as the second is; here the first is the
-    first.
+    counts a step before it corrects the bias, so its first step is corrected like the second; here the first step has
+    the correction of step 1.
     """
     _check(scaling, damping, choose_x, pairs)
     adam = scale_by_adam(b1=b1, b2=b2, eps=eps)
@@ -311,7 +313,7 @@ def lora_pro_adam(
 
 
 def no_pairs(known: list[str]) -> list[tuple[str, str]]:
-    """Of a model without adapters."""
+    """The pairs of a model without adapters: none."""
     del known
     return []
 

@@ -1,15 +1,4 @@
-"""Muon: momentum, orthogonalised.
-
-m_t = momentum m_{t-1} + (1 - momentum) g_t
-u_t = (1 - momentum) g_t + momentum m_t             (m_t without Nesterov's look-ahead)
-O_t = U V^T of u_t = U S V^T, by Newton-Schulz      every matrix of a leaf by itself
-d_t = s O_t                                         s = sqrt(max(1, outputs / inputs))      "spectral"
-                                                    s = sqrt(outputs / inputs)              "ratio"
-                                                    s = 0.2 sqrt(max(inputs, outputs))      "match_rms_adamw"
-x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
-
-Embeddings, heads, vectors and scalars take AdamW instead.
-"""
+"""Muon: momentum, orthogonalised."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -61,9 +50,9 @@ def scale_by_muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Orthogonalises the momentum of every matrix.
 
-    Equations: the first four at the head of this file. Layers stacked for a scan, experts and fused weights
+    Equations: m_t, u_t, O_t and d_t of `muon`. Layers stacked for a scan, experts and fused weights
     (`splits` of the layout: query, key and value; heads) are matrices of their own; a convolution is one matrix, its
-    inputs flattened. Matrices of one shape, up to transposition, are worked on in one batch.
+    inputs flattened. Matrices of one shape, up to transposition, are processed in one batch.
 
     Args:
       momentum: decay of the mean, in [0, 1). Default 0.95 (official code).
@@ -74,19 +63,20 @@ def scale_by_muon(
         matrices, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
       eps: added to the Frobenius norm, >= 0. Default 1e-7 (official code). A zero matrix gives zeros.
       scale: "spectral" (official code), "ratio" (Dion's repository), "match_rms_adamw" (Moonlight: updates as large as
-        AdamW's, so its rates and decays fit) or None (s = 1). Default "spectral".
-      bias_correction: True divides u by 1 - momentum^t, which a scale-free method feels through `eps` alone; "optax"
-        corrects m and g for different steps as optax does, which is another direction in the first steps.
+        AdamW's, so its learning rates and decays fit) or None (s = 1). Default "spectral".
+      bias_correction: True divides u by 1 - momentum^t, which changes a scale-free method only through `eps`; "optax"
+        corrects m and g for different steps as optax does, which changes the direction of the first steps.
         Default False (official code).
       mu_dtype: dtype in which the momentum is kept between steps. Default float32.
       ns_dtype: dtype of the iterations; the official code has bfloat16. Default float32.
       layout: which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices the work is spread. Default None: over those that leaves are
-        cut along where a mesh of Explicit axes says so, else as the compiler likes, which is rarely good.
+      shard: a `gk.MatrixSharding`: over which devices the work is distributed. Default None: over the devices that
+        leaves are sharded over where a mesh with Explicit axes says so, otherwise the compiler decides, which is rarely
+        efficient.
 
     Returns:
-      A transformation. State: 1 word per parameter. Collectives: none without a mesh; leaves cut along a matrix axis:
-      two all-to-alls per shape; replicated leaves with `shard`: one all-gather.
+      A transformation. State: 1 word per parameter. Collectives: none without a mesh; for leaves sharded along a matrix
+      axis two all-to-alls per shape; for replicated leaves with `shard` one all-gather.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf without inputs or outputs.
@@ -136,7 +126,7 @@ def scale_by_muon(
 
         mu = jax.tree.map(mean, state.mu, updates)
         u = jax.tree.map(look, mu, updates)
-        # A function of the user's may feel padding; Newton-Schulz and the SVD keep zero rows and columns.
+        # Padding may change the result of a user's function; Newton-Schulz and the SVD keep zero rows and columns.
         pad = not callable(method)
         plan = plan_stacks(u, method="scale_by_muon", layout=layout, shard=shard, transpose=True, merge=pad)
         o = apply_to_matrices(plan, kernel, u)
@@ -170,11 +160,21 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for matrices, convolutions and experts; AdamW for embeddings, heads, vectors and scalars.
 
-    Equations: at the head of this file. `describe` prints which leaf gets which.
+    Equations:
+
+        m_t = momentum m_{t-1} + (1 - momentum) g_t
+        u_t = (1 - momentum) g_t + momentum m_t             (m_t without Nesterov's look-ahead)
+        O_t = U V^T of u_t = U S V^T, by Newton-Schulz      every matrix of a leaf by itself
+        d_t = s O_t                                         s = sqrt(max(1, outputs / inputs))      "spectral"
+                                                            s = sqrt(outputs / inputs)              "ratio"
+                                                            s = 0.2 sqrt(max(inputs, outputs))      "match_rms_adamw"
+        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+    Embeddings, heads, vectors and scalars take AdamW instead. `describe` prints which rule each leaf gets.
 
     Args:
-      learning_rate: step size >= 0, or a schedule. Default 0.02 (official code); with scale="match_rms_adamw" a rate
-        of AdamW's.
+      learning_rate: step size >= 0, or a schedule. Default 0.02 (official code); with scale="match_rms_adamw" take a
+        learning rate of AdamW.
       momentum: decay of the mean, in [0, 1). Default 0.95 (official code).
       nesterov: whether to look ahead. Default True (official code).
       ns_steps: Newton-Schulz iterations, >= 1. Default 5 (official code).
@@ -183,10 +183,11 @@ def muon(
       eps: added to the Frobenius norm, >= 0. Default 1e-7 (official code).
       scale: "spectral", "ratio", "match_rms_adamw" or None, as in `scale_by_muon`. Default "spectral" (official code).
       bias_correction: False, True or "optax", as in `scale_by_muon`. Default False (official code).
-      weight_decay: decoupled decay of the matrices >= 0, or a schedule. Default 0 (torch has 0.1 with a rate of 1e-3).
-      weight_decay_mask: which leaves decay, of all. Default all.
-      adam_learning_rate: step size of the other leaves >= 0, or a schedule. The official code has 3e-4 beside 0.02 for
-        matrices. Default None: `learning_rate` with scale="match_rms_adamw", under which both are AdamW's; with
+      weight_decay: decoupled decay of the matrices >= 0, or a schedule. Default 0 (torch has 0.1 with a learning rate
+        of 1e-3).
+      weight_decay_mask: which leaves decay, of all leaves. Default all.
+      adam_learning_rate: step size of the other leaves >= 0, or a schedule. The official code has 3e-4 with 0.02 for
+        matrices. Default None: `learning_rate` with scale="match_rms_adamw", where one learning rate suits both; with
         another scale it must be given where there are such leaves.
       adam_b1: decay of AdamW's first moment, in [0, 1). Default 0.9 (official code).
       adam_b2: decay of AdamW's second moment, in [0, 1). Default 0.95 (official code).
@@ -195,14 +196,14 @@ def muon(
       mu_dtype: dtype in which first moments are kept. Default float32.
       ns_dtype: dtype of the iterations; the official code has bfloat16. Default float32.
       layout: what decides the roles, and which axes are inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices the work is spread, as in `scale_by_muon`. Default None.
+      shard: a `gk.MatrixSharding`: over which devices the work is distributed, as in `scale_by_muon`. Default None.
 
     Returns:
       A transformation that needs `params` where leaves decay. State: 1 word per parameter of a matrix, 2 of the others,
       counters. Collectives: those of `scale_by_muon`.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `init`, leaves for AdamW without a rate for them.
+      ValueError: a hyperparameter outside its range; at `init`, leaves for AdamW without `adam_learning_rate`.
 
     Example:
       >>> tx = muon(0.1, adam_learning_rate=0.01)
@@ -213,8 +214,8 @@ def muon(
        [-0.  -0.1]]
 
     Reference: Jordan et al. Muon: An optimizer for hidden layers in neural networks. 2024. optax's muon corrects
-    the bias of m and g for different steps, gives the other leaves Nesterov's Adam with Muon's eps, sends stacks of
-    layers to Adam, and takes matrices one by one.
+    the bias of m and g for different steps, gives the other leaves Nesterov's Adam with Muon's eps, gives stacks of
+    layers to Adam, and processes matrices one by one.
     """
 
     def decay(amount: Any) -> optax.GradientTransformation:
@@ -262,9 +263,9 @@ def muon(
             return "muon"
         if undecided:
             raise ValueError(
-                f"muon: {name!r} is no matrix and takes AdamW, for which Muon's rate is far too large: give "
-                'adam_learning_rate (the official code has 3e-4), or scale="match_rms_adamw", under which one rate of '
-                "AdamW's serves all leaves"
+                f"muon: {name!r} is no matrix and takes AdamW, for which Muon's learning rate is far too large: give "
+                'adam_learning_rate (the official code has 3e-4), or scale="match_rms_adamw", with which one learning '
+                "rate of AdamW serves all leaves"
             )
         return "adamw"
 

@@ -1,15 +1,4 @@
-"""Overparameterization without the layers: the step that N linear layers in place of a matrix make of its product.
-
-W = W_N ... W_1 balanced, W_{j+1}^T W_{j+1} = W_j W_j^T; gradient descent on all of them moves W, for small rates, by
-
-P(W, G)  = sum_{j=1..N} (W W^T)^{(j-1)/N} G (W^T W)^{(N-j)/N}
-W       <- (1 - learning_rate N weight_decay) W - learning_rate P(W, G)
-
-With W = U diag(s) V^T and A = U^T G V:
-
-P        = U (C * A) V^T + (G V - U A) diag(c) V^T + U diag(c) (U^T G - A V^T)
-C_ik     = (s_i^2 - s_k^2) / (s_i^{2/N} - s_k^{2/N}),    C_ii = N s_i^{2-2/N},    c_i = s_i^{2-2/N}
-"""
+"""Overparameterization without the layers: the update of the product of N linear layers that stand in for a matrix."""
 
 from functools import partial
 from typing import Any
@@ -36,7 +25,7 @@ PAPER = Paper(
 
 
 def mixed(s: jax.Array, t: jax.Array, depth: Any) -> jax.Array:
-    """C of two singular values: their divided difference, without cancellation where they are close.
+    """C_ik of two singular values: their divided difference, without cancellation where they are close.
 
     >>> mixed(jnp.array([4.0, 4.0, 0.0]), jnp.array([1.0, 4.0, 9.0]), 2).round(4).tolist()
     [5.0, 8.0, 9.0]
@@ -85,13 +74,13 @@ def scale_by_overparameterization(
     vectors: bool = False,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The step that a matrix makes if it is the product of N linear layers, which never exist.
+    """The direction of a matrix that is the product of N linear layers, computed without the layers.
 
         P(W, G) = sum_{j=1..N} (W W^T)^{(j-1)/N} G (W^T W)^{(N-j)/N}
         P(w, g) = |w|^{2-2/N} (g + (N - 1) <w, g> w / |w|^2)        of a single output, with `vectors`
 
-    What is along large singular values of W moves faster: an acceleration and a memory of the way so far. By singular
-    vectors: at the head of this file; numbers between the integers are the same formula. <G, P> >= 0.
+    Components along large singular values of W move faster, which acts like an acceleration and a memory of the path.
+    `overparameterized` has P by singular vectors, which holds for numbers N between the integers too. <G, P> >= 0.
 
     Args:
       depth: N >= 1, the number of layers; 1 is gradient descent. Default 2 (the paper has 2 and 3 and no default).
@@ -99,14 +88,14 @@ def scale_by_overparameterization(
       eps: added to the singular values, as sqrt(s^2 + eps^2), >= 0. Default 0 (paper): a matrix of zeros, whose P is 0
         for N > 1, then never moves.
       vectors: whether biases, gains and other leaves without inputs and outputs follow the rule of a single output. A
-        bias begins at 0, and then never moves without `eps`. Default False: they keep their gradient.
+        bias that starts at 0 never moves without `eps`. Default False: such leaves keep their gradient.
       layout: which axes are inputs, outputs and stacks; a convolution is a matrix by it. P of the transposed matrix is
         the transposed P.
 
     Returns:
       A transformation that needs `params`. No state. P is homogeneous of degree 2 - 2 / N in W: the stable learning
-      rate falls as W grows. One thin singular value decomposition per matrix and step. Collectives: matrices that are
-      sharded are gathered.
+      rate falls as W grows. One thin singular value decomposition per matrix and step. Collectives: sharded matrices
+      are all-gathered.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves; at `update`, `params` missing.
@@ -118,7 +107,7 @@ def scale_by_overparameterization(
        [4. 2.]]
 
     Reference: Arora, Cohen, Hazan. On the Optimization of Deep Networks: Implicit Acceleration by Overparameterization.
-    2018, arXiv 1802.06509. `normalize` and `eps` are of this library.
+    2018, arXiv 1802.06509. `normalize` and `eps` are this library's.
     """
     checks.real("depth", depth, "[1, inf)")
     checks.switch(normalize=normalize, vectors=vectors)
@@ -165,15 +154,21 @@ def overparameterized(
     weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent as a network of N times as many linear layers would make it, at the memory of one.
+    """Gradient descent as if every matrix were a product of N linear layers, at the memory of one.
+
+    W = W_N ... W_1 with balanced factors, W_{j+1}^T W_{j+1} = W_j W_j^T. Gradient descent on all of them moves W, for
+    small learning rates, by
 
         P(W, G) = sum_{j=1..N} (W W^T)^{(j-1)/N} G (W^T W)^{(N-j)/N}
         W      <- (1 - learning_rate N weight_decay) W - learning_rate P(W, G)
 
-    By singular vectors: at the head of this file.
+    With W = U diag(s) V^T and A = U^T G V this is computed as
+
+        P       = U (C * A) V^T + (G V - U A) diag(c) V^T + U diag(c) (U^T G - A V^T)
+        C_ik    = (s_i^2 - s_k^2) / (s_i^{2/N} - s_k^{2/N}),    C_ii = N s_i^{2-2/N},    c_i = s_i^{2-2/N}
 
     Args:
-      learning_rate: step size >= 0, or a schedule; the theorem is of small ones.
+      learning_rate: step size >= 0, or a schedule; the theorem is for small ones.
       depth: N >= 1. Default 2 (the paper has 2 and 3 and no default).
       normalize: whether P, and with it N weight_decay, is divided by N. Default False (paper).
       eps: added to the singular values, as sqrt(s^2 + eps^2), >= 0. Default 0 (paper).
@@ -184,7 +179,7 @@ def overparameterized(
       layout: which axes are inputs, outputs and stacks.
 
     Returns:
-      A transformation that needs `params`. No state but the counter of the rate. Collectives: those of
+      A transformation that needs `params`. No state except the counter of the learning rate. Collectives: those of
       `scale_by_overparameterization`.
 
     Raises:
@@ -196,7 +191,7 @@ def overparameterized(
       [[-4.0]]
 
     Reference: Arora, Cohen, Hazan. On the Optimization of Deep Networks: Implicit Acceleration by Overparameterization.
-    2018, arXiv 1802.06509. For N > 1 no loss with a penalty has P as its gradient. Leaves that are no matrices decay
+    2018, arXiv 1802.06509. For N > 1, P is the gradient of no loss with a penalty. Leaves that are not matrices decay
     with N weight_decay as well.
     """
     checks.real("weight_decay", weight_decay, "[0, inf)")
@@ -211,7 +206,7 @@ def overparameterized(
 
 
 def _times(depth: Any, decay: Any) -> Any:
-    """N weight_decay, also of a schedule."""
+    """N weight_decay, also where it is a schedule."""
     if callable(decay):
         return lambda step: depth * decay(step)
     return depth * decay

@@ -1,7 +1,4 @@
-"""TrAct as a link of the chain: the gradient of a layer, whitened by the second moment of the layer's inputs.
-
-d = (M + damping I)^{-1} g        g (in, out) the gradient of a kernel,  M = x^T x / b of the inputs x (b, in)
-"""
+"""TrAct as a link of the chain: the gradient of a layer, whitened by the second moment of the layer's inputs."""
 
 from typing import Any
 
@@ -24,8 +21,12 @@ def precondition_by_input_moment(
 ) -> optax.GradientTransformationExtraArgs:
     """Whitens the gradient of the first layer by the second moment of its inputs.
 
-    Equations: at the head of this file. Put it first in the chain; the optimizer behind it is as always. Where the
-    model may be changed, `gk.layers.tract_linear` does the same inside the layer and needs no extra argument.
+    Equations:
+
+        d = (M + damping I)^{-1} g        g (in, out) the gradient of a kernel,  M = x^T x / b of the inputs x (b, in)
+
+    Put it first in the chain; any optimizer may follow it. Where the model may be changed, `gk.layers.tract_linear`
+    does the same inside the layer and needs no extra argument.
 
     Args:
       damping: added to M, in its units, > 0. Default 0.1 (official code, for inputs of variance 1).
@@ -33,12 +34,12 @@ def precondition_by_input_moment(
         must be, (window, in).
 
     Returns:
-      A transformation that needs the extra argument `input_moment`: a tree of which every leaf stands where the kernel
-      it belongs to stands among the parameters, and is M, shape (in, in); of stacked layers one for all, or with the
-      stack in front. Gradients without an M pass. No state. The kernels it is about are gathered on every device.
+      A transformation that needs the extra argument `input_moment`: a tree with an M of shape (in, in) at the path of
+      each kernel that is whitened; for stacked layers one M for all, or one per layer with the stack axis in front.
+      Gradients without an M pass unchanged. No state. Collectives: the kernels with an M are all-gathered.
 
     Raises:
-      ValueError: a damping that is not positive; `input_moment` missing, for a leaf that is not there, or of another
+      ValueError: a damping that is not positive; `input_moment` missing, for a leaf that does not exist, or of another
         size than the inputs of its kernel.
 
     Example:
@@ -62,21 +63,26 @@ def precondition_by_input_moment(
                 f"precondition_by_input_moment: input_moment of {name!r} must be (n, n) of its {views[0].shape[1]} "
                 f"inputs, got shape {M.shape}"
             )
-        lies = jax.typeof(g).sharding
-        sharded = any(entry is not None for entry in lies.spec)  # over Explicit axes; Auto ones are the compiler's
+        sharding = jax.typeof(g).sharding
+        sharded = any(
+            entry is not None for entry in sharding.spec
+        )  # Over Explicit axes; the compiler handles Auto ones.
         if sharded:
-            whole = jax.sharding.NamedSharding(lies.mesh, jax.sharding.PartitionSpec())
-            views = to_matrices(jax.sharding.reshard(g, whole), axes)
+            replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+            views = to_matrices(jax.sharding.reshard(g, replicated), axes)
         M = M if M.ndim == 2 else M.reshape(-1, *M.shape[-2:])
         out = from_matrices([damped_solve(M, view, damping) for view in views], g.shape, axes)
-        return jax.sharding.reshard(out, lies) if sharded else out
+        return jax.sharding.reshard(out, sharding) if sharded else out
 
     def update(g: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:
         del params
         moments = need("precondition_by_input_moment", extra, "input_moment")
         given = dict(zip(names(moments), map(jnp.asarray, jax.tree.leaves(moments)), strict=True))
         if unknown := sorted(given.keys() - set(names(g))):
-            raise ValueError(f"precondition_by_input_moment: input_moment is of leaves that are not there: {unknown}")
+            raise ValueError(
+                f"precondition_by_input_moment: input_moment names leaves that the gradients do not have: {unknown}; "
+                f"they have {sorted(names(g))}"
+            )
         return map_named(lambda name, x: whitened(name, x, given[name]) if name in given else x, g), state
 
     return transformation("precondition_by_input_moment", stateless("precondition_by_input_moment", layout), update)

@@ -1,12 +1,4 @@
-"""Sculpting subspaces: updates that leave alone the large singular directions of a matrix, which earlier tasks live on.
-
-d = (I - U_h U_h^T) g (I - V_h^T V_h)        U_h (n, k), V_h (k, m): bases of the k largest singular values of W (n, m)
-
-left        (I - U_h U_h^T) g                right       g (I - V_h^T V_h)
-factored    W = W_h + U_low S_low V_low is trained by its factors: left of U_low, right of V_low, S_low as it is
-
-Then U_h^T d = 0 and d V_h^T = 0, and the k largest singular triples of W are exact ones of W + d.
-"""
+"""Sculpting subspaces: updates orthogonal to the large singular directions of a matrix, which serve earlier tasks."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -34,13 +26,13 @@ Sides = dict[str, dict[str, Any]]
 
 
 class ProjectOutSubspaceState(NamedTuple):
-    """The bases, as they were given; another task's may be put in their place."""
+    """The bases, as they were given; the bases of another task may replace them."""
 
     bases: Any
 
 
 def _project(g: jax.Array, own: dict[str, jax.Array]) -> jax.Array:
-    """d of matrices (batch, n, m)."""
+    """The direction d of matrices (batch, n, m)."""
     if (U := own.get("left")) is not None:
         U = U.astype(g.dtype)
         g = g - jnp.matmul(U, jnp.matmul(jnp.swapaxes(U, 1, 2), g, precision="highest"), precision="highest")
@@ -56,7 +48,10 @@ def _by_leaf(bases: Any, side: str) -> Sides:
     for name, basis in zip(names(bases), jax.tree.leaves(bases), strict=True):
         above, _, last = name.rpartition("/")
         if last not in PIECES:
-            raise ValueError(f"bases must have a pair (U_h, V_h) where a matrix stands, got a leaf {name!r}")
+            raise ValueError(
+                f"project_out_subspace: bases must have a pair (U_h, V_h) at the path of a matrix, got a leaf "
+                f"{name!r}; write (U_h, V_h), with None for a side without a basis"
+            )
         which = PIECES[last]
         if side == "factored":
             above = "/".join(filter(None, (above, next(n for n, own in FACTORS.items() if own == which))))
@@ -70,25 +65,36 @@ def project_out_subspace(
 ) -> optax.GradientTransformationExtraArgs:
     """Projects updates out of subspaces.
 
-    Equations: at the head of this file. Put it last in the chain: an elementwise rule behind it, Adam or a decay of
-    weights, leaves the subspace again. The official code has it before AdamW, where it projects gradients and not
-    updates: that is its place at the front of the chain.
+    Equations, with bases U_h (n, k) and V_h (k, m) of the k largest singular values of W (n, m):
+
+        d = (I - U_h U_h^T) g (I - V_h^T V_h)        "both"
+        d = (I - U_h U_h^T) g                        "left"
+        d = g (I - V_h^T V_h)                        "right"
+
+    With "factored", W = W_h + U_low S_low V_low is trained by its factors: U_low takes "left", V_low takes "right", and
+    S_low keeps its gradient. Then U_h^T d = 0 and d V_h^T = 0, and the k largest singular triples of W are singular
+    triples of W + d.
+
+    Put it last in the chain: an elementwise rule after it, such as Adam or weight decay, moves the update back into the
+    subspace. The official code has it before AdamW, where it projects gradients and not updates; for that, put it first
+    in the chain.
 
     Args:
-      bases: a tree with a pair (U_h, V_h), as `gk.linalg.svd_subspace` makes it, where a matrix stands among the
-        parameters; one of the two may be None, and leaves without a pair pass. Of (batch, inputs, outputs) matrices, as
-        the layout has them: (n, k) and (k, m) for all of a batch, or with the batch in front.
+      bases: a tree with a pair (U_h, V_h), as `gk.linalg.svd_subspace` makes it, at the path of every matrix to
+        project; one of the two may be None, and leaves without a pair pass unchanged. For (batch, inputs, outputs)
+        matrices of the layout: (n, k) and (k, m) for the whole batch, or one per matrix with the batch axis in front.
       side: "both", "left", "right"; or "factored", where a pair belongs to a module whose leaves `U_low` and
         `V_low` are factors of its matrix. Default "both".
       layout: which axes of a leaf are inputs, the rows, and outputs, the columns.
 
     Returns:
-      A transformation. State: (n + m) k words per matrix, constant until a task ends; then build it anew, or replace
-      `bases` in the state. Collectives: two thin products, k numbers per row or column, where a matrix is cut across
-      what is summed over.
+      A transformation. State: (n + m) k words per matrix, constant until a task ends; then build a new transformation,
+      or replace `bases` in the state. Collectives: two thin products, k numbers per row or column, where a matrix is
+      sharded along the axis that is summed over.
 
     Raises:
-      ValueError: bases that fit no leaf or not its shape, or of another dtype than the leaf is computed in.
+      ValueError: bases at a path without a leaf, of a shape that does not fit the leaf, or of another dtype than the
+        leaf is computed in.
 
     Example:
       >>> from gradkit.linalg import svd_subspace
@@ -101,8 +107,8 @@ def project_out_subspace(
        [0. 0. 1.]]
 
     Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
-    arXiv 2504.07097. The official code trains the factors of the rest of W; on W itself the same directions are left,
-    to first order.
+    arXiv 2504.07097. The official code trains the factors of the remainder of W; projecting updates of W itself leaves
+    the same directions free, to first order.
     """
     checks.choice("side", side, SIDES)
     _by_leaf(bases, side)
@@ -111,25 +117,34 @@ def project_out_subspace(
         own = _by_leaf(bases, side)
         leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
         if unknown := sorted(own.keys() - leaves.keys()):
-            raise ValueError(f"project_out_subspace: bases are of leaves that are not there: {unknown}")
+            raise ValueError(
+                f"project_out_subspace: bases name leaves that the parameters do not have: {unknown}; they have "
+                f"{sorted(leaves)}"
+            )
         for name, sides in own.items():
             x = leaves[name]
             axes = axes_of(layout, name, x.shape)._replace(splits=())
             if not axes.inputs or not axes.outputs:
-                raise ValueError(f"project_out_subspace: {name!r} of shape {x.shape} is no matrix")
+                raise ValueError(
+                    f"project_out_subspace: {name!r} of shape {x.shape} has no inputs or no outputs and is no matrix; "
+                    "remove its bases, or give a layout with its axes"
+                )
             batch, n, m = jax.eval_shape(lambda x, a=axes: to_matrices(x, a)[0], x).shape
             for which, basis in sides.items():
                 what = f"project_out_subspace: the {which} basis of {name!r}"
                 k, long = (basis.shape[-1], n) if which == "left" else (basis.shape[-2], m)
                 want = (long, k) if which == "left" else (k, long)
                 if basis.shape[-2:] != want or k > long or basis.size not in (long * k, batch * long * k):
-                    raise ValueError(f"{what}, {batch} x {n} x {m}, has shape {basis.shape}")
+                    raise ValueError(
+                        f"{what}, {batch} x {n} x {m}, has shape {basis.shape}; it must have {want}, k <= {long}, or "
+                        f"that with {batch} in front"
+                    )
                 if basis.dtype != wide_dtype(x.dtype):
                     wide = wide_dtype(x.dtype)
                     raise ValueError(f"{what} must be {wide}, in which the leaf is computed, got {basis.dtype}")
                 if k == long > 0:
                     warnings.warn(f"{what} has full rank, so its updates are all 0", stacklevel=2)
-        # Of its own, so that a donated state does not take the user's arrays along.
+        # A copy, because donating the state would delete the user's arrays.
         return ProjectOutSubspaceState(jax.tree.map(lambda x: jnp.array(x, copy=True), bases))
 
     def update(updates: Any, state: ProjectOutSubspaceState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

@@ -1,11 +1,4 @@
-"""ScaledGD(lambda): gradient descent on the factors of a matrix that does not feel how badly the matrix is conditioned.
-
-M = X X^T     d_X = G_X (X^T X + lambda I)^{-1}
-M = L R^T     d_L = G_L (R^T R + lambda I)^{-1}      d_R = G_R (L^T L + lambda I)^{-1}
-x_t           x_{t-1} - learning_rate d_t
-
-X, L and R are n x r; the systems are r x r.
-"""
+"""ScaledGD(lambda): gradient descent on the factors of a matrix, at a rate independent of the matrix's conditioning."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -38,7 +31,7 @@ def _over_gram(G: jax.Array, F: jax.Array, damping: Any) -> jax.Array:
     eye = jnp.broadcast_to(jnp.eye(F.shape[-1], dtype=F.dtype), (*F.shape[:-2], F.shape[-1], F.shape[-1]))
     gram = product("...ni,...nj->...ij", F, F)
     lower = one_by_one(jnp.linalg.cholesky, gram + resolved(damping, gram) * eye)
-    # A solve with G on the right would gather its rows on every device; products leave them where they are.
+    # A solve with G on the right would all-gather its rows; matrix products keep them sharded.
     inverse = one_by_one(partial(jax.lax.linalg.triangular_solve, left_side=True, lower=True), lower, eye)
     return product("...nj,...ji->...ni", product("...nj,...ij->...ni", G, inverse), inverse)
 
@@ -46,7 +39,8 @@ def _over_gram(G: jax.Array, F: jax.Array, damping: Any) -> jax.Array:
 def _full_rank(name: str, damping: Any, rows: int, rank: int) -> None:
     if isinstance(damping, int | float) and damping == 0 and rank > rows:
         raise ValueError(
-            f"scale_by_factor_gram: the Gram matrix of {name!r}, {rows} x {rank}, is singular; take damping > 0"
+            f"scale_by_factor_gram: the Gram matrix of {name!r}, {rows} x {rank}, is singular with damping=0; "
+            "give damping > 0"
         )
 
 
@@ -55,14 +49,14 @@ def scale_by_factor_gram(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the gradient of a factor by the Gram matrix of its partner.
 
-    Equations: the first two lines at the head of this file. Leaves that are no factor keep their gradient.
+    Equations: the directions d_X, or d_L and d_R, of `scaled_gd`. Leaves that are not factors keep their gradient.
 
     Args:
-      damping: lambda, in the units of the Gram matrix, >= 0. Take it of the order of the smallest singular value
-        of the target that counts, or below. With 0 a Gram matrix that is singular gives NaN.
-      pairs: which leaves are L and R: the last pieces of their names, such as ("u", "v"), or a function of the names of
+      damping: lambda, in the units of the Gram matrix, >= 0. Take it of the order of the smallest relevant singular
+        value of the target, or below. With 0 a singular Gram matrix gives NaN.
+      pairs: which leaves are L and R: the last parts of their names, such as ("u", "v"), or a function of the names of
         all leaves that returns pairs of them. Default None: every leaf with inputs and outputs is a factor X of its own
-        X X^T, its inputs the rows.
+        X X^T, with its inputs as rows.
       product: how the factors of a pair make the matrix: "L R^T", both (..., n, r), or "L R", where the second is
         (..., r, m), as adapters `lora_a` and `lora_b` are. Default "L R^T".
       layout: without pairs, which axes are inputs, outputs and stacks.
@@ -82,7 +76,7 @@ def scale_by_factor_gram(
 
     Reference: Xu et al. The Power of Preconditioning in Overparameterized Low-Rank Matrix Sensing. 2023, arXiv
     2302.01186. With damping 0 it is ScaledGD of Tong, Ma, Chi 2020, arXiv 2005.08898. In float32 the Gram matrix
-    squares the condition number: below 1e-7 of the largest singular value, damping is lost.
+    squares the condition number: damping below 1e-7 of the largest singular value has no effect.
     """
     checks.real("damping", damping, "[0, inf)")
     checks.choice("product", product, PRODUCTS)
@@ -127,9 +121,9 @@ def scale_by_factor_gram(
                 return structure.unflatten([symmetric(*row) for row in zip(known, g, x, strict=True)])
             d = list(g)
             for i, j in found:
-                turn = (lambda m: m) if product == "L R^T" else (lambda m: jnp.swapaxes(m, -1, -2))
-                d[i] = _over_gram(g[i], turn(x[j]), damping)
-                d[j] = turn(_over_gram(turn(g[j]), x[i], damping))
+                as_right = (lambda m: m) if product == "L R^T" else (lambda m: jnp.swapaxes(m, -1, -2))
+                d[i] = _over_gram(g[i], as_right(x[j]), damping)
+                d[j] = as_right(_over_gram(as_right(g[j]), x[i], damping))
             return structure.unflatten(d)
 
         return by_compiler(directions, updates, params, like=updates), state
@@ -145,19 +139,27 @@ def scaled_gd(
     product: str = "L R^T",
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """ScaledGD(lambda): start from a small random X, of more columns than the rank of the target where that is unknown.
+    """ScaledGD(lambda): gradient descent on factors, each preconditioned by the Gram matrix of its partner.
 
-    Equations: at the head of this file. Its rate of convergence does not depend on the condition number of the target.
+    Equations, of a matrix M = X X^T or M = L R^T:
+
+        d_X = G_X (X^T X + lambda I)^{-1}
+        d_L = G_L (R^T R + lambda I)^{-1}      d_R = G_R (L^T L + lambda I)^{-1}
+        x_t = x_{t-1} - learning_rate d_t
+
+    X, L and R have r columns, and the linear systems are r x r. The speed of convergence does not depend on the
+    condition number of the target. Start from a small random X, with more columns than the rank of the target where
+    that is unknown.
 
     Args:
       learning_rate: step size >= 0, or a schedule; a number below 1 suits every target. Default 0.5.
-      damping: lambda, >= 0, of the order of the smallest singular value of the target that counts, or below.
+      damping: lambda, >= 0, of the order of the smallest relevant singular value of the target, or below.
       pairs: which leaves are L and R, as in `scale_by_factor_gram`. Default None: every matrix is an X of its own.
       product: "L R^T" or "L R", as in `scale_by_factor_gram`. Default "L R^T".
       layout: without pairs, which axes are inputs, outputs and stacks.
 
     Returns:
-      A transformation that needs `params`. No state but the counter of the rate. Collectives: those of
+      A transformation that needs `params`. No state except the counter of the learning rate. Collectives: those of
       `scale_by_factor_gram`.
 
     Raises:
@@ -181,11 +183,11 @@ def scaled_gd(
 
 
 def _u_and_v(known: Sequence[str]) -> list[tuple[str, str]]:
-    """The factors of the problems of a race that have any."""
+    """The pair of factors of those problems of a race that have one."""
     return [("u", "v")] if {"u", "v"} <= set(known) else []
 
 
-NOTES = "for factors of a matrix: leaves that are none step down their gradient"
+NOTES = "for factors of a matrix: other leaves descend along their gradient"
 register(
     scale_by_factor_gram, form="primitive", paper=PAPER, collectives="matrices", example={"damping": 0.1}, notes=NOTES
 )

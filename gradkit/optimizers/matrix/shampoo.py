@@ -1,15 +1,4 @@
-"""Shampoo: one preconditioner per axis of a tensor.
-
-For a tensor G_t of order k (a matrix: k = 2), for every axis i:
-
-S_i      contraction of G_t with itself over all other axes                    G G^T and G^T G of a matrix
-L_i  <-  L_i + S_i   (b2 = 1)   or   b2 L_i + (1 - b2) S_i
-P_i   =  (L_i / c_t + eps I)^(-e_i)     every update_interval steps;    c_t = 1 - b2^t, or 1 where b2 = 1;
-                                        I until the first time                 e_i = 1 / (2 k)
-m_t   =  b1 m_{t-1} + (1 - b1) G_t
-d_t   =  m_t / (1 - b1^t) times P_i along every axis                           L^(-1/4) G R^(-1/4) of a matrix
-x_t   =  x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
-"""
+"""Shampoo: one preconditioner per axis of a tensor."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -52,8 +41,8 @@ SOURCES = ("batch", "per_example")
 
 
 class Own(NamedTuple):
-    """What belongs to the tensors of a stack: per axis a statistic and its root; the mean of the gradient where b1 > 0;
-    how many roots came out not finite, and were not taken."""
+    """The state of the tensors of a stack: per axis a statistic and its root; the mean of the gradient where b1 > 0;
+    how many roots came out not finite, and were not used."""
 
     L: tuple[Any, ...]
     P: tuple[Any, ...]
@@ -62,8 +51,8 @@ class Own(NamedTuple):
 
 
 class ScaleByShampooState(NamedTuple):
-    """Number of updates made; the fields of `Own`, L and P of a parameter by its axes, mu like it; with `shard`, by
-    stacks of equal tensors, each with its owners; roots not taken, as they failed."""
+    """Number of updates made; the fields of `Own`, L and P of a parameter by its axes, mu of its shape; with `shard`,
+    by stacks of equal tensors, each sharded over its owners; the number of roots that failed as a metric."""
 
     count: jax.Array
     L: Any
@@ -78,7 +67,10 @@ def exponents_of(exponent: Any, order: int) -> list[Any]:
     plain = 1 / (2 * order)
     if isinstance(exponent, Mapping):
         if lacking := [axis for axis in exponent if not -order <= axis < order]:
-            raise ValueError(f"exponent names the axis {lacking[0]}, and there is a tensor of order {order}")
+            raise ValueError(
+                f"scale_by_shampoo: exponent names the axis {lacking[0]}, but there is a tensor of order {order}; give "
+                f"axes from {-order} to {order - 1}"
+            )
         return [exponent.get(i, exponent.get(i - order, plain)) for i in range(order)]
     e = {"shampoo": plain, "shampoo2": 0.5}.get(exponent, exponent) if isinstance(exponent, str) else exponent
     return [e] * order if order == 2 else [plain] * order
@@ -103,41 +95,41 @@ def scale_by_shampoo(
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditions every tensor along each of its axes.
 
-    Equations: all but the last at the head of this file. A vector is a tensor of order 1, whose statistic is g g^T; a
-    scalar is a vector of one entry; a convolution has order 4. Layers stacked for a scan are tensors of their own;
-    fused weights (`splits` of the layout) too. Tensors of one shape are worked on in one batch.
+    Equations: L_i, P_i, m_t and d_t of `shampoo`. A vector is a tensor of order 1, whose statistic is g g^T; a scalar
+    is a vector of one entry; a convolution has order 4. Layers stacked for a scan and fused weights (`splits` of the
+    layout) are tensors of their own. Tensors of one shape are processed in one batch.
 
     Args:
-      b1: decay of the mean of the gradient, in [0, 1). The raw gradient feeds the statistics. Default None, as 0: no
-        mean (paper).
+      b1: decay of the mean of the gradient, in [0, 1). The raw gradient feeds the statistics. Default None, which
+        means 0: no mean (paper).
       b2: 1 for the sum of the paper, below 1 the decay of a running mean, in [0, 1]. Default 1.
-      eps: added to the statistics, >= 0. Default 1e-12 (official code). To a matrix at least the machine's rounding
-        times its trace is added (1.2e-7 of it in float32): what is below that is noise, and a root would make it larger
-        than all else. With 0 nothing is added, and an axis whose statistic is singular keeps its last root.
-      exponent: "shampoo", e_i = 1 / (2 k); "shampoo2", 1/2 for matrices; a number > 0, for matrices; or a dict axis of
-        the tensor -> number, for all tensors. Default "shampoo" (paper).
+      eps: added to the statistics, >= 0. Default 1e-12 (official code). At least the machine's rounding times the trace
+        is added to a matrix (1.2e-7 of the trace in float32): smaller eigenvalues are noise, which an inverse root
+        would amplify most. With 0 nothing is added, and an axis whose statistic is singular keeps its last root.
+      exponent: "shampoo", e_i = 1 / (2 k); "shampoo2", 1/2 for matrices; a number > 0, for matrices; or a dict from the
+        axis of a tensor to a number, for all tensors. Default "shampoo" (paper).
       trace_correction: whether the direction of a matrix is multiplied by Tr(L)^e, so that with "shampoo2" it is that
         of the best Kronecker approximation of H^(-1/2), Tr(L)^(1/2) L^(-1/2) G R^(-1/2). Default False: the scale is
         left to the learning rate.
       update_interval: steps between two computations of the roots, >= 1. Default 1 (official code).
-      stagger: whether every tensor has a step of its own for its roots, so that the work is spread over the steps;
-        those that are due are taken one after another. Default False (official code): all at once.
+      stagger: whether every tensor has a step of its own for its roots, so that the work is spread over the steps; the
+        roots that are due are computed one after another. Default False (official code): all at once.
       start_preconditioning_step: the first step with roots, >= 1. Default None: `update_interval`.
       factor_source: "batch", or "per_example": the statistics are means over those of the gradients of single examples
-        (the empirical Fisher), which come as the extra argument `factor_grads`, with a leading axis. Default "batch".
+        (the empirical Fisher), given as the extra argument `factor_grads` with a leading axis. Default "batch".
       solver: "eigh", "coupled_newton" or "higher_order", as in `gk.linalg.inverse_root`. Default "eigh".
-      max_dim: along a longer axis the statistic is its diagonal alone, which is AdaGrad with the same power. Default
-        1024 (official code's largest block).
-      stats_dtype: dtype in which statistics and roots are kept. Default float32, or float64 for such parameters.
+      max_dim: along a longer axis only the diagonal of the statistic is kept, which is AdaGrad with the same power.
+        Default 1024 (official code's largest block).
+      stats_dtype: dtype in which statistics and roots are kept. Default float32, or float64 for float64 parameters.
       layout: which axes are stacks.
-      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread, as in `gk.muon`. Its `specs`
-        are needed under `jit` over Auto axes. Default None: over those that leaves are cut along where a mesh of
-        Explicit axes says so.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are distributed, as in `gk.muon`. Its
+        `specs` are needed under `jit` over Auto axes. Default None: over the devices that leaves are sharded over where
+        a mesh with Explicit axes says so.
 
     Returns:
       A transformation. State: per tensor twice the sum of the squares of the lengths of its axes, and 1 word per
-      parameter if b1 > 0, lying with its owner; the metric `failed_roots`. Collectives: those of `scale_by_muon`, and
-      one number per stack.
+      parameter if b1 > 0, on the owner device of the tensor; the metric `failed_roots`. Collectives: those of
+      `scale_by_muon`, and one number per stack.
 
     Raises:
       ValueError: a hyperparameter outside its range; an `exponent` of an axis that a tensor lacks; `factor_grads`
@@ -152,8 +144,9 @@ def scale_by_shampoo(
 
     Reference: Gupta, Koren, Singer. Shampoo: Preconditioned Stochastic Tensor Optimization. 2018, arXiv 1802.09568;
     Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748. The official code retries a
-    failed root in float64 and stops after three failures; here the last good root stays, and failures are counted. It
-    adds eps alone, with which, in float32, the linear autoencoder of the race ended in NaN at every learning rate.
+    failed root in float64 and stops after three failures; here the last finite root is kept, and failures are counted.
+    The official code adds only eps; with that, in float32, the linear autoencoder of the race ended in NaN at every
+    learning rate.
     """
     checks.switch(trace_correction=trace_correction)
     checks.floating_dtype(stats_dtype=stats_dtype)
@@ -166,7 +159,10 @@ def scale_by_shampoo(
         for e in exponent.values() if isinstance(exponent, Mapping) else (exponent,):
             checks.real("exponent", e, "(0, inf)")
     if trace_correction and isinstance(exponent, Mapping):
-        raise ValueError("trace_correction: exponent must be one number, as the trace has one power")
+        raise ValueError(
+            "scale_by_shampoo: trace_correction=True needs one exponent, because the trace has one power, got a dict; "
+            "give exponent as a number or a name, or trace_correction=False"
+        )
     update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))
     start_preconditioning_step = checks.integer(
@@ -236,15 +232,15 @@ def scale_by_shampoo(
 
 
 def _examples(updates: Any, extra: Mapping[str, Any]) -> list[Any]:
-    """The gradients of single examples, one tree each."""
+    """The gradients of single examples, as one tree per example."""
     given = need("scale_by_shampoo", extra, "factor_grads")
     shapes = [jnp.shape(x) for x in jax.tree.leaves(given)]
     want = [x.shape for x in jax.tree.leaves(updates)]
     lead = {shape[:1] for shape in shapes}
     if len(shapes) != len(want) or [s[1:] for s in shapes] != want or len(lead) > 1 or lead & {(), (0,)}:
         raise ValueError(
-            f"scale_by_shampoo: factor_grads must be gradients with one common leading axis: of leaves of shapes "
-            f"{want} they have {shapes}"
+            f"scale_by_shampoo: factor_grads must be gradients with one common leading axis; leaves of shapes {want} "
+            f"got {shapes}"
         )
     given = jax.tree.map(lambda g, x: jnp.asarray(g).astype(x.dtype), given, updates)
     return [jax.tree.map(lambda g, i=i: g[i], given) for i in range(next(iter(lead))[0] if lead else 0)]
@@ -270,9 +266,18 @@ def shampoo(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shampoo, for all leaves.
+    """Shampoo, for all leaves: one preconditioner per axis of a tensor.
 
-    Equations: at the head of this file.
+    Equations, of a tensor G_t of order k (a matrix has k = 2), for every axis i:
+
+        S_i   =  G_t contracted with itself over all other axes                  G G^T and G^T G of a matrix
+        L_i  <-  b2 L_i + (1 - b2) S_i,  or L_i + S_i where b2 = 1
+        P_i   =  (L_i / c_t + eps I)^(-e_i)   every update_interval steps        c_t = 1 - b2^t, or 1 where b2 = 1
+        m_t   =  b1 m_{t-1} + (1 - b1) G_t                                       e_i = 1 / (2 k)
+        d_t   =  m_t / (1 - b1^t) times P_i along every axis                     L^(-1/4) G R^(-1/4) of a matrix
+        x_t   =  x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+    P_i is the identity until it is computed for the first time.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -291,7 +296,7 @@ def shampoo(
       max_dim: along a longer axis the statistic is diagonal. Default 1024.
       stats_dtype: dtype in which statistics and roots are kept. Default float32.
       layout: which axes are stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed. Default None.
 
     Returns:
       A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_shampoo`.

@@ -1,19 +1,4 @@
-"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
-
-The first call only makes the bases: S_i = (1 - beta) S_i(G), Q_i its eigenvectors, and the update is 0. From then on,
-with c the number of earlier calls, for a tensor G of which some axes i are rotated:
-
-G'  = G turned into the bases: Q_i^T along every such axis
-m   = b1 m + (1 - b1) G'                                      in the bases, as all of Adam
-v   = b2 v + (1 - b2) G'^2
-u   = m / (sqrt(v) + eps) turned back;  divided by its root mean square where normalize_grads
-d   = sqrt(1 - b2^c) / (1 - b1^c)  u                          where bias_correction, also after the division; else d = u
-x   = x - learning_rate (d + weight_decay x)
-S_i = beta S_i + (1 - beta) S_i(G)                            S_i(G) = G contracted with itself over all other axes
-where update_interval divides c:  order = diag(Q_i^T S_i Q_i) descending,  Q_i = qr(S_i Q_i[:, order]).Q,
-                                         v ordered the same way along axis i, m turned from the old bases into the
-                                         new;  with stagger where it divides c + a phase of the tensor's own
-"""
+"""SOAP: Adam in the eigenbasis of Shampoo's statistics."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -54,8 +39,8 @@ PAPER = Paper("SOAP: Improving and Stabilizing Shampoo using Adam", "Vyas et al.
 
 
 class Own(NamedTuple):
-    """What belongs to the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; in the
-    bases the mean of the gradient and the second moment; how often bases came out not finite, and were not taken."""
+    """The state of the tensors of a stack: per axis a statistic and a basis, None where it is not rotated; in the bases
+    the mean of the gradient and the second moment; how often bases came out not finite, and were not used."""
 
     S: tuple[Any, ...]
     Q: tuple[Any, ...]
@@ -65,8 +50,8 @@ class Own(NamedTuple):
 
 
 class ScaleBySoapState(NamedTuple):
-    """Number of updates made, of which the first is none; and the fields of `Own`: S and Q of a parameter by its axes,
-    mu and nu like it. With `shard`, by stacks of equal tensors, each with its owners."""
+    """Number of updates made, of which the first is zero; and the fields of `Own`: S and Q of a parameter by its axes,
+    mu and nu of its shape. With `shard`, by stacks of equal tensors, each sharded over its owners."""
 
     count: jax.Array
     S: Any
@@ -102,11 +87,11 @@ def scale_by_soap(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's direction, taken in slowly turning coordinates in which gradients are least correlated.
+    """Adam's direction in a slowly rotating eigenbasis, in which the coordinates of gradients are least correlated.
 
-    Equations: at the head of this file. The first update is 0: it only makes the bases. A tensor without rotated axes
-    has Adam's direction from the second step on. Layers stacked for a scan are tensors of their own, and so are
-    fused weights (`splits` of the layout).
+    Equations: G', m, v, u, d, S_i and Q_i of `soap`. The first update is 0: it only computes the bases. A tensor
+    without rotated axes has Adam's direction from the second step on. Layers stacked for a scan and fused weights
+    (`splits` of the layout) are tensors of their own.
 
     Args:
       b1: decay of the first moment, in [0, 1). Default 0.95 (official code).
@@ -114,25 +99,25 @@ def scale_by_soap(
       shampoo_beta: decay of the statistics, in [0, 1). Default None: b2 (official code).
       eps: added to the root before bias correction, >= 0. Default 1e-8 (official code). With 0, coordinates whose
         second moment is 0 get 0.
-      update_interval: steps between two turns of the bases, >= 1. Default 10 (official code).
-      stagger: whether every tensor has a step of its own to turn its bases, so that the work of a turn is spread over
-        the steps; those that are due are taken one after another. Default False (official code): all at once.
+      update_interval: steps between two refreshes of the bases, >= 1. Default 10 (official code).
+      stagger: whether every tensor has a step of its own to refresh its bases, so that the work is spread over the
+        steps; the bases that are due are computed one after another. Default False (official code): all at once.
       max_dim: longer axes are not rotated. Default 10000 (official code).
-      merge_dims: whether axes are joined, from the first to the last, while the product is within `max_dim`.
+      merge_dims: whether axes are joined, from the first to the last, while their product is at most `max_dim`.
         Default False (official code).
       precondition_1d: whether vectors are rotated too. Default False (official code).
       normalize_grads: whether the direction of a tensor is divided by its root mean square, before bias correction.
         Default False (official code).
       bias_correction: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
         With `normalize_grads` the root mean square of the direction is this factor: 4.47 at c = 1 with the default
-        decays, and 1 in the end.
+        decays, and 1 in the limit.
       layout: which axes are stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.muon`. Default None.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed, as in `gk.muon`. Default None.
 
     Returns:
       A transformation. State: 2 words per parameter, and per tensor twice the sum of the squares of the lengths of its
-      rotated axes; all of it lies with the owner of the tensor. The metric `failed_refreshes` counts bases that came
-      out not finite: the last good ones stay. Collectives: those of `scale_by_muon`.
+      rotated axes; all of it on the owner device of the tensor. The metric `failed_refreshes` counts bases that came
+      out not finite: the last finite ones are kept. Collectives: those of `scale_by_muon`.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves.
@@ -168,7 +153,7 @@ def scale_by_soap(
         return merge_forwards(dims, max_dim) if merge_dims and len(dims) > 1 else dims
 
     def rotated(dims: tuple[int, ...]) -> list[bool]:
-        """Which axes of a merged tensor are."""
+        """Whether each axis of a merged tensor is rotated."""
         plain = len(dims) == 1 and not precondition_1d
         return [d <= max_dim and not plain for d in merged(dims)]
 
@@ -186,27 +171,27 @@ def scale_by_soap(
 
     def kernel(x: jax.Array, own: Own, at: Any, phase: Any) -> tuple[jax.Array, Own]:
         G, first = x.reshape(-1, *merged(x.shape[1:])), at["c"] == 0
-        # What the first call throws away is still finite.
+        # The first call discards its direction, which must still be finite: c is at least 1.
         c = jnp.maximum(at["c"], 1)
-        turned_G = along_all(transposes(own.Q), G)
-        mu, nu = ema(own.mu, turned_G, at["b1"]), ema(own.nu, jnp.square(turned_G), at["b2"])
+        rotated_G = along_all(transposes(own.Q), G)
+        mu, nu = ema(own.mu, rotated_G, at["b1"]), ema(own.nu, jnp.square(rotated_G), at["b2"])
         u = divide(mu, jnp.sqrt(nu) + scalar(at["eps"], G))
         u = along_all(own.Q, u)
         if normalize_grads:
             u = u / (1e-30 + jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)), keepdims=True)))
-        if bias_correction:  # After the division, which would cancel it.
+        if bias_correction:  # After the division by the root mean square, which would cancel it.
             u = u * (jnp.sqrt(correction(at["b2"], c, G)) / correction(at["b1"], c, G))
         u, mu, nu = (jnp.where(first, jnp.zeros_like(y), y) for y in (u, mu, nu))
         S = _moments(own.S, G, at["beta"])
 
-        def turned(S: Any, old: Any) -> Any:
+        def into_next_bases(S: Any, old: Any) -> Any:
             before, mu, nu = old
             Q, orders = next_bases(S, before)
             return Q, along_all(transposes(Q), along_all(before, mu)), reorder(nu, orders)
 
         Q, failed = refreshed(first, lambda S, _: first_bases(S), S, own.Q, own.failed)
         now = ~first & due(at["c"], 0, update_interval, phase)
-        (Q, mu, nu), failed = refreshed(now, turned, S, (Q, mu, nu), failed)
+        (Q, mu, nu), failed = refreshed(now, into_next_bases, S, (Q, mu, nu), failed)
         return u.reshape(x.shape), Own(S, Q, mu, nu, failed)
 
     def planned(tree: Any) -> Plan:
@@ -246,9 +231,25 @@ def soap(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SOAP, for all leaves.
+    """SOAP, for all leaves: Adam in the eigenbasis of Shampoo's statistics.
 
-    Equations: at the head of this file. The first direction is 0; weight decay acts from the first step on.
+    The first call only computes the bases: S_i = (1 - beta) S_i(G) with the eigenvectors Q_i, and the update is 0. From
+    then on, with c the number of earlier calls, for a tensor G of which some axes i are rotated:
+
+        G'  = G rotated into the eigenbases: Q_i^T along every such axis
+        m   = b1 m + (1 - b1) G'                                      both moments in the eigenbases
+        v   = b2 v + (1 - b2) G'^2
+        u   = m / (sqrt(v) + eps) rotated back: Q_i along every such axis
+        d   = sqrt(1 - b2^c) / (1 - b1^c) u
+        x   = x - learning_rate (d + weight_decay x)
+        S_i = beta S_i + (1 - beta) S_i(G)                            S_i(G) = G contracted with itself over other axes
+        Q_i = qr(S_i Q_i[:, order]).Q  where update_interval divides c;    order = diag(Q_i^T S_i Q_i) descending
+
+    With `normalize_grads` u is divided by its root mean square before bias correction; without `bias_correction`,
+    d = u. When Q_i is refreshed, v is put into the same order along axis i, and m is rotated from the old bases into
+    the new. With `stagger` a tensor is refreshed where update_interval divides c + a phase of its own.
+
+    The first direction is 0; weight decay acts from the first step on.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 3e-3 (official code).
@@ -258,9 +259,9 @@ def soap(
       eps: added to the root before bias correction, >= 0. Default 1e-8 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.01 (official code).
       weight_decay_mask: which leaves decay. Default all.
-      update_interval: steps between two turns of the bases, >= 1. Default 10 (official code).
-      stagger: whether every tensor has a step of its own to turn its bases, so that the work of a turn is spread over
-        the steps; those that are due are taken one after another. Default False (official code): all at once.
+      update_interval: steps between two refreshes of the bases, >= 1. Default 10 (official code).
+      stagger: whether every tensor has a step of its own to refresh its bases, as in `scale_by_soap`. Default False
+        (official code): all at once.
       max_dim: longer axes are not rotated. Default 10000 (official code).
       merge_dims: whether axes are joined first. Default False (official code).
       precondition_1d: whether vectors are rotated too. Default False (official code).
@@ -268,7 +269,7 @@ def soap(
         Default False (official code).
       bias_correction: whether the direction is multiplied by sqrt(1 - b2^c) / (1 - b1^c). Default True (official code).
       layout: which axes are stacks.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread. Default None.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed. Default None.
 
     Returns:
       A transformation that needs `params` where leaves decay. State and collectives: those of `scale_by_soap`.
@@ -284,8 +285,9 @@ def soap(
       [-0.1 -0.1]
 
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: the
-    official code decays after the step, x (1 - learning_rate weight_decay), and not in the first, which it skips; here
-    decay is a link of the chain as everywhere, a difference of learning_rate^2 weight_decay times the direction.
+    official code decays after the step, x (1 - learning_rate weight_decay), and not in the first step, which it skips;
+    here decay is a link of the chain as in all methods, a difference of learning_rate^2 weight_decay times the
+    direction.
     """
     return optimizer(
         Method("soap", learning_rate, weight_decay, weight_decay_mask),

@@ -1,17 +1,4 @@
-"""SOAP-Muon: the momentum, divided in SOAP's bases by the root of its second moment, then orthogonalised.
-
-m = momentum m + (1 - momentum) g;   u = (1 - momentum) g + momentum m, or m without `nesterov`
-p = Q_1^T u Q_2;   v = b2 v + (1 - b2) p^2
-q = Q_1 [p / max(sqrt(v), eps)] Q_2^T,   rescaled to the norm |u|_S4;   q = u at the first call, which makes the bases
-with `trust`:   q = u + a h (q - u), rescaled;   a = clip((cos(q, u) - 0.2) / 0.8, 0, 1)
-                h = clip(cos(q, g) / max(cos(u, g), 1e-8), 0, 1)
-d = s times the nearest orthogonal matrix of q, by Newton-Schulz
-S_1 = beta S_1 + (1 - beta) g g^T,   S_2 with the sides exchanged       beta = shampoo_beta, or b2
-every `update_interval` calls Q_i = qr(S_i Q_i).Q, its columns ordered by their eigenvalues, and v as they are
-x = x - learning_rate (d + weight_decay x)
-
-|.|_S4 is the fourth root of the sum of s^4. Embeddings, heads, vectors and scalars take AdamW instead.
-"""
+"""SOAP-Muon: the momentum, divided in SOAP's bases by the root of its second moment, then orthogonalised."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -94,8 +81,8 @@ def scale_by_soap_muon(
 
         m = momentum m + (1 - momentum) g;   u = (1 - momentum) g + momentum m, or m without `nesterov`
         p = Q_1^T u Q_2;   v = b2 v + (1 - b2) p^2
-        q = Q_1 [p / max(sqrt(v), eps)] Q_2^T,   rescaled to the norm |u|_S4;   q = u at the first call, which makes the
-        bases with `trust`:   q = u + a h (q - u), rescaled;   a = clip((cos(q, u) - 0.2) / 0.8, 0, 1)
+        q = Q_1 [p / max(sqrt(v), eps)] Q_2^T,   rescaled to the norm |u|_S4;   q = u at the first call
+        with `trust`:   q = u + a h (q - u), rescaled;   a = clip((cos(q, u) - 0.2) / 0.8, 0, 1)
                         h = clip(cos(q, g) / max(cos(u, g), 1e-8), 0, 1)
         d = s times the nearest orthogonal matrix of q, by Newton-Schulz
         S_1 = beta S_1 + (1 - beta) g g^T,   S_2 with the sides exchanged       beta = shampoo_beta, or b2
@@ -180,13 +167,13 @@ def scale_by_soap_muon(
         q = jnp.where(start, u, q)
         S = tuple(None if s is None else ema(s, statistic(g, axis), at["beta"]) for axis, s in enumerate(own.S))
 
-        def turned(S: Any, old: Any) -> Any:
+        def into_next_bases(S: Any, old: Any) -> Any:
             Q, orders = next_bases(S, old[0])
             return Q, reorder(old[1], orders)
 
         Q, failed = refreshed(start, lambda S, _: first_bases(S), S, own.Q, own.failed)
         now = ~start & due(at["c"], 0, update_interval)
-        (Q, nu), failed = refreshed(now, turned, S, (Q, nu), failed)
+        (Q, nu), failed = refreshed(now, into_next_bases, S, (Q, nu), failed)
         return polar(q), Own(S, Q, mu, nu, failed)
 
     def init(params: optax.Params) -> ScaleBySoapMuonState:
@@ -233,8 +220,8 @@ def soap_muon(
 
         m = momentum m + (1 - momentum) g;   u = (1 - momentum) g + momentum m, or m without `nesterov`
         p = Q_1^T u Q_2;   v = b2 v + (1 - b2) p^2
-        q = Q_1 [p / max(sqrt(v), eps)] Q_2^T,   rescaled to the norm |u|_S4;   q = u at the first call, which makes the
-        bases with `trust`:   q = u + a h (q - u), rescaled;   a = clip((cos(q, u) - 0.2) / 0.8, 0, 1)
+        q = Q_1 [p / max(sqrt(v), eps)] Q_2^T,   rescaled to the norm |u|_S4;   q = u at the first call
+        with `trust`:   q = u + a h (q - u), rescaled;   a = clip((cos(q, u) - 0.2) / 0.8, 0, 1)
                         h = clip(cos(q, g) / max(cos(u, g), 1e-8), 0, 1)
         d = s times the nearest orthogonal matrix of q, by Newton-Schulz
         S_1 = beta S_1 + (1 - beta) g g^T,   S_2 with the sides exchanged       beta = shampoo_beta, or b2
