@@ -1,16 +1,4 @@
-"""KL-Shampoo's factors of a tensor: second moments of every axis, whitened by the other axes, and their eigenvalues.
-
-For a tensor G with axes i of lengths d_i; Q_i the basis of an axis (the identity where it has none), lambda_i its
-eigenvalues, r_i = lambda_i^(-1/2):
-
-    S_i = beta S_i + (1 - beta) / (d / d_i)  G whitened on all other axes j by Q_j diag(r_j), contracted with itself
-    a_i = mean over the other axes of (Q^T G on every axis, times r_j on all other axes j)^2
-    lambda_i = beta lambda_i + (1 - beta) a_i                     "ema"
-    lambda_i = diag(Q_i^T S_i Q_i), at least eps                  "rayleigh"
-    Q_i = qr(S_i Q_i).Q
-
-d is the product of all lengths. All right sides are those from before the call. Functions work on a batch of tensors.
-"""
+"""KL-Shampoo's factors of a tensor: second moments of every axis, whitened by the other axes, and their eigenvalues."""
 
 import math
 from collections.abc import Sequence
@@ -60,7 +48,7 @@ def made(rows: int, dims: Sequence[int], dtype: Any, max_dim: int, init_factor: 
 
 
 def moments(f: Factors, G: jax.Array, beta: Any) -> tuple[Any, ...]:
-    """The second moments after the first call: those of the gradient alone."""
+    """The second moments after the first call, which depend only on the gradient."""
     d = math.prod(G.shape[1:])
     return tuple(
         None if s is None else ema(s, statistic(G, i) / (d // G.shape[i + 1]), beta) for i, s in enumerate(f.S)
@@ -78,7 +66,16 @@ def later(
     damping: Any,
     most: int | None,
 ) -> Factors:
-    """The factors after a later call, but for their bases; `rotated` is G in the bases."""
+    """The factors after a later call, except for their bases; `rotated` is G in the bases.
+
+    Equations, for axes i of lengths d_i with the product d; Q_i the basis of an axis (the identity where it has none),
+    lambda_i its eigenvalues, r_i = lambda_i^(-1/2); all right sides are from before the call:
+
+        S_i = beta S_i + (1 - beta) / (d / d_i) X X^T           X = G times Q_j diag(r_j) on all other axes j, flattened
+        a_i = mean over the other axes of (Q^T G on every axis, times r_j on all other axes j)^2
+        lambda_i = beta lambda_i + (1 - beta) a_i               eigenvalues="ema"
+        lambda_i = diag(Q_i^T S_i Q_i), at least eps            eigenvalues="rayleigh"
+    """
     d, S, r = math.prod(G.shape[1:]), [], []
     roots = [x[..., 0] for x in f.r]
     means = [jnp.mean(jnp.square(x), axis=1) for x in roots]
@@ -111,9 +108,9 @@ def later(
 
 
 def next_bases(S: Sequence[Any], Q: Sequence[Any]) -> tuple[Any, ...]:
-    """One step of the power method, columns in the order of the bases before.
+    """One step of the power method, Q_i = qr(S_i Q_i).Q, with columns in the order of the previous bases.
 
-    A column about which S says nothing stays what it was: finfo.eps times the mean eigenvalue is added to S.
+    finfo.eps times the mean eigenvalue is added to S, so that a column in the null space of S does not change.
     """
     out = []
     for s, q in zip(S, Q, strict=True):
@@ -121,12 +118,12 @@ def next_bases(S: Sequence[Any], Q: Sequence[Any]) -> tuple[Any, ...]:
             out.append(None)
             continue
         shift = float(jnp.finfo(s.dtype).eps) * jnp.trace(s, axis1=1, axis2=2) / s.shape[1]
-        # Where S is zero altogether the columns stay too.
+        # Where S is zero the columns do not change either.
         shift = jnp.where(shift > 0, shift, jnp.ones_like(shift))[:, None, None]
         out.append(fix_signs(one_by_one(jnp.linalg.qr, product(s, q) + shift * q)[0]))
     return tuple(out)
 
 
 def into(Q: Sequence[Any], x: jax.Array) -> jax.Array:
-    """A tensor in the bases."""
+    """A tensor rotated into the bases."""
     return along_all(transposes(Q), x)

@@ -1,13 +1,6 @@
-"""What methods with one matrix per axis of a tensor share: statistics, their roots, products along an axis; blocks.
+"""Statistics, their roots and products along axes, for methods with one matrix per axis of a tensor.
 
-For a tensor G of order k with axes d_1, ..., d_k:
-
-    S_i = contraction of G with itself over all axes but i          (d_i, d_i); its diagonal where d_i > max_dim
-    L_i <- L_i + S_i   (b2 = 1)    or    b2 L_i + (1 - b2) S_i
-    P_i = (L_i / c_t + eps I)^(-e_i)                                c_t = 1 - b2^t, or 1 where b2 = 1
-    G x_1 P_1 ... x_k P_k                                           the product along every axis
-
-All functions work on a batch of tensors along a leading axis.
+The equations are in the docstring of `gk.shampoo`. All functions work on a batch of tensors along a leading axis.
 """
 
 from collections.abc import Sequence
@@ -28,7 +21,8 @@ BY_LAYOUT = {
 
 
 def statistic(G: jax.Array, axis: int, *, diagonal: bool = False) -> jax.Array:
-    """S of one axis of every tensor (counted without the batch), or its diagonal.
+    """S_i of one axis of every tensor (counted without the batch axis), or its diagonal: G contracted with itself over
+    all other axes.
 
     >>> statistic(jnp.array([[[1.0, 2.0], [0.0, 3.0]]]), 0).tolist()
     [[[5.0, 6.0], [6.0, 9.0]]]
@@ -65,8 +59,8 @@ def along_all(P: Sequence[jax.Array | None], G: jax.Array) -> jax.Array:
 
 
 def bounded(G: jax.Array) -> jax.Array:
-    """A batch of gradients (B, ...), each made shorter where its squares, and what roots make of them, would overflow:
-    above 1e14 in float32.
+    """A batch of gradients (B, ...), each shortened where its squares or their roots would overflow: above 1e14 in
+    float32.
 
     >>> bounded(jnp.array([[1.0, 2.0], [1e25, 2e25]])).tolist()
     [[1.0, 2.0], [140737488355328.0, 281474976710656.0]]
@@ -77,7 +71,7 @@ def bounded(G: jax.Array) -> jax.Array:
 
 
 def accumulate(old: jax.Array, new: jax.Array, b2: Any) -> jax.Array:
-    """The sum where b2 = 1, else the running mean."""
+    """The sum of old and new where b2 = 1, else the running mean."""
     if type(b2) in (int, float):
         return old + new if b2 == 1 else ema(old, new, b2)
     b = scalar(b2, old)
@@ -93,7 +87,7 @@ def correction(b2: Any, count: jax.Array, like: jax.Array) -> jax.Array:
 
 
 class Factors(NamedTuple):
-    """Per axis a statistic and its root; how many roots of a tensor came out not finite, and were not taken."""
+    """Per axis a statistic and its root; how many roots of a tensor came out not finite, and were not used."""
 
     L: tuple[jax.Array, ...]
     P: tuple[jax.Array, ...]
@@ -101,7 +95,7 @@ class Factors(NamedTuple):
 
 
 def init_factors(rows: int, dims: Sequence[int], dtype: Any, diagonal: Sequence[bool]) -> tuple[Any, Any]:
-    """Statistics of zero, and roots that change nothing; `diagonal` says of which axes the diagonal alone is kept."""
+    """Statistics of zero and identity roots; `diagonal` says for which axes only the diagonal is kept."""
     pairs = list(zip(dims, diagonal, strict=True))
     L = tuple(jnp.zeros((rows, d) if short else (rows, d, d), dtype) for d, short in pairs)
     P = tuple(
@@ -114,10 +108,11 @@ def init_factors(rows: int, dims: Sequence[int], dtype: Any, diagonal: Sequence[
 def roots(
     factors: Factors, exponents: Sequence[Any], c: jax.Array, eps: Any, solver: str, *, power_of_trace: Any = 0
 ) -> Factors:
-    """Roots of the statistics; one that is not finite stays what it was, and is counted where there is a statistic.
+    """Roots of the statistics; one that is not finite is replaced by the previous one, and counted unless the statistic
+    is 0.
 
-    To a matrix at least finfo.eps times its trace is added, unless eps is 0: what is below that is rounding, and a root
-    would make it larger than all else. The trace of L_1 to the power `power_of_trace` goes into the first root.
+    At least finfo.eps times its trace is added to a matrix, unless eps is 0: smaller eigenvalues are rounding, which an
+    inverse root would amplify most. The first root is multiplied by the trace of L_1 to the power `power_of_trace`.
     """
     P, failed = [], factors.failed
     for axis, (L, old, e) in enumerate(zip(factors.L, factors.P, exponents, strict=True)):
@@ -178,7 +173,7 @@ Matrices = Sequence[jax.Array | None]
 
 
 def transposes(Q: Matrices) -> list[jax.Array | None]:
-    """The way into the bases: Q^T of every axis that has one."""
+    """The rotation into the bases: Q^T of every axis that has a basis."""
     return [None if q is None else jnp.swapaxes(q, 1, 2) for q in Q]
 
 
@@ -188,7 +183,7 @@ def first_bases(S: Matrices) -> tuple[jax.Array | None, ...]:
 
 
 def next_bases(S: Matrices, Q: Matrices) -> tuple[tuple[jax.Array | None, ...], tuple[jax.Array | None, ...]]:
-    """One step of the power method from every basis; and which of its columns each new one comes from."""
+    """One step of the power method from every basis; and for each new column the index of the one that it continues."""
     made = [(None, None) if s is None else eigenbasis(s, q, method="qr") for s, q in zip(S, Q, strict=True)]
     return tuple(q for q, _ in made), tuple(order for _, order in made)
 

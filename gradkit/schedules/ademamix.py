@@ -1,9 +1,4 @@
-"""The warm-ups of AdEMAMix, with t = step + 1:
-
-alpha_t = alpha min(t / warmup_steps, 1)
-b3_t: its half-life grows linearly from that of b1 to that of b3,
-      ln(b3_t) = ln(b1) ln(b3) / ((1 - p) ln(b3) + p ln(b1)),   p = min(t / warmup_steps, 1)
-"""
+"""The warm-ups of AdEMAMix: of the weight and of the decay of its slow momentum."""
 
 from typing import Any
 
@@ -22,11 +17,13 @@ PAPER = Paper("The AdEMAMix Optimizer: Better, Faster, Older", "Pagliardini, Abl
 def ademamix_alpha_schedule(alpha: Scalar, *, warmup_steps: int) -> Schedule:
     """The weight of the slow momentum: it grows linearly, and is alpha at the last of the warm-up updates.
 
-    Equations: at the head of this file.
+    Equations, with t = step + 1:
+
+        alpha_t = alpha min(t / warmup_steps, 1)
 
     Args:
       alpha: last value, >= 0; may be traced.
-      warmup_steps: updates until it is reached, >= 1; the paper takes all of the training.
+      warmup_steps: updates until it is reached, >= 1; in the paper all steps of the training.
 
     Returns:
       A schedule step -> value; step 0 is the first update, t = 1. No state, no collective.
@@ -47,14 +44,17 @@ def ademamix_alpha_schedule(alpha: Scalar, *, warmup_steps: int) -> Schedule:
 
 
 def ademamix_b3_schedule(b3: Scalar, *, b1: Scalar, warmup_steps: int) -> Schedule:
-    """The decay of the slow momentum: from that of the fast one, so that it does not begin as a mean of nothing.
+    """The decay of the slow momentum: it starts at that of the fast one, when there are few gradients to average.
 
-    Equations: at the head of this file.
+    Equations, with t = step + 1; the half-life of b3_t grows linearly from that of b1 to that of b3:
+
+        p = min(t / warmup_steps, 1)
+        ln(b3_t) = ln(b1) ln(b3) / ((1 - p) ln(b3) + p ln(b1))
 
     Args:
       b3: last value, in (0, 1).
       b1: decay of the fast momentum, in (0, 1), not above b3.
-      warmup_steps: updates until b3 is reached, >= 1; the paper takes all of the training.
+      warmup_steps: updates until b3 is reached, >= 1; in the paper all steps of the training.
 
     Returns:
       A schedule step -> value; step 0 is the first update, t = 1. No state, no collective.
@@ -67,13 +67,13 @@ def ademamix_b3_schedule(b3: Scalar, *, b1: Scalar, warmup_steps: int) -> Schedu
       [0.9961, 0.998, 0.9987, 0.999, 0.999, 0.999]
 
     Reference: Pagliardini, Ablin, Grangier. The AdEMAMix Optimizer: Better, Faster, Older. 2024, arXiv 2409.03137.
-    The official code adds 1e-8 to the decays under the logarithm, against b1 = 0, which is refused here.
+    The official code adds 1e-8 to the decays under the logarithm, against b1 = 0, which raises `ValueError` here.
     """
     checks.real("b1", b1, "(0, 1)")
     checks.real("b3", b3, "(0, 1)")
     warmup_steps = checks.integer("warmup_steps", warmup_steps, 1)
     if isinstance(b1, int | float) and isinstance(b3, int | float) and b3 < b1:
-        raise ValueError(f"b3 must be at least b1, got {b3} and {b1}")
+        raise ValueError(f"ademamix_b3_schedule: b3 must be at least b1, got b3={b3} and b1={b1}")
 
     def at(since: jax.Array, _: Any) -> jax.Array:
         p = jnp.clip((real_array(since) + 1) / warmup_steps, 0, 1)

@@ -1,6 +1,6 @@
 """The words schedules are written in: `warmup(500, peak) + hold(10_000) + decay("1-sqrt", 2_000)`.
 
-Each makes a schedule of one phase; the equations of the shapes are at the head of `phases`.
+Each makes a schedule of one phase; the equations of the shapes are in the docstring of `phases`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ def warmup(steps: int, peak_value: Any, *, init_value: Any = 0.0, shape: str = "
       peak_value: value reached after `steps` steps; may be traced.
       init_value: value at its first step. Default 0, with which the first update moves nothing;
         `peak_value / steps` wastes no step.
-      shape: of the rise; a name of the table at the head of `phases`. Default "linear".
+      shape: of the rise; a shape of `phases`. Default "linear".
 
     Returns:
       A schedule of one phase.
@@ -72,7 +72,7 @@ def decay(shape: str, steps: int, end_value: Any = 0.0, *, init_value: Any = Non
     """Falls to a last value.
 
     Args:
-      shape: of the fall, from the table at the head of `phases`.
+      shape: of the fall; a shape of `phases`.
       steps: length of the phase, >= 0.
       end_value: value after it, for ever after where no phase follows. Default 0. May be traced.
       init_value: first value. Default None: where the phase before ended.

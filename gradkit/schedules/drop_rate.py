@@ -1,10 +1,4 @@
-"""The rate of dropout over a run: only early, against underfitting, or only late, against overfitting.
-
-standard            rate
-early, constant     rate for t < cutoff, then 0
-early, linear       rate (1 - t / (cutoff - 1)) for t < cutoff, both ends included, then 0
-late, constant      0 for t < cutoff, then rate
-"""
+"""The rate of dropout over a run: only early, against underfitting, or only late, against overfitting."""
 
 from typing import Any
 
@@ -20,16 +14,23 @@ from gradkit.types import Scalar
 def drop_rate_schedule(
     rate: Scalar, *, cutoff_step: int, total_steps: int, mode: str = "standard", decay: str = "constant"
 ) -> Schedule:
-    """How many activations (or, with stochastic depth, layers) are dropped at each step.
+    """The fraction of activations (or, with stochastic depth, layers) that are dropped at each step.
 
-    Equations: at the head of this file. The rate is a traced value: dropout must take a probability that is an array.
+    Equations, with t = step and cutoff = cutoff_step:
+
+        rate_t = rate                                                     "standard"
+        rate_t = rate for t < cutoff, then 0                              "early", "constant"
+        rate_t = rate (1 - t / (cutoff - 1)) for t < cutoff, then 0       "early", "linear"
+        rate_t = 0 for t < cutoff, then rate                              "late", "constant"
+
+    The rate is a traced value: dropout must take a probability that is an array.
 
     Args:
       rate: largest rate, in [0, 1); may be traced. The paper: 0.1 for early dropout of small models, 0.4 to 0.6 for
         late stochastic depth.
-      cutoff_step: where "early" ends and "late" begins, from 0 to `total_steps`; "standard" has no use for it. The
-        paper: 50 of 300 epochs.
-      total_steps: length of the run, >= 1; the value stays afterwards.
+      cutoff_step: where "early" ends and "late" begins, from 0 to `total_steps`; not used by "standard". The paper: 50
+        of 300 epochs.
+      total_steps: length of the run, >= 1; afterwards the value is constant.
       mode: "standard" (default), "early" or "late".
       decay: of "early", "constant" (default) or "linear"; "late" and "standard" are constant.
 
@@ -52,9 +53,13 @@ def drop_rate_schedule(
     checks.choice("mode", mode, ("standard", "early", "late"))
     checks.choice("decay", decay, ("constant", "linear"))
     if cutoff_step > total_steps:
-        raise ValueError(f"cutoff_step must be at most total_steps={total_steps}, got {cutoff_step}")
+        raise ValueError(
+            f"drop_rate_schedule: cutoff_step must be at most total_steps={total_steps}, got {cutoff_step}"
+        )
     if decay == "linear" and mode != "early":
-        raise ValueError(f"decay must be 'constant' with mode={mode!r}, got 'linear'")
+        raise ValueError(
+            f"drop_rate_schedule: decay must be 'constant' with mode={mode!r}, got 'linear'; write mode='early'"
+        )
 
     def at(since: jax.Array, before: Any = None) -> jax.Array:
         del before

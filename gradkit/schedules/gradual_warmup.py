@@ -1,11 +1,4 @@
-"""Gradual warm-up: from the rate of the small batch to the rate of the large one.
-
-    t < W     base + (kappa base - base) t / W          ("constant": base, and then the jump)
-    t >= W    after(t), or kappa base
-
-where t counts from the first step of the run also after the warm-up: the steps at which a rate falls stay where they
-were.
-"""
+"""Gradual warm-up: from the learning rate of the small batch to that of the large one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,14 +19,19 @@ def gradual_warmup(
 ) -> Schedule:
     """The warm-up that goes with `gk.batches.linear_scaling`.
 
-    Equations: at the head of this file.
+    Equations, with t = step and W = warmup_steps:
+
+        rate_t = base + (kappa base - base) t / W          t < W;  with shape="constant", base
+        rate_t = after(t), or kappa base                   t >= W
+
+    Also after the warm-up t counts from the first step of the run, so the steps at which `after` falls do not shift.
 
     Args:
-      base: the rate of the small batch, >= 0, with which the run begins; may be traced. The paper: 0.1 at 256.
+      base: the learning rate of the small batch, >= 0, with which the run begins; may be traced. The paper: 0.1 at 256.
       kappa: large batch / small batch, > 0; may be traced.
       warmup_steps: W >= 0. The paper: 5 epochs.
-      after: the schedule of the large batch, step -> rate, called with the steps since the start of the run. Default
-        None: kappa base for ever.
+      after: the schedule of the large batch, step -> learning rate, called with the steps since the start of the run.
+        Default None: constant kappa base.
       shape: "linear" (default), or "constant": base for W steps, the paper's other variant.
 
     Returns:

@@ -1,12 +1,4 @@
-"""Stage-wise decay for the heavy ball: constant rates, each a factor below the one before.
-
-value(step) = init_value decay_factor^(-stage),    stage = min(step // steps_per_stage, num_stages - 1)
-
-Constants for a quadratic of condition number kappa, largest curvature L, over T steps, with C = decay_factor:
-
-momentum = (1 - 1 / sqrt(kappa))^2      init_value = 1 / L
-num_stages = log_C(T sqrt(kappa))       steps_per_stage = T / num_stages
-"""
+"""Stage-wise decay for the heavy ball method: constant learning rates, divided by a factor after every stage."""
 
 import math
 from typing import Any, NamedTuple
@@ -25,11 +17,13 @@ def stage_decay_schedule(
 ) -> Schedule:
     """Stays at a value for a stage, and divides it by a factor for the next.
 
-    Equations: at the head of this file.
+    Equations:
+
+        value(step) = init_value decay_factor^(-stage),    stage = min(step // steps_per_stage, num_stages - 1)
 
     Args:
       init_value: value of the first stage, >= 0; may be traced.
-      num_stages: number of stages, >= 1; the value of the last stays after it.
+      num_stages: number of stages, >= 1; after the last one its value is kept.
       steps_per_stage: their length in steps, >= 1.
       decay_factor: C > 1, by which the value is divided from stage to stage. Default 2.
 
@@ -63,7 +57,7 @@ def stage_decay_schedule(
 
 
 class HeavyBallConstants(NamedTuple):
-    """What `gk.heavy_ball` and `stage_decay_schedule` are given."""
+    """The arguments of `gk.heavy_ball` and `stage_decay_schedule`."""
 
     momentum: float
     init_value: float
@@ -76,8 +70,12 @@ def heavy_ball_constants(
 ) -> HeavyBallConstants:
     """The paper's constants for a quadratic of a known condition number.
 
-    Equations: at the head of this file; the number of stages is rounded up, their length down, and both are at
-    least 1.
+    Equations, for the condition number kappa, the largest curvature L, T steps and C = decay_factor:
+
+        momentum = (1 - 1 / sqrt(kappa))^2      init_value = 1 / L
+        num_stages = log_C(T sqrt(kappa))       steps_per_stage = T / num_stages
+
+    The number of stages is rounded up, their length down, and both are at least 1.
 
     Args:
       kappa: condition number, largest over smallest curvature, >= 1.

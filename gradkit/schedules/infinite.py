@@ -1,15 +1,4 @@
-"""The infinite schedule: a learning rate without a planned end, for training that goes on with new data.
-
-With W = warmup_steps, C = cooldown_steps, A = anneal_start, N = anneal_steps and p = (step - W) / C:
-
-    step < W        peak step / W
-    step < W + C    cosine        constant + (peak - constant) (1 + cos(pi p)) / 2
-                    linear        peak + (constant - peak) p
-                    inverse_sqrt  peak + (constant - peak) q(p) / q(1),   q(p) = 1 / sqrt(1 + timescale p) - 1
-    step < A        constant
-    step < A + N    constant (end / constant)^((step - A) / N)
-    then            end
-"""
+"""The infinite schedule: a learning rate without a planned end, for training that goes on with new data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +21,7 @@ PAPER = Paper(
 
 
 def _inverse_sqrt(steps: int, peak_value: Any, constant_value: Any, timescale: Any) -> Schedule:
-    """A phase that falls as the inverse root of the time, and reaches its last value."""
+    """A phase that falls like the inverse root of the step, and reaches its last value."""
 
     def q(p: Any) -> jax.Array:
         return 1 / jnp.sqrt(1 + real_array(timescale) * p) - 1
@@ -58,21 +47,32 @@ def infinite_schedule(
     end_value: Scalar | None = None,
     timescale: Any = 10.0,
 ) -> Schedule:
-    """Warms up, cools down to a constant rate that may last for ever, and is annealed where a model is wanted.
+    """Warms up, cools down to a constant learning rate without an end, and is annealed where a model is needed.
 
-    Equations: at the head of this file. A later task starts at the constant rate: `warmup_steps=0, cooldown_steps=0`.
+    Equations, with W = warmup_steps, C = cooldown_steps, A = anneal_start, N = anneal_steps and p = (step - W) / C:
+
+        value = peak step / W                                                                step < W
+              = constant + (peak - constant) (1 + cos(pi p)) / 2       "cosine"              step < W + C
+              = peak + (constant - peak) p                             "linear"              step < W + C
+              = peak + (constant - peak) q(p) / q(1)                   "inverse_sqrt"        step < W + C
+              = constant                                                                     step < A
+              = constant (end / constant)^((step - A) / N)                                   step < A + N
+              = end                                                                          afterwards
+
+    q(p) = 1 / sqrt(1 + timescale p) - 1. A later task starts at the constant learning rate: `warmup_steps=0,
+    cooldown_steps=0`.
 
     Args:
-      peak_value: largest rate, >= 0; may be traced.
-      constant_value: rate after the cooldown, > 0; may be traced.
+      peak_value: largest learning rate, >= 0; may be traced.
+      constant_value: learning rate after the cooldown, > 0; may be traced.
       warmup_steps: W >= 0.
       cooldown_steps: C >= 0.
       cooldown: shape of the cooldown, "cosine" (default), "linear" or "inverse_sqrt".
-      anneal_start: A >= W + C, step from which the rate is annealed. Default None: never; `anneal_branch` then anneals
-        from a checkpoint.
+      anneal_start: A >= W + C, step from which the learning rate is annealed. Default None: never; `anneal_branch` then
+        anneals from a checkpoint.
       anneal_steps: N >= 1; given with `anneal_start`.
-      end_value: rate after annealing, > 0; given with `anneal_start`.
-      timescale: of "inverse_sqrt", > 0; a large one falls early. Default 10.
+      end_value: learning rate after annealing, > 0; given with `anneal_start`.
+      timescale: of "inverse_sqrt", > 0; a larger one falls earlier. Default 10.
 
     Returns:
       A schedule step -> value. No state, no collective.
@@ -87,8 +87,8 @@ def infinite_schedule(
 
     Reference: Singh et al. Beyond Cosine Decay: On the effectiveness of Infinite Learning Rate Schedule for Continual
     Pre-training. 2025, arXiv 2503.02844. Where sources differ: the end value is reached after N steps of annealing, as
-    in the authors' code; equation 1, as it is also read, divides by A + N. In the authors' code C is where the cooldown
-    ends; here it is how long it lasts.
+    in the authors' code; equation 1 can also be read with a division by A + N. In the authors' code C is the step at
+    which the cooldown ends; here it is the length of the cooldown.
     """
     checks.real("peak_value", peak_value, "[0, inf)")
     checks.real("constant_value", constant_value, "(0, inf)")
@@ -118,17 +118,19 @@ def infinite_schedule(
 def anneal_branch(schedule: Callable[[Any], Any], *, start: int, anneal_steps: int, end_value: Scalar) -> Schedule:
     """Follows a schedule up to a step, and anneals from there.
 
-    Equations: schedule(step) for step < start; from there value (end / value)^((step - start) / N), where `value` is
-    schedule(start).
+    Equations, with N = anneal_steps and value = schedule(start):
+
+        rate = schedule(step)                                    step < start
+             = value (end / value)^((step - start) / N)          step >= start, and end after N steps
 
     Args:
       schedule: step -> value > 0; mostly `infinite_schedule` without annealing.
       start: step of the checkpoint the branch starts from, >= 0: the number of updates made so far.
       anneal_steps: N >= 1.
-      end_value: rate after annealing, > 0; may be traced.
+      end_value: learning rate after annealing, > 0; may be traced.
 
     Returns:
-      A schedule. The state of an optimizer goes on: its counter is `start`.
+      A schedule. The state of the optimizer continues: its counter is `start`.
 
     Raises:
       ValueError: a hyperparameter outside its range.

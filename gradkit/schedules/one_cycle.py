@@ -1,15 +1,4 @@
-"""One cycle: up to a large rate, down again, and far below where it began, while momentum goes the other way.
-
-    initial = peak / div_factor,    final = initial / final_div_factor
-
-    two phases      initial -> peak -> final
-    three phases    initial -> peak -> initial -> final,   up and down equally long
-
-Each phase is a line or half a cosine, and ends, for T steps in all, at
-
-    torch    pct_start T - 1,   (2 pct_start T - 2,)   T - 1      which may lie between two steps
-    optax    int(pct_start T),  (int(2 pct_start T),)  T
-"""
+"""One cycle: the learning rate rises to a peak and falls far below its start, while momentum falls and rises."""
 
 import itertools
 from typing import Any
@@ -36,7 +25,10 @@ def _lengths(total_steps: int, pct_start: float, three_phase: bool, convention: 
         ends = (ends[0], ends[2])
     lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
     if min(lengths) <= 0:
-        raise ValueError(f"pct_start={pct_start!r} of total_steps={total_steps!r} leaves a phase without a step")
+        raise ValueError(
+            f"one_cycle: pct_start={pct_start!r} of total_steps={total_steps!r} leaves a phase without a step; give "
+            "more steps, or another pct_start"
+        )
     return lengths
 
 
@@ -60,17 +52,23 @@ def one_cycle(
 ) -> Schedule:
     """The learning rate of one cycle.
 
-    Equations: at the head of this file.
+    Equations, with T = total_steps; each phase is a line or half a cosine:
+
+        initial = peak / div_factor,    final = initial / final_div_factor
+        initial -> peak -> final                                                two phases
+        initial -> peak -> initial -> final                                     three phases, the first two equally long
+        ends: pct_start T - 1, (2 pct_start T - 2,) T - 1                       "torch", may be between two steps
+        ends: int(pct_start T), (int(2 pct_start T),) T                         "optax"
 
     Args:
-      peak_value: largest rate, >= 0; may be traced.
-      total_steps: T >= 2; afterwards the rate stays at its final value.
-      pct_start: share of the steps that rise, in (0, 1). Default 0.3 (torch, optax, fastai).
+      peak_value: largest learning rate, >= 0; may be traced.
+      total_steps: T >= 2; afterwards the learning rate stays at its final value.
+      pct_start: fraction of the steps that rise, in (0, 1). Default 0.3 (torch, optax, fastai).
       div_factor: peak / initial, > 0. Default 25 (torch, optax).
       final_div_factor: initial / final, > 0. Default 1e4 (torch, optax).
       anneal: "cos" (default) or "linear" (the paper).
-      three_phase: whether the fall stops at the initial rate before it goes to the final one (the paper).
-        Default False.
+      three_phase: whether the fall goes to the initial learning rate first, and to the final one in a third phase (the
+        paper). Default False.
       convention: where phases end: "torch" (default) or "optax".
 
     Returns:
@@ -106,16 +104,17 @@ def one_cycle_b1(
     three_phase: bool = False,
     convention: str = "torch",
 ) -> Schedule:
-    """The momentum of one cycle: low while the rate is high.
+    """The momentum of one cycle: low while the learning rate is high.
 
-    Equations: b1_peak -> b1_trough -> b1_peak over the phases at the head of this file; a third phase stays at
-    b1_peak.
+    Equations, over the phases of `one_cycle`:
+
+        b1_peak -> b1_trough -> b1_peak                     and with three phases constant in the third
 
     Args:
       total_steps: T >= 2; afterwards b1 stays at `b1_peak`.
       pct_start: as in `one_cycle`, which should have the same. Default 0.3.
       b1_peak: largest value, in [0, 1). Default 0.95 (paper). May be traced.
-      b1_trough: value where the rate peaks, in [0, 1). Default 0.85 (paper). May be traced.
+      b1_trough: value where the learning rate peaks, in [0, 1). Default 0.85 (paper). May be traced.
       anneal: "cos" (default) or "linear" (paper).
       three_phase: as in `one_cycle`. Default False.
       convention: as in `one_cycle`. Default "torch".
@@ -133,8 +132,8 @@ def one_cycle_b1(
       [0.95, 0.9, 0.85, 0.883, 0.917, 0.95]
 
     Reference: Smith. A disciplined approach to neural network hyper-parameters: Part 1. 2018, arXiv 1803.09820.
-    With a momentum that varies, 1 - b1^t is not the weight an average has gathered: 1 minus the product is, by which
-    `gk.scale_by_scheduled_adam` divides.
+    With a varying momentum the total weight of a running mean is not 1 - b1^t but 1 minus the product of all b1, by
+    which `gk.scale_by_scheduled_adam` divides.
     """
     checks.real("b1_peak", b1_peak, "[0, 1)")
     checks.real("b1_trough", b1_trough, "[0, 1)")

@@ -1,16 +1,4 @@
-"""Schedules as lists of phases that compose.
-
-A schedule is a list of phases, each with a length in steps, a shape, a first value and a value it goes to:
-
-    value(step) = curve(from, to, p),    p = (step - first step of the phase) / length,  in [0, 1)
-
-and after the last phase the value it went to. `+` puts lists one after the other; a phase that names no first
-value starts where the phase before it ended. Curves, where a is the first value and b the last:
-
-    linear        a + (b - a) p              cosine     a + (b - a) (1 - cos(pi p)) / 2
-    1-sqrt        a + (b - a) sqrt(p)        1-square   a + (b - a) p^2
-    exponential   a (b / a)^p                half_life  a 2^(-steps since the start / half_life), then b
-"""
+"""Schedules as lists of phases that compose."""
 
 import dataclasses
 import itertools
@@ -35,7 +23,7 @@ def real_array(value: Any) -> jax.Array:
 
 
 def _between(progress: Callable[[jax.Array], jax.Array]) -> Curve:
-    """A curve from how far of the way it has gone: exactly a at 0, exactly b at 1."""
+    """A curve between a and b from its progress in [0, 1]: exactly a at 0, exactly b at 1."""
 
     def curve(a: jax.Array, b: jax.Array, p: jax.Array) -> jax.Array:
         return a * (1 - progress(p)) + b * progress(p)
@@ -60,12 +48,12 @@ CURVES: dict[str, Curve] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Phase:
-    """One piece of a schedule.
+    """One phase of a schedule.
 
     Attributes:
-      length: in steps; a fraction where a bend lies between two steps; None: for ever.
+      length: number of steps; a fraction where the phase ends between two steps; None: without an end.
       at: (steps since the start of the phase, last value before it or None) -> value.
-      end: last value before the phase, or None -> value it goes to.
+      end: last value before the phase, or None -> value that it goes to.
     """
 
     length: float | None
@@ -75,7 +63,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
-    """A list of phases, which is also the function step -> value that optax wants.
+    """A list of phases, which is also a function step -> value, as optax takes it.
 
     `schedule(0)` is the value of the first update. Steps may be Python integers, integer arrays of any shape, or
     traced; values are float32 (float64 where that is enabled). Values of phases may be traced, lengths not.
@@ -88,7 +76,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if any(phase.length is None for phase in self.phases[:-1]):
-            raise ValueError("no phase can follow one that has no end: give it a number of steps")
+            raise ValueError(
+                "a schedule must have no phase after one without an end; give that phase a number of steps"
+            )
         if self.length is not None and self.length > LAST_STEP:
             raise ValueError(f"a schedule must be at most {LAST_STEP} steps long, got {self.length}")
 
@@ -109,7 +99,7 @@ class Schedule:
         return self.at(step.astype(int) if jnp.issubdtype(step.dtype, jnp.integer) else real_array(step), None)
 
     def at(self, since: jax.Array, before: Any) -> jax.Array:
-        """The value so many steps after the start, where `before` is the last value before it."""
+        """The value `since` steps after the start, where `before` is the last value before the start."""
         candidates = []
         for phase in self.phases:
             value = phase.at(since, before)
@@ -128,7 +118,7 @@ class Schedule:
         return plot(self, steps, width=width, height=height)
 
     def end(self, before: Any) -> Any:
-        """The value the last phase goes to."""
+        """The value that the last phase goes to."""
         for phase in self.phases:
             before = phase.end(before)
         return before
@@ -153,21 +143,24 @@ def unending(at: Callable[[jax.Array], jax.Array]) -> Schedule:
 
 
 def check_shape(shape: str, half_life: Any = None) -> None:
-    """Raises where a shape is unknown, or has not got its half-life."""
+    """Raises `ValueError` where a shape is unknown, or lacks its half-life."""
     checks.choice("shape", shape, [*CURVES, "half_life"])
     if (shape == "half_life") != (half_life is not None):
-        raise ValueError(f"half_life goes with shape='half_life', got shape={shape!r} and half_life={half_life!r}")
+        raise ValueError(
+            f"half_life must be given with shape='half_life' and with no other shape, got shape={shape!r} and "
+            f"half_life={half_life!r}"
+        )
     checks.real("half_life", half_life, "(0, inf)", optional=True)
 
 
 def ramp(length: float, shape: str, init_value: Any = None, end_value: Any = None, half_life: Any = None) -> Schedule:
-    """One phase of any shape; what the builders below are made of.
+    """One phase of any shape, from which the builders are made.
 
     Args:
-      length: in steps, >= 0; whole, or a fraction where a bend lies between two steps.
+      length: number of steps, >= 0; an integer, or a fraction where the phase ends between two steps.
       shape: a key of `CURVES`, or "half_life".
-      init_value: first value. None: where the phase before ended.
-      end_value: value it goes to. None: stays at the first value.
+      init_value: first value. None: the last value of the phase before.
+      end_value: value that it goes to. None: constant at the first value.
       half_life: steps in which the value halves, for shape "half_life".
     """
     check_shape(shape, half_life)
@@ -178,7 +171,9 @@ def ramp(length: float, shape: str, init_value: Any = None, end_value: Any = Non
 
     def first(before: Any) -> jax.Array:
         if init_value is None and before is None:
-            raise ValueError("init_value is needed: no phase in front of this one says where it starts")
+            raise ValueError(
+                "init_value must be given for the first phase of a schedule, got None; write the value it starts from"
+            )
         return real_array(before if init_value is None else init_value)
 
     def at(since: jax.Array, before: Any) -> jax.Array:
@@ -196,17 +191,26 @@ def ramp(length: float, shape: str, init_value: Any = None, end_value: Any = Non
 def phases(table: Iterable[Schedule | Sequence[Any]], *, total_steps: int | None = None) -> Schedule:
     """A schedule from a table of phases, with lengths in steps or in fractions of a run.
 
-    Equations: at the head of this file.
+    A schedule is a list of phases, each with a length in steps, a shape, a first value a and a value b that it goes to,
+    which it keeps after the last phase. `+` concatenates schedules; a phase without a first value starts at the last
+    value of the phase before it. Equations, with p = (step - first step of the phase) / length, in [0, 1):
+
+        value = a + (b - a) p                                                     "linear"
+              = a + (b - a) (1 - cos(pi p)) / 2                                   "cosine"
+              = a + (b - a) sqrt(p)                                               "1-sqrt"
+              = a + (b - a) p^2                                                   "1-square"
+              = a (b / a)^p                                                       "exponential"
+              = a 2^(-steps since the start / half_life), then b                  "half_life"
 
     Args:
-      table: rows (length, shape, from, to), or schedules. `from` None: where the row before ended; `to` None:
-        stays. Lengths are >= 0, and fractions where a bend lies between two steps.
+      table: rows (length, shape, from, to), or schedules. `from` None: the last value of the row before; `to` None:
+        constant. Lengths are >= 0, and fractions where a phase ends between two steps.
       total_steps: steps of the run, >= 1, of which lengths are then fractions: they add up to at most 1, and one of
-        them may be None, the steps that are left. Bends are at whole steps; a schedule in the table keeps its length.
+        them may be None, the remaining steps. Phases end at whole steps; a schedule in the table keeps its length.
         Default None: lengths are in steps.
 
     Returns:
-      The rows one after the other.
+      The rows as one schedule.
 
     Raises:
       ValueError: an empty table, a row that is not four values, an unknown shape, a negative length, fractions of more
@@ -222,16 +226,16 @@ def phases(table: Iterable[Schedule | Sequence[Any]], *, total_steps: int | None
       >>> print(schedule(jnp.arange(11)))
       [0.  1.  1.  1.  1.  1.  1.  1.  1.  0.5 0. ]
 
-    Reference: none; every schedule of this room that has no feedback is such a table. Warm-up, constant rate and
-    cooldown in this form: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations.
-    2024, arXiv 2405.18392.
+    Reference: This library; every schedule of this room without feedback is such a table. Warm-up, constant learning
+    rate and cooldown in this form: Hägele et al. Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+    Durations. 2024, arXiv 2405.18392.
     """
     rows = list(table) if isinstance(table, Iterable) and not isinstance(table, str) else []
     if not rows:
         raise ValueError(f"phases: table must be rows (length, shape, from, to), at least one, got {table!r}")
     for row in rows:
         if not isinstance(row, Schedule) and (not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 4):
-            raise ValueError(f"a phase is a schedule or (length, shape, from, to), got {row!r}")
+            raise ValueError(f"phases: a row must be a schedule or (length, shape, from, to), got {row!r}")
     total_steps = checks.integer("total_steps", total_steps, 1, optional=True)
     if total_steps is not None:
         rows = _in_steps(rows, total_steps)
@@ -240,8 +244,8 @@ def phases(table: Iterable[Schedule | Sequence[Any]], *, total_steps: int | None
 
 
 def _in_steps(rows: list[Any], total_steps: int) -> list[Any]:
-    """The rows with their lengths, fractions of a run, as whole steps that add up: the bends are rounded, not the
-    lengths."""
+    """The rows with their lengths, fractions of a run, as whole steps that add up: the ends of phases are rounded, not
+    their lengths."""
     lengths = [row.length if isinstance(row, Schedule) else row[0] for row in rows]
     shares = []
     for row, length in zip(rows, lengths, strict=True):
@@ -251,7 +255,7 @@ def _in_steps(rows: list[Any], total_steps: int) -> list[Any]:
         checks.real("a length", length, "[0, 1]", optional=True)
         shares.append(length)
     open_rows, known = shares.count(None), sum(share for share in shares if share is not None)
-    # As many roundings as there are rows.
+    # 1e-9 covers one rounding per row.
     if open_rows > 1 or known > 1 + 1e-9:
         raise ValueError(
             "phases: lengths must be fractions that add up to at most 1, one of them None for the rest, got "

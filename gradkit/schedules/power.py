@@ -1,16 +1,4 @@
-"""The power schedule: a learning rate that follows the number of tokens, whatever the batch and the length of the run.
-
-With n = step * tokens_per_step tokens seen, W = warmup_steps, S = decay_start, N = decay_steps and x = step - S:
-
-    eta(n) = min(peak, batch_size amplitude n^exponent)
-    step < W        eta at step W, times step / W
-    step < S        eta(n)
-    step < S + N    eta(n) times the factor of the decay:
-                    exponential  A e^(-x / N) + B,  A = (1 - r) e / (e - 1),  B = (r e - 1) / (e - 1): from 1 to r
-                    linear       1 + (r - 1) x / N
-                    cosine       r + (1 - r) (1 + cos(pi x / N)) / 2
-    then            what it is at step S + N:  r eta
-"""
+"""The power schedule: a learning rate that depends on the number of tokens, for any batch size and length of run."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +15,7 @@ from gradkit.types import Scalar
 PAPER = Paper(
     "Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler", "Shen et al.", 2024, "2408.13359"
 )
-# Share of the way from 1 to the last factor, from the share of the steps.
+# The fraction of the way from 1 to the last factor, as a function of the fraction of the steps.
 FALLS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "exponential": lambda p: -jnp.expm1(-p) / -math.expm1(-1.0),
     "linear": lambda p: p,
@@ -50,7 +38,22 @@ def power_schedule(
 ) -> Schedule:
     """A learning rate that falls as a power of the tokens seen, below a cap.
 
-    Equations: at the head of this file. The warm-up aims at the capped power law at step W, which need not be the peak.
+    Equations, with n = step * tokens_per_step tokens seen, W = warmup_steps, S = decay_start, N = decay_steps,
+    r = decay_ratio and x = step - S:
+
+        eta = min(peak, batch_size amplitude n^exponent)
+        value = (eta at step W) step / W                    step < W
+              = eta                                         step < S
+              = eta f(x)                                    step < S + N
+              = the value at step S + N                     afterwards
+
+    with the factor of the decay, which falls from 1 to r:
+
+        f(x) = A e^(-x / N) + B                             "exponential",  A = (1 - r) e / (e - 1),  B = 1 - A
+             = 1 + (r - 1) x / N                            "linear"
+             = r + (1 - r) (1 + cos(pi x / N)) / 2          "cosine"
+
+    The warm-up ends at the capped power law at step W, which need not be the peak.
 
     Args:
       peak_value: the cap, >= 0. Default 0.02 (paper, from a second source). May be traced.
@@ -58,8 +61,8 @@ def power_schedule(
       exponent: b of the power law, <= 0. Default -0.51 (paper, from a second source). May be traced.
       batch_size: sequences per step, > 0. Default 1: `amplitude` is then the product, as in the official code.
       tokens_per_step: tokens per step, > 0. Default 1.
-      warmup_steps: W >= 0. Default 0, with which step 0, where no token was seen, has the peak.
-      decay_start: S >= W, where the last decay begins. Default None: it never does.
+      warmup_steps: W >= 0. Default 0, with which step 0, before any token, has the peak.
+      decay_start: S >= W, the step at which the last decay begins. Default None: no decay.
       decay_steps: N >= 1 with `decay_start`, else 0, the default.
       decay_ratio: r, the factor that the decay ends with, in [0, 1]. Default 0.1.
       decay_shape: "exponential" (default), "linear" or "cosine".
@@ -76,7 +79,7 @@ def power_schedule(
       [0.0, 0.5, 1.0, 0.5, 0.25]
 
     Reference: Shen et al. Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler. 2024, arXiv
-    2408.13359. Departure from the official code: its exponential decay goes on after N steps, to B, which is negative
+    2408.13359. Departure from the official code: its exponential decay continues after N steps, to B, which is negative
     for r below 1 / e; here it stays at r.
     """
     for name, value, interval in (

@@ -1,8 +1,4 @@
-"""The range test: a learning rate that grows step by step until the loss does, over N steps i = 0, ..., N - 1:
-
-linear         min + (max - min) i / (N - 1)
-exponential    min (max / min)^(i / (N - 1))
-"""
+"""The range test: a learning rate that grows step by step, to find the largest one at which the loss falls."""
 
 from gradkit import checks
 from gradkit.catalogue import Paper, register
@@ -15,7 +11,12 @@ PAPER = Paper("A disciplined approach to neural network hyper-parameters: Part 1
 def lr_range_test(min_value: Scalar, max_value: Scalar, *, steps: int, kind: str = "linear") -> Schedule:
     """A learning rate that grows from a small to a large value, for a short run whose losses show which rates train.
 
-    Equations: at the head of this file. `gk.diagnostics.suggest_learning_rate` reads the losses.
+    Equations, with the step i = 0, ..., N - 1:
+
+        rate_i = min + (max - min) i / (N - 1)                "linear"
+        rate_i = min (max / min)^(i / (N - 1))                "exponential"
+
+    `gk.diagnostics.suggest_learning_rate` reads the losses.
 
     Args:
       min_value: rate of the first step, > 0; may be traced.

@@ -1,16 +1,4 @@
-"""Linear decay, and the schedule that is refined from the gradient norms of a first run.
-
-Linear decay of update t = step + 1 of T, with W = warmup_steps:
-
-    t <= W    peak t / W
-    t > W     peak (T - t) / (T - W),   or, without the last rate of 0,   peak (T - step) / (T - W)
-
-Refined, from the norms G_t of the gradients of a first run:
-
-    Ghat = median filter of G over a window of 2 floor(floor(smoothing T) / 2) + 1 steps
-    w_t = Ghat_t^-2  of SGD, with l2 norms,      Ghat_t^-1  of Adam and its like, with l1 norms
-    s_t = w_t sum_{p > t} w_p,   divided by its maximum;   s_T = 0
-"""
+"""Linear decay, and the schedule that is refined from the gradient norms of a first run."""
 
 from typing import Any
 
@@ -32,14 +20,18 @@ POWERS = {"l2": 2, "l1": 1}
 def linear_decay(peak_value: Scalar, *, total_steps: int, warmup_steps: int = 0, include_zero: bool = True) -> Schedule:
     """A linear decay to zero: the schedule that is best in the worst case for the last iterate.
 
-    Equations: the first at the head of this file.
+    Equations of update t = step + 1 of T = total_steps, with W = warmup_steps:
+
+        value = peak t / W                                  t <= W
+              = peak (T - t) / (T - W)                      t > W
+              = peak (T - step) / (T - W)                   t > W, without include_zero
 
     Args:
       peak_value: peak, >= 0; may be traced.
-      total_steps: T > W; afterwards the rate is 0.
+      total_steps: T > W; afterwards the learning rate is 0.
       warmup_steps: W >= 0. Default 0.
-      include_zero: whether the last update has the rate 0, so that the first of the decay is one step below the peak
-        (the paper). Default True. False wastes no update: from the peak to peak / (T - W).
+      include_zero: whether the last update has the learning rate 0, so that the first of the decay is one step below
+        the peak (the paper). Default True. False wastes no update: from the peak to peak / (T - W).
 
     Returns:
       A schedule step -> value. No state, no collective.
@@ -78,13 +70,20 @@ def refined_schedule(
 ) -> np.ndarray:
     """The schedule for a second run, from the gradient norms of a first.
 
-    Equations: at the head of this file. The first run has a linear decay and `gk.record_norms` in its chain; the second
-    `array_schedule(peak_value * multipliers)`. It needs no warm-up: where gradients are large, multipliers are small.
+    Equations, with the norm G_t of the gradient of step t = 1, ..., T of the first run:
+
+        Ghat = median filter of G over a window of 2 floor(floor(smoothing T) / 2) + 1 steps
+        w_t = Ghat_t^-2                                     "l2", for SGD
+        w_t = Ghat_t^-1                                     "l1", for Adam and similar methods
+        s_t = w_t sum_{p > t} w_p,   divided by its maximum
+
+    The first run has a linear decay and `gk.record_norms` in its chain; the second `array_schedule(peak_value *
+    multipliers)`. It needs no warm-up: where gradients are large, multipliers are small.
 
     Args:
       grad_norms: norms > 0 of the gradients of the first run, one per step, shape (n,).
-      norm: which norms they are: "l2" (default) for SGD, "l1" for Adam and its like.
-      smoothing: window of the median filter as a share of the steps, in [0, 1). Default 0.1 (paper).
+      norm: which norms they are: "l2" (default) for SGD, "l1" for Adam and similar methods.
+      smoothing: window of the median filter as a fraction of the steps, in [0, 1). Default 0.1 (paper).
       total_steps: steps of the second run, >= 1. Default None: as many as there are norms; otherwise they are
         interpolated first.
 
@@ -92,15 +91,15 @@ def refined_schedule(
       A float64 array of one multiplier per step, in [0, 1]; the largest is 1, the last 0.
 
     Raises:
-      ValueError: norms that are no vector, not positive or not finite; an argument outside its range.
+      ValueError: norms that are not a vector, not positive or not finite; an argument outside its range.
 
     Example:
       >>> refined_schedule([2.0, 2.0, 2.0, 2.0, 2.0]).round(4).tolist()  # constant norms: a linear decay
       [1.0, 0.75, 0.5, 0.25, 0.0]
 
     Reference: Defazio et al. When, Why and How Much? Adaptive Learning Rate Scheduling by Refinement. 2023, arXiv
-    2310.07831. The released code divides by the last weight where it should by their sum; dividing by the maximum
-    leaves nothing of it. A linear decay is 1 - t / T; divided by its maximum, 1 - 1 / T, it begins at 1.
+    2310.07831. The released code divides by the last weight, not by the sum of the weights; the division by the maximum
+    removes either factor. A linear decay is 1 - t / T; divided by its maximum, 1 - 1 / T, it begins at 1.
     """
     checks.choice("norm", norm, list(POWERS))
     checks.real("smoothing", smoothing, "[0, 1)")
@@ -114,12 +113,12 @@ def refined_schedule(
     if not (np.isfinite(G).all() and (G > 0).all()):
         step = int(np.argmin(np.isfinite(G) & (G > 0)))
         raise ValueError(
-            f"refined_schedule: grad_norms must be positive and finite, got {G[step]} at step {step}; give the norms "
-            "of the steps that were made alone: grad_norms[:steps]"
+            f"refined_schedule: grad_norms must be positive and finite, got {G[step]} at step {step}; give only the "
+            "norms of the steps that were made: grad_norms[:steps]"
         )
     if total_steps is not None:
         G = np.interp(np.linspace(0, 1, total_steps), np.linspace(0, 1, len(G)), G)
-    # Divided by the largest first: neither a square nor its inverse leaves the range of numbers.
+    # Dividing by the largest norm first keeps squares and their inverses from overflow.
     w = (G.max() / median_filter(G, 2 * (int(smoothing * len(G)) // 2) + 1)) ** POWERS[norm]
     w = w / w.max()
     later = np.concatenate([np.cumsum(w[:0:-1])[::-1], [0.0]])
@@ -128,7 +127,7 @@ def refined_schedule(
 
 
 def median_filter(values: np.ndarray, window: int) -> np.ndarray:
-    """The running median; the end is reflected, and before the first value there is the first value again."""
+    """The running median; the end is padded by reflection, and the start by repeating the first value."""
     if window == 1:
         return values
     half = window // 2

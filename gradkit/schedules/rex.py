@@ -1,10 +1,4 @@
-"""REX: a rate that stays high for most of a budget and falls fast at its end.
-
-With W = warmup_steps, T = total_steps and z = max(1 - (t - W) / (T - W), 0), what is left of the budget:
-
-    t < W     peak (t + 1) / W
-    t >= W    end + (peak - end) z / (alpha + beta z)
-"""
+"""REX: a learning rate that stays high for most of a budget and falls fast at its end."""
 
 from typing import Any
 
@@ -28,16 +22,20 @@ def rex(
 ) -> Schedule:
     """A reflected exponential: between a line and a step, for training on a budget.
 
-    Equations: at the head of this file.
+    Equations, with t = step, W = warmup_steps, T = total_steps, and the remaining fraction z of the budget:
+
+        z = max(1 - (t - W) / (T - W), 0)
+        value = peak (t + 1) / W                            t < W
+              = end + (peak - end) z / (alpha + beta z)     t >= W
 
     Args:
       peak_value: largest value, >= 0. May be traced.
       total_steps: T > W. The last value is that of step T.
       warmup_steps: W >= 0, steps over which the value rises linearly; the first has peak_value / W. Default 0.
       end_value: last value, >= 0. Default 0.
-      alpha: in the denominator, > 0. Default 0.5 (paper). With 1, and beta = 0, the fall is a line.
-      beta: in the denominator, what is left of the budget times it, >= 0. Default 0.5 (paper). The first value is the
-        peak where alpha + beta is 1.
+      alpha: constant of the denominator, > 0. Default 0.5 (paper). With 1, and beta = 0, the fall is a line.
+      beta: factor of z in the denominator, >= 0. Default 0.5 (paper). The first value is the peak where alpha + beta is
+        1.
 
     Returns:
       A schedule step -> value, to which phases can be added. No state, no collective.

@@ -1,12 +1,4 @@
-"""SGDR: a cosine from the peak to the end value, restarted for ever in cycles that grow.
-
-Cycle i = 0, 1, ... is T_i steps long, starts at S_i and falls from peak_i:
-
-    T_i = period * period_mult^i
-    S_i = T_0 + ... + T_{i-1}
-    peak_i = peak * peak_mult^i
-    value(step) = end + (peak_i - end) (1 + cos(pi (step - S_i) / T_i)) / 2,   S_i <= step < S_{i+1}
-"""
+"""SGDR: a cosine from the peak to the end value, restarted in cycles that grow, without end."""
 
 import math
 import numbers
@@ -28,13 +20,13 @@ def _check_cycles(period: int, period_mult: float) -> None:
     period = checks.integer("period", period, 1)
     checks.real("period_mult", period_mult, "[1, inf)")
     if not isinstance(period_mult, numbers.Real):
-        raise ValueError(f"period_mult must be a Python number, got {period_mult!r}")
+        raise ValueError(f"sgdr: period_mult must be a Python number, got {period_mult!r}; write 1 or 2")
     if 1 < period_mult < 1.01:
-        raise ValueError(f"period_mult must be 1 or at least 1.01, got {period_mult!r}")
+        raise ValueError(f"sgdr: period_mult must be 1 or at least 1.01, got {period_mult!r}")
 
 
 def _starts(period: int, period_mult: float, *, cycles: float = math.inf) -> list[Fraction]:
-    """S_0, S_1, ... as exact fractions of the decimals the user wrote: so many, or all that a counter can reach."""
+    """S_0, S_1, ... as exact fractions of the user's decimals: `cycles` of them, or all that a counter can reach."""
     start, length, mult = Fraction(0), Fraction(period), Fraction(str(period_mult))
     starts = []
     while len(starts) < cycles and start <= LAST_STEP:
@@ -44,12 +36,14 @@ def _starts(period: int, period_mult: float, *, cycles: float = math.inf) -> lis
 
 
 def sgdr_boundaries(cycles: int, *, period: int, period_mult: float = 1) -> list[int]:
-    """The first step of each cycle; the snapshot worth keeping is the one a step earlier.
+    """The first step of each cycle of `sgdr`; keep a snapshot one step earlier.
 
-    Equations: ceil(S_i), at the head of this file.
+    Equations, with the start S_i of cycle i of `sgdr`:
+
+        boundary_i = ceil(S_i)
 
     Args:
-      cycles: how many cycles, >= 0.
+      cycles: number of cycles, >= 0.
       period: length of the first cycle in steps, >= 1.
       period_mult: growth of the cycles, 1 or >= 1.01. Default 1.
 
@@ -75,16 +69,22 @@ def sgdr(
 ) -> Schedule:
     """Cosine decay with warm restarts, without end.
 
-    Equations: at the head of this file. The value is at the peak at the first step of a cycle and never quite at
-    the end value.
+    Equations, for cycle i = 0, 1, ... of T_i steps, which starts at S_i and falls from peak_i:
+
+        T_i = period period_mult^i
+        S_i = T_0 + ... + T_{i-1}
+        peak_i = peak peak_mult^i
+        value(step) = end + (peak_i - end) (1 + cos(pi (step - S_i) / T_i)) / 2,   S_i <= step < S_{i+1}
+
+    The first step of a cycle has its peak; the end value is never quite reached.
 
     Args:
       peak_value: value at the first step, >= 0; may be traced.
       period: length T_0 of the first cycle in steps, >= 1.
-      period_mult: growth of the cycles, 1 or >= 1.01; cycles of fractional length bend between two steps.
+      period_mult: growth of the cycles, 1 or >= 1.01; a cycle of fractional length ends between two steps.
         Default 1; the paper's best runs have 2.
       end_value: value the cosine falls to, >= 0. Default 0 (torch).
-      peak_mult: factor of the peak at every restart, > 0. Default 1 (paper); less is a common addition.
+      peak_mult: factor of the peak at every restart, > 0. Default 1 (paper); smaller values are a common addition.
 
     Returns:
       A schedule step -> value. No state, no collective.
@@ -98,7 +98,7 @@ def sgdr(
       [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
 
     Reference: Loshchilov, Hutter. SGDR: Stochastic Gradient Descent with Warm Restarts. 2016, arXiv 1608.03983.
-    The number of the cycle comes from integers, not from a logarithm, which is wrong by one at some boundaries.
+    The number of the cycle is computed from integers, not from a logarithm, which is wrong by one at some boundaries.
     """
     checks.real("peak_value", peak_value, "[0, inf)")
     checks.real("end_value", end_value, "[0, inf)")

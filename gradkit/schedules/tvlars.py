@@ -1,7 +1,4 @@
-"""The time factor of TVLARS: large steps at first, without a warm-up, then a fall that is exponential in the end.
-
-phi_t = 1 / (alpha + exp(decay_rate (t - delay))) + gamma_min,      t = step + 1
-"""
+"""The time factor of TVLARS: large steps at first, without a warm-up, then a fall that becomes exponential."""
 
 from typing import Any
 
@@ -19,14 +16,18 @@ def tvlars_schedule(
 ) -> Schedule:
     """A factor that falls from about 1 / alpha + gamma_min to gamma_min, with its bend at `delay`.
 
-    Equations: at the head of this file. At t = delay it is 1 / (alpha + 1) + gamma_min.
+    Equations, with t = step + 1:
+
+        phi_t = 1 / (alpha + exp(decay_rate (t - delay))) + gamma_min
+
+    At t = delay it is 1 / (alpha + 1) + gamma_min.
 
     Args:
       decay_rate: how fast it falls, per step, >= 0. Default 1e-3.
       delay: the step t of the bend, counted from 1, >= 0. Default 0: it falls from the beginning.
-      alpha: the inverse of what it starts from long before the bend, > 0. Default 1 (paper, from a
-        second source); the official code has 0.1.
-      gamma_min: what it falls to, >= 0. Default 0 (official code).
+      alpha: the inverse of the value long before the bend, > 0. Default 1 (paper, from a second source); the official
+        code has 0.1.
+      gamma_min: the value that it falls to, >= 0. Default 0 (official code).
 
     Returns:
       A schedule step -> value; step 0 is the first update, t = 1. No state, no collective.
@@ -39,8 +40,8 @@ def tvlars_schedule(
       [0.8311, 0.6, 0.1]
 
     Reference: Do et al. Revisiting LARS for Large Batch Training Generalization of Neural Networks. 2024, arXiv
-    2309.14053. The official code counts t from 1, takes an argument for the delay and does not read it, and has no
-    floor: its rate vanishes where decay_rate t >> 1.
+    2309.14053. The official code counts t from 1, does not read its argument for the delay, and has no smallest value:
+    its learning rate vanishes where decay_rate t >> 1.
     """
     checks.real("decay_rate", decay_rate, "[0, inf)")
     checks.real("delay", delay, "[0, inf)")

@@ -1,12 +1,4 @@
-"""Warm-up, then a power of what is left: the schedule of tuned large-batch baselines.
-
-With W = warmup_steps, T = total_steps, D = T - W + 1, and r = (t / W)^warmup_power:
-
-    t <= W    peak r + (1 - r) init
-    t > W     end + (peak - end) (1 - min(t - W, D) / D)^power
-
-and with decay_end > 0 the step t stops at decay_end.
-"""
+"""Warm-up, then a power of the remaining fraction of steps: the schedule of tuned large-batch baselines."""
 
 from typing import Any
 
@@ -30,19 +22,24 @@ def warmup_polynomial_schedule(
     warmup_power: Scalar = 1.0,
     decay_end: int = -1,
 ) -> Schedule:
-    """Rises to a peak, and falls to a last value as a power of the steps that are left.
+    """Rises to a peak, and falls to a last value as a power of the remaining steps.
 
-    Equations: at the head of this file.
+    Equations, with t = step, W = warmup_steps, T = total_steps, D = T - W + 1, and r = (t / W)^warmup_power:
+
+        value = peak r + (1 - r) init                                       t <= W
+              = end + (peak - end) (1 - min(t - W, D) / D)^power            t > W
+
+    With decay_end > 0, t is at most decay_end.
 
     Args:
       peak_value: largest value, >= 0, at step `warmup_steps`; may be traced.
       warmup_steps: W >= 0; 0 is no warm-up.
-      total_steps: T >= W. The last value is reached one step after it.
-      init_value: value of step 0, >= 0. Default 0, with which the first update moves nothing.
+      total_steps: T >= W. The last value is reached one step later.
+      init_value: value of step 0, >= 0. Default 0, with which the first update is 0.
       end_value: last value, >= 0. Default 0.
       power: of the fall, > 0. Default 2, as in the recipe of LARS.
       warmup_power: of the rise, > 0. Default 1: a line.
-      decay_end: step from which the value stays as it is, > 0. Default -1: none (so is 0).
+      decay_end: step from which the value is constant, > 0. Default -1: none (so is 0).
 
     Returns:
       A schedule step -> value, to which phases can be added. No state, no collective.

@@ -1,17 +1,4 @@
-"""Warmup, stable, decay: a constant rate that can be cooled down from any checkpoint.
-
-With W warmup steps, S stable steps, N decay steps and p = (step - W - S) / N:
-
-    step < W          init + (peak - init) step / W
-    step < W + S      peak
-    step < W + S + N  linear       end + (peak - end) (1 - p)
-                      1-sqrt       end + (peak - end) (1 - sqrt(p))
-                      1-square     end + (peak - end) (1 - p^2)
-                      cosine       end + (peak - end) (1 + cos(pi p)) / 2
-                      exponential  peak (end / peak)^p
-                      half_life    peak 2^(-(step - W - S) / half_life)
-    then              end
-"""
+"""Warmup, stable, decay: a constant rate that can be cooled down from any checkpoint."""
 
 import functools
 import operator
@@ -55,25 +42,39 @@ def wsd(
     end_value: Any = 0.0,
     half_life: float | None = None,
 ) -> Schedule:
-    """Warms up, stays, decays.
+    """Warms up, stays constant, and decays.
 
-    Equations: at the head of this file.
+    Equations, with W = warmup_steps, S = stable_steps, N = decay_steps and p = (step - W - S) / N:
+
+        value = init + (peak - init) step / W               step < W
+              = peak                                        step < W + S
+              = the decay                                   step < W + S + N
+              = end                                         afterwards
+
+    with the shape of the decay
+
+        end + (peak - end) (1 - p)                          "linear"
+        end + (peak - end) (1 - sqrt(p))                    "1-sqrt"
+        end + (peak - end) (1 - p^2)                        "1-square"
+        end + (peak - end) (1 + cos(pi p)) / 2              "cosine"
+        peak (end / peak)^p                                 "exponential"
+        peak 2^(-(step - W - S) / half_life)                "half_life"
 
     Args:
       peak_value: value of the stable phase, >= 0; may be traced.
-      warmup_steps: W >= 0. With 0 the first update sees the peak.
-      stable_steps: S >= 0. Default None: stays until told; `wsd_cooldown` then makes the decay.
-      decay_steps: N >= 0; needed with `stable_steps`, refused without.
+      warmup_steps: W >= 0. With 0 the first update has the peak.
+      stable_steps: S >= 0. Default None: constant without an end; `wsd_cooldown` then makes the decay.
+      decay_steps: N >= 0; must be given with `stable_steps`, and only with it.
       shape: of the decay. Default "1-sqrt", the best of those Hägele et al. compare. MiniCPM: "half_life".
-      init_value: value of the first update, >= 0. Default 0, which moves nothing; peak / W wastes no step.
-      end_value: value after the decay, >= 0; > 0 for "exponential". Default 0. Every shape honours it.
+      init_value: value of the first update, >= 0. Default 0, with which the first update is 0; peak / W wastes no step.
+      end_value: value after the decay, >= 0; > 0 for "exponential". Default 0.
       half_life: steps in which the value halves, > 0; for shape "half_life" only.
 
     Returns:
       A schedule step -> value, to which phases can be added. No state, no collective.
 
     Raises:
-      ValueError: a hyperparameter outside its range, or one that another makes meaningless.
+      ValueError: a hyperparameter outside its range, or one that has no effect with another.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,7 +91,7 @@ def wsd(
     _check_decay(shape, end_value, half_life)
     if (stable_steps is None) != (decay_steps is None):
         raise ValueError(
-            f"stable_steps and decay_steps go together, got {stable_steps!r} and {decay_steps!r}; "
+            f"wsd: stable_steps and decay_steps must be given together, got {stable_steps!r} and {decay_steps!r}; "
             "without an end of the stable phase, wsd_cooldown makes the decay"
         )
     rise = warmup(warmup_steps, peak_value, init_value=init_value)
@@ -112,8 +113,10 @@ def wsd_cooldown(
 ) -> Schedule:
     """Follows a schedule up to a step, and cools down from there.
 
-    Equations: schedule(step) for step < start; from there the decay at the head of this file, from
-    schedule(start) to the end value.
+    Equations, with the shapes of decay of `wsd`, from peak = schedule(start) with p = (step - start) / decay_steps:
+
+        value = schedule(step)                              step < start
+              = the decay, then end                         step >= start
 
     Args:
       schedule: step -> value; mostly `wsd` without an end.
@@ -124,7 +127,7 @@ def wsd_cooldown(
       half_life: as in `wsd`.
 
     Returns:
-      A schedule. The state of an optimizer goes on: its counter is `start`.
+      A schedule. The state of the optimizer continues: its counter is `start`.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -154,9 +157,9 @@ def wsd_cycles(
     end_value: Scalar = 0.0,
     half_life: float | None = None,
 ) -> Schedule:
-    """Warms up once, then stays and decays again and again, back at the peak after each decay (WSD-S).
+    """Warms up once, then stays constant and decays in every cycle, back at the peak after each decay (WSD-S).
 
-    Equations: those at the head of this file, the last two phases once per cycle.
+    Equations: those of `wsd`, with the stable phase and the decay once per cycle.
 
     Args:
       peak_value: value of the stable phases, >= 0; may be traced.
@@ -164,7 +167,7 @@ def wsd_cycles(
       cycles: pairs (stable steps, decay steps), at least one.
       shape: of the decays. Default "1-sqrt".
       init_value: value of the first update, >= 0. Default 0.
-      end_value: value each decay goes to, >= 0. Only after the last is it reached. Default 0.
+      end_value: value that each decay goes to, >= 0. It is reached only after the last one. Default 0.
       half_life: as in `wsd`.
 
     Returns:
@@ -188,7 +191,7 @@ def wsd_cycles(
         [pair if isinstance(pair, Sequence) else () for pair in cycles] if isinstance(cycles, Iterable) else []
     )
     if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"cycles must be pairs (stable steps, decay steps), at least one, got {cycles!r}")
+        raise ValueError(f"wsd_cycles: cycles must be pairs (stable steps, decay steps), at least one, got {cycles!r}")
     parts = [hold(stable, peak_value) + decay(shape, steps, end_value, half_life=half_life) for stable, steps in pairs]
     return functools.reduce(operator.add, parts, warmup(warmup_steps, peak_value, init_value=init_value))
 

@@ -1,10 +1,4 @@
-"""The mean loss of the microbatches of a step, for what is inside of an accumulation of gradients.
-
-i = 1, ..., k the number of the microbatch in its step:
-
-    s_i = s_{i-1} + value_i,   s_0 = 0
-    inner sees value = s_i / i: at the k-th microbatch, where an accumulation makes its step, the mean of all k
-"""
+"""The mean loss of the microbatches of a step, for the optimizer inside an accumulation of gradients."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +14,7 @@ from gradkit.transforms.measured import loss_of
 
 
 class AccumulateValueState(NamedTuple):
-    """Microbatches since the last step, the sum of their losses, and the state inside."""
+    """Number of microbatches since the last step, the sum of their losses, and the inner state."""
 
     count: jax.Array
     total: jax.Array
@@ -28,7 +22,8 @@ class AccumulateValueState(NamedTuple):
 
 
 def _told(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`optax.MultiSteps` hands extra arguments on, and its `gradient_transformation()` says that it takes none."""
+    """`optax.MultiSteps` as a transformation with extra arguments: it forwards them to its inner optimizer, but its
+    `gradient_transformation()` is declared without them."""
     steps: Any = getattr(inner.update, "__self__", None)
     if not isinstance(steps, optax.MultiSteps):
         return inner
@@ -37,23 +32,28 @@ def _told(inner: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def accumulate_value(inner: optax.GradientTransformation, every_k: int) -> optax.GradientTransformationExtraArgs:
-    """Hands the mean loss of k microbatches to an accumulation of their gradients.
+    """Passes the mean loss of k microbatches to an accumulation of their gradients.
 
-    Equations: at the head of this file. `optax.MultiSteps` hands the loss of the last microbatch to what is inside of
-    it, beside the mean gradient of all: a step size that depends on the loss is then wrong.
-    `gk.accumulate_value(optax.MultiSteps(gk.momo(1.0), k), k)`.
+    Equations, with i = 1, ..., k the number of the microbatch in its step:
+
+        s_i = s_{i-1} + value_i,   s_0 = 0
+        the inner transformation gets value = s_i / i
+
+    At the k-th microbatch, where an accumulation makes its step, this is the mean of all k losses. `optax.MultiSteps`
+    alone passes the loss of the last microbatch with the mean gradient of all, so a step size that depends on the loss
+    is wrong. Write `gk.accumulate_value(optax.MultiSteps(gk.momo(1.0), k), k)`.
 
     Args:
-      inner: accumulates gradients over as many microbatches, and makes a step of their mean: `optax.MultiSteps`, also
-        its `gradient_transformation()`.
+      inner: accumulates gradients over the same number of microbatches, and makes a step from their mean:
+        `optax.MultiSteps`, also its `gradient_transformation()`.
       every_k: k, microbatches per step, >= 1.
 
     Returns:
-      A transformation that needs `value`, the mean loss of the microbatch; microbatches of equal sizes. State: a
+      A transformation that needs `value`, the mean loss of the microbatch; microbatches must have equal sizes. State: a
       counter, a number, and the inner state. Elementwise: no collective.
 
     Raises:
-      ValueError: an argument outside its range; at `update`, `value` missing or no scalar.
+      ValueError: an argument outside its range; at `update`, `value` missing or not a scalar.
 
     Example:
       >>> import gradkit as gk
@@ -65,7 +65,7 @@ def accumulate_value(inner: optax.GradientTransformation, every_k: int) -> optax
       >>> u.item()  # the mean loss 6 over the gradient 2
       -3.0
 
-    Reference: of no paper. 2026.
+    Reference: This library. 2026.
     """
     every_k = checks.integer("every_k", every_k, 1)
     checks.transformation(inner=inner)

@@ -1,9 +1,4 @@
-"""Delayed updates: one step per k microbatches, from the sum of their gradients over the sum of their weights.
-
-A <- A + g_i,    N <- N + weight_i         g_i the gradient of the SUM of the losses of weight_i tokens or examples
-L <- L + value_i                           the SUM of the losses itself, where `update` is given `value`
-after every k-th:    u = inner(A / N) with value = L / N,     A, N, L <- 0;       otherwise u = 0
-"""
+"""Delayed updates: one step per k microbatches, from the sum of their gradients divided by the sum of their weights."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +13,7 @@ from gradkit.transforms.measured import loss_of
 
 
 class AccumulateWeightedState(NamedTuple):
-    """Microbatches since the last step; the sums of their weights, losses, gradients; and the state inside."""
+    """Number of microbatches since the last step; the sums of their weights, losses and gradients; the inner state."""
 
     count: jax.Array
     weight: jax.Array
@@ -32,25 +27,32 @@ def accumulate_weighted(
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient accumulation for microbatches of different sizes: the step is that of all their tokens as one batch.
 
-    Equations: at the head of this file. `optax.MultiSteps` takes the mean of k means, in which a token of a short
-    microbatch counts more than one of a long.
+    Equations, with g_i the gradient of the SUM of the losses of the weight_i tokens or examples of microbatch i:
+
+        A <- A + g_i,    N <- N + weight_i
+        L <- L + value_i                                                 where `update` is given the SUM of the losses
+        after every k-th:    u = inner(A / N) with value = L / N,        A, N, L <- 0
+        otherwise:           u = 0
+
+    `optax.MultiSteps` takes the mean of k means, in which a token of a short microbatch counts more than a token of a
+    long one.
 
     Args:
-      inner: makes the step from the mean gradient. It sees the mean loss as `value`, and other extra arguments of the
-        k-th call only.
+      inner: makes the step from the mean gradient. It gets the mean loss as `value`, and the other extra arguments of
+        the k-th call only.
       every_k: microbatches per step, >= 1.
       axis_name: axis of `vmap` or `shard_map` whose members are replicas with microbatches of their own; gradients and
-        weights are summed over it, and divided once. Under plain jit gradients are of all devices already.
+        weights are summed over it before the division. Under plain jit gradients are sums over all devices already.
         Default None.
 
     Returns:
-      A transformation that needs `weight`, a number >= 0: the tokens or examples whose losses the microbatch's loss is
-      the sum of. Between steps it returns zeros and leaves the inner state alone. Weights that are all 0 make the
-      gradient 0. State: 1 word per parameter, in float32 or wider, three numbers, and the inner state. Collectives:
+      A transformation that needs `weight`, a number >= 0: the number of tokens or examples over which the loss of the
+      microbatch is summed. Between steps it returns zeros and does not change the inner state. If all weights are 0 the
+      gradient is 0. State: 1 word per parameter, in float32 or wider, three numbers, and the inner state. Collectives:
       none without `axis_name`; with it one all-reduce of the gradient per step.
 
     Raises:
-      ValueError: an argument outside its range; `weight` missing or, where it is known, negative.
+      ValueError: an argument outside its range; `weight` missing or, where it is not traced, negative.
 
     Example:
       >>> tx, x = accumulate_weighted(optax.sgd(1.0), 2), jnp.array(0.0)
@@ -62,7 +64,8 @@ def accumulate_weighted(
       -2.0
 
     Reference: Ott et al. Scaling Neural Machine Translation. 2018, arXiv 1806.00187. The rest of its recipe: Adam with
-    b2 = 0.98, a warm-up over 4000 steps and then the inverse root of the step, twice the rate for large batches.
+    b2 = 0.98, a warm-up over 4000 steps and then the inverse root of the step, twice the learning rate for large
+    batches.
     """
     checks.axis_name("axis_name", axis_name)
     every_k = checks.integer("every_k", every_k, 1)

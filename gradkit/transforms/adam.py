@@ -1,11 +1,4 @@
-"""Adam's direction: the running mean of gradients over the root of the running mean of their squares.
-
-    m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
-    u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
-
-Why not optax's: its moments take the parameters' dtype (with bfloat16 parameters the second moment stops
-decaying), it promotes int32 counters implicitly, and a bfloat16 first moment makes it slower.
-"""
+"""Adam's direction: the running mean of gradients over the root of the running mean of their squares."""
 
 import functools
 from typing import Any, NamedTuple
@@ -59,11 +52,20 @@ def scale_by_adam(
     nesterov_correction: str = "next",
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Rescales updates by Adam's rule; sign and learning rate are left to the next link.
+    """Rescales updates by Adam's rule; the sign and the learning rate belong to the next link.
 
-    Equations: at the head of this file. With `nesterov` the numerator m_t / (1 - b1^t) becomes
-      "next":  b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t)      (Dozat 2016; optax's form)
-      "same":  (b1 m_t + (1 - b1) g_t) / (1 - b1^t)                     (AdamP's code)
+    Equations:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t            v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+
+    With `nesterov` the numerator m_t / (1 - b1^t) becomes
+
+        b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t / (1 - b1^t)        "next" (Dozat 2016; optax's form)
+        (b1 m_t + (1 - b1) g_t) / (1 - b1^t)                       "same" (AdamP's code)
+
+    Differences from `optax.scale_by_adam`: its moments have the parameters' dtype (with bfloat16 parameters the second
+    moment stops decaying), it promotes int32 counters implicitly, and a bfloat16 first moment makes it slower.
 
     Args:
       b1: decay of the first moment, in [0, 1). Default 0.9 (paper).
@@ -73,7 +75,7 @@ def scale_by_adam(
       eps_root: added under the root, >= 0. Default 0; positive values make the update differentiable at 0.
       bias_correction: whether moments are divided by 1 - b^t. Default True (paper).
       eps_in_hat: whether eps is added to the root of the corrected moment, or (False) to that of v_t, and corrected
-        with it: then eps counts 1 / sqrt(1 - b2^t) as much. Default True (paper); False in the first Adam of
+        with it, which multiplies eps by 1 / sqrt(1 - b2^t). Default True (paper); False in the first Adam of
         HuggingFace's transformers, on which the codes of GaLore, Fira, Conda and SOAP are built.
       nesterov: whether the numerator looks one step ahead. Default False.
       nesterov_correction: "next" or "same", see above; not used without `nesterov`.

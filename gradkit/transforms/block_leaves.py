@@ -1,8 +1,4 @@
-"""Blocks of leaves as leaves: short axes joined, long axes cut, and a transformation sees the pieces.
-
-leaf --axes of length 1 dropped; from the last to the first, axes joined while the product is within max_dim--> tensor
-     --every axis cut into pieces of at most max_dim, the last one shorter--> {"0_0": block, "0_1": block, ...}
-"""
+"""Blocks of leaves as leaves: short axes are joined, long axes divided, and a transformation works on the blocks."""
 
 from typing import Any
 
@@ -39,8 +35,11 @@ def block_leaves(
 ) -> optax.GradientTransformationExtraArgs:
     """Lets a transformation work on blocks of bounded size, each as a leaf of its own.
 
-    Equations: at the head of this file. The tree becomes a dictionary: name of a leaf -> place along the joined axes ->
-    block; stack axes of the layout stay in front of every block, uncut. An empty leaf is one block.
+    Axes of length 1 are dropped; from the last axis to the first, axes are joined while their product is at most
+    max_dim; then every axis is divided into parts of max_dim, the last of which may be shorter. The tree becomes a
+    dictionary from the name of a leaf to a dictionary from the place along the joined axes to a block,
+    {"kernel": {"0_0": block, "0_1": block, ...}}. Stack axes of the layout are the leading axes of every block, and are
+    not divided. An empty leaf is one block.
 
     Args:
       inner: any transformation; its `layout`, if it has one, sees the names of blocks, `dense/kernel/0_1`.
@@ -49,9 +48,9 @@ def block_leaves(
       layout: which axes are stacks.
 
     Returns:
-      A transformation. State: that of `inner` on the blocks. Of the extra arguments, functions of the parameters are
-      not turned into functions of blocks. Collectives: leaves are made whole on every device and cut again; where that
-      is too much, `gk.distributed_shampoo` makes its blocks at the owner of a tensor.
+      A transformation. State: that of `inner` on the blocks. Extra arguments that are functions of the parameters are
+      not converted to functions of blocks. Collectives: leaves are all-gathered and sharded again; where that is too
+      much, `gk.distributed_shampoo` divides a tensor into blocks on its owner device.
 
     Raises:
       ValueError: a `max_dim` below 1.
@@ -68,7 +67,7 @@ def block_leaves(
     below = inside(inner)
 
     def stacks(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-        """The order of axes, stacks first; how many of them are stacks; the joined lengths of the others."""
+        """The order of axes, stack axes first; the number of stack axes; the joined lengths of the others."""
         axes = axes_of(layout, name, shape)
         own = tensor_axes(axes, shape)
         dims = tuple(shape[a] for a in own)

@@ -1,7 +1,4 @@
-"""Clipping of single tensors and single coordinates.
-
-clip_by_block_norm   g <- g min(1, max_norm / (|g| + 1e-6)),   |g| of one tensor
-"""
+"""Clipping of single tensors and single coordinates."""
 
 from typing import Any
 
@@ -24,7 +21,7 @@ CLIPPINGS = ("global", "local", "elementwise")
 
 
 def clip_coordinates(x: jax.Array, limit: jax.Array) -> jax.Array:
-    """Every coordinate moved into [-limit, limit]; NaN stays NaN.
+    """The coordinates clipped to [-limit, limit]; NaN stays NaN.
 
     >>> clip_coordinates(jnp.array([0.5, -3.0]), jnp.array(1.0)).tolist()
     [0.5, -1.0]
@@ -35,7 +32,9 @@ def clip_coordinates(x: jax.Array, limit: jax.Array) -> jax.Array:
 def clip_by_block_norm(max_norm: Scalar, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Shortens the gradient of every tensor to a norm of at most `max_norm`.
 
-    Equations: at the head of this file.
+    Equations, with the norm |g| of one tensor:
+
+        g <- g min(1, max_norm / (|g| + 1e-6))
 
     Args:
       max_norm: largest norm of a tensor's gradient, in the gradient's units, > 0; infinity clips nothing.
@@ -55,8 +54,8 @@ def clip_by_block_norm(max_norm: Scalar, *, layout: Layout | None = None) -> opt
       [0.6, 0.8, 0.5]
 
     Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
-    2406.04443. The coefficient is that of torch, on which its code is built: clipped norms are short of `max_norm`
-    by a share of 1e-6 / |g|.
+    2406.04443. The 1e-6 is that of torch, on which the paper's code is built: clipped norms are smaller than `max_norm`
+    by a factor of 1 - 1e-6 / |g|.
     """
     checks.real("max_norm", max_norm, "(0, inf]")
 

@@ -1,13 +1,4 @@
-"""A gradient over the diagonal of the Hessian: what AdaHessian, OASIS and SANIA share.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t                                    the gradient itself with b1 = 0
-v_t = b2 v_{t-1} + (1 - b2) h_t^2,   D_t = sqrt(v_t)               "rms"
-v_t = b2 v_{t-1} + (1 - b2) h_t,     D_t = |v_t|                   "mean": the sign is lost after the mean
-B_t = D_t^power + eps   "add",   max(D_t^power, eps)   "max"
-d_t = m_t / B_t
-
-With bias correction m_t and v_t are divided by 1 - b1^t and 1 - b2^t; with start "first" v_1 is that of h_1 alone.
-"""
+"""A gradient divided by the diagonal of the Hessian: the link that AdaHessian, OASIS and SANIA share."""
 
 from typing import Any, NamedTuple
 
@@ -45,7 +36,7 @@ def diag_curvature(
     start: str,
     mu_dtype: DTypeLike | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`scale_by_diag_curvature` under the name of a method, which checks what is its own."""
+    """`scale_by_diag_curvature` under the name of a method, which checks its own arguments."""
     plain = isinstance(b1, int | float) and b1 == 0
     straight = isinstance(power, int | float) and power == 1
 
@@ -95,16 +86,26 @@ def scale_by_diag_curvature(
     start: str = "zero",
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Divides the mean of the gradients by that of the diagonal of the Hessian.
+    """Divides the running mean of the gradients by that of the diagonal of the Hessian.
 
-    Equations: at the head of this file. With the gradient as `curvature`, "rms" and "add", this is Adam.
+    Equations, with the curvature h_t:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        v_t = b2 v_{t-1} + (1 - b2) h_t^2,   D_t = sqrt(v_t)               second="rms"
+        v_t = b2 v_{t-1} + (1 - b2) h_t,     D_t = |v_t|                   second="mean"
+        B_t = D_t^power + eps                                              floor="add"
+        B_t = max(D_t^power, eps)                                          floor="max"
+        d_t = m_t / B_t
+
+    With bias correction m_t and v_t are divided by 1 - b1^t and 1 - b2^t; with start="first", v_1 is h_1^2 or h_1. With
+    the gradient as `curvature`, "rms" and "add", this is Adam.
 
     Args:
       b1: decay of the mean of the gradients, in [0, 1). Default 0.9; 0: the gradient itself.
       b2: decay of the mean of the curvature, in [0, 1). Default 0.999.
       second: "rms", of the squares, or "mean". Default "rms".
-      floor: how eps is joined: "add" or "max". Default "add".
-      power: of the curvature, in [0, 1]. Default 1; 0 leaves momentum alone.
+      floor: how eps enters: "add" or "max". Default "add".
+      power: of the curvature, in [0, 1]. Default 1; with 0 the direction is the momentum.
       eps: >= 0. Default 1e-8. Where the denominator is 0 the direction is 0.
       bias_correction: whether the means are corrected for their start at 0. Default True.
       start: "zero", or "first": the mean of the curvature starts with the first estimate, uncorrected. Default "zero".
@@ -136,7 +137,10 @@ def scale_by_diag_curvature(
     checks.choice("bias_correction", bias_correction, (True, False))
     checks.choice("start", start, ("zero", "first"))
     if start == "first" and bias_correction:
-        raise ValueError("bias_correction must be False with start='first', which leaves nothing to correct")
+        raise ValueError(
+            "scale_by_diag_curvature: bias_correction must be False with start='first', which needs no correction, got "
+            "True; write bias_correction=False, or start='zero'"
+        )
     return diag_curvature(
         "scale_by_diag_curvature",
         b1=b1,

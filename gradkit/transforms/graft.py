@@ -1,8 +1,4 @@
-"""Grafting: the direction of one method, as long as the step of another.
-
-a_t = the update of the one,  p_t = the update of the other,  of every tensor by itself
-d_t = p_t |a_t| / (|p_t| + 1e-16)
-"""
+"""Grafting: the direction of one method with the step length of another."""
 
 from typing import Any, NamedTuple
 
@@ -36,21 +32,25 @@ def graft(
 ) -> optax.GradientTransformationExtraArgs:
     """Gives the update of one transformation the length of another's.
 
-    Equations: at the head of this file. Both see the same gradient. A learning rate belongs behind it, or in
-    `magnitude`: one in `direction` cancels.
+    Equations, of every tensor, with the update a_t of `magnitude` and p_t of `direction`, both of the same gradient:
+
+        d_t = p_t |a_t| / (|p_t| + 1e-16)
+
+    A learning rate belongs after it, or in `magnitude`: one in `direction` cancels.
 
     Args:
-      magnitude: says how long.
-      direction: says whereto.
-      block: "tensor", every tensor of the layout (every layer of a stack) by itself; "leaf", whole leaves. Default
-        "tensor".
+      magnitude: the transformation whose update gives the length.
+      direction: the transformation whose update gives the direction.
+      block: "tensor", every tensor of the layout (every layer of a stack) separately; "leaf", every leaf as one.
+        Default "tensor".
       layout: which axes are stacks.
 
     Returns:
-      A transformation. State: that of both. Collectives: one all-reduce of two numbers per tensor, besides theirs.
+      A transformation. State: that of both. Collectives: one all-reduce of two numbers per tensor, besides those of
+      both.
 
     Raises:
-      ValueError: an unknown `block`, or what is no transformation.
+      ValueError: an unknown `block`, or an argument that is not a transformation.
 
     Example:
       >>> import jax.numpy as jnp

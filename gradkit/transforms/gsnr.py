@@ -1,15 +1,4 @@
-"""Variance reduced gradients: coordinates step in proportion to the signal-to-noise ratio of their gradient.
-
-With gradients g_1 ... g_k of k parts of the batch (microbatches, or replicas), elementwise:
-
-    g = mean_d g_d              rho^2 = mean_d g_d^2 - g^2
-    r = g^2 / rho^2             and where rho^2 is 0:  1, or gamma where g is 0 as well
-    r <- clip(r / mean of r over the tensor, gamma, 1)
-    p_t = b3 p_{t-1} + (1 - b3) r                            without b3: p_t / (1 - b3^t) is r
-    g^ = p_t / (1 - b3^t) g
-
-and the base rule sees g^ in the place of g.
-"""
+"""Variance-reduced gradients: every coordinate is scaled by the signal-to-noise ratio of its gradient."""
 
 from typing import Any, NamedTuple
 
@@ -42,9 +31,9 @@ PAPER = Paper(
 
 
 def signal_to_noise(g: jax.Array, squares: jax.Array, gamma: Any, eps: Any) -> jax.Array:
-    """r of one array, before its mean over the tensor is taken out."""
+    """The ratio r of one array, before it is divided by its mean over the tensor."""
     noise = squares - jnp.square(g)
-    # What is left of the difference of equal numbers is rounding, not noise.
+    # The difference of equal numbers is rounding, not noise.
     noiseless = noise <= squares * (8 * jnp.finfo(g.dtype).eps if eps is None else scalar(eps, g))
     r = jnp.square(g) / jnp.where(noiseless, jnp.ones_like(noise), noise)
     alone = jnp.where(g == 0, jnp.asarray(scalar(gamma, g), g.dtype), jnp.ones((), g.dtype))
@@ -59,7 +48,7 @@ class ScaleByGsnrState(NamedTuple):
 
 
 def _squares(extra: dict[str, Any], updates: Any) -> tuple[Any, Any]:
-    """The mean and the mean of squares over the parts of the batch, like the updates."""
+    """The mean and the mean of squares over the parts of the batch, in the structure and dtype of the updates."""
     if extra.get("grad_sq") is not None and extra.get("grad_moments") is None:
         mean, squares = updates, extra["grad_sq"]
     else:
@@ -72,7 +61,10 @@ def _squares(extra: dict[str, Any], updates: Any) -> tuple[Any, Any]:
         mean, squares, count = moments.mean, moments.mean_of_squares, moments.count
         known = checks.readable(count)
         if known is not None and known < 2:
-            raise ValueError(f"scale_by_gsnr: grad_moments must be of at least 2 parts of the batch, got {count}")
+            raise ValueError(
+                f"scale_by_gsnr: grad_moments must be of at least 2 parts of the batch, got {count}; compute the "
+                "gradient by microbatches or replicas"
+            )
     for tree in (mean, squares):
         check_match("scale_by_gsnr", tree, updates)
     return tuple(jax.tree.map(lambda x, u: x.astype(u.dtype), widen(tree), updates) for tree in (mean, squares))
@@ -83,19 +75,27 @@ def scale_by_gsnr(
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every coordinate by the signal-to-noise ratio of its gradient, between gamma and 1.
 
-    Equations: at the head of this file. Put it first, before any momentum.
+    Equations, elementwise, with gradients g_1, ..., g_k of k parts of the batch (microbatches, or replicas):
+
+        g = mean_d g_d              rho^2 = mean_d g_d^2 - g^2
+        r = g^2 / rho^2             where rho^2 = 0:  1, or gamma where g = 0 as well
+        r <- clip(r / mean of r over the tensor, gamma, 1)
+        p_t = b3 p_{t-1} + (1 - b3) r
+        g^ = p_t / (1 - b3^t) g     without b3:  r g
+
+    The links that follow get g^ in place of g. Put it first, before any momentum.
 
     Args:
       gamma: smallest ratio, in (0, 1]. Default 0.1 (unverified: no code is public). With 1 nothing is rescaled.
       b3: decay of the running mean of the ratio, in [0, 1), or None: no memory. Default 0.9.
-      eps: variances of at most this share of the mean square count as 0, >= 0. Default None: 8 units of rounding,
-        what the difference of two equal means is made of.
+      eps: variances of at most this fraction of the mean square count as 0, >= 0. Default None: 8 units of rounding,
+        the error of the difference of two equal means.
       layout: which axes are stacks: every layer of a scan has its own mean.
 
     Returns:
-      A transformation that needs `grad_moments`, what `gk.gradients.gradient_moments` computes over k >= 2 parts of
-      the batch (or any tuple that begins with mean and mean of squares), or else `grad_sq`, the mean of squares alone,
-      where the updates that come in are the mean. State: 1 word per parameter and a counter; without b3 a counter.
+      A transformation that needs `grad_moments`, the result of `gk.gradients.gradient_moments` over k >= 2 parts of the
+      batch, or else `grad_sq`, only the mean of squares, where the incoming updates are the mean. State: 1 word per
+      parameter and a counter; without b3 a counter.
       Collectives: one scalar per tensor where leaves are sharded; the moments themselves cost an all-reduce of one
       more word per parameter.
 
@@ -109,7 +109,7 @@ def scale_by_gsnr(
       [1.0, 1.0, 0.1]
 
     Reference: Jiang et al. Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR). 2023, arXiv
-    2309.13681. The paper leaves open what the ratio is where nothing varies; here such a coordinate counts as 1.
+    2309.13681. The paper does not define the ratio where the gradients do not vary; here it is 1 there.
     """
     checks.real("gamma", gamma, "(0, 1]")
     checks.real("b3", b3, "[0, 1)", optional=True)

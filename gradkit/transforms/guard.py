@@ -1,14 +1,4 @@
-"""A guard: a step that would do harm is skipped as a whole, with nothing of it kept.
-
-harmful, on="nonfinite":   an entry of the gradient, of the update that inner makes of it, or the loss, is no number
-harmful, on="spike":       the same; or  |g| > mean + sigma std  of the last W gradient norms, or the loss likewise
-
-harmful:       update 0, the state of inner as before
-otherwise:     update and state of inner
-
-The mean and the (unbiased) standard deviation are those of the window before this step, once it holds W / 2 numbers;
-every number that is finite enters it, also that of a skipped step, so that a new level becomes the ordinary one.
-"""
+"""A guard that skips harmful steps: neither parameters nor state change in a skipped step."""
 
 from typing import Any, NamedTuple
 
@@ -26,8 +16,8 @@ TRIGGERS = ("nonfinite", "spike")
 
 
 class GuardState(NamedTuple):
-    """Steps skipped without one between them that was made; all steps seen; the last gradient norms and losses, NaN
-    where there are none yet (None without spikes); the metrics; the state of the inner transformation."""
+    """Number of steps skipped in a row; number of all steps; the last gradient norms and losses, NaN where there are
+    none yet (None with on="nonfinite"); the metrics; the state of the inner transformation."""
 
     in_a_row: jax.Array
     count: jax.Array
@@ -54,7 +44,7 @@ def _either(skip: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def spikes(window: jax.Array, now: jax.Array, sigma: Any) -> jax.Array:
-    """Whether a number is more than sigma standard deviations above the mean of those before, NaN where there are none.
+    """Whether a number is more than sigma standard deviations above the mean of the window, whose free places are NaN.
 
     >>> before = jnp.array([1.0, 3.0, jnp.nan, jnp.nan])  # mean 2, deviation sqrt(2)
     >>> [bool(spikes(before, jnp.float32(x), 2.0)) for x in (4.8, 4.9)]
@@ -64,7 +54,7 @@ def spikes(window: jax.Array, now: jax.Array, sigma: Any) -> jax.Array:
     n = known.sum(dtype=jnp.int32).astype(window.dtype)
     mean = jnp.where(known, window, 0).sum() / jnp.maximum(n, 1)
     variance = jnp.square(jnp.where(known, window - mean, 0)).sum() / jnp.maximum(n - 1, 1)
-    # Rounding alone must not make a spike where all numbers are the same.
+    # Where all numbers are equal, rounding must not count as a spike.
     slack = len(window) * jnp.finfo(window.dtype).eps * jnp.abs(mean)
     enough = n >= max(2, len(window) // 2)
     return enough & (now - mean > jnp.asarray(sigma).astype(window.dtype) * jnp.sqrt(variance) + slack)
@@ -81,23 +71,31 @@ def guard(
 ) -> optax.GradientTransformationExtraArgs:
     """Skips steps that are not finite, or that are spikes: parameters and state stay exactly as they were.
 
-    Equations: at the head of this file. It goes around the whole optimizer, learning rate included; what is skipped is
-    skipped in momenta, counters, schedules and averages as well. On a mesh all devices decide alike.
+    A step is harmful with on="nonfinite" if an entry of the gradient, of the inner update, or the loss is not finite.
+    With on="spike" it is also harmful if the gradient norm |g| or the loss satisfies
+
+        |g| > mean + sigma std                of the last W gradient norms, and likewise for the loss
+
+    A harmful step has the update 0 and leaves the inner state unchanged. The mean and the (unbiased) standard deviation
+    are those of the window before this step, once it holds W / 2 numbers; every finite number enters the window, also
+    that of a skipped step, so that a lasting change of level stops being a spike. The guard goes around the whole
+    optimizer, learning rate included; a skipped step is skipped in momenta, counters, schedules and averages as well.
+    On a mesh all devices take the same decision.
 
     Args:
       inner: any transformation whose updates are added to the parameters.
-      on: what is skipped: "nonfinite" (default), or "spike", which skips what is not finite as well.
-      max_skips: the budget, >= 1: after so many skips in a row a spike is let through, since it is the new level; what
-        is not finite never is, and the metric `guard_exhausted` becomes 1: stop the run, or go back to a checkpoint.
-        Default 10.
+      on: which steps are skipped: "nonfinite" (default), or "spike", which skips steps that are not finite as well.
+      max_skips: the budget, >= 1: after this many skips in a row a spike is accepted as the new level; a step that is
+        not finite is never accepted, and the metric `guard_exhausted` becomes 1: stop the run, or go back to a
+        checkpoint. Default 10.
       sigma: standard deviations above the mean, > 0. Default 6 (code of OLMo 2). With "spike".
-      window_size: W >= 4, steps that the statistics are of. Default 128 (code of OLMo 2). With "spike".
+      window_size: W >= 4, number of steps in the statistics. Default 128 (code of OLMo 2). With "spike".
       axis_name: axis of `vmap` or `shard_map` whose members are replicas: if one has a harmful step, all skip it. Under
-        plain jit the gradient is of all devices already. Default None.
+        plain jit the gradient is a mean over all devices already. Default None.
 
     Returns:
-      A transformation; the inner one never sees a gradient that is not finite, but zeros, whose result is dropped. The
-      loss is that of the extra argument `value`, where there is one. Metrics: `skipped` (1 or 0, of the last step),
+      A transformation. In place of a gradient that is not finite the inner one gets zeros, and its result is discarded.
+      The loss is the extra argument `value`, where it is given. Metrics: `skipped` (1 or 0, of the last step),
       `skipped_total`, `skipped_in_a_row`, `guard_exhausted`. State: two counters, the inner state, and with "spike" 2 W
       numbers. Collectives: two all-reduces of at most two scalars.
 
@@ -115,9 +113,10 @@ def guard(
 
     Reference: OLMo et al. 2 OLMo 2 Furious. 2025, arXiv 2501.00656, whose code skips steps by the standard deviations
     of loss and gradient norm over a rolling window; Chowdhery et al. PaLM: Scaling Language Modeling with Pathways.
-    2022, arXiv 2204.02311 (batches around a spike are skipped by hand). Departures: what is not finite is skipped too,
-    and does not enter the window; the state is kept by selection, not by a factor 0; there is a budget.
-    `optax.apply_if_finite` does not look at the update, and accepts what is not finite once its budget is spent.
+    2022, arXiv 2204.02311 (batches around a spike are skipped by hand). Departures: steps that are not finite are
+    skipped too, and do not enter the window; the old state is selected, not multiplied by a factor 0; there is a
+    budget. `optax.apply_if_finite` does not check the update, and accepts steps that are not finite once its budget is
+    spent.
     """
     checks.axis_name("axis_name", axis_name)
     checks.choice("on", on, TRIGGERS)
@@ -137,7 +136,7 @@ def guard(
         return GuardState(zero, jnp.zeros((), jnp.int32), kept, published(zero, zero, zero), below.init(params))
 
     def together(bad: jax.Array) -> jax.Array:
-        """Whether it is so for any member."""
+        """Whether it is true for any member of the axis."""
         return bad if axis_name is None else jax.lax.pmax(bad.astype(jnp.int32), axis_name) > 0
 
     def update(updates: Any, state: GuardState, params: Any = None, **extra: Any) -> tuple[Any, GuardState]:
@@ -152,7 +151,7 @@ def guard(
             norm = global_norm(updates).astype(jnp.float32)
             level = jnp.asarray(jnp.nan if loss is None else loss).astype(jnp.float32)
             spike = spikes(kept[0], norm, sigma) | spikes(kept[1], level, sigma)
-            # One of a row that is not finite leaves its place free.
+            # A number that is not finite leaves its place in the window free.
             now = jnp.stack([jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (norm, level)])
             kept = jax.lax.dynamic_update_index_in_dim(kept, now, state.count % window_size, 1)
             spike = together(spike) & (state.in_a_row < max_skips)

@@ -1,11 +1,4 @@
-"""A method at work in slowly turning coordinates: gradients are turned into them, updates are turned back.
-
-at the first call    Q = the first bases; the update is 0
-after that           G' = Q_i^T along every axis of G that has a basis;  u' = inner(G');  u = Q_i along every axis of u'
-                     then the bases are brought up to date by G, and what the inner method has kept is carried along:
-                     fields `mu` and `trace`, sums of gradients, are turned;  fields `nu`, sums of squares, are ordered
-                     as the columns are
-"""
+"""A transformation in a slowly rotating basis: gradients are rotated into it, updates are rotated back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,13 +27,14 @@ LINEAR, SQUARE = ("mu", "trace"), ("nu",)
 
 
 class Bases(NamedTuple):
-    """How bases of one tensor are made and kept.
+    """How the bases of a batch of tensors are computed.
 
     Attributes:
       init: (number of tensors, lengths of their axes, dtype) -> state.
       first: (G, state) -> (bases, state): at the first call; G is (B, d_1, ..., d_k).
-      next: (G, state, bases, number of earlier calls) -> (bases, orders, state): after every later one. Of every axis a
-        basis (B, d, d) or None, and for each of its columns the one before that it comes from, (B, d) or None.
+      next: (G, state, bases, number of earlier calls) -> (bases, orders, state): at the end of every later call. For
+        every axis a basis (B, d, d) or None, and for each of its columns the index of the previous column that it
+        continues, (B, d) or None.
     """
 
     init: Callable[[int, tuple[int, ...], Any], Any]
@@ -55,14 +49,16 @@ def kronecker_bases(
     max_dim: int = 10000,
     precondition_1d: bool = False,
 ) -> Bases:
-    """The eigenvectors of Shampoo's statistics, turned by one step of the power method now and then.
+    """The eigenbases of Shampoo's statistics, refreshed by one step of the power method every `update_interval` calls.
 
-    S_i = shampoo_beta S_i + (1 - shampoo_beta) S_i(G); every update_interval calls Q_i = qr(S_i Q_i).Q, its
-    columns ordered by diag(Q_i^T S_i Q_i), descending.
+    Equations, for every axis i of a tensor G, S_i(G) its contraction with itself over all other axes:
+
+        S_i = shampoo_beta S_i + (1 - shampoo_beta) S_i(G)
+        Q_i = qr(S_i Q_i[:, order]).Q                            order = diag(Q_i^T S_i Q_i) descending
 
     Args:
       shampoo_beta: decay of the statistics, in [0, 1). Default 0.95 (SOAP's code).
-      update_interval: calls between two turns, >= 1. Default 10 (SOAP's code).
+      update_interval: calls between two refreshes, >= 1. Default 10 (SOAP's code).
       max_dim: longer axes have no basis. Default 10000 (SOAP's code).
       precondition_1d: whether vectors have one. Default False (SOAP's code).
 
@@ -101,16 +97,16 @@ def kronecker_bases(
         S = moments(G, S)
 
         same = tuple(None if q is None else jnp.tile(jnp.arange(q.shape[1], dtype=jnp.int32), (len(q), 1)) for q in Q)
-        turn, none = (calls > 0) & (calls % update_interval == 0), jnp.zeros(G.shape[:1], jnp.int32)
-        (Q, orders), _ = refreshed(turn, lambda S, old: next_bases(S, old[0]), S, (Q, same), none)
+        now, none = (calls > 0) & (calls % update_interval == 0), jnp.zeros(G.shape[:1], jnp.int32)
+        (Q, orders), _ = refreshed(now, lambda S, old: next_bases(S, old[0]), S, (Q, same), none)
         return Q, orders, S
 
     return Bases(init, first, later)
 
 
 class InBasisState(NamedTuple):
-    """Number of calls; of every parameter the bases of its axes, by axis, and what makes them; the state of the inner
-    transformation."""
+    """Number of calls; for every parameter the bases of its axes, by axis, and the state that they are computed from;
+    the state of the inner transformation."""
 
     count: jax.Array
     Q: Any
@@ -123,18 +119,29 @@ def in_basis(
 ) -> optax.GradientTransformationExtraArgs:
     """Runs a transformation in the eigenbasis of the gradients.
 
-    Equations: at the head of this file. With `scale_by_adam` inside it is SOAP, but that SOAP adds eps before bias
-    correction and keeps its state with the owner of a tensor: on a mesh use `gk.scale_by_soap`.
+    Equations, after a first call that only computes the bases Q_i and whose update is 0:
+
+        G' = Q_i^T along every axis of G that has a basis
+        u' = inner(G')
+        u  = Q_i along every axis of u' that has a basis
+
+    Then the bases are updated with G. Where they change, the inner state follows: fields `mu` and `trace`, sums of
+    gradients, are rotated from the old bases into the new; fields `nu`, sums of squares, are reordered as the columns
+    are.
+
+    With `scale_by_adam` inside it is SOAP, but `gk.scale_by_soap` adds eps before bias correction and stores its state
+    on the owner device of a tensor: use it on a mesh.
 
     Args:
-      inner: a transformation of directions, without a learning rate or weight decay. Of its state, fields `mu` and
-        `trace` in the shape of the parameters are turned with the bases and fields `nu` ordered; all else is left.
-      bases: how bases are made. Default None: `kronecker_bases()`.
+      inner: a transformation of directions, without a learning rate or weight decay. The fields `mu` and `trace` of its
+        state that have the shape of the parameters are rotated with the bases, and fields `nu` are reordered; all other
+        fields are unchanged.
+      bases: how bases are computed. Default None: `kronecker_bases()`.
       layout: which axes are stacks: every layer of a stack has bases of its own.
 
     Returns:
       A transformation. State: per tensor twice the sum of the squares of the lengths of its axes, and that of `inner`.
-      Parameters are not turned: `inner` gets none. Collectives: as the compiler likes.
+      Parameters are not rotated: `inner` gets none. Collectives: whatever the compiler inserts.
 
     Raises:
       ValueError: complex leaves.
@@ -142,7 +149,7 @@ def in_basis(
     Example:
       >>> tx = in_basis(optax.scale_by_sign())
       >>> g = jnp.array([[0.0, 3.0], [-0.1, 0.0]])
-      >>> _, state = tx.update(g, tx.init(g))  # the first call makes the bases
+      >>> _, state = tx.update(g, tx.init(g))  # the first call computes the bases
       >>> tx.update(g, state)[0].round(3).tolist()
       [[0.0, 1.0], [-1.0, 0.0]]
 
@@ -150,11 +157,14 @@ def in_basis(
     """
     made = kronecker_bases() if bases is None else bases
     if not isinstance(made, Bases):
-        raise ValueError(f"bases must be what gk.kronecker_bases() makes, or None, got {bases!r}")
+        raise ValueError(
+            f"in_basis: bases must be gk.transforms.in_basis.Bases, as gk.kronecker_bases() makes them, or None, got "
+            f"{bases!r}"
+        )
     below = inside(inner)
 
     def batched(name: str, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-        """The tensors of a leaf along one leading axis, and the way back."""
+        """The tensors of a leaf along one leading axis, and the function that restores the leaf's shape."""
         axes = axes_of(layout, name, x.shape)
         order = (*axes.stack, *tensor_axes(axes, x.shape))
         lead = len(axes.stack)
@@ -167,7 +177,7 @@ def in_basis(
         return moved.reshape(rows, *(shape[lead:] or (1,))), lambda y: y.reshape(shape).transpose(back)
 
     def on_leaves(function: Callable[..., Any], tree: Any, *rest: list[Any]) -> Any:
-        """The tree with (tensors of a leaf, entry of every list) -> tensors applied to its leaves."""
+        """Applies a function (tensors of a leaf, one entry of every list) -> tensors to the leaves of a tree."""
         leaves, structure = jax.tree.flatten(tree)
         out = []
         for name, x, *row in zip(names(tree), leaves, *rest, strict=True):
@@ -180,7 +190,7 @@ def in_basis(
         return Companions(nodes, [axes_of(layout, name, s).stack for name, s in zip(known, shapes, strict=True)])
 
     def kept(name: str, node: Any, own: Any, companions: Companions) -> Any:
-        """What belongs to the tensors of a leaf, under the name of its parameter."""
+        """The state of the tensors of a leaf, as derived from its parameter for sharding."""
         (x,), out = jax.tree.leaves(node), {}
         own_axes = axes_of(layout, name, x.shape)
         stack, axes = own_axes.stack, tensor_axes(own_axes, x.shape)
@@ -194,12 +204,12 @@ def in_basis(
         return out
 
     def batches(tree: Any, shapes: Any) -> Any:
-        """`kept`, as the kernels see it."""
+        """The inverse of `kept`: the state in the shapes that the kernels use."""
         found, structure = jax.tree_util.tree_flatten_with_path(shapes)
         return structure.unflatten([get(tree, keys_of(path)).reshape(like.shape) for path, like in found])
 
     def shapes_of(name: str, x: Any) -> tuple[Any, Any]:
-        """Those of the bases, and of what makes them."""
+        """The shapes of the bases, and of the state that they are computed from."""
         like = jax.eval_shape(lambda v: batched(name, v)[0], jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype)))
         state = jax.eval_shape(lambda: made.init(like.shape[0], like.shape[1:], like.dtype))
         return jax.eval_shape(made.first, like, state)[0], state
@@ -248,8 +258,8 @@ def in_basis(
             return jax.tree.map(jnp.zeros_like, lay), [q for q, _ in done], [k for _, k in done], own
 
         def later(Q: Any, states: Any, own: Any) -> Any:
-            turned = on_leaves(lambda x, q: along_all(transposes(q), x), updates, Q)
-            u, own = below.update(turned, own, None, **extra)
+            rotated = on_leaves(lambda x, q: along_all(transposes(q), x), updates, Q)
+            u, own = below.update(rotated, own, None, **extra)
             u = on_leaves(lambda x, q: along_all(q, x), widen(u), Q)
             done = [made.next(g, k, q, state.count) for g, k, q in zip(G, states, Q, strict=True)]
             new = [q for q, _, _ in done]
@@ -274,7 +284,7 @@ def in_basis(
 
 
 def _carried(own: Any, like: Any, on_leaves: Callable[..., Any], old: Any, new: Any, orders: Any) -> Any:
-    """What an inner method has kept, in the new coordinates."""
+    """The state of the inner transformation in the new bases."""
 
     def field(name: str, value: Any) -> Any:
         if jax.tree.structure(value) != like:

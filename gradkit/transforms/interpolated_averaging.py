@@ -1,15 +1,4 @@
-"""Gradients at a point between the iterate of an optimizer and the average of its iterates.
-
-    z_{t+1} = z_t + u_t                              u_t what the optimizer makes of the gradient at y_t
-    x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}            the average, which is evaluated
-    y_{t+1} = b1 x_{t+1} + (1 - b1) z_{t+1}          the parameters, where the next gradient is taken
-
-with x_1 = y_1 = z_1 the parameters at `init`, t = 1, 2, ... Without a division, as b1 x_t = y_t - (1 - b1) z_t:
-
-    y_{t+1} = y_t + c_t (z_t - y_t) + (1 - b1 (1 - c_t)) u_t
-
-So z is kept beside y, and x = y + (1 / b1 - 1) (y - z). With b1 = 0 the parameters are z, and x is kept instead.
-"""
+"""Gradients at an interpolation of the iterate of an optimizer and the average of its iterates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +20,7 @@ PAPER = Paper("The Road Less Scheduled", "Defazio et al.", 2024, "2405.15682")
 
 
 class InterpolatedAveragingState(NamedTuple):
-    """Number of updates; b1; what the shares c are made of; z, or x where b1 is 0; and the state of the optimizer."""
+    """Number of updates; b1; the state of the weights c_t; z, or x where b1 is 0; and the state of the optimizer."""
 
     count: jax.Array
     average_weight: jax.Array
@@ -50,7 +39,7 @@ class InterpolatedAveragingState(NamedTuple):
         def average(y: jax.Array, z: jax.Array) -> jax.Array:
             wide = max(wide_dtype(y.dtype), wide_dtype(z.dtype), key=lambda dtype: dtype.itemsize)
             ahead = (1 / self.average_weight - 1).astype(wide)
-            # Exactly y where z is y.
+            # This form gives exactly y where z equals y.
             return (y.astype(wide) + ahead * (y.astype(wide) - z.astype(wide))).astype(y.dtype)
 
         return jax.tree.map(average, params, self.z)
@@ -67,17 +56,17 @@ def interpolate(
     state_dtype: DTypeLike | None = None,
     described: Method | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The three sequences, for any shares.
+    """The three sequences of `interpolated_averaging`, for any weights c_t.
 
     Args:
       method: the public name, for messages.
       inner: makes u_t.
-      share: (what the shares are made of, number of earlier steps) -> (c_t, the same after this step).
-      first: dtype of scalars -> what the shares are made of, at the start.
+      share: (state of the weights, number of earlier steps) -> (c_t, state after this step).
+      first: dtype of scalars -> initial state of the weights.
       b1: weight of the average, in [0, 1].
-      sees_iterate: whether the parameters that the inner optimizer sees, for its decay, are z rather than y.
+      sees_iterate: whether the parameters that the inner optimizer gets, for its decay, are z rather than y.
       state_dtype: dtype in which z is kept.
-      described: what `describe` prints of it.
+      described: the `Method` that `describe` prints.
     """
     checks.real("b1", b1, "[0, 1]")
     checks.floating_dtype(state_dtype=state_dtype)
@@ -117,7 +106,7 @@ def interpolate(
         def moved(y: jax.Array, z: jax.Array, new: jax.Array, u: jax.Array) -> jax.Array:
             b, s = scalar(b1, y), cast(c, y.dtype)
             z = cast(z, y.dtype)
-            # Where z is kept in a narrow dtype the step is the one that z has made.
+            # Where z is kept in a narrow dtype, u is the rounded step that z has made.
             u = u if new.dtype == y.dtype else cast(new, y.dtype) - z
             return s * (z - y) + (1 - b * (1 - s)) * u
 
@@ -139,16 +128,27 @@ def interpolate(
 def interpolated_averaging(
     inner: optax.GradientTransformation, weight: Callable[[Any], Any], *, b1: Scalar = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    """Any optimizer without momentum, with gradients at a point between its iterate and the average of its iterates.
+    """Any optimizer without momentum, with gradients between its iterate and the average of its iterates.
 
-    Equations: at the head of this file, c_t = weight(t). It goes outermost: a clip or a decay behind it would break the
-    sequences. Read the average with `gk.eval_params(state, params)`; every loop does.
+    Equations, with c_t = weight(t), t = 1, 2, ..., and x_1 = y_1 = z_1 the parameters at `init`:
+
+        z_{t+1} = z_t + u_t                              u_t the optimizer's update for the gradient at y_t
+        x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}            the average: the evaluation parameters
+        y_{t+1} = b1 x_{t+1} + (1 - b1) z_{t+1}          the parameters, where the next gradient is taken
+
+    The state has z, and x = y + (1 / b1 - 1) (y - z). Since b1 x_t = y_t - (1 - b1) z_t, y is updated without a
+    division:
+
+        y_{t+1} = y_t + c_t (z_t - y_t) + (1 - b1 (1 - c_t)) u_t
+
+    With b1 = 0 the parameters are z, and the state has x instead. It must be the outermost transformation: a clip or a
+    decay after it would break the sequences. Read the average with `gk.eval_params(state, params)`; every loop does.
 
     Args:
       inner: any optimizer; its updates include the learning rate.
-      weight: t = 1, 2, ... (as a floating point number) -> the share c_t of the newest iterate, in [0, 1].
-      b1: weight of the average in the point of the gradient, in [0, 1]. Default 0.9. With the number 0 gradients are at
-        the iterate: `gk.running_average`. With 1 they are at the average: primal averaging.
+      weight: t = 1, 2, ... (as a floating point number) -> the weight c_t of the newest iterate, in [0, 1].
+      b1: weight of the average in the point of the gradient, in [0, 1]. Default 0.9. With the number 0 gradients are
+        taken at the iterate: `gk.running_average`. With 1 they are taken at the average: primal averaging.
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter, in float32 or wider, two numbers, and the inner
@@ -161,7 +161,7 @@ def interpolated_averaging(
       >>> from gradkit.transforms import eval_params
       >>> tx, y = interpolated_averaging(optax.sgd(1.0), lambda t: 1 / (t + 1), b1=0.5), jnp.array(0.0)
       >>> u, state = tx.update(jnp.array(1.0), tx.init(y), y)
-      >>> (y + u).item(), eval_params(state, y + u).item()  # z is -1, the mean of 0 and -1 is evaluated
+      >>> (y + u).item(), eval_params(state, y + u).item()  # z is -1, evaluated at the mean of 0 and -1
       (-0.75, -0.5)
 
     Reference: Defazio et al. The Road Less Scheduled. 2024, arXiv 2405.15682.

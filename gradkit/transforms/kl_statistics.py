@@ -1,6 +1,6 @@
 """The second moments of KL-Shampoo: those of every axis of a tensor, whitened by the other axes.
 
-Equations: `gradkit/engine/kl.py`.
+The equations are in the docstring of `gk.kl_shampoo`.
 """
 
 from typing import Any, NamedTuple

@@ -1,17 +1,4 @@
-"""The direction of PSGD Kron: a preconditioner for every axis of a tensor, learned so that what it makes is white.
-
-m_t = b1 m_{t-1} + (1 - b1) g_t,    corrected for its start
-with probability p(t), that is as soon as 1 / p(t) steps have passed, with V standard normal, G = m_t or g_t:
-    G = G + sqrt(eps) mean|G| V                                                          eps of float32
-    A = (Q_1 x ... x Q_k) G,    C = (Q_1^-T x ... x Q_k^-T) V
-    T1_i, T2_i = A A, C C contracted over all axes but i
-    Q_i = Q_i - precond_lr / |T1_i + T2_i| triu(T1_i - T2_i) Q_i                         |.| a lower bound of the norm
-    Q_i = q_i - precond_lr / max|T1_i + T2_i| (T1_i - T2_i) q_i                          where Q_i is diagonal
-p(t) = min(max(exp(-0.001 (t - 500)), 0.03), 1)
-u_t = (Q_1^T Q_1 x ... x Q_k^T Q_k) m_t,    divided by max(1, rms(u_t) / 1.1)
-
-Every layer of a stack is a tensor of its own. Vectors have diagonal factors.
-"""
+"""The direction of PSGD Kron: a preconditioner for every axis of a tensor, learned so that the result is white."""
 
 from typing import Any, NamedTuple
 
@@ -56,8 +43,8 @@ def fading(count: Any) -> jax.Array:
 
 
 class Own(NamedTuple):
-    """What belongs to the tensors of a stack: the momentum; per axis a factor (d, d), or (d, 1) where it is diagonal;
-    how often factors came out not finite, and were not taken."""
+    """The state of the tensors of a stack: the momentum; per axis a factor (d, d), or (d, 1) where it is diagonal; how
+    often factors came out not finite, and were not used."""
 
     mu: Any
     Q: tuple[Any, ...]
@@ -65,8 +52,8 @@ class Own(NamedTuple):
 
 
 class ScaleByKronState(NamedTuple):
-    """Number of updates made, and since the last refresh; the random key; the fields of `Own`, mu like a parameter, Q
-    by its axes; with `shard`, by stacks of equal tensors, each with its owners."""
+    """Number of updates made, and number since the last refresh; the random key; the fields of `Own`, mu of the shape
+    of a parameter, Q by its axes; with `shard`, by stacks of equal tensors, each sharded over its owners."""
 
     count: jax.Array
     since: jax.Array
@@ -100,31 +87,48 @@ def scale_by_kron(
 ) -> optax.GradientTransformationExtraArgs:
     """Whitens the momentum by a Kronecker product that is learned.
 
-    Equations: at the head of this file. Tensors of one shape are worked on in one batch.
+    Equations, with the corrected momentum m^_t, and u_t from the factors after the refresh:
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t,    m^_t = m_t / (1 - b1^t)
+        u_t = (Q_1^T Q_1 x ... x Q_k^T Q_k) m^_t
+        d_t = u_t / max(1, rms(u_t) / 1.1)
+
+    The factors are refreshed with probability p(t), that is as soon as 1 / p(t) steps have passed since the last
+    refresh, with V standard normal and G = m^_t (or g_t without `momentum_into_precond_update`):
+
+        p(t) = min(max(exp(-0.001 (t - 500)), 0.03), 1)
+        G    = G + sqrt(eps) mean|G| V                                          eps of float32
+        A    = (Q_1 x ... x Q_k) G,    C = (Q_1^-T x ... x Q_k^-T) V
+        T1_i, T2_i = A A, C C contracted over all axes but i
+        Q_i  = Q_i - precond_lr / |T1_i + T2_i| triu(T1_i - T2_i) Q_i           |.| a lower bound of the norm
+        q_i  = q_i - precond_lr / max|T1_i + T2_i| (T1_i - T2_i) q_i            where Q_i = diag(q_i)
+
+    Every layer of a stack is a tensor of its own. Vectors have diagonal factors. Tensors of one shape are processed in
+    one batch.
 
     Args:
       b1: decay of the momentum, in [0, 1). Default 0.9 (official code).
       precond_lr: step size of the factors, > 0. Default 0.1 (official code).
-      precond_init_scale: of the product of the first factors, > 0. Default 1 (official code).
-      update_probability: share of steps that refresh, in (0, 1], or a schedule. Default None: p(t).
+      precond_init_scale: scale of the product of the first factors, > 0. Default 1 (official code).
+      update_probability: fraction of steps that refresh, in (0, 1], or a schedule. Default None: p(t).
       max_dim: axes longer than this have a diagonal factor, >= 0. Default 8192 (official code).
       min_ndim_triangular: tensors of fewer axes have diagonal factors, >= 0. Default 2 (official code).
       memory_save_mode: None; "one_diag": the longest axis is diagonal; "all_diag". Default None.
       momentum_into_precond_update: whether the factors are learned from the momentum or from the gradient. Default
         True (official code).
-      balance_probability: share of refreshes at which the factors of a tensor are made equally large, in [0, 1]; their
-        product stays. Default 0.01 (official code). Only where there is a key.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, which goes
-        before this one where both are given.
+      balance_probability: fraction of refreshes at which the factors of a tensor are rescaled to equal size, in [0, 1];
+        their product does not change. Default 0.01 (official code). Only where there is a key.
+      key: a typed key or integer, from which the keys of all steps are derived. Default None: `update` needs `key=`,
+        which takes precedence where both are given.
       probe: V of every step instead of draws, a tree like the parameters, or step -> tree. Default None. An extra
-        argument `probe` of `update` goes before it.
+        argument `probe` of `update` takes precedence.
       mu_dtype: dtype in which the momentum is kept. Default float32.
       layout: which axes are stacks: every layer of a scan has its own factors.
-      shard: a `gk.MatrixSharding`: over which devices work and state are spread, as in `gk.muon`. Default None.
+      shard: a `gk.MatrixSharding`: over which devices work and state are distributed, as in `gk.muon`. Default None.
 
     Returns:
-      A transformation. State: 1 word per parameter, and per axis of a tensor d^2 words, or d; all of it lies with the
-      owner of the tensor, who draws its V too. The metric `failed_refreshes`. Collectives: those of `scale_by_muon`.
+      A transformation. State: 1 word per parameter, and per axis of a tensor d^2 words, or d; all of it on the owner
+      device of the tensor, which draws its V too. The metric `failed_refreshes`. Collectives: those of `scale_by_muon`.
 
     Raises:
       ValueError: a hyperparameter outside its range; a leaf of more than 13 axes besides stacks; no key.
@@ -135,12 +139,12 @@ def scale_by_kron(
       >>> state, update = tx.init(g), jax.jit(tx.update)
       >>> for _ in range(800):
       ...     u, state = update(g, state)
-      >>> bool(jnp.all(jnp.abs(u - 1) < 0.3))  # white: of size 1, whatever the gradient's
+      >>> bool(jnp.all(jnp.abs(u - 1) < 0.3))  # white: of size 1, whatever the size of the gradient
       True
 
     Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv
-    2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202. A refresh that is not finite
-    is left out here, tensor by tensor, and counted.
+    2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202. Departure: a refresh that is not
+    finite is skipped, tensor by tensor, and counted.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
@@ -174,7 +178,7 @@ def scale_by_kron(
         return Own(like(jnp.zeros((rows, *dims), mu_dtype or dtype)), tuple(Q), counted(rows))
 
     def diagonals(dims: tuple[int, ...]) -> list[bool]:
-        """Which factors are."""
+        """Whether the factor of each axis is diagonal."""
         few, longest = len(dims) < min_ndim_triangular or memory_save_mode == "all_diag", int(np.argsort(dims)[-1])
         one = longest if memory_save_mode == "one_diag" else None
         return [few or d == 1 or d > max_dim or axis == one for axis, d in enumerate(dims)]
@@ -223,7 +227,7 @@ def scale_by_kron(
 
 
 def drawn(key: jax.Array, number: jax.Array, like: jax.Array) -> jax.Array:
-    """V of every tensor, from its number in the tree; of padding 0, whose factors then stay."""
+    """V of every tensor, from its number in the tree; 0 for padding, whose factors then do not change."""
 
     def one(i: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, jnp.maximum(i, 0)), like.shape[1:], like.dtype)
@@ -237,7 +241,7 @@ def _direction(factors: Factors, m: jax.Array) -> jax.Array:
     return u / jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(u))) / RMS_LIMIT, 1)
 
 
-NOT_STACKED = "the probes of ten layers in one leaf are not those of ten leaves, only their law is"
+NOT_STACKED = "the probes of ten layers in one leaf have the distribution of those of ten leaves, but are not equal"
 SHARED: dict[str, Any] = {
     "paper": PAPER,
     "needs": ("key",),

@@ -1,6 +1,6 @@
 """The second moments of gradients along every axis of a tensor, kept for what comes behind in the chain.
 
-Equations: the first two of `gradkit/engine/kronecker.py`.
+The equations are in the docstring of `gk.shampoo`.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def kronecker_statistics(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the second moments of gradients along every axis of a tensor; updates pass unchanged.
 
-    Equations: the first two of `gradkit/engine/kronecker.py`. A stack axis of the layout enumerates tensors.
+    Equations: S_i and L_i of `shampoo`. A stack axis of the layout enumerates tensors.
 
     Args:
       b2: 1 for a sum, below 1 the decay of a running mean (not bias-corrected), in [0, 1]. Default 1 (Shampoo's paper).

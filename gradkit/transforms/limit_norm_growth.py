@@ -1,9 +1,4 @@
-"""A limit on how fast updates may grow: a loss spike comes in small steps.
-
-n_t = |u_t|                                               of every tensor, or of all leaves together
-f_t = max(1, n_t / (gamma (n'_{t-1} + 1e-8)))             1 where there is no n'_{t-1}
-u_t <- u_t / f_t,      n'_t = n_t / f_t                   so that n'_t <= gamma (n'_{t-1} + 1e-8)
-"""
+"""A limit on the growth of updates from step to step, which turns a loss spike into small steps."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +21,7 @@ FLOOR = 1e-8
 
 
 def growth(n: jax.Array, before: jax.Array, gamma: Any) -> jax.Array:
-    """f_t of some norms; 1 where the norm before was 0.
+    """The divisor f_t of `limit_norm_growth`; 1 where the previous norm was 0.
 
     >>> growth(jnp.array([4.0, 0.5, 4.0]), jnp.array([1.0, 1.0, 0.0]), 2.0).round(4).tolist()
     [2.0, 1.0, 1.0]
@@ -36,7 +31,7 @@ def growth(n: jax.Array, before: jax.Array, gamma: Any) -> jax.Array:
 
 
 class LimitNormGrowthState(NamedTuple):
-    """The norms that left last: per tensor, or one; and what a link has that keeps no number."""
+    """The norms of the last updates that were returned: one per tensor, or one; and the layout's own state."""
 
     norm: Any
     layout: LayoutState | None = None
@@ -47,8 +42,13 @@ def limit_norm_growth(
 ) -> optax.GradientTransformationExtraArgs:
     """Lets the norm of updates grow by a factor of at most `gamma` per step; shrinking is free.
 
-    Equations: at the head of this file. Behind an optimizer's direction it takes the place of clipping, without a bound
-    that must be known beforehand.
+    Equations:
+
+        n_t = |u_t|                                               of every tensor, or of all leaves together
+        f_t = max(1, n_t / (gamma (n'_{t-1} + 1e-8)))             1 at the first step, and where n'_{t-1} = 0
+        u_t <- u_t / f_t,      n'_t = n_t / f_t                   so that n'_t <= gamma (n'_{t-1} + 1e-8)
+
+    After an optimizer's direction it replaces clipping, without a bound that must be known in advance.
 
     Args:
       gamma: largest factor of growth per step, >= 1; infinity limits nothing. Default 1.01 (paper).
@@ -58,7 +58,7 @@ def limit_norm_growth(
 
     Returns:
       A transformation. State: one number per tensor, or one. Collectives: one number per tensor where leaves are
-      sharded, all in one exchange.
+      sharded, all in one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -73,8 +73,8 @@ def limit_norm_growth(
       [0. 2.]
       [0. 3.]
 
-    Reference: Chen et al. Fira. 2024, arXiv 2410.01623. Departure: after a step of zeros the next one passes whole, as
-    the first one does; the official code would start again from a norm of 1e-8 and grow by 1 % per step.
+    Reference: Chen et al. Fira. 2024, arXiv 2410.01623. Departure: after a step of zeros the next one is not limited,
+    like the first one; the official code would start again from a norm of 1e-8 and grow by 1 % per step.
     """
     checks.real("gamma", gamma, "[1, inf]")
     checks.choice("block", block, ("tensor", "global"))

@@ -1,8 +1,4 @@
-"""Lookahead as the last link of a chain, on one set of parameters.
-
-x_t = x_{t-1} + u_t                                           u_t from the links before
-every k-th step:  x_t <- x~ + a (x_t - x~),   x~ <- x_t       x~ the slow weights, x~_0 = x_0
-"""
+"""Lookahead as the last link of a chain, on one set of parameters."""
 
 from typing import Any, NamedTuple
 
@@ -29,12 +25,18 @@ class LookaheadInChainState(NamedTuple):
 def lookahead_in_chain(*, sync_every: int = 5, slow_step_size: Scalar = 0.5) -> optax.GradientTransformationExtraArgs:
     """Pulls the parameters back towards slow weights at every k-th step; all other steps pass.
 
-    Equations: at the head of this file. It must stand last, behind the learning rate, where the update is what the
-    parameters will move by: `optax.chain(gk.adam(1e-3), gk.lookahead_in_chain())`. Momenta go on as they were.
+    Equations:
+
+        x_t = x_{t-1} + u_t                                           u_t from the links before
+        every k-th step:  x_t <- x~ + a (x_t - x~),   x~ <- x_t       x~ the slow weights, x~_0 = x_0
+
+    It must be the last link, after the learning rate, where the update is the change of the parameters:
+    `optax.chain(gk.adam(1e-3), gk.lookahead_in_chain())`. Momenta are not reset.
 
     Args:
       sync_every: k >= 1, steps between two pulls. Default 5 (official codes of Lookahead and Ranger21).
-      slow_step_size: a in [0, 1], the share of the way that is kept. Default 0.5. 1 changes nothing.
+      slow_step_size: a in [0, 1], the fraction of the way from the slow weights that is kept. Default 0.5. 1 has no
+        effect.
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter (a float32 copy: parameters may be donated)
@@ -54,7 +56,7 @@ def lookahead_in_chain(*, sync_every: int = 5, slow_step_size: Scalar = 0.5) -> 
       >>> path
       [1.0, 1.0, 2.0, 2.0]
 
-    Reference: a component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
+    Reference: A component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
     2106.13731; from Zhang et al. Lookahead Optimizer: k steps forward, 1 step back. 2019, arXiv 1907.08610.
     `optax.lookahead` asks the user to hold both sets of parameters.
     """

@@ -1,10 +1,4 @@
-"""The correction of MARS: a gradient moved on by its change since the last step, and clipped.
-
-g_t    the gradient at x_{t-1}
-p_t    the previous gradient: g_{t-1} (approximate), or that of this step's loss at x_{t-2} (exact);  p_1 = 0
-c_t    g_t + gamma b1 / (1 - b1) (g_t - p_t)
-c_t    c_t max_norm / |c_t|   where |c_t| > max_norm, per tensor
-"""
+"""The correction of MARS: a gradient plus a multiple of its change since the last step, clipped."""
 
 from typing import Any, NamedTuple
 
@@ -52,19 +46,24 @@ def mars_correction(
     first_step: str = "zero",
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Replaces the gradient by MARS's corrected and clipped one, ahead of any preconditioner.
+    """Replaces the gradient by MARS's corrected and clipped one; a preconditioner may follow.
 
-    Equations: at the head of this file. What is clipped is the whole corrected gradient, per
-    tensor, and not the correction.
+    Equations, with the gradient g_t at x_{t-1}, and the previous gradient p_t, which is g_{t-1}, or with `exact` the
+    gradient of this step's loss at x_{t-2}; p_1 = 0:
+
+        c_t = g_t + gamma b1 / (1 - b1) (g_t - p_t)
+        c_t <- c_t min(1, max_norm / |c_t|)                 per tensor
+
+    The corrected gradient is clipped, per tensor, not the correction.
 
     Args:
-      gamma: share of the correction, >= 0. Default 0.025 (official code).
+      gamma: factor of the correction, >= 0. Default 0.025 (official code).
       b1: decay of the momentum that follows, in [0, 1). Default 0.95 (official code).
       max_norm: largest norm of a tensor's corrected gradient, > 0; infinity never clips. Default 1 (official code).
       exact: whether the subtracted gradient is that of this step's loss at the previous parameters, which costs a
         second gradient, and not last step's. Default False (paper, for language models).
-      first_step: "zero" starts from a previous gradient of zero, so that the first one comes out longer (official
-        code); "skip" leaves the first one uncorrected (paper). Default "zero". The same once the clip acts.
+      first_step: "zero" starts from a previous gradient of zero, so that the first corrected one is longer (official
+        code); "skip" does not correct the first one (paper). Default "zero". Where the clip acts both are the same.
       layout: which axes are stacks: every layer of a scan is clipped by itself.
 
     Returns:
@@ -104,7 +103,7 @@ def mars_correction(
                 "call update(grads, state, params, grad_fn=...)"
             )
         if given is None:
-            # There are no parameters before the first ones; what is computed there is not used.
+            # The first step has no previous parameters: the gradient is computed at the current ones and not used.
             given = grad_fn(jax.tree.map(lambda p, x: jnp.where(state.count == 0, x, p), state.previous, params))
         return widen(given)
 

@@ -1,10 +1,4 @@
-"""A step size that depends on what a step measures: norms, inner products, the loss.
-
-    scale_t, m_t = measure(m_{t-1}, u_t, x_t, value_t, ...)
-    u_t <- scale_t u_t
-
-The scale is one number, or one per tensor of every leaf. It is positive: the sign is given once, by the learning rate.
-"""
+"""A step size that depends on measurements of the step: norms, inner products, the loss."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +15,7 @@ from gradkit.engine.norms import global_square
 
 
 class Measure(NamedTuple):
-    """What is measured, as a pair of functions, in the manner of an optax transformation.
+    """A measurement, as a pair of functions like those of an optax transformation.
 
     Attributes:
       init: parameters -> the first state; gets `jax.ShapeDtypeStruct`s too.
@@ -37,7 +31,7 @@ def loss_of(method: str, extra: dict[str, Any]) -> jax.Array:
     """The extra argument `value`, which must be one number.
 
     Raises:
-      ValueError: it is missing, or no scalar.
+      ValueError: it is missing, or not a scalar.
     """
     value = jnp.asarray(need(method, extra, "value"))
     if value.ndim:
@@ -61,12 +55,12 @@ def scaled_by(
             scaled = jax.tree.map(lambda u: u * cast(jnp.asarray(scale), u.dtype), updates)
         if not skip_nonfinite:
             return scaled, new
-        # What the measure hands on as it is, as the parameters of the start, is not looked at.
+        # Arrays that the measure returns unchanged, such as the initial parameters, need no check.
         same = {id(x) for x in jax.tree.leaves(state)}
         numbers = [
             x for x in jax.tree.leaves((scale, new)) if id(x) not in same and jnp.issubdtype(x.dtype, jnp.floating)
         ]
-        # A product with zero is 0 of a finite number alone.
+        # x * 0 is 0 only for a finite x.
         fine = jnp.isfinite(sum((jnp.sum(x * 0).astype(jnp.float32) for x in numbers), jnp.zeros((), jnp.float32)))
         kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
         return jax.tree.map(lambda u: jnp.where(fine, u, jnp.zeros_like(u)), scaled), kept
@@ -77,22 +71,28 @@ def scaled_by(
 def scale_by_measured(measure: Measure, *, skip_nonfinite: bool = False) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by a number that is computed from norms, inner products or the loss of this step.
 
-    Equations: at the head of this file. It stands behind coupled weight decay, which a norm should contain, and behind
-    a preconditioner where a norm in its space is meant; before `gk.scale_by_learning_rate`. A clip in front of it clips
-    what is measured. An average of the iterates goes outermost.
+    Equations:
+
+        scale_t, m_t = measure(m_{t-1}, u_t, x_t, value_t, ...)
+        u_t <- scale_t u_t
+
+    The scale is one number, or one per tensor of every leaf. It is positive: the sign is given once, by the learning
+    rate. Put it after coupled weight decay, which a norm should contain, and after a preconditioner if the norm is
+    meant in its space; before `gk.scale_by_learning_rate`. A clip before it clips what is measured. An average of the
+    iterates must be outermost.
 
     Args:
-      measure: a `Measure`. What it sees as `value` is the loss at the point of the gradient, of the same batch, before
-        the update; on a mesh of the whole batch, as under plain jit. `gk.accumulate_value` makes it so for
+      measure: a `Measure`. It gets as `value` the loss of the same batch at the point of the gradient, before the
+        update; on a mesh the loss of the global batch, as under plain jit. `gk.accumulate_value` provides it for
         microbatches.
-      skip_nonfinite: whether a step whose scale or state is not finite is left out: zero updates, and the state stays
-        as it was. Default False: NaN is visible.
+      skip_nonfinite: whether a step whose scale or state is not finite is skipped: zero updates, and the state does not
+        change. Default False: NaN is visible.
 
     Returns:
       A transformation. State: that of the measure. Collectives: those of the measure.
 
     Raises:
-      ValueError: `measure` is no `Measure`.
+      ValueError: `measure` is not a `Measure`.
 
     Example:
       >>> def polyak(state, updates, params, value, **extra):
@@ -102,7 +102,7 @@ def scale_by_measured(measure: Measure, *, skip_nonfinite: bool = False) -> opta
       >>> tx.update(2 * x, tx.init(x), x, value=x**2)[0].item()
       1.5
 
-    Reference: the form of DoG, MoMo and Polyak's step size; of no paper. 2026.
+    Reference: This library; the common form of DoG, MoMo and Polyak's step size. 2026.
     """
     if not isinstance(measure, Measure):
         raise ValueError(

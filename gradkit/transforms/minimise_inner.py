@@ -1,9 +1,4 @@
-"""An inner loop: some steps of an optimizer on a surrogate of the loss, as one step of the outer method.
-
-    y_0 = x,   y_{k+1} = y_k + inner(gradient of s at y_k),   k = 0 ... inner_steps - 1
-
-Methods differ in the surrogate s alone: a proximal term, a cheaper loss, a model of the loss in the predictions.
-"""
+"""An inner loop: some steps of an optimizer on a surrogate of the loss, as one step of the outer method."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +22,7 @@ def descended(
     state: Any,
     **functions: Any,
 ) -> tuple[Any, Any]:
-    """(parameters, state of the optimizer) after the inner steps; `functions` are handed on to every update."""
+    """(parameters, state of the optimizer) after the inner steps; `functions` are passed to every update."""
     inner = optax.with_extra_args_support(inner)
 
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
@@ -55,7 +50,11 @@ def minimise_inner(
 ) -> Callable[..., tuple[Any, Any]]:
     """Some steps of an optimizer on a surrogate loss, as a function of the parameters.
 
-    Equations: at the head of this file.
+    Equations:
+
+        y_0 = x,   y_{k+1} = y_k + inner(gradient of s at y_k),   k = 0, ..., inner_steps - 1
+
+    Methods differ only in the surrogate s: a proximal term, a cheaper loss, a model of the loss in the predictions.
 
     Args:
       surrogate: (params, *args) -> scalar.
@@ -63,8 +62,9 @@ def minimise_inner(
       inner_steps: number of its steps, >= 1.
 
     Returns:
-      fn(params, state=None, *args) -> (params, state of the optimizer): state=None begins anew. Costs `inner_steps`
-      gradients of the surrogate in one `lax.scan`. Collectives: those of the optimizer and of the gradients.
+      fn(params, state=None, *args) -> (params, state of the optimizer): state=None starts from a fresh state. It costs
+      `inner_steps` gradients of the surrogate in one `lax.scan`. Collectives: those of the optimizer and of the
+      gradients.
 
     Raises:
       ValueError: an argument outside its range.
@@ -72,7 +72,7 @@ def minimise_inner(
     Example:
       >>> import jax.numpy as jnp
       >>> solve = minimise_inner(lambda y, x: (y - x) ** 2, optax.sgd(0.25), 3)
-      >>> y, _ = solve(jnp.array(0.0), None, jnp.array(8.0))  # half of the way in every step
+      >>> y, _ = solve(jnp.array(0.0), None, jnp.array(8.0))  # every step goes half of the remaining way
       >>> float(y)
       7.0
 

@@ -1,15 +1,4 @@
-"""Running means of the gradient, weighted, over one denominator: what QHM, QHAdam, AdEMAMix and MT-DAO share.
-
-    u_j <- b_j u_j + (1 - b_j) g                  one running mean per decay
-    c_j = 1 - b_j^t where the mean is corrected for its start at 0, else 1
-    direction = (w_0 g + sum_j w_j u_j / c_j) / d
-    d: what a denominator makes of the same g; 1 without one. Where d = 0 the direction is 0.
-
-The usual denominator, a root mean square:
-
-    v <- b2 v + (1 - b2) |g|^2                    c = 1 - b2^t, or 1
-    d = sqrt((1 - nu) |g|^2 + nu v / c + eps_root) + eps
-"""
+"""A weighted sum of running means of the gradient over a denominator, which QHM, QHAdam, AdEMAMix and MT-DAO share."""
 
 import functools
 import operator
@@ -42,7 +31,7 @@ from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 class Mean(NamedTuple):
     """One running mean: its decay and its weight (numbers or schedules), and whether it is corrected for its start,
-    which takes a decay that is a number; what the method calls the two, for messages."""
+    which needs a decay that is a number; the method's names of the two, for messages."""
 
     decay: Any
     weight: Any = 1.0
@@ -52,7 +41,7 @@ class Mean(NamedTuple):
 
 @functools.partial(jax.jit, inline=True)
 def _weighted_sum(g: jax.Array, momenta: Sequence[jax.Array], w_0: Any, shares: Any, by: Any) -> jax.Array:
-    """w_0 g, where it is given, and the running means, each with its weight, None for 1, and its correction."""
+    """The sum of w_0 g, where w_0 is given, and the running means, each with its weight (None for 1) and correction."""
     terms = [] if w_0 is None else [scalar(w_0, g) * g]
     for weight, c, u in zip(shares, by, momenta, strict=True):
         u = cast(u, g.dtype) if weight is None else scalar(weight, g) * cast(u, g.dtype)
@@ -88,14 +77,22 @@ def weighted_momenta(
     positive: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A weighted sum of the gradient and its running means, over a denominator; equations at the head of this file.
+    """A weighted sum of the gradient and its running means, over a denominator.
+
+    Equations, with one running mean u_j per decay b_j, and d the denominator's result for the same g (1 without one):
+
+        u_j <- b_j u_j + (1 - b_j) g
+        c_j = 1 - b_j^t                               where the mean is corrected for its start at 0, else 1
+        direction = (w_0 g + sum_j w_j u_j / c_j) / d
+
+    Where d = 0 the direction is 0.
 
     Args:
       method: the public name, for messages.
       means: the running means; their hyperparameters are checked by the method.
       gradient_weight: w_0, a number or a schedule.
       denominator: gradient -> numbers >= 0 of its shape. None: 1.
-      positive: whether it never makes 0, where the direction would be 0.
+      positive: whether the denominator is never 0, so that the case needs no check.
       mu_dtype: dtype in which the means are kept. Default float32, or float64 for float64 parameters.
     """
     below = None if denominator is None else inside(denominator, "denominator")
@@ -119,7 +116,7 @@ def weighted_momenta(
         with_gradient = not (isinstance(w_0, int | float) and w_0 == 0)
 
         def corrected(g: jax.Array) -> list[Any]:
-            """What the running means are divided by."""
+            """The divisors c_j of the running means, None for 1."""
             return [core.bias_correction(mean.decay, count, g) if mean.bias_correction else None for mean in means]
 
         corrections = once_per_dtype(corrected)
@@ -150,12 +147,17 @@ def root_mean_square(
 ) -> optax.GradientTransformation:
     """The root of the running mean of squared gradients: a denominator, not a link of a chain.
 
+    Equations:
+
+        v <- b2 v + (1 - b2) |g|^2
+        d = sqrt((1 - nu) |g|^2 + nu v / c + eps_root) + eps          c = 1 - b2^t, or 1 without bias_correction
+
     Args:
       b2: decay of the mean, in [0, 1). Default 0.999.
       eps: added to the root, >= 0. Default 1e-8.
       eps_root: added under the root, >= 0. Default 0.
       bias_correction: whether the mean is divided by 1 - b2^t. Default True.
-      nu: weight of the mean against the current square, in [0, 1]. Default 1, the mean alone.
+      nu: weight of the mean against the current square, in [0, 1]. Default 1, only the mean.
 
     Returns:
       A pair (init, update) that replaces a gradient by its denominator. State: 1 word per parameter, and a counter

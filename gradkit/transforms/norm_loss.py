@@ -1,11 +1,4 @@
-"""Two decays of Ranger21. With x_j the weights of an output unit, |x_j| their norm, and d the direction:
-
-norm loss       d_j <- d_j + 2 factor (1 - 1 / (|x_j| + eps)) x_j      towards |x_j| = 1: the gradient of
-                                                                     factor sum_j (|x_j| - 1)^2
-stable decay    d <- d + weight_decay / sqrt(s_t) x
-                s_t = (1 - b2) sum_i b2^(t-i) mean(|g_i|^2) / (1 - b2^t): the mean over all coordinates of Adam's
-                corrected second moment, of which only this number is needed
-"""
+"""Two weight decays of Ranger21: towards norm 1 per output unit, and with the scale of adaptive steps."""
 
 import math
 from typing import Any, NamedTuple
@@ -49,7 +42,7 @@ PAPER = Paper("Ranger21: a synergistic deep learning optimizer", "Wright, Demeur
 
 
 def _radial(params: Any, mask: Any, layout: Layout | None, eps: Any) -> Any:
-    """(1 - 1 / (|x_j| + eps)) x_j, and 0 on leaves that are left out."""
+    """(1 - 1 / (|x_j| + eps)) x_j, and 0 on leaves outside the mask."""
     x, structure = jax.tree.flatten(params)
     known, chosen = names(params), jax.tree.leaves(resolve_mask(mask, params))
     own = [i for i, leaf in enumerate(x) if chosen[i] and leaf.size]
@@ -66,15 +59,19 @@ def norm_loss(
 ) -> optax.GradientTransformationExtraArgs:
     """Decays the weights of every output unit towards norm 1 instead of 0.
 
-    Equations: the first at the head of this file. A link in front of the learning rate, as `add_decayed_weights` is.
+    Equations, with the weights x_j of an output unit, their norm |x_j|, and the direction d:
+
+        d_j <- d_j + 2 factor (1 - 1 / (|x_j| + eps)) x_j
+
+    The decay is the gradient of factor sum_j (|x_j| - 1)^2. Put it before the learning rate, like
+    `add_decayed_weights`.
 
     Args:
       factor: of the penalty, >= 0. Default 1e-4 (official code).
-      eps: added to the norm, >= 0. Default 1e-8. The codes of Ranger21 add the eps of the optimizer, whose default
-        that is.
+      eps: added to the norm, >= 0. Default 1e-8, the default eps of the optimizer, which the codes of Ranger21 add.
       mask: which leaves it acts on. Default all.
-      layout: what a unit is: of a dense kernel (inputs, outputs) a column, of a convolution (HWIO) a filter, of a
-        vector all of it; and stacked layers apart.
+      layout: what a unit is: a column of a dense kernel (inputs, outputs), a filter of a convolution (HWIO), all
+        entries of a vector; every layer of a stack has its own units.
 
     Returns:
       A transformation that needs `params`. No state. Collectives: one all-reduce of a scalar per unit.
@@ -88,9 +85,9 @@ def norm_loss(
       >>> tx.update(jnp.zeros_like(x), tx.init(x), x)[0].tolist()
       [[1.0, 0.0], [0.0, -0.5]]
 
-    Reference: a component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
+    Reference: A component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
     2106.13731; from Georgiou et al. Norm Loss: An efficient yet effective regularization method for deep neural
-    networks. 2021, arXiv 2103.06583. The official torch code applies it to the last parameter of a model alone.
+    networks. 2021, arXiv 2103.06583. The official torch code applies it only to the last parameter of a model.
     """
     checks.real("factor", factor, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
@@ -110,8 +107,8 @@ def norm_loss(
 
 
 class StableWeightDecayState(NamedTuple):
-    """Number of updates made, the running mean of squared gradients (one number, or one per tensor), and the state
-    inside."""
+    """Number of updates made, the running mean of squared gradients (one number, or one per tensor), and the inner
+    state."""
 
     count: jax.Array
     mean_square: Any
@@ -131,24 +128,30 @@ def stable_weight_decay(
 ) -> optax.GradientTransformationExtraArgs:
     """Adds to a direction a weight decay that has the scale of adaptive steps.
 
-    Equations: the second at the head of this file. Steps of Adam have length learning_rate / sqrt(v); here the decay
-    has too. `optax.chain(gk.stable_weight_decay(gk.scale_by_adam()), gk.scale_by_learning_rate(1e-3))`.
+    Equations, with the direction d of `inner` and the parameters x:
+
+        s_t = (1 - b2) sum_i b2^(t-i) mean(|g_i|^2) / (1 - b2^t)
+        d <- d + weight_decay / sqrt(s_t) x
+
+    s_t is the mean over all coordinates of Adam's corrected second moment. Steps of Adam have the length
+    learning_rate / sqrt(v); here the decay scales in the same way. Write
+    `optax.chain(gk.stable_weight_decay(gk.scale_by_adam()), gk.scale_by_learning_rate(1e-3))`.
 
     Args:
       inner: gradient -> direction; a learning rate follows.
       weight_decay: coefficient >= 0, or a schedule. Default 1e-4 (official code).
-      b2: decay of the running mean, in [0, 1); that of the second moment inside. Default 0.999.
-      per_tensor: whether every tensor has its own mean (a co-author's port to Flax) rather than all coordinates of all
-        leaves one (official code). Default False.
-      toward_unit_norm: whether to decay as `norm_loss` does, by (1 - 1 / |x_j|) x_j for every output unit: the paper's
-        form, which has both in one. Default False, towards 0 (official code, where both are apart).
+      b2: decay of the running mean, in [0, 1); take that of the inner second moment. Default 0.999.
+      per_tensor: whether every tensor has its own mean (a co-author's port to Flax) rather than one mean over all
+        coordinates of all leaves (official code). Default False.
+      toward_unit_norm: whether to decay like `norm_loss`, by (1 - 1 / |x_j|) x_j for every output unit: the paper's
+        form, which combines the two. Default False, towards 0 (official code, which has the two separately).
       eps: added to the norm of a unit with `toward_unit_norm`, >= 0, as in `norm_loss`; not used without it. Default
         1e-8.
-      weight_decay_mask: which leaves decay. Default all. The mean runs over all leaves all the same.
+      weight_decay_mask: which leaves decay. Default all. The mean is over all leaves in any case.
       layout: which axes are stacks, and what a unit is.
 
     Returns:
-      A transformation that needs `params`. State: one number, or one per tensor, and the state inside. Collectives:
+      A transformation that needs `params`. State: one number, or one per tensor, and the inner state. Collectives:
       one all-reduce of one number per tensor, and one per unit with `toward_unit_norm`.
 
     Raises:
@@ -160,9 +163,9 @@ def stable_weight_decay(
       >>> tx.update(jnp.array([2.0, 2.0]), tx.init(x), x)[0].round(4).tolist()  # decay 0.5 / 2
       [2.25, 1.75]
 
-    Reference: a component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
+    Reference: A component of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning optimizer. 2021, arXiv
     2106.13731; from Xie et al. Understanding and Scheduling Weight Decay. 2020, arXiv 2011.11152. The official torch
-    code decays the last parameter of a model alone. While no gradient but 0 was seen nothing decays.
+    code decays only the last parameter of a model. As long as all gradients are 0 there is no decay.
     """
     checks.switch(per_tensor=per_tensor, toward_unit_norm=toward_unit_norm)
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)

@@ -1,13 +1,4 @@
-"""Updates that end on a set: the parameters after the step are projected, and what is handed on is the difference.
-
-project_updates          u <- projection(w + u) - w
-
-normalize_and_project    y = w + u
-  kernels, every block         u <- rho y / |y| - w             rho: the norm of the block at the start
-  gains sigma and offsets mu of a normalisation over d features, where they are asked for
-    "project"                  u <- sqrt(d) y / |(y_sigma, y_mu)| - w
-    "decay"                    u <- u - gains_decay (y - (1, 0))
-"""
+"""Updates that end in a set: the parameters after the step are projected, and the update is the difference."""
 
 import math
 from collections.abc import Callable
@@ -31,19 +22,23 @@ PAPER = Paper("Normalization and effective learning rates in reinforcement learn
 
 
 def project_updates(projection: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
-    """Replaces every step by the one that ends at the projection of where it would have ended.
+    """Replaces every update by one that ends at the projection of the new parameters.
+
+    Equations:
+
+        u <- projection(w + u) - w
 
     Put it last, after the learning rate: `optax.chain(gk.sgd(0.1), gk.project_updates(projection))`.
 
     Args:
-      projection: tree like the parameters -> tree like them, such as those of `optax.projections`. It sees the leaves
-        in float32 or wider.
+      projection: a function of a tree like the parameters that returns such a tree, for example one of
+        `optax.projections`. It gets the leaves in float32 or wider.
 
     Returns:
       A transformation that needs `params`. No state. Collectives: those of the projection.
 
     Raises:
-      ValueError: `projection` not callable; a projection that gives another tree.
+      ValueError: `projection` not callable; a projection that returns another tree.
 
     Example:
       >>> import optax
@@ -51,7 +46,7 @@ def project_updates(projection: Callable[[Any], Any]) -> optax.GradientTransform
       >>> tx.update(jnp.array([0.5, -3.0]), tx.init(w), w)[0].tolist()  # 1 - 3 ends at 0
       [0.5, -1.0]
 
-    Reference: the primitive behind Lyle et al. Normalization and effective learning rates in reinforcement learning.
+    Reference: The primitive behind Lyle et al. Normalization and effective learning rates in reinforcement learning.
     2024, arXiv 2407.01800.
     """
     checks.function("projection", projection)
@@ -68,7 +63,7 @@ def project_updates(projection: Callable[[Any], Any]) -> optax.GradientTransform
 
 
 class NormalizeAndProjectState(NamedTuple):
-    """Number of updates made, and the norm every block is kept at (None where it is a number, or left free)."""
+    """Number of updates made, and the norm of every block, which is kept (None where it is a number, or not kept)."""
 
     count: jax.Array
     rho: Any
@@ -77,14 +72,14 @@ class NormalizeAndProjectState(NamedTuple):
 
 
 def _layers(known: list[str], gains: str | None) -> dict[int, str]:
-    """Index of a leaf -> its layer, of the gains and offsets of normalisations, which Flax calls scale and bias."""
+    """Index of a leaf -> its layer, for gains and offsets of normalisations, which Flax calls scale and bias."""
     split = [name.rpartition("/") for name in known]
     found = {parent for parent, _, last in split if last == "scale" and gains is not None}
     return {i: parent for i, (parent, _, last) in enumerate(split) if parent in found and last in ("scale", "bias")}
 
 
 def _has_zero_block(x: Any, axes: tuple[int, ...]) -> bool:
-    """Whether a block is known to be 0: of traced leaves and of shapes nothing is known."""
+    """Whether a block is known to be 0; False for traced leaves and for shapes, whose values are not known."""
     if isinstance(x, Tracer) or not isinstance(x, jax.Array):
         return False
     with jax.ensure_compile_time_eval():
@@ -103,19 +98,26 @@ def normalize_and_project(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the norm of every kernel constant, so that the effective learning rate is the learning rate.
 
-    Equations: at the head of this file. Put it last, after the learning rate:
-    `optax.chain(gk.adamw(1e-3), gk.normalize_and_project())`. Kernels must be followed by a normalisation for this to
-    change nothing in what the network computes: weights that grow otherwise lower the effective rate over time.
+    Equations, with y = w + u, the norm rho of a block at the start, and gains sigma and offsets mu of a normalisation
+    over d features:
+
+        u <- rho y / |y| - w                              every block of a kernel
+        u <- sqrt(d) y / |(y_sigma, y_mu)| - w            sigma and mu with gains="project"
+        u <- u - gains_decay (y - (1, 0))                 sigma and mu with gains="decay"
+
+    Put it last, after the learning rate: `optax.chain(gk.adamw(1e-3), gk.normalize_and_project())`. Where a
+    normalisation follows every kernel, this does not change the function of the network, while without it growing
+    weights lower the effective learning rate over time.
 
     Args:
       mask: which leaves are kept at their norm. Default None: those of rank 2 and more, not counting stack axes.
-      target: the norm: "init", what the block has at the first update; "unit", 1; or a number > 0. Default "init".
+      target: the norm: "init", that of the block at the first update; "unit", 1; or a number > 0. Default "init".
       update_interval: steps between projections, >= 1. Default 1.
-      block: "tensor", the norm of a whole layer, or "unit", of every output unit. Default "tensor".
-      gains: what becomes of gains and offsets of normalisation layers (leaves `scale`, and `bias` beside a `scale`):
-        "project", both together are kept at the norm they are born with, right for positively homogeneous
-        nonlinearities; "decay", they are drawn to 1 and 0; None, left free. Default None.
-      gains_decay: of gains="decay", the share per projection, in (0, 1]. Default None: 1e-3.
+      block: "tensor", one norm per layer, or "unit", one per output unit. Default "tensor".
+      gains: how gains and offsets of normalisation layers (leaves `scale`, and `bias` next to a `scale`) are treated:
+        "project", the two together keep their initial norm, which suits positively homogeneous nonlinearities; "decay",
+        they decay to 1 and 0; None, unchanged. Default None.
+      gains_decay: with gains="decay", the fraction per projection, in (0, 1]. Default None: 1e-3.
       layout: which axes are stacks and outputs: every layer of a scan has its own norm.
 
     Returns:
@@ -123,8 +125,8 @@ def normalize_and_project(
       block where leaves are sharded.
 
     Raises:
-      ValueError: an argument outside its range; with target "init" a block that is 0 at `init`, which has no norm to
-        be kept: leave it out by the mask. Where `init` is traced this cannot be seen, and such a block is left free.
+      ValueError: an argument outside its range; with target="init" a block that is 0 at `init`, which has no norm to
+        keep: exclude it by the mask. Where `init` is traced this cannot be checked, and such a block is not projected.
 
     Example:
       >>> tx, w = normalize_and_project(), jnp.eye(2)
@@ -144,7 +146,10 @@ def normalize_and_project(
     checks.choice("gains", gains, ("project", "decay", None))
     checks.real("gains_decay", gains_decay, "(0, 1]", optional=True)
     if gains != "decay" and gains_decay is not None:
-        raise ValueError(f"gains_decay must be None with gains={gains!r}, got {gains_decay!r}")
+        raise ValueError(
+            f"normalize_and_project: gains_decay must be None with gains={gains!r}, got {gains_decay!r}; write "
+            "gains='decay', or leave gains_decay out"
+        )
     strength = 1e-3 if gains_decay is None else gains_decay
 
     chosen_by = matrices_by_default(layout) if mask is None else mask
@@ -164,7 +169,10 @@ def normalize_and_project(
         for i in kernels(params, _layers(known, gains)) if target == "init" else ():
             x, own = leaves[i], block_axes(known[i], leaves[i].shape, block, layout)
             if _has_zero_block(x, own):
-                raise ValueError(f"normalize_and_project: the leaf {known[i]!r} has a block that is 0: mask it out")
+                raise ValueError(
+                    f"normalize_and_project: the leaf {known[i]!r} has a block that is 0, which has no norm to keep; "
+                    "exclude the leaf by mask, or give target='unit' or a number"
+                )
             shape = [1 if a in own else n for a, n in enumerate(x.shape)]
             rho[i] = jnp.zeros(shape, wide_dtype(x.dtype))
         return NormalizeAndProjectState(jnp.zeros((), jnp.int32), structure.unflatten(rho))
@@ -177,13 +185,13 @@ def normalize_and_project(
         chosen, joint = kernels(updates, layers), list(layers) if gains == "project" else []
         y = [a + b for a, b in zip(w, leaves, strict=True)]
 
-        # All sums are one exchange: of what moves, after the step, and of what sets a norm, before it.
+        # One all-reduce for all sums: of projected leaves after the step, and of leaves that set a norm before it.
         moved, before = [*chosen, *joint], chosen if target == "init" else []
         order = [*moved, *before]
         axes = [block_axes(known[i], y[i].shape, "tensor" if i in layers else block, layout) for i in order]
         squares = [abs_sq(y[i]) for i in moved] + [abs_sq(w[i]) for i in before]
         sums = block_sums([known[i] for i in order], squares, axes)
-        # A norm that is kept lies where its block lies, and meets the others there.
+        # A kept norm is sharded like its block, so the sums are taken in that sharding.
         sums = own_parts([known[i] for i in order], [y[i] for i in order], sums)
         after, start = dict(zip(moved, sums, strict=False)), sums[len(moved) :]
         rho: list[Any] = [optax.MaskedNode()] * len(leaves)
@@ -191,7 +199,7 @@ def normalize_and_project(
             rho[i] = jnp.where(state.count == 0, jnp.sqrt(square), kept)
 
         def factor(i: int) -> jax.Array:
-            """What takes a block to its norm, and 0 where that is 0 or has no direction to be taken in."""
+            """The factor that gives a block its norm; 0 where the norm is 0 or the block has no direction."""
             if i in layers:
                 wanted = math.sqrt(entries(known[i], "tensor", layout, y[i].shape))
             else:

@@ -1,11 +1,4 @@
-"""Positive-negative momentum: two running means that take the gradients in turn, one added and one subtracted.
-
-m_t = b1^2 m_{t-2} + (1 - b1^2) g_t,   m_0 = m_{-1} = 0
-u_t = ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2) / (1 - b1^t) / d_t,   d_t = 1, or made of g_t
-
-The two means share no gradient: their noises are independent, and b0 says how much noise the step has against its
-length; b0 = -1/2, half of each, has the least.
-"""
+"""Positive-negative momentum: two running means of alternating gradients, one added and one subtracted."""
 
 from typing import Any, NamedTuple
 
@@ -46,21 +39,27 @@ def scale_by_pnm(
     denominator: optax.GradientTransformation | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Replaces updates by the difference of two running means that take them in turn.
+    """Replaces updates by the difference of two running means, of the odd and of the even steps.
 
-    Equations: the first two at the head of this file.
+    Equations, with d_t the result of `denominator` for g_t, or 1:
+
+        m_t = b1^2 m_{t-2} + (1 - b1^2) g_t,   m_0 = m_{-1} = 0
+        u_t = ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2) / (1 - b1^t) / d_t
+
+    The two means share no gradient, so their noises are independent, and b0 sets the noise of a step relative to its
+    length; b0 = -1/2, half of each mean, has the least noise.
 
     Args:
-      b0: how much of the other mean is subtracted, > -1. Default 0.9 (Ranger21; the paper's code has 1). 0 is the
+      b0: multiple of the other mean that is subtracted, > -1. Default 0.9 (Ranger21; the paper's code has 1). 0 is the
         running mean of every second gradient, -1/2 the mean of both.
       b1: decay per step, in [0, 1); each mean decays by its square at every second step. Default 0.9 (official code).
       bias_correction: whether to divide by 1 - b1^t. Default True (the authors' AdaPNM, Ranger21).
-      denominator: a transformation that makes of the gradient what the difference is divided by, such as
-        `root_mean_square`; where it is 0 the update is 0. Default None: 1.
+      denominator: a transformation from the gradient to the divisor of the difference, such as `root_mean_square`;
+        where the divisor is 0 the update is 0. Default None: 1.
       mu_dtype: dtype in which both means are kept. Default float32.
 
     Returns:
-      A transformation. State: 2 words per parameter, a counter, and what the denominator has. Elementwise: no
+      A transformation. State: 2 words per parameter, a counter, and the state of the denominator. Elementwise: no
       collective.
 
     Raises:
@@ -95,14 +94,14 @@ def scale_by_pnm(
 
         odd = count % 2 == 1
 
-        def follow(turn: jax.Array, mu: Any) -> Any:
+        def follow(active: jax.Array, mu: Any) -> Any:
             def mean(m: jax.Array, g: jax.Array) -> jax.Array:
                 square = scalar(b1, g) ** 2
-                return jnp.where(turn, ema(m, g, square), m)
+                return jnp.where(active, ema(m, g, square), m)
 
             return jax.tree.map(mean, mu, updates)
 
-        # Means that stay where they are: two that change places would each be copied at every step.
+        # Each mean keeps its field: exchanging the two fields would copy both at every step.
         mu_odd, mu_even = follow(odd, state.mu_odd), follow(~odd, state.mu_even)
 
         c1 = core.bias_corrections(b1, count)

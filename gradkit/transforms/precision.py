@@ -1,15 +1,4 @@
-"""Precision: what parameters and state are kept in between steps; arithmetic is float32 or wider throughout.
-
-    x_t = p_t + r_t                    the parameters the method sees; r = 0 without `master`
-    x_{t+1} = x_t + u_t                u_t from the inner method, in float32
-    p_{t+1} = round(x_{t+1})           what the user holds; the update handed out is p_{t+1} - p_t
-    r_{t+1} = x_{t+1} - p_{t+1}        with `master`: what rounding took, so that p + r is a float32 copy
-
-    state:  s_t = decode(c_t)  ->  s_{t+1} = inner(s_t)  ->  c_{t+1} = encode(s_{t+1}, dither_{t+1})
-
-The formats are in `gradkit.engine.codecs`. The class of a state says which of its fields must not be rounded, by
-`exact_fields`.
-"""
+"""Precision: the formats of parameters and state between steps; arithmetic is float32 or wider throughout."""
 
 from typing import Any, NamedTuple
 
@@ -32,8 +21,8 @@ from gradkit.types import Key
 
 
 class PrecisionState(NamedTuple):
-    """Steps made; the key, where one was given; what rounding took from each narrow parameter, where a master is
-    kept; the inner state, encoded."""
+    """Number of steps made; the key, where one was given; the rounding error of each narrow parameter, where a master
+    is kept; the inner state, encoded."""
 
     count: jax.Array
     key: Any
@@ -46,12 +35,12 @@ class PrecisionState(NamedTuple):
 
 
 def is_narrow(x: Any) -> bool:
-    """Whether a leaf has fewer bits than it is computed in."""
+    """Whether a leaf has fewer bits than the dtype that it is computed in."""
     return wide_dtype(x.dtype) != x.dtype
 
 
 def step_to(p: jax.Array, x: jax.Array, u: jax.Array, bits: jax.Array | None) -> jax.Array:
-    """The update, in the dtype of p, that leads from p to x + u rounded; at random where random bits are given."""
+    """The update, in the dtype of p, that leads from p to x + u rounded; stochastically where random bits are given."""
     if not is_narrow(p):
         return u.astype(p.dtype)
     now = p.astype(jnp.float32)
@@ -62,7 +51,7 @@ def step_to(p: jax.Array, x: jax.Array, u: jax.Array, bits: jax.Array | None) ->
 
 
 def what_rounding_took(p: jax.Array, x: jax.Array, u: jax.Array, step: jax.Array) -> Any:
-    """The distance of x + u from where the step leads."""
+    """The rounding error: x + u minus the parameter after the step."""
     if not is_narrow(p):
         return optax.MaskedNode()
     return (x + u) - nearest(p.astype(jnp.float32) + step.astype(jnp.float32), p.dtype)
@@ -80,46 +69,55 @@ def precision(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps parameters and state of any method in few bits, and computes in float32.
 
-    Equations: at the head of this file. It goes around the whole optimizer, learning rate included, since it
-    rounds the parameters that the update leads to. Whatever the switches, the method sees gradients and
-    parameters in float32 and keeps its moments so. Parameters in float32 or wider are handed on untouched.
+    Equations, with the user's parameters p_t, and r = 0 without `master`:
+
+        x_t = p_t + r_t                    the parameters that the inner method gets
+        x_{t+1} = x_t + u_t                u_t from the inner method, in float32
+        p_{t+1} = round(x_{t+1})           the returned update is p_{t+1} - p_t
+        r_{t+1} = x_{t+1} - p_{t+1}        the rounding error, so that p + r is a float32 copy
+        s_t = decode(c_t),   s_{t+1} = inner(s_t),   c_{t+1} = encode(s_{t+1}, dither_{t+1})       the state
+
+    The formats are in `gradkit.engine.codecs`. The class of a state names the fields that must not be rounded in
+    `exact_fields`. The wrapper must go around the whole optimizer, learning rate included, because it rounds the
+    parameters after the update. Whatever the switches, the method gets gradients and parameters in float32 and computes
+    its moments in float32. Parameters in float32 or wider are passed on unchanged.
 
     Args:
       inner: any transformation whose updates are added to the parameters.
       master: whether a float32 copy of narrow (bfloat16, float16) parameters is kept. It is kept as its distance
-        from them, so a change that the user makes to the parameters is followed, not undone. Default False.
+        from them, so a change that the user makes to the parameters is not undone. Default False.
       rounding: of narrow parameters. "nearest" (default), or "stochastic": to one of the two neighbours with
-        chances that make the mean exact; bfloat16 only.
-      state: what floating arrays of the state are kept in between steps, wherever that makes them smaller: moments,
-        windows, statistics, preconditioners and bases, with owners (`shard=`) or without. None (default): as they are.
-        "bfloat16": 2 bytes. "int8-block": 1 byte, and 4 bytes per block; a block without negative numbers, as of
+        probabilities that make the mean exact; bfloat16 only.
+      state: the format of floating-point arrays of the state between steps, wherever that makes them smaller: moments,
+        windows, statistics, preconditioners and bases, with owners (`shard=`) or without. None (default): unchanged.
+        "bfloat16": 2 bytes. "int8-block": 1 byte, and 4 bytes per block; a block without negative numbers, as in
         second moments, is coded by its square root, never down to 0; the diagonals of square matrices are kept in
         float32 (Wang et al.), 4 bytes per row, so that factors stay invertible. Kept exactly, whatever `state` is: the
-        parameters that a method holds in its state (averages, anchors, slow weights, latent weights) and what a method
-        reads only as a small difference (L-BFGS); `gk.leaves.describe` shows their bytes and those that are saved.
-        Inverse roots of rounded statistics are those of an eps of the size of the rounding, about 2^-9 or 1/250 of the
-        largest of a row: on minibatches Shampoo ends within a few percent of its loss, without noise it gains less by
-        preconditioning. Its iterative solvers may fail, which `failed_roots` counts, and keep the last good root.
+        parameters that a method has in its state (averages, anchors, slow weights, latent weights) and arrays that a
+        method reads only as a small difference (L-BFGS); `gk.leaves.describe` shows their bytes and the bytes saved.
+        Rounded statistics act like an eps of the size of the rounding, about 2^-9 or 1/250 of the largest entry of a
+        row: on minibatches Shampoo ends within a few percent of its loss, without noise it gains less by
+        preconditioning. Its iterative solvers may fail, which `failed_roots` counts, and keep the last finite root.
       block_size: entries of the last axis that share a scale, >= 1; a row shorter than that is one block. Default 256
         (Dettmers et al. recommend 2048 for rows that are joined; rows are not joined here). Read by "int8-block"
         only.
-      memory_kind: where arrays of the state of at least 1 KiB, coded or not, are between steps. None (default): on the
-        device. "pinned_host": in the memory of the host, where the backend has it; every step fetches them and puts
-        them back, 2 words over the bus per word of state.
+      memory_kind: where arrays of the state of at least 1 KiB, coded or not, are stored between steps. None (default):
+        on the device. "pinned_host": in host memory, where the backend has it; every step copies them to the device and
+        back, 2 words over the bus per word of state.
       key: a typed key or integer, for stochastic rounding, kept in the state. Without it every `update` needs the
-        extra argument `key`, which goes before this one.
+        extra argument `key`, which takes precedence.
 
     Returns:
-      A transformation that needs `params` where it has a master or rounds stochastically. Updates leave in the
-      parameters' dtype. Where a step keeps a parameter within a factor of 2, params + update is exactly the
-      rounded master; where one update in this dtype cannot lead there, it comes as near as it can and the next
-      one leads on. State: a counter, the key, 1 word per narrow parameter with `master`, and the inner state.
-      Elementwise, and a maximum per block: no collective unless blocks are sharded.
+      A transformation that needs `params` where it has a master or rounds stochastically. Updates have the parameters'
+      dtype. Where a step changes a parameter by less than a factor of 2, params + update is exactly the rounded master;
+      where one update in this dtype cannot reach it, it comes as near as it can and the next one continues. State: a
+      counter, the key, 1 word per narrow parameter with `master`, and the inner state. Elementwise, and a maximum per
+      block: no collective unless blocks are sharded.
 
     Raises:
       ValueError: an argument outside its range; a key that would not be used; at `init`, a float16 leaf that is
-        to be rounded stochastically, a state in float64 or complex numbers, of which there is no code, or a memory that
-        the devices lack; at `update`, no params or no key where they are needed.
+        to be rounded stochastically, a state in float64 or complex numbers, which has no format, or a memory that the
+        devices lack; at `update`, no params or no key where they are needed.
 
     Example:
       >>> tx = precision(optax.sgd(1e-3), master=True)
@@ -146,7 +144,9 @@ def precision(
     stochastic = rounding == "stochastic"
     if key is not None:
         if not stochastic:
-            raise ValueError('precision: key is used by rounding="stochastic" only')
+            raise ValueError(
+                'precision: key is used only with rounding="stochastic", got rounding="nearest"; leave key out'
+            )
         check_key(key)
     tx = inside(inner)
 
@@ -165,7 +165,10 @@ def precision(
         params = as_arrays(params)
         for name, x in zip(names(params), jax.tree.leaves(params), strict=True):
             if stochastic and is_narrow(x) and x.dtype != jnp.bfloat16:
-                raise ValueError(f"precision: the leaf {name!r} is {x.dtype}; only bfloat16 is rounded stochastically")
+                raise ValueError(
+                    f"precision: the leaf {name!r} is {x.dtype}; only bfloat16 is rounded stochastically; write "
+                    'rounding="nearest"'
+                )
         count = jnp.zeros((), jnp.int32)
         kept = first_key(key)
 

@@ -1,14 +1,4 @@
-"""A method on a few directions of every matrix: its state is as small as what it sees.
-
-x = G, turned so that the side to compress comes first: (n, m)
-if t % update_interval == 0:   B = the first r left singular vectors of x            (n, r); t = 0, 1, ...
-R = B^T x                                                                            (r, m)
-psi = inner(R)
-d = scale B psi
-    with residual = "norm_scaled":   phi = |psi| / (|R| + 1e-8), of every column
-                                     E = (x - scale B R) phi,  limited in its growth
-                                     d = scale B psi + E
-"""
+"""A transformation on a few directions of every matrix, whose state is as small as the projected gradient."""
 
 import itertools
 import numbers
@@ -45,7 +35,7 @@ PAPER = Paper(
     "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", "Zhao et al.", 2024, "2403.03507"
 )
 METHOD = "project_low_rank"
-# Which matrices are turned, so that the side to compress comes first. Square ones: the columns are the short side.
+# Which matrices are transposed, so that the side to compress comes first. Of a square one the columns are compressed.
 SIDES = {
     "short": lambda rows, columns: rows >= columns,
     "long": lambda rows, columns: rows < columns,
@@ -56,8 +46,8 @@ FIRST_MOMENTS, SECOND_MOMENTS = {"mu", "trace"}, {"nu"}
 
 
 class Own(NamedTuple):
-    """What belongs to the matrices of a stack: the bases, the state of `inner` on what is projected, how often a basis
-    failed, and, with a residual, its norm."""
+    """The state of the matrices of a stack: the bases, the state of `inner` for the projected gradients, how often the
+    computation of a basis failed, and, with a residual, its norm."""
 
     basis: Any
     inner: Any
@@ -66,8 +56,8 @@ class Own(NamedTuple):
 
 
 class ProjectLowRankState(NamedTuple):
-    """Number of updates made; the fields of `Own`, of every parameter that is projected; with `shard`, by stacks of
-    equal matrices, each with its owners; the state of `inner` on the other leaves."""
+    """Number of updates made; the fields of `Own`, of every projected parameter; with `shard`, by stacks of equal
+    matrices, each sharded over its owners; the state of `inner` for the other leaves."""
 
     count: jax.Array
     basis: Any
@@ -83,23 +73,26 @@ class ProjectLowRankState(NamedTuple):
 
 
 class Numbered(NamedTuple):
-    """A method, and the numbers that it is made of: those that are traced must reach the owner as arguments."""
+    """A transformation as a function of its hyperparameters: traced ones must reach the owner device as arguments."""
 
     make: Callable[[dict[str, Any]], optax.GradientTransformation]
     numbers: dict[str, Any]
 
 
-def rotated(state: Any, turn: jax.Array) -> Any:
-    """The state of a method whose coordinates are turned: first moments by a matrix, second by its squared entries."""
+def rotated(state: Any, rotation: jax.Array) -> Any:
+    """The state of a method in a new basis: first moments times a matrix, second moments times its squared entries."""
 
     def one(name: str, x: jax.Array) -> jax.Array:
         field = next((p for p in reversed(name.split("/")) if p in FIRST_MOMENTS | SECOND_MOMENTS), None)
         if field is None and x.ndim == 3:
-            raise ValueError(f"{METHOD}: rotate_moments does not know what {name!r} in the state of inner is")
+            raise ValueError(
+                f"{METHOD}: rotate_moments rotates the fields mu, trace and nu of the state of inner, which also has "
+                f"{name!r}; write rotate_moments=False, or take another inner"
+            )
         if field is None:
             return x
-        by = turn if field in FIRST_MOMENTS else jnp.square(turn)
-        return product(by, x.astype(turn.dtype)).astype(x.dtype)
+        by = rotation if field in FIRST_MOMENTS else jnp.square(rotation)
+        return product(by, x.astype(rotation.dtype)).astype(x.dtype)
 
     leaves, structure = jax.tree.flatten(state)
     return structure.unflatten([one(name, x) for name, x in zip(names(state), leaves, strict=True)])
@@ -111,7 +104,9 @@ def _ranks(rank: Any, known: list[str]) -> dict[str, int]:
         return dict.fromkeys(known, rank)
     given = dict(zip(names(rank), jax.tree.leaves(rank), strict=True))
     if unknown := sorted(given.keys() - set(known)):
-        raise ValueError(f"{METHOD}: rank is given of leaves that are not there: {unknown}")
+        raise ValueError(
+            f"{METHOD}: rank names leaves that the parameters do not have: {unknown}; they have {sorted(known)}"
+        )
     return {name: int(np.max(np.asarray(value))) for name, value in given.items()}
 
 
@@ -130,43 +125,57 @@ def project_low_rank(
     layout: Layout | None = None,
     shard: MatrixSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Runs a method on the leading directions of every matrix, and on the other leaves as they are.
+    """Runs a transformation on the leading directions of every matrix, and without a projection on the other leaves.
 
-    Equations: at the head of this file. `inner` sees every projected matrix by itself, as one (r, m) array without a
-    name. Moments are carried over unchanged where the basis changes (official code), unless `rotate_moments`.
+    Equations, of a gradient x (n, m), transposed if necessary so that the side to compress comes first, t = 0, 1, ...:
+
+        if t % update_interval == 0:   B = the first r left singular vectors of x            (n, r)
+        R = B^T x                                                                            (r, m)
+        psi = inner(R)
+        d = scale B psi
+
+    With residual="norm_scaled":
+
+        phi = |psi| / (|R| + 1e-8)                   of every column
+        E = (x - scale B R) phi                      its growth limited as in `gk.limit_norm_growth`
+        d = scale B psi + E
+
+    `inner` gets every projected matrix separately, as one (r, m) array without a name. Moments do not change with the
+    basis (official code), unless `rotate_moments`.
 
     Args:
-      inner: makes a direction of a gradient, and needs no parameters: decay belongs outside. Default None:
-        `gk.scale_by_adam()`.
+      inner: a transformation from a gradient to a direction that needs no parameters: decay belongs outside. Default
+        None: `gk.scale_by_adam()`.
       rank: r >= 1, for all matrices, or a tree of ranks by the names of the parameters (as
-        `gk.diagnostics.welore_ranks` makes it): leaves without one (None) go to `inner` whole; of the matrices in one
-        leaf the largest holds for all. More than the shorter side is cut down to it. Default 128 (official code).
+        `gk.diagnostics.welore_ranks` makes it): leaves without a rank (None) go to `inner` without a projection; the
+        largest rank of a leaf is used for all its matrices. A rank above the shorter side is reduced to it. Default 128
+        (official code).
       update_interval: steps from one basis to the next, >= 1. Default 200 (official code).
       stagger: whether every matrix has a step of its own for its next basis, so that the work is spread over the steps;
-        those that are due are taken one after another. Default False (official code): all at once.
-      scale: factor of what comes back, >= 0. Default 1.
+        the bases that are due are computed one after another. Default False (official code): all at once.
+      scale: factor of the projected direction, >= 0. Default 1.
       side: which side is compressed: "short", "long", "inputs" or "outputs". Default "short" (official code); optax's
-        `contrib.galore` compresses the long one, which keeps m r + 2 r n words in place of n r + 2 r m, n <= m.
+        `contrib.galore` compresses the long one, with m r + 2 r n words in place of n r + 2 r m, n <= m.
       sign: "fixed", so that a run does not depend on the machine's decomposition, or "lapack", as
         `gk.linalg.singular_basis`.
-      rotate_moments: whether moments (`mu`, `trace` by B_new^T B_old, `nu` by its squared entries) turn with the basis.
-        Default False (official code).
-      residual: None, or "norm_scaled": what the projection leaves out is added, scaled as the method scaled what it
-        saw (Fira).
-      growth_limit: of the residual's norm per step, as in `gk.limit_norm_growth`, >= 1. Default None: no limit. Only
-        with a residual.
+      rotate_moments: whether moments are rotated into the new basis, `mu` and `trace` by B_new^T B_old, `nu` by its
+        squared entries. Default False (official code).
+      residual: None, or "norm_scaled": the part of the gradient outside the basis is added, scaled like the projected
+        part (Fira).
+      growth_limit: largest factor by which the residual's norm grows per step, as in `gk.limit_norm_growth`, >= 1.
+        Default None: no limit. Only with a residual.
       layout: which leaves are matrices (roles "matrix", "conv", "expert"), and which axes inputs, outputs and stacks.
-      shard: a `gk.MatrixSharding`: over which devices the work and the state are spread. Default None: over those
-        that leaves are cut along where a mesh of Explicit axes says so, else as the compiler likes.
+      shard: a `gk.MatrixSharding`: over which devices the work and the state are distributed. Default None: over the
+        devices that leaves are sharded over where a mesh with Explicit axes says so, otherwise the compiler decides.
 
     Returns:
       A transformation. State: n r + 2 r m words per matrix with Adam inside, 1 / N of them on each of N devices
-      of `shard`; counters. Collectives: leaves cut along a matrix axis: two all-to-alls per shape; replicated leaves
-      with `shard`: one all-gather. Under `vmap` over seeds a basis is computed only when due.
+      of `shard`; counters. Collectives: for leaves sharded along a matrix axis two all-to-alls per shape; for
+      replicated leaves with `shard` one all-gather. Under `vmap` over seeds a basis is computed only when it is due.
 
     Raises:
-      ValueError: a hyperparameter outside its range; a rank of a leaf that is not there or is no matrix; an `inner`
-        that needs parameters; `growth_limit` without a residual.
+      ValueError: a hyperparameter outside its range; a rank for a leaf that does not exist or is not a matrix; an
+        `inner` that needs parameters; `growth_limit` without a residual.
 
     Example:
       >>> tx = project_low_rank(optax.identity(), rank=1)
@@ -175,11 +184,11 @@ def project_low_rank(
       [[3. 0.]
        [0. 0.]]
 
-    Reference: Zhao et al. GaLore. 2024, arXiv 2403.03507; Chen et al. Fira. 2024, arXiv 2410.01623. The official codes
-    leave the sign of singular vectors to the decomposition, on which a run with a first moment depends from the second
-    basis on. A basis that is not finite is not taken, and counted in the metric `failed_refreshes`. A gradient of zeros
-    makes no basis (in the official code an arbitrary one, kept for `update_interval` steps): the first that is not zero
-    does, and later the basis before it stays.
+    Reference: Zhao et al. GaLore. 2024, arXiv 2403.03507; Chen et al. Fira. 2024, arXiv 2410.01623. In the official
+    codes the decomposition decides the signs of singular vectors, on which a run with a first moment depends from the
+    second basis on. A basis that is not finite is not used, and counted in the metric `failed_refreshes`. A gradient of
+    zeros gives no basis (in the official code an arbitrary one, kept for `update_interval` steps): the first basis is
+    that of the first gradient that is not zero, and later the previous basis is kept.
     """
     checks.switch(rotate_moments=rotate_moments)
     update_interval = checks.integer("update_interval", update_interval, 1)
@@ -192,7 +201,10 @@ def project_low_rank(
     if isinstance(rank, numbers.Number | str):
         rank = checks.integer("rank", rank, 1)
     if growth_limit is not None and residual is None:
-        raise ValueError(f"growth_limit limits the residual and must be None without one, got {growth_limit!r}")
+        raise ValueError(
+            f"{METHOD}: growth_limit limits the residual and must be None with residual=None, got {growth_limit!r}; "
+            'write residual="norm_scaled", or leave growth_limit out'
+        )
     check_shard(shard)
     made = inner if isinstance(inner, Numbered) else Numbered(lambda _: scale_by_adam() if inner is None else inner, {})
     method = inside(made.make(made.numbers))
@@ -209,7 +221,7 @@ def project_low_rank(
         return Own(basis, jax.tree.map(kept, inside), counted(rows), norm)
 
     def planned(tree: Any) -> tuple[Any, Any, Plan]:
-        """The projected leaves; the others; how the former are stacked."""
+        """The projected leaves; the other leaves; the plan of stacks of the projected ones."""
         nodes, structure = flatten(tree)
         known = node_names(tree)
         ranks = _ranks(rank, known)
@@ -235,7 +247,7 @@ def project_low_rank(
 
     def update(updates: Any, state: ProjectLowRankState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         matrices, rest, plan = planned(updates)
-        # Scalars are handed to the kernel, which may not close over traced ones.
+        # Scalars are arguments of the kernel, which may not close over traced ones.
         numbers = {k: v for k, v in extra.items() if isinstance(v, jax.Array) and v.ndim == 0}
         others = {k: v for k, v in extra.items() if k not in numbers}
 
@@ -245,8 +257,8 @@ def project_low_rank(
 
             def anew(x: jax.Array, old: dict[str, Any]) -> dict[str, Any]:
                 B = singular_basis(x, r, sign=sign)
-                turn = product(jnp.swapaxes(B, 1, 2), old["basis"])
-                return {"basis": B} | ({"inner": rotated(old["inner"], turn)} if rotate_moments else {})
+                rotation = product(jnp.swapaxes(B, 1, 2), old["basis"])
+                return {"basis": B} | ({"inner": rotated(old["inner"], rotation)} if rotate_moments else {})
 
             old = {k: own[k] for k in (("basis", "inner") if rotate_moments else ("basis",))}
             now = due(shared["count"], 0, update_interval, phase)
@@ -266,7 +278,7 @@ def project_low_rank(
             if residual is None:
                 return d, Own(**own)
             phi = jnp.linalg.norm(psi, axis=1, keepdims=True) / (jnp.linalg.norm(R, axis=1, keepdims=True) + 1e-8)
-            # With all directions nothing is left out, and nothing is what remains.
+            # With all directions B R is x, and the residual with scale 1 is exactly 0.
             seen = x if r == x.shape[1] else product(B, R)
             E = (x - alpha * seen) * phi
             n = jnp.sqrt(jnp.sum(jnp.square(E), axis=(1, 2), keepdims=True))
@@ -282,8 +294,8 @@ def project_low_rank(
         except ValueError as error:
             if params is not None and "params" in str(error):
                 raise ValueError(
-                    f"{METHOD}: inner needs the parameters of {names(matrices)[0]!r}, of which it sees a projected "
-                    f"gradient: put what needs parameters behind {METHOD}, not inside"
+                    f"{METHOD}: inner needs the parameters of {names(matrices)[0]!r}, but gets only a projected "
+                    f"gradient; put links that need parameters after {METHOD}, not inside"
                 ) from error
             raise
         seen = None if params is None else planned(params)[1]

@@ -1,7 +1,4 @@
-"""Parameters that stay in a set: after every step the nearest point of the set is taken.
-
-u_t <- P(x_t + u_t) - x_t        so that x_{t+1} = P(x_t + u_t) is in the set
-"""
+"""Parameters that stay in a set: after every step they are projected to the nearest point of the set."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,23 +15,27 @@ from gradkit.engine.core import inside, transformation
 def projected(
     inner: optax.GradientTransformation, projection: Callable[[Any], Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Takes the steps of another transformation, and back into a set: projected gradient descent.
+    """Projects the parameters into a set after every step of another transformation: projected gradient descent.
 
-    Equations: at the head of this file. It goes around the whole optimizer, learning rate and weight decay included: a
-    link behind it could leave the set. Parameters that begin outside are in the set after the first step. In float32
-    x + (P(x + u) - x) is P(x + u) up to a rounding of x.
+    Equations:
+
+        u_t <- P(x_t + u_t) - x_t        so that x_{t+1} = P(x_t + u_t) is in the set
+
+    It must go around the whole optimizer, learning rate and weight decay included: a link after it could leave the set.
+    Parameters that start outside are in the set after the first step. In float32 x + (P(x + u) - x) is P(x + u) up to a
+    rounding of x.
 
     Args:
       inner: any transformation; its updates are added to the parameters.
-      projection: P: parameters -> parameters, the nearest point of the set, as `optax.projections` has them; of a tree,
-        and of real numbers. Gets float32 or wider. It should be a projection, P(P(x)) = P(x); that is not checked.
+      projection: P: a function from a tree of real parameters to the nearest point of the set, for example one of
+        `optax.projections`. It gets float32 or wider. It should satisfy P(P(x)) = P(x); that is not checked.
 
     Returns:
-      A transformation. State: that of `inner`. Collectives: those of `inner`, and what `projection` needs.
+      A transformation. State: that of `inner`. Collectives: those of `inner` and of `projection`.
 
     Raises:
-      ValueError: `inner` is no transformation, `projection` no function; it returns another tree or other shapes; no
-        parameters.
+      ValueError: `inner` is not a transformation; `projection` is not a function, or returns another tree or other
+        shapes; no parameters.
 
     Example:
       >>> tx = projected(optax.sgd(1.0), optax.projections.projection_non_negative)

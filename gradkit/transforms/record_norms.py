@@ -1,7 +1,4 @@
-"""The norm of the gradient of every step of a run, for schedules that are refined from it:
-
-norms_t = (sum over all entries of |g|^ord)^(1 / ord),   ord 1 or 2,   t = 0, 1, ..., total_steps - 1
-"""
+"""The norm of the gradient of every step of a run, for schedules that are refined from it."""
 
 from typing import Any, NamedTuple
 
@@ -20,20 +17,24 @@ PAPER = Paper(
 
 
 class RecordNormsState(NamedTuple):
-    """The number of updates, and the norms so far; 0 for steps that were not made."""
+    """The number of updates, and the norms so far; 0 for steps that have not been made."""
 
     count: jax.Array
     norms: jax.Array
 
 
 def record_norms(total_steps: int, *, ord: int = 2) -> optax.GradientTransformationExtraArgs:
-    """Keeps the norm of the updates of every step, and lets them through as they are.
+    """Records the norm of the updates of every step, and passes them on unchanged.
 
-    Equations: at the head of this file. First in a chain it sees the gradients, behind a clip the clipped ones. Read
-    the norms with `gk.find(state, "record_norms/norms")`, for `gk.schedules.refined_schedule`.
+    Equations:
+
+        norms_t = (sum over all entries of |g|^ord)^(1 / ord),   ord 1 or 2,   t = 0, 1, ..., total_steps - 1
+
+    As the first link of a chain it records gradients, after a clip clipped gradients. Read the norms with
+    `gk.find(state, "record_norms/norms")`, for `gk.schedules.refined_schedule`.
 
     Args:
-      total_steps: how many norms are kept, >= 1; those of later steps are dropped.
+      total_steps: number of norms that are kept, >= 1; those of later steps are dropped.
       ord: 2 (default) for the refinement of SGD, 1 for that of Adam and its like.
 
     Returns:

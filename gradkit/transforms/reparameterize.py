@@ -1,10 +1,4 @@
-"""Other coordinates inside: the user holds w, an inner transformation moves z, and w = decode(z) always.
-
-z_0 = encode(w_0)
-dz  = (d decode / dz)^T g          g the gradient with respect to w
-z_{t+1} = z_t + u_t                u_t from the inner transformation, which sees dz and z_t
-update handed out: decode(z_{t+1}) - w_t
-"""
+"""Optimization in other coordinates: the user has w, an inner transformation moves z, and w = decode(z)."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,13 +21,13 @@ PAPER = Paper(
     2016,
     "1602.07868",
 )
-# What speaks of gradients with respect to w and cannot be turned into the same about z: an inner method that needs one
-# of them says that it is missing.
+# Extra arguments about gradients with respect to w that cannot be converted to z: an inner method that needs one of
+# them raises that it is missing.
 OF_OTHER_COORDINATES = frozenset(name for name, extra in EXTRAS.items() if extra.local)
 
 
 class ReparameterizeState(NamedTuple):
-    """The parameters as the inner transformation sees them, and its state."""
+    """The latent parameters, which the inner transformation moves, and its state."""
 
     latent: Any
     inner: Any
@@ -51,28 +45,36 @@ def reparameterize(
 ) -> optax.GradientTransformationExtraArgs:
     """Lets a transformation work in other coordinates than those of the model.
 
-    Equations: at the head of this file. It must own the parameters: what anything else does to them is undone at the
-    next update (see `resync`). A learning rate belongs inside.
+    Equations, with the gradient g with respect to w:
+
+        z_0 = encode(w_0)
+        dz  = (d decode / dz)^T g
+        z_{t+1} = z_t + u_t                u_t from the inner transformation, which gets dz and z_t
+        w_{t+1} = decode(z_{t+1})          the returned update is decode(z_{t+1}) - w_t
+
+    It must own the parameters: any other change of them is undone at the next update (see `resync`). A learning rate
+    belongs inside.
 
     Args:
-      inner: moves the latent parameters; its weight decay, masks and norms are about those.
+      inner: moves the latent parameters; its weight decay, masks and norms apply to those.
       encode: tree of parameters -> tree of latent parameters, of any structure. `lambda w: w` where training starts
         at latent parameters that ARE the parameters: then decode(w) should be w, or the first update jumps to it.
       decode: tree of latent parameters -> tree of parameters. For a function of one kernel,
         `lambda z: jax.tree.map(lambda w: f(w) if w.ndim > 1 else w, z)`.
       pullback: (latent, gradient) -> gradient of the latent parameters. Default None: the derivative of `decode`.
-      resync: a distance |decode(z) - w| / |w| over the whole tree, > 0, beyond which z is encode(w) anew; the inner
-        state goes on. It must be above what the parameters' dtype rounds, 0.01 for bfloat16. Default None: never.
+      resync: a distance |decode(z) - w| / |w| over the whole tree, > 0, above which z is set to encode(w); the inner
+        state does not change. It must be above the rounding of the parameters' dtype, 0.01 for bfloat16. Default None:
+        never.
 
     Returns:
-      A transformation that needs `params`. State: the latent parameters (float32 copies) and the inner state. Of the
-      extra arguments `grad` and the functions `value_fn`, `grad_fn`, `hvp_fn`, `model_fn` and `obj_fn` are handed on as
-      they are of the latent parameters; other gradients that are given as arrays are not. Elementwise but for what the
-      functions do; with `resync` one all-reduce of two numbers.
+      A transformation that needs `params`. State: the latent parameters (float32 copies) and the inner state. The extra
+      arguments `grad`, `value_fn`, `grad_fn`, `hvp_fn`, `model_fn` and `obj_fn` are converted to the latent parameters;
+      other gradients that are given as arrays are not passed on. Elementwise except for the functions; with `resync`
+      one all-reduce of two numbers.
 
     Raises:
-      ValueError: what is no function, a `resync` outside its range, complex leaves; at `init`, a decode(encode(w)) that
-        is not shaped like w.
+      ValueError: an argument that is not a function, a `resync` outside its range, complex leaves; at `init`, a
+        decode(encode(w)) of other shapes than w.
 
     Example:
       >>> log, exp = (lambda tree, f=f: jax.tree.map(f, tree) for f in (jnp.log, jnp.exp))
@@ -82,7 +84,7 @@ def reparameterize(
       >>> round(float(w["scale"] + u["scale"]), 4)  # exp(0 - 0.5 * 4): it cannot become negative
       0.1353
 
-    Reference: the form that weight normalization and its relatives share: Salimans, Kingma. Weight Normalization: A
+    Reference: The form that weight normalization and its relatives share: Salimans, Kingma. Weight Normalization: A
     Simple Reparameterization to Accelerate Training of Deep Neural Networks. 2016, arXiv 1602.07868.
     """
     checks.function("encode", encode)
@@ -104,10 +106,11 @@ def reparameterize(
         made = [x.shape for x in jax.tree.leaves(jax.eval_shape(decode, like))]
         if made != (own := [jnp.shape(x) for x in jax.tree.leaves(params)]):
             raise ValueError(
-                f"reparameterize: decode(encode(params)) has leaves of shapes {made}, the parameters {own}"
+                f"reparameterize: decode(encode(params)) has leaves of shapes {made}, the parameters {own}; decode "
+                "must return a tree like the parameters"
             )
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
-            # Shapes have no values: what init makes of them has the right form, and is no start of a run.
+            # Shapes have no values: the result has the right structure, but a run cannot start from it.
             z = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_dtype(x.dtype)), like)
         else:
             z = jax.tree.map(lambda x: jnp.array(x, wide_dtype(x.dtype), copy=True), encode(widen(params)))
@@ -135,7 +138,7 @@ def reparameterize(
 
 
 def _at(function: Callable[..., Any], at: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A function of the parameters, as one of the latent parameters; line searches ask which arguments it has."""
+    """A function of the parameters as one of the latent ones, with the same signature, which line searches read."""
 
     @functools.wraps(function)
     def of_latent(z: Any, **others: Any) -> Any:
@@ -147,7 +150,7 @@ def _at(function: Callable[..., Any], at: Callable[[Any], Any]) -> Callable[...,
 def _translated(
     extra: Mapping[str, Any], z: Any, at: Callable[[Any], Any], back: Callable[[Any, Any], Any]
 ) -> dict[str, Any]:
-    """Extra arguments as they read in the latent parameters."""
+    """The extra arguments, converted to the latent parameters."""
     out = {name: value for name, value in extra.items() if name not in OF_OTHER_COORDINATES}
     grad_fn = extra.get("grad_fn")
     for name in ("value_fn", "obj_fn", "model_fn"):
@@ -158,7 +161,7 @@ def _translated(
     if grad_fn is not None:
         out["grad_fn"] = lambda z: back(z, grad_fn(at(z)))
     if out.pop("hvp_fn", None) is not None and grad_fn is not None:
-        # Of the loss as a function of z, whose second derivative has that of `decode` in it.
+        # The Hessian of the loss as a function of z, which contains the second derivative of `decode`.
         out["hvp_fn"] = lambda v: jax.jvp(out["grad_fn"], (z,), (v,))[1]
     return out
 

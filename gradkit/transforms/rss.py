@@ -1,11 +1,4 @@
-"""The root of the sum of all squares so far, per coordinate or of the whole gradient, as a denominator.
-
-                     s_0 = initial_accumulator_value
-scale_by_rss         s_t = s_{t-1} + reweight |g_t|^2,    u_t = g_t / (sqrt(s_t) + eps)
-scale_by_delayed_rss                                      u_t = g_t / (sqrt(s_{t-1}) + eps)
-
-|g|^2 per coordinate, or with norm=True over all leaves together, which is one number.
-"""
+"""The root of the sum of all squares so far, per coordinate or of the norm of the gradient, as a denominator."""
 
 import functools
 from typing import Any, NamedTuple
@@ -79,7 +72,10 @@ def scale_by_rss(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the sum of all squares, their own included.
 
-    Equations: at the head of this file.
+    Equations, with |g|^2 per coordinate, or with norm=True one number over all leaves together:
+
+        s_t = s_{t-1} + reweight |g_t|^2,    s_0 = initial_accumulator_value
+        u_t = g_t / (sqrt(s_t) + eps)
 
     Args:
       initial_accumulator_value: s_0 >= 0, a square. Default 0 (paper, torch; optax has 0.1).
@@ -118,8 +114,12 @@ def scale_by_delayed_rss(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides updates by the root of the sum of all squares before them.
 
-    Equations: at the head of this file. As the denominator knows nothing of the gradient above it, the step is
-    unbiased given the past.
+    Equations, with |g|^2 over all leaves together, or with norm=False per coordinate:
+
+        s_t = s_{t-1} + reweight |g_t|^2,    s_0 = initial_accumulator_value
+        u_t = g_t / (sqrt(s_{t-1}) + eps)
+
+    The denominator does not depend on the current gradient, so the step is unbiased given the past.
 
     Args:
       initial_accumulator_value: s_0 > 0, a square: the first update is g_1 / sqrt(s_0). Default 1e-4.
@@ -132,7 +132,7 @@ def scale_by_delayed_rss(
       A transformation. State: one number, 1 word per parameter without `norm`. Collectives: one scalar with `norm`.
 
     Raises:
-      ValueError: a hyperparameter outside its range; s_0 = 0, by which the first update would be divided.
+      ValueError: a hyperparameter outside its range; s_0 = 0, which would be the first denominator.
 
     Example:
       >>> tx = scale_by_delayed_rss(initial_accumulator_value=4.0, eps=0.0)
@@ -142,7 +142,7 @@ def scale_by_delayed_rss(
       ([1.5, 0.0], 0.8321)
 
     Reference: Chezhegov et al. Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed. 2024, arXiv
-    2406.04443. Departure from its code: that divides the gradient of the step before, which the paper does not.
+    2406.04443. Departure from the paper's code, which divides the gradient of the previous step; the paper does not.
     """
     checks.switch(norm=norm)
     checks.real("initial_accumulator_value", initial_accumulator_value, "(0, inf)")

@@ -1,12 +1,4 @@
-"""One running average of the iterates, kept beside a run that it does not change.
-
-x_{t+1} the parameters after step t = 1, 2, ..., c_t the share of the newest one:
-
-    mean_t = (1 - c_t) mean_{t-1} + c_t x_{t+1},        mean_0 = x_1
-
-Every average of iterates of this package is this one with shares of its own: 1 / t is the plain mean, 1 - d a running
-mean, (1 + gamma) / (t + gamma) the polynomial decay.
-"""
+"""A running average of the iterates of a run, which does not change the run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,7 +24,7 @@ PAPER = Paper(
 
 
 class IterateAverageState(NamedTuple):
-    """Number of updates made, how many iterates are in the mean, and the mean."""
+    """Number of updates made, number of iterates in the mean, and the mean."""
 
     count: jax.Array
     averaged: jax.Array
@@ -57,14 +49,15 @@ def include(mean: jax.Array, x: jax.Array, share: Any) -> jax.Array:
 def average_iterates(
     method: str, share: Callable[[jax.Array, jax.Array], Any], *, start: int = 0, from_first: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    """The link behind all averages: it must be the last of a chain, as it averages parameters plus updates.
+    """The link that all averages are built from: it must be the last of a chain, since it averages parameters plus
+    updates.
 
     Args:
       method: the public name, for messages.
-      share: (how many iterates are in the mean, this one included; leaf) -> c, in the dtype of the leaf.
-      start: the first step (from 0) whose iterate counts.
-      from_first: whether the mean begins at the parameters before the first step that counts, or at 0, for shares that
-        begin with 1.
+      share: (number of iterates in the mean, this one included; leaf) -> weight c, in the dtype of the leaf.
+      start: the first step (from 0) whose iterate is averaged.
+      from_first: whether the mean starts at the parameters before the first averaged step, or at 0, for weights that
+        start with 1.
     """
 
     def init(params: optax.Params) -> IterateAverageState:
@@ -88,7 +81,7 @@ def average_iterates(
 
 
 def share_of(name: str, weight: Callable[[Any], Any], t: jax.Array, like: jax.Array) -> jax.Array:
-    """A share at step t = 1, 2, ..., a function of t as a floating point number, in the dtype of a leaf."""
+    """The weight of the newest iterate at step t = 1, 2, ..., in the dtype of a leaf."""
     share = jnp.asarray(checks.scalar(f"the value of {name}", weight(t.astype(like.real.dtype))))
     return cast(share, like.dtype)
 
@@ -105,14 +98,20 @@ def _averaged(
 def running_average(
     inner: optax.GradientTransformation, weight: Callable[[Any], Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Any optimizer, with a running average of its iterates, which is evaluated.
+    """Any optimizer, with a running average of its iterates as evaluation parameters.
 
-    Equations: at the head of this file, c_t = weight(t). The average is of the NEW iterates, parameters plus update, so
-    this goes outermost. Read it with `gk.eval_params(state, params)` or `gk.averaged_params`; every loop does.
+    Equations, with the parameters x_{t+1} after step t = 1, 2, ..., and the weight c_t = weight(t) of the newest one:
+
+        mean_t = (1 - c_t) mean_{t-1} + c_t x_{t+1},        mean_0 = x_1
+
+    Every average of iterates of this package is this one with its own weights: 1 / t is the plain mean, 1 - d a running
+    mean, (1 + gamma) / (t + gamma) the polynomial decay. The average is of the NEW iterates, parameters plus update, so
+    this must be the outermost transformation. Read it with `gk.eval_params(state, params)` or `gk.averaged_params`;
+    every loop does.
 
     Args:
       inner: any optimizer.
-      weight: t = 1, 2, ... (as a floating point number) -> the share of the newest iterate in the average, in [0, 1].
+      weight: t = 1, 2, ... (as a floating point number) -> the weight of the newest iterate in the average, in [0, 1].
         `lambda t: 1 / t` is the plain mean of all.
 
     Returns:
@@ -120,7 +119,7 @@ def running_average(
       parameter, two counters, and the inner state. Elementwise: no collective.
 
     Raises:
-      ValueError: `weight` is no function; `inner` no transformation; `params` missing.
+      ValueError: `weight` is not a function; `inner` is not a transformation; `params` missing.
 
     Example:
       >>> tx, x = running_average(optax.sgd(1.0), lambda t: 1 / t), jnp.array(0.0)
@@ -143,6 +142,8 @@ def polynomial_decay_average(
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer, with an average of its iterates in which late ones count more.
 
+    Equations:
+
         mean_t = (1 - c_t) mean_{t-1} + c_t x_{t+1}
         c_t = (1 + gamma) / (t + gamma),    t = 1, 2, ...
 
@@ -158,7 +159,7 @@ def polynomial_decay_average(
       parameter, two counters, and the inner state. Elementwise: no collective.
 
     Raises:
-      ValueError: `gamma` outside its range; `inner` no transformation; `params` missing.
+      ValueError: `gamma` outside its range; `inner` is not a transformation; `params` missing.
 
     Example:
       >>> tx, x = polynomial_decay_average(optax.sgd(1.0), gamma=1.0), jnp.array(0.0)
@@ -203,7 +204,7 @@ def averaged_params(state: Any, params: PyTree) -> Any:
       >>> averaged_params(tx.init(x), x).item()
       2.0
 
-    Reference: of no paper. 2026.
+    Reference: This library. 2026.
     """
     nodes = jax.tree.leaves(
         state, is_leaf=lambda node: isinstance(node, IterateAverageState) or hasattr(node, "decoded")

@@ -1,16 +1,5 @@
 """Projection for scale-invariant weights (AdamP, SGDP): a weight whose length has no effect (one followed by
-a normalisation) is not lengthened by its own momentum.
-
-With the raw gradient g, the parameters w and the direction p of an inner transformation, for blocks c of
-a leaf (its K-entry output channels; else the whole tensor):
-
-    test       max over the blocks of |<g_c, w_c>| / (|g_c| |w_c|)  <  delta / sqrt(K)
-    project    p_c <- p_c - w^_c <w^_c, p_c>,   w^_c = w_c / (|w_c| + eps)
-    decay      d = p + weight_decay * (wd_ratio where projected, else 1) * w
-
-The channel test comes first; only where it fails is the whole tensor tried. Leaves of rank < 2 are left
-as they are.
-"""
+a normalisation) is not lengthened by its own momentum."""
 
 import math
 from typing import Any, NamedTuple
@@ -29,7 +18,7 @@ from gradkit.types import Mask, Scalar
 
 
 class _Sums(NamedTuple):
-    """Inner products of gradient, weights and direction, per block."""
+    """The inner products of gradient g, weights w and direction p, per block."""
 
     gw: jax.Array
     gg: jax.Array
@@ -37,7 +26,7 @@ class _Sums(NamedTuple):
     wp: jax.Array
 
     def over(self, axes: tuple[int, ...]) -> "_Sums":
-        """Those of larger blocks."""
+        """The inner products of larger blocks."""
         return _Sums(*(jnp.sum(s, axis=axes, keepdims=True) for s in self))
 
     def cosine(self) -> jax.Array:
@@ -51,7 +40,7 @@ class _Sums(NamedTuple):
 
 
 def _radial(channel: _Sums, tensor: tuple[int, ...], size: int, whole: int, delta: Any, eps: Any) -> Any:
-    """Per channel the multiple of w to take off p, and per tensor 1 where any is taken off, else 0.
+    """Per channel the multiple of w to subtract from p, and per tensor 1 where any is subtracted, else 0.
 
     Args:
       channel: the sums of one leaf's channels.
@@ -81,10 +70,18 @@ def project_scale_invariant(
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the radial part of an inner direction where weights look scale-invariant, and adds decay.
 
-    Equations: at the head of this file.
+    Equations, with the raw gradient g, the parameters w and the direction p of an inner transformation, for blocks c of
+    a leaf with K entries each (its output channels, else the tensor as one block):
+
+        test:      max over the blocks of |<g_c, w_c>| / (|g_c| |w_c|) < delta / sqrt(K)
+        project:   p_c <- p_c - w^_c <w^_c, p_c>,   w^_c = w_c / (|w_c| + eps)
+        decay:     d = p + weight_decay (wd_ratio where projected, else 1) w
+
+    The channels are tested first, and the tensor as one block only where that test fails. Leaves of rank < 2 are not
+    projected.
 
     Args:
-      inner: gives the direction p from the gradient; without learning rate and decay.
+      inner: computes the direction p from the gradient; without learning rate and decay.
       delta: threshold of the cosine test, >= 0. Default 0.1 (official code). 0 never projects; infinity always
         projects channels.
       wd_ratio: factor of the decay where a tensor was projected, in [0, 1]. Default 0.1 (official code).
@@ -107,8 +104,8 @@ def project_scale_invariant(
       [[0.0, 1.0], [1.0, 0.0]]
 
     Reference: Heo et al. AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant
-    Weights. 2020, arXiv 2006.08217. The official code for torch has channels in the first axis; here the
-    layout says where they are.
+    Weights. 2020, arXiv 2006.08217. In the official code for torch channels are the first axis; here the layout
+    decides.
     """
     checks.real("delta", delta, "[0, inf]")
     checks.real("wd_ratio", wd_ratio, "[0, 1]")

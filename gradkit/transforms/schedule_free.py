@@ -1,13 +1,4 @@
-"""Schedule-free learning around any optimizer without momentum: as good at every step as with a schedule to there.
-
-y_t the parameters, where the gradient is taken; u_t the update that the optimizer makes of it, with the rate gamma_t:
-
-    z_{t+1} = z_t + u_t
-    w_t = t^weight_power max(gamma_1, ..., gamma_t)^weight_lr_power
-    c_t = w_t / (w_1 + ... + w_t)                           0 where that is 0
-    x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}                   the average, which is evaluated
-    y_{t+1} = b1 x_{t+1} + (1 - b1) z_{t+1}
-"""
+"""Schedule-free learning around any optimizer without momentum: no schedule that must know the last step."""
 
 from typing import Any
 
@@ -26,7 +17,7 @@ PAPER = Paper("The Road Less Scheduled", "Defazio et al.", 2024, "2405.15682")
 
 
 def shares(learning_rate: Any, weight_lr_power: Any, weight_power: Any) -> tuple[Any, Any]:
-    """The shares c_t, and what they are made of: the sum of weights and the largest rate so far."""
+    """The function of the weights c_t, and the start of its state: the sum of w_t and the largest learning rate."""
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     checks.real("weight_lr_power", weight_lr_power, "[0, inf)")
     checks.real("weight_power", weight_power, "[0, inf)")
@@ -48,7 +39,7 @@ def shares(learning_rate: Any, weight_lr_power: Any, weight_power: Any) -> tuple
 
 
 def warmed(learning_rate: Any, warmup_steps: int) -> Any:
-    """gamma_t: of the first step learning_rate / warmup_steps, not 0."""
+    """gamma_t with a warm-up: the first step has learning_rate / warmup_steps, not 0."""
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     warmup_steps = checks.integer("warmup_steps", warmup_steps)
     if warmup_steps == 0:
@@ -73,16 +64,24 @@ def schedule_free(
 ) -> optax.GradientTransformationExtraArgs:
     """Any optimizer without momentum, schedule-free.
 
-    Equations: at the head of this file; z_{t+1} = z_t + u_t with the update u_t of the optimizer. It goes outermost: a
-    clip or a decay behind it would break the sequences. Running statistics of a model (BatchNorm) belong to y: they are
-    computed anew at x before an evaluation (`gk.training.statistics_at`).
+    Equations, with the parameters y_t, where the gradient is taken, and the inner update u_t with the learning rate
+    gamma_t:
+
+        z_{t+1} = z_t + u_t
+        w_t = t^weight_power max(gamma_1, ..., gamma_t)^weight_lr_power
+        c_t = w_t / (w_1 + ... + w_t)                           0 where the sum is 0
+        x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}                   the average: the evaluation parameters
+        y_{t+1} = b1 x_{t+1} + (1 - b1) z_{t+1}
+
+    It must be the outermost transformation: a clip or a decay after it would break the sequences. Running statistics of
+    a model (BatchNorm) belong to y: compute them again at x before an evaluation (`gk.training.statistics_at`).
 
     Args:
-      inner: an optimizer without momentum, whose updates have the rate `learning_rate` already.
+      inner: an optimizer without momentum, whose updates contain the learning rate already.
       learning_rate: the same number or schedule as that of `inner`, >= 0, for the weights.
       b1: weight of the average in the point of the gradient, in [0, 1]. Default 0.9 (paper). With the number 0 the
-        gradient is at z, and x is kept in the state in its place.
-      weight_lr_power: power of the largest rate in the weights, >= 0. Default 2 (official code).
+        gradient is taken at z, and the state has x instead of z.
+      weight_lr_power: power of the largest learning rate in the weights, >= 0. Default 2 (official code).
       weight_power: power of the step in the weights, >= 0. Default 0 (official code).
       state_dtype: dtype in which z is kept. Default: float32, or the parameters' where that is wider.
 
@@ -100,7 +99,8 @@ def schedule_free(
       (0.5, 0.5)
 
     Reference: Defazio et al. The Road Less Scheduled. 2024, arXiv 2405.15682. `optax.contrib.schedule_free` reads the
-    rate of the next step for the weights, divides by b1, and sums the weights in the lowest dtype of the parameters.
+    learning rate of the next step for the weights, divides by b1, and sums the weights in the lowest dtype of the
+    parameters.
     """
     share, first = shares(learning_rate, weight_lr_power, weight_power)
     return interpolate("schedule_free", inner, share, first, b1, state_dtype=state_dtype)

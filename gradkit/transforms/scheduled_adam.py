@@ -1,9 +1,4 @@
-"""Adam's direction with momentum that follows a schedule, as one cycle asks for:
-
-m_t = b1_t m_{t-1} + (1 - b1_t) g_t        v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
-w_t = b1_t w_{t-1} + (1 - b1_t),  w_0 = 0: the weight that m_t has gathered, 1 - b1_1 b1_2 ... b1_t
-u_t = (m_t / w_t) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
-"""
+"""Adam's direction with momentum that follows a schedule, as one-cycle training needs."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +23,7 @@ from gradkit.types import DTypeLike, Scalar, ScalarOrSchedule
 
 
 class ScaleByScheduledAdamState(NamedTuple):
-    """Number of updates made, the two moments, and the weight that the first has gathered."""
+    """Number of updates made, the two moments, and the total weight w_t of the gradients in the first moment."""
 
     count: jax.Array
     mu: Any
@@ -46,7 +41,14 @@ def scale_by_scheduled_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by Adam's rule, with a decay of the first moment that may change from step to step.
 
-    Equations: at the head of this file. With a number for b1 it is `scale_by_adam`.
+    Equations:
+
+        m_t = b1_t m_{t-1} + (1 - b1_t) g_t        v_t = b2 v_{t-1} + (1 - b2) |g_t|^2
+        w_t = b1_t w_{t-1} + (1 - b1_t),  w_0 = 0
+        u_t = (m_t / w_t) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+
+    w_t = 1 - b1_1 b1_2 ... b1_t is the total weight of the gradients in m_t. With a number for b1 it is
+    `scale_by_adam`.
 
     Args:
       b1: decay of the first moment, in [0, 1), or a schedule of it, such as `gk.schedules.one_cycle_b1`. Default 0.9.
@@ -70,9 +72,9 @@ def scale_by_scheduled_adam(
       >>> u.round(4).tolist(), round(float(state.weight), 4)  # 1 - 0.9 * 0.5 * 0.5
       ([1.0], 0.775)
 
-    Reference: momentum in one cycle: Smith. A disciplined approach to neural network hyper-parameters: Part 1. 2018,
+    Reference: Momentum in one cycle: Smith. A disciplined approach to neural network hyper-parameters: Part 1. 2018,
     arXiv 1803.09820; Adam: Kingma, Ba 2014. Departure from torch, whose schedulers change b1 and whose Adam divides by
-    1 - b1_t^t, with the b1 of this step alone: where b1 falls from 0.95 to 0.85 that is too large, and steps too small.
+    1 - b1_t^t, with only the b1 of this step: where b1 falls from 0.95 to 0.85 that is too large, and steps too small.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)", schedule=True)

@@ -1,10 +1,5 @@
-"""Shifted parameters: what the user holds is the point where the NEXT gradient is taken; the state knows how
-far it is from the true parameters.
-
-    x_t   true parameters          y_t = x_t + s_t   the user's parameters
-    x_{t+1} = x_t + u_t            u_t from the inner transformation, which sees y's gradient and x_t
-    s_{t+1} = shift(u_t)           update handed out: y_{t+1} - y_t = u_t + s_{t+1} - s_t
-"""
+"""Shifted parameters: the user has the point where the NEXT gradient is taken, and the state its distance from the
+true parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,18 +31,21 @@ def shifted_parameters(
 ) -> optax.GradientTransformationExtraArgs:
     """Lets the next gradient be taken at a point ahead of (or behind) the true parameters.
 
-    Equations: at the head of this file.
+    Equations, with the true parameters x_t and the user's parameters y_t:
+
+        y_t = x_t + s_t
+        x_{t+1} = x_t + u_t            u_t from the inner transformation, which gets the gradient at y_t, and x_t
+        s_{t+1} = shift(u_t)           the returned update is y_{t+1} - y_t = u_t + s_{t+1} - s_t
 
     Args:
-      inner: moves the true parameters; its moments and its decay see those.
+      inner: moves the true parameters, which its decay uses.
       shift: tree of updates -> tree of displacements, from the update the inner transformation just made.
-      after: further changes of the inner update that move the true parameters and are not part of what
-        `shift` sees, such as decoupled weight decay. Default none.
+      after: further changes of the inner update that move the true parameters and are not part of the argument of
+        `shift`, such as decoupled weight decay. Default none.
 
     Returns:
-      A transformation that needs `params`. State: 1 word per parameter (the displacement, zero at the
-      start: nothing of the parameters' values is kept) and the inner state. The true parameters are
-      `gk.eval_params(state, params)`.
+      A transformation that needs `params`. State: 1 word per parameter (the displacement, zero at the start; the state
+      has no parameters) and the inner state. The true parameters are `gk.eval_params(state, params)`.
 
     Raises:
       ValueError: `shift` is not callable.
@@ -63,7 +61,7 @@ def shifted_parameters(
       >>> round(float(y), 4), round(float(eval_params(state, y)), 4)
       (0.8, 0.9)
 
-    Reference: the form that Nesterov's method, weight prediction and implicit gradient transport share;
+    Reference: The form that Nesterov's method, weight prediction and implicit gradient transport share;
     Nesterov. A method for solving the convex programming problem with convergence rate O(1/k^2). 1983.
     """
     checks.function("shift", shift)
@@ -78,8 +76,8 @@ def shifted_parameters(
         moved, first = inner.update(updates, state.inner[0], true, **extra)
         ahead = shift(moved)
         moved, second = tail.update(moved, state.inner[1], true, **extra)
-        handed_out = jax.tree.map(lambda u, new, old: u + new - old, moved, ahead, state.shift)
-        return handed_out, ShiftedParametersState(ahead, (first, second))
+        moved = jax.tree.map(lambda u, new, old: u + new - old, moved, ahead, state.shift)
+        return moved, ShiftedParametersState(ahead, (first, second))
 
     return transformation("shifted_parameters", init, update, needs_params=True, complex_leaves=True)
 

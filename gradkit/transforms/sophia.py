@@ -1,13 +1,4 @@
-"""Sophia's direction: momentum over a curvature that is refreshed now and then, every coordinate clipped.
-
-every k steps     h = b2 h + (1 - b2) h_t         h_t an estimate of the diagonal of the Hessian
-m_t = b1 m_{t-1} + (1 - b1) g_t                   without bias correction
-d_t = m_t / max(gamma h, eps), clipped to [-clip, clip]                                  "max", the paper
-d_t = sign(m_t) min(|m_t| / (gamma h + eps), clip)                                       "add", the official code
-
-Sophia-G estimates by `gk.gradients.gauss_newton_bartlett_diag`, Sophia-H by Hutchinson's z (H z). Where the denominator
-is not positive a coordinate takes a step of sign.
-"""
+"""Sophia's direction: momentum over a curvature that is refreshed every few steps, every coordinate clipped."""
 
 from typing import Any, NamedTuple
 
@@ -67,7 +58,15 @@ def scale_by_sophia(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the momentum by a curvature that is refreshed every few steps, and clips every coordinate.
 
-    Equations: at the head of this file.
+    Equations, with h_t an estimate of the diagonal of the Hessian:
+
+        every k steps:   h = b2 h + (1 - b2) h_t
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        d_t = m_t / max(gamma h, eps), clipped to [-clip, clip]             denominator="max" (paper)
+        d_t = sign(m_t) min(|m_t| / (gamma h + eps), clip)                  denominator="add" (official code)
+
+    Sophia-G estimates by `gk.gradients.gauss_newton_bartlett_diag`, Sophia-H by Hutchinson's z (H z). Where the
+    denominator is not positive, the direction of a coordinate is clip sign(m_t).
 
     Args:
       b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
@@ -81,20 +80,20 @@ def scale_by_sophia(
         configurations).
       denominator: "max" (paper) or "add" (official code). Default "max".
       bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
-      lagged: whether the step is made before the refresh, so with the curvature of the one before: sign steps until
-        the second. With bias_correction this is optax's. Default False (paper).
-      measure_win_rate: whether the share of entries that are not clipped is published as the metric `win_rate`; the
-        paper keeps it between 0.1 and 0.5. Default False: it is a sum over all devices.
+      lagged: whether the step is made before the refresh, with the curvature of the previous refresh: sign steps until
+        the second one. With bias_correction this is optax's. Default False (paper).
+      measure_win_rate: whether the fraction of entries that are not clipped is published as the metric `win_rate`; the
+        paper keeps it between 0.1 and 0.5. Default False, because it costs an all-reduce.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:
       A transformation that needs the extra argument `curvature` on steps that refresh: a tree, or a function () -> tree
-      that is called on those steps alone. State: 2 words per parameter and a counter. Elementwise: no collective, or
+      that is called only on those steps. State: 2 words per parameter and a counter. Elementwise: no collective, or
       one scalar with `measure_win_rate`.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, curvature missing on a step that refreshes (under
-        jit, where steps cannot be told apart, on any) or of another structure.
+        jit, where steps cannot be distinguished, on any) or of another structure.
 
     Example:
       >>> tx = scale_by_sophia(b1=0.0, b2=0.0, gamma=1.0)
@@ -103,8 +102,8 @@ def scale_by_sophia(
       [ 0.25 -1.    0.  ]
 
     Reference: Liu et al. Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training. 2023,
-    arXiv 2305.14342. The official code keeps B out of h and multiplies by it in the denominator. optax's sophia
-    refreshes after the step and corrects the bias of m.
+    arXiv 2305.14342. The official code does not have the batch size B in h and multiplies by it in the denominator.
+    optax's sophia refreshes after the step and corrects the bias of m.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):

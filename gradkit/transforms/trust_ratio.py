@@ -1,15 +1,4 @@
-"""The trust ratio: updates rescaled so that they are in proportion to the weights they change.
-
-Per block of a leaf (the whole tensor, one layer of a stack, or one output unit), with the update u and
-the parameters w:
-
-    n_w = clip(|w|, param_norm_min, param_norm_max)        n_u = min(|u|, update_norm_max)
-    joint:      ratio = trust_coefficient n_w / (n_u + eps)                      d = u
-    separate:   ratio = trust_coefficient n_w / (n_u + weight_decay n_w + eps)   d = u + weight_decay w
-    ratio = 1 where n_w or the denominator without eps is 0
-    relative:   ratio <- ratio / learning_rate(t)
-    result      min(ratio, ratio_max) d
-"""
+"""The trust ratio: updates rescaled in proportion to the norm of the weights that they change."""
 
 import math
 from typing import Any, NamedTuple
@@ -32,7 +21,7 @@ NAME = "scale_by_trust_ratio"
 
 @jax.jit
 def _ratio(n_w: jax.Array, n_u: jax.Array, decay: Any, coefficient: Any, rate: Any, eps: Any, limits: tuple):
-    """The ratio of every block of a leaf; the limits of |w| from below and above, of |u| and of the ratio."""
+    """The ratio of every block of a leaf; `limits` are the lower and upper limit of |w|, and those of |u| and ratio."""
     n_w = jnp.clip(n_w, scalar(limits[0], n_w), scalar(limits[1], n_w))
     n_d = jnp.minimum(n_u, scalar(limits[2], n_u)) + scalar(decay, n_w) * n_w
     defined = (n_w > 0) & (n_d > 0)
@@ -40,7 +29,7 @@ def _ratio(n_w: jax.Array, n_u: jax.Array, decay: Any, coefficient: Any, rate: A
     ratio = jnp.where(defined, ratio, jnp.ones_like(ratio))
     if rate is not None:
         rate = scalar(rate, ratio)
-        # A rate of 0 asks for no step at all: any finite ratio will do.
+        # With a learning rate of 0 there is no step: any finite ratio will do.
         ratio = ratio / jnp.where(rate > 0, rate, jnp.ones_like(rate))
     return jnp.minimum(ratio, scalar(limits[3], ratio))
 
@@ -70,7 +59,16 @@ def scale_by_trust_ratio(
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales every block of the updates by the ratio of the norms of weights and updates.
 
-    Equations: at the head of this file.
+    Equations, per block of a leaf (the tensor, one layer of a stack, or one output unit), with the update u and the
+    parameters w:
+
+        n_w = clip(|w|, param_norm_min, param_norm_max)        n_u = min(|u|, update_norm_max)
+        ratio = trust_coefficient n_w / (n_u + eps)                            d = u                       "joint"
+        ratio = trust_coefficient n_w / (n_u + weight_decay n_w + eps)         d = u + weight_decay w      "separate"
+        u <- min(ratio, ratio_max) d
+
+    The ratio is 1 where n_w, or the denominator without eps, is 0. With `relative_to` it is divided by that learning
+    rate before it is limited by ratio_max.
 
     Args:
       trust_coefficient: the relative size of a step, > 0, or a schedule. Default 1 (LAMB); LARS uses 0.001.
@@ -85,7 +83,7 @@ def scale_by_trust_ratio(
       update_norm_max: upper clamp of |u|. Default inf.
       ratio_max: upper clamp of the ratio. Default inf; 1 is LAMBC.
       relative_to: a learning rate (or schedule) the ratio is divided by before the clamp: with
-        `ratio_max=1` this is LARC, whose rate is multiplied later. Default None.
+        `ratio_max=1` this is LARC, whose learning rate is multiplied later. Default None.
       trust_ratio_mask: which leaves are rescaled; the others pass (with their decay). Default all.
       weight_decay_mask: which leaves decay, in the separate form. Default all.
       layout: which axes are stacks and outputs.
@@ -106,9 +104,9 @@ def scale_by_trust_ratio(
 
     Reference: You, Gitman, Ginsburg. Large Batch Training of Convolutional Networks. 2017, arXiv
     1708.03888; You et al. Large Batch Optimization for Deep Learning. 2019, arXiv 1904.00962. optax has the
-    joint form with whole-leaf blocks, and neither clamps nor masks. In the separate form a zero gradient
+    joint form with one block per leaf, and neither clamps nor masks. In the separate form a zero gradient
     gives the decay the ratio trust_coefficient / weight_decay, the limit of the formula; codes that set
-    the ratio to 1 there let such a leaf decay at the full rate.
+    the ratio to 1 there let such a leaf decay at the full learning rate.
     """
     checks.real("trust_coefficient", trust_coefficient, "(0, inf)", schedule=True)
     checks.real("eps", eps, "[0, inf)")
@@ -122,12 +120,17 @@ def scale_by_trust_ratio(
     checks.real("relative_to", relative_to, "[0, inf)", optional=True, schedule=True)
     low, high = checks.readable(param_norm_min), checks.readable(param_norm_max)
     if low is not None and high is not None and low > high:
-        raise ValueError(f"param_norm_min must be in [0, param_norm_max], got {param_norm_min} > {param_norm_max}")
+        raise ValueError(
+            f"{NAME}: param_norm_min must be in [0, param_norm_max], got {param_norm_min} > {param_norm_max}"
+        )
     # A traced decay (an injected one) cannot be read; in the joint form it is added before the norms are taken.
     without_decay = checks.readable(weight_decay) == 0
     joint = denominator == "joint"
     if joint and not without_decay and not isinstance(weight_decay, Tracer):
-        raise ValueError("weight_decay must be 0 with denominator='joint': put add_decayed_weights before this link")
+        raise ValueError(
+            f"{NAME}: weight_decay must be 0 with denominator='joint', got {weight_decay!r}; put add_decayed_weights "
+            "before this link"
+        )
 
     limits = param_norm_min, param_norm_max, update_norm_max, ratio_max
     check_mask_form(trust_ratio_mask=trust_ratio_mask, weight_decay_mask=weight_decay_mask)

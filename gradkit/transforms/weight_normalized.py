@@ -1,12 +1,4 @@
-"""Weight normalization: the length and the direction of the weights of every output unit are learned apart.
-
-    w = g v / |v|             v_0 = w_0,  g_0 = |w_0|,   one g per output unit
-    dg = G . v / |v|          G the gradient with respect to w
-    dv = (g / |v|) (G - dg v / |v|)
-    (v, g) <- (v, g) + (what an inner transformation makes of dv, dg)
-
-dv stands at right angles to v, so under gradient descent |v| grows, and the direction turns ever more slowly.
-"""
+"""Weight normalization: the length and the direction of the weights of every output unit are learned separately."""
 
 from typing import Any, NamedTuple
 
@@ -31,8 +23,8 @@ MATRICES = "matrices"
 
 
 class DirectionAndLength(NamedTuple):
-    """The latent parameters: v like the parameters (the parameters themselves where a leaf is left out), and g, one
-    number per output unit, with summed axes of length 1 (`optax.MaskedNode` where a leaf is left out)."""
+    """The latent parameters: v like the parameters (the parameters themselves for leaves outside the mask), and g, one
+    number per output unit, with summed axes of length 1 (`optax.MaskedNode` for leaves outside the mask)."""
 
     v: Any
     g: Any
@@ -47,19 +39,26 @@ def weight_normalized(
 ) -> optax.GradientTransformationExtraArgs:
     """Trains a model of ordinary weights as if it had been written with weight normalization.
 
-    Equations: at the head of this file. It must own the parameters: see `resync`. A learning rate belongs inside:
-    `gk.weight_normalized(gk.adam(1e-3))`.
+    Equations, with one g per output unit, and the gradient G with respect to w:
+
+        w = g v / |v|                              v_0 = w_0,  g_0 = |w_0|
+        dg = G . v / |v|
+        dv = (g / |v|) (G - dg v / |v|)
+        (v, g) <- (v, g) + inner(dv, dg)
+
+    dv is orthogonal to v, so under gradient descent |v| grows, and the direction changes more and more slowly. It must
+    own the parameters: see `resync`. A learning rate belongs inside: `gk.weight_normalized(gk.adam(1e-3))`.
 
     Args:
-      inner: moves v and g, two trees whose leaves are named `v/...` and `g/...`; its weight decay acts on them, where
-        decay of v changes nothing but the effective rate: decay g, `weight_decay_mask=gk.leaves.by_path("g/.*")`.
-      mask: which leaves are normalised; the inner transformation moves the others as they are. Default: those of rank 2
+      inner: moves v and g, two trees whose leaves are named `v/...` and `g/...`; its weight decay acts on them. Decay
+        of v changes only the effective learning rate: decay g, `weight_decay_mask=gk.leaves.by_path("g/.*")`.
+      mask: which leaves are normalised; the inner transformation moves the others directly. Default: those of rank 2
         and more, not counting stack axes.
-      resync: a relative distance of g v / |v| from the parameters, over the whole tree, > 0, beyond which v and g are
-        taken anew from the parameters, as after something else has changed them. It must be above what the parameters'
-        dtype rounds, 0.01 for bfloat16. Default None: changes made elsewhere are undone.
-      layout: what an output unit is: of a dense kernel (inputs, outputs) a column, of a convolution (HWIO) a filter;
-        and stacked layers apart.
+      resync: a relative distance of g v / |v| from the parameters, over the whole tree, > 0, above which v and g are
+        computed again from the parameters, for example after a change made elsewhere. It must be above the rounding of
+        the parameters' dtype, 0.01 for bfloat16. Default None: changes made elsewhere are undone.
+      layout: what an output unit is: a column of a dense kernel (inputs, outputs), a filter of a convolution (HWIO);
+        every layer of a stack has its own units.
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter (v), 1 per output unit (g), and the inner state
@@ -77,9 +76,8 @@ def weight_normalized(
 
     Reference: Salimans, Kingma. Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural
     Networks. 2016, arXiv 1602.07868. Departures: a unit that is zero at the start has no direction; it gets that of
-    ones, and g = 0, so that it can be trained (torch makes NaN of it). Flax's `WeightNorm` starts at g = 1, which
-    changes the function of the layer around which it is put. The initialisation of the paper, from the data, is not in
-    here.
+    ones, and g = 0, so that it can be trained (torch returns NaN). Flax's `WeightNorm` starts at g = 1, which changes
+    the function of the layer. The paper's initialisation from data is not included.
     """
     chosen_by = matrices_by_default(layout) if mask is MATRICES else mask
 

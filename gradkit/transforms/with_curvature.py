@@ -1,9 +1,4 @@
-"""The diagonal of the Hessian for a method that asks for `curvature=`.
-
-every k steps     h = estimator(params, key, ...)        Hutchinson's, z (H z), from `hvp_fn`
-in between        the last h
-u_t = inner(g_t, curvature=h)
-"""
+"""An estimate of the diagonal of the Hessian for a method that needs the extra argument `curvature`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -25,7 +20,7 @@ Estimator = Callable[..., Any]
 
 
 def fitting(method: str, h: Any, like: Any) -> Any:
-    """The leaves of a curvature that belong to these updates, in float32 or wider: all, or those of a partition."""
+    """The leaves of a curvature at the paths of the updates (all, or those of a partition), in float32 or wider."""
     known = dict(zip(names(h), jax.tree.leaves(h), strict=True))
     found = []
     for name, g in zip(names(like), jax.tree.leaves(like), strict=True):
@@ -37,11 +32,11 @@ def fitting(method: str, h: Any, like: Any) -> Any:
 
 
 def curvature_of(method: str, extra: Mapping[str, Any], like: Any) -> Any:
-    """The extra argument `curvature` that a method cannot do without."""
+    """The extra argument `curvature`, which the method needs."""
     if extra.get("curvature") is None:
         raise ValueError(
             f"{method} needs the extra argument curvature: call update(grads, state, params, curvature=...), or let "
-            f"gk.with_curvature make it from hvp_fn"
+            f"gk.with_curvature compute it from hvp_fn"
         )
     return fitting(method, extra["curvature"], like)
 
@@ -55,7 +50,7 @@ def hutchinson_estimator(
     spatial_average: str | None = None,
     layout: Layout | None = None,
 ) -> Estimator:
-    """The estimator of products with the Hessian, `hvp_fn`; of more samples at the first step where asked."""
+    """Hutchinson's estimator from `hvp_fn`; with `first_samples` samples at the first step where given."""
     check_hutchinson(num_samples, distribution, absolute, spatial_average)
 
     def estimator(params: Any, key: Any, *, hvp_fn: Any = None, count: Any = 0, **extra: Any) -> Any:
@@ -81,8 +76,8 @@ def hutchinson_estimator(
 
 
 class WithCurvatureState(NamedTuple):
-    """Steps made, the random key of the next estimate, the last estimate where it serves several steps, the inner
-    state."""
+    """Number of steps made, the random key of the next estimate, the last estimate where it is used for several steps,
+    the inner state."""
 
     count: jax.Array
     key: Any
@@ -99,7 +94,7 @@ def supply_curvature(
     key: Key | None = None,
     lazy: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """`with_curvature` under the name of a method; `lazy` hands out a function, which it calls when it likes."""
+    """`with_curvature` under the name of a method; with `lazy` it passes a function, which the method may call."""
     update_interval = checks.integer("update_interval", update_interval, 1)
     checks.function("estimator", estimator)
     check_key(key)
@@ -146,25 +141,31 @@ def with_curvature(
     update_interval: int = 1,
     key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Hands a method the diagonal of the Hessian as `curvature=`, where the caller does not.
+    """Passes a method an estimate of the diagonal of the Hessian as `curvature=`, where the caller does not.
 
-    Equations: at the head of this file. A `curvature` that comes with the step goes before the estimate.
+    Equations, with k = update_interval:
+
+        every k steps:   h = estimator(params, key, ...)          by default Hutchinson's z (H z) from `hvp_fn`
+        u_t = inner(g_t, curvature=h)
+
+    A `curvature` that is passed to `update` takes precedence over the estimate.
 
     Args:
       inner: any transformation that reads the extra argument `curvature`.
-      estimator: (params, key, **extra) -> tree like the parameters; `extra` is what `update` was given, and `count`,
-        the number of earlier steps. Default None: Hutchinson's with one vector of signs, from the extra argument
-        `hvp_fn`; for another, `lambda params, key, **extra: gk.gradients.hutchinson_diag(...)`.
-      update_interval: steps that one estimate serves, >= 1; it costs nothing in between. Default 1.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, which goes
-        before this one where both are given.
+      estimator: (params, key, **extra) -> tree like the parameters; `extra` has the extra arguments of `update`, and
+        `count`, the number of earlier steps. Default None: Hutchinson's with one vector of signs, from the extra
+        argument `hvp_fn`; for another, `lambda params, key, **extra: gk.gradients.hutchinson_diag(...)`.
+      update_interval: k, steps for which one estimate is used, >= 1; steps without an estimate cost nothing. Default 1.
+      key: a typed key or integer, from which the keys of all steps are derived. Default None: `update` needs `key=`,
+        which takes precedence where both are given.
 
     Returns:
       A transformation. State: a counter, a key, the inner state; with `update_interval` > 1 one word per parameter
-      more. Collectives: those of the estimate, that is of one gradient or two.
+      more. Collectives: those of the estimate, that is of one or two gradients.
 
     Raises:
-      ValueError: `update_interval` < 1; at `update`, neither `curvature` nor what the estimator needs, or no key.
+      ValueError: `update_interval` < 1; at `update`, neither `curvature` nor the arguments that the estimator needs, or
+        no key.
 
     Example:
       >>> from gradkit.transforms import scale_by_diag_curvature
@@ -174,7 +175,7 @@ def with_curvature(
       [3. 5.]
 
     Reference: Yao et al. ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning. 2020, arXiv 2006.00719.
-    optax's estimator is a link in front that replaces the gradient, and makes its products on every step.
+    optax's estimator is a preceding link that replaces the gradient, and computes its products on every step.
     """
     estimator = hutchinson_estimator() if estimator is None else estimator
     return supply_curvature("with_curvature", inner, estimator, update_interval=update_interval, key=key)

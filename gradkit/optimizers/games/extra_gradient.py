@@ -1,18 +1,4 @@
-"""Extra-gradient and its single-call forms: descent on some leaves, ascent on others, without circling.
-
-V(x) is the gradient, negated on the leaves of `ascent_mask`; P projects (default: nothing); gamma_t is the rate.
-
-    extra-gradient         x' = P(x - gamma_t V(x)),   x <- P(x - gamma_t V(x'))              the parameters are x
-
-With one gradient per step, the parameters are the leading state l_t, where the gradient V_t = V(l_t) is taken:
-
-    past extra-gradient    x_{t+1} = P(x_t - gamma_t V_t),                  l_{t+1} = P(x_{t+1} - gamma_{t+1} V_t)
-    optimistic gradient    x_{t+1} = l_t + gamma_t V_{t-1} - gamma_t V_t,   l_{t+1} = P(x_{t+1} - gamma_{t+1} V_t)
-    reflected gradient     x_{t+1} = P(x_t - gamma_t V_t),                  l_{t+1} = 2 x_{t+1} - x_t
-
-Before the first gradient V_{-1} is V_0 ("first"), so x_1 = l_0, or 0 ("zero"), so x_0 = l_0. The reflected gradient
-starts from rest, x_{-1} = x_0 = l_0.
-"""
+"""Extra-gradient and its single-call forms: descent on some leaves, ascent on others, without circling."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,14 +18,15 @@ Project = Callable[[Any], Any]
 
 
 class ExtraGradientState(NamedTuple):
-    """Number of updates made, and the rate of the last one as a metric."""
+    """Number of updates made, and the learning rate of the last one as a metric."""
 
     count: jax.Array
     metrics: dict[str, jax.Array]
 
 
 class BaseState(NamedTuple):
-    """Number of updates made; the base state x_t, from which both half steps start; the last rate as a metric."""
+    """Number of updates made; the base state x_t, from which both half steps start; the last learning rate as a
+    metric."""
 
     count: jax.Array
     base: Any
@@ -49,7 +36,7 @@ class BaseState(NamedTuple):
 
 
 class OptimisticGradientState(NamedTuple):
-    """Number of updates made; the field at the previous parameters; the last rate as a metric."""
+    """Number of updates made; the field V at the previous parameters; the last learning rate as a metric."""
 
     count: jax.Array
     previous: Any
@@ -57,7 +44,7 @@ class OptimisticGradientState(NamedTuple):
 
 
 def _field(updates: Any, ascent_mask: Any) -> Any:
-    """V: the gradient, negated where its leaf ascends."""
+    """The field V: the gradient, negated on the leaves of `ascent_mask`."""
     if ascent_mask is None:
         return updates
     return jax.tree.map(lambda g, up: -g if up else g, updates, resolve_mask(ascent_mask, updates))
@@ -81,7 +68,7 @@ def _check_mask(method: str, ascent_mask: Any, params: Any) -> None:
 
 
 def _published(rate: Any) -> dict[str, jax.Array]:
-    # A copy: a rate that is an array stays the caller's when the state is donated.
+    # A copy, because donating the state would delete the caller's array.
     return {"last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
 
 
@@ -94,19 +81,21 @@ def extra_gradient(
 ) -> optax.GradientTransformationExtraArgs:
     """Extra-gradient: a step with the gradient from the end of a trial step, which converges where descent circles.
 
-    x' = P(x - learning_rate V(x)),  x <- P(x - learning_rate V(x')), with V the gradient, negated on the leaves of
-    `ascent_mask`. All forms: at the head of this file.
+    Equations, with the gradient V(x), negated on the leaves of `ascent_mask`, and the projection P:
+
+        x' = P(x - learning_rate V(x))
+        x <- P(x - learning_rate V(x'))
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      project: P, parameters -> parameters; the default None projects nothing.
-      ascent_mask: leaves on which the loss is to rise: the other player of a game, as a tree of booleans, a function of
-        the parameters or a selector. Default None: none.
+      project: P, parameters -> parameters. Default None: the identity.
+      ascent_mask: leaves on which the loss is to rise, those of the other player of a game, as a tree of booleans, a
+        function of the parameters or a selector. Default None: no leaf.
 
     Returns:
       A transformation that needs `params` and `grad_fn`, the gradient of this batch at other parameters. The updates
-      are complete: no learning rate follows. State: a counter. Two gradients a step. Elementwise: no collective of its
-      own.
+      are complete: no learning rate follows. State: a counter. Two gradients per step. Elementwise: no collective of
+      its own.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `grad_fn` missing.
@@ -150,16 +139,21 @@ def past_extra_gradient(
     ascent_mask: Mask | None = None,
     first: str = "first",
 ) -> optax.GradientTransformationExtraArgs:
-    """Past extra-gradient: the trial step goes with the last gradient, so a step costs one.
+    """Past extra-gradient: the trial step uses the last gradient, so a step costs one gradient.
 
-    x <- P(x - gamma_t V_t),  parameters <- P(x - gamma_{t+1} V_t), where V_t is the gradient at the parameters, negated
-    on the leaves of `ascent_mask`. All forms: at the head of this file.
+    Equations, with the parameters l_t, the gradient V_t at l_t, negated on the leaves of `ascent_mask`, the projection
+    P and the learning rate gamma_t:
+
+        x_{t+1} = P(x_t - gamma_t V_t)
+        l_{t+1} = P(x_{t+1} - gamma_{t+1} V_t)
+
+    Before the first gradient V_{-1} is V_0 with first="first", so x_1 = l_0, or 0 with first="zero", so x_0 = l_0.
 
     Args:
-      learning_rate: step size >= 0, or a schedule: the trial step has the rate of the next update.
-      project: P, parameters -> parameters; the default None projects nothing.
+      learning_rate: step size >= 0, or a schedule: the trial step has the learning rate of the next update.
+      project: P, parameters -> parameters. Default None: the identity.
       ascent_mask: as in `extra_gradient`.
-      first: what stands for the gradient before the first: the "first" itself (optax), or "zero". Default "first".
+      first: the gradient before the first one: the "first" itself (optax), or "zero". Default "first".
 
     Returns:
       A transformation that needs `params`. The updates are complete: no learning rate follows. State: 1 word per
@@ -178,8 +172,8 @@ def past_extra_gradient(
       0.5
 
     Reference: Hsieh et al. On the convergence of single-call stochastic extra-gradient methods. 2019, arXiv 1908.08465;
-    Popov. A modification of the Arrow-Hurwicz method for search of saddle points. 1980. In the leading state the last
-    gradient need not be kept.
+    Popov. A modification of the Arrow-Hurwicz method for search of saddle points. 1980. With the parameters l_t the
+    state need not contain the last gradient.
     """
     P = _check(learning_rate, project)
     checks.choice("first", first, ("first", "zero"))
@@ -209,15 +203,18 @@ def past_extra_gradient(
 def reflected_gradient(
     learning_rate: ScalarOrSchedule, *, project: Project | None = None, ascent_mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Reflected gradient: gradients are taken at the last step once more, one projection and one gradient a step.
+    """Reflected gradient: gradients are taken after repeating the last step; one projection and one gradient per step.
 
-    x_{t+1} = P(x_t - gamma_t V_t),  parameters <- 2 x_{t+1} - x_t, where V_t is the gradient at the parameters, negated
-    on the leaves of `ascent_mask`. All forms: at the head of this file.
+    Equations, with the parameters l_t, the gradient V_t at l_t, negated on the leaves of `ascent_mask`, the projection
+    P and the learning rate gamma_t:
+
+        x_{t+1} = P(x_t - gamma_t V_t)
+        l_{t+1} = 2 x_{t+1} - x_t                       x_0 = l_0
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      project: P, parameters -> parameters; the default None projects nothing. The parameters themselves may leave its
-        set; `state.base` does not.
+      project: P, parameters -> parameters. Default None: the identity. The parameters l_t may leave its set;
+        `state.base` does not.
       ascent_mask: as in `extra_gradient`.
 
     Returns:
@@ -262,14 +259,18 @@ def optimistic_gradient(
     ascent_mask: Mask | None = None,
     first: str = "first",
 ) -> optax.GradientTransformationExtraArgs:
-    """Optimistic gradient: every step takes the last one's guess of the gradient back, and guesses anew.
+    """Optimistic gradient: every step corrects the previous prediction of the gradient, and predicts the next one.
 
-    parameters <- P(parameters - (gamma_t + gamma_{t+1}) V_t + gamma_t V_{t-1}), where V_t is the gradient at the
-    parameters, negated on the leaves of `ascent_mask`. All forms: at the head of this file.
+    Equations, with the parameters l_t, the gradient V_t at l_t, negated on the leaves of `ascent_mask`, the projection
+    P and the learning rate gamma_t:
+
+        l_{t+1} = P(l_t - gamma_t (V_t - V_{t-1}) - gamma_{t+1} V_t)
+
+    Before the first gradient V_{-1} is V_0 with first="first", or 0 with first="zero".
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      project: P, parameters -> parameters; the default None projects nothing.
+      project: P, parameters -> parameters. Default None: the identity.
       ascent_mask: as in `extra_gradient`.
       first: as in `past_extra_gradient`. Default "first".
 
@@ -286,8 +287,8 @@ def optimistic_gradient(
       -0.5
 
     Reference: Hsieh et al. On the convergence of single-call stochastic extra-gradient methods. 2019, arXiv 1908.08465.
-    `optax.optimistic_gradient_descent` multiplies both gradients by the rate of this step, which is the same only where
-    the rate is constant.
+    `optax.optimistic_gradient_descent` multiplies both gradients by the learning rate of this step, which is the same
+    only where the learning rate is constant.
     """
     P = _check(learning_rate, project)
     checks.choice("first", first, ("first", "zero"))

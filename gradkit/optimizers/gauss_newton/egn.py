@@ -1,13 +1,4 @@
-"""Exact Gauss-Newton: the whole curvature of a minibatch, through a system as large as the minibatch.
-
-p_t = (J^T Q J / b + lambda I)^{-1} J^T r / b      by b c equations; J, Q, r: derivatives of b examples with c outputs
-m_t = momentum m_{t-1} + (1 - momentum) p_t        p_t <- m_t / (1 - momentum^t)
-x_t = x_{t-1} + alpha p_t                          alpha = learning_rate; or with line search the first of
-                                                   min(1.5 alpha_{t-1}, learning_rate) 0.8^i, i = 0 ... 15, with
-                                                   f(x + alpha p) <= f(x) + 0.1 alpha f'(x)^T p
-adaptive damping: rho = (f(x + alpha p) - f(x)) / (alpha f'(x)^T p + alpha^2 p^T J^T Q J p / (2 b))
-                  lambda <- damping_increase lambda where rho < 1/4, damping_decrease lambda where rho > 3/4
-"""
+"""Exact Gauss-Newton: the full curvature of a minibatch, through a linear system of the size of the minibatch."""
 
 from typing import Any, NamedTuple
 
@@ -36,14 +27,15 @@ from gradkit.types import Scalar, ScalarOrSchedule
 
 # Metrics that have the names of hyperparameters.
 NAMES = ("last_damping", "last_learning_rate")
-RAISE = 2.0  # factor of the damping after a step that was not finite, at least
+RAISE = 2.0  # smallest factor of the damping after a step that was not finite
 PAPER = Paper("Exact Gauss-Newton Optimization for Training Deep Neural Networks", "Korbit et al.", 2024, "2405.14402")
 ARMIJO, SHRINK, GROW, TRIALS = 0.1, 0.8, 1.5, 15
 SMALLEST, LARGEST = 1e-12, 1e6
 
 
 class EgnState(NamedTuple):
-    """Number of updates made; mean of the directions, or None; damping and step size of the last, also as metrics."""
+    """Number of updates made; mean of the directions, or None; damping and step size of the last update, also as
+    metrics."""
 
     count: jax.Array
     mean: Any
@@ -81,18 +73,34 @@ def egn(
     cg_iterations: int = 100,
     cg_tolerance: Any = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-    """Exact Gauss-Newton.
+    """Exact Gauss-Newton: a damped Gauss-Newton step on the minibatch, solved exactly.
 
-    Equations: at the head of this file. The loss is the mean over the examples of half the squared error ("mse"), the
-    cross-entropy of a softmax ("softmax_ce") or of sigmoids ("sigmoid_bce"), summed over outputs. The gradients that
-    come in are not read: what else the loss has, a penalty, is not seen.
+    Equations, with J the derivative of the predictions of b examples with c outputs, Q the second derivative of the
+    loss by the predictions, and r minus its first derivative:
+
+        p_t = (J^T Q J / b + lambda I)^{-1} J^T r / b                by a system of b c equations
+        m_t = momentum m_{t-1} + (1 - momentum) p_t,    p_t <- m_t / (1 - momentum^t)
+        x_t = x_{t-1} + alpha p_t,    alpha = learning_rate
+
+    With `line_search` alpha is the first of min(1.5 alpha_{t-1}, learning_rate) 0.8^i, i = 0, ..., 15, with
+
+        f(x + alpha p) <= f(x) + 0.1 alpha f'(x)^T p
+
+    With `adaptive_damping` lambda <- damping_increase lambda where rho < 1/4, and damping_decrease lambda where
+    rho > 3/4, with
+
+        rho = (f(x + alpha p) - f(x)) / (alpha f'(x)^T p + alpha^2 p^T J^T Q J p / (2 b))
+
+    The loss is the mean over the examples of half the squared error ("mse"), the cross-entropy of a softmax
+    ("softmax_ce") or of sigmoids ("sigmoid_bce"), summed over outputs. The incoming gradients are not read: other terms
+    of the loss, such as a penalty, have no effect.
 
     Args:
       learning_rate: step size >= 0, or a schedule; with `line_search` the largest one. Default 1 (official code).
       damping: lambda, in the units of the curvature, > 0. Default 1 (official code).
-      momentum: decay of the mean of directions, in [0, 1). Default None, as 0: none (official code).
-      line_search: whether the step size is searched for, from min(1.5 times the last one, `learning_rate`) down by 0.8,
-        at most 15 times. Default False.
+      momentum: decay of the mean of directions, in [0, 1). Default None, which means 0: no mean (official code).
+      line_search: whether the step size is searched for, starting from min(1.5 times the last one, `learning_rate`) and
+        multiplied by 0.8 at most 15 times. Default False.
       adaptive_damping: whether lambda follows the ratio of the true to the predicted decrease, within [1e-12, 1e6].
         Default False (first release).
       damping_increase: factor of lambda after a poor prediction, >= 1. Default 1.01 (first release; second
@@ -101,17 +109,17 @@ def egn(
       loss: "mse", "softmax_ce" (targets integer (b,), or probabilities (b, c)) or "sigmoid_bce". Default "mse".
       solver: "woodbury" (at most 4096 examples times outputs), "cg" or "dense", as in
         `gk.linalg.damped_gauss_newton_solve`. Default "woodbury" (paper).
-      cg_iterations: most iterations of "cg", >= 1. Default 100.
-      cg_tolerance: where "cg" stops, relative to the gradient, in [0, 1). Default 1e-6.
+      cg_iterations: largest number of iterations of "cg", >= 1. Default 100.
+      cg_tolerance: residual at which "cg" stops, relative to the gradient, in [0, 1). Default 1e-6.
 
     Returns:
       A transformation that needs `params` and the extra arguments `model_fn` (parameters -> predictions of this
       minibatch, (b,) or (b, c)) and `targets`; or `residuals` (r), `jvp` and `vjp` (products with J and its transpose),
       `loss_hessian` (Q, (b, c, c)) where it is not the identity, and `value_fn` for line search or adaptive damping.
       State: 1 word per parameter with momentum, otherwise scalars; lambda and the step size are published as the
-      metrics `damping` and `learning_rate`, and how many steps were not finite as `failed_solves`: such a step is zero,
-      the state stays, and with adaptive damping lambda is at least doubled. Collectives: (b c)^2 numbers are
-      added up, and those of the model's products.
+      metrics `last_damping` and `last_learning_rate`, and the number of steps that were not finite as `failed_solves`:
+      such a step is zero, the state does not change, and with adaptive damping lambda is at least doubled. Collectives:
+      an all-reduce of (b c)^2 numbers, and those of the model's products.
 
     Raises:
       ValueError: a hyperparameter outside its range; extra arguments that are missing; targets of another shape than
@@ -126,7 +134,7 @@ def egn(
 
     Reference: Korbit et al. Exact Gauss-Newton Optimization for Training Deep Neural Networks. 2024, arXiv 2405.14402.
     The system is that of the authors' first release, exact also where Q is singular; their second release applies the
-    factor of Q on the wrong side. Where no trial of the line search decreases enough, its last one is taken.
+    factor of Q on the wrong side. Where no trial of the line search decreases the loss enough, the last one is used.
     """
     checks.switch(line_search=line_search, adaptive_damping=adaptive_damping)
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
@@ -139,7 +147,7 @@ def egn(
     averaged = not checks.absent(momentum)
 
     def state_of(count: jax.Array, mean: Any, lam: Any, alpha: Any, failed: Any) -> EgnState:
-        # Every number has a buffer of its own: donation consumes each once, and takes none of the caller's along.
+        # Every number is a copy in a buffer of its own, because donation deletes each buffer once.
         lam, alpha, *published = (jnp.array(value, jnp.float32, copy=True) for value in 2 * (lam, alpha))
         metrics = dict(zip(NAMES, published, strict=True)) | {"failed_solves": jnp.asarray(failed, jnp.float32)}
         return EgnState(count, mean, lam, alpha, metrics)
@@ -150,13 +158,16 @@ def egn(
         return state_of(count, zeros(params) if averaged else None, damping, rate, 0)
 
     def measured(lin: Linearized, p: Any, params: Any, state: EgnState) -> tuple[Any, Any]:
-        """alpha and the next lambda."""
+        """The step size alpha and the next damping lambda."""
         f = lin.loss
         rate = jnp.asarray(at_count(learning_rate, state.count, "egn: learning_rate")).astype(lin.residual.dtype)
         if not line_search and not adaptive_damping:
             return rate, state.lam
         if f is None:
-            raise ValueError("egn needs the extra argument value_fn for line search or adaptive damping")
+            raise ValueError(
+                "egn needs the extra argument value_fn for line search or adaptive damping; call update(grads, state, "
+                "params, value_fn=..., ...)"
+            )
         b, Jp = lin.residual.shape[0], lin.jvp(p)
         slope = -jnp.sum(lin.residual * Jp) / b
         at = lambda alpha: f(jax.tree.map(lambda x, d: x + alpha.astype(x.dtype) * d, params, p))  # noqa: E731
@@ -189,7 +200,7 @@ def egn(
         )
         mean = None
         if averaged:
-            # At the dtype of the updates, where it is another than the model's.
+            # In the dtype of the updates, which may differ from the model's.
             mean = jax.tree.map(lambda m, p: ema(m, p.astype(m.dtype), momentum), state.mean, p)
             c = bias_corrections(momentum, count)
             p = jax.tree.map(lambda m: m / c(m), mean)
@@ -210,7 +221,7 @@ def egn(
     return optimizer(Method("egn", learning_rate), transformation("egn", init, update, needs_params=True))
 
 
-# By products alone, whatever the size; the damping finds itself, as fast as in the authors' second release.
+# Matrix products only, for any size, and damping that adapts as fast as in the authors' second release.
 _MSE: dict[str, Any] = {
     "adaptive_damping": True,
     "damping_increase": 1.5,

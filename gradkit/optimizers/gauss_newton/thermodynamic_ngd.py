@@ -1,17 +1,4 @@
-"""Natural gradient descent on a damped curvature matrix, and the same left to a noisy physical system.
-
-A = J^T Q J / b + damping I          Q   second derivative of the loss by the predictions       "ggn" and "fisher"
-g = the gradient                     Q_i = r_i r_i^T, r_i the derivative of example i           "empirical_fisher"
-u = A^{-1} g                                                                                  ngd
-dv = -(A v - g) dt + sqrt(2 noise) dW   from v_0 for `time`;   u = v                          thermodynamic_ngd
-
-exact   v(t) = A^{-1} g + e^{-At} (v_0 - A^{-1} g) + a Gaussian of covariance noise A^{-1} (I - e^{-2At})
-euler   v <- v - h (A v - g) + sqrt(2 h noise) xi,      stable for h < 2 / (largest eigenvalue of A)
-
-With noise = 0 and v_0 = g, time = 0 is gradient descent and time = infinity is ngd. A function of A is one of the
-b c x b c Gram matrix K^ = J^ J^^T = U diag(sigma) U^T, where A = J^^T J^ + damping I:
-f(A) v = f(damping) v + J^^T U diag((f(damping + sigma) - f(damping)) / sigma) U^T J^ v.
-"""
+"""Natural gradient descent with a damped curvature matrix, and its approximation by a noisy physical system."""
 
 import functools
 import operator
@@ -43,7 +30,7 @@ POWER_ITERATIONS = 5
 
 
 def _curved(method: str, curvature: str, loss: str, params: Any, extra: Any) -> Linearized:
-    """The predictions, with Q as the curvature has it."""
+    """The linearized predictions, with the Q of the given curvature."""
     lin = linearized(method, loss, params, extra)
     if curvature == "empirical_fisher":
         r = lin.residual.reshape(lin.residual.shape[0], -1)
@@ -61,11 +48,18 @@ def ngd(
     cg_iterations: int = 100,
     cg_tolerance: Any = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-    """Natural gradient descent.
+    """Natural gradient descent: the gradient divided by a damped curvature matrix.
 
-    Equations: u at the head of this file. The gradients that come in are preconditioned, whatever they are of; the
-    curvature is that of the mean over the examples of half the squared error ("mse"), the cross-entropy of a softmax
-    ("softmax_ce") or of sigmoids ("sigmoid_bce").
+    Equations, with J the derivative of the predictions of b examples, and g the incoming gradient:
+
+        A = J^T Q J / b + damping I
+        u = A^{-1} g
+        x_t = x_{t-1} - learning_rate u
+
+    Q is the second derivative of the loss by the predictions ("ggn", "fisher"), or Q_i = r_i r_i^T with the first
+    derivative r_i of example i ("empirical_fisher"). Any gradient g is preconditioned; the curvature is that of the
+    mean over the examples of half the squared error ("mse"), the cross-entropy of a softmax ("softmax_ce") or of
+    sigmoids ("sigmoid_bce").
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -75,13 +69,13 @@ def ngd(
       loss: "mse", "softmax_ce" or "sigmoid_bce". Default "mse".
       solver: "woodbury" (at most 4096 examples times outputs), "cg" or "dense", as in
         `gk.linalg.damped_gauss_newton_solve`. Default "woodbury".
-      cg_iterations: most iterations of "cg", >= 1. Default 100.
-      cg_tolerance: where "cg" stops, relative to the gradient, in [0, 1). Default 1e-6.
+      cg_iterations: largest number of iterations of "cg", >= 1. Default 100.
+      cg_tolerance: residual at which "cg" stops, relative to the gradient, in [0, 1). Default 1e-6.
 
     Returns:
       A transformation that needs `params` and the extra arguments `model_fn` and `targets`, or `residuals`, `jvp`,
-      `vjp` and perhaps `loss_hessian`, as `gk.egn` does. No state but the counter of the rate. Collectives: (b c)^2
-      numbers are added up, and those of the model's products.
+      `vjp` and perhaps `loss_hessian`, as `gk.egn` does. No state except the counter of the learning rate. Collectives:
+      an all-reduce of (b c)^2 numbers, and those of the model's products.
 
     Raises:
       ValueError: a hyperparameter outside its range; extra arguments that are missing or do not fit.
@@ -95,7 +89,7 @@ def ngd(
 
     Reference: Donatella et al. Thermodynamic Natural Gradient Descent. 2024, arXiv 2405.13817, whose baseline it is;
     Amari. Natural Gradient Works Efficiently in Learning. 1998. In float32 "woodbury" loses digits where the damping is
-    less than 1e-4 of the curvature; `gk.egn`, which makes the gradient itself, does not.
+    less than 1e-4 of the curvature; `gk.egn`, which computes the gradient itself, does not.
     """
     checks.real("damping", damping, "(0, inf)")
     checks.choice("curvature", curvature, CURVATURES)
@@ -114,8 +108,8 @@ def ngd(
 
 
 class ThermodynamicNgdState(NamedTuple):
-    """The key of the next step, where it was given; what the system holds, where it is not reset; with "euler" how far
-    its step is from the largest stable one, as a metric."""
+    """The key of the next step, where it was given; the state v of the system, where it is not reset; with "euler" the
+    ratio of the step to the largest stable one, as a metric."""
 
     key: Any
     v: Any
@@ -138,7 +132,7 @@ def _times(scale: Any, tree: Any) -> Any:
 
 
 def _exact(lin: Linearized, damping: Any, noise: Any) -> Callable[[Any, Any, Any, Any], Any]:
-    """(v_0, g, time, normal numbers or None) -> v(time)."""
+    """The exact solution: a function (v_0, g, time, normal numbers or None) -> v(time)."""
     r, Q, b = lin.residual, lin.loss_hessian, lin.residual.shape[0]
     lam, S = jnp.asarray(damping).astype(r.dtype), None
     if Q is not None:  # S S^T = Q
@@ -147,12 +141,12 @@ def _exact(lin: Linearized, damping: Any, noise: Any) -> Callable[[Any, Any, Any
     St = None if S is None else jnp.swapaxes(S, 1, 2)
     K = times_loss_hessian(St, times_loss_hessian(St, gram(lin.jvp, lin.vjp, r) / b).T)
     sigma, U = jnp.linalg.eigh((K + K.T) / 2)
-    # An eigenvalue below the rounding of the others is 0: what is divided by it is rounding too.
+    # An eigenvalue below the rounding of the others is 0: a quotient by it would be rounding as well.
     there = sigma > sigma.size * jnp.finfo(r.dtype).eps * jnp.max(sigma, initial=0)
     sigma = jnp.where(there, sigma, jnp.ones_like(sigma))
 
     def applied(terms: list[tuple[Any, Any]]) -> Any:
-        """The sum of f(A) v."""
+        """The sum of f(A) v over pairs (f, v)."""
         rows, plain = jnp.zeros(r.size, r.dtype), []
         for f, v in terms:
             phi = jnp.where(there, (f(lam + sigma) - f(lam)) / sigma, jnp.zeros_like(sigma))
@@ -173,7 +167,7 @@ def _exact(lin: Linearized, damping: Any, noise: Any) -> Callable[[Any, Any, Any
 
 
 def _product(lin: Linearized, damping: Any) -> Callable[[Any], Any]:
-    """v -> A v."""
+    """The function v -> A v."""
 
     def times(v: Any) -> Any:
         row = times_loss_hessian(lin.loss_hessian, lin.jvp(v).reshape(-1)).reshape(lin.residual.shape)
@@ -197,9 +191,23 @@ def thermodynamic_ngd(
     loss: str = "mse",
     key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Natural gradient descent by a system that relaxes towards the natural gradient for a while: simulated here.
+    """Natural gradient descent by a simulated physical system that relaxes towards the natural gradient for some time.
 
-    Equations: at the head of this file.
+    Equations, with A as in `ngd`, J the derivative of the predictions, Q the curvature of the loss, g the gradient:
+
+        A = J^T Q J / b + damping I
+        dv = -(A v - g) dt + sqrt(2 noise) dW                   from v_0 for `time`
+        x_t = x_{t-1} - learning_rate v
+
+    The integrators:
+
+        v(t) = A^{-1} g + e^{-At} (v_0 - A^{-1} g) + a Gaussian of covariance noise A^{-1} (I - e^{-2At})      "exact"
+        v <- v - h (A v - g) + sqrt(2 h noise) xi,   stable for h < 2 / (largest eigenvalue of A)              "euler"
+
+    With noise = 0 and v_0 = g, time = 0 is gradient descent and time = infinity is `ngd`. With A = R^T R + damping I, a
+    function of A is computed from the b c x b c Gram matrix R R^T = U diag(sigma) U^T:
+
+        f(A) v = f(damping) v + R^T U diag((f(damping + sigma) - f(damping)) / sigma) U^T R v
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -207,27 +215,28 @@ def thermodynamic_ngd(
       time: how long the system runs, in units of 1 / curvature, >= 0, may be infinite. With "euler" it may be left out:
         `step_size` times `num_steps`. Default None.
       noise: strength of the noise, its temperature, >= 0. Default 0.
-      init: v_0: "gradient" (from gradient descent to ngd as `time` grows), "previous" (what the system held at the end
-        of the last step, at first 0) or "zero". Default "gradient".
-      integrator: "exact", or "euler" as a simulation step by step, which needs no Gram matrix. Default "exact".
+      init: v_0: "gradient" (from gradient descent to ngd as `time` grows), "previous" (v at the end of the last step,
+        at first 0) or "zero". Default "gradient".
+      integrator: "exact", or "euler", a step-by-step simulation, which needs no Gram matrix. Default "exact".
       step_size: h of "euler", > 0. Default None: `time` / `num_steps`.
       num_steps: steps of "euler", >= 1. Default None: `time` / `step_size`, rounded.
-      delay: how long the system runs on under the same A and g after it was read, while the next ones are computed, in
-        units of `time`, >= 0. It has an effect with init="previous" alone. Default 0.
+      delay: how long the system continues with the same A and g after v was read, while the next ones are computed, in
+        units of `time`, >= 0. It has an effect only with init="previous". Default 0.
       curvature: "ggn", "fisher" or "empirical_fisher", as in `ngd`. Default "ggn".
       loss: "mse", "softmax_ce" or "sigmoid_bce". Default "mse".
-      key: a typed key or integer, from which the noise of all steps follows. Default None: with noise `update` needs
+      key: a typed key or integer, from which the noise of all steps is drawn. Default None: with noise `update` needs
         `key=`.
 
     Returns:
       A transformation that needs `params` and the extra arguments of `ngd`, and `key` with noise where none is given
       here. State: 1 word per parameter with init="previous", none otherwise. With "euler" it publishes the metric
-      `euler_step`, h over the largest stable step as five power iterations know it; above 1 the system blows up, and
-      outside `jit` a warning says so. Collectives: those of `ngd`; with "euler" a few per step.
+      `euler_step`, h over the largest stable step as estimated by five power iterations; above 1 the system diverges,
+      and outside `jit` there is a warning. Collectives: those of `ngd`; with "euler" a few per step.
 
     Raises:
-      ValueError: a hyperparameter outside its range; too few or contradictory ones of `time`, `step_size`, `num_steps`;
-        a delay without init="previous"; noise without a key; extra arguments that are missing or do not fit.
+      ValueError: a hyperparameter outside its range; `time`, `step_size` and `num_steps` that contradict each other or
+        are too few; a delay without init="previous"; noise without a key; extra arguments that are missing or do not
+        fit.
 
     Example:
       >>> tx, x = thermodynamic_ngd(1.0, damping=1.0, time=float("inf")), jnp.zeros(2)
@@ -236,8 +245,9 @@ def thermodynamic_ngd(
       >>> print(u.round(3))
       [-2. -2.]
 
-    Reference: Donatella et al. Thermodynamic Natural Gradient Descent. 2024, arXiv 2405.13817. No official code was at
-    hand: the scale of the noise (covariance noise A^{-1} at rest) and what a delay does are our reading.
+    Reference: Donatella et al. Thermodynamic Natural Gradient Descent. 2024, arXiv 2405.13817. No official code was
+    available: the scale of the noise (covariance noise A^{-1} at rest) and the effect of a delay follow our reading of
+    the paper.
     """
     checks.real("damping", damping, "(0, inf)")
     checks.real("time", time, "[0, inf]", optional=True)
@@ -253,10 +263,16 @@ def thermodynamic_ngd(
     runs_on = not (isinstance(delay, int | float) and delay == 0)
     check_key(key)
     if isinstance(delay, int | float) and delay > 0 and init != "previous":
-        raise ValueError(f"delay must be 0 with init={init!r}: what the system does after it is read is lost")
+        raise ValueError(
+            f"thermodynamic_ngd: delay must be 0 with init={init!r}, which discards the state of the system, got "
+            f"{delay!r}; write init='previous', or leave delay out"
+        )
     h, n = _euler_steps(integrator, time, step_size, num_steps)
     if integrator == "euler" and isinstance(delay, Tracer):
-        raise ValueError("delay must be a number with integrator='euler', where it is some steps, got a traced one")
+        raise ValueError(
+            "thermodynamic_ngd: delay must be a number with integrator='euler', which converts it to a number of "
+            "steps, got a traced value; give a float, or integrator='exact'"
+        )
     after = 0 if integrator == "exact" or not runs_on else round(float(delay) / h)
 
     def fresh(params: optax.Params) -> ThermodynamicNgdState:
@@ -303,13 +319,19 @@ def thermodynamic_ngd(
 
 
 def _euler_steps(integrator: str, time: Any, step_size: Any, num_steps: int | None) -> tuple[float, int]:
-    """h and how many; 0 of none with the exact solution."""
+    """The step size h and the number of steps; 0 and 0 for the exact solution."""
     if integrator == "exact":
         if time is None or step_size is not None or num_steps is not None:
-            raise ValueError("time must be given with integrator='exact', and neither step_size nor num_steps")
+            raise ValueError(
+                "thermodynamic_ngd: time must be given with integrator='exact', and neither step_size nor num_steps, "
+                f"got time={time}, step_size={step_size}, num_steps={num_steps}"
+            )
         return 0.0, 0
     if sum(value is not None for value in (time, step_size, num_steps)) < 2:
-        raise ValueError("with integrator='euler' two of time, step_size and num_steps must be given")
+        raise ValueError(
+            "thermodynamic_ngd: two of time, step_size and num_steps must be given with integrator='euler', got "
+            f"time={time}, step_size={step_size}, num_steps={num_steps}"
+        )
     steps = max(1, round(float(time) / float(step_size))) if num_steps is None else num_steps
     h = float(time) / steps if step_size is None else float(step_size)
     if time is not None and abs(h * steps - float(time)) > h / 2 + 1e-9 * float(time):
@@ -318,7 +340,7 @@ def _euler_steps(integrator: str, time: Any, step_size: Any, num_steps: int | No
 
 
 def _largest(A: Callable[[Any], Any], start: Any) -> jax.Array:
-    """The largest eigenvalue of A, from below."""
+    """A lower bound of the largest eigenvalue of A, by power iterations."""
     v, norm = start, global_norm(start)
     for _ in range(POWER_ITERATIONS):
         v = A(_times(divide(jnp.ones_like(norm), norm), v))
@@ -327,7 +349,7 @@ def _largest(A: Callable[[Any], Any], start: Any) -> jax.Array:
 
 
 NEEDS = ("model_fn", "targets")
-NOTES = "asks for the predictions of the minibatch"
+NOTES = "needs the predictions of the minibatch"
 register(ngd, form="optimizer", paper=PAPER, needs=NEEDS, collectives="gramian", example={"damping": 1.0}, notes=NOTES)
 register(
     thermodynamic_ngd,

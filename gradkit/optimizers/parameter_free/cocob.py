@@ -1,13 +1,4 @@
-"""COCOB: every parameter is the stake of a gambler who bets on the signs of its gradients.
-
-Entry by entry, with x_0 the start:
-
-    L = max(L, |g|),   L_0 = eps                     the largest gradient so far
-    G = G + |g|
-    R = max(R - g (x - x_0), 0)                      what has been won
-    theta = theta - g
-    x <- x_0 + theta / (L max(G + L, alpha L)) (L + R)
-"""
+"""COCOB: coin betting on the sign of every parameter's gradients, without a learning rate."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +22,7 @@ PAPER = Paper(
 
 
 class ScaleByCocobState(NamedTuple):
-    """x_0; L, the sum G of magnitudes, the reward R, and theta."""
+    """The initial parameters x_0; the scale L, the sum G of magnitudes, the reward R, and theta."""
 
     start: Any
     largest: Any
@@ -39,7 +30,7 @@ class ScaleByCocobState(NamedTuple):
     reward: Any
     total: Any
 
-    exact_fields = ("start", "largest", "magnitudes", "reward", "total")  # the parameters are made of all of them
+    exact_fields = ("start", "largest", "magnitudes", "reward", "total")  # the parameters are computed from all of them
 
 
 @jax.jit
@@ -55,18 +46,18 @@ def _bet(
 
 
 def scale_by_cocob(*, alpha: Scalar = 100.0, eps: Scalar = 1e-8) -> optax.GradientTransformationExtraArgs:
-    """From a gradient to the parameters before the bet minus those after it.
+    """Replaces the gradient by the difference of the parameters before and after COCOB's bet.
 
-    Equations: at the head of this file. A factor of the gradient changes nothing; one of what leaves does: a schedule
-    stands behind it.
+    Equations: L, G, R, theta and the new x of `cocob` with a learning rate of 1; the direction is the old x minus the
+    new x. A factor of the gradient has no effect; a factor of the direction does: put a schedule after it.
 
     Args:
-      alpha: the fraction of the wealth that is bet at most is 1 / alpha in the first steps, > 0. Default 100 (paper).
+      alpha: in the first steps at most the fraction 1 / alpha of the wealth is bet, > 0. Default 100 (paper).
       eps: the first L, > 0. Default 1e-8.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 5 words per parameter. Elementwise: no collective.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 5
+      words per parameter. Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -100,19 +91,24 @@ def scale_by_cocob(*, alpha: Scalar = 100.0, eps: Scalar = 1e-8) -> optax.Gradie
 def cocob(
     learning_rate: ScalarOrSchedule = 1.0, *, alpha: Scalar = 100.0, eps: Scalar = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
-    """Training by betting on coins (COCOB): every parameter finds its own step, and there is no learning rate to tune.
+    """Training by coin betting (COCOB): every parameter finds its own step, and there is no learning rate to tune.
 
-        L = max(L, |g|),   G = G + |g|,   R = max(R - g (x - x_0), 0),   theta = theta - g
+    Equations, elementwise, with the initial parameters x_0:
+
+        L = max(L, |g|),   L_0 = eps                     the largest gradient so far
+        G = G + |g|
+        R = max(R - g (x - x_0), 0)                      the reward
+        theta = theta - g
         x <- x + learning_rate (x_0 + theta / (L max(G + L, alpha L)) (L + R) - x)
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (paper, which has none).
-      alpha: the fraction of the wealth that is bet at most is 1 / alpha in the first steps, > 0. Default 100 (paper).
+      alpha: in the first steps at most the fraction 1 / alpha of the wealth is bet, > 0. Default 100 (paper).
       eps: the first L, > 0. Default 1e-8.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 5 words per parameter. Elementwise: no collective.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 5
+      words per parameter. Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -124,8 +120,8 @@ def cocob(
       [-0.1  0.1]
 
     Reference: Orabona, Tommasi. Training Deep Networks without Learning Rates Through Coin Betting. 2017, arXiv
-    1705.07795. `optax.contrib.cocob` agrees, but for its learning_rate, which is a factor of the gradient, to which the
-    rule is blind: a schedule does nothing there.
+    1705.07795. `optax.contrib.cocob` agrees except for its learning_rate, which is a factor of the gradient and so has
+    no effect on the rule: a schedule does nothing there.
     """
     return optimizer(
         Method("cocob", learning_rate), scale_by_cocob(alpha=alpha, eps=eps), scale_by_learning_rate(learning_rate)

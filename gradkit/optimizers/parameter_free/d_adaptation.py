@@ -1,24 +1,4 @@
-"""D-Adaptation: a lower bound of the distance to the solution takes the place of a learning rate, and grows.
-
-Of step t = 1, 2, ..., with the estimate d of the step before, q = sqrt(b2), <a, b> and norms over all leaves:
-
-    Adam   eta = d learning_rate                          times sqrt(1 - b2^t) / (1 - b1^t) with bias_correction
-           p = eta <g, s / (sqrt(v) + eps)>               of the old s and v
-           m = b1 m + (1 - b1) eta g,   v = b2 v + (1 - b2) g^2,   s = q s + (1 - q) eta g
-           r = q r + (1 - q) p,         d^ = r / ((1 - q) |s|_1)
-           x <- x - eta weight_decay x - m / (sqrt(v) + eps)
-    SGD    g with weight_decay x added;   lambda = d learning_rate / |g_1|
-           r = r + lambda <g, s>,       s = s + lambda g          of the old s, and then the new one
-           d^ = 2 r / |s|
-           x <- momentum x + (1 - momentum) (x_0 - s)
-    Lion   eta = d learning_rate,   u = sign(b1 m + (1 - b1) g),   p = eta <u, s>
-           x <- (1 - eta weight_decay) x - eta u
-           m = b2 m + (1 - b2) eta g,   s = q s + (1 - q) eta u,   r and d^ as for Adam
-
-    d <- max(d, min(d^, d growth_rate))                   acts from the next step on
-
-Where the learning rate is 0, or s is 0, nothing moves and nothing is learned but that a step has been made.
-"""
+"""D-Adaptation: a growing lower bound of the distance to the solution in place of a learning rate."""
 
 from typing import Any, NamedTuple
 
@@ -42,7 +22,7 @@ PAPER = Paper("Learning-Rate-Free Learning by D-Adaptation", "Defazio, Mishchenk
 
 
 class DAdaptationState(NamedTuple):
-    """Number of updates, and of those that moved; m and v (None where a method has none); s; x_0 of SGD; r; the norm of
+    """Number of updates, and of those that moved; m and v (None where a method has none); s; x_0 (SGD); r; the norm of
     the first gradient (SGD); d and the learning rate as metrics."""
 
     count: jax.Array
@@ -55,11 +35,11 @@ class DAdaptationState(NamedTuple):
     first_norm: jax.Array
     metrics: dict[str, jax.Array]
 
-    exact_fields = ("start", "total")  # the parameters of SGD are made of both
+    exact_fields = ("start", "total")  # the parameters of SGD are computed from both
 
 
 class _Step(NamedTuple):
-    """What a rule makes of a gradient: the step, m, v, s, r, d^ and the norm of the first gradient."""
+    """The result of a rule for a gradient: the step, m, v, s, r, d^, |s| and the norm of the first gradient."""
 
     updates: Any
     mu: Any
@@ -72,18 +52,18 @@ class _Step(NamedTuple):
 
 
 def _metrics(d: Any, rate: Any) -> dict[str, jax.Array]:
-    # Copies: a state that is donated holds no array twice, and none of the caller's.
+    # Copies, because donation deletes every array of the state, which may be the caller's.
     return {"d": jnp.array(d, copy=True), "last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
 
 
 def _adapted(method: Method, kept: tuple[str, ...], d0: Any, growth_rate: Any, rule: Any) -> Any:
-    """An optimizer of a rule: (gradient, state, parameters, decay per leaf, rate, d, t) -> `_Step`.
+    """An optimizer from a rule (gradient, state, parameters, decay per leaf, learning rate, d, t) -> `_Step`.
 
     Args:
       method: its description.
-      kept: the fields of the state of the size of the parameters that it has.
+      kept: the parameter-sized fields of the state that it uses.
       d0: the first estimate.
-      growth_rate: by what d may grow in a step; None: any.
+      growth_rate: largest factor by which d may grow in a step; None: no limit.
       rule: the equations.
     """
     name, rated = method.name, method.learning_rate
@@ -134,7 +114,7 @@ def _root(b2: Any) -> Any:
 
 
 def _estimate(state: DAdaptationState, q: Any, inner: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """r and d^ of Adam and Lion, of p and |s|_1."""
+    """r and d^ of Adam and Lion, from p and |s|_1."""
     r = ema(state.numerator, inner, q)
     return r, divide(r, (1 - scalar(q, r)) * size)
 
@@ -153,10 +133,19 @@ def dadapt_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam without a learning rate to tune, by D-Adaptation.
 
-    Equations: at the head of the file, Adam. With d the estimate of the step before and eta = d learning_rate:
+    Equations of step t = 1, 2, ..., with the estimate d of the step before, q = sqrt(b2), and <a, b> and norms over all
+    leaves:
 
-        r = q r + (1 - q) eta <g, s / (sqrt(v) + eps)>,   s = q s + (1 - q) eta g,   q = sqrt(b2)
-        d <- max(d, r / ((1 - q) |s|_1)),   x <- x - eta weight_decay x - m / (sqrt(v) + eps)      m of eta g
+        eta = d learning_rate                                  times sqrt(1 - b2^t) / (1 - b1^t) with bias_correction
+        r = q r + (1 - q) eta <g, s / (sqrt(v) + eps)>         with the old s and v
+        s = q s + (1 - q) eta g
+        m = b1 m + (1 - b1) eta g
+        v = b2 v + (1 - b2) g^2
+        x <- x - eta weight_decay x - m / (sqrt(v) + eps)
+        d^ = r / ((1 - q) |s|_1)
+        d <- max(d, min(d^, d growth_rate))                    used from the next step on
+
+    Where the learning rate or s is 0, only the number of the step changes.
 
     Args:
       learning_rate: factor >= 0 of the step size, or a schedule, which may be 0 anywhere. Default 1 (paper).
@@ -167,11 +156,12 @@ def dadapt_adam(
       weight_decay_mask: which leaves decay. Default all.
       bias_correction: whether the step size is corrected for moments that start at 0. Default False (official code).
       d0: the first estimate, > 0. Default 1e-6 (official code).
-      growth_rate: by what the estimate may grow in a step, > 1. Default None: any. 1.02 is a warm-up (official code).
+      growth_rate: largest factor by which the estimate grows in a step, > 1. Default None: no limit. 1.02 is a warm-up
+        (official code).
 
     Returns:
       A transformation that needs `params`. State: 3 words per parameter and numbers. Metrics: `d`,
-      `last_learning_rate`. Collectives: two scalars in one exchange.
+      `last_learning_rate`. Collectives: two scalars in one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -183,8 +173,8 @@ def dadapt_adam(
       [-0.2  0.2]
 
     Reference: Defazio, Mishchenko. Learning-Rate-Free Learning by D-Adaptation. 2023, arXiv 2301.07733; official code
-    dadaptation 3.2. `optax.contrib.dadapt_adamw` always corrects the bias, has no growth_rate, and is NaN for ever
-    after a step with a rate of 0.
+    dadaptation 3.2. `optax.contrib.dadapt_adamw` always corrects the bias, has no growth_rate, and is NaN in all steps
+    after one with a learning rate of 0.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
@@ -226,10 +216,16 @@ def dadapt_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD without a learning rate to tune, by D-Adaptation.
 
-    Equations: at the head of the file, SGD. With lambda = d learning_rate / |g_1|:
+    Equations, with the estimate d of the step before, and the decay weight_decay x added to the gradient g:
 
-        r = r + lambda <g, s>,   s = s + lambda g
-        x <- momentum x + (1 - momentum) (x_0 - s),   d <- max(d, 2 r / |s|)
+        lambda = d learning_rate / |g_1|
+        r = r + lambda <g, s>                                  with the old s
+        s = s + lambda g
+        x <- momentum x + (1 - momentum) (x_0 - s)
+        d^ = 2 r / |s|
+        d <- max(d, min(d^, d growth_rate))                    used from the next step on
+
+    Where the learning rate or s is 0, only the number of the step changes.
 
     Args:
       learning_rate: factor >= 0 of the step size, or a schedule, which may be 0 anywhere. Default 1 (paper).
@@ -237,12 +233,12 @@ def dadapt_sgd(
       weight_decay: coupled: part of the gradient and of its norms, >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       d0: the first estimate, > 0. Default 1e-6 (official code).
-      growth_rate: by what the estimate may grow in a step, > 1. Default None: any. 1.02 is a warm-up (official code).
+      growth_rate: largest factor by which the estimate grows in a step, > 1. Default None: no limit. 1.02 is a warm-up
+        (official code).
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 2 words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives: three scalars
-      in one exchange.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 2
+      words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives: three scalars in one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -254,15 +250,15 @@ def dadapt_sgd(
       [-0.06  0.08]
 
     Reference: Defazio, Mishchenko. Learning-Rate-Free Learning by D-Adaptation. 2023, arXiv 2301.07733; official code
-    dadaptation 3.2, where the norm of the first gradient does not contain the decay, which every other gradient does:
-    here it does. A first gradient of zeros is waited for.
+    dadaptation 3.2, where the first gradient's norm is without the decay, which all other gradients contain: here it is
+    with the decay. |g_1| is the norm of the first gradient that is not zero.
     """
     checks.real("momentum", momentum, "[0, 1)")
 
     def rule(g: Any, state: Any, params: Any, decayed: Any, rate: Any, d: Any, t: Any) -> _Step:
         del t
         g = jax.tree.map(jnp.add, g, decayed)
-        # One exchange: before the first step, whose lambda is made of |g|, s is 0, and after it |s| is lambda |g|.
+        # One all-reduce is enough: s is 0 before the first step, whose lambda needs |g|, and |s| = lambda |g| after it.
         known = divide(d * rate, state.first_norm)
         expected = jax.tree.map(lambda s, g: s + cast(known, g.dtype) * g, state.total, g)
         products = jax.tree.map(jnp.multiply, g, state.total)
@@ -291,10 +287,17 @@ def dadapt_lion(
 ) -> optax.GradientTransformationExtraArgs:
     """Lion without a learning rate to tune, by D-Adaptation.
 
-    Equations: at the head of the file, Lion. With eta = d learning_rate and q = sqrt(b2):
+    Equations, with the estimate d of the step before, and q = sqrt(b2):
 
-        u = sign(b1 m + (1 - b1) g),   x <- (1 - eta weight_decay) x - eta u,   m = b2 m + (1 - b2) eta g
-        r = q r + (1 - q) eta <u, s>,   s = q s + (1 - q) eta u,   d <- max(d, r / ((1 - q) |s|_1))
+        eta = d learning_rate
+        u = sign(b1 m + (1 - b1) g)
+        r = q r + (1 - q) eta <u, s>                           with the old s
+        s = q s + (1 - q) eta u
+        m = b2 m + (1 - b2) eta g
+        x <- (1 - eta weight_decay) x - eta u
+        d <- max(d, r / ((1 - q) |s|_1))                       used from the next step on
+
+    Where the learning rate or s is 0, only the number of the step changes.
 
     Args:
       learning_rate: factor >= 0 of the step size, or a schedule, which may be 0 anywhere. Default 1 (official code).
@@ -306,7 +309,7 @@ def dadapt_lion(
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter and numbers. Metrics: `d`,
-      `last_learning_rate`. Collectives: two scalars in one exchange.
+      `last_learning_rate`. Collectives: two scalars in one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -318,7 +321,7 @@ def dadapt_lion(
       [-0.1  0.1]
 
     Reference: Defazio, Mishchenko. Learning-Rate-Free Learning by D-Adaptation. 2023, arXiv 2301.07733; official code
-    dadaptation 3.2. The momentum is of eta g and the direction of g beside it, as in the code.
+    dadaptation 3.2. As in the code, the momentum is the mean of eta g, while the direction adds g without eta.
     """
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")
@@ -345,7 +348,7 @@ COMMON: dict[str, Any] = {
     "form": "optimizer",
     "paper": PAPER,
     "collectives": "norms",
-    # From a millionth the first steps are spent on finding the scale.
+    # With the default of 1e-6 the first steps would only find the scale.
     "example": {"d0": 1e-3},
     "race": Race(None, schedule=None),
 }

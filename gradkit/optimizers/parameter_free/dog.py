@@ -1,17 +1,4 @@
-"""DoG: the step size is the distance from the start over the root of the sum of squared gradient norms.
-
-    g_t  the gradient, with weight_decay x_t added
-    r_1  = r_eps;   r_t = max(r_{t-1}, |x_t - x_0|)         the largest distance from the start so far
-    G_t  = G_{t-1} + |g_t|^2,   G_0 = 0                     with the current gradient
-    eta_t = r_t / sqrt(G_t + eps)
-    x_{t+1} = x_t - learning_rate eta_t g_t
-
-Norms are over all leaves (DoG), or of every tensor by itself (L-DoG). The first distance r_eps is
-
-    ("heuristic", v)        v (1 + |x_0|)
-    ("distance", v)         v
-    ("learning_rate", v)    0, and v is the first step size in place of the formula's
-"""
+"""DoG: the step size is the distance from the initial parameters over the root of the sum of squared gradient norms."""
 
 from typing import Any, NamedTuple
 
@@ -47,7 +34,7 @@ DEFAULT = ("heuristic", 1e-6)
 
 
 class DogState(NamedTuple):
-    """Number of updates; x_0 and r; G; the step size, and for DoG its value as a metric."""
+    """Number of updates; x_0 and the largest distance r; the sum G; the step size, for DoG also as a metric."""
 
     count: jax.Array
     distance: DistanceFromStart
@@ -60,7 +47,7 @@ class DogState(NamedTuple):
 def _size(
     first: jax.Array, start: Any, r: jax.Array, total: jax.Array, sums: tuple[jax.Array, ...], eps: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """eta, r and G of one block; `start` is (r_eps, the first step size or None)."""
+    """eta_t, r_t and G_t of one block; `start` is (r_eps, the first step size or None)."""
     moved, square = sums
     r = jnp.where(first, start[0], jnp.maximum(r, root_of(moved)))
     total = total + square
@@ -85,7 +72,7 @@ def _measure(method: str, init_step: Any, eps: Any, per_tensor: bool, layout: La
         del extra
         check_fit(method, params, state.distance.start)
         first = state.count == 0
-        # One exchange for all of them; |x| is read in the first step, where x is x_0.
+        # One all-reduce for all three; |x| is used in the first step, where x is x_0.
         moved, squares, sizes = squared_sums(
             g, offsets(state.distance, params), g, params, per_tensor=per_tensor, layout=layout
         )
@@ -100,7 +87,7 @@ def _measure(method: str, init_step: Any, eps: Any, per_tensor: bool, layout: La
         structure = jax.tree.structure(state.total)
         found = [block(*row) for row in zip(*rows, strict=True)]
         eta, r, total = (structure.unflatten([each[i] for each in found]) for i in range(3))
-        # A copy: a state that is donated holds no array twice.
+        # A copy, because a donated state must not contain an array twice.
         metrics = {} if per_tensor else {"dog_step_size": jnp.array(eta, copy=True)}
         distance = DistanceFromStart(state.distance.start, r)
         return eta, DogState(increment(state.count), distance, total, eta, metrics)
@@ -111,22 +98,23 @@ def _measure(method: str, init_step: Any, eps: Any, per_tensor: bool, layout: La
 def scale_by_dog(
     *, init_step: tuple[str, Any] = DEFAULT, eps: Scalar = 1e-8, per_leaf: bool = False, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiplies the gradient by the distance from the start over the root of the sum of squared gradient norms.
+    """Multiplies the gradient by the distance from x_0 over the root of the sum of squared gradient norms.
 
-    Equations: at the head of this file. A link in front of it, such as a clip or a coupled decay, changes what it
-    measures.
+    Equations: eta_t g_t of `dog`. Norms are over all leaves (DoG), or of every tensor (L-DoG). A link before it, such
+    as a clip or a coupled decay, changes what it measures.
 
     Args:
-      init_step: (kind, value > 0): "heuristic", relative to 1 + |x_0|; "distance", absolute; or "learning_rate", the
-        first step size. Default ("heuristic", 1e-6) (official code); with batch normalization it suggests 1e-4.
+      init_step: (kind, value > 0), the first distance r_eps: ("heuristic", v) is v (1 + |x_0|); ("distance", v) is v;
+        ("learning_rate", v) is 0, and v is the first step size in place of the formula's. Default ("heuristic", 1e-6)
+        (official code, which suggests 1e-4 with batch normalization).
       eps: added to the sum of squares, >= 0. Default 1e-8 (official code).
       per_leaf: whether every tensor has a step size of its own (L-DoG). Default False.
-      layout: with `per_leaf`, which axes are stacks: every layer of a scan has its own.
+      layout: with `per_leaf`, which axes are stacks: every layer of a scan has its own step size.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 1 word per parameter, and numbers, two per tensor with `per_leaf`. Metric: `dog_step_size` (without
-      `per_leaf`). Collectives: three scalars in one exchange, three per tensor with `per_leaf`.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 1
+      word per parameter, and numbers, two per tensor with `per_leaf`. Metric: `dog_step_size` (without `per_leaf`).
+      Collectives: three scalars in one all-reduce, three per tensor with `per_leaf`.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -156,7 +144,7 @@ def _dog(
     checks.real("learning_rate", learning_rate, "(0, inf)", schedule=True)
     kind, value = check_init_step(method, init_step)
     if kind == "learning_rate":
-        # The first step size is this value whatever the factor behind it.
+        # The first step size is this value, whatever the learning rate.
         value = value / at_count(learning_rate, jnp.zeros((), jnp.int32), f"{method}: learning_rate")
     return optimizer(
         Method(method, learning_rate, weight_decay, mask),
@@ -176,10 +164,14 @@ def dog(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with the step size of distance over gradients (DoG): no learning rate is tuned.
 
-        eta_t = max(r_eps, max_{k <= t} |x_k - x_0|) / sqrt(|g_1|^2 + ... + |g_t|^2 + eps)
+    Equations, with the gradient g_t, weight_decay x_t added:
+
+        r_t = max(r_{t-1}, |x_t - x_0|),   r_1 = r_eps             the largest distance from x_0 so far
+        G_t = G_{t-1} + |g_t|^2,   G_0 = 0                         with the current gradient
+        eta_t = r_t / sqrt(G_t + eps)
         x_{t+1} = x_t - learning_rate eta_t g_t
 
-    It is evaluated at an average of its iterates: `gk.polynomial_decay_average(gk.dog())`.
+    Evaluate an average of its iterates: `gk.polynomial_decay_average(gk.dog())`.
 
     Args:
       learning_rate: factor > 0 of the step size, or a schedule. Default 1 (paper).
@@ -190,8 +182,8 @@ def dog(
       weight_decay_mask: which leaves decay. Default all.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 1 word per parameter and numbers. Metric: `dog_step_size`. Collectives: three scalars.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 1
+      word per parameter and numbers. Metric: `dog_step_size`. Collectives: three scalars.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -219,7 +211,7 @@ def ldog(
 ) -> optax.GradientTransformationExtraArgs:
     """DoG with a step size for every tensor (L-DoG).
 
-    Equations: those of `gk.dog`, with norms, distances and sums of every tensor by itself.
+    Equations: those of `dog`, with norms, distances and sums of every tensor separately.
 
     Args:
       learning_rate: factor > 0 of the step sizes, or a schedule. Default 1 (paper).
@@ -230,8 +222,8 @@ def ldog(
       layout: which axes are stacks: every layer of a scan has its own step size.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 1 word per parameter and two numbers per tensor. Collectives: three scalars per tensor, packed.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 1
+      word per parameter and two numbers per tensor. Collectives: three scalars per tensor, packed.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -243,14 +235,14 @@ def ldog(
       [-3. -4.] [-5.]
 
     Reference: Ivgi, Hinder, Carmon. DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule. 2023, arXiv
-    2302.12022. A tensor of a stack counts as a tensor, where the official code has one step size for the array.
+    2302.12022. Every layer of a stack is a tensor, where the official code has one step size for the array.
     """
     return _dog(
         "ldog", learning_rate, init_step, weight_decay, weight_decay_mask, eps=eps, per_leaf=True, layout=layout
     )
 
 
-# From a millionth of the start the first sixty steps are spent on finding the scale.
+# With the default of 1e-6 the first sixty steps would only find the scale.
 FAR = {"init_step": ("heuristic", 1e-2)}
 COMMON: dict[str, Any] = {"paper": PAPER, "words": 1, "collectives": "norms", "example": FAR}
 AVERAGED = "evaluate an average: gk.polynomial_decay_average(gk.dog())"

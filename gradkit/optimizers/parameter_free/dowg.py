@@ -1,11 +1,4 @@
-"""DoWG: the step size is the squared distance from the start over the root of the weighted sum of squared gradients.
-
-    R_t = max(R_{t-1}, |x_t - x_0|^2),   R_0 = eps           the largest squared distance so far
-    v_t = v_{t-1} + R_t |g_t|^2,         v_0 = 0
-    x_{t+1} = x_t - learning_rate R_t / (sqrt(v_t) + eps) g_t
-
-Norms are over all leaves. v_t is at most R_t times the sum of squares, so a step is no shorter than one of DoG.
-"""
+"""DoWG: the step size is the squared distance from x_0 over the root of the weighted sum of squared gradients."""
 
 from typing import Any, NamedTuple
 
@@ -48,18 +41,17 @@ class DowgState(NamedTuple):
 
 
 def scale_by_dowg(*, eps: Scalar = 1e-4) -> optax.GradientTransformationExtraArgs:
-    """Multiplies the gradient by the squared distance from the start over the root of a weighted sum of squares.
+    """Multiplies the gradient by the squared distance from x_0 over the root of a weighted sum of squares.
 
-    Equations: at the head of this file. A link in front of it, such as a clip or a coupled decay, changes what it
-    measures.
+    Equations: R_t / (sqrt(v_t) + eps) g_t of `dowg`. A link before it, such as a clip or a coupled decay, changes what
+    it measures.
 
     Args:
-      eps: the first squared distance, and what is added to the root, > 0. Default 1e-4 (official code).
+      eps: the first squared distance, and the number added to the root, > 0. Default 1e-4 (official code).
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 1 word per parameter and numbers. Metric: `dowg_step_size`. Collectives: two scalars in one
-      exchange.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 1
+      word per parameter and numbers. Metric: `dowg_step_size`. Collectives: two scalars in one all-reduce.
 
     Raises:
       ValueError: eps outside its range; at `update`, `params` missing.
@@ -88,7 +80,7 @@ def scale_by_dowg(*, eps: Scalar = 1e-4) -> optax.GradientTransformationExtraArg
         farthest = jnp.maximum(state.distance.farthest, moved)
         total = state.total + farthest * square
         size = divide(farthest, root_of(total) + scalar(eps, total))
-        # A copy: a state that is donated holds no array twice.
+        # A copy, because a donated state must not contain an array twice.
         metrics = {"dowg_step_size": jnp.array(size, copy=True)}
         return size, DowgState(DistanceFromStart(state.distance.start, farthest), total, metrics)
 
@@ -104,18 +96,23 @@ def dowg(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with the step size of distance over weighted gradients (DoWG): no learning rate is tuned.
 
-        R_t = max(eps, max_{k <= t} |x_k - x_0|^2),   v_t = R_1 |g_1|^2 + ... + R_t |g_t|^2
+    Equations, with norms over all leaves:
+
+        R_t = max(R_{t-1}, |x_t - x_0|^2),   R_0 = eps           the largest squared distance so far
+        v_t = v_{t-1} + R_t |g_t|^2,         v_0 = 0
         x_{t+1} = x_t - learning_rate R_t / (sqrt(v_t) + eps) g_t
+
+    v_t is at most R_t times the sum of squares, so a step is no shorter than one of DoG.
 
     Args:
       learning_rate: factor >= 0 of the step size, or a schedule. Default 1 (paper).
-      eps: the first squared distance, and what is added to the root, > 0. Default 1e-4 (official code).
+      eps: the first squared distance, and the number added to the root, > 0. Default 1e-4 (official code).
       weight_decay: coupled: part of the gradient and of its norm, >= 0. Default 0.
       weight_decay_mask: which leaves decay. Default all.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 1 word per parameter and numbers. Metric: `dowg_step_size`. Collectives: two scalars.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 1
+      word per parameter and numbers. Metric: `dowg_step_size`. Collectives: two scalars.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.

@@ -1,14 +1,4 @@
-"""Mechanic: the factor of any optimizer's steps, found by betting on whether they have helped.
-
-u_t the step of the optimizer at x_t, its rate and sign inside; Delta the sum of its steps, x_0 the start; of n betas,
-entry by entry, with S the sum of s before the step:
-
-    x~ = x + u,   h = <Delta, g + s_decay S (|g| / (|x~| + eps)) x~>         Delta without u
-    Delta = Delta + u
-    m = max(beta m, |h|),   v = beta^2 v + h^2,   r = max(0, beta r - s h)   m starts at 1e-6, the others at 0
-    s = (m s_init / n + r) / (sqrt(v) + eps)
-    x <- x_0 + Delta max(sum s, 0)
-"""
+"""Mechanic: the scale of any optimizer's updates, found by betting on whether they have helped."""
 
 from typing import Any, NamedTuple
 
@@ -30,8 +20,8 @@ PAPER = Paper("Mechanic: A Learning Rate Tuner", "Cutkosky, Defazio, Mehta", 202
 
 
 class MechanicState(NamedTuple):
-    """x_0; Delta, or None where it is computed; s, v, r and m, one number per beta; the state of the optimizer; and the
-    sum of s as a metric."""
+    """x_0; Delta, or None where it is not stored; s, v, r and m, one number per beta; the state of the optimizer; and
+    the sum of s as a metric."""
 
     start: Any
     delta: Any
@@ -42,7 +32,7 @@ class MechanicState(NamedTuple):
     inner: Any
     metrics: dict[str, jax.Array]
 
-    exact_fields = ("start", "delta")  # the parameters are made of both
+    exact_fields = ("start", "delta")  # the parameters are computed from both
 
 
 def _checked(betas: Any) -> tuple[float, ...]:
@@ -66,22 +56,33 @@ def mechanic(
 ) -> optax.GradientTransformationExtraArgs:
     """Tunes the scale of the steps of any optimizer while it trains: its learning rate may be wrong by any factor.
 
-    Equations: at the head of this file. The schedule of the optimizer stays, as its shape is not tuned. It goes
-    outermost: what changes its updates breaks x = x_0 + Delta sum s.
+    Equations, with the optimizer's update u at x, learning rate and sign included, the sum Delta of its updates, the
+    initial parameters x_0, and for each of n betas numbers m, v, r and s, whose sum before the step is S:
+
+        x~ = x + u
+        h = <Delta, g + s_decay S (|g| / (|x~| + eps)) x~>         Delta without u
+        Delta = Delta + u
+        m = max(beta m, |h|),   m_0 = 1e-6
+        v = beta^2 v + h^2,   r = max(0, beta r - s h)             from 0
+        s = (m s_init / n + r) / (sqrt(v) + eps)
+        x <- x_0 + Delta max(sum of s, 0)
+
+    Keep the schedule of the optimizer, whose shape is not tuned. It must be the outermost transformation: a change of
+    its updates breaks x = x_0 + Delta sum s.
 
     Args:
       inner: any optimizer; its updates include a learning rate, of which only the schedule matters.
-      s_decay: decay of the parameters in what is bet on, which keeps scales bounded, >= 0. Default 0.01 (paper).
-      betas: per gambler the decay of its memory, in [0, 1]. Default 0.9 to 0.999999 (paper).
-      s_init: the first scale, >= 0. Default 1e-8 (paper). With 0 nothing ever moves.
+      s_decay: decay of the parameters in h, which keeps scales bounded, >= 0. Default 0.01 (paper).
+      betas: decays of the running quantities, one set per beta, in [0, 1]. Default 0.9 to 0.999999 (paper).
+      s_init: the first scale, >= 0. Default 1e-8 (paper). With 0 the parameters never move.
       eps: added to the roots, > 0. Default 1e-8 (official code).
-      store_delta: whether Delta is kept, rather than computed as (x - x_0) / (S + eps), of which rounding in the
-        parameters' dtype leaves little while S is small. Default True.
+      store_delta: whether Delta is stored, rather than computed as (x - x_0) / (S + eps), which is dominated by
+        rounding in the parameters' dtype while S is small. Default True.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 2 words per parameter (1 without `store_delta`), numbers, and the inner state. Metric:
-      `mechanic_scale`. Collectives: four scalars in one exchange.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 2
+      words per parameter (1 without `store_delta`), numbers, and the inner state. Metric: `mechanic_scale`.
+      Collectives: four scalars in one all-reduce.
 
     Raises:
       ValueError: an argument outside its range; at `update`, `params` missing.
@@ -93,9 +94,9 @@ def mechanic(
       [-3.]
 
     Reference: Cutkosky, Defazio, Mehta. Mechanic: A Learning Rate Tuner. 2023, arXiv 2306.00144; official code, commit
-    4a037bc, which decays at the point x~ that the optimizer alone would reach, where the paper has x. Delta is kept by
-    default, as the code recommends for exactness. `optax.contrib.mechanize` starts every s at s_init, clips h by m, and
-    adds eps inside of the maximum: another trajectory.
+    4a037bc, which decays at the point x~ that the optimizer alone would reach, where the paper has x. Delta is stored
+    by default, as the code recommends for exactness. `optax.contrib.mechanize` starts every s at s_init, clips h by m,
+    and adds eps inside the maximum, which gives another trajectory.
     """
     checks.real("s_decay", s_decay, "[0, inf)")
     checks.real("s_init", s_init, "[0, inf)")

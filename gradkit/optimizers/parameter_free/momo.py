@@ -1,19 +1,4 @@
-"""MoMo: the step to where a model of the loss, made of the running means of losses and gradients, meets a lower bound.
-
-g_t, f_t the gradient and the loss at x_t; alpha the learning rate, lambda the weight decay, a = 1 + alpha lambda:
-
-    d = b1 d + (1 - b1) g_t,   f = b1 f + (1 - b1) f_t,   gamma = b1 gamma + (1 - b1) <g_t, x_t>
-    rho = 1 where the means start at their first terms, 1 - b1^t where they start at 0
-    D = 1   (MoMo-Adam: v = b2 v + (1 - b2) g_t^2,  D = eps + sqrt(v / (1 - b2^t)))
-    n = sum d^2 / D
-    tau = min(alpha / rho, max(a (f - rho lb - gamma) + <d, x_t>, 0) / n)             0 where n is 0
-    x_{t+1} = (x_t - tau d / D) / a
-
-With an adaptive bound (MoMo*), before the step, and after it with h = f + <d, x_t> - gamma:
-
-    where a (f - gamma) + <d, x_t> < a rho lb:   lb = max((a (f - gamma) + <d, x_t>) / (2 a rho), lower_bound)
-    lb = max((h - tau n / 2) / rho, lower_bound)
-"""
+"""MoMo: the step to where a model of the loss, from running means of losses and gradients, meets a lower bound."""
 
 from typing import Any, NamedTuple
 
@@ -82,7 +67,7 @@ def _scale(method: str, rule: _Rule) -> optax.GradientTransformationExtraArgs:
     RATE = f"{method}: learning_rate"
 
     def published(rate: Any, step: jax.Array, bound: jax.Array) -> dict[str, jax.Array]:
-        # Copies: what a caller has handed over stays the caller's when the state is donated.
+        # Copies, because donating the state would delete the caller's arrays.
         rate, step, bound = (jnp.array(x, jnp.float32, copy=True) for x in (rate, step, bound))
         return {"last_learning_rate": rate, "momo_step_size": step, "last_lower_bound": bound}
 
@@ -91,7 +76,7 @@ def _scale(method: str, rule: _Rule) -> optax.GradientTransformationExtraArgs:
         least = jnp.array(rule.lower_bound, zero.dtype, copy=True)
         second = zeros(params) if with_second else None
         metrics = published(at_count(rule.learning_rate, jnp.zeros((), jnp.int32), RATE), zero, least)
-        # Each an array of its own: a state that is donated holds none twice.
+        # Separate arrays, because a donated state must not contain an array twice.
         return ScaleByMomoState(
             jnp.zeros((), jnp.int32), zeros(params), second, zero, jnp.zeros_like(zero), least, metrics
         )
@@ -139,7 +124,7 @@ def _scale(method: str, rule: _Rule) -> optax.GradientTransformationExtraArgs:
 
         updates = jax.tree.map(moved, direction, params)
         metrics = published(alpha, tau, bound)
-        # A number of its own: a bound that does not adapt would be the caller's array.
+        # A bound that does not adapt would be the caller's array, so the state's copy is kept.
         kept = bound if rule.adapt_lower_bound else state.bound
         return updates, ScaleByMomoState(count, d, v, f, gamma, kept, metrics)
 
@@ -155,10 +140,10 @@ def scale_by_momo(
     adapt_lower_bound: bool = False,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """The step of MoMo as a link, before the sign: x_t - x_{t+1}.
+    """The step x_t - x_{t+1} of MoMo as a link, without the sign.
 
-    Equations: at the head of this file. The learning rate is the cap of the step size, inside of a minimum, and the
-    decay is a division: neither can be a later link.
+    Equations: those of `momo`. The learning rate is an argument of a minimum, and the decay is a division, so neither
+    can be a later link.
 
     Args:
       learning_rate: alpha, the largest step size, >= 0, or a schedule. Default 1 (official code).
@@ -166,15 +151,15 @@ def scale_by_momo(
       lower_bound: lb, of the loss, any finite number. Default 0.
       weight_decay: lambda, proximal, >= 0. Default 0.
       adapt_lower_bound: whether the bound follows the losses (MoMo*). Default False.
-      bias_correction: whether the means start at 0, and are corrected. Default False (official code): at their first
-        terms.
+      bias_correction: whether the means start at 0 and are corrected. Default False (official code): they start at
+        their first terms.
 
     Returns:
       A transformation that needs `params` and `value`. State: 1 word per parameter and numbers. Metrics:
-      `momo_step_size`, `last_lower_bound`, `last_learning_rate`. Collectives: three scalars, in one exchange.
+      `momo_step_size`, `last_lower_bound`, `last_learning_rate`. Collectives: three scalars, in one all-reduce.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `update`, `value` missing or no scalar, `params` missing.
+      ValueError: a hyperparameter outside its range; at `update`, `value` missing or not a scalar, `params` missing.
 
     Example:
       >>> tx = scale_by_momo()
@@ -206,28 +191,31 @@ def momo(
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum SGD whose step goes to where a model of the loss meets a lower bound (MoMo).
 
-    Equations, with alpha = learning_rate and a = 1 + alpha weight_decay:
+    Equations, with the gradient g_t and the loss f_t at x_t, alpha = learning_rate and a = 1 + alpha weight_decay:
 
-        d, f, gamma   the running means of g_t, of the loss, and of <g_t, x_t>
+        d = b1 d + (1 - b1) g_t,   f = b1 f + (1 - b1) f_t,   gamma = b1 gamma + (1 - b1) <g_t, x_t>
         tau = min(alpha, max(a (f - lower_bound - gamma) + <d, x_t>, 0) / |d|^2)
         x_{t+1} = (x_t - tau d) / a
+
+    The means start at their first terms; with `bias_correction` they start at 0, and tau is as in `momo_adam`, with
+    D = 1 and rho = 1 - b1^t. `adapt_lower_bound` is as in `momo_adam`.
 
     Args:
       learning_rate: the largest step size, >= 0, or a schedule. Default 1 (official code).
       b1: decay of the means, in [0, 1). Default 0.9 (paper).
       lower_bound: of the loss, any finite number. Default 0. Where the loss is below it there is no step.
-      weight_decay: proximal, >= 0: the whole step is divided by 1 + learning_rate * weight_decay. Default 0.
+      weight_decay: proximal, >= 0: the new parameters are divided by 1 + learning_rate * weight_decay. Default 0.
       adapt_lower_bound: whether the bound follows the losses (MoMo*), from `lower_bound` upwards. Default False.
-      bias_correction: whether the means start at 0, and are corrected. Default False (official code): at their first
-        terms.
+      bias_correction: whether the means start at 0 and are corrected. Default False (official code): they start at
+        their first terms.
 
     Returns:
-      A transformation that needs `params` and `value`, the loss of the minibatch (on a mesh, of the whole one). State:
+      A transformation that needs `params` and `value`, the loss of the minibatch (on a mesh, of the global one). State:
       1 word per parameter and numbers. Metrics: `momo_step_size`, `last_lower_bound`, `last_learning_rate`.
-      Collectives: three scalars, in one exchange.
+      Collectives: three scalars, in one all-reduce.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `update`, `value` missing or no scalar, `params` missing.
+      ValueError: a hyperparameter outside its range; at `update`, `value` missing or not a scalar, `params` missing.
 
     Example:
       >>> tx = momo()
@@ -262,7 +250,19 @@ def momo_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose step goes to where a model of the loss meets a lower bound (MoMo-Adam).
 
-    Equations: at the head of this file, with D = eps + sqrt(v / (1 - b2^t)) and means that start at 0.
+    Equations, with the gradient g_t and the loss f_t at x_t, the lower bound lb, alpha = learning_rate and
+    a = 1 + alpha weight_decay; the means start at 0:
+
+        d = b1 d + (1 - b1) g_t,   f = b1 f + (1 - b1) f_t,   gamma = b1 gamma + (1 - b1) <g_t, x_t>
+        v = b2 v + (1 - b2) g_t^2,   D = eps + sqrt(v / (1 - b2^t))
+        rho = 1 - b1^t,   n = sum of d^2 / D
+        tau = min(alpha / rho, max(a (f - rho lb - gamma) + <d, x_t>, 0) / n)             0 where n = 0
+        x_{t+1} = (x_t - tau d / D) / a
+
+    With `adapt_lower_bound` (MoMo*), lb changes before the step, where the first line holds, and after it:
+
+        if a (f - gamma) + <d, x_t> < a rho lb:   lb = max((a (f - gamma) + <d, x_t>) / (2 a rho), lower_bound)
+        lb = max((f + <d, x_t> - gamma - tau n / 2) / rho, lower_bound)
 
     Args:
       learning_rate: the largest step size, >= 0, or a schedule. Default 1e-2 (official code).
@@ -272,16 +272,16 @@ def momo_adam(
       lower_bound: of the loss, any finite number. Default 0.
       weight_decay: >= 0. Default 0.
       adapt_lower_bound: whether the bound follows the losses (MoMo*). Default False.
-      proximal_decay: whether the whole step is divided by a = 1 + learning_rate * weight_decay; otherwise
+      proximal_decay: whether the new parameters are divided by a = 1 + learning_rate * weight_decay; otherwise
         x_{t+1} = (1 - learning_rate weight_decay) x_t - tau d / D. Default True (paper).
 
     Returns:
-      A transformation that needs `params` and `value`, the loss of the minibatch (on a mesh, of the whole one). State:
+      A transformation that needs `params` and `value`, the loss of the minibatch (on a mesh, of the global one). State:
       2 words per parameter and numbers. Metrics: `momo_step_size`, `last_lower_bound`, `last_learning_rate`.
-      Collectives: three scalars, in one exchange.
+      Collectives: three scalars, in one all-reduce.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `update`, `value` missing or no scalar, `params` missing.
+      ValueError: a hyperparameter outside its range; at `update`, `value` missing or not a scalar, `params` missing.
 
     Example:
       >>> tx = momo_adam(eps=0.0)
@@ -303,7 +303,7 @@ def momo_adam(
 COMMON: dict[str, Any] = {"paper": PAPER, "needs": ("value",), "collectives": "norms"}
 TRAJECTORIES = ("step_size/momo", "step_size/momo_star")
 register(scale_by_momo, form="primitive", **COMMON, words=1, golden=TRAJECTORIES)
-# The rate is a cap: a schedule on top would take back what the loss says.
+# The learning rate is an upper limit of the step size: a schedule of a race would override what the loss determines.
 register(
     momo,
     form="optimizer",

@@ -1,12 +1,4 @@
-"""Logistic regression with normalised steps: any learning rate separates what can be separated.
-
-The loss is mean_i log(1 + exp(-m_i)) of margins m_i = y_i <a_i, theta>, with slopes p_i = 1 / (1 + exp(m_i)):
-
-    g = -mean_i p_i y_i a_i,    slope = mean_i p_i
-    theta <- theta - learning_rate g / slope
-
-The direction is a convex combination of the y_i a_i, as in the perceptron.
-"""
+"""Logistic regression with normalised steps: any learning rate separates separable data."""
 
 from typing import Any
 
@@ -33,15 +25,15 @@ PAPER = Paper(
 def scale_by_inverse_slope() -> optax.GradientTransformationExtraArgs:
     """Divides the gradient by the mean slope of the loss in the margin.
 
-    Equations: at the head of this file.
+    Equations: g / slope of `normalized_logistic`.
 
     Returns:
       A transformation that needs `slope`, the mean over the minibatch of |l'(m_i)|, for the logistic loss
-      `jnp.mean(jax.nn.sigmoid(-m))`; on a mesh of the whole one. A slope of 0 makes the update 0. No state.
+      `jnp.mean(jax.nn.sigmoid(-m))`; on a mesh of the global one. A slope of 0 gives the update 0. No state.
       Elementwise: no collective.
 
     Raises:
-      ValueError: at `update`, `slope` missing or no scalar.
+      ValueError: at `update`, `slope` missing or not a scalar.
 
     Example:
       >>> tx = scale_by_inverse_slope()
@@ -50,8 +42,8 @@ def scale_by_inverse_slope() -> optax.GradientTransformationExtraArgs:
       [-2.  1.]
 
     Reference: Tyurin. From Logistic Regression to the Perceptron Algorithm: Exploring Gradient Descent with Large Step
-    Sizes. 2024, arXiv 2412.08424. Where all margins are large, gradient and slope underflow together: compute both of
-    margins from which the smallest is subtracted, which leaves the quotient nearly as it is.
+    Sizes. 2024, arXiv 2412.08424. Where all margins are large, gradient and slope underflow together: subtract the
+    smallest margin from all margins first, which hardly changes the quotient.
     """
 
     def update(state: Any, g: Any, params: Any, **extra: Any) -> tuple[jax.Array, Any]:
@@ -66,17 +58,23 @@ def scale_by_inverse_slope() -> optax.GradientTransformationExtraArgs:
 def normalized_logistic(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """Gradient descent of the logistic loss with normalised steps: a perceptron at any learning rate.
 
-    Equations: at the head of this file.
+    Equations, for the loss mean_i log(1 + exp(-m_i)) of margins m_i = y_i <a_i, theta>, with slopes
+    p_i = 1 / (1 + exp(m_i)):
+
+        g = -mean_i p_i y_i a_i,    slope = mean_i p_i
+        theta <- theta - learning_rate g / slope
+
+    The direction is a convex combination of the y_i a_i, as in the perceptron.
 
     Args:
-      learning_rate: step size >= 0, or a schedule. Any separates data that can be separated.
+      learning_rate: step size >= 0, or a schedule. Any learning rate > 0 separates separable data.
 
     Returns:
       A transformation that needs `slope`, the mean over the minibatch of |l'(m_i)|, for the logistic loss
       `jnp.mean(jax.nn.sigmoid(-m))`. No state. Elementwise: no collective.
 
     Raises:
-      ValueError: a learning rate outside its range; at `update`, `slope` missing or no scalar.
+      ValueError: a learning rate outside its range; at `update`, `slope` missing or not a scalar.
 
     Example:
       >>> tx = normalized_logistic(1.0)
@@ -86,7 +84,7 @@ def normalized_logistic(learning_rate: ScalarOrSchedule) -> optax.GradientTransf
       [2.0]
 
     Reference: Tyurin. From Logistic Regression to the Perceptron Algorithm: Exploring Gradient Descent with Large Step
-    Sizes. 2024, arXiv 2412.08424. The norm is the mean slope; that by the loss differs from it by a constant factor.
+    Sizes. 2024, arXiv 2412.08424. The divisor is the mean slope; the loss as divisor differs by a constant factor.
     """
     return optimizer(
         Method("normalized_logistic", learning_rate),

@@ -1,18 +1,4 @@
-"""Prodigy: Adam whose step size is an estimate of the distance to the solution, which grows from almost nothing.
-
-Of step t = 1, 2, ..., with the estimate d of the step before; P every slice_p-th entry of a leaf, x_0 the start:
-
-    eta = d learning_rate                               times sqrt(1 - b2^t) / (1 - b1^t) with bias_correction
-    m = b1 m + (1 - b1) d g,   v = b2 v + (1 - b2) d^2 g^2
-    r = b3 r + (d / d0) eta <g, x_0 - x>_P              b3 = sqrt(b2) where it is not given
-    s = b3 s + (d / d0) eta g                           with safeguard_warmup: d in the place of eta
-    d^ = d_coef r / |s|_1
-    where d = d0:  d <- max(d, d^)                      the first departure from d0 goes to d^ at once
-    D = max(D, d^);   d <- min(D, d growth_rate)
-    x <- x - eta (m / (sqrt(v) + d eps) + weight_decay x)         eta of the old d, the other one new
-
-Where the learning rate is 0, or s is 0, nothing moves and nothing is learned but that a step has been made.
-"""
+"""Prodigy: Adam whose step size is a growing estimate of the distance to the solution."""
 
 from typing import Any, NamedTuple
 
@@ -46,7 +32,7 @@ PAPER = Paper("Prodigy: An Expeditiously Adaptive Parameter-Free Learner", "Mish
 
 
 class ScaleByProdigyState(NamedTuple):
-    """Number of updates, and of those that moved; m and v; of the selected entries, s and x_0; r; the largest d^; and d
+    """Number of updates, and of those that moved; m and v; s and x_0 of the selected entries; r; the largest d^; and d
     and the learning rate as metrics."""
 
     count: jax.Array
@@ -70,7 +56,7 @@ def selected(x: Any, slice_p: int) -> Any:
 
 
 def _selection(params: Any, slice_p: int) -> Any:
-    """The selected entries of the parameters, arrays of their own."""
+    """Copies of the selected entries of the parameters."""
 
     def of(x: Any) -> Any:
         if isinstance(x, jax.ShapeDtypeStruct):
@@ -81,7 +67,7 @@ def _selection(params: Any, slice_p: int) -> Any:
 
 
 def _published(d: Any, rate: Any) -> dict[str, jax.Array]:
-    # Copies: a state that is donated holds no array twice, and none of the caller's.
+    # Copies, because donation deletes every array of the state, which may be the caller's.
     return {"d": jnp.array(d, copy=True), "last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
 
 
@@ -101,10 +87,10 @@ def scale_by_prodigy(
     growth_rate: Scalar | None = None,
     slice_p: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """The step of Prodigy as a link, before the sign: x_t - x_{t+1}.
+    """The step x_t - x_{t+1} of Prodigy as a link, without the sign.
 
-    Equations: those of `gk.prodigy`. The learning rate and the decay are in here, as the estimate is made of the former
-    and the latter is multiplied by the step size: neither can be a later link.
+    Equations: those of `prodigy`. The estimate depends on the learning rate, and the decay is multiplied by the step
+    size, so neither can be a later link.
 
     Args:
       learning_rate: factor >= 0 of the step size, or a schedule, which may be 0 anywhere. Default 1 (paper).
@@ -115,18 +101,18 @@ def scale_by_prodigy(
       weight_decay: decoupled, times the step size, >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       bias_correction: whether the step size is corrected for moments that start at 0. Default False (official code).
-      safeguard_warmup: whether a small learning rate does not make its gradients count less in s. Default False
-        (official code); for a long warm-up.
+      safeguard_warmup: whether s sums (d / d0) d g, so that steps with a small learning rate have the same weight.
+        Default False (official code); for a long warm-up.
       d0: the first estimate, > 0. Default 1e-6 (official code).
-      d_coef: factor > 0 of the estimate. Default 1 (official code); 0.5 and 2 are what is tried first.
-      growth_rate: by what the estimate may grow in a step after its first departure, > 1. Default None: any.
-      slice_p: the estimate is made of every slice_p-th entry, >= 1. Default 1 (official code); 11 saves most of its
-        memory.
+      d_coef: factor > 0 of the estimate. Default 1 (official code); try 0.5 and 2 first.
+      growth_rate: largest factor by which the estimate grows in a step after it has left d0, > 1. Default None: no
+        limit.
+      slice_p: the estimate uses every slice_p-th entry, >= 1. Default 1 (official code); 11 saves most of its memory.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 2 + 2 / slice_p words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives:
-      two scalars in one exchange.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State:
+      2 + 2 / slice_p words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives: two scalars in
+      one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -228,15 +214,20 @@ def prodigy(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam without a learning rate to tune: its step size is an estimate of the distance to the solution (Prodigy).
 
-    With the estimate d of the step before, the start x_0, and means m of d g and v of d^2 g^2:
+    Equations of step t = 1, 2, ..., with the estimate d of the step before, the initial parameters x_0, and P every
+    slice_p-th entry of a leaf:
 
-        eta = d learning_rate
-        r = b3 r + (d / d0) eta <g, x_0 - x>,   s = b3 s + (d / d0) eta g
-        d <- max(d, d_coef r / |s|_1),          at most growth_rate times the old one
-        x <- x - eta (m / (sqrt(v) + d eps) + weight_decay x)         eta of the old d
+        eta = d learning_rate                               times sqrt(1 - b2^t) / (1 - b1^t) with bias_correction
+        m = b1 m + (1 - b1) d g,   v = b2 v + (1 - b2) d^2 g^2
+        r = b3 r + (d / d0) eta <g, x_0 - x>_P              b3 = sqrt(b2) where it is not given
+        s = b3 s + (d / d0) eta g                           with safeguard_warmup: d in place of eta
+        d^ = d_coef r / |s|_1
+        if d = d0:  d <- max(d, d^)                         from d0 it goes to d^ in one step
+        D = max(D, d^),   d <- min(D, d growth_rate)
+        x <- x - eta (m / (sqrt(v) + d eps) + weight_decay x)         eta of the old d, eps times the new d
 
-    The details are at the head of the file. A schedule belongs on top, as a factor (cosine decay from 1 to 0, official
-    advice), and may be 0 anywhere.
+    Where the learning rate or s is 0, only the number of the step changes. The learning rate may be a schedule (cosine
+    decay from 1 to 0, official advice), and may be 0 anywhere.
 
     Args:
       learning_rate: factor >= 0 of the step size, or a schedule. Default 1 (paper).
@@ -247,17 +238,18 @@ def prodigy(
       weight_decay: decoupled, times the step size, >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       bias_correction: whether the step size is corrected for moments that start at 0. Default False (official code).
-      safeguard_warmup: whether a small learning rate does not make its gradients count less in s. Default False
-        (official code); for a long warm-up.
+      safeguard_warmup: whether s sums (d / d0) d g, so that steps with a small learning rate have the same weight.
+        Default False (official code); for a long warm-up.
       d0: the first estimate, > 0. Default 1e-6 (official code).
       d_coef: factor > 0 of the estimate. Default 1 (official code).
-      growth_rate: by what the estimate may grow in a step after its first departure from d0, > 1. Default None: any.
-      slice_p: the estimate is made of every slice_p-th entry of every leaf, >= 1. Default 1 (official code).
+      growth_rate: largest factor by which the estimate grows in a step after it has left d0, > 1. Default None: no
+        limit.
+      slice_p: the estimate uses every slice_p-th entry of every leaf, >= 1. Default 1 (official code).
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 2 + 2 / slice_p words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives:
-      two scalars in one exchange.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State:
+      2 + 2 / slice_p words per parameter and numbers. Metrics: `d`, `last_learning_rate`. Collectives: two scalars in
+      one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -269,10 +261,10 @@ def prodigy(
       [-0.2  0.2]
 
     Reference: Mishchenko, Defazio. Prodigy: An Expeditiously Adaptive Parameter-Free Learner. 2023, arXiv 2306.06101;
-    official code prodigyopt 1.1.2. As in the code eps is multiplied by the new d, where the paper has the old one; with
-    b1 = 0 the code has the new d in the numerator as well, which with any b1 > 0 has the old one: here it has the old
-    one. The code counts steps with a rate of 0 as steps of its moments; `optax.contrib.prodigy` is NaN after one, and
-    after a gradient of zeros, always corrects the bias, and has neither growth_rate nor slice_p.
+    official code prodigyopt 1.1.2. As in the code eps is multiplied by the new d, where the paper has the old one. With
+    b1 = 0 the code has the new d in the numerator as well, but with any b1 > 0 the old one; here it always has the old
+    one. The code counts steps with a learning rate of 0 as steps of its moments; `optax.contrib.prodigy` is NaN after
+    such a step, and after a gradient of zeros, always corrects the bias, and has neither growth_rate nor slice_p.
     """
     link = scale_by_prodigy(
         learning_rate,
@@ -297,7 +289,7 @@ COMMON: dict[str, Any] = {
     "words": 4,
     "collectives": "norms",
     "golden": ("modern/prodigy", "modern/prodigy_options"),
-    # From a millionth the first steps are spent on finding the scale.
+    # With the default of 1e-6 the first steps would only find the scale.
     "example": {"d0": 1e-3},
 }
 register(scale_by_prodigy, form="primitive", **COMMON)

@@ -1,12 +1,4 @@
-"""Tamed DoG: DoG with a denominator that a theorem holds for, whatever the noise.
-
-l_t a known bound of the norm of gradients at x_t, L_t = max_{i <= t} l_i, t = 1, 2, ..., log_+ z = 1 + log z:
-
-    theta_t = log(60 log(6 t) / delta)
-    G'_t = 8^4 theta_t^2 log_+^2(1 + t L_t^2 / l_1^2) (|g_1|^2 + ... + |g_{t-1}|^2 + 16 L_t^2)
-    eta_t = r_t / sqrt(G'_t),    r_t = max(r_{t-1}, |x_t - x_0|),  r_1 = r_eps
-    x_{t+1} = x_t - learning_rate eta_t g_t
-"""
+"""Tamed DoG: DoG with a larger denominator, for which stability is proven whatever the noise."""
 
 from typing import Any, NamedTuple
 
@@ -38,7 +30,8 @@ NAME = "tamed_dog"
 
 
 class TamedDogState(NamedTuple):
-    """Number of updates; x_0 and r; the sum of squares before this step; the largest bound and the first."""
+    """Number of updates; x_0 and the largest distance r; the sum of squares before this step; the largest bound and the
+    first one."""
 
     count: jax.Array
     distance: DistanceFromStart
@@ -48,7 +41,7 @@ class TamedDogState(NamedTuple):
 
 
 def _tame(t: jax.Array, largest: jax.Array, first: jax.Array, total: jax.Array, delta: Any) -> jax.Array:
-    """G'_t."""
+    """The denominator's square G'_t of `tamed_dog`."""
     theta = jnp.log(60 * jnp.log(6 * t) / delta)
     slow = 1 + jnp.log(1 + t * jnp.square(divide(largest, first)))
     return 8.0**4 * jnp.square(theta * slow) * (total + 16 * jnp.square(largest))
@@ -59,8 +52,15 @@ def tamed_dog(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with the step size of DoG made small enough to be proven stable (T-DoG).
 
-    Equations: at the head of this file. Its steps are hundreds of times shorter than those of `gk.dog`, which is the
-    method to train with.
+    Equations of step t = 1, 2, ..., with a known bound l_t of the norm of gradients at x_t, L_t = max_{i <= t} l_i, and
+    log_+ z = 1 + log z:
+
+        theta_t = log(60 log(6 t) / delta)
+        G'_t = 8^4 theta_t^2 log_+^2(1 + t L_t^2 / l_1^2) (|g_1|^2 + ... + |g_{t-1}|^2 + 16 L_t^2)
+        eta_t = r_t / sqrt(G'_t),    r_t = max(r_{t-1}, |x_t - x_0|),  r_1 = r_eps
+        x_{t+1} = x_t - learning_rate eta_t g_t
+
+    Its steps are hundreds of times shorter than those of `gk.dog`: train with `gk.dog`.
 
     Args:
       learning_rate: factor >= 0 of the step size, or a schedule. Default 1 (paper).
@@ -69,8 +69,8 @@ def tamed_dog(
       delta: probability with which the guarantee may fail, in (0, 1). Default 0.1.
 
     Returns:
-      A transformation that needs `params` and `grad_bound`; `init` must see the parameters that training starts from,
-      of which it keeps a copy. State: 1 word per parameter and numbers. Collectives: three scalars in one exchange.
+      A transformation that needs `params` and `grad_bound`; `init` must get the initial parameters, of which it keeps a
+      copy. State: 1 word per parameter and numbers. Collectives: three scalars in one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `grad_bound` or `params` missing.

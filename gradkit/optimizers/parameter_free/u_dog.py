@@ -1,25 +1,4 @@
-"""Accelerated methods whose step size is the distance from the start over gradients: U-DoG and A-DoG; and UniXGrad.
-
-U-DoG, t = 0, 1, ..., with y_0 = x_0, r_0 = r_eps, P a projection, Q_{-1} = M_{-1} = 0:
-
-    omega_t = r_0 + ... + r_t,   alpha_t = omega_t / r_t
-    m_t = gradient at (omega_t y_t + sum_{k<t} omega_k x_{k+1}) / sum_{k<=t} omega_k            the parameters
-    M_t = max(M_{t-1}, alpha_t^2 |m_t|^2)
-    x_{t+1} = P(y_t - omega_t m_t / sqrt(Q_{t-1} + M_t))
-    g_t = gradient at a_t = sum_{k<=t} omega_k x_{k+1} / sum_{k<=t} omega_k                     the average
-    Q_t = Q_{t-1} + alpha_t^2 |g_t - m_t|^2
-    y_{t+1} = P(y_t - omega_t g_t / sqrt(Q_t + M_t))
-    r_{t+1} = max(r_t, |x_{t+1} - x_0|, |y_{t+1} - x_0|)
-
-UniXGrad is the same with alpha_t = omega_t = t + 1, and 2 D alpha_t / sqrt(1 + Q_{t-1}) in front of both gradients.
-
-A-DoG, with w_0 = x_0, r = R = r_eps, alpha = 1:
-
-    G += alpha^2 |g|^2,  eta = r / (sqrt(G) + eps)               g the gradient at the parameters x
-    w -= alpha eta g,    y = x - eta g
-    r = max(r, |w - x_0|),  R += r,  alpha = max(1, average_scale R / r)
-    x = (1 - 1 / alpha) y + w / alpha
-"""
+"""Accelerated methods whose step size is the distance from x_0 over gradients: U-DoG and A-DoG; and UniXGrad."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -63,7 +42,7 @@ Projection = Callable[[Any], Any]
 
 
 class ExtrapolationState(NamedTuple):
-    """Number of updates; y; the average a; its weight, the sum of all omega; and the numbers of a method."""
+    """Number of updates; y; the average a; its weight, the sum of all omega; and the numbers of the method."""
 
     count: jax.Array
     y: Any
@@ -80,7 +59,7 @@ class ExtrapolationState(NamedTuple):
 
 
 class UDogNumbers(NamedTuple):
-    """x_0 and r; omega of the next step; Q and M."""
+    """x_0 and the largest distance r; omega of the next step; Q and M."""
 
     distance: DistanceFromStart
     omega: jax.Array
@@ -89,7 +68,7 @@ class UDogNumbers(NamedTuple):
 
 
 class ADogState(NamedTuple):
-    """Number of updates; x_0 and r; w; R, G and alpha; and the metric."""
+    """Number of updates; x_0 and the largest distance r; w; R, G and alpha; and the learning rate as a metric."""
 
     count: jax.Array
     distance: DistanceFromStart
@@ -109,7 +88,7 @@ def _step(y: Any, size: jax.Array, g: Any, project: Projection | None) -> Any:
 
 
 def _zeros(params: Any, number: int) -> list[jax.Array]:
-    """Numbers for a state, each an array of its own, as a state that is donated holds none twice."""
+    """Numbers for a state, as separate arrays, because a donated state must not contain an array twice."""
     return [jnp.zeros((), scalar_dtype(params)) for _ in range(number)]
 
 
@@ -118,7 +97,7 @@ def _toward(mean: Any, x: Any, share: jax.Array) -> Any:
 
 
 def _published(rate: Any) -> dict[str, jax.Array]:
-    # A copy: a rate that is an array stays the caller's when the state is donated.
+    # A copy, because donating the state would delete the caller's array.
     return {"last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
 
 
@@ -146,21 +125,32 @@ def u_dog(
 ) -> optax.GradientTransformationExtraArgs:
     """U-DoG: accelerated and without a learning rate, with two gradients per step.
 
-    Equations: at the head of this file. The parameters are where m is taken; `gk.eval_params(state, params)` is the
-    average, which every loop evaluates. The noise of g should be independent of that of m: let `grad_fn` be of another
-    minibatch. Loops hand over that of the same one, with which g - m does not see the noise, and steps become too long
-    unless batches are large.
+    Equations of step t = 0, 1, ..., with y_0 = x_0, r_0 = r_eps, a projection P, and Q_{-1} = M_{-1} = 0:
+
+        omega_t = r_0 + ... + r_t,   alpha_t = omega_t / r_t
+        m_t = gradient at (omega_t y_t + sum_{k<t} omega_k x_{k+1}) / sum_{k<=t} omega_k            the parameters
+        M_t = max(M_{t-1}, alpha_t^2 |m_t|^2)
+        x_{t+1} = P(y_t - learning_rate omega_t m_t / sqrt(Q_{t-1} + M_t))
+        g_t = gradient at a_t = sum_{k<=t} omega_k x_{k+1} / sum_{k<=t} omega_k                     the average
+        Q_t = Q_{t-1} + alpha_t^2 |g_t - m_t|^2
+        y_{t+1} = P(y_t - learning_rate omega_t g_t / sqrt(Q_t + M_t))
+        r_{t+1} = max(r_t, |x_{t+1} - x_0|, |y_{t+1} - x_0|)
+
+    The parameters are the point where m_t is taken; `gk.eval_params(state, params)` is the average, which every loop
+    evaluates. The noise of g should be independent of that of m: give a `grad_fn` of another minibatch. The loops pass
+    that of the same minibatch, with which g - m does not contain the noise, and steps become too long unless batches
+    are large.
 
     Args:
       learning_rate: factor >= 0 of both moves, or a schedule. Default 1 (paper).
       init_step: (kind, value > 0): "heuristic", r_eps = value (1 + |x_0|); "distance", r_eps = value. Default
         ("heuristic", 1e-6).
-      project: tree like the parameters -> its projection on the set of those allowed. Default None: all are.
+      project: tree like the parameters -> its projection on the allowed set. Default None: no constraint.
 
     Returns:
-      A transformation that needs `params` and `grad_fn`; `init` must see the parameters that training starts from, of
-      which it keeps a copy. State: 3 words per parameter and numbers. Collectives: those of a gradient, and four
-      scalars in three exchanges.
+      A transformation that needs `params` and `grad_fn`; `init` must get the initial parameters, of which it keeps a
+      copy. State: 3 words per parameter and numbers. Collectives: those of a gradient, and four scalars in three
+      all-reduces.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `grad_fn` or `params` missing.
@@ -173,8 +163,8 @@ def u_dog(
       [2.7 3.6]
 
     Reference: Kreisler et al. Accelerated Parameter-Free Stochastic Optimization. 2024, arXiv 2404.00666. The paper's
-    theorem has logarithmic factors and bounds of the noise in the denominators; here they are the least that keep its
-    order, Q_{t-1} + M_t <= Q_t + M_t, with the first move of length r_eps.
+    theorem has logarithmic factors and bounds of the noise in the denominators; here they are the smallest that keep
+    the order Q_{t-1} + M_t <= Q_t + M_t, with a first move of length r_eps.
     """
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     init_step = check_init_step("u_dog", init_step, KINDS)
@@ -249,12 +239,20 @@ def unixgrad(
 ) -> optax.GradientTransformationExtraArgs:
     """UniXGrad: accelerated on a set of known diameter, with two gradients per step.
 
-    Equations: at the head of this file, with D = learning_rate. The parameters are where m is taken;
-    `gk.eval_params(state, params)` is the average, which every loop evaluates.
+    Equations of step t = 1, 2, ..., with alpha_t = t, y_1 = x_1, a projection P, and Q_0 = 0:
+
+        m_t = gradient at (alpha_t y_t + sum_{k<t} alpha_k x_{k+1}) / sum_{k<=t} alpha_k            the parameters
+        x_{t+1} = P(y_t - 2 learning_rate alpha_t m_t / sqrt(1 + Q_{t-1}))
+        g_t = gradient at a_t = sum_{k<=t} alpha_k x_{k+1} / sum_{k<=t} alpha_k                     the average
+        y_{t+1} = P(y_t - 2 learning_rate alpha_t g_t / sqrt(1 + Q_{t-1}))
+        Q_t = Q_{t-1} + alpha_t^2 |g_t - m_t|^2
+
+    The parameters are the point where m_t is taken; `gk.eval_params(state, params)` is the average, which every loop
+    evaluates.
 
     Args:
       learning_rate: D, the diameter of the set in units of the parameters, >= 0, or a schedule.
-      project: tree like the parameters -> its projection on the set. Default None: all parameters are allowed.
+      project: tree like the parameters -> its projection on the set. Default None: no constraint.
 
     Returns:
       A transformation that needs `params` and `grad_fn`. State: 2 words per parameter and numbers. Collectives: those
@@ -311,7 +309,14 @@ def a_dog(
 ) -> optax.GradientTransformationExtraArgs:
     """A-DoG: accelerated and without a learning rate, with one gradient per step.
 
-    Equations: at the head of this file.
+    Equations, with the gradient g at the parameters x, from w = x_0, r = R = r_eps and G = 0; alpha_t is the alpha of
+    the step before, at first max(1, average_scale):
+
+        G = G + alpha_t^2 |g|^2,   eta = learning_rate r / (sqrt(G) + eps)
+        w = w - alpha_t eta g,     y = x - eta g
+        r = max(r, |w - x_0|),     R = R + r
+        alpha_{t+1} = max(1, average_scale R / r)
+        x = (1 - 1 / alpha_{t+1}) y + w / alpha_{t+1}
 
     Args:
       learning_rate: factor >= 0 of both moves, or a schedule. Default 1.
@@ -321,8 +326,8 @@ def a_dog(
       eps: added to the root, >= 0. Default 1e-8.
 
     Returns:
-      A transformation that needs `params`; `init` must see the parameters that training starts from, of which it keeps
-      a copy. State: 2 words per parameter and numbers. Collectives: three scalars in two exchanges.
+      A transformation that needs `params`; `init` must get the initial parameters, of which it keeps a copy. State: 2
+      words per parameter and numbers. Collectives: three scalars in two all-reduces.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `params` missing.
@@ -374,7 +379,7 @@ def a_dog(
 
 
 COMMON: dict[str, Any] = {"form": "optimizer", "collectives": "norms"}
-# From a millionth of the start the first steps are spent on finding the scale.
+# With the default of 1e-6 the first steps would only find the scale.
 FAR = {"init_step": ("heuristic", 1e-2)}
 FREE = Race(None, schedule=None)
 register(u_dog, **COMMON, paper=PAPER, words=3, needs=("grad_fn",), example=FAR, race=FREE)

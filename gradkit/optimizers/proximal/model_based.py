@@ -1,15 +1,4 @@
-"""Model-based steps: the minimum of a model of the loss of this batch, near the parameters.
-
-x_{t+1} = argmin_y  m_t(y) + r(y) + |y - x_t|^2 / (2 alpha_t),   alpha_t the learning rate
-
-    linear model          m = f + <g, y - x>               prox(x - alpha g, alpha), prox of the penalty r
-    truncated model       max(f + <g, y - x>, bound)       x - min(alpha, max(f - bound, 0) / |g|^2) g
-    prox-linear, of h(c)  h(c + <c', y - x>)
-        h = |.|           x - clip(c / |c'|^2, -alpha, alpha) c'
-        h = max(., 0)     x - clip(c / |c'|^2, 0, alpha) c'
-        h = |.|^2 / 2     x - J^T (J J^T + I / alpha)^{-1} c,   J the derivative of the residuals c
-    proximal point        f itself: an inner loop
-"""
+"""Model-based steps: each minimises a model of the loss of the batch plus the squared distance from the parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,14 +24,14 @@ OUTER = ("abs", "hinge", "square")
 
 
 class ModelState(NamedTuple):
-    """Number of updates made, and the rate of the last one as a metric."""
+    """Number of updates made, and the learning rate of the last one as a metric."""
 
     count: jax.Array
     metrics: dict[str, jax.Array]
 
 
 class ProximalState(NamedTuple):
-    """Number of updates made, and the state of the transformation around which it is."""
+    """Number of updates made, and the inner state."""
 
     count: jax.Array
     inner: Any
@@ -54,24 +43,29 @@ def _started(name: str, learning_rate: Any) -> ModelState:
 
 
 def _published(rate: Any) -> dict[str, jax.Array]:
-    # A copy: a rate that is an array stays the caller's when the state is donated.
+    # A copy, because donating the state would delete the caller's array.
     return {"last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
 
 
 def proximal(
     inner: optax.GradientTransformation, prox_fn: Callable[[Any, Any], Any], *, learning_rate: ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
-    """Follows the step of any optimizer by the proximal operator of a penalty: prox(x + u, alpha_t).
+    """Follows the step of any optimizer by the proximal operator of a penalty.
+
+    Equations, with the inner update u_t, the penalty r and the learning rate alpha_t:
+
+        x_{t+1} = prox(x_t + u_t, alpha_t)
+        prox(x, alpha) = argmin_y  r(y) + |y - x|^2 / (2 alpha)
 
     Args:
       inner: any optimizer; its updates include its learning rate.
       prox_fn: (parameters, alpha) -> parameters: argmin_y r(y) + |y - x|^2 / (2 alpha) on the tree. For the lasso
         `lambda x, alpha: jax.tree.map(lambda x: gk.linalg.prox_l1(x, 0.1 * alpha), x)`.
-      learning_rate: alpha >= 0, or a schedule: as a rule that of `inner`.
+      learning_rate: alpha >= 0, or a schedule: usually that of `inner`.
 
     Returns:
-      A transformation that needs `params`, and goes last. State: a counter, and that of `inner`. Elementwise where
-      `prox_fn` is.
+      A transformation that needs `params`, and must be the last of a chain. State: a counter, and that of `inner`.
+      Elementwise where `prox_fn` is.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -104,11 +98,15 @@ def proximal(
 def proximal_sgd(
     learning_rate: ScalarOrSchedule, prox_fn: Callable[[Any, Any], Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Stochastic proximal gradients: x <- prox(x - alpha g, alpha), for a penalty that is not smooth.
+    """Stochastic proximal gradients, for a penalty that is not smooth: `proximal` around SGD.
+
+    Equations, with alpha = learning_rate:
+
+        x_{t+1} = prox(x_t - alpha g_t, alpha)
 
     Args:
       learning_rate: alpha >= 0, or a schedule; the paper's falls with the root of the step.
-      prox_fn: (parameters, alpha) -> parameters, as of `proximal`.
+      prox_fn: (parameters, alpha) -> parameters, as for `proximal`.
 
     Returns:
       A transformation that needs `params`. State: two counters. Elementwise where `prox_fn` is.
@@ -117,7 +115,7 @@ def proximal_sgd(
       ValueError: a hyperparameter outside its range.
 
     Example:
-      >>> box = lambda x, alpha: jnp.clip(x, 0, 1)  # of an indicator the proximal operator is the projection
+      >>> box = lambda x, alpha: jnp.clip(x, 0, 1)  # the proximal operator of an indicator is the projection
       >>> tx, x = proximal_sgd(1.0, box), jnp.array([0.5, 0.5])
       >>> print(x + tx.update(jnp.array([2.0, -0.25]), tx.init(x), x)[0])
       [0.   0.75]
@@ -134,7 +132,9 @@ def truncated_model(
 ) -> optax.GradientTransformationExtraArgs:
     """Steps on the linear model of the loss, truncated at a lower bound: never longer than Polyak's step.
 
-    x <- x - min(alpha, max(value - lower_bound, 0) / |g|^2) g
+    Equations, with the loss f_t and alpha = learning_rate: the model is max(f_t + <g_t, y - x_t>, lower_bound),
+
+        x_{t+1} = x_t - min(alpha, max(f_t - lower_bound, 0) / |g_t|^2) g_t
 
     Args:
       learning_rate: alpha >= 0, or a schedule; infinity gives Polyak's step.
@@ -164,7 +164,7 @@ def truncated_model(
         value, square = jnp.asarray(need(name, extra, "value")), global_square(g)
         alpha = at_count(learning_rate, state.count, f"{name}: learning_rate")
         gap = jnp.maximum(value.astype(square.dtype) - scalar(lower_bound, square), 0)
-        # A gradient of zeros has no step, whatever alpha.
+        # A gradient of zeros gives no step, whatever alpha.
         step = jnp.where(square > 0, jnp.minimum(scalar(alpha, square), divide(gap, square)), 0)
         moved = jax.tree.map(lambda g: -step.astype(g.dtype) * g, g)
         return moved, ModelState(increment(state.count), _published(alpha))
@@ -174,7 +174,7 @@ def truncated_model(
 
 
 def _rows(c: jax.Array, back: Callable[..., Any]) -> Any:
-    """J, with the residuals along a leading axis."""
+    """The Jacobian J, with the residuals along a leading axis."""
     return jax.vmap(lambda e: widen(back(e)[0]))(jnp.eye(c.size, dtype=c.dtype))
 
 
@@ -187,7 +187,7 @@ def _least_squares(c: jax.Array, J: Any, alpha: Any) -> jax.Array:
 
 
 def _combined(weights: jax.Array, J: Any) -> Any:
-    """- J^T weights; local where J is sharded."""
+    """- J^T weights, without a collective where J is sharded."""
 
     def leaf(j: jax.Array) -> jax.Array:
         return -jnp.sum(weights.astype(j.dtype).reshape(-1, *[1] * (j.ndim - 1)) * j, axis=0)
@@ -196,9 +196,14 @@ def _combined(weights: jax.Array, J: Any) -> Any:
 
 
 def prox_linear(learning_rate: ScalarOrSchedule, *, outer: str = "square") -> optax.GradientTransformationExtraArgs:
-    """Prox-linear steps: the loss is a convex function of residuals, and only these are linearised.
+    """Prox-linear steps: the loss is a convex function of residuals, and only the residuals are linearised.
 
-    Equations: at the head of this file.
+    Equations, of a loss h(c(x)) with residuals c, their derivative J (c' of one residual) and alpha = learning_rate:
+
+        x_{t+1} = argmin_y  h(c + J (y - x_t)) + |y - x_t|^2 / (2 alpha)
+                = x_t - clip(c / |c'|^2, -alpha, alpha) c'              "abs", h = |c|
+                = x_t - clip(c / |c'|^2, 0, alpha) c'                   "hinge", h = max(c, 0)
+                = x_t - J^T (J J^T + I / alpha)^{-1} c                  "square", h = |c|^2 / 2
 
     Args:
       learning_rate: alpha >= 0, or a schedule.
@@ -208,11 +213,11 @@ def prox_linear(learning_rate: ScalarOrSchedule, *, outer: str = "square") -> op
     Returns:
       A transformation that needs `params` and `residual_fn`, parameters -> the residuals of this minibatch. The
       gradient itself is not read. The updates are complete: no learning rate follows. State: a counter and the metric
-      `last_learning_rate`. Costs a backward pass per residual, and a system of as many equations.
+      `last_learning_rate`. It costs a backward pass per residual, and a linear system with one equation per residual.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `residual_fn` missing, or several residuals where
-        `outer` takes one.
+        `outer` needs one.
 
     Example:
       >>> c = lambda x: x**2 - 1.0  # the loss is |x^2 - 1|
@@ -240,7 +245,7 @@ def prox_linear(learning_rate: ScalarOrSchedule, *, outer: str = "square") -> op
             if c.size != 1:
                 raise ValueError(
                     f"prox_linear: residual_fn must return one number with outer={outer!r}, got {c.size}; "
-                    'take outer="square", or batches of one example'
+                    'give outer="square", or batches of one example'
                 )
             slope = widen(back(jnp.ones_like(c))[0])
             square = global_square(slope)
@@ -258,17 +263,21 @@ def prox_linear(learning_rate: ScalarOrSchedule, *, outer: str = "square") -> op
 def stochastic_proximal_point(
     learning_rate: ScalarOrSchedule, *, inner: optax.GradientTransformation, inner_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """The stochastic proximal point method: an inner loop on the loss of this batch plus |y - x|^2 / (2 alpha).
+    """The stochastic proximal point method: the loss of the batch itself is the model.
+
+    Equations, with the loss f_t of the batch and alpha = learning_rate, minimised approximately by an inner loop:
+
+        x_{t+1} = argmin_y  f_t(y) + |y - x_t|^2 / (2 alpha)
 
     Args:
       learning_rate: alpha > 0, or a schedule.
-      inner: the optimizer of the inner loop, learning rate included; it begins anew in every step.
+      inner: the optimizer of the inner loop, learning rate included; its state is initialised in every step.
       inner_steps: steps of the inner loop, >= 1.
 
     Returns:
       A transformation that needs `params` and `grad_fn`. The updates are complete: no learning rate follows. State: a
-      counter and the metric `last_learning_rate`. Costs `inner_steps` - 1 gradients more; the first is the one that
-      comes in. Collectives: those of the gradients.
+      counter and the metric `last_learning_rate`. It costs `inner_steps` - 1 more gradients; the first one is the
+      incoming gradient. Collectives: those of the gradients.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, `grad_fn` missing.
@@ -294,7 +303,7 @@ def stochastic_proximal_point(
         def pulled(y: Any) -> Any:
             return jax.tree.map(lambda g, y, x: g + (y - x) / scalar(alpha, y), widen(grad_fn(y)), y, params)
 
-        # At the parameters themselves the pull is nothing.
+        # At y = x the gradient of the squared distance is 0.
         updates, kept = inner.update(g, inner.init(params), params)
         y = jax.tree.map(jnp.add, params, updates)
         y, _ = descended(lambda y: (None, pulled(y)), inner, inner_steps - 1, y, kept)

@@ -1,16 +1,4 @@
-"""Accelerated gradients for a smooth loss and a penalty that makes coefficients exactly zero.
-
-The penalty is lam |z| + h(z), h smooth and concave (`gk.linalg.scad_concave_grad`, `mcp_concave_grad`). With
-L the larger of `lipschitz` and the curvature of h, omega = step_fraction / L, alpha_0 = 1:
-
-    alpha_k  = 2 / (1 + sqrt(1 + 4 / alpha_{k-1}^2)),   or 1 on a restart
-    y_k      = (1 - alpha_k) z_{k-1} + alpha_k x_{k-1}              the user's parameters: gradients are taken here
-    G        = gradient of the loss at y_k + h'(y_k)
-    x_k      = soft(x_{k-1} - omega / alpha_k G, lam omega / alpha_k)
-    z_k      = soft(y_k - omega G, lam omega)                       the solution: `gk.eval_params(state, params)`
-
-Restart: y moved less in this step than in the one before, and it is at least 3 steps since the last restart.
-"""
+"""Accelerated gradients for a smooth loss and a penalty that makes coefficients exactly zero."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,8 +24,8 @@ PAPER = Paper(
 
 
 class NonconvexAcceleratedGradientState(NamedTuple):
-    """Steps since the last restart, alpha of the present point, the last two distances it moved (the older first),
-    and how far x and z are from the user's parameters."""
+    """Number of steps since the last restart, the current alpha, the last two distances that y moved (the older first),
+    and the distances of x and z from the user's parameters."""
 
     since: jax.Array
     alpha: jax.Array
@@ -67,17 +55,27 @@ def nonconvex_accelerated_gradient(
 ) -> optax.GradientTransformationExtraArgs:
     """Minimises a smooth loss plus SCAD, MCP or the lasso, by accelerated proximal gradients.
 
-    Equations: at the head of this file. A complete method: no learning rate follows it.
+    Equations, for the penalty lam |z| + h(z) with a smooth concave h (`gk.linalg.scad_concave_grad`,
+    `mcp_concave_grad`), the larger L of `lipschitz` and the curvature of h, omega = step_fraction / L, alpha_0 = 1:
+
+        alpha_k  = 2 / (1 + sqrt(1 + 4 / alpha_{k-1}^2)),   or 1 on a restart
+        y_k      = (1 - alpha_k) z_{k-1} + alpha_k x_{k-1}              the user's parameters: gradients are taken here
+        G        = gradient of the loss at y_k + h'(y_k)
+        x_k      = soft(x_{k-1} - omega / alpha_k G, lam omega / alpha_k)
+        z_k      = soft(y_k - omega G, lam omega)                       the solution: `gk.eval_params(state, params)`
+
+    soft(x, t) = sign(x) max(|x| - t, 0). A restart happens where y moved less in this step than in the previous one, at
+    least 3 steps after the last restart. The updates are complete: no learning rate follows.
 
     Args:
       lipschitz: Lipschitz constant of the gradient of the loss, > 0; of |y - X b|^2 / (2 n) the largest eigenvalue
         of X^T X / n.
       l1: weight lam of the penalty, >= 0. Default 0: none.
-      penalty: "scad", "mcp", or None for lam |z| alone. Default "scad".
+      penalty: "scad", "mcp", or None for only lam |z|. Default "scad".
       a: of SCAD, > 2. Default 3.7 (Fan, Li 2001).
       gamma: of MCP, > 1. Default 2.
       step_fraction: omega L, in (0, 1). Default 0.99 (official code).
-      restart: whether the momentum is dropped where the speed falls. Default True (official code).
+      restart: whether the momentum is reset where the speed falls. Default True (official code).
       mask: which leaves are penalised; give intercepts False. Default all.
 
     Returns:

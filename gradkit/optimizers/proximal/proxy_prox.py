@@ -1,10 +1,4 @@
-"""Proximal steps on a cheap proxy of the loss, corrected by the gradient of the loss itself.
-
-x_{t+1} = argmin_y  P(y) + <g_t - grad P(x_t), y> + |y - x_t|^2 / (2 eta)
-
-g_t is the gradient of the target F at x_t, P the proxy, and eta about 1 / delta with delta the smoothness of F - P: the
-nearer the two losses, the longer the step, whatever their own condition. The minimum is approached by an inner loop.
-"""
+"""Proximal steps on a cheap proxy of the loss, corrected by the gradient of the loss itself."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,7 +23,7 @@ PAPER = Paper(
 
 
 class ProxyProxState(NamedTuple):
-    """Number of updates made, and the rate of the last one as a metric."""
+    """Number of updates made, and the learning rate of the last one as a metric."""
 
     count: jax.Array
     metrics: dict[str, jax.Array]
@@ -44,13 +38,18 @@ def proxy_prox(
 ) -> optax.GradientTransformationExtraArgs:
     """One gradient of the loss, then many of a cheaper loss that resembles it.
 
-    Equations: at the head of this file. The gradient that comes in may be of a minibatch.
+    Equations, with the gradient g_t of the loss F at x_t, the proxy P, and eta = learning_rate:
+
+        x_{t+1} = argmin_y  P(y) + <g_t - grad P(x_t), y> + |y - x_t|^2 / (2 eta)
+
+    Take eta about 1 / delta with delta the smoothness of F - P: the closer the two losses, the longer the step,
+    whatever their conditioning. An inner loop approximates the minimum. The incoming gradient may be of a minibatch.
 
     Args:
       learning_rate: eta > 0, or a schedule: about 1 / delta.
       proxy_loss: P, parameters -> scalar; it gets the parameters in float32 or wider.
-      inner: the optimizer of the inner loop, learning rate included; it begins anew in every step.
-      inner_steps: steps of the inner loop, >= 1: as many gradients of the proxy.
+      inner: the optimizer of the inner loop, learning rate included; its state is initialised in every step.
+      inner_steps: steps of the inner loop, >= 1, each with one gradient of the proxy.
 
     Returns:
       A transformation that needs `params`. The updates are complete: no learning rate follows. State: a counter and the
@@ -66,7 +65,7 @@ def proxy_prox(
       0.0
 
     Reference: Woodworth, Mishchenko, Bach. Two Losses Are Better Than One: Faster Optimization Using a Cheaper Proxy.
-    2023, arXiv 2302.03542. The last point of the inner loop is taken, not an average.
+    2023, arXiv 2302.03542. The result is the last point of the inner loop, not an average.
     """
     inner = inside(inner)
     checks.function("proxy_loss", proxy_loss)
@@ -74,7 +73,7 @@ def proxy_prox(
     inner_steps = checks.integer("inner_steps", inner_steps, 1)
 
     def published(rate: Any) -> dict[str, jax.Array]:
-        # A copy: a rate that is an array stays the caller's when the state is donated.
+        # A copy, because donating the state would delete the caller's array.
         return {"last_learning_rate": jnp.array(rate, jnp.float32, copy=True)}
 
     def init(params: optax.Params) -> ProxyProxState:

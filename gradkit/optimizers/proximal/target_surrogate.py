@@ -1,9 +1,4 @@
-"""Steps on a surrogate in the space of predictions: the loss is differentiated once, the model many times.
-
-z_t = apply(theta_t),   G_i = gradient of the loss of example i by its prediction z_{t,i}
-theta_{t+1} = after inner_steps from theta_t on  mean_i <G_i, z_i - z_{t,i}> + |z_i - z_{t,i}|^2 / (2 eta),
-              z = apply(theta)
-"""
+"""Steps on a surrogate in the space of predictions: the loss is differentiated once, the model many times."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,20 +25,26 @@ def target_surrogate(
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
     """Target-based surrogate optimization (SSO): many cheap steps per expensive gradient of the loss.
 
-    Equations: at the head of this file. It pays where the loss itself is what costs: a simulator, a human, a server.
+    Equations, with eta = learning_rate:
+
+        z_t = apply(theta_t),   G_i = gradient of the loss of example i by its prediction z_{t,i}
+        s(theta) = mean_i <G_i, z_i - z_{t,i}> + |z_i - z_{t,i}|^2 / (2 eta),    z = apply(theta)
+        theta_{t+1} = the result of inner_steps steps of `inner` on s from theta_t
+
+    It pays off where the loss itself is expensive: a simulator, a human, a server.
 
     Args:
       apply_fn: (params, batch) -> predictions z, with one row per example.
-      target_loss: (z, batch) -> losses, one per example, each a function of its own row. Differentiated once a step.
+      target_loss: (z, batch) -> losses, one per example, each a function of its own row. Differentiated once per step.
       inner: the optimizer of the surrogate, learning rate included.
       inner_steps: steps on the surrogate, >= 1.
       learning_rate: eta > 0, or a schedule step -> value: about 1 / L with L the smoothness of a loss in its
         predictions; with minibatches the paper divides it by the root of the step.
 
     Returns:
-      step(params, inner_state, batch, count=0) -> (params, inner_state, value): `inner_state=None` begins the inner
-      optimizer anew; value is the mean loss before the step; `count`, the number of earlier steps, is for a schedule.
-      Costs one gradient of the loss, and `inner_steps` of the model.
+      step(params, inner_state, batch, count=0) -> (params, inner_state, value): `inner_state=None` initialises the
+      inner optimizer; value is the mean loss before the step; `count`, the number of earlier steps, is for a schedule.
+      It costs one gradient of the loss, and `inner_steps` of the model.
 
     Raises:
       ValueError: an argument outside its range; losses that are not one per example.

@@ -1,11 +1,4 @@
-"""AdaHessian: Adam, with the diagonal of the Hessian in the place of the squared gradient.
-
-h_t = z (H z) of a random vector of signs, |h_t| averaged over a convolution's window     `gk.gradients.hutchinson_diag`
-m_t = b1 m_{t-1} + (1 - b1) g_t
-v_t = b2 v_{t-1} + (1 - b2) h_t^2
-u_t = (m_t / (1 - b1^t)) / ((v_t / (1 - b2^t))^(k/2) + eps)                               k = hessian_power
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""AdaHessian: Adam with the diagonal of the Hessian in place of the gradient in the second moment."""
 
 from typing import Any
 
@@ -31,17 +24,17 @@ def scale_by_adahessian(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides the mean of the gradients by the root of the mean of squared curvature.
 
-    Equations: m, v and u at the head of this file.
+    Equations: m_t, v_t and u_t of `adahessian`, with h_t the extra argument `curvature`.
 
     Args:
       b1: decay of the mean of the gradients, in [0, 1). Default 0.9 (official code).
       b2: decay of the mean of squared curvature, in [0, 1). Default 0.999 (official code).
       eps: added to the root, >= 0. Default 1e-4 (official code).
-      hessian_power: k, in [0, 1]. Default 1 (official code); 0 leaves momentum alone.
+      hessian_power: k, in [0, 1]. Default 1 (official code); with 0 the direction is the momentum.
       mu_dtype: dtype in which the mean of the gradients is kept. Default float32.
 
     Returns:
-      A transformation that needs the extra argument `curvature`, which `gk.with_curvature` makes. State: 2 words per
+      A transformation that needs the extra argument `curvature`, which `gk.with_curvature` computes. State: 2 words per
       parameter. Elementwise: no collective.
 
     Raises:
@@ -55,7 +48,7 @@ def scale_by_adahessian(
       [3.  0.5]
 
     Reference: Yao et al. ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning. 2020, arXiv 2006.00719.
-    The official code gives a parameter of three axes the curvature of the one before it; here it gets its own.
+    The official code gives a parameter of three axes the curvature of the previous parameter; here it gets its own.
     """
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
@@ -92,9 +85,15 @@ def adahessian(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdaHessian; it makes its curvature from `hvp_fn` where it is not given.
+    """AdaHessian: Adam with an estimate of the diagonal of the Hessian, from `hvp_fn` where it is not given.
 
-    Equations: at the head of this file.
+    Equations, with a random vector of signs z, and k = hessian_power:
+
+        h_t = |z (H z)|, averaged over the window of a convolution                `gk.gradients.hutchinson_diag`
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        v_t = b2 v_{t-1} + (1 - b2) h_t^2
+        u_t = (m_t / (1 - b1^t)) / ((v_t / (1 - b2^t))^(k/2) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.15 (official code).
@@ -104,18 +103,18 @@ def adahessian(
       hessian_power: k, in [0, 1]. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
-      update_interval: steps that one estimate serves, >= 1. Default 1; the paper finds up to 5 as good.
+      update_interval: steps for which one estimate is used, >= 1. Default 1; the paper finds up to 5 as good.
       num_samples: random vectors per estimate, >= 1. Default 1 (official code).
       spatial_average: of the estimate: None, "conv" or "all", as in `gk.gradients.hutchinson_diag`. Default "conv"
-        (its code for images). A curvature that is given is taken as it is.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, unless the
-        curvature is given.
+        (its code for images). A given curvature is not averaged.
+      key: a typed key or integer, from which the keys of all steps are derived. Default None: `update` needs `key=`,
+        unless the curvature is given.
       mu_dtype: dtype in which the mean of the gradients is kept. Default float32.
-      layout: what the axes of a leaf mean, to the average over space.
+      layout: which axes of a leaf are averaged by `spatial_average`.
 
     Returns:
       A transformation that needs `curvature`, or `hvp_fn` and a key. State: 2 words per parameter, 3 with
-      `update_interval` > 1. Elementwise but for the estimate, which moves what a gradient does.
+      `update_interval` > 1. Elementwise except for the estimate, which has the collectives of a gradient.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, neither `curvature` nor `hvp_fn`.

@@ -1,15 +1,4 @@
-"""Newton's method, regularised by the norm of the gradient; the radius of a trusted step is found by doubling.
-
-lambda = |g| / (gamma + eps)
-delta = -(H + lambda I)^{-1} g
-accepted if  f(x) - f(x + delta) >= |g(x + delta)|^2 / (8 lambda)
-    then     gamma = max(2 gamma, gamma_min)
-    else     gamma = gamma / 2, and again with the same g and H, at most max_search_steps times
-x = x + learning_rate delta
-
-For a positive semidefinite H no step is longer than gamma. H may be the Hessian or what stands for it; where it is not
-positive definite with lambda the step counts as not accepted. The candidate of the last attempt is taken in any case.
-"""
+"""Newton's method, regularised by the norm of the gradient, with a search for the radius of a step by doubling."""
 
 import itertools
 from collections.abc import Callable
@@ -50,7 +39,7 @@ def _inner(x: Any, y: Any) -> jax.Array:
 
 
 def dense(product: Product, g: Any) -> Solve:
-    """Cholesky's factor of the whole matrix, whose columns are products with unit vectors."""
+    """Solves with the Cholesky factor of the full matrix, whose columns are products with unit vectors."""
     known, (leaves, structure) = names(g), jax.tree.flatten(g)
     ends = list(itertools.accumulate(x.size for x in leaves))[:-1]
 
@@ -75,7 +64,7 @@ def dense(product: Product, g: Any) -> Solve:
 
 
 def conjugate_gradients(product: Product, g: Any, steps: int, tolerance: Any) -> Solve:
-    """Products alone; a direction of negative curvature ends the search with NaN."""
+    """Solves by conjugate gradients; a direction of negative curvature ends the search with NaN."""
 
     def solve(lam: jax.Array) -> Any:
         first = jax.tree.map(jnp.negative, g)
@@ -104,7 +93,7 @@ def conjugate_gradients(product: Product, g: Any, steps: int, tolerance: Any) ->
 
 
 def diagonal(h: Any, g: Any) -> Solve:
-    """H is its diagonal."""
+    """Solves with a diagonal H."""
 
     def solve(lam: jax.Array) -> Any:
         def leaf(h: jax.Array, g: jax.Array) -> jax.Array:
@@ -130,7 +119,7 @@ def fisher(example_grads: Any) -> Product:
 
 
 class GradientRegularizedNewtonState(NamedTuple):
-    """The radius gamma; what the last search did, as metrics."""
+    """The radius gamma; the number of attempts of the last search as a metric."""
 
     gamma: jax.Array
     metrics: dict[str, jax.Array]
@@ -183,7 +172,7 @@ def _search(options: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
         def good(lam: jax.Array, delta: Any) -> jax.Array:
             there = jax.tree.map(jnp.add, params, delta)
             fell = f - jnp.asarray(value_fn(there)).astype(dtype)
-            # Not a number is not good.
+            # A comparison with NaN is False: such a step is not accepted.
             return fell >= global_square(widen(grad_fn(there))).astype(dtype) / (8 * lam)
 
         def step(carry: Any) -> Any:
@@ -221,28 +210,41 @@ def gradient_regularized_newton(
     cg_iterations: int = 100,
     cg_tolerance: Any = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-    """Newton's method with a regularisation that fades as the gradient does, and a search for its scale.
+    """Newton's method with a regularisation proportional to the norm of the gradient, and a search for its scale.
 
-    Equations: at the head of this file.
+    Equations of one attempt:
+
+        lambda = |g| / (gamma + eps)
+        delta = -(H + lambda I)^{-1} g
+        accepted if   f(x) - f(x + delta) >= |g(x + delta)|^2 / (8 lambda)
+        gamma = max(2 gamma, gamma_min) where it is accepted, gamma / 2 otherwise
+
+    Attempts are repeated with the same g and H until one is accepted, at most max_search_steps times; the step is the
+    delta of the last attempt in any case:
+
+        x = x + learning_rate delta
+
+    For a positive semidefinite H no step is longer than gamma. H may be the Hessian or an approximation; where
+    H + lambda I is not positive definite the attempt is not accepted.
 
     Args:
-      learning_rate: factor >= 0 of the step, or a schedule. Default 1: the search is for the whole step.
+      learning_rate: factor >= 0 of the step, or a schedule. Default 1: the search is for the full step.
       gamma_init: the first radius, > 0. Default 1 (official code).
-      adaptive: whether gamma is searched for. Default True; False: it stays gamma_init, and nothing is tested.
-      gamma_min: the least that an accepted step leaves of gamma, >= 0. Default 1e-9 (official code).
+      adaptive: whether gamma is searched for. Default True; False: gamma is gamma_init, and no step is tested.
+      gamma_min: the smallest gamma after an accepted step, >= 0. Default 1e-9 (official code).
       eps: added to gamma, >= 0. Default 1e-8 (official code).
       max_search_steps: attempts per step, >= 1. Default 40 (official code).
-      solver: "cholesky" of the whole matrix, for some thousand parameters at most; "cg", products alone; "diag", of
-        the extra argument `curvature`, see `gk.with_curvature`. Default "cholesky".
-      curvature: what H is: "hessian", of `hvp_fn` or else `grad_fn`; "fisher", the mean of g g^T over the extra
-        argument `example_grads`; or a function (params, vector, **extra) -> product, such as a Gauss-Newton matrix's.
-        Default "hessian". Not read with "diag".
+      solver: "cholesky" of the full matrix, for some thousand parameters at most; "cg", by products only; "diag", with
+        the extra argument `curvature` as the diagonal, see `gk.with_curvature`. Default "cholesky".
+      curvature: the matrix H: "hessian", from `hvp_fn` or else `grad_fn`; "fisher", the mean of g g^T over the extra
+        argument `example_grads`; or a function (params, vector, **extra) -> product, such as that of a Gauss-Newton
+        matrix. Default "hessian". Not read with "diag".
       cg_iterations: products per attempt with "cg", >= 1. Default 100.
       cg_tolerance: of "cg", the residual relative to the gradient, >= 0. Default 1e-6.
 
     Returns:
       A transformation that needs `params`, `value_fn` and `grad_fn`; `value` saves one evaluation. State: a number, and
-      the metric `search_steps`. Collectives: of a gradient per attempt and product, and a few scalars each.
+      the metric `search_steps`. Collectives: those of a gradient per attempt and per product, and a few scalars each.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, an extra argument missing.
@@ -255,9 +257,9 @@ def gradient_regularized_newton(
       [-2. -4.]
 
     Reference: Semenov, Jaggi, Doikov. Gradient-Normalized Smoothness for Optimization with Approximate Hessians. 2025,
-    arXiv 2506.13710. Where a factorisation fails the official code ends its search with what it had before; here the
-    attempt counts as not accepted, and where no attempt gives a step there is none. A gradient of zeros gives no step.
-    The gradient is not kept between steps: it comes with each.
+    arXiv 2506.13710. Where a factorisation fails the official code ends its search with the previous candidate; here
+    the attempt is not accepted, and where no attempt gives a step the update is 0. A gradient of zeros gives the update
+    0. The gradient is not kept between steps.
     """
     checks.real("gamma_init", gamma_init, "(0, inf)")
     checks.choice("adaptive", adaptive, (True, False))

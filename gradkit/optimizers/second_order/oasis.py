@@ -1,15 +1,4 @@
-"""OASIS: the curvature preconditions, and what it leaves of the Lipschitz constant sets the step. No rate is tuned.
-
-h_t = z (H z),   D_1 = h_1 (of several z),   D_t = b2 D_{t-1} + (1 - b2) h_t
-M_t = max(|D_t|, alpha)                                           the metric; the sign is lost after the mean
-d_t = m_t / M_t + weight_decay x_t,   m_t the momentum of the gradients
-eta_t = min(sqrt(1 + theta_{t-1}) eta_{t-1},  |x_t - x_{t-1}|_M / (2 |y_t|_{1/M})),     theta_t = eta_t / eta_{t-1}
-        y_t = g(x_t) - g(x_{t-1}), both of this minibatch;  |s|_M^2 = sum of M s^2 over all leaves
-x_{t+1} = x_t - learning_rate eta_t d_t
-
-theta_1 is infinite: the second step takes the quotient alone. With M = 1 this is the adaptive gradient descent of
-Malitsky and Mishchenko. Where y_t = 0 the step grows by the first bound; where x_t = x_{t-1} it stays.
-"""
+"""OASIS: gradients preconditioned by the curvature, with a step size from the local Lipschitz constant."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,16 +28,16 @@ WITHOUT_CURVATURE = Paper("Adaptive Gradient Descent without Descent", "Malitsky
 
 
 def scale_by_oasis(*, b2: Scalar = 0.999, alpha: Scalar = 1e-5) -> optax.GradientTransformationExtraArgs:
-    """Divides gradients by the absolute mean of the curvature.
+    """Divides gradients by the absolute value of the mean of the curvature.
 
-    Equations: D and M at the head of this file.
+    Equations: g_t / M_t with D_t and M_t of `oasis`.
 
     Args:
       b2: decay of the mean, in [0, 1). Default 0.999.
       alpha: smallest entry of the metric, > 0. Default 1e-5.
 
     Returns:
-      A transformation that needs the extra argument `curvature`, which `gk.with_curvature` makes. State: 1 word per
+      A transformation that needs the extra argument `curvature`, which `gk.with_curvature` computes. State: 1 word per
       parameter and a counter. Elementwise: no collective.
 
     Raises:
@@ -79,17 +68,18 @@ def scale_by_oasis(*, b2: Scalar = 0.999, alpha: Scalar = 1e-5) -> optax.Gradien
     )
 
 
-def next_step(eta: jax.Array, theta: jax.Array, free: jax.Array, moved: jax.Array, turned: jax.Array) -> jax.Array:
-    """eta of how far parameters moved and gradients turned, squared in their norms; where it is free, no bound."""
+def next_step(eta: jax.Array, theta: jax.Array, free: jax.Array, moved: jax.Array, changed: jax.Array) -> jax.Array:
+    """The next eta from the squared norms of the changes of parameters and gradients; without the first bound where it
+    is `free`."""
     one = jnp.ones((), eta.dtype)
     bound = jnp.where(free, jnp.inf, jnp.sqrt(1 + theta) * eta)
-    quotient = jnp.where(turned > 0, jnp.sqrt(moved / jnp.where(turned > 0, turned, one)) / 2, jnp.inf)
+    quotient = jnp.where(changed > 0, jnp.sqrt(moved / jnp.where(changed > 0, changed, one)) / 2, jnp.inf)
     eta_next = jnp.minimum(bound, quotient)
     return jnp.where((moved > 0) & jnp.isfinite(eta_next), eta_next, eta)
 
 
 class ScaleByLocalLipschitzState(NamedTuple):
-    """Number of updates made; eta and theta; the parameters before, and their gradient where the loss is the same at
+    """Number of updates made; eta and theta; the previous parameters, and their gradient where the loss is the same at
     every step; the inner state; the step size as a metric."""
 
     count: jax.Array
@@ -100,7 +90,7 @@ class ScaleByLocalLipschitzState(NamedTuple):
     inner: Any
     metrics: dict[str, jax.Array]
 
-    # Parameters, and what is only read as a difference: gk.precision(state=...) must not round them.
+    # Parameters, and a gradient that is read only in a difference: gk.precision(state=...) must not round them.
     exact_fields = ("previous", "gradient")
 
 
@@ -113,19 +103,26 @@ def scale_by_local_lipschitz(
 ) -> optax.GradientTransformationExtraArgs:
     """Adaptive gradient descent: the step size that the change of the gradient along the last step allows.
 
-    Equations: eta and theta at the head of this file.
+    Equations, with the direction d_t of `inner`, the metric M_t (1 by default), and the change of the gradient
+    y_t = g(x_t) - g(x_{t-1}), both of the same minibatch; |s|_M^2 is the sum of M s^2 over all leaves:
+
+        eta_t = min(sqrt(1 + theta_{t-1}) eta_{t-1}, |x_t - x_{t-1}|_M / (2 |y_t|_{1/M}))
+        theta_t = eta_t / eta_{t-1},    theta_1 infinite
+        u_t = eta_t d_t
+
+    Where y_t = 0 the step grows by the first bound; where x_t = x_{t-1} it does not change.
 
     Args:
       inner: any transformation gradient -> direction, not negated. Default None: the gradient itself.
       metric: state of `inner` -> M, a tree like the parameters. Default None: 1.
       init_learning_rate: eta of the first step, > 0. Default 0.01; the second step does not depend on it.
       deterministic: whether the loss is the same at every step, so that the last gradient can be kept. Default False:
-        the gradient of each minibatch is taken at the last parameters too.
+        the gradient of each minibatch is computed at the previous parameters too.
 
     Returns:
       A transformation that needs `params`; unless deterministic also `previous_grads`, the gradient of this minibatch
-      at the previous parameters, or `grad_fn`, which makes it. State: 1 word per parameter (2 if deterministic) and the
-      inner one; the metric `lipschitz_step`. Collectives: two scalars, in one exchange.
+      at the previous parameters, or `grad_fn`, which computes it. State: 1 word per parameter (2 if deterministic) and
+      the inner one; the metric `lipschitz_step`. Collectives: two scalars, in one all-reduce.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, neither `previous_grads` nor `grad_fn`.
@@ -167,25 +164,28 @@ def scale_by_local_lipschitz(
         if not deterministic:
             before = extra.get("previous_grads")
             if before is None and extra.get("grad_fn") is None:
-                raise ValueError("scale_by_local_lipschitz needs the extra argument previous_grads, or grad_fn")
+                raise ValueError(
+                    "scale_by_local_lipschitz needs the extra argument previous_grads, or grad_fn; call update(grads, "
+                    "state, params, grad_fn=...)"
+                )
             if before is None:
-                # At the first step there are none; the gradient at these is as good as any.
+                # The first step has no previous parameters; the gradient at the current ones is not used.
                 point = jax.tree.map(lambda p, x: jnp.where(state.count == 0, x, p), state.previous, params)
                 before = extra["grad_fn"](point)
             check_match("scale_by_local_lipschitz", before, params)
             before = widen(before)
         M = jax.tree.map(jnp.ones_like, g) if metric is None else metric(below)
-        # Quotients of sums that are both large or both small: the root of M is taken into the differences.
+        # Squared norms: |x_t - x_{t-1}|_M^2 and |y_t|_{1/M}^2.
         moved = jax.tree.map(lambda x, p, m: m * jnp.square(x - p), params, state.previous, M)
-        turned = jax.tree.map(lambda g, b, m: jnp.square(g - b) / m, g, before, M)
-        moved, turned = (s.astype(state.eta.dtype) for s in global_sums(moved, turned))
+        changed = jax.tree.map(lambda g, b, m: jnp.square(g - b) / m, g, before, M)
+        moved, changed = (s.astype(state.eta.dtype) for s in global_sums(moved, changed))
         first = state.count == 0
-        eta = jnp.where(first, state.eta, next_step(state.eta, state.theta, state.count == 1, moved, turned))
+        eta = jnp.where(first, state.eta, next_step(state.eta, state.theta, state.count == 1, moved, changed))
         theta = jnp.where(first, state.theta, eta / state.eta)
         d = jax.tree.map(lambda d: eta.astype(d.dtype) * d, d)
         published = {"lipschitz_step": eta.astype(jnp.float32)}
         kept = g if deterministic else None
-        # Of their own: a step that donates parameters and state must not meet an array twice.
+        # Copies, because a step that donates parameters and state must not get an array twice.
         here = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
         return d, ScaleByLocalLipschitzState(increment(state.count), eta, theta, here, kept, below, published)
 
@@ -193,7 +193,7 @@ def scale_by_local_lipschitz(
 
 
 def _metric(alpha: Any) -> Callable[[Any], Any]:
-    """M of the state of OASIS' chain."""
+    """The function from the state of OASIS' chain to the metric M."""
 
     def metric(state: Any) -> Any:
         found = [link for link in state if isinstance(link, ScaleByDiagCurvatureState)]
@@ -217,9 +217,20 @@ def oasis(
     num_samples: int = 1,
     key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """OASIS; it makes its curvature from `hvp_fn` where it is not given.
+    """OASIS: gradients over the curvature, estimated from `hvp_fn` where it is not given, without a learning rate.
 
-    Equations: at the head of this file.
+    Equations, with the momentum m_t of the gradients, random vectors of signs z, and the change of the gradient
+    y_t = g(x_t) - g(x_{t-1}), both of the same minibatch; |s|_M^2 is the sum of M s^2 over all leaves:
+
+        h_t = z (H z),   D_1 = h_1 (mean over several z),   D_t = b2 D_{t-1} + (1 - b2) h_t
+        M_t = max(|D_t|, alpha)
+        d_t = m_t / M_t + weight_decay x_t
+        eta_t = min(sqrt(1 + theta_{t-1}) eta_{t-1}, |x_t - x_{t-1}|_M / (2 |y_t|_{1/M}))
+        theta_t = eta_t / eta_{t-1}
+        x_{t+1} = x_t - learning_rate eta_t d_t
+
+    theta_1 is infinite: the second step uses only the quotient. With M = 1 this is the adaptive gradient descent of
+    Malitsky and Mishchenko. Where y_t = 0 the step grows by the first bound; where x_t = x_{t-1} it does not change.
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1; without `adaptive` the step itself.
@@ -228,19 +239,19 @@ def oasis(
       init_learning_rate: eta of the first step, > 0. Default 0.01.
       adaptive: whether the step size follows the change of the gradient. Default True; False: eta = 1.
       deterministic: whether the loss is the same at every step, so that the last gradient is kept. Default False.
-      momentum: decay of a mean of the gradients, m = momentum m + (1 - momentum) g, in [0, 1]. Default None, as 0:
-        none.
+      momentum: decay of a mean of the gradients, m = momentum m + (1 - momentum) g, in [0, 1]. Default None, which
+        means 0: no mean.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       first_samples: random vectors of the first estimate, >= 1. Default 10.
-      num_samples: random vectors of the others, >= 1. Default 1.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=`, unless the
-        curvature is given.
+      num_samples: random vectors of the later estimates, >= 1. Default 1.
+      key: a typed key or integer, from which the keys of all steps are derived. Default None: `update` needs `key=`,
+        unless the curvature is given.
 
     Returns:
       A transformation that needs `params`; `curvature`, or `hvp_fn` and a key; and unless deterministic `grad_fn` or
       `previous_grads`. State: 2 words per parameter, one more if deterministic, and with momentum; 1 without
-      `adaptive`. Collectives: two scalars, in one exchange, and those of the estimate.
+      `adaptive`. Collectives: two scalars, in one all-reduce, and those of the estimate.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, an extra argument missing.
@@ -252,7 +263,7 @@ def oasis(
       [-2. -4.]
 
     Reference: Jahani et al. Doubly Adaptive Scaled Algorithm for Machine Learning Using Second-Order Information. 2021,
-    arXiv 2109.05198. The change of the gradient is measured in the dual norm, as the Lipschitz constant asks.
+    arXiv 2109.05198. The change of the gradient is measured in the dual norm, as a Lipschitz constant requires.
     """
     checks.choice("adaptive", adaptive, (True, False))
     checks.real("init_learning_rate", init_learning_rate, "(0, inf)")

@@ -1,17 +1,4 @@
-"""SANIA: Polyak's step size in a preconditioned space. No learning rate is tuned.
-
-B_t   the preconditioner, diagonal:   max(eps, s_t)  of  s_t = s_{t-1} + g_t^2                            AdaGrad-SQR
-                                      s_t = b2 s_{t-1} + (1 - b2) g_t^2,  over 1 - b2^t                   Adam-SQR
-                                      s_t = |h_t|, an estimate of the diagonal of the Hessian             curvature
-                                      (is_sqrt: sqrt(s_t), which gives up the invariance)
-d_t = g_t / B_t,    Gamma_t = <g_t, d_t> over all leaves
-c_t = 1 - 2 (f_t - f_min) / Gamma_t,    f_t the loss of this minibatch
-lambda_t = 1 - sqrt(c_t) where c_t > 0, else 1
-x_t = x_{t-1} - learning_rate lambda_t d_t
-
-lambda is the first zero of the model f - lambda Gamma + lambda^2 Gamma / 2, and the step to its minimum where it has
-none. With B the square of the gradients, and no root, the trajectory does not change when coordinates are rescaled.
-"""
+"""SANIA: Polyak's step size in a preconditioned space. No learning rate is tuned."""
 
 from typing import Any, NamedTuple
 
@@ -48,7 +35,7 @@ PAPER = Paper(
 
 
 def polyak_step(gap: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """lambda of a gap f - f_min and Gamma, and whether the model has a zero."""
+    """lambda from the gap f - f_min and Gamma, and whether the model has a zero."""
     c = 1 - 2 * divide(gap, gamma)
     return jnp.where(c > 0, 1 - jnp.sqrt(jnp.maximum(c, 0)), jnp.ones_like(c)), c >= 0
 
@@ -69,23 +56,23 @@ def scale_by_preconditioned_polyak(
 ) -> optax.GradientTransformationExtraArgs:
     """Scales a preconditioned gradient by the first zero of the quadratic model of the loss.
 
-    Equations: Gamma, c and lambda at the head of this file.
+    Equations: lambda_t d_t with Gamma_t, c_t and lambda_t of `sania`, for the direction d_t of the preconditioner.
 
     Args:
       preconditioner: any transformation gradient -> direction, not negated. Default None: the gradient itself.
       f_min: the smallest value of the loss, any number. Default 0: interpolation. With an L2 penalty or smoothed
-        labels the loss does not reach 0; give what it reaches.
-      max_step: largest lambda, > 0. Default 1, which the formula does not exceed.
+        labels the loss does not reach 0; give the value that it reaches.
+      max_step: largest lambda, > 0. Default 1, the largest value of the formula.
       sqrt_guard: whether lambda is 1 where the model has no zero. Default True; False: NaN, which
         `optax.apply_if_finite` skips.
 
     Returns:
-      A transformation that needs the extra argument `value`, the loss of the minibatch (on a mesh, of the whole one).
+      A transformation that needs the extra argument `value`, the loss of the minibatch (on a mesh, of the global one).
       State: the inner one, and the metric `polyak_step`. Collectives: one scalar.
 
     Raises:
-      ValueError: a hyperparameter outside its range; at `update`, `value` missing, no scalar, or outside jit below
-        f_min (inside, it counts as f_min: no step).
+      ValueError: a hyperparameter outside its range; at `update`, `value` missing, not a scalar, or outside jit below
+        f_min (inside jit such a value counts as f_min, which gives no step).
 
     Example:
       >>> tx = scale_by_preconditioned_polyak()
@@ -94,7 +81,7 @@ def scale_by_preconditioned_polyak(
       [2.0667]
 
     Reference: Abdukhakimov et al. SANIA: Polyak-type Optimization Framework Leads to Scale Invariant Stochastic
-    Algorithms. 2023, arXiv 2312.17369. It wraps its preconditioner, as it must see the raw gradient too.
+    Algorithms. 2023, arXiv 2312.17369. It wraps its preconditioner, because it needs the raw gradient too.
     """
     checks.real("f_min", f_min)
     checks.real("max_step", max_step, "(0, inf]")
@@ -108,7 +95,9 @@ def scale_by_preconditioned_polyak(
         value = loss_of("scale_by_preconditioned_polyak", extra)
         now, least = checks.readable(value), checks.readable(f_min)
         if now is not None and least is not None and now < least:
-            raise ValueError(f"scale_by_preconditioned_polyak: the value {value} is below f_min, {f_min}")
+            raise ValueError(
+                f"scale_by_preconditioned_polyak: the value {value} is below f_min, {f_min}; give a smaller f_min"
+            )
         d, below = inner.update(g, state.inner, params, **extra)
         (gamma,) = global_sums(jax.tree.map(lambda g, d: g * d, g, d))
         gap = jnp.maximum(value.astype(gamma.dtype) - scalar(f_min, gamma), 0)
@@ -123,14 +112,14 @@ def scale_by_preconditioned_polyak(
 
 
 class SquaresState(NamedTuple):
-    """Number of updates made, and the squares."""
+    """Number of updates made, and the sum or mean of squared gradients."""
 
     count: jax.Array
     s: Any
 
 
 def _squares(method: str, b2: Any, eps: Any, is_sqrt: bool) -> optax.GradientTransformationExtraArgs:
-    """g / B, of a sum of squares where b2 is None, else of their mean."""
+    """The direction g / B, with B from the sum of squares where b2 is None, else from their mean."""
     checks.real("b2", b2, "[0, 1)", optional=True)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("is_sqrt", is_sqrt, (True, False))
@@ -171,24 +160,34 @@ def sania(
     num_samples: int = 1,
     key: Key | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SANIA with the curvature, or any other preconditioner.
+    """SANIA: Polyak's step size in a space preconditioned by the curvature, or by any other preconditioner.
 
-    Equations: at the head of this file.
+    Equations, with the loss f_t of the minibatch and an estimate h_t of the diagonal of the Hessian:
+
+        s_t = b2 s_{t-1} + (1 - b2) h_t,    s_0 = 0
+        d_t = g_t / max(eps, |s_t| / (1 - b2^t))              or the direction of `preconditioner`
+        Gamma_t = <g_t, d_t> over all leaves
+        c_t = 1 - 2 (f_t - f_min) / Gamma_t
+        lambda_t = 1 - sqrt(c_t) where c_t > 0, else 1
+        x_t = x_{t-1} - learning_rate min(lambda_t, max_step) d_t
+
+    lambda is the first zero of the model f - f_min - lambda Gamma + lambda^2 Gamma / 2, or its minimum where it has no
+    zero.
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
-      preconditioner: any transformation gradient -> direction, not negated. Default None: over max(eps, |h|), h the
-        running mean of the curvature.
-      b2: decay of the mean of the curvature, in [0, 1). Default 0: the curvature of this step alone.
+      preconditioner: any transformation gradient -> direction, not negated. Default None: division by the running mean
+        of the curvature.
+      b2: decay of the mean of the curvature, in [0, 1). Default 0: only the curvature of this step.
       eps: smallest curvature, >= 0. Default 1e-8.
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
       num_samples: random vectors per estimate of the curvature, >= 1. Default 1.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=` where the
-        curvature is estimated here.
+      key: a typed key or integer, from which the keys of all steps are derived. Default None: `update` needs `key=`
+        where the curvature is estimated here.
 
     Returns:
-      A transformation that needs `value`, and without a preconditioner of your own `curvature`, or `hvp_fn` and a key.
+      A transformation that needs `value`, and without `preconditioner` also `curvature`, or `hvp_fn` and a key.
       State: 1 word per parameter. Collectives: one scalar, and those of the estimate.
 
     Raises:
@@ -219,16 +218,21 @@ def sania_adagrad_sqr(
     f_min: Any = 0.0,
     max_step: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """SANIA on the sum of squared gradients.
+    """SANIA with the sum of squared gradients as preconditioner.
 
-    Equations: at the head of this file.
+    Equations: those of `sania`, with another direction d_t:
+
+        s_t = s_{t-1} + g_t^2
+        d_t = g_t / max(eps, s_t)                             with is_sqrt the root of the maximum
+
+    Without the root the trajectory does not change when coordinates are rescaled.
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
       eps: smallest entry of the sum, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1, with which
         coordinates of small gradients take no long steps).
-      is_sqrt: whether its root preconditions, as in AdaGrad. Default False (official code): invariant to the
-        scale of coordinates.
+      is_sqrt: whether the divisor is the root, as in AdaGrad. Default False (official code): invariant to the scale of
+        coordinates.
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
 
@@ -241,12 +245,12 @@ def sania_adagrad_sqr(
     Example:
       >>> tx = sania_adagrad_sqr()
       >>> x = jnp.array([1.0, 3.0])
-      >>> print(tx.update(x, tx.init(x), x, value=jnp.sum(x**2) / 2)[0].round(4))  # c < 0: the whole of 1 / g
+      >>> print(tx.update(x, tx.init(x), x, value=jnp.sum(x**2) / 2)[0].round(4))  # c < 0: the full 1 / g
       [-1.     -0.3333]
 
     Reference: Abdukhakimov et al. SANIA: Polyak-type Optimization Framework Leads to Scale Invariant Stochastic
-    Algorithms. 2023, arXiv 2312.17369. eps bounds the sum from below, as in the official torch code; the one in numpy
-    adds it.
+    Algorithms. 2023, arXiv 2312.17369. eps bounds the sum from below, as in the official torch code; the official numpy
+    code adds it.
     """
     link = _squares("sania_adagrad_sqr", None, eps, is_sqrt)
     return _sania("sania_adagrad_sqr", learning_rate, link, f_min, max_step)
@@ -261,16 +265,21 @@ def sania_adam_sqr(
     f_min: Any = 0.0,
     max_step: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """SANIA on the mean of squared gradients; no first moment, despite the name.
+    """SANIA with the mean of squared gradients as preconditioner; no first moment, despite the name.
 
-    Equations: at the head of this file.
+    Equations: those of `sania`, with another direction d_t:
+
+        s_t = b2 s_{t-1} + (1 - b2) g_t^2
+        d_t = g_t / max(eps, s_t / (1 - b2^t))                with is_sqrt the root of the maximum
+
+    Without the root the trajectory does not change when coordinates are rescaled.
 
     Args:
       learning_rate: factor >= 0 of the step, or a schedule. Default 1 (official code).
       b2: decay of the mean, in [0, 1). Default 0.999 (official code).
       eps: smallest entry of the mean, >= 0. Default 1e-8 (official numpy code; the class in torch has 0.1, with
         which coordinates of small gradients take no long steps).
-      is_sqrt: whether its root preconditions, as in Adam. Default False (official code).
+      is_sqrt: whether the divisor is the root, as in Adam. Default False (official code).
       f_min: the smallest value of the loss. Default 0: interpolation.
       max_step: largest lambda, > 0. Default 1.
 
@@ -290,7 +299,7 @@ def sania_adam_sqr(
     Algorithms. 2023, arXiv 2312.17369.
     """
     if b2 is None:
-        raise ValueError("b2 must be a number in [0, 1), got None")
+        raise ValueError("sania_adam_sqr: b2 must be a number in [0, 1), got None; use sania_adagrad_sqr for a sum")
     link = _squares("sania_adam_sqr", b2, eps, is_sqrt)
     return _sania("sania_adam_sqr", learning_rate, link, f_min, max_step)
 

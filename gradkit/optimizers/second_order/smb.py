@@ -1,21 +1,4 @@
-"""SMB: stochastic gradient descent that replaces a step which does not decrease the loss by one from a model.
-
-s = -lr g                                             the trial step, at rate lr
-f(x + s) <= f(x) - armijo lr |g|^2                    over all tensors: the step is s
-otherwise, in every tensor by itself, with y = gradient(x + s) - g of the same batch,
-    r = |y| / |g|,   c = <y, g> / |g|^2,   beta = r + 1 / eta,   kappa = (2 r + 1 / eta) / eta
-    step = -lr ( (1 + (beta c + r^2) / kappa) / (beta + c) g  +  y / kappa )
-
-The last line is the minimum of the paper's quadratic model, c_g g + c_s s + c_y y, with s = -lr g put in, which leaves
-no difference of nearly equal numbers.
-
-With independent batches (SMBi) a failed step is not taken: the parameters stay. The next update, whose batch is another
-one and whose gradient is h, tries s = -lr h and takes the minimum of the model of the failed gradient g on that step,
-with y = gradient(x + s) - h of the new batch, r = |y| / |h|, c = <y, h> / |h|^2, and beta and kappa as above:
-
-    p = <y, g> / |h|^2,   q = <h, g> / |h|^2
-    step = -lr / (beta + c) (g + (beta p + r^2 q) / kappa h + (beta q + p) / kappa y)
-"""
+"""SMB: stochastic gradient descent that replaces a step which does not decrease the loss by one from a model."""
 
 from typing import Any, NamedTuple
 
@@ -42,13 +25,13 @@ from gradkit.leaves import Layout, Method, names, resolve_layout
 from gradkit.types import Scalar, ScalarOrSchedule
 
 PAPER = Paper("Bolstering Stochastic Gradient Descent with Model Building", "Birbil et al.", 2021, "2111.07058")
-# A gradient that is shorter is taken as it is (official code).
+# With a shorter gradient the trial step is always taken (official code).
 SMALLEST_NORM = 1e-8
 
 
 class SmbState(NamedTuple):
-    """Number of updates; steps from the model since the rate was last changed; the factor of the learning rate; what
-    the last step was, as metrics."""
+    """Number of updates; number of steps from the model since the learning rate last changed; the factor of the
+    learning rate; whether the last step was from the model, and its learning rate, as metrics."""
 
     count: jax.Array
     model_steps: jax.Array
@@ -57,7 +40,7 @@ class SmbState(NamedTuple):
 
 
 class SmbiState(NamedTuple):
-    """As `SmbState`, with whether the last step failed, 0 or 1, and the gradient of the last batch."""
+    """The fields of `SmbState`, whether the last step failed, 0 or 1, and the gradient of the last batch."""
 
     count: jax.Array
     failed: jax.Array
@@ -68,14 +51,14 @@ class SmbiState(NamedTuple):
 
 
 def _parts(gg: jax.Array, yy: jax.Array, eta: Any) -> tuple[jax.Array, jax.Array]:
-    """beta and kappa."""
+    """beta and kappa of the model."""
     inverse = 1 / scalar(eta, gg)
     r = divide(jnp.sqrt(yy), jnp.sqrt(gg))
     return r + inverse, (2 * r + inverse) * inverse
 
 
 def model_step(g: Any, y: Any, lr: jax.Array, eta: Any, layout: Layout | None) -> Any:
-    """The minimum of the model of every tensor; 0 where the gradient is."""
+    """The minimum of the model of every tensor; 0 where the gradient is 0."""
     known, (flat_g, structure), flat_y = names(g), jax.tree.flatten(g), jax.tree.leaves(y)
     squares = [[abs_sq(x) for x in row] for row in (flat_g, flat_y)]
     products = [a * b for a, b in zip(flat_g, flat_y, strict=True)]
@@ -96,8 +79,8 @@ def model_step(g: Any, y: Any, lr: jax.Array, eta: Any, layout: Layout | None) -
 
 
 def independent_model_step(g: Any, h: Any, y: Any, lr: jax.Array, eta: Any, layout: Layout | None) -> Any:
-    """The minimum of the model of every tensor of the gradient g on a step along that of another batch, h; 0 where h
-    is."""
+    """The minimum, for every tensor, of the model of the gradient g with curvature along the gradient h of another
+    batch; 0 where h is 0."""
     known, (flat_g, structure), flat_h, flat_y = names(g), jax.tree.flatten(g), jax.tree.leaves(h), jax.tree.leaves(y)
     squares = [[abs_sq(x) for x in row] for row in (flat_h, flat_y)]
     pairs = ((flat_y, flat_h), (flat_y, flat_g), (flat_h, flat_g))
@@ -118,7 +101,7 @@ def independent_model_step(g: Any, h: Any, y: Any, lr: jax.Array, eta: Any, layo
 
 
 class _Rate(NamedTuple):
-    """The hyperparameters of both methods, and the rate that they give."""
+    """The hyperparameters of both methods, and the learning rate that follows from them."""
 
     name: str
     learning_rate: Any
@@ -131,7 +114,7 @@ class _Rate(NamedTuple):
     max_learning_rate: Any
 
     def checked(self) -> "_Rate":
-        """The same, checked."""
+        """The same hyperparameters, checked."""
         checks.real("learning_rate", self.learning_rate, "[0, inf)", schedule=True)
         checks.real("eta", self.eta, "(0, 1)")
         checks.real("armijo", self.armijo, "(0, 1)")
@@ -146,8 +129,8 @@ class _Rate(NamedTuple):
         return at_count(self.learning_rate, count, f"{self.name}: learning_rate")
 
     def after(self, count: jax.Array, factor: jax.Array, models: jax.Array, lr: jax.Array, most: float) -> Any:
-        """The factor, and the steps from the model that it has seen, after update `count`; it falls if their share is
-        above `most` times gamma."""
+        """The factor and the number of steps from the model after update `count`; the factor falls if the fraction of
+        such steps is above `most` times gamma."""
         if not self.auto_schedule:
             return factor, models
         decay, share = scalar(self.lr_decay, lr), models.astype(lr.dtype) / self.steps_per_epoch
@@ -157,7 +140,7 @@ class _Rate(NamedTuple):
         return jnp.where(ends, factor * change, factor), jnp.where(ends, 0, models)
 
     def falls(self, g: Any, value: Any, there: Any, lr: jax.Array, value_fn: Any) -> jax.Array:
-        """Whether the loss at the end of the trial step is low enough."""
+        """Whether the loss after the trial step satisfies the Armijo condition."""
         square = global_square(g).astype(lr.dtype)
         highest = jnp.asarray(value).astype(lr.dtype) - jnp.asarray(self.armijo).astype(lr.dtype) * lr * square
         return (jnp.asarray(value_fn(there)).astype(lr.dtype) <= highest) | (jnp.sqrt(square) < SMALLEST_NORM)
@@ -184,28 +167,36 @@ def smb(
 ) -> optax.GradientTransformationExtraArgs:
     """Stochastic gradient descent with model building (SMB): a failed step is corrected by a quadratic model.
 
-    s = -lr g is taken where f(x + s) <= f(x) - armijo lr |g|^2. Otherwise every tensor takes the minimum of a model
-    that agrees with the gradients at both ends of s; equations at the head of this file.
+    The trial step s = -lr g is taken where f(x + s) <= f(x) - armijo lr |g|^2. Otherwise every tensor takes the minimum
+    of a model that agrees with the gradients at both ends of s. Equations, of every tensor, with
+    y = gradient(x + s) - g of the same batch:
+
+        r = |y| / |g|,   c = <y, g> / |g|^2,   beta = r + 1 / eta,   kappa = (2 r + 1 / eta) / eta
+        step = -lr ((1 + (beta c + r^2) / kappa) / (beta + c) g + y / kappa)
+
+    This is the minimum c_g g + c_s s + c_y y of the paper's quadratic model with s = -lr g inserted, which avoids
+    differences of nearly equal numbers.
 
     Args:
-      learning_rate: rate of the trial step, >= 0, or a schedule. Default 0.5 (paper; the official code has 1).
-      eta: how far a step from the model may go relative to s, in (0, 1). Default 0.99 (paper).
-      armijo: share of the first-order decrease that a trial step must reach, in (0, 1). Default 0.1 (official code).
-      auto_schedule: whether the rate follows the share of steps from the model. Default False.
-      steps_per_epoch: with `auto_schedule`, updates between two changes of the rate, >= 1. Default 500.
-      gamma: with `auto_schedule`, the rate falls if the share of steps from the model is above gamma, in [0, 1], and
-        rises otherwise. Default 0.05 (official code).
+      learning_rate: lr of the trial step, >= 0, or a schedule. Default 0.5 (paper; the official code has 1).
+      eta: largest length of a step from the model relative to s, in (0, 1). Default 0.99 (paper).
+      armijo: fraction of the first-order decrease that a trial step must reach, in (0, 1). Default 0.1 (official code).
+      auto_schedule: whether the learning rate follows the fraction of steps from the model. Default False.
+      steps_per_epoch: with `auto_schedule`, updates between two changes of the learning rate, >= 1. Default 500.
+      gamma: with `auto_schedule`, the learning rate falls if the fraction of steps from the model is above gamma, in
+        [0, 1], and rises otherwise. Default 0.05 (official code).
       lr_decay: with `auto_schedule`, the factor of a fall, and the inverse of that of a rise, in (0, 1]. Default 0.9
         (official code).
-      max_learning_rate: with `auto_schedule`, a rise beyond it does not happen, > 0. Default 20 (official code).
+      max_learning_rate: with `auto_schedule`, the learning rate does not rise beyond it, > 0. Default 20 (official
+        code).
       layout: which axes are stacks: every layer of a scan has its own model.
 
     Returns:
       A transformation that needs `params`, `value_fn` and `grad_fn` of this batch; `value` saves one evaluation. The
       updates are complete: no learning rate follows. State: no word per parameter, three numbers and the metrics
-      `model_step` (1 where the trial failed) and `last_learning_rate`. Costs a forward pass a step, and a gradient
+      `model_step` (1 where the trial failed) and `last_learning_rate`. It costs a forward pass per step, and a gradient
       where the trial fails. Collectives: one scalar, and three per tensor where the trial fails, besides those of
-      the loss; inside `shard_map` `value_fn` gives the loss of the whole batch.
+      the loss; inside `shard_map` `value_fn` must return the loss of the global batch.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, an extra argument missing.
@@ -214,7 +205,7 @@ def smb(
       >>> f = lambda x: 2 * x**2
       >>> tx, x = smb(1.0, eta=0.5), jnp.array(1.0)
       >>> u, state = tx.update(4 * x, tx.init(x), x, value_fn=f, grad_fn=jax.grad(f))
-      >>> round(float(u), 4), int(state[0].metrics["model_step"])  # -4 is uphill: the gradient at its end is -12
+      >>> round(float(u), 4), int(state[0].metrics["model_step"])  # -4 increases the loss; there the gradient is -12
       (-0.4, 1)
 
     Reference: Birbil et al. Bolstering Stochastic Gradient Descent with Model Building. 2021, arXiv 2111.07058. A
@@ -263,31 +254,37 @@ def smbi(
     max_learning_rate: ScalarOrSchedule = 20.0,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SMB with independent batches: the model of a failed step is built on the batch after it.
+    """SMB with independent batches: the model of a failed step is built from the next batch.
 
-    s = -lr g is taken where f(x + s) <= f(x) - armijo lr |g|^2. Otherwise the parameters stay, and the next update
-    takes the minimum of a model of the gradient that failed, whose curvature is that of its own batch, so that the two
-    are independent; equations at the head of this file.
+    The trial step s = -lr g is taken where f(x + s) <= f(x) - armijo lr |g|^2. Otherwise the parameters do not change,
+    and the next update takes the minimum of a model of the failed gradient g, whose curvature is that of the next
+    batch, so that the two are independent. Equations, of every tensor, with the gradient h of the next batch, s = -lr h
+    and y = gradient(x + s) - h of that batch:
+
+        r = |y| / |h|,   c = <y, h> / |h|^2,   beta = r + 1 / eta,   kappa = (2 r + 1 / eta) / eta
+        p = <y, g> / |h|^2,   q = <h, g> / |h|^2
+        step = -lr / (beta + c) (g + (beta p + r^2 q) / kappa h + (beta q + p) / kappa y)
 
     Args:
-      learning_rate: rate of the trial step, >= 0, or a schedule. Default 0.5 (paper; the official code has 1).
-      eta: how far a step from the model may go relative to s, in (0, 1). Default 0.99 (paper).
-      armijo: share of the first-order decrease that a trial step must reach, in (0, 1). Default 0.1 (official code).
-      auto_schedule: whether the rate follows the share of steps from the model. Default False.
-      steps_per_epoch: with `auto_schedule`, updates between two changes of the rate, >= 1. Default 500.
-      gamma: with `auto_schedule`, the rate falls if the share of steps from the model is above gamma / 2, in [0, 1], as
-        a failure takes two updates, and rises otherwise. Default 0.05 (official code).
+      learning_rate: lr of the trial step, >= 0, or a schedule. Default 0.5 (paper; the official code has 1).
+      eta: largest length of a step from the model relative to s, in (0, 1). Default 0.99 (paper).
+      armijo: fraction of the first-order decrease that a trial step must reach, in (0, 1). Default 0.1 (official code).
+      auto_schedule: whether the learning rate follows the fraction of steps from the model. Default False.
+      steps_per_epoch: with `auto_schedule`, updates between two changes of the learning rate, >= 1. Default 500.
+      gamma: with `auto_schedule`, the learning rate falls if the fraction of steps from the model is above gamma / 2,
+        in [0, 1], because a failure takes two updates, and rises otherwise. Default 0.05 (official code).
       lr_decay: with `auto_schedule`, the factor of a fall, and the inverse of that of a rise, in (0, 1]. Default 0.9
         (official code).
-      max_learning_rate: with `auto_schedule`, a rise beyond it does not happen, > 0. Default 20 (official code).
+      max_learning_rate: with `auto_schedule`, the learning rate does not rise beyond it, > 0. Default 20 (official
+        code).
       layout: which axes are stacks: every layer of a scan has its own model.
 
     Returns:
       A transformation that needs `params`, `value_fn` and `grad_fn` of this batch; `value` saves one evaluation. The
       updates are complete: no learning rate follows. State: 1 word per parameter, numbers and the metrics `model_step`
-      (1 where a step came from the model) and `last_learning_rate`. Costs a forward pass a step, or a gradient where
-      the step before it failed. Collectives: one scalar, or five per tensor, besides those of the loss; inside
-      `shard_map` `value_fn` gives the loss of the whole batch.
+      (1 where a step came from the model) and `last_learning_rate`. It costs a forward pass per step, or a gradient
+      where the step before it failed. Collectives: one scalar, or five per tensor, besides those of the loss; inside
+      `shard_map` `value_fn` must return the loss of the global batch.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, an extra argument missing.
@@ -296,7 +293,7 @@ def smbi(
       >>> f = lambda x: 2 * x**2
       >>> tx, x = smbi(1.0, eta=0.5), jnp.array(1.0)
       >>> u, state = tx.update(4 * x, tx.init(x), x, value_fn=f, grad_fn=jax.grad(f))
-      >>> float(u)  # -4 is uphill: nothing moves
+      >>> float(u)  # -4 increases the loss: no step
       0.0
       >>> u, state = tx.update(4 * x, state, x, value_fn=f, grad_fn=jax.grad(f))
       >>> round(float(u), 4)  # with the same batch again, the step of `smb`

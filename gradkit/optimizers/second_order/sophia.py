@@ -1,14 +1,4 @@
-"""Sophia: momentum over a curvature that is refreshed now and then, every coordinate clipped.
-
-every k steps     h = b2 h + (1 - b2) h_t         h_t an estimate of the diagonal of the Hessian
-m_t = b1 m_{t-1} + (1 - b1) g_t                   without bias correction
-d_t = m_t / max(gamma h, eps), clipped to [-clip, clip]                                  "max", the paper
-d_t = sign(m_t) min(|m_t| / (gamma h + eps), clip)                                       "add", the official code
-x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
-
-Sophia-G estimates by `gk.gradients.gauss_newton_bartlett_diag`, Sophia-H by Hutchinson's z (H z). Where the denominator
-is not positive a coordinate takes a step of sign.
-"""
+"""Sophia: momentum over a curvature that is refreshed every few steps, every coordinate clipped."""
 
 import optax
 
@@ -45,14 +35,24 @@ def sophia(
     key: Key | None = None,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Sophia, with either estimate of the curvature.
+    """Sophia: momentum over a curvature that is refreshed every few steps, every coordinate clipped.
 
-    Equations: at the head of this file. `sophia_g` and `sophia_h` are the two by name.
+    Equations, with h_t an estimate of the diagonal of the Hessian, and k = update_interval:
+
+        every k steps:   h = b2 h + (1 - b2) h_t
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        d_t = m_t / max(gamma h, eps), clipped to [-clip, clip]             denominator="max" (paper)
+        d_t = sign(m_t) min(|m_t| / (gamma h + eps), clip)                  denominator="add" (official code)
+        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
+
+    Sophia-G (`sophia_g`) estimates by `gk.gradients.gauss_newton_bartlett_diag`, Sophia-H (`sophia_h`) by Hutchinson's
+    z (H z). Where the denominator is not positive, the direction of a coordinate is clip sign(m_t).
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      estimator: "gnb": the curvature is given, by `gk.gradients.gauss_newton_bartlett_diag`, which needs the logits;
-        "hutchinson": where it is not given it is made from the extra argument `hvp_fn`. Default "gnb" (official code).
+      estimator: "gnb": the caller passes the curvature, from `gk.gradients.gauss_newton_bartlett_diag`, which needs the
+        logits; "hutchinson": where it is not passed it is computed from the extra argument `hvp_fn`. Default "gnb"
+        (official code).
       b1: decay of the momentum, in [0, 1). Default 0.965 (official code's class default).
       b2: decay of the curvature per refresh, in [0, 1). Default 0.99 (official code's class default).
       gamma: scale of the curvature, > 0. Default None: 0.05 for "gnb", 0.01 for
@@ -64,19 +64,19 @@ def sophia(
         configurations).
       denominator: "max" (paper) or "add" (official code). Default "max".
       bias_correction: whether the momentum is divided by 1 - b1^t. Default False (paper).
-      lagged: whether a step uses the curvature of the refresh before. Default False (paper).
-      measure_win_rate: whether the share of entries that are not clipped is published. Default False.
+      lagged: whether a step uses the curvature of the previous refresh. Default False (paper).
+      measure_win_rate: whether the fraction of entries that are not clipped is published. Default False.
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.1 (official code's class default;
         its configurations for language models have 0.2).
       weight_decay_mask: which leaves decay. Default all.
       num_samples: random vectors per estimate of Hutchinson's, >= 1. Default 1.
-      key: a typed key or integer, from which those of all steps follow. Default None: `update` needs `key=` where the
-        curvature is estimated here.
+      key: a typed key or integer, from which the keys of all steps are derived. Default None: `update` needs `key=`
+        where the curvature is estimated here.
       mu_dtype: dtype in which the momentum is kept. Default float32.
 
     Returns:
       A transformation that needs `curvature` on steps that refresh, or with "hutchinson" `hvp_fn` and a key. State: 2
-      words per parameter. Elementwise but for the estimate, which moves what a gradient does.
+      words per parameter. Elementwise except for the estimate, which has the collectives of a gradient.
 
     Raises:
       ValueError: a hyperparameter outside its range; at `update`, no curvature where it is needed.
@@ -114,7 +114,10 @@ def sophia(
     )
     estimate = hutchinson_estimator(num_samples=num_samples)
     if not hutchinson and (key is not None or num_samples != 1):
-        raise ValueError(f"{method}: num_samples and key are of Hutchinson's estimate: estimator='hutchinson'")
+        raise ValueError(
+            f"{method}: num_samples and key are used only with estimator='hutchinson', got estimator='gnb'; leave them "
+            "out, or write estimator='hutchinson'"
+        )
     if hutchinson:
         chain = supply_curvature(method, chain, estimate, key=key, lazy=True)
     return optimizer(Method(method, learning_rate, weight_decay, weight_decay_mask), chain)
@@ -123,14 +126,14 @@ def sophia(
 sophia_g = preset(
     sophia,
     "sophia_g",
-    "Sophia-G: the curvature is that of sampled labels, and is given.",
+    "Sophia-G: `sophia` with the curvature of sampled labels, which the caller passes.",
     fixed={"estimator": "gnb", "num_samples": 1, "key": None},
     gamma=GAMMA["gnb"],
 )
 sophia_h = preset(
     sophia,
     "sophia_h",
-    "Sophia-H: the curvature is Hutchinson's, made from `hvp_fn` where it is not given.",
+    "Sophia-H: `sophia` with Hutchinson's curvature, computed from `hvp_fn` where it is not passed.",
     fixed={"estimator": "hutchinson"},
     gamma=GAMMA["hutchinson"],
 )

@@ -1,14 +1,4 @@
-"""AI-SARAH: SARAH whose every step has the length that makes its own next estimate short.
-
-    phi(a) = |grad f_S(w - a v) - grad f_S(w) + v|^2          the square of the next estimate, after a step of length a
-    a~     = - phi'(0) / |phi''(0)|                           one step of Newton from 0
-    a      = min(a~, a_max),   w+ = w - a v,   v+ = grad f_S(w+) - grad f_S(w) + v
-    delta  = 1 / a~ in the first step of all, else beta delta + (1 - beta) / a~;    a_max = 1 / delta
-
-    phi'(0) = -2 v^T H v,   phi''(0) = 2 |H v|^2 + 2 v^T (d^2/da^2 of grad f_S(w - a v) at 0)
-
-The full gradient is taken anew once |v|^2 < gamma |v_0|^2; delta goes on.
-"""
+"""AI-SARAH: SARAH with step lengths that approximately minimise the norm of the next estimate."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +17,8 @@ PAPER = Paper("AI-SARAH: Adaptive and Implicit Stochastic Recursive Gradient Met
 
 
 class AiSarahState(NamedTuple):
-    """The estimate v; |v|^2 now and at the last full gradient; delta, 0 before the first step; the last step length."""
+    """The estimate v; its current |v|^2, and that of the last full gradient; delta, 0 before the first step; the last
+    step length."""
 
     estimate: Any
     square: jax.Array
@@ -57,7 +48,7 @@ def _inner(a: Any, b: Any) -> jax.Array:
 
 
 def newton_step(grad_fn: Callable[[Any], Any], w: Any, v: Any) -> jax.Array:
-    """a~, from two derivatives of the gradient along v."""
+    """Newton's step length a~, from two derivatives of the gradient along v."""
 
     def along(a: jax.Array) -> Any:
         return grad_fn(jax.tree.map(lambda x, d: x - a.astype(x.dtype) * d.astype(x.dtype), w, v))
@@ -76,18 +67,28 @@ def newton_step(grad_fn: Callable[[Any], Any], w: Any, v: Any) -> jax.Array:
 def ai_sarah(*, gamma: Scalar = 1 / 32, beta: Scalar = 0.999) -> AiSarah:
     """AI-SARAH: variance-reduced steps without a learning rate.
 
-    Equations: at the head of this file.
+    Equations, with the loss f_S of the batch and its Hessian H; phi(a) is the square of the next estimate after a step
+    of length a:
+
+        phi(a) = |grad f_S(w - a v) - grad f_S(w) + v|^2
+        phi'(0) = -2 v^T H v,   phi''(0) = 2 |H v|^2 + 2 v^T (d^2/da^2 of grad f_S(w - a v) at 0)
+        a~ = - phi'(0) / |phi''(0)|                               one step of Newton's method from 0
+        a = min(a~, a_max),   a_max = 1 / delta
+        delta <- beta delta + (1 - beta) / a~,   1 / a~ in the first step
+        w+ = w - a v,   v+ = grad f_S(w+) - grad f_S(w) + v
+
+    The full gradient is computed again once |v|^2 < gamma |v_0|^2; delta is not reset.
 
     Args:
-      gamma: share of |v_0|^2 below which the full gradient is due, in (0, 1). Default 1/32 (paper).
+      gamma: fraction of |v_0|^2 below which the full gradient is due, in (0, 1). Default 1/32 (paper).
       beta: decay of the running mean of inverse steps that bounds the next, in [0, 1). Default 0.999 (paper).
 
     Returns:
       Four pure functions: the user's loop calls `init(full_gradient)`, then for every batch
       `step(state, params, grad_fn)`, and `refresh(state, full_gradient)` where `should_refresh(state)`. A step whose
-      a~ is not positive or not finite, as where a loss is not convex, has the length a_max; 0 in the first step. State:
-      1 word per parameter and four numbers. Costs two gradients of the batch and two derivatives of one.
-      Collectives: four scalars a step.
+      a~ is not positive or not finite, for example for a loss that is not convex, has the length a_max, and 0 if it is
+      the first step. State: 1 word per parameter and four numbers. It costs two gradients of the batch and two
+      derivatives of a gradient. Collectives: four scalars per step.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -122,7 +123,7 @@ def ai_sarah(*, gamma: Scalar = 1 / 32, beta: Scalar = 0.999) -> AiSarah:
         newton = newton_step(grad_fn, params, v).astype(dtype)
         fine = jnp.isfinite(newton) & (newton > 0)
         bounded = state.delta > 0
-        longest = divide(jnp.ones((), dtype), state.delta)  # read only where there is a bound
+        longest = divide(jnp.ones((), dtype), state.delta)  # used only where there is a bound
         newton = jnp.where(fine, newton, longest)
         a = jnp.where(bounded, jnp.minimum(newton, longest), newton)
         inverse, b = divide(jnp.ones((), dtype), newton), scalar(beta, newton)

@@ -1,12 +1,4 @@
-"""Cluster momentum: one running mean of gradients per class of examples, as control variates.
-
-A batch of n examples has n_c of cluster c, whose mean gradient is g_c; p_c is the cluster's share of the data.
-
-    v   = sum_c (n_c / n) (g_c - m_c) + sum_c p_c m_c
-    m_c = beta m_c + (1 - beta) g_c        where n_c > 0
-
-The mean of v is that of the gradient for any m, and its noise is that of the examples within their clusters.
-"""
+"""Cluster momentum: one running mean of gradients per class of examples, as control variates."""
 
 from typing import Any, NamedTuple
 
@@ -31,9 +23,16 @@ class ClusterMomentumState(NamedTuple):
 def cluster_momentum(
     num_clusters: int, *, beta: Scalar = 0.9, cluster_probs: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    """A link ahead of any optimizer that takes the differences between clusters out of the gradient's noise.
+    """A link before any optimizer that removes the differences between clusters from the gradient's noise.
 
-    Equations: at the head of this file. The updates that come in are not read.
+    Equations, for a batch of n examples with n_c of cluster c, whose mean gradient is g_c; p_c is the fraction of the
+    data in the cluster:
+
+        v   = sum_c (n_c / n) (g_c - m_c) + sum_c p_c m_c
+        m_c = beta m_c + (1 - beta) g_c        where n_c > 0
+
+    The expectation of v is that of the gradient for any m, and its noise is that of the examples within their clusters.
+    The incoming updates are not read.
 
     Args:
       num_clusters: K, >= 1; for instance the number of classes.
@@ -41,13 +40,13 @@ def cluster_momentum(
       cluster_probs: p, K numbers >= 0 that sum to 1. Default None: all 1 / K.
 
     Returns:
-      A transformation that needs `cluster_grads`, a tree like the parameters with a leading axis K (what it holds of a
-      cluster without examples is not read), and `cluster_counts`, n_c >= 0 of shape (K,), integers or floats. State: K
-      words per parameter. Elementwise: no collective. A batch without any example gives sum_c p_c m_c.
+      A transformation that needs `cluster_grads`, a tree like the parameters with a leading axis K (entries of a
+      cluster without examples are not read), and `cluster_counts`, n_c >= 0 of shape (K,), integers or floats. State: K
+      words per parameter. Elementwise: no collective. A batch without examples gives sum_c p_c m_c.
 
     Raises:
       ValueError: an argument outside its range; at `update`, extra arguments missing or not of K clusters, counts that
-        are known to sum to 0.
+        are not traced and sum to 0.
 
     Example:
       >>> tx, x = cluster_momentum(2), jnp.zeros(1)
@@ -65,11 +64,11 @@ def cluster_momentum(
     K = num_clusters
     probs = np.full(K, 1 / K) if cluster_probs is None else cluster_probs
     if np.shape(probs) != (K,):
-        raise ValueError(f"cluster_probs must be {K} numbers, got shape {np.shape(probs)}")
+        raise ValueError(f"cluster_momentum: cluster_probs must be {K} numbers, got shape {np.shape(probs)}")
     if not isinstance(probs, Tracer):
         p = np.asarray(probs, np.float64)
         if not (np.all(p >= 0) and abs(p.sum() - 1) < 1e-5):
-            raise ValueError(f"cluster_probs must be >= 0 and sum to 1, got {p.tolist()}")
+            raise ValueError(f"cluster_momentum: cluster_probs must be >= 0 and sum to 1, got {p.tolist()}")
 
     def along(vector: Any, g: jax.Array) -> jax.Array:
         return jnp.asarray(vector, g.dtype).reshape((K,) + (1,) * (g.ndim - 1))
@@ -83,9 +82,14 @@ def cluster_momentum(
         counts = jnp.asarray(need("cluster_momentum", extra, "cluster_counts"))
         shapes = jax.tree.map(lambda u, g: g.shape == (K, *u.shape), updates, grads)
         if counts.shape != (K,) or not all(jax.tree.leaves(shapes)):
-            raise ValueError(f"cluster_momentum: cluster_grads and cluster_counts must have a leading axis of {K}")
+            raise ValueError(
+                f"cluster_momentum: cluster_grads and cluster_counts must have a leading axis of {K}, got shapes "
+                f"{[g.shape for g in jax.tree.leaves(grads)]} and {counts.shape}"
+            )
         if not isinstance(counts, Tracer) and not np.any(np.asarray(counts)):
-            raise ValueError("cluster_momentum: cluster_counts must not sum to 0")
+            raise ValueError(
+                "cluster_momentum: cluster_counts must not sum to 0, got only zeros; count at least one example"
+            )
         n = jnp.sum(counts)
         n = jnp.where(n > 0, n, jnp.ones_like(n))
 

@@ -1,12 +1,5 @@
-"""The base rules on variance reduced gradients g^, which `scale_by_gsnr` makes: coordinates step in proportion to the
-signal-to-noise ratio p of their gradient, between gamma and 1.
-
-    VR-SGD        w <- w - learning_rate g^                             g^ = r g: the ratio has no memory
-    VR-Momentum   m <- momentum m + g^,  w <- w - learning_rate m       g^ = p g, p the running mean of r
-    VR-Adam       Adam's moments and step, of g^                        g^ = p g
-    VR-LARS       LARS in the paper's form, of g^                       g^ = r g
-    VR-LAMB       LAMB, of g^                                           g^ = p g
-"""
+"""SGD, momentum, Adam, LARS and LAMB on variance-reduced gradients: every coordinate of the gradient is scaled by its
+signal-to-noise ratio, between gamma and 1."""
 
 from typing import Any
 
@@ -36,9 +29,11 @@ PAPER = Paper(
 def vr_sgd(
     learning_rate: ScalarOrSchedule, *, gamma: Scalar = 0.1, layout: Layout | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent on variance reduced gradients; the ratio has no memory.
+    """Gradient descent on variance-reduced gradients, without a running mean of the ratio.
 
-    Equations: at the head of this file.
+    Equations, with the clipped signal-to-noise ratio r of `scale_by_gsnr`:
+
+        w <- w - learning_rate r g
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -46,8 +41,8 @@ def vr_sgd(
       layout: which axes are stacks.
 
     Returns:
-      A transformation that needs `grad_moments` or `grad_sq`, as `scale_by_gsnr`. No state but counters. Collectives:
-      one scalar per tensor where leaves are sharded.
+      A transformation that needs `grad_moments` or `grad_sq`, as `scale_by_gsnr`. No state except counters.
+      Collectives: one scalar per tensor where leaves are sharded.
 
     Raises:
       ValueError: a hyperparameter outside its range; moments missing.
@@ -74,9 +69,12 @@ def vr_momentum(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Momentum on variance reduced gradients.
+    """Momentum on variance-reduced gradients.
 
-    Equations: at the head of this file.
+    Equations, with the scaled gradient g^ of `scale_by_gsnr`:
+
+        m <- momentum m + g^                   with nesterov the step uses momentum m + g^
+        w <- w - learning_rate m
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -113,7 +111,7 @@ def vr_momentum(
 def _adam(
     gsnr: optax.GradientTransformation, second_moment: str, b1: Any, b2: Any, eps: Any, mu_dtype: Any
 ) -> optax.GradientTransformation:
-    """Adam's direction from scaled gradients, over the second moment of these or of the raw ones."""
+    """Adam's direction from scaled gradients, with the second moment of the scaled or of the raw ones."""
     checks.choice("second_moment", second_moment, ("scaled", "raw"))
     scaled = optax.chain(gsnr, scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype))
     if second_moment == "scaled":
@@ -141,9 +139,12 @@ def vr_adam(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam on variance reduced gradients.
+    """Adam on variance-reduced gradients.
 
-    Equations: at the head of this file.
+    Equations, with the scaled gradient g^ of `scale_by_gsnr`:
+
+        m <- b1 m + (1 - b1) g^,   v <- b2 v + (1 - b2) g^^2        with second_moment="raw" the square of g
+        w <- w - learning_rate (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
     Args:
       learning_rate: step size >= 0, or a schedule.
@@ -152,7 +153,7 @@ def vr_adam(
       eps: added to the root, >= 0. Default 1e-8.
       gamma: smallest ratio, in (0, 1]. Default 0.1 (unverified: no code is public).
       b3: decay of the ratio, in [0, 1), or None: no memory. Default 0.9.
-      second_moment: "scaled", of g^, or "raw", of g, where a constant ratio shortens the step. Default "scaled": a
+      second_moment: "scaled", of g^, or "raw", of g, with which a constant ratio shortens the step. Default "scaled": a
         plain chain.
       mu_dtype: dtype in which the first moment is kept. Default float32.
       layout: which axes are stacks.
@@ -170,7 +171,7 @@ def vr_adam(
       >>> tx.update(g, tx.init(g), g, grad_sq=2 * g**2)[0].round(4).tolist()
       [-0.5, 0.5]
 
-    Reference: Jiang et al. 2023, arXiv 2309.13681. No public code says which gradient the second moment sees.
+    Reference: Jiang et al. 2023, arXiv 2309.13681. No public code shows which gradient the second moment is of.
     """
     gsnr = scale_by_gsnr(gamma=gamma, b3=b3, layout=layout)
     adam = _adam(gsnr, second_moment, b1, b2, eps, mu_dtype)
@@ -189,12 +190,12 @@ def vr_lars(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """LARS on variance reduced gradients; the ratio has no memory.
+    """LARS on variance-reduced gradients, without a running mean of the ratio.
 
-    Equations: at the head of this file; those of `gk.lars`, with g^ for g.
+    Equations: those of `gk.lars` with the gradient r g, r the clipped signal-to-noise ratio of `scale_by_gsnr`.
 
     Args:
-      learning_rate: global rate >= 0, or a schedule.
+      learning_rate: global learning rate >= 0, or a schedule.
       momentum: decay of the momentum, in [0, 1]. Default 0.9.
       weight_decay: decay inside the trust ratio, >= 0, or a schedule. Default 0.
       trust_coefficient: relative size of a step, > 0. Default 0.001.
@@ -253,9 +254,9 @@ def vr_lamb(
     mu_dtype: DTypeLike | None = None,
     layout: Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """LAMB on variance reduced gradients.
+    """LAMB on variance-reduced gradients.
 
-    Equations: at the head of this file; those of `gk.lamb`, with g^ for g.
+    Equations: those of `gk.lamb` with the scaled gradient g^ of `scale_by_gsnr`.
 
     Args:
       learning_rate: relative size of a step, >= 0, or a schedule.
@@ -301,7 +302,7 @@ for _function, _words, _race in (
     (vr_sgd, 0, Race(1e-1)),
     (vr_momentum, 2, Race(1e-1)),
     (vr_adam, 3, Race(5e-3)),
-    # Vectors step at the rate itself, as in LARS.
+    # Vectors take the learning rate itself, as in LARS.
     (vr_lars, 1, Race(5e-1, {"trust_coefficient": 0.02})),
     (vr_lamb, 3, Race(3e-2)),
 ):

@@ -1,18 +1,4 @@
-"""Implicit gradient transport: old gradients, moved to where the parameters are now, without a Hessian.
-
-With k = t - 1 earlier gradients, and g_t taken at the user's parameters y_t:
-
-    gamma_k = k / (k + delta)
-    m_t     = gamma_k m_{t-1} + (1 - gamma_k) g_t
-    u_t     = what the inner optimizer makes of m_t at the true parameters x_t
-    x_{t+1} = x_t + u_t
-    y_{t+1} = x_{t+1} + gamma_{k+1} / (1 - gamma_{k+1}) u_t
-
-Where all losses have one Hessian, m_t with delta = 1 is the mean of the gradients of all losses so far AT x_t.
-With `tail_fraction` c the mean is over about the last share c of the gradients:
-
-    gamma_k = c k / (1 + c k) (1 - sqrt((1 - c) / (k (k + 1))) / c),   0 where k < 2 or where that is negative
-"""
+"""Implicit gradient transport: old gradients, transported to the current parameters without a Hessian."""
 
 from typing import Any, NamedTuple
 
@@ -33,7 +19,7 @@ PAPER = Paper(
 
 
 class ImplicitGradientTransportState(NamedTuple):
-    """Number of updates made, the transported mean of gradients, and how far y is from x with the inner state."""
+    """Number of updates made, the transported mean of gradients, and the distance of y from x with the inner state."""
 
     count: jax.Array
     mean: Any
@@ -58,17 +44,31 @@ def _tail(k: jax.Array, c: Any) -> jax.Array:
 def implicit_gradient_transport(
     inner: optax.GradientTransformation, *, delta: Scalar = 1.0, tail_fraction: Scalar | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Averages gradients as if all had been taken at the present parameters.
+    """Averages gradients as if all had been taken at the current parameters.
 
-    Equations: at the head of this file. The parameters the user holds are the SHIFTED ones, by about t steps, and
-    have a high loss: evaluate and save `gk.eval_params(state, params)`, never the parameters themselves.
+    Equations, with k = t - 1 earlier gradients, and g_t taken at the user's parameters y_t:
+
+        gamma_k = k / (k + delta)
+        m_t     = gamma_k m_{t-1} + (1 - gamma_k) g_t
+        u_t     = inner(m_t)                            at the true parameters x_t
+        x_{t+1} = x_t + u_t
+        y_{t+1} = x_{t+1} + gamma_{k+1} / (1 - gamma_{k+1}) u_t
+
+    Where all losses have the same Hessian, m_t with delta = 1 is the mean of the gradients of all losses so far AT x_t.
+    With `tail_fraction` c the mean is over about the last fraction c of the gradients, and gamma_k is 0 where k < 2 or
+    the formula is negative:
+
+        gamma_k = c k / (1 + c k) (1 - sqrt((1 - c) / (k (k + 1))) / c)
+
+    The user's parameters y_t are SHIFTED by about t steps and have a high loss: evaluate and save
+    `gk.eval_params(state, params)`, never the parameters themselves.
 
     Args:
-      inner: a whole optimizer, learning rate included; `gk.sgd(rate, momentum=0.9)` is the paper's Heavyball-IGT,
+      inner: a complete optimizer, learning rate included; `gk.sgd(rate, momentum=0.9)` is the paper's Heavyball-IGT,
         `gk.adam(rate)` its Adam-IGT.
-      delta: > 0; larger forgets faster: recent gradients have about delta times their share. Default 1: the mean.
-      tail_fraction: c in (0, 1]: the mean runs over the tail (anytime tail averaging), and delta is not read; it must
-        then be 1. Default None: over all gradients, as delta says.
+      delta: > 0; larger values forget faster: recent gradients have about delta times the weight. Default 1: the mean.
+      tail_fraction: c in (0, 1]: the mean is over the tail (anytime tail averaging), and delta, which is not used, must
+        be 1. Default None: over all gradients, with delta.
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter (the mean and the shift), a counter and the
@@ -88,20 +88,22 @@ def implicit_gradient_transport(
 
     Reference: Arnold et al. Reducing the variance in online optimization by transporting past gradients. 2019, arXiv
     1906.03532; with other inner optimizers: Tondji et al. 2021, arXiv 2111.11828. The tail: Le Roux. Anytime Tail
-    Averaging. 2019, arXiv 1902.05083, whose weights are clipped at 0 here: while a tail of the share c is less than one
-    gradient, it is the last gradient.
+    Averaging. 2019, arXiv 1902.05083, whose weights are clipped at 0 here: while the fraction c is less than one
+    gradient, the mean is the last gradient.
     """
     checks.transformation(inner=inner)
     checks.real("delta", delta, "(0, inf)")
     checks.real("tail_fraction", tail_fraction, "(0, 1]", optional=True)
     if tail_fraction is not None and not (isinstance(delta, int | float) and delta == 1):
-        raise ValueError(f"delta must be 1 with tail_fraction, got {delta!r}")
+        raise ValueError(
+            f"implicit_gradient_transport: delta must be 1 with tail_fraction, got {delta!r}; leave one of them out"
+        )
 
     def gamma(k: jax.Array) -> jax.Array:
         return _anytime(k, delta) if tail_fraction is None else _tail(k, tail_fraction)
 
     def ahead(k: jax.Array) -> optax.GradientTransformationExtraArgs:
-        """The inner optimizer, and the parameters ahead of it by what the NEXT mean needs."""
+        """The inner optimizer with the parameters shifted as the NEXT mean requires."""
         following = gamma(k + 1)
         steps = following / (1 - following)
         return shifted_parameters(inner, lambda u: jax.tree.map(lambda x: scalar(steps, x) * x, u))
@@ -117,8 +119,8 @@ def implicit_gradient_transport(
         kept = gamma(state.count)
         mean = jax.tree.map(lambda m, g: ema(m, g, kept), state.mean, updates)
         result: Any = ahead(state.count).update(mean, state.shifted, params, **extra)
-        handed_out, shifted = result
-        return handed_out, ImplicitGradientTransportState(increment(state.count), mean, shifted)
+        moved, shifted = result
+        return moved, ImplicitGradientTransportState(increment(state.count), mean, shifted)
 
     return transformation("implicit_gradient_transport", init, update, needs_params=True, complex_leaves=True)
 

@@ -1,13 +1,4 @@
-"""MARS with the steps of AdamW and of Lion: a corrected gradient, then the usual preconditioner.
-
-c_t    g_t + gamma b1 / (1 - b1) (g_t - p_t), clipped per tensor: `mars_correction`
-m_t    b1 m_{t-1} + (1 - b1) c_t
-
-    AdamW     u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps),   v_t the running mean of c_t^2
-    Lion      u_t = sign(m_t)
-
-x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""MARS with the steps of AdamW and of Lion: a corrected gradient, then the preconditioner of the method."""
 
 from typing import Any
 
@@ -52,14 +43,20 @@ def mars_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW on MARS's corrected gradient.
 
-    Equations: at the head of this file.
+    Equations, with the previous gradient p_t as in `mars_correction`:
+
+        c_t = g_t + gamma b1 / (1 - b1) (g_t - p_t), clipped per tensor to the norm max_norm
+        m_t = b1 m_{t-1} + (1 - b1) c_t
+        v_t = b2 v_{t-1} + (1 - b2) c_t^2
+        u_t = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t)) + eps)
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule. The official code's class default is 3e-3.
       b1: decay of the first moment, also in the correction, in [0, 1). Default 0.95 (official code).
       b2: decay of the second moment, in [0, 1). Default 0.99 (official code).
       eps: added to the root, >= 0. Default 1e-8 (official code).
-      gamma: share of the correction, >= 0. Default 0.025 (official code). With 0 and max_norm infinite this is AdamW.
+      gamma: factor of the correction, >= 0. Default 0.025 (official code). With 0 and max_norm infinite this is AdamW.
       max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0 (official code's class
         default, which has 0.1 for leaves that are no matrices).
@@ -83,8 +80,8 @@ def mars_adamw(
       [-0.5  0.5]
 
     Reference: Yuan et al. MARS: Unleashing the Power of Variance Reduction for Training Large Models. 2024, arXiv
-    2411.10438. The official code sends leaves that are no matrices to plain AdamW by default; here every leaf is
-    treated alike: `gk.leaves.groups` sends them where they should go.
+    2411.10438. The official code uses plain AdamW for leaves that are not matrices by default; here every leaf is
+    treated alike: use `gk.leaves.groups` for another rule.
     """
     return optimizer(
         Method(called("mars_adamw"), learning_rate, weight_decay, weight_decay_mask),
@@ -98,7 +95,7 @@ def mars_adamw(
 mars_exact = preset(
     mars_adamw,
     "mars_exact",
-    "AdamW on MARS's gradient, whose change is measured on one batch, at the price of a second gradient.",
+    "`mars_adamw` with the exact correction: both gradients are of the same batch, which costs a second gradient.",
     fixed={"exact": True, "first_step": "zero"},
 )
 
@@ -118,12 +115,14 @@ def mars_lion(
 ) -> optax.GradientTransformationExtraArgs:
     """The sign of the momentum of MARS's corrected gradient.
 
-    Equations: at the head of this file. One rate for the momentum, not Lion's two.
+    Equations, with c_t and m_t as in `mars_adamw`, and one decay b1 where Lion has two:
+
+        x_t = x_{t-1} - learning_rate (sign(m_t) + weight_decay x_{t-1})
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (official code).
-      gamma: share of the correction, >= 0. Default 0.025 (official code).
+      gamma: factor of the correction, >= 0. Default 0.025 (official code).
       max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.

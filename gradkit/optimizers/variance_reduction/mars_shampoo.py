@@ -1,11 +1,4 @@
-"""MARS with the step of Shampoo: a corrected gradient, its momentum, and that momentum orthogonalised.
-
-c_t    g_t + gamma b1 / (1 - b1) (g_t - p_t), clipped per tensor: `mars_correction`
-m_t    b1 m_{t-1} + (1 - b1) c_t
-u_t    NS(m_t / (1 - b1)) sqrt(max(1, outputs / inputs))
-NS(M)  X = M / (|M| + eps), then ns_steps times X <- a X + b A X + c A^2 X with A = X X^T
-x_t    x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
-"""
+"""MARS with the step of Shampoo: the momentum of a corrected gradient, orthogonalised."""
 
 from functools import partial
 from typing import Any
@@ -61,13 +54,20 @@ def mars_shampoo(
 ) -> optax.GradientTransformationExtraArgs:
     """The momentum of MARS's corrected gradient, orthogonalised: Shampoo without accumulation.
 
-    Equations: at the head of this file, on the (inputs, outputs) matrices of each leaf.
+    Equations, of the (inputs, outputs) matrices of each leaf, with the previous gradient p_t as in `mars_correction`:
+
+        c_t = g_t + gamma b1 / (1 - b1) (g_t - p_t), clipped per tensor to the norm max_norm
+        m_t = b1 m_{t-1} + (1 - b1) c_t
+        u_t = NS(m_t / (1 - b1)) sqrt(max(1, outputs / inputs))
+        x_t = x_{t-1} - learning_rate (u_t + weight_decay x_{t-1})
+
+    NS(M) starts from X = M / (|M| + eps), and repeats X <- a X + b A X + c A^2 X with A = X X^T ns_steps times.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
       b1: decay of the momentum, also in the correction, in [0, 1). Default 0.95 (official code).
       eps: added to the Frobenius norm, >= 0. Default 1e-8 (official code).
-      gamma: share of the correction, >= 0. Default 0.025 (official code).
+      gamma: factor of the correction, >= 0. Default 0.025 (official code).
       max_norm: largest norm of a tensor's corrected gradient, > 0. Default 1 (official code).
       weight_decay: decoupled decay >= 0, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
@@ -79,8 +79,8 @@ def mars_shampoo(
       layout: which axes are stacks, inputs and outputs.
 
     Returns:
-      A transformation that needs `params`. State: 2 words per parameter. Collectives: whole matrices, and one scalar
-      per tensor.
+      A transformation that needs `params`. State: 2 words per parameter. Collectives: all-gathers of sharded matrices,
+      and one scalar per tensor.
 
     Raises:
       ValueError: a hyperparameter outside its range; complex leaves.
@@ -93,8 +93,8 @@ def mars_shampoo(
       >>> bool((jnp.abs(jnp.linalg.svd(-u)[1] - 1) < 0.3).all())
       True
 
-    Reference: Yuan et al. 2024, arXiv 2411.10438. The official code sends leaves that are no matrices to AdamW. Here a
-    vector is a matrix of one row, and is divided by about its norm: `gk.leaves.groups` sends such leaves elsewhere.
+    Reference: Yuan et al. 2024, arXiv 2411.10438. The official code uses AdamW for leaves that are not matrices. Here a
+    vector is a matrix of one row, and is divided by about its norm: use `gk.leaves.groups` for another rule.
     """
     checks.floating_dtype(ns_dtype=ns_dtype)
     ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)

@@ -1,11 +1,4 @@
-"""SAG and SAGA: the last gradient of every example, kept in a table.
-
-With the gradient g of example j at the parameters, T_j what the table has of it and A the mean of the table:
-
-    SAGA    v = g - T_j + A            its mean over j is the full gradient
-    SAG     v = (g - T_j) / n + A      biased, with less variance
-    both    A <- A + (g - T_j) / n,    T_j <- g
-"""
+"""SAG and SAGA: the last gradient of every example, kept in a table."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +21,7 @@ class TableState(NamedTuple):
 
 
 def _with_table(method: str, n: int, share: float) -> optax.GradientTransformationExtraArgs:
-    """v = share (g - T_j) + A."""
+    """The link v = share (g - T_j) + A of both methods."""
 
     def init(params: optax.Params) -> TableState:
         return TableState(jax.tree.map(lambda t: rows_of(t, n), zeros(params)), zeros(params))
@@ -50,18 +43,24 @@ def _with_table(method: str, n: int, share: float) -> optax.GradientTransformati
 
 
 def saga_estimator(n: int) -> optax.GradientTransformationExtraArgs:
-    """A link ahead of any optimizer: the gradient of one example, unbiased, without its noise.
+    """A link before any optimizer: the gradient of one example, unbiased, with its noise reduced by a table (SAGA).
 
-    Equations: at the head of this file. `optax.chain(gk.saga_estimator(n), gk.sgd(0.1))`; then
-    `tx.update(grads, state, params, index=j)` with the gradient of example j, drawn uniformly.
+    Equations, with the gradient g of example j at the parameters, its last gradient T_j and the mean A of the table:
+
+        v = g - T_j + A                    its mean over j is the full gradient
+        A <- A + (g - T_j) / n
+        T_j <- g
+
+    Write `optax.chain(gk.saga_estimator(n), gk.sgd(0.1))`, then `tx.update(grads, state, params, index=j)` with the
+    gradient of example j, drawn uniformly.
 
     Args:
-      n: examples, or fixed minibatches, >= 1: as many slots has the table.
+      n: number of examples, or of fixed minibatches, >= 1: the number of rows of the table.
 
     Returns:
-      A transformation that needs `index`, a scalar integer in [0, n); others count as the nearer end, since a
-      compiled program cannot raise. State: n + 1 words per parameter. The table starts at 0; a pass over the data that
-      fills it can be put in place with `state._replace(table=..., mean=...)`. Elementwise: no collective.
+      A transformation that needs `index`, a scalar integer in [0, n); others are clipped to this range, since a
+      compiled program cannot raise. State: n + 1 words per parameter. The table starts at 0; the gradients of a first
+      pass over the data can be inserted with `state._replace(table=..., mean=...)`. Elementwise: no collective.
 
     Raises:
       ValueError: `n` not an integer >= 1; at `update`, no index.
@@ -82,16 +81,18 @@ def saga_estimator(n: int) -> optax.GradientTransformationExtraArgs:
 
 
 def sag_estimator(n: int) -> optax.GradientTransformationExtraArgs:
-    """A link ahead of any optimizer: the mean of the last known gradients of all examples.
+    """A link before any optimizer: the mean of the last gradients of all examples (SAG).
 
-    Equations: at the head of this file. Used as `saga_estimator`.
+    Equations: those of `saga_estimator`, with another v, which is biased and has less variance:
+
+        v = (g - T_j) / n + A
 
     Args:
-      n: examples, or fixed minibatches, >= 1.
+      n: number of examples, or of fixed minibatches, >= 1.
 
     Returns:
       A transformation that needs `index`, as `saga_estimator`. State: n + 1 words per parameter. Elementwise: no
-      collective. Until every example was seen, those not seen count as zero gradients.
+      collective. Examples that have not been seen count as zero gradients.
 
     Raises:
       ValueError: `n` not an integer >= 1; at `update`, no index.

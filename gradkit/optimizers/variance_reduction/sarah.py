@@ -1,10 +1,4 @@
-"""SARAH: gradients that are carried along by differences of gradients of one batch, from a full gradient on.
-
-    v_0 = full gradient at w_0
-    v_t = grad f_t(w_t) - grad f_t(w_{t-1}) + v_{t-1}        both of the batch of step t
-
-Unlike SVRG's, v_t is not unbiased, and its variance falls within the inner loop.
-"""
+"""SARAH: a full gradient, updated recursively by differences of gradients of one batch."""
 
 from typing import Any, NamedTuple
 
@@ -34,14 +28,18 @@ class SarahState(NamedTuple):
 
 
 def sarah_estimator() -> optax.GradientTransformationExtraArgs:
-    """A link ahead of any optimizer that takes the noise of the batch out of the gradient, by recursion.
+    """A link before any optimizer that reduces the noise of the batch in the gradient by recursion.
 
-    v_t = g_t(w_t) - g_t(w_{t-1}) + v_{t-1}; where `refresh` is true, and in the first step, v_t is the gradient that
-    comes in, which should then be that of all data.
+    Equations, with the gradient g_t of the batch of step t at both points:
+
+        v_t = g_t(w_t) - g_t(w_{t-1}) + v_{t-1}
+
+    Where `refresh` is true, and in the first step, v_t is the incoming gradient, which should then be that of all data.
+    Unlike SVRG's, v_t is not unbiased, and its variance falls between refreshes.
 
     Returns:
       A transformation that needs `params`, and the extra arguments `grad_fn`, params -> gradient of this batch, which
-      is called at the last step's parameters; and `refresh`, whether the gradient is the full one now. The paper's
+      is called at the last step's parameters; and `refresh`, whether the incoming gradient is the full one. The paper's
       SARAH+ refreshes once |v_t|^2 is below an eighth of that of the last refresh. State: 2 words per parameter and a
       counter. Elementwise: no collective of its own.
 

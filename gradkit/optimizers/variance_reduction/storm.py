@@ -1,4 +1,4 @@
-"""STORM: momentum that is corrected by how the gradient of this batch has changed since the last step."""
+"""STORM: momentum that is corrected by the change of the gradient of this batch since the last step."""
 
 from typing import Any, NamedTuple
 
@@ -25,10 +25,12 @@ class StormState(NamedTuple):
 
 
 def storm(*, a: Scalar = 0.1) -> optax.GradientTransformationExtraArgs:
-    """A link ahead of any optimizer that takes the noise of batches out of the gradient, without a full gradient.
+    """A link before any optimizer that reduces the noise of batches in the gradient, without a full gradient.
 
-        d_1 = g_1(w_1),    d_t = g_t(w_t) + (1 - a) (d_{t-1} - g_t(w_{t-1}))        g_t: the gradient of the batch of
-        step t
+    Equations, with the gradient g_t of the batch of step t at both points:
+
+        d_1 = g_1(w_1)
+        d_t = g_t(w_t) + (1 - a) (d_{t-1} - g_t(w_{t-1}))
 
     Args:
       a: weight of the new gradient, in [0, 1]. Default 0.1. 1 is the gradient itself; 0 is SARAH's recursion without a
@@ -49,9 +51,9 @@ def storm(*, a: Scalar = 0.1) -> optax.GradientTransformationExtraArgs:
       >>> float(tx.update(noisy(w - d / 2), state, w - d / 2, grad_fn=noisy)[0])
       1.0
 
-    Reference: Cutkosky, Orabona. Momentum-Based Variance Reduction in Non-Convex SGD. 2019, arXiv 1905.10018. There the
-    rate and a follow from the gradients that were seen, eta_t = k / (w + sum |g|^2)^(1/3) and a = c eta^2; here a is a
-    constant, and the rate that of the optimizer behind it.
+    Reference: Cutkosky, Orabona. Momentum-Based Variance Reduction in Non-Convex SGD. 2019, arXiv 1905.10018. In the
+    paper the learning rate and a depend on the past gradients, eta_t = k / (w + sum |g|^2)^(1/3) and a = c eta^2; here
+    a is a constant, and the learning rate that of the optimizer that follows.
     """
     checks.real("a", a, "[0, 1]")
 

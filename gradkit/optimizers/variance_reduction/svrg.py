@@ -1,10 +1,4 @@
-"""SVRG: gradients of a batch, less what the same batch said at a snapshot, plus the full gradient there.
-
-    every m steps    s = x (or the mean of the iterates since the last one),   mu = full gradient at s
-    v_t = g_t(x) - g_t(s) + mu
-
-Its mean over batches is the full gradient at x, and its variance vanishes as x and s approach the optimum.
-"""
+"""SVRG: the gradient of a batch, minus the gradient of the same batch at a snapshot, plus the full gradient there."""
 
 from typing import Any, NamedTuple
 
@@ -20,8 +14,8 @@ PAPER = Paper("Optimization Methods for Large-Scale Machine Learning", "Bottou, 
 
 
 class SvrgState(NamedTuple):
-    """Steps made since the last snapshot; whether there is none yet; the snapshot, the full gradient there, and in
-    mode "average" the mean of the iterates since."""
+    """Number of steps since the last snapshot; whether a snapshot is due; the snapshot, the full gradient there, and in
+    mode "average" the mean of the iterates since the last snapshot."""
 
     since: jax.Array
     due: jax.Array
@@ -32,9 +26,10 @@ class SvrgState(NamedTuple):
     exact_fields = ("snapshot", "mean")  # parameters, which gk.precision(state=...) must not round
 
     def point(self, params: Any) -> Any:
-        """Where the next update wants the gradient of its batch, and the full gradient if `due`: the snapshot."""
+        """The snapshot: the point at which the next update needs the gradient of its batch, and the full gradient if it
+        is `due`."""
         fresh = params if self.mean is None else self.mean
-        first = (self.since == 0) & (self.due > 0)  # no iterate yet: at the parameters
+        first = (self.since == 0) & (self.due > 0)  # no iterate yet: the snapshot is the parameters
 
         def choose(s: jax.Array, new: jax.Array, x: jax.Array) -> jax.Array:
             x = x.astype(s.dtype)
@@ -44,10 +39,16 @@ class SvrgState(NamedTuple):
 
 
 def svrg_estimator(update_interval: int, *, mode: str = "last") -> optax.GradientTransformationExtraArgs:
-    """A link ahead of any optimizer that takes the noise of the batch out of the gradient.
+    """A link before any optimizer that reduces the noise of the batch in the gradient by a full gradient at a snapshot.
 
-    Equations: at the head of this file. `optax.chain(gk.svrg_estimator(2 * n), gk.sgd(0.1))`; then
-    `tx.update(grads, state, params, grad_fn=..., full_grad_fn=...)`.
+    Equations, with m = update_interval and the gradient g_t of the batch at both points:
+
+        every m steps:   s = x (or the mean of the iterates since the last snapshot),   mu = full gradient at s
+        v_t = g_t(x) - g_t(s) + mu
+
+    The mean of v_t over batches is the full gradient at x, and its variance vanishes as x and s approach the optimum.
+    Write `optax.chain(gk.svrg_estimator(2 * n), gk.sgd(0.1))`, then `tx.update(grads, state, params, grad_fn=...,
+    full_grad_fn=...)`.
 
     Args:
       update_interval: m, steps between snapshots, >= 1; the first step takes one. The textbook advises one to a few
@@ -55,11 +56,11 @@ def svrg_estimator(update_interval: int, *, mode: str = "last") -> optax.Gradien
       mode: the snapshot is the "last" iterate or the "average" of those since the last snapshot. Default "last".
 
     Returns:
-      A transformation that needs `params`, and two pairs of extra arguments, of each pair one:
+      A transformation that needs `params`, and one of each of two pairs of extra arguments:
       `grad_fn`, params -> gradient of this batch, or `snapshot_grads`, that gradient at `state.point(params)`;
       `full_grad_fn`, params -> gradient over all data, called only when a snapshot is due, or `full_grads`, that
-      gradient at `state.point(params)`, read only then (`state.due` says so). State: 2 words per parameter ("average":
-      3) and two counters. Elementwise: no collective of its own.
+      gradient at `state.point(params)`, read only when `state.due`. State: 2 words per parameter ("average": 3) and two
+      counters. Elementwise: no collective of its own.
 
     Raises:
       ValueError: an argument outside its range; at `update`, extra arguments missing.
@@ -75,15 +76,18 @@ def svrg_estimator(update_interval: int, *, mode: str = "last") -> optax.Gradien
 
     Reference: Bottou, Curtis, Nocedal. Optimization Methods for Large-Scale Machine Learning. 2016, arXiv 1606.04838;
     Johnson, Zhang. Accelerating Stochastic Gradient Descent using Predictive Variance Reduction. 2013. The textbook's
-    outer loop with the average also restarts the iterates there; a link of a chain cannot move parameters, so they
-    stay where they are.
+    outer loop with the average also restarts the iterates there; a link of a chain cannot move parameters, so here they
+    do not restart.
     """
     update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("mode", mode, ("last", "average"))
 
     def gradient(extra: Any, array: str, function: str) -> Any:
         if extra.get(array) is None and extra.get(function) is None:
-            raise ValueError(f"svrg_estimator needs the extra argument {function} or {array}")
+            raise ValueError(
+                f"svrg_estimator needs the extra argument {function} or {array}; call update(grads, state, params, "
+                f"{function}=...)"
+            )
         return extra.get(array), extra.get(function)
 
     def init(params: optax.Params) -> SvrgState:
