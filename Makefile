@@ -12,7 +12,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 STEP := tests/contract/test_program.py::test_jit_equals_eager tests/contract/test_program.py::test_a_step_compiles_once
 TIMES := experiments/results/test_time.txt
 
-.PHONY: help demo test quick full landing lint format docs docs-serve clean
+.PHONY: help demo test quick full landing lint format notebooks docs docs-serve clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make landing  everything, and a line of what it took in $(TIMES)"
 	@echo "make lint     style, types, and the floors of the imports"
 	@echo "make format   rewrites the sources in the house style"
+	@echo "make notebooks  executes notebooks/src into notebooks/*.ipynb; NAMES=05_race for one of them"
 	@echo "make docs     the site, in $(SITE)/html; make docs-serve shows it at http://localhost:8000"
 	@echo "make clean    removes caches and build products (.venv stays)"
 
@@ -50,6 +51,9 @@ lint: $(DEV)
 format: $(DEV)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+notebooks: $(DOCS)
+	@$(PY) notebooks/build.py $(NAMES)
 
 docs: $(DOCS)
 	@$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet -d $(SITE)/doctrees docs $(SITE)/html

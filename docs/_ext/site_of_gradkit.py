@@ -4,9 +4,9 @@ Generated are `methods/`, `api/`, the gallery, the indexes and the evidence. Git
 its text has changed, so that a second build reads only what is new.
 """
 
+import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -70,20 +70,25 @@ def generate(app: Sphinx) -> None:
 
 def _copy_notebooks(files: list[Path]) -> None:
     """Puts executed notebooks where Sphinx reads them, with a page that lists them."""
-    if not files:
-        shutil.rmtree(DOCS / "notebooks", ignore_errors=True)
-        (DOCS / "notebooks.md").unlink(missing_ok=True)
-        return
-    (DOCS / "notebooks").mkdir(exist_ok=True)
-    for file in files:
+    own = [*files, ROOT / "notebooks" / "colab.svg"]
+    for file in own:
         _write(DOCS / "notebooks" / file.name, file.read_text(encoding="utf-8"))
-    for file in (DOCS / "notebooks").glob("*.ipynb"):
-        if not (ROOT / "notebooks" / file.name).exists():
+    for file in (DOCS / "notebooks").iterdir():
+        if file.name not in {each.name for each in own}:
             file.unlink()
-    listed = [f"notebooks/{file.stem}" for file in files]
-    _write(
-        DOCS / "notebooks.md", "\n".join(["# Notebooks", "", "```{toctree}", ":maxdepth: 1", "", *listed, "```", ""])
-    )
+    _write(DOCS / "notebooks.md", _list_of_notebooks(files))
+
+
+def _list_of_notebooks(files: list[Path]) -> str:
+    """The page that has the title and the first paragraph of every notebook."""
+    items = []
+    for file in files:
+        first = json.loads(file.read_text(encoding="utf-8"))["cells"][0]["source"]
+        title, *paragraphs = "".join(first).removeprefix("# ").split("\n\n")
+        said = next(text for text in paragraphs if not text.startswith("[!["))
+        items.append(f"[{title}](notebooks/{file.name})\n: {' '.join(said.split())}\n")
+    head = ["# Notebooks", "", "Each runs in about a minute on two cores, on Colab or on a machine without a network.", ""]
+    return "\n".join([*head, *items])
 
 
 def _caption(paths: dict[str, pictures.Path], name: str) -> str:
@@ -108,15 +113,13 @@ def _repository(text: str) -> str:
 def insert_races(app: Sphinx, docname: str, source: list[str]) -> None:
     """Puts the figure of a race where a page has a line <!-- race: NAME, COUNT -->, and makes links into the repository
     links of the site, or no links."""
-    del app
+    del app, docname
 
     def figure(match: re.Match[str]) -> str:
         rows = figures.rows_of(figures.RESULTS / f"{match[1]}.txt.jsonl")
         drawn = figures.race(rows, match[1], int(match[2]))
         return f'```{{raw}} html\n<figure class="wide">{drawn}</figure>\n```'
 
-    if docname == "index":
-        source[0] = source[0].replace("<!-- notebooks -->", "notebooks" if (DOCS / "notebooks.md").exists() else "")
     source[0] = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", "](/contributing.md", source[0])
     source[0] = re.sub(r"\[([^\]]+)\]\((?:\.\./)+experiments/\w+\)", r"\1", source[0])
     source[0] = re.sub(r"<!-- race: (\w+), (\d+) -->", figure, source[0])
@@ -133,7 +136,7 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         text = re.sub(r"\(.*\)$", "", node.astext())
         target = _NAMES.get(text)
         # A guide may speak of another library's lion.
-        if not text.startswith("gk.") and docname.startswith("guides/"):
+        if not text.startswith("gk.") and docname.startswith(("guides/", "notebooks/")):
             continue
         if target is None or isinstance(node.parent, nodes.reference | nodes.title) or node.parent.tagname == "term":
             continue

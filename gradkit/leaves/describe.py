@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gradkit import checks
+from gradkit import checks, tables
 from gradkit.leaves.derived import unboxed
 from gradkit.leaves.infer import infer_layout
 from gradkit.leaves.paths import names
@@ -17,6 +17,9 @@ from gradkit.leaves.recording import Link, recorded
 from gradkit.leaves.scopes import Layout
 from gradkit.leaves.selectors import resolve_mask
 from gradkit.types import PyTree
+
+
+TEXTS = 7  # columns of text, before those of bytes
 
 
 class Row(NamedTuple):
@@ -36,12 +39,23 @@ class Row(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The rows of `describe`, and the bytes of state that belong to no single parameter. Printed, an aligned table."""
+    """The rows of `describe`, and the bytes of state that belong to no single parameter. Printed, an aligned table; in a
+    notebook, one of HTML."""
 
     rows: tuple[Row, ...]
     shared_bytes: int
 
     def __str__(self) -> str:
+        head, cells = self._table()
+        widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
+        pad = [str.ljust] * TEXTS + [str.rjust] * (len(head) - TEXTS)
+        return "\n".join(
+            "  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)).rstrip()
+            for row in [head, *cells]
+        )
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The titles of the columns, and the cells of every row and of the total."""
         state = [r.state_bytes for r in self.rows]
         columns = {"state bytes": [*state, sum(state) + self.shared_bytes]}
         for title, sizes in (
@@ -54,15 +68,18 @@ class Description(NamedTuple):
             (r.name, _list("x", r.shape), r.role, _list(",", r.stack), r.method, r.rate, r.decay) for r in self.rows
         ]
         texts.append(("total", "", "", "", "", "", ""))
-        cells = [
+        return head, [
             (*text, *(f"{size:,}" for size in sizes)) for text, *sizes in zip(texts, *columns.values(), strict=True)
         ]
-        widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-        pad = [str.ljust] * 7 + [str.rjust] * len(columns)
-        return "\n".join(
-            "  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)).rstrip()
-            for row in [head, *cells]
-        )
+
+    def _repr_html_(self) -> str:
+        head, cells = self._table()
+        return tables.as_html(head, cells, right=range(TEXTS, len(head)), bold=[len(cells) - 1])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows in a terminal."""
+        del cycle
+        printer.text(str(self))
 
 
 def _list(separator: str, numbers: tuple[int, ...]) -> str:
@@ -81,7 +98,7 @@ def describe(tx: optax.GradientTransformation, params: PyTree, *, layout: Layout
       layout: how roles and stack axes are decided. Default None: by the tree, as every method does.
 
     Returns:
-      A description; `print` it. The method of a leaf reads `first + second` where links follow one another, and
+      A description; `print` it, or end a cell of a notebook with it. The method of a leaf reads `first + second` where links follow one another, and
       `wrapper(inner)` where one wraps another. A rate or decay that follows the step is a "schedule", one that is known
       only while a program runs is "traced". Where `gk.precision(state=...)` codes the state, two columns say how many
       bytes that saves, and how many of the rest are kept exactly, since codes would break the method.

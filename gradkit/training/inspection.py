@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gradkit import tables
 from gradkit.engine.owned import Owned
 from gradkit.leaves import infer_layout, names
 from gradkit.leaves.boxes import is_box
@@ -93,6 +94,14 @@ class Inspection:
     routines: dict[str, int] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
 
+    def _repr_html_(self) -> str:
+        return tables.as_html((), lines(self))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows in a terminal."""
+        del cycle
+        printer.text(table(self))
+
 
 def inspect(method: Any, params: PyTree, *, mesh: Mesh | str, name: str = "these parameters") -> Inspection:
     """Compiles one step of a method for a mesh, and reads off what it costs.
@@ -113,7 +122,7 @@ def inspect(method: Any, params: PyTree, *, mesh: Mesh | str, name: str = "these
       name: what the parameters are called in the result.
 
     Returns:
-      An `Inspection`. Nothing is allocated or run.
+      An `Inspection`, in a notebook a table. Nothing is allocated or run.
 
     Raises:
       ValueError: an unknown method; a form that asks for a loss, and no workload; a strategy and no axis "replica";
@@ -235,6 +244,11 @@ def table(found: Inspection) -> str:
     flops        1,000 (by the compiler's count for CPU)
     collectives  none
     """
+    return "\n".join(f"{name:<12} {text}".rstrip() for name, text in lines(found))
+
+
+def lines(found: Inspection) -> list[tuple[str, str]]:
+    """The numbers of an inspection by their names; a line that goes on with the one above has none."""
     share = found.state_bytes / found.parameter_bytes if found.parameter_bytes else 0.0
     devices = math.prod(found.mesh.values())
     mesh = ", ".join(f"{name}={n}" for name, n in found.mesh.items())
@@ -268,7 +282,7 @@ def table(found: Inspection) -> str:
     rows += [("collectives", first), *(("", line) for line in rest)]
     if found.compile_seconds:
         rows.append(("compiled", f"in {found.compile_seconds:.1f} s, nothing allocated or run"))
-    return "\n".join(f"{name:<12} {text}".rstrip() for name, text in rows)
+    return rows
 
 
 def _share(found: Inspection) -> str:

@@ -92,6 +92,18 @@ class Race(NamedTuple):
         rows = [result for result in self.results if result.workload == workload]
         return sorted(rows, key=lambda row: (row.steps, row.final if np.isfinite(row.final) else np.inf))
 
+    def _repr_html_(self) -> str:
+        from gradkit.training.report import notebook  # reports read races
+
+        return notebook.fragment(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows in a terminal."""
+        from gradkit.training.report import table
+
+        del cycle
+        printer.text(table.plain(self))
+
 
 class Progress(NamedTuple):
     """What a watcher is told: where a method stands, and its result once it is scored."""
@@ -108,7 +120,7 @@ def race(
     problems: str | Workload | Sequence[str | Workload],
     methods: Sequence[Any] | Mapping[str, Any],
     *,
-    watch: Callable[[Progress], None] = lambda _: None,
+    watch: Callable[[Progress], None] | None = None,
     **settings: Any,
 ) -> Race:
     """Races methods on a problem: each is tuned over its learning rate with the same effort, and timed.
@@ -119,12 +131,13 @@ def race(
         of the learning rate), a chain whose rate is its own, a file, or a pair (name, one of these). Or a mapping from
         names to these. A card says where the rates are centred and under which schedule the method races; a function of
         your own races around 0.01, with a warm-up and a cosine: `gk.training.methods.Method` says otherwise.
-      watch: called with a `Progress` now and then.
+      watch: called with a `Progress` now and then. Default None: in a notebook a table shows how far the race is, and
+        elsewhere nothing does.
       **settings: further fields of `RaceConfig`: `rates`, `decades`, `seeds`, `steps`, `eval_every`, `extensions`,
         `timing_rounds`.
 
     Returns:
-      The results; `gk.training.report.plain` makes a table of them.
+      The results, in a notebook tables and charts; `gk.training.report.plain` makes a table of them.
 
     Raises:
       ValueError: an unknown name, two of one name, or steps that are no multiple of `eval_every`.
@@ -139,7 +152,13 @@ def race(
     """
     chosen = (problems,) if isinstance(problems, str | Workload) else tuple(problems)
     pairs = tuple(methods.items()) if isinstance(methods, Mapping) else tuple(methods)
-    return race_config(RaceConfig(workloads=chosen, methods=pairs, **settings), watch)  # pyright: ignore[reportArgumentType]
+    config = RaceConfig(workloads=chosen, methods=pairs, **settings)  # pyright: ignore[reportArgumentType]
+    if watch is not None:
+        return race_config(config, watch)
+    from gradkit.training.report import notebook  # reports read races
+
+    with notebook.watcher(config) as shown:
+        return race_config(config, shown)
 
 
 def race_config(config: RaceConfig, watch: Callable[[Progress], None] = lambda _: None) -> Race:

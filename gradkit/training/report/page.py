@@ -82,7 +82,7 @@ def page(race: Race, command: str) -> str:
     """
     sections = "".join(_workload(race, name) for name in race.workloads)
     several = len(race.workloads) > 1
-    heading = "Race on " + (f"{len(race.workloads)} workloads" if several else race.workloads[0])
+    heading = "Race on " + (f"{len(race.workloads)} workloads" if several else html.escape(race.workloads[0]))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{heading} · gradkit</title><style>{style.css()}{STYLE}</style></head><body><main>
@@ -124,9 +124,9 @@ def _workload(race: Race, name: str) -> str:
     problem, rows = race.problem(name), race.of(name)
     steps = race.config.steps or problem.budget_steps
     first, second, third = charts.svgs(race, name)
-    heading = f"<h2>{name}</h2>" if len(race.workloads) > 1 else ""
+    heading = f"<h2>{html.escape(name)}</h2>" if len(race.workloads) > 1 else ""
     return f"""{heading}
-<p class="muted">{html.escape(problem.description)}. Target: {problem.metric_name} ≤ {number(problem.target)},
+<p class="muted">{html.escape(problem.description)}. Target: {html.escape(problem.metric_name)} ≤ {number(problem.target)},
 within {steps} steps.</p>
 <p class="verdict">{html.escape(verdict(rows))}</p>
 <div class="tiles">{_tiles(rows)}</div>
@@ -145,7 +145,7 @@ def _tiles(rows: list[Result]) -> str:
     tiles.append(("cheapest step", cheapest.method, duration(cheapest.seconds_per_step)))
     if not np.isfinite(rows[0].steps):
         tiles = [("nearest to the target", rows[0].method, reading(rows[0].final)), tiles[-1]]
-    shown = (f"<span>{what}</span><b>{who}</b><span>{much}</span>" for what, who, much in tiles)
+    shown = (f"<span>{what}</span><b>{html.escape(who)}</b><span>{much}</span>" for what, who, much in tiles)
     return "".join(f'<div class="tile">{tile}</div>' for tile in shown)
 
 
@@ -166,7 +166,8 @@ def _table(race: Race, rows: list[Result]) -> str:
         ]
         numbers = "".join(f'<td data-key="{min(key, 1e300)}">{shown}</td>' for key, shown in keyed)
         dot = f'<span class="dot" style="background: var(--s{place})"></span>'
-        name = f'<td data-key="{row.method}">{dot}<b>{row.method}</b></td>'
+        called = html.escape(row.method)
+        name = f'<td data-key="{called}">{dot}<b>{called}</b></td>'
         best = ' class="best"' if row is rows[0] and np.isfinite(row.steps) else ""
         body += f'<tr{best}>{name}{numbers}<td class="note">{note(row, rows[0])}</td></tr>'
     return f'<table><thead><tr>{head}<th aria-label="notes"></th></tr></thead><tbody>{body}</tbody></table>'
@@ -200,7 +201,7 @@ def _facts(race: Race, command: str) -> str:
     grids = ""
     for row in race.results:
         low, high = number(float(row.rates[0])), number(float(row.rates[-1]))
-        grids += f"{row.workload} · {row.method}: {len(row.rates)} from {low} to {high}<br>"
+        grids += f"{html.escape(row.workload)} · {html.escape(row.method)}: {len(row.rates)} from {low} to {high}<br>"
     seeds = ", ".join(map(str, race.results[0].sweep.seeds.tolist()))
     facts = {
         "command": f"<code>{html.escape(command)}</code>",
@@ -208,7 +209,7 @@ def _facts(race: Race, command: str) -> str:
         "device": html.escape(f"{_device()}, {platform.system()} {platform.machine()}"),
         "seeds": seeds,
         "learning rates": grids,
-        "compile seconds": ", ".join(f"{name} {seconds:.1f}" for name, seconds in compiled.items()),
+        "compile seconds": ", ".join(f"{html.escape(name)} {seconds:.1f}" for name, seconds in compiled.items()),
     }
     rows = "".join(f"<tr><td>{name}</td><td>{text}</td></tr>" for name, text in facts.items())
     return f'<table class="facts"><tbody>{rows}</tbody></table>'

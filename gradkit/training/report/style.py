@@ -4,6 +4,7 @@ Series colours are those of Okabe and Ito, which stay apart for colour-blind rea
 changes. Inline SVGs take every colour from a CSS variable, so one drawing serves light and dark pages.
 """
 
+import html
 import io
 import re
 from typing import Any
@@ -84,4 +85,4 @@ def themed_svg(figure: Any, label: str) -> str:
     svg = re.sub(r"font: ([^;\"]*?)([0-9.]+px) [^;\"]*", r"font: \1\2 system-ui, sans-serif", svg)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
