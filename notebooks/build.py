@@ -3,9 +3,9 @@
     make notebooks                             all of them
     make notebooks NAMES="05_race 07_curvature"
 
-A source is a Python file whose cells begin with `# %%`, or with `# %% [markdown]` where they are text. Its first cell is
-text, a title and a paragraph. The badge and the cell that installs gradkit are added here; both need the address of the
-repository, which is asked of `pyproject.toml` (`project.urls`, `Repository`). Without one, or with one that is not on
+A source is a Python file whose cells begin with `# %%`, or with `# %% [markdown]` where they are text. Its first cell
+is text: a title and a paragraph. The badge and the cell that installs gradkit are added here; both need the address of
+the repository, which is `Repository` under `project.urls` in `pyproject.toml`. Without one, or with one that is not on
 GitHub, there is no badge.
 """
 
@@ -82,7 +82,7 @@ def split(source: str) -> list[Cell]:
 
 
 def cells(name: str, address: str | None) -> list[Cell]:
-    """The cells of a notebook: those of its source, the badge in the first, and behind it the one that installs gradkit.
+    """The cells of a notebook: those of its source, with the badge in the first and a second that installs gradkit.
 
     Args:
       name: of the notebook.

@@ -62,7 +62,9 @@ def test_a_description_shows_what_it_prints() -> None:
     assert head[0] == "name" and [row[0] for row in body] == [*gk.leaves.names(params), "total"]
     assert [row[4:7] for row in body[:-1]] == [["adamw", "0.001", "0.1"]] * 2
     # The same texts, in the same order, as the lines of the plain table.
-    assert ["".join("".join(row).split()) for row in [head, *body]] == ["".join(x.split()) for x in str(found).split("\n")]
+    assert ["".join("".join(row).split()) for row in [head, *body]] == [
+        "".join(x.split()) for x in str(found).split("\n")
+    ]
     assert pretty(found) == str(found)
 
 

@@ -97,14 +97,17 @@ def test_what_others_would_wonder_about_is_no_output() -> None:
         return {"cells": [{"cell_type": "code", "outputs": list(outputs)}, {"cell_type": "markdown"}]}
 
     shown = {"output_type": "display_data", "data": {"text/html": "<p>1</p>"}}
-    gone = {"output_type": "display_data", "data": {"text/html": "", "text/plain": "<IPython.core.display.HTML object>"}}
+    gone = {
+        "output_type": "display_data",
+        "data": {"text/html": "", "text/plain": "<IPython.core.display.HTML object>"},
+    }
     assert build.tidied("a", notebook(shown, gone))["cells"][0]["outputs"] == [shown]
     large = {"output_type": "display_data", "data": {"image/png": "x" * (build.LARGEST_PICTURE + 1)}}
     warned = {"output_type": "stream", "name": "stderr", "text": "careful"}
     placed = {"output_type": "stream", "name": "stdout", "text": "<function f at 0x7f0123456789>"}
     here = {"output_type": "stream", "name": "stdout", "text": str(ROOT / "gradkit")}
     for output in (large, warned, placed, here):
-        with pytest.raises(ValueError, match="^a: "):
+        with pytest.raises(ValueError, match=r"^a: "):
             build.tidied("a", notebook(output))
 
 
@@ -145,7 +148,10 @@ def test_a_notebook_runs(name: str) -> None:
             continue
         tree = ast.parse(cell.text, f"{name}, cell {i}")
         for statement in tree.body:
-            if isinstance(statement, ast.Assign) and (target := ast.unparse(statement.targets[0]).strip("()")) in changes:
+            if (
+                isinstance(statement, ast.Assign)
+                and (target := ast.unparse(statement.targets[0]).strip("()")) in changes
+            ):
                 statement.value = ast.parse(changes.pop(target), mode="eval").body
         ends = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         ast.fix_missing_locations(tree)

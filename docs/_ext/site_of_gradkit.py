@@ -87,7 +87,12 @@ def _list_of_notebooks(files: list[Path]) -> str:
         title, *paragraphs = "".join(first).removeprefix("# ").split("\n\n")
         said = next(text for text in paragraphs if not text.startswith("[!["))
         items.append(f"[{title}](notebooks/{file.name})\n: {' '.join(said.split())}\n")
-    head = ["# Notebooks", "", "Each runs in about a minute on two cores, on Colab or on a machine without a network.", ""]
+    head = [
+        "# Notebooks",
+        "",
+        "Each runs in about a minute on two cores, on Colab or on a machine without a network.",
+        "",
+    ]
     return "\n".join([*head, *items])
 
 

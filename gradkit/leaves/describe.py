@@ -18,7 +18,6 @@ from gradkit.leaves.scopes import Layout
 from gradkit.leaves.selectors import resolve_mask
 from gradkit.types import PyTree
 
-
 TEXTS = 7  # columns of text, before those of bytes
 
 
@@ -39,8 +38,8 @@ class Row(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The rows of `describe`, and the bytes of state that belong to no single parameter. Printed, an aligned table; in a
-    notebook, one of HTML."""
+    """The rows of `describe`, and the bytes of state that belong to no single parameter. Printed, an aligned table; in
+    a notebook, one of HTML."""
 
     rows: tuple[Row, ...]
     shared_bytes: int
@@ -98,8 +97,8 @@ def describe(tx: optax.GradientTransformation, params: PyTree, *, layout: Layout
       layout: how roles and stack axes are decided. Default None: by the tree, as every method does.
 
     Returns:
-      A description; `print` it, or end a cell of a notebook with it. The method of a leaf reads `first + second` where links follow one another, and
-      `wrapper(inner)` where one wraps another. A rate or decay that follows the step is a "schedule", one that is known
+      A description; `print` it, or end a cell of a notebook with it. The method of a leaf reads `first + second` where
+      links follow one another, and `wrapper(inner)` where one wraps another. A rate or decay that follows the step is a "schedule", one that is known
       only while a program runs is "traced". Where `gk.precision(state=...)` codes the state, two columns say how many
       bytes that saves, and how many of the rest are kept exactly, since codes would break the method.
 

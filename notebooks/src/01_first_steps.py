@@ -1,8 +1,8 @@
 # %% [markdown]
 # # First steps
 #
-# A classifier of handwritten digits: a chain that you can read, a table of what it does to every parameter, and metrics
-# that say what happened at every step.
+# A classifier of handwritten digits: a chain that you can read, a table of what it does to every parameter, and
+# metrics that say what happened at every step.
 #
 # gradkit is a library of optax transformations. Whatever it has goes into `optax.chain`, and whatever takes an optax
 # optimizer takes its optimizers.
@@ -22,8 +22,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes
 # %% [markdown]
 # ## Data and model
 #
-# 1,797 images of 8 x 8 pixels; the last 360 of them are for testing. The model is a plain tree of arrays, with a hidden
-# layer. Flax modules work in the same way.
+# 1,797 images of 8 x 8 pixels; the last 360 of them are for testing. The model is a plain tree of arrays, with a
+# hidden layer. Flax modules work in the same way.
 
 # %%
 pixels, labels = load_digits(return_X_y=True)
@@ -72,8 +72,8 @@ tx = optax.chain(
 )
 
 # %% [markdown]
-# `describe` says what it will do to each parameter: which method, rate and decay it gets, and how many bytes of state.
-# Nothing is computed for that, so it works for models that do not fit into memory as well.
+# `describe` says what it will do to each parameter: which method, rate and decay it gets, and how many bytes of
+# state. Nothing is computed for that, so it works for models that do not fit into memory as well.
 
 # %%
 gk.leaves.describe(tx, params)
@@ -81,8 +81,8 @@ gk.leaves.describe(tx, params)
 # %% [markdown]
 # ## Training
 #
-# `make_train_step` compiles loss, gradient and update together. Besides the loss, the metrics have whatever the links of
-# the chain measured: here the norm of the gradient before clipping, and the learning rate.
+# `make_train_step` compiles loss, gradient and update together. Besides the loss, the metrics have whatever the links
+# of the chain measured: here the norm of the gradient before clipping, and the learning rate.
 
 
 # %%
@@ -161,8 +161,8 @@ except ValueError as error:
 # %% [markdown]
 # ## What a state holds
 #
-# A state is a tree of arrays like any other. `state_table` prints what is in it, and `find` takes a part of it out by its
-# names.
+# A state is a tree of arrays like any other. `state_table` prints what is in it, and `find` takes a part of it out by
+# its names.
 
 # %%
 print(gk.diagnostics.state_table(state.opt_state))
@@ -178,7 +178,7 @@ for axis, (title, picture) in zip(axes, {"mean image": x.mean(0).reshape(8, 8), 
 plt.show()
 
 # %% [markdown]
-# AdamW's second moment of the hidden kernel, added up over the hidden units, looks like the digits themselves: pixels in
-# the corners are always black, so their weights have no gradient at all.
+# AdamW's second moment of the hidden kernel, added up over the hidden units, looks like the digits themselves: pixels
+# in the corners are always black, so their weights have no gradient at all.
 #
 # Next: [a transformer in Flax NNX](02_muon_transformer.ipynb), or [a race on a problem of your own](05_race.ipynb).

@@ -1,11 +1,10 @@
 # %% [markdown]
 # # A transformer with Muon
 #
-# A byte-level language model in Flax NNX: Muon for its matrices and AdamW for the rest, beside AdamW for everything. Muon
-# needs half as many steps.
+# A byte-level language model in Flax NNX: Muon for its matrices and AdamW for the rest, beside AdamW for everything.
+# Muon needs half as many steps.
 
 # %%
-import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,8 +18,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes
 # %% [markdown]
 # ## Text
 #
-# Python ships with its own reference manual: half a million bytes of prose and code, and no download. The last twentieth
-# is held out.
+# Python ships with its own reference manual: half a million bytes of prose and code, and no download. The last
+# twentieth is held out.
 
 # %%
 from pydoc_data import topics
@@ -41,8 +40,8 @@ print(f"{len(train):,} bytes to train on, {len(alphabet)} different ones")
 # %% [markdown]
 # ## Model
 #
-# A transformer as one writes it in NNX. The blocks are made by `nnx.vmap`, so the parameters of all layers are stacked
-# along a leading axis and a scan runs through them.
+# A transformer as one writes it in NNX. The blocks are made by `nnx.vmap`, so the parameters of all layers are
+# stacked along a leading axis and a scan runs through them.
 
 # %%
 WIDTH, LAYERS = 64, 2
@@ -81,9 +80,9 @@ def loss_fn(model, batch):
 # %% [markdown]
 # ## Who gets what
 #
-# `gk.muon` divides the parameters by what they are: matrices get Muon; embeddings, the head, norms and biases get AdamW.
-# No names have to be listed for that. The column `role` says what gradkit takes each parameter for, and `stack` which of
-# its axes count layers: the kernels of both layers are matrices of their own.
+# `gk.muon` divides the parameters by what they are: matrices get Muon; embeddings, the head, norms and biases get
+# AdamW. No names have to be listed for that. The column `role` says what gradkit takes each parameter for, and
+# `stack` which of its axes count layers: the kernels of both layers are matrices of their own.
 
 # %%
 STEPS = 400
@@ -98,8 +97,8 @@ adamw = gk.adamw(schedule(0.01))
 gk.leaves.describe(muon, Transformer(nnx.Rngs(0)))
 
 # %% [markdown]
-# The inputs of a kernel of attention are 64 numbers and its outputs 4 heads of 16: `gk.muon` orthogonalises it as a matrix
-# of 64 x 64, which it is, although the array has three axes.
+# The inputs of a kernel of attention are 64 numbers and its outputs 4 heads of 16: `gk.muon` orthogonalises it as a
+# matrix of 64 x 64, which it is, although the array has three axes.
 #
 # ## Training
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Large batches
 #
-# How far a larger batch is of use, which learning rate it needs, and whether LARS and LAMB help: the noise scale of the
-# gradient predicts the first, scaling rules the second, and a sweep answers the third.
+# How far a larger batch is of use, which learning rate it needs, and whether LARS and LAMB help: the noise scale of
+# the gradient predicts the first, scaling rules the second, and a sweep answers the third.
 
 # %%
 import functools
@@ -106,8 +106,8 @@ print(f"median noise scale on the way to the target: {typical:.0f} examples")
 #
 # ## Steps against batch size
 #
-# Now the experiment itself: SGD with momentum at each batch size, each with seven learning rates and three seeds, all 21
-# runs in one program. `sweep` reads off how many steps each of them needs to the target.
+# Now the experiment itself: SGD with momentum at each batch size, each with seven learning rates and three seeds, all
+# 21 runs in one program. `sweep` reads off how many steps each of them needs to the target.
 
 # %%
 SIZES = [8, 16, 32, 64, 128, 256, 512, 1024]
@@ -147,9 +147,9 @@ plt.show()
 # %% [markdown]
 # ## Scaling rules
 #
-# A rule takes hyperparameters that are right for one batch size to another one. For SGD it multiplies the learning rate
-# by the factor of the batch. For Adam it multiplies it by the root of that, and the decays of the moments change too,
-# which is easily forgotten:
+# A rule takes hyperparameters that are right for one batch size to another one. For SGD it multiplies the learning
+# rate by the factor of the batch. For Adam it multiplies it by the root of that, and the decays of the moments change
+# too, which is easily forgotten:
 
 # %%
 print(gk.batches.linear_scaling({"learning_rate": 0.02, "momentum": 0.9}, 4))
@@ -158,8 +158,8 @@ print(gk.batches.sqrt_scaling({"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "e
 # %% [markdown]
 # ## Do LARS and LAMB pay?
 #
-# Both were made for large batches: they give every layer a step in proportion to the norm of its weights. At a batch of
-# 1,024, all with the same effort:
+# Both were made for large batches: they give every layer a step in proportion to the norm of its weights. At a batch
+# of 1,024, all with the same effort:
 
 # %%
 METHODS = {

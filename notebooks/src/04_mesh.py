@@ -1,8 +1,8 @@
 # %% [markdown]
 # # On a mesh of eight devices
 #
-# FSDP, ZeRO and Muon on eight virtual devices of one processor: what each device holds, what a step sends, and that the
-# numbers stay those of one device.
+# FSDP, ZeRO and Muon on eight virtual devices of one processor: what each device holds, what a step sends, and that
+# the numbers stay those of one device.
 #
 # Nothing here needs an accelerator. Virtual devices share the cores of this machine, so nothing gets faster, but
 # shardings and collectives are those of real ones.
@@ -70,8 +70,8 @@ for name, leaf in zip(gk.leaves.names(params), jax.tree.leaves(sharded), strict=
     print(f"{name:<15} {leaf.shape!s:>14}   {leaf.sharding.shard_shape(leaf.shape)}")
 
 # %% [markdown]
-# Three lines change in a program: parameters and minibatches are put where they belong, and there is a mesh. The training
-# step is the same.
+# Three lines change in a program: parameters and minibatches are put where they belong, and there is a mesh. The
+# training step is the same.
 
 # %%
 STEPS = 30
@@ -100,8 +100,8 @@ print(f"largest difference in any step: {np.abs(one - eight).max():.0e}")
 # %% [markdown]
 # ## ZeRO: state is sharded, parameters are not
 #
-# With data parallelism every device holds all parameters, and AdamW's state is twice as large again. `init_sharded` with
-# `zero_axis="data"` shards the state along the axis of the data. FSDP shards both.
+# With data parallelism every device holds all parameters, and AdamW's state is twice as large again. `init_sharded`
+# with `zero_axis="data"` shards the state along the axis of the data. FSDP shards both.
 
 
 # %%
@@ -136,13 +136,13 @@ plt.show()
 # %% [markdown]
 # ## Muon's collectives, before and after
 #
-# AdamW works on every number for itself, so its update sends nothing. Muon works on matrices. Where a matrix is sharded,
-# or where every device holds all of them, something has to be said about who orthogonalises which.
+# AdamW works on every number for itself, so its update sends nothing. Muon works on matrices. Where a matrix is
+# sharded, or where every device holds all of them, something has to be said about who orthogonalises which.
 #
-# - *before*: nothing is said. Every device orthogonalises every matrix, and where parameters are sharded it has to gather
-#   all of them first.
-# - *after*: `shard=gk.MatrixSharding(mesh, axis)` deals the matrices out. Each is orthogonalised by one device, its owner,
-#   and the results are sent back.
+# - *before*: nothing is said. Every device orthogonalises every matrix, and where parameters are sharded it has to
+#   gather all of them first.
+# - *after*: `shard=gk.MatrixSharding(mesh, axis)` deals the matrices out. Each is orthogonalised by one device, its
+#   owner, and the results are sent back.
 #
 # `inspect` compiles the update for a mesh without running it. So the parameters may be those of GPT-2, 124 million of
 # them, of which nothing is allocated here.
@@ -161,7 +161,9 @@ found = {}
 for axis_name in AXES:
     axes = f"{axis_name}=8"
     found[axes, "before"] = gk.training.inspect(plain_muon, shapes, mesh=axes, name="GPT-2")
-    found[axes, "after"] = gk.training.inspect("muon", shapes, mesh=axes, name="GPT-2")  # by name: with a MatrixSharding
+    found[axes, "after"] = gk.training.inspect(
+        "muon", shapes, mesh=axes, name="GPT-2"
+    )  # by name: with a MatrixSharding
 
 
 def sent(inspection):
@@ -193,8 +195,8 @@ found[f"{AXES[-1]}=8", "after"]
 # %% [markdown]
 # ## The same numbers
 #
-# In a program of your own the sharding of the matrices also needs to know how the parameters are sharded, `specs`. Here
-# is the network from above with Muon, on one device and with its matrices dealt out to eight:
+# In a program of your own the sharding of the matrices also needs to know how the parameters are sharded, `specs`.
+# Here is the network from above with Muon, on one device and with its matrices dealt out to eight:
 
 # %%
 alone, *_ = train(gk.muon(0.02, adam_learning_rate=1e-3))

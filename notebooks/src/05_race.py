@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Race your own problem
 #
-# Which method trains your problem, each tuned with the same effort: two spirals, a small network, and five contestants,
-# of which one is a chain of your own.
+# Which method trains your problem, each tuned with the same effort: two spirals, a small network, and five
+# contestants, of which one is a chain of your own.
 
 # %%
 import jax
@@ -50,8 +50,8 @@ def loss(params, batch):
 
 
 # %% [markdown]
-# `gk.workloads.problem` puts together what a race needs to know: where a run starts, what it trains on, what is judged,
-# and when it has arrived. Arrays of examples are enough; minibatches are drawn from them.
+# `gk.workloads.problem` puts together what a race needs to know: where a run starts, what it trains on, what is
+# judged, and when it has arrived. Arrays of examples are enough; minibatches are drawn from them.
 
 # %%
 STEPS = 1200
@@ -97,11 +97,12 @@ found
 #
 # - *steps*: the median over seeds until the loss is below the target, at the best learning rate. A miss counts as
 #   infinity.
-# - *over seeds*: the fastest and the slowest seed. Where two methods overlap too much, the last column calls it a tie.
-# - *robust*: how many of the learning rates arrive within twice as many steps as the best one. A method that wins with
-#   one rate of six is hard to tune.
-# - *time*: steps times the seconds of a step, measured one run at a time. A step of Muon costs more, and on a network as
-#   small as this one it has to win by more than that.
+# - *over seeds*: the fastest and the slowest seed. Where two methods overlap too much, the last column calls it a
+#   tie.
+# - *robust*: how many of the learning rates arrive within twice as many steps as the best one. A method that wins
+#   with one rate of six is hard to tune.
+# - *time*: steps times the seconds of a step, measured one run at a time. A step of Muon costs more, and on a network
+#   as small as this one it has to win by more than that.
 #
 # ## What the winner has learned
 
@@ -123,5 +124,5 @@ axis.set(xticks=[], yticks=[], title=f"trained by {winner.method}")
 plt.show()
 
 # %% [markdown]
-# The same race from a terminal, with the problem in a file: `gradkit race --problem=spirals.py --methods=adamw,lion`. It
-# writes a report of one page.
+# The same race from a terminal, with the problem in a file: `gradkit race --problem=spirals.py --methods=adamw,lion`.
+# It writes a report of one page.

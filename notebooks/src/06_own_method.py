@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Write your own method
 #
-# An optimizer in twenty lines, the contract that finds two faults in its first version, and a race that shows what it is
-# good for.
+# An optimizer in twenty lines, the contract that finds two faults in its first version, and a race that shows what it
+# is good for.
 
 # %%
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ from gradkit.testing import check_transformation
 # %% [markdown]
 # ## The idea
 #
-# Gradients with heavy tails: now and then one example is so far off that its gradient throws SGD far away. So let every
-# tensor take steps of one length, in the direction of its momentum:
+# Gradients with heavy tails: now and then one example is so far off that its gradient throws SGD far away. So let
+# every tensor take steps of one length, in the direction of its momentum:
 #
 #     m_t = b m_{t-1} + (1 - b) g_t
 #     u_t = m_t / (1 - b^t)                  without the bias towards the zeros that m starts from
@@ -27,7 +27,8 @@ from gradkit.testing import check_transformation
 #
 # ## A first version
 #
-# A link of a chain is a pair of functions: one makes a state from the parameters, the other makes updates from gradients.
+# A link of a chain is a pair of functions: one makes a state from the parameters, the other makes updates from
+# gradients.
 
 
 # %%
@@ -54,8 +55,8 @@ def first_version(b=0.9):
 
 
 # %% [markdown]
-# It looks right, and it trains. `check_transformation` runs it as loops, `jit`, `scan`, `vmap`, checkpoints and meshes
-# will, and says what does not hold:
+# It looks right, and it trains. `check_transformation` runs it as loops, `jit`, `scan`, `vmap`, checkpoints and
+# meshes will, and says what does not hold:
 
 # %%
 try:
@@ -68,8 +69,8 @@ except AssertionError as error:
 #
 # - The counter is a Python number. A step under `jit` gives an array back, so the step is compiled twice, and a
 #   checkpoint of the first state does not have the dtypes of all later ones.
-# - A gradient of zeros is divided by zero: an embedding that no example of a minibatch uses, a frozen layer or a dead unit
-#   puts NaNs into the parameters for good.
+# - A gradient of zeros is divided by zero: an embedding that no example of a minibatch uses, a frozen layer or a dead
+#   unit puts NaNs into the parameters for good.
 #
 # ## The second version
 #
@@ -107,8 +108,8 @@ def normalized_momentum(learning_rate, b=0.9):
 print(check_transformation(normalized_momentum(0.01), descends=True))
 
 # %% [markdown]
-# What the contract does not know is what the method is meant to be. For that, compare a few steps with the equations in
-# NumPy:
+# What the contract does not know is what the method is meant to be. For that, compare a few steps with the equations
+# in NumPy:
 
 # %%
 tx, random = scale_by_normalized_momentum(b=0.9), np.random.default_rng(0)
@@ -140,6 +141,6 @@ found = gk.training.race(
 found
 
 # %% [markdown]
-# It is a transformation like any other now: it goes into `optax.chain`, parameter groups, `gk.training.make_train_step`
-# and `nnx.Optimizer`. To add a method to the library itself, with a card, a page and the test of its paper, see
-# *Write a method* in the guides.
+# It is a transformation like any other now: it goes into `optax.chain`, parameter groups,
+# `gk.training.make_train_step` and `nnx.Optimizer`. To add a method to the library itself, with a card, a page and
+# the test of its paper, see *Write a method* in the guides.

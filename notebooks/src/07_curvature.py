@@ -18,8 +18,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes
 # %% [markdown]
 # ## A network and a full batch
 #
-# 400 digits, a network with one hidden layer and the squared error. The batch is always all of them, so there is no noise
-# to blame.
+# 400 digits, a network with one hidden layer and the squared error. The batch is always all of them, so there is no
+# noise to blame.
 
 # %%
 pixels, labels = load_digits(return_X_y=True)
@@ -47,9 +47,9 @@ print(f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters, loss 
 # %% [markdown]
 # ## Sharpness along the run
 #
-# The sharpness is the largest eigenvalue of the Hessian. `top_hessian_eigenvalue` finds it from twenty products of the
-# Hessian with a vector, which cost about as much as twenty gradients; the Hessian itself is never made. Gradient descent
-# with a learning rate is stable on a quadratic as long as the sharpness is below 2 / rate.
+# The sharpness is the largest eigenvalue of the Hessian. `top_hessian_eigenvalue` finds it from twenty products of
+# the Hessian with a vector, which cost about as much as twenty gradients; the Hessian itself is never made. Gradient
+# descent with a learning rate is stable on a quadratic as long as the sharpness is below 2 / rate.
 #
 # Three learning rates, in one program:
 
@@ -91,12 +91,14 @@ axes[0].legend()
 plt.show()
 for rate, values in zip(RATES.tolist(), sharpness, strict=True):
     late = float(jnp.mean(values[-READINGS // 4 :]))
-    print(f"rate {rate:.1f}: sharpness {values[0]:.1f} at the start, {late:.2f} late in the run; 2 / rate = {2 / rate:.2f}")
+    print(
+        f"rate {rate:.1f}: sharpness {values[0]:.1f} at the start, {late:.2f} late in the run; 2 / rate: {2 / rate:.2f}"
+    )
 
 # %% [markdown]
 # While the loss falls, the sharpness rises, until it meets 2 / rate. From there on steps along the sharpest direction
-# overshoot, the loss is no longer monotone, and yet it does not diverge: training goes on at the edge of stability. The
-# learning rate has chosen how sharp the place is that it ends in.
+# overshoot, the loss is no longer monotone, and yet it does not diverge: training goes on at the edge of stability.
+# The learning rate has chosen how sharp the place is that it ends in.
 #
 # ## The spectrum
 #

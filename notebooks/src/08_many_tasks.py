@@ -18,9 +18,9 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 # %% [markdown]
 # ## In two dimensions
 #
-# Both tasks have a minimum, in different places. Between these runs a curve of points where no task can gain without the
-# other losing, the Pareto set. Every point of it is a fair end; what differs is how a method gets there, and which point
-# it chooses.
+# Both tasks have a minimum, in different places. Between these runs a curve of points where no task can gain without
+# the other losing, the Pareto set. Every point of it is a fair end; what differs is how a method gets there, and
+# which point it chooses.
 
 # %%
 LOUD = 10.0
@@ -53,8 +53,8 @@ def path(aggregator, start, steps=1500):
 
 
 # %% [markdown]
-# The chain is `optax.chain(aggregator, optimizer)`: gradients of all tasks come in along a leading axis, and one update
-# goes out.
+# The chain is `optax.chain(aggregator, optimizer)`: gradients of all tasks come in along a leading axis, and one
+# update goes out.
 
 # %%
 share = np.linspace(0, 1, 200)
@@ -81,15 +81,15 @@ for axis, (name, aggregator) in zip(np.atleast_1d(axes), AGGREGATORS.items(), st
 plt.show()
 
 # %% [markdown]
-# Blue is the quiet task, red the loud one, grey the Pareto set.
-# PLACEHOLDER about the picture
+# Blue is the quiet task, red the loud one, grey the Pareto set. PLACEHOLDER about the picture
 
 # %% [markdown]
 # ## In a network
 #
-# Six tasks on one narrow trunk: which digit, is it even, is it five or more, its remainder by three, the image itself,
-# and which digit when the image is mirrored. Their losses differ in size by a factor of 300, as those of real tasks do.
-# `make_train_step` asks for a loss per task, and computes their gradients as far as the aggregator looks at them.
+# Six tasks on one narrow trunk: which digit, is it even, is it five or more, its remainder by three, the image
+# itself, and which digit when the image is mirrored. Their losses differ in size by a factor of 300, as those of real
+# tasks do. `make_train_step` asks for a loss per task, and computes their gradients as far as the aggregator looks at
+# them.
 
 # %%
 STEPS = 200
@@ -105,7 +105,7 @@ def fit(aggregator):
     step = gk.training.make_train_step(problem.losses, optax.chain(aggregator, gk.adam(schedule)))
     state, draw = step.init(params), jax.jit(problem.batch)
     for key in jax.random.split(jax.random.key(1), STEPS):
-        state, metrics = step(state, draw(key))
+        state, _ = step(state, draw(key))
     batches = [draw(key) for key in jax.random.split(jax.random.key(2), 8)]
     return np.mean([problem.losses(state.params, batch) for batch in batches], axis=0) / SIZES
 

@@ -55,9 +55,9 @@ rows = jnp.asarray(np.random.default_rng(0).integers(0, len(train[1]), (STEPS, R
 # %% [markdown]
 # ## Strategies
 #
-# A strategy is a transformation that is written for one replica, and knows the others by the name of an axis. Within a
-# round, each replica makes steps of AdamW alone. At the end of a round, how far the replicas have moved is exchanged and
-# averaged, and an outer step with Nesterov momentum moves all of them to the same place.
+# A strategy is a transformation that is written for one replica, and knows the others by the name of an axis. Within
+# a round, each replica makes steps of AdamW alone. At the end of a round, how far the replicas have moved is
+# exchanged and averaged, and an outer step with Nesterov momentum moves all of them to the same place.
 #
 # The exchange may be compressed. What a compressor does not send, `error_feedback` keeps and adds to the next round.
 
@@ -80,8 +80,8 @@ STRATEGIES = {
 # %% [markdown]
 # ## Bytes
 #
-# How many bytes one replica sends is read from the compiled program: the update is compiled for four devices, once within
-# a round and once at its end.
+# How many bytes one replica sends is read from the compiled program: the update is compiled for four devices, once
+# within a round and once at its end.
 
 
 # %%
@@ -102,7 +102,9 @@ def bytes_sent(tx, **told):
 sent = {}
 for name, tx in STRATEGIES.items():
     if name.startswith("DiLoCo"):
-        sent[name] = np.where(gk.parallel.sync_steps(ROUND, STEPS), bytes_sent(tx, sync=True), bytes_sent(tx, sync=False))
+        sent[name] = np.where(
+            gk.parallel.sync_steps(ROUND, STEPS), bytes_sent(tx, sync=True), bytes_sent(tx, sync=False)
+        )
     else:
         sent[name] = np.full(STEPS, bytes_sent(tx))
     print(f"{name:<31} {sent[name].sum() / 1e6:7.3f} MB in {STEPS} steps")

@@ -54,8 +54,7 @@ def _side_by_side(svgs: list[str]) -> str:
     order = [svgs[0], svgs[2], svgs[1]] if len(svgs) == 3 else svgs
     widths = [46, 46, 100]
     boxes = [
-        f'<div style="flex:1 1 {width}%;min-width:320px">{svg}</div>'
-        for width, svg in zip(widths, order, strict=False)
+        f'<div style="flex:1 1 {width}%;min-width:320px">{svg}</div>' for width, svg in zip(widths, order, strict=False)
     ]
     return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(boxes)}</div>'
 

@@ -126,8 +126,8 @@ def _workload(race: Race, name: str) -> str:
     first, second, third = charts.svgs(race, name)
     heading = f"<h2>{html.escape(name)}</h2>" if len(race.workloads) > 1 else ""
     return f"""{heading}
-<p class="muted">{html.escape(problem.description)}. Target: {html.escape(problem.metric_name)} ≤ {number(problem.target)},
-within {steps} steps.</p>
+<p class="muted">{html.escape(problem.description)}.
+Target: {html.escape(problem.metric_name)} ≤ {number(problem.target)}, within {steps} steps.</p>
 <p class="verdict">{html.escape(verdict(rows))}</p>
 <div class="tiles">{_tiles(rows)}</div>
 <div class="card">{_table(race, rows)}</div>
