@@ -5,6 +5,7 @@ a cell ends with are the same. `make notebooks` executes them in full.
 """
 
 import ast
+import doctest
 import importlib.util
 import json
 import re
@@ -109,6 +110,10 @@ def test_what_others_would_wonder_about_is_no_output() -> None:
     for output in (large, warned, placed, here):
         with pytest.raises(ValueError, match=r"^a: "):
             build.tidied("a", notebook(output))
+
+
+def test_the_example_of_the_builder_runs() -> None:
+    assert doctest.testmod(build) == (0, 1)
 
 
 def test_a_source_of_another_form_is_refused() -> None:
