@@ -118,7 +118,9 @@ def execute(name: str, address: str | None) -> dict[str, Any]:
 
     made = nbformat.from_dict(unexecuted(name, address))
     resources = {"metadata": {"path": str(HERE)}}
-    client = NotebookClient(made, timeout=SECONDS, kernel_name="python3", record_timing=False, resources=resources)
+    # What the kernel says of its sockets is for servers.
+    quiet = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"], "record_timing": False}
+    client = NotebookClient(made, timeout=SECONDS, kernel_name="python3", resources=resources, **quiet)
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))})
     return tidied(name, json.loads(nbformat.writes(made)))

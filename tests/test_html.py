@@ -51,8 +51,6 @@ def test_a_table_escapes_and_has_every_cell() -> None:
     cells = [cell.attrib["style"] for cell in made.iter("td")]
     assert ["text-align:right" in style for style in cells] == [False, True, False, True]
     assert ["font-weight:bold" in style for style in cells] == [False, False, True, True]
-    with pytest.raises(ValueError, match="zip"):
-        tables.as_html(["a"], [["1", "2"]])[0]
 
 
 def test_a_description_shows_what_it_prints() -> None:
@@ -121,7 +119,7 @@ def test_a_race_has_every_row_and_its_charts(raced: tuple[Race, list[Progress]])
     assert len(found._repr_html_()) < 400_000
     assert pretty(found) == report.plain(found)
     page = report.page(found, "gradkit race")
-    assert "<b>&" not in page and EVIL.replace("x", "") not in page  # the page of a report escapes the same names
+    assert EVIL not in page and "&lt;b&gt;" in page  # the page of a report escapes the same names
 
 
 def test_a_race_without_a_winner_marks_none(raced: tuple[Race, list[Progress]], monkeypatch: Any) -> None:

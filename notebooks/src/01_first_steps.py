@@ -22,12 +22,13 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes
 # %% [markdown]
 # ## Data and model
 #
-# 1,797 images of 8 x 8 pixels; the last 360 of them are for testing. The model is a plain tree of arrays, with a
-# hidden layer. Flax modules work in the same way.
+# 1,797 images of 8 x 8 pixels, of which 360 are for testing. The model is a plain tree of arrays, with a hidden
+# layer. Flax modules work in the same way.
 
 # %%
 pixels, labels = load_digits(return_X_y=True)
-x, y = jnp.asarray(pixels / 16, jnp.float32), jnp.asarray(labels, jnp.int32)
+order = np.random.default_rng(0).permutation(len(labels))
+x, y = jnp.asarray(pixels[order] / 16, jnp.float32), jnp.asarray(labels[order], jnp.int32)
 train, test = (x[:1437], y[:1437]), (x[1437:], y[1437:])
 
 
