@@ -123,31 +123,32 @@ def execute(name: str, address: str | None) -> dict[str, Any]:
     client = NotebookClient(made, timeout=SECONDS, kernel_name="python3", resources=resources, **quiet)
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))})
-    return tidied(name, json.loads(nbformat.writes(made)))
+    return tidied(json.loads(nbformat.writes(made)))
 
 
-def tidied(name: str, notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook without what was shown only for a while.
+def tidied(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook without what was shown only for a while."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            shown = [(output, output.get("data", {})) for output in cell["outputs"]]
+            cell["outputs"] = [o for o, data in shown if "".join(data.get("text/html", "something")).strip()]
+    return {**notebook, "metadata": METADATA}
+
+
+def check(name: str, notebook: dict[str, Any]) -> None:
+    """Looks for what others would wonder about.
 
     Raises:
       ValueError: a warning, a picture that is too large, or a place in memory or on this machine among the outputs.
     """
-    for cell in notebook["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        outputs = []
-        for output in cell["outputs"]:
-            text = json.dumps(output)
-            if output.get("name") == "stderr" or re.search(r"\b0x[0-9a-f]{8,}", text) or str(ROOT) in text:
-                raise ValueError(f"{name}: an output that others would wonder about: {text[:500]}")
-            data = output.get("data", {})
-            if len("".join(data.get("image/png", ""))) > LARGEST_PICTURE:
-                raise ValueError(f"{name}: a picture has more than {LARGEST_PICTURE:,} bytes; make it smaller")
-            if "text/html" not in data or "".join(data["text/html"]).strip():
-                outputs.append(output)
-        cell["outputs"] = outputs
-    notebook["metadata"] = METADATA
-    return notebook
+    for output in [output for cell in notebook["cells"] for output in cell.get("outputs", [])]:
+        text, picture = json.dumps(output), "".join(output.get("data", {}).get("image/png", ""))
+        if output.get("name") == "stderr" or re.search(r"\b0x[0-9a-f]{8,}", text) or str(ROOT) in text:
+            raise ValueError(f"{name}: an output that others would wonder about: {text[:500]}")
+        if len(picture) > LARGEST_PICTURE:
+            raise ValueError(
+                f"{name}: a picture has {len(picture):,} bytes, more than {LARGEST_PICTURE:,}; make it smaller"
+            )
 
 
 def main(chosen: list[str]) -> None:
@@ -162,6 +163,7 @@ def main(chosen: list[str]) -> None:
         file = HERE / f"{name}.ipynb"
         file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{file.name}: {time.perf_counter() - began:.0f} s, {file.stat().st_size:,} bytes", flush=True)
+        check(name, notebook)
 
 
 if __name__ == "__main__":

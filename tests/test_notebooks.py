@@ -39,7 +39,7 @@ SMALLER: dict[str, dict[str, str]] = {
     "03_large_batches": {"STEPS": "30", "SIZES": "[128, 1024]", "RATES": "np.array([0.08, 0.16, 0.32])", "SEEDS": "1"},
     "04_mesh": {"STEPS": "3", "AXES": '["fsdp"]'},
     "05_race": {"STEPS": "120", "RATES, SEEDS": "2, 1"},
-    "06_own_method": {"STEPS": "40", "RATES, SEEDS": "2, 1"},
+    "06_own_method": {"RATES, SEEDS, STEPS": "2, 1, 40"},
     "07_curvature": {"EVERY, READINGS": "2, 8", "PROBES, LANCZOS_STEPS": "1, 8"},
     "08_many_tasks": {"STEPS": "20"},
     "09_diloco": {"REPLICAS, STEPS, ROUND": "4, 40, 20"},
@@ -102,14 +102,14 @@ def test_what_others_would_wonder_about_is_no_output() -> None:
         "output_type": "display_data",
         "data": {"text/html": "", "text/plain": "<IPython.core.display.HTML object>"},
     }
-    assert build.tidied("a", notebook(shown, gone))["cells"][0]["outputs"] == [shown]
+    assert build.tidied(notebook(shown, gone))["cells"][0]["outputs"] == [shown]
     large = {"output_type": "display_data", "data": {"image/png": "x" * (build.LARGEST_PICTURE + 1)}}
     warned = {"output_type": "stream", "name": "stderr", "text": "careful"}
     placed = {"output_type": "stream", "name": "stdout", "text": "<function f at 0x7f0123456789>"}
     here = {"output_type": "stream", "name": "stdout", "text": str(ROOT / "gradkit")}
     for output in (large, warned, placed, here):
         with pytest.raises(ValueError, match=r"^a: "):
-            build.tidied("a", notebook(output))
+            build.check("a", notebook(output))
 
 
 def test_the_example_of_the_builder_runs() -> None:

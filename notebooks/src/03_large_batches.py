@@ -44,6 +44,7 @@ def loss_fn(params, batch):
 
 
 def problem(batch_size):
+    steps = max(100, 25600 // batch_size)
     return gk.workloads.problem(
         init,
         loss_fn,
@@ -51,8 +52,8 @@ def problem(batch_size):
         metric=lambda params: loss_fn(params, data),
         target=0.1,
         batch_size=batch_size,
-        steps=max(100, 25600 // batch_size),
-        eval_every=5,
+        steps=steps,
+        eval_every=max(2, steps // 160),
         metric_name="training loss",
     )
 

@@ -117,10 +117,10 @@ for rows in random.integers(0, len(y), (STEPS, 64)):
 
 grid = np.stack(np.meshgrid(np.linspace(-1.1, 1.1, 150), np.linspace(-1.1, 1.1, 150)), -1)
 surface = jax.nn.sigmoid(network(step.eval_params(state), jnp.asarray(grid, jnp.float32)))
-figure, axis = plt.subplots(figsize=(3.8, 3.8), layout="constrained")
-axis.imshow(surface, extent=(-1.1, 1.1, -1.1, 1.1), origin="lower", cmap="RdBu", alpha=0.6)
-axis.scatter(*points.T, c=label, cmap="RdBu", s=5, edgecolor="k", linewidth=0.2)
-axis.set(xticks=[], yticks=[], title=f"trained by {winner.method}")
+figure, axis = plt.subplots(figsize=(3.6, 3.6), layout="constrained")
+axis.contourf(*grid.T, surface.T, levels=[0, 0.5, 1], cmap="RdBu", alpha=0.5)
+axis.scatter(*points.T, c=label, cmap="RdBu", s=5)
+axis.set(aspect="equal", xticks=[], yticks=[], title=f"trained by {winner.method}")
 plt.show()
 
 # %% [markdown]

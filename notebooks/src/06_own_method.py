@@ -129,13 +129,13 @@ print("three steps agree")
 # seeds.
 
 # %%
-STEPS = 1000
+RATES, SEEDS, STEPS = 6, 3, 1000
 
 found = gk.training.race(
     "heavytail",
     ["sgd", "adamw", "clipped_sgd", normalized_momentum],
-    rates=6,
-    seeds=3,
+    rates=RATES,
+    seeds=SEEDS,
     steps=STEPS,
 )
 found
