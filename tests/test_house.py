@@ -243,6 +243,7 @@ def test_a_file_of_optimizers_registers_them() -> None:
         "docs/trainers.md",
         "docs/index.md",
         *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs/guides").glob("*.md")),
+        *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "notebooks/src").glob("*.py")),
     ],
 )
 def test_a_document_names_what_exists(document: str) -> None:
