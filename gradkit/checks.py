@@ -5,6 +5,7 @@ read while a program is being traced (a learning rate under `vmap`, an injected 
 schedules are let through: they are checked where they become concrete, or not at all.
 """
 
+import contextlib
 import difflib
 import math
 import numbers
@@ -28,6 +29,8 @@ def _concrete(value: Any) -> float | None:
         return float(value)
     if isinstance(value, Tracer) or not isinstance(value, jax.Array | np.ndarray | np.generic):
         return None
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        return None  # random keys are arrays that hold no numbers
     array = np.asarray(value)
     # JAX's own question, as NumPy takes bfloat16 and float8 for opaque bytes.
     known = any(jax.dtypes.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer))
@@ -131,10 +134,11 @@ def floating_dtype(**given: Any) -> None:
     for name, value in given.items():
         if value is None:
             continue
-        try:
-            dtype = np.dtype(value)
-        except TypeError:
-            dtype = None
+        dtype = None
+        # What has a dtype, as an array does, is none; and of a mapping NumPy makes one with fields.
+        if isinstance(value, type | np.dtype | str):
+            with contextlib.suppress(TypeError):
+                dtype = np.dtype(value)
         if dtype is None or not jax.dtypes.issubdtype(dtype, np.inexact):
             got = repr(value) if dtype is None else dtype
             raise ValueError(
@@ -223,6 +227,76 @@ def function(name: str, value: Any) -> None:
     """Checks that an argument can be called."""
     if not callable(value):
         raise ValueError(f"{name} must be callable, got {value!r}")
+
+
+def functions(**given: Any) -> None:
+    """Checks that arguments, by their names, can be called.
+
+    >>> functions(loss_fn=0.5)
+    Traceback (most recent call last):
+    ValueError: loss_fn must be callable, got 0.5
+    """
+    for name, value in given.items():
+        function(name, value)
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether a leaf is an array or number, or the shape of one."""
+    if isinstance(value, bool | numbers.Number):
+        return True
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or isinstance(value, type) or not hasattr(value, "shape"):
+        return False
+    return not isinstance(dtype, np.dtype) or dtype.kind not in "OSUMm"
+
+
+def arrays(**given: Any) -> None:
+    """Checks that arguments, by their names, are arrays, numbers, or trees of them.
+
+    >>> arrays(params={"w": np.zeros(2), "b": 0.5})
+    >>> arrays(params={"w": "zeros"})
+    Traceback (most recent call last):
+    ValueError: params must be an array, a number or a tree of them, got 'zeros' in {'w': 'zeros'}
+    """
+    for name, tree in given.items():
+        for leaf in jax.tree.leaves(tree):
+            if not _holds_numbers(leaf):
+                where = "" if leaf is tree else f" in {_short(tree)}"
+                raise ValueError(f"{name} must be an array, a number or a tree of them, got {_short(leaf)}{where}")
+
+
+def array(**given: Any) -> None:
+    """Checks that arguments, by their names, are arrays or numbers, or lists that NumPy makes an array of.
+
+    >>> array(x=np.zeros(2), y=[0.5, 1.0])
+    >>> array(x={"w": 0.5})
+    Traceback (most recent call last):
+    ValueError: x must be an array, got {'w': 0.5}
+    """
+    for name, value in given.items():
+        listed = isinstance(value, list | tuple) and all(map(_holds_numbers, jax.tree.leaves(value)))
+        if not listed and not _holds_numbers(value):
+            raise ValueError(f"{name} must be an array, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    """How a value is written, in one line that fits into a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def text(optional: bool = False, **given: Any) -> None:
+    """Checks that arguments, by their names, are text that is not empty.
+
+    >>> text(name="")
+    Traceback (most recent call last):
+    ValueError: name must be a string that is not empty, got ''
+    """
+    for name, value in given.items():
+        if not (isinstance(value, str) and value) and not (optional and value is None):
+            raise ValueError(
+                f"{name} must be a string that is not empty{' or None' if optional else ''}, got {_short(value)}"
+            )
 
 
 def is_function(value: Any, like: Any = None) -> bool:

@@ -101,9 +101,7 @@ def command_train(arguments: list[str]) -> Task:
     if config.devices is not None:
         processes.virtual_devices(config.devices)
     with contextlib.ExitStack() as stack:
-        if config.coordinator is not None:
-            who = (config.num_processes, config.process_id, config.heartbeat)
-            stack.enter_context(processes.joined(config.coordinator, *who))
+        stack.enter_context(processes.of_run(config, cooldown.paths(config)[0]))
         started = start(config)
         if file is not None and config.checkpoint_dir is not None and jax.process_index() == 0:
             logs.rewind(file, 0 if started.report is None else started.report.step)
@@ -128,6 +126,8 @@ def _follow(config: TrainConfig, started: Started, file: pathlib.Path | None) ->
     if started.report is not None:
         began = started.report.step
         print(f"going on from the checkpoint of step {began} in {started.source}", flush=True)
+        for line in started.changed:
+            print(line, flush=True)
         before = started.report.about.get("replicas")
         if before != config.replicas:
             print(f"{config.replicas} replicas begin at the mean of the {before} that were saved", flush=True)
@@ -325,9 +325,9 @@ def main(argv: list[str] | None = None) -> int:
         task = COMMANDS[name][0](arguments)
     except (flags.Error, ValueError, OSError, ImportError) as error:
         print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return processes.ended(2)
     except Exception as error:
-        return _blamed(error, arguments, 2)
+        return processes.ended(_blamed(error, arguments, 2))
     try:
         task()
         sys.stdout.flush()
@@ -340,9 +340,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, FloatingPointError) as error:
         # A disk that is full, a checkpoint that cannot be read, a process that is lost; a run that diverged.
         print(f"gradkit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return processes.ended(1)
     except Exception as error:
-        return _blamed(error, arguments, 1)
+        return processes.ended(_blamed(error, arguments, 1))
     return 0
 
 

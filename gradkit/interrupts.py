@@ -1,9 +1,10 @@
-"""Ctrl-C in the `gradkit` command: one line within two seconds, at any moment.
+"""Ctrl-C and SIGTERM in the `gradkit` command: one line within two seconds, at any moment.
 
 Python raises `KeyboardInterrupt` in the main thread once that is back from what it does: after seconds of compilation,
-in the middle of an import as 40 lines, or inside a callback, where it is swallowed. So the command blocks the signal
-before anything else is imported, and a thread of its own waits for it, says what is to be said, and ends the process.
-A program that imports gradkit keeps Python's way.
+in the middle of an import as 40 lines, or inside a callback, where it is swallowed. SIGTERM, with which clusters end
+a process, would be taken by JAX where several processes are one run. So the command blocks both signals before anything
+else is imported, and a thread of its own waits for them, says what is to be said, and ends the process. A program that
+imports gradkit keeps Python's way.
 """
 
 import contextlib
@@ -15,7 +16,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 SECONDS = 1.5  # for last words
-CODE = 130
+# Signal -> what is said; the exit status is 128 and its number, as of a shell.
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+CODE = 128 + int(signal.SIGINT)
 
 _words: list[Callable[[], str]] = []
 _said: list[str] = []
@@ -29,23 +32,24 @@ def is_command() -> bool:
 
 
 def watch() -> None:
-    """Takes Ctrl-C over for this process, unless it is ignored, as in the background of a shell."""
-    usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
-    if usual and hasattr(signal, "pthread_sigmask"):
-        # Threads that are started from here on, those of the compiler too, block it as well: one gets it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        threading.Thread(target=_wait, name="gradkit-interrupts", daemon=True).start()
+    """Takes the signals over for this process; what is ignored, as Ctrl-C in the background of a shell, stays so."""
+    taken = {number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+    usual = threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_sigmask")
+    if usual and taken:
+        # Threads that are started from here on, those of the compiler too, block them as well: one gets them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, taken)
+        threading.Thread(target=_wait, args=(taken,), name="gradkit-interrupts", daemon=True).start()
 
 
-def _wait() -> None:
-    signal.sigwait({signal.SIGINT})
+def _wait(taken: set[signal.Signals]) -> None:
+    number = signal.Signals(signal.sigwait(taken))
     speaker = threading.Thread(target=_speak, daemon=True)
     speaker.start()
     speaker.join(SECONDS)
     if sys.stdout is not None and sys.stdout.isatty():
         os.write(1, b"\r\x1b[K\x1b[?25h")  # the cursor, which a live table hides
-    os.write(2, f"{line()}\n".encode())
-    os._exit(CODE)  # pyright: ignore[reportPrivateUsage]
+    os.write(2, f"{line(number)}\n".encode())
+    os._exit(128 + int(number))  # pyright: ignore[reportPrivateUsage]
 
 
 def _speak() -> None:
@@ -72,15 +76,15 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
         _words.remove(say)
 
 
-def line() -> str:
-    """The line of an interrupted command; what was said is then forgotten.
+def line(number: signal.Signals = signal.SIGINT) -> str:
+    """The line of a command that a signal ends; what was said is then forgotten.
 
-    >>> line()
-    'gradkit: interrupted'
+    >>> line(), line(signal.SIGTERM)
+    ('gradkit: interrupted', 'gradkit: terminated')
     """
     said = [text for text in _said if text]
     _said.clear()
-    return "; ".join(["gradkit: interrupted", *said])
+    return "; ".join([f"gradkit: {SIGNALS[number]}", *said])
 
 
 if is_command():

@@ -30,13 +30,19 @@ def check_key(key: Any) -> None:
     )
 
 
+def _bits(key: Any) -> bool:
+    """Whether an array holds typed keys, or one untyped key, as `jax.random.PRNGKey` makes it."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return typed or (key.dtype == jnp.uint32 and jnp.ndim(key) == 1)
+
+
 def as_key(key: Any) -> Any:
     """The key that a function is called with: an integer as `jax.random.key` makes one of it, any other as it is.
 
     >>> as_key(3) == jax.random.key(3)
     Array(True, dtype=bool)
     """
-    if isinstance(key, bool | float | str | numbers.Integral):
+    if not hasattr(key, "dtype") or isinstance(key, type) or not _bits(key):
         check_key(key)
     return jax.random.key(int(key)) if isinstance(key, numbers.Integral) else key
 

@@ -46,6 +46,11 @@ class MatrixSharding:
     specs: Any = None
 
     def __post_init__(self) -> None:
+        if self.mesh is not None and not isinstance(self.mesh, Mesh | AbstractMesh):
+            raise ValueError(
+                f"mesh must be a jax.sharding.Mesh or None, got {self.mesh!r}; write gk.parallel.make_mesh"
+            )
+        checks.axis_name("axis", self.axis, optional=False)
         checks.integer("min_dim", self.min_dim)
         checks.floating_dtype(comm_dtype=self.comm_dtype)
         for name in self.axes:

@@ -257,7 +257,7 @@ def check_mask_form(**given: Any) -> None:
         if checks.is_function(mask):
             continue
         for entry in jax.tree.leaves(mask):
-            if isinstance(entry, str | float) or (isinstance(entry, int) and not isinstance(entry, bool)):
+            if not isinstance(entry, bool):
                 by_name = isinstance(entry, str)
                 instead = f"gk.leaves.by_path({f'.*{entry}.*'!r}) to select by name" if by_name else "True or False"
                 raise ValueError(

@@ -14,6 +14,7 @@ import contextlib
 import gc
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -99,12 +100,17 @@ class Checkpoints:
 
     def steps(self) -> tuple[int, ...]:
         """The steps that a checkpoint is there of, rising. One that is still being written is none yet."""
-        folders = (entry.name for entry in self.folder.iterdir() if entry.name.isdigit())
-        return tuple(sorted(int(name) for name in folders if self._about_file(int(name)).is_file()))
+        return tuple(step for step in self._folders() if self._about_file(step).is_file())
 
     def latest(self) -> int | None:
-        """The last of `steps()`, or None."""
-        return max(self.steps(), default=None)
+        """The last step that a folder is called after, or None. Where the folder holds no checkpoint, `restore` says so
+        rather than go back to an earlier one."""
+        return max(self._folders(), default=None)
+
+    def _folders(self) -> tuple[int, ...]:
+        """The steps that folders are called after, rising, whatever is in them."""
+        names = (entry.name for entry in self.folder.iterdir())
+        return tuple(sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name)))
 
     def about(self, step: int | None = None) -> dict[str, Any]:
         """What the run said of itself when it saved a step; default: the latest."""
@@ -228,7 +234,7 @@ class Checkpoints:
         """
         self.wait()
         moved = []
-        for step in [step for step in self.steps() if step > after]:
+        for step in [step for step in self._folders() if step > after]:
             free = (self.folder / f"{step}.set-aside{n}" for n in ["", *(f"-{k}" for k in range(2, 1000))])
             moved.append(next(path for path in free if not path.exists()))
 
@@ -258,8 +264,7 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
                 for old in self.steps()[: -self.keep]:
-                    whole = self.folder / str(old)
-                    shutil.rmtree(whole.rename(self.folder / f"{old}{storage.TEMPORARY}"))
+                    storage.delete((self.folder / str(old)).rename(self.folder / f"{old}{storage.TEMPORARY}"))
 
     def close(self) -> None:
         """Waits as `wait` does. `save` opens again what this closes."""
@@ -284,7 +289,8 @@ class Checkpoints:
         if self._orbax is None:
             if jax.process_index() == 0:
                 for rest in self.folder.glob(f"*{storage.TEMPORARY}*"):
-                    shutil.rmtree(rest, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        storage.delete(rest)
             self._speak = storage.hush()
             self._orbax = ocp.AsyncCheckpointer(storage.handler())
         return ocp, self._orbax
@@ -324,7 +330,9 @@ class Checkpoints:
         rest = f"; valid: {', '.join(map(str, valid))}" if valid else ""
         if done == "read":
             before = max((other for other in valid if other < step), default=max(valid, default=None))
-            way = "" if before is None else f": restore one with step={before} (--restore_step={before})"
+            way = f"; there is no other: rename {self.folder / str(step)} to begin anew"
+            if before is not None:
+                way = f": restore one with step={before} (--restore_step={before})"
             rest = f"{rest}{way}; nothing was deleted"
         raise kind(f"the checkpoint of step {step} in {self.folder} could not be {done}: {said}{rest}") from cause
 
@@ -332,7 +340,7 @@ class Checkpoints:
         return self.folder / str(step) / "about" / "about.json"
 
     def _choose(self, step: int | None) -> int:
-        steps = self.steps()
+        steps = self._folders()
         if not steps:
             raise FileNotFoundError(f"there is no checkpoint in {self.folder}")
         if step is not None and step not in steps:
@@ -343,8 +351,11 @@ class Checkpoints:
 
     def _read(self, step: int) -> dict[str, Any]:
         with self._errors(step, "read", orbax=False):
+            file = self._about_file(step)
+            if not file.is_file():
+                raise FileNotFoundError(f"it has no file {file.relative_to(self.folder)}")
             try:
-                note = json.loads(self._about_file(step).read_text(encoding="utf-8"))
+                note = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise OSError(f"about.json is no JSON any more ({error})") from None
             kind = note.get("format") if isinstance(note, dict) else None

@@ -6,14 +6,21 @@ dead process takes part in never returns.
 """
 
 import contextlib
+import functools
+import hashlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+
+from gradkit.training import held
 
 # Told by the signal that the run ended itself with; printed once the run, and what it had to say, is over.
 _WATCHER = """
@@ -43,7 +50,26 @@ def virtual_devices(count: int) -> None:
 
 
 @contextlib.contextmanager
-def joined(coordinator: str, num_processes: int | None, process_id: int | None, heartbeat: int) -> Iterator[None]:
+def of_run(config: Any, folder: str | None) -> Iterator[None]:
+    """Holds the folder that a run of `TrainConfig` writes, and joins its processes, which must be started alike."""
+    with contextlib.ExitStack() as stack:
+        if config.coordinator is None or config.process_id == 0:
+            stack.enter_context(held.held(folder))
+        if config.coordinator is not None:
+            agree = functools.partial(held.agree, held.settings(config), folder)
+            who = (config.num_processes, config.process_id, config.heartbeat)
+            stack.enter_context(joined(config.coordinator, *who, agree))
+        yield
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator: str,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat: int,
+    agree: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Joins the processes of a run, and leaves them together.
 
     Args:
@@ -51,20 +77,69 @@ def joined(coordinator: str, num_processes: int | None, process_id: int | None, 
         tells each process who it is.
       num_processes: how many processes there are.
       process_id: which one this is, from 0.
-      heartbeat: seconds after which a silent process counts as lost, and the others end.
+      heartbeat: seconds after which a silent process counts as lost, and the others end; so long a process waits for
+        the others as well where it joins them and where it leaves.
+      agree: called as soon as all have joined; what it raises as a `ValueError`, it raises in all of them.
 
     Raises:
+      BlockingIOError: on this machine the same process of the same run is under way already.
       ConnectionError: not all processes came in time, or one was lost.
     """
+    with _once(coordinator, process_id):
+        yield from _together(coordinator, num_processes, process_id, heartbeat, agree)
+
+
+@contextlib.contextmanager
+def _once(coordinator: str, process_id: int | None) -> Iterator[None]:
+    """Refuses the same command twice on one machine: the second would join the run of the first, and end it."""
+    if coordinator == "auto":
+        yield
+        return
+    name = hashlib.sha256(f"{coordinator} {process_id}".encode()).hexdigest()[:16]
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held.held(pathlib.Path(tempfile.gettempdir()) / f"gradkit-process-{name}"))
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"process {process_id} of the run at {coordinator} is under way on this machine already: wait until it "
+                "has ended, end it, or name another port"
+            ) from None
+        yield
+
+
+def ended(status: int) -> int:
+    """The exit status of a command that failed. Of several processes one that failed ends here and at once: JAX would
+    have it wait for the others, which wait for it."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # pyright: ignore[reportPrivateUsage]
+    return status
+
+
+def _together(
+    coordinator: str,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat: int,
+    agree: Callable[[], None],
+) -> Iterator[None]:
     try:
         jax.distributed.initialize(
             None if coordinator == "auto" else coordinator,
             num_processes=num_processes,
             process_id=process_id,
+            initialization_timeout=heartbeat,
             heartbeat_timeout_seconds=heartbeat,
+            shutdown_timeout_seconds=heartbeat,
         )
     except RuntimeError as error:
         raise ConnectionError(f"process {process_id} could not join {coordinator}: {error}") from error
+    try:
+        agree()
+    except ValueError:
+        jax.distributed.shutdown()
+        raise
     lost = (
         f"gradkit: process {jax.process_index()} ends, because another process of this run was lost (no sign of life "
         f"for {heartbeat} s). Start all of them again with the same commands: with --checkpoint_dir they go on from "

@@ -1,6 +1,7 @@
 """What a race and a training run are told: frozen dataclasses, used by notebooks and turned into flags."""
 
 import dataclasses
+import os
 from typing import Any
 
 from gradkit import catalogue, checks
@@ -173,6 +174,10 @@ class TrainConfig:
     heartbeat: int = setting(60, "seconds after which a silent process counts as lost")
 
     def __post_init__(self) -> None:
+        _check_workload("workload", self.workload)
+        _check_texts(self, ("chain", "aggregator", "schedule", "mesh", "sync", "exchange", "cooldown", "coordinator"))
+        _check_texts(self, ("checkpoint_dir", "metrics_file", "tensorboard"), paths=True)
+        checks.switch(transplant=self.transplant)
         if isinstance(self.workload, str):
             registry.check_name(self.workload)
         elif self.global_batch is not None or self.max_batch is not None:
@@ -221,6 +226,13 @@ class TrainConfig:
                 raise ValueError(f"{name} is of several processes: give coordinator as well")
             if wanted and not given:
                 raise ValueError(f"{name} must be given with coordinator, unless that is auto")
+        if self.coordinator not in (None, "auto"):
+            host, _, port = str(self.coordinator).rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError(
+                    "coordinator must be host:port of process 0, such as 10.0.0.1:1234, or auto, got "
+                    f"{self.coordinator!r}"
+                )
         if self.num_processes is not None and self.process_id is not None and self.process_id >= self.num_processes:
             raise ValueError(f"process_id must be below num_processes={self.num_processes}, got {self.process_id}")
         checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
@@ -319,6 +331,26 @@ class CurvatureConfig:
         checks.integer("seed", self.seed, 0)
         for name in ("minibatches", "lanczos_steps", "probes", "trace_probes", "top"):
             checks.integer(name, getattr(self, name), 1)
+
+
+def _check_workload(name: str, value: Any) -> None:
+    """Refuses what is neither the name of a problem nor a problem."""
+    if not isinstance(value, str | Workload):
+        raise ValueError(
+            f"{name} must be the name of a problem, or what gk.workloads.problem(...) returns, got {value!r}"
+        )
+
+
+def _check_texts(config: Any, names: tuple[str, ...], *, paths: bool = False) -> None:
+    """Refuses what is no text, and text that is empty, as of a variable of the shell that is not set."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None or (paths and isinstance(value, os.PathLike)):
+            continue
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be a string, got {value!r}")
+        if not value:
+            raise ValueError(f"{name} must not be empty: name a value, or leave it out")
 
 
 def _check_parameters(config: DescribeConfig | InspectConfig) -> None:

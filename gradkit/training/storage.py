@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -45,6 +46,14 @@ def handler() -> Any:
 
     state, about = ocp.PyTreeCheckpointHandler(), note_kind()[0]("about.json")
     return ocp.CompositeCheckpointHandler(state=state, about=about)
+
+
+def delete(folder: pathlib.Path) -> None:
+    """Deletes the folder of a checkpoint; of one that is a link to a folder elsewhere, the link alone."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def is_key(x: Any) -> bool:

@@ -17,7 +17,7 @@ from gradkit import interrupts
 from gradkit.diagnostics import metrics
 from gradkit.parallel import batch_sharding, make_mesh, param_shardings, state_shardings
 from gradkit.parallel.mesh import BATCH_AXES, parse_axes
-from gradkit.training import chains, cooldown, methods, run, strategies
+from gradkit.training import chains, cooldown, held, methods, origin, run, strategies
 from gradkit.training.checkpoints import Checkpoints, Report
 from gradkit.training.growth import allowed_sizes, growing_batch
 from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
@@ -130,14 +130,6 @@ def _mesh_of(config: TrainConfig) -> Mesh:
     return make_mesh("data=-1") if several else make_mesh("data=1", devices=jax.devices()[:1])
 
 
-def _same_numbers(config: TrainConfig, plan: Plan) -> dict[str, Any]:
-    """What a checkpoint must agree on with the run that goes on from it."""
-    numbers = {"workload": plan.problem.name, "seed": config.seed, "batch_size": plan.problem.batch_size}
-    if config.replicas is not None:
-        numbers |= {name: getattr(config, name) for name in ("replicas", *strategies.SAME)}
-    return numbers if config.schedule is None else {**numbers, "schedule": config.schedule}
-
-
 def _place(plan: Plan, mesh: Mesh, count: int | None) -> tuple[Any, Any]:
     """How a run is sharded over a mesh, and how its minibatches are; of several replicas, those of each."""
     axes = BATCH_AXES if count is None else tuple(name for name in BATCH_AXES if name != strategies.AXIS)
@@ -180,6 +172,7 @@ class Started(NamedTuple):
       report: what the last checkpoint gave; None at the beginning of a run.
       set_aside: where later checkpoints are now.
       source: the folder of the checkpoint that the run begins with.
+      changed: what is no longer as the run that wrote that checkpoint had it, a line each.
     """
 
     plan: Plan
@@ -190,6 +183,7 @@ class Started(NamedTuple):
     report: Report | None
     set_aside: tuple[pathlib.Path, ...] = ()
     source: pathlib.Path | None = None
+    changed: tuple[str, ...] = ()
 
 
 def start(config: TrainConfig) -> Started:
@@ -226,7 +220,7 @@ def start(config: TrainConfig) -> Started:
             f"steps={plan.steps}, eval_every={plan.eval_every} do not fit the checkpoint of step {last} in "
             f"{source.folder}: it must be one of the evaluations"
         )
-    about = _same_numbers(config, plan)
+    about = origin.same_numbers(config, plan)
     before = source.about(last).get("replicas")
     if config.replicas is None or before is None or before == config.replicas:
         state, report = source.restore(state, step=last, about=about, transplant=config.transplant)
@@ -236,8 +230,9 @@ def start(config: TrainConfig) -> Started:
         like = strategies.resized(state, before, strategies.together(shardings))
         old, report = source.restore(like, step=last, about=about, transplant=config.transplant)
         state = strategies.resized(old, config.replicas, shardings)
+    changed = origin.changed(config, plan, report)
     aside = source.set_aside(after=last) if source is checkpoints else ()
-    return Started(plan, mesh, state, place, checkpoints, report, aside, source.folder)
+    return Started(plan, mesh, state, place, checkpoints, report, aside, source.folder, changed)
 
 
 def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
@@ -294,7 +289,9 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
         said = "" if config.cooldown is None else f", with --cooldown={config.cooldown}"
         return "" if last is None else f"the same command goes on from step {last}{said}"
 
-    with checkpoints or contextlib.nullcontext(), interrupts.last_words(goes_on):
+    about = origin.of(config, plan)
+    writes = None if checkpoints is None or jax.process_index() else checkpoints.folder
+    with held.held(writes), checkpoints or contextlib.nullcontext(), interrupts.last_words(goes_on):
         program(size())
         began = time.perf_counter()
         for done in range(int(state.step) + plan.eval_every, plan.steps + 1, plan.eval_every):
@@ -304,7 +301,7 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
             if len(plan.sizes) > 1:
                 record["batch_size"] = batch_size(microbatches)
             if checkpoints is not None and (done % plan.checkpoint_every == 0 or done == plan.steps):
-                checkpoints.save(done, state, about=_same_numbers(config, plan))
+                checkpoints.save(done, state, about=about)
             order = ("step", "loss", "metric")
             yield {
                 **{name: record[name] for name in order},
