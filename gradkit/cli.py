@@ -33,7 +33,7 @@ from gradkit.parallel.mesh import check_used_axes, parse_axes
 from gradkit.training import chains, cooldown, inspection, logs, methods, processes, programs, report, strategies, trees
 from gradkit.training import curvature as spectrum
 from gradkit.training.flags import definitions, parse, refuse_flags, usage
-from gradkit.training.race import Progress, Result, race_config
+from gradkit.training.race import Race
 from gradkit.training.race import prepare as prepare_race
 from gradkit.training.report import listing, shown
 from gradkit.training.report.charts import number, reading
@@ -59,28 +59,16 @@ def command_race(arguments: list[str]) -> Task:
     config = parse(RaceConfig, arguments)
     problems = prepare_race(config)
     report.check_libraries()
-    folder = report.reserve(config.out, config.overwrite)
-    command = shlex.join(["gradkit", "race", *arguments])
+    folder, run = report.into_folder(config, problems, shlex.join(["gradkit", "race", *arguments]))
+
+    def say(result: Race) -> None:
+        print()
+        report.show(result)
 
     def task() -> None:
         for problem in problems:
             print(f"{problem.description}; {_target(problem)}", flush=True)
-        finished: dict[tuple[str, str], Result] = {}
-
-        def kept() -> str:
-            return report.write_finished([*finished.values()], folder, command)
-
-        with interrupts.last_words(kept), report.watcher(config, problems=problems) as watch:
-
-            def seen(event: Progress) -> None:
-                if event.result is not None:
-                    finished[event.workload, event.method] = event.result
-                watch(event)
-
-            result = race_config(config, seen)
-        print()
-        report.show(result)
-        report.write(result, folder, command)
+        result = run(say)
         for workload in result.workloads:
             print(f"{workload}: {report.verdict(result.of(workload))}")
         print(f"report: {folder / 'report.html'}   picture: {folder / 'curves.png'}")

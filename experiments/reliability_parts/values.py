@@ -4,7 +4,7 @@ The other arguments of a call are those of the example in the docstring, which i
 recorded. A value is wrong for an argument when none of the kinds that the value is of is a kind that the annotation
 admits. Calls run in child processes: one that hangs or aborts is written down, and the next child goes on behind it.
 
-    python experiments/reliability_parts/values.py CALLABLE [CALLABLE ...]    prints what is said, a line per value
+    cd experiments; python -m reliability_parts.values CALLABLE [CALLABLE ...]    prints what is said, a line per value
 """
 
 import collections.abc
@@ -21,7 +21,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ import optax
 
 import gradkit as gk
 from gradkit.catalogue import cards
+from reliability_parts import children
 
 SECONDS = 10.0  # that a call may take
 MEMORY = 24 * 2**30  # bytes of addresses that a child may have
@@ -288,32 +289,37 @@ def outcome(function: Callable[..., Any], given: dict[str, Any], argument: str, 
     return "accepted", got
 
 
-def run(names: list[str], write: Callable[[dict[str, Any]], None], skip: frozenset[tuple[str, ...]]) -> None:
-    """Tries all wrong values of some callables, and writes a record of each: before it, and with what came of it."""
-    warnings.simplefilter("ignore")
+def items(names: Iterable[str] | None = None) -> list[list[str]]:
+    """(callable, argument, value) of all callables, or of some."""
     functions = public()
-    for name in names:
-        function = functions[name]
-        given = right(function)
-        if given is None:
-            write({"name": name, "argument": "", "value": "", "outcome": "no example", "said": ""})
-            continue
-        for argument, value in wrong(function):
-            if (name, argument, value) in skip:
-                continue
-            record = {"name": name, "argument": argument, "value": value}
-            write({**record, "outcome": "begun", "said": ""})
-            kind, said = outcome(function, given, argument, value)
-            write({**record, "outcome": kind, "said": " ".join(said.split())[:300]})
-    return
+    chosen = functions if names is None else {name: functions[name] for name in names}
+    return [[name, *pair] for name, function in chosen.items() for pair in wrong(function)]
+
+
+@functools.cache
+def _known(name: str) -> tuple[Callable[..., Any], dict[str, Any] | None]:
+    function = public()[name]
+    return function, right(function)
+
+
+def trial(item: list[str]) -> tuple[str, str]:
+    """What comes of one wrong value."""
+    name, argument, value = item
+    function, given = _known(name)
+    if given is None:
+        return "no example", ""
+    kind, said = outcome(function, given, argument, value)
+    return kind, " ".join(said.split())[:300]
 
 
 def main() -> None:
-    """A child: callables on the command line, records to skip on standard input, records on standard output."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    out = sys.stdout
-    skip = frozenset(tuple(json.loads(line)) for line in sys.stdin) if not sys.stdin.isatty() else frozenset()
-    run(sys.argv[1:], lambda record: print(json.dumps(record), file=out, flush=True), skip)
+    warnings.simplefilter("ignore")
+    if len(sys.argv) == 1:
+        children.serve(trial)
+        return
+    for item in items(sys.argv[1:]):
+        print(*item, *trial(item), sep=" | ", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.keys import as_key
-from gradkit.linalg.svd import signed_svd, turned
+from gradkit.linalg.svd import signed_svd, with_fixed_signs
 from gradkit.types import Key, Scalar
 
 PAPER = Paper("LoRA-GA: Low-Rank Adaptation with Gradient Approximation", "Wang et al.", 2024, "2407.05000")
@@ -46,7 +46,7 @@ def _leading(G: jax.Array, rank: int, svd: str, key: Any) -> tuple[jax.Array, ja
     for _ in range(POWER_ITERATIONS):
         Q = jnp.linalg.qr(_matmul(G.T, jnp.linalg.qr(_matmul(G, Q))[0]))[0]
     U, _, Vt = jnp.linalg.svd(_matmul(Q.T, G.T), full_matrices=False)
-    U, Vt = turned(_matmul(Q, U), Vt)
+    U, Vt = with_fixed_signs(_matmul(Q, U), Vt)
     return U, Vt.T
 
 

@@ -8,6 +8,7 @@ that go through all methods in turn, so that a busy machine slows all of them al
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -161,8 +162,14 @@ def race(
         return race_config(config, shown)
 
 
-def race_config(config: RaceConfig, watch: Callable[[Progress], None] = lambda _: None) -> Race:
+def race_config(
+    config: RaceConfig,
+    watch: Callable[[Progress], None] = lambda _: None,
+    finished: Mapping[tuple[str, str], Result] = MappingProxyType({}),
+) -> Race:
     """Runs the race that a configuration describes; see `race`.
+
+    `finished` has the results of what need not run again, by the names of problem and method.
 
     >>> config = RaceConfig(workloads=("heavytail",), methods=("sgd",), rates=2, seeds=1, steps=20, extensions=0)
     >>> [result.method for result in race_config(config).results]
@@ -172,7 +179,14 @@ def race_config(config: RaceConfig, watch: Callable[[Progress], None] = lambda _
     problems = prepare(config)
     results: list[Result] = []
     for problem in problems:
-        tuned = [tune(problem, method.on(problem.num_tasks), config, watch) for method in config.contestants]
+        tuned = []
+        for method in config.contestants:
+            found = finished.get((problem.name, method.name))
+            if found is None:
+                found = tune(problem, method.on(problem.num_tasks), config, watch)
+            else:
+                watch(Progress(problem.name, method.name, "scored", 1, 1, found))
+            tuned.append(found)
         results += measure(problem, tuned, config, watch)
     step_scores = {name: [row.steps for row in results if row.method == name] for name in config.method_names}
     time_scores = {name: [row.seconds for row in results if row.method == name] for name in config.method_names}

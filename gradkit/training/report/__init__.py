@@ -6,11 +6,13 @@ from gradkit.training.report.files import reserve, write, write_finished
 from gradkit.training.report.live import ticker, watcher
 from gradkit.training.report.notebook import fragment
 from gradkit.training.report.page import page, verdict
+from gradkit.training.report.racing import into_folder
 from gradkit.training.report.table import plain, show
 
 __all__ = [
     "check_libraries",
     "fragment",
+    "into_folder",
     "page",
     "plain",
     "reserve",

@@ -10,20 +10,23 @@ from typing import Any
 
 import numpy as np
 
+from gradkit.training import finished
 from gradkit.training.race import Race, Result
 from gradkit.training.report.charts import save_png
 from gradkit.training.report.page import page, versions
 
-FILES = ("report.html", "curves.png", "results.json")
+FILES = ("report.html", "curves.png", "results.json", finished.NAME, finished.HALF)
 DEFAULT_ROOT = "race"
 
 
-def reserve(out: str | None, overwrite: bool) -> pathlib.Path:
+def reserve(out: str | None, overwrite: bool, key: str = "") -> pathlib.Path:
     """Makes the folder a report will go to, or refuses.
 
     Args:
-      out: the folder; None for a fresh numbered one, `race/001`, `race/002`, …
+      out: the folder; None for a fresh numbered one, `race/001`, `race/002`, …, or the last of these, if a race of the
+        same settings was killed there.
       overwrite: whether the report of an earlier race in it may be replaced. Files of others never are.
+      key: of the settings, as `gradkit.training.finished` makes it: a race that was killed goes on in its folder.
 
     Raises:
       FileExistsError: the folder holds files of others, or an earlier report and no leave to replace it.
@@ -31,7 +34,9 @@ def reserve(out: str | None, overwrite: bool) -> pathlib.Path:
     """
     if out is None:
         folders = (pathlib.Path(DEFAULT_ROOT) / f"{i:03d}" for i in itertools.count(1))
-        folder = next(folder for folder in folders if not folder.exists())
+        known = list(itertools.takewhile(pathlib.Path.exists, folders))
+        fresh = pathlib.Path(DEFAULT_ROOT) / f"{len(known) + 1:03d}"
+        folder = known[-1] if known and finished.matches(known[-1], key) else fresh
     else:
         folder = pathlib.Path(out)
     if folder.exists() and not folder.is_dir():
@@ -40,7 +45,7 @@ def reserve(out: str | None, overwrite: bool) -> pathlib.Path:
     foreign = [name for name in present if name not in FILES]
     if foreign:
         raise FileExistsError(f"--out={folder} holds files that no race wrote ({foreign[0]}, …); name another folder")
-    if present and not overwrite:
+    if present and not overwrite and not finished.matches(folder, key):
         raise FileExistsError(f"--out={folder} holds an earlier report; add --overwrite or name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
