@@ -265,6 +265,47 @@ def arrays(**given: Any) -> None:
                 raise ValueError(f"{name} must be an array, a number or a tree of them, got {_short(leaf)}{where}")
 
 
+def sequence(**given: Any) -> None:
+    """Checks that arguments, by their names, are sequences of numbers, or of such sequences.
+
+    >>> sequence(b1s=(0.9, 0.99))
+    >>> sequence(b1s=0.9)
+    Traceback (most recent call last):
+    ValueError: b1s must be a sequence of numbers, such as (0.5, 0.9), got 0.9
+    """
+    for name, value in given.items():
+        listed = isinstance(value, list | tuple | range) or getattr(value, "shape", ()) != ()
+        if not listed or not all(map(_holds_numbers, jax.tree.leaves(list(value)))):
+            raise ValueError(f"{name} must be a sequence of numbers, such as (0.5, 0.9), got {_short(value)}")
+
+
+def texts(**given: Any) -> None:
+    """Checks that arguments, by their names, are sequences of strings.
+
+    >>> texts(watch="loss")
+    Traceback (most recent call last):
+    ValueError: watch must be a sequence of strings, got 'loss'; write watch=('loss',)
+    """
+    for name, value in given.items():
+        if not (isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)):
+            hint = f"; write {name}=({value!r},)" if isinstance(value, str) else ""
+            raise ValueError(f"{name} must be a sequence of strings, got {_short(value)}{hint}")
+
+
+def layout(value: Any) -> None:
+    """Checks that a layout is a function of path and shape.
+
+    >>> layout("fsdp")
+    Traceback (most recent call last):
+    ValueError: layout must be a function (path, shape) -> Axes or None, got 'fsdp'; write layout=gk.leaves.layout(...)
+    """
+    if value is not None and not callable(value):
+        raise ValueError(
+            f"layout must be a function (path, shape) -> Axes or None, got {_short(value)}; "
+            "write layout=gk.leaves.layout(...)"
+        )
+
+
 def array(**given: Any) -> None:
     """Checks that arguments, by their names, are arrays or numbers, or lists that NumPy makes an array of.
 

@@ -114,8 +114,10 @@ def recorded(function: Callable[..., Any]) -> dict[str, Any] | None:
 
     @functools.wraps(function)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
         with contextlib.suppress(TypeError):
-            calls.append(inspect.Signature(list(signature.parameters.values())).bind(*args, **kwargs))
+            if not traced:
+                calls.append(inspect.Signature(list(signature.parameters.values())).bind(*args, **kwargs))
         return function(*args, **kwargs)
 
     module = sys.modules[function.__module__]
@@ -141,8 +143,15 @@ def right(function: Callable[..., Any]) -> dict[str, Any] | None:
         parameters = inspect.signature(function).parameters.values()
         for parameter in parameters:
             if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-                given.setdefault(parameter.name, 0.1 if parameter.name == "learning_rate" else optax.sgd(0.1))
+                given.setdefault(parameter.name, _right_of(parameter))
     return given
+
+
+def _right_of(parameter: inspect.Parameter) -> Any:
+    kinds = _of_type(parameter.annotation)
+    if "function" in kinds and "number" not in kinds:
+        return lambda params, *rest: jnp.float32(0)
+    return 0.1 if "number" in kinds else optax.sgd(0.1)
 
 
 def _of_type(annotation: Any) -> set[str]:
@@ -196,6 +205,8 @@ def admitted(parameter: inspect.Parameter, text: str) -> set[str]:
         kinds -= {"array"}
     if annotation in (gk.types.ScalarOrSchedule, gk.types.ScalarOrSchedule | None):
         kinds -= {"array"}
+    if "number" in kinds and "schedule" in text:
+        kinds |= {"function"}
     if annotation == gk.types.Key or annotation == (gk.types.Key | None):
         kinds = {"key", "none"} if "None" in whole else {"key"}
     if "dtype" in parameter.name:

@@ -59,6 +59,7 @@ def project_out(a: Any, b: Any, *, eps: Scalar = 0.0) -> Any:
 
     Reference: Hsieh et al. Careful with that Scalpel: Improving Gradient Surgery with an EMA. 2024, arXiv 2402.02998.
     """
+    checks.arrays(a=a, b=b)
     checks.real("eps", eps, "[0, inf)")
     a, b = widen(a), widen(b)
     k = ratio(a, b, eps)

@@ -86,6 +86,7 @@ def graddrop(
     arXiv 2010.06808. Here gradients of parameters, as in torchjd; the paper also applies it to gradients of
     activations, summed over the batch.
     """
+    checks.arrays(uniform=uniform)
     check_key(key)
     if f is not None:
         checks.function("f", f)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradkit import checks
 from gradkit.engine.core import wide_dtype
 from gradkit.engine.lazy_gradients import LazyGradients, inner_products
 from gradkit.engine.matching import check_match
@@ -64,6 +65,7 @@ def gramian(stacked: Any) -> jax.Array:
 
     Reference: none.
     """
+    checks.arrays(stacked=stacked)
     if isinstance(stacked, LazyGradients):
         return stacked.gramian()
     check_stacked("gramian", stacked)
@@ -91,6 +93,7 @@ def combine(stacked: Any, weights: jax.Array) -> Any:
 
     Reference: none.
     """
+    checks.arrays(stacked=stacked, weights=weights)
     lazy = isinstance(stacked, LazyGradients)
     m = stacked.count if lazy else check_stacked("combine", stacked)
     if jnp.shape(weights) != (m,):

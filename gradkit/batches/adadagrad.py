@@ -97,6 +97,7 @@ def norm_test_controller(
     2402.11215. The paper takes any number of examples; here few numbers are allowed, as the shape of a batch is
     compiled, and the variance is that of microbatches, which are gradients one has anyway.
     """
+    checks.sequence(allowed=allowed)
     checks.integer("examples", examples, 1)
     checks.integer("replicas", replicas, 1)
     checks.integer("test_interval", test_interval, 1)
@@ -183,6 +184,7 @@ def adadagrad(
     Reference: Lau, Liu, Kolar. AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods. 2024, arXiv
     2402.11215.
     """
+    checks.sequence(allowed=allowed)
     checks.choice("norm", norm, [True, False])
     checks.real("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
     scaled = scale_by_rss(initial_accumulator_value=initial_accumulator_value, norm=norm, eps=0.0)

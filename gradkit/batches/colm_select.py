@@ -88,6 +88,7 @@ def similarity_matrix(features: Any, *, metric: str = "l1") -> jax.Array:
     Reference: Nguyen et al. Mini-batch Coresets for Memory-efficient Language Model Training on Data Mixtures. 2024,
     arXiv 2407.19580.
     """
+    checks.arrays(features=features)
     checks.choice("metric", metric, METRICS)
     x = jnp.asarray(features)
     if x.ndim != 2 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -152,6 +153,7 @@ def facility_location(similarity: Any, budget: int) -> tuple[jax.Array, jax.Arra
     Reference: Nguyen et al. Mini-batch Coresets for Memory-efficient Language Model Training on Data Mixtures. 2024,
     arXiv 2407.19580; Nemhauser, Wolsey, Fisher 1978.
     """
+    checks.arrays(similarity=similarity)
     s = jnp.asarray(similarity)
     if s.ndim != 2 or s.shape[0] != s.shape[1] or not s.size or not jnp.issubdtype(s.dtype, jnp.floating):
         raise ValueError(f"similarity must be floating point of shape (n, n), got {s.dtype} of shape {s.shape}")
@@ -187,6 +189,7 @@ def spsa_features(losses_fn: Callable[[Any], Any], params: PyTree, key: Key, *, 
     Reference: Nguyen et al. Mini-batch Coresets for Memory-efficient Language Model Training on Data Mixtures. 2024,
     arXiv 2407.19580.
     """
+    checks.arrays(params=params)
     checks.function("losses_fn", losses_fn)
     checks.real("epsilon", epsilon, "(0, inf)")
     z = direction(as_key(key), params)
@@ -263,6 +266,7 @@ def colm_select(
     Reference: Nguyen et al. Mini-batch Coresets for Memory-efficient Language Model Training on Data Mixtures. 2024,
     arXiv 2407.19580, released code. What is left of the budget after rounding down goes to the largest remainders.
     """
+    checks.arrays(reps=reps)
     checks.choice("metric", metric, METRICS)
     checks.real("b1", b1, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")

@@ -44,6 +44,7 @@ def temperature_probs(sizes: Any, tau: ScalarOrSchedule) -> jax.Array:
 
     Reference: Li et al. Upsample or Upweight? Balanced Training on Heavily Imbalanced Datasets. 2024, arXiv 2410.04579.
     """
+    checks.arrays(sizes=sizes)
     return jnp.exp(_log_probs(sizes, tau))
 
 
@@ -71,6 +72,7 @@ def scalarization_weights(sizes: Any, tau: Scalar) -> jax.Array:
 
     Reference: Li et al. Upsample or Upweight? Balanced Training on Heavily Imbalanced Datasets. 2024, arXiv 2410.04579.
     """
+    checks.arrays(sizes=sizes)
     return jnp.exp(_log_probs(sizes, tau) - _log_probs(sizes, 1.0))
 
 

@@ -47,6 +47,7 @@ def dataset_bins(features: Any, *, num_bins: int = 10, balance: Scalar = 1.0) ->
     Reference: Zhou et al. Dataset Quantization. ICCV 2023. The official code compares gradients of the last layer, of a
     cross entropy that is fed probabilities, a softmax twice; here features are compared.
     """
+    checks.arrays(features=features)
     num_bins = checks.integer("num_bins", num_bins, 1)
     checks.real("balance", balance, "[0, inf)")
     x = reals("dataset_bins", "features", features, 2)

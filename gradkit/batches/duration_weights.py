@@ -39,6 +39,7 @@ def duration_weights(durations: Any, *, normalize: bool = True, axis_name: Any =
     Reference: Yang et al. Reinforcement Learning for Machine Learning Engineering Agents. 2025, arXiv 2509.01684. The
     normalisation to mean 1 is ours; the paper multiplies by the duration, and how it normalises could not be verified.
     """
+    checks.arrays(durations=durations)
     checks.axis_name("axis_name", axis_name)
     checks.switch(normalize=normalize)
     d = reals("duration_weights", "durations", durations)

@@ -42,6 +42,7 @@ def gibbs_pair_weights(x: Any, y: Any, epsilon: Scalar, *, axis_name: Any = None
     Reference: Calvo-Ordoñez et al. Weighted Conditional Flow Matching. 2025. The normalisation to mean 1 is ours; how
     the paper scales epsilon with the dimension could not be verified.
     """
+    checks.arrays(x=x, y=y)
     checks.axis_name("axis_name", axis_name)
     checks.real("epsilon", epsilon, "(0, inf]")
     x, y = reals("gibbs_pair_weights", "x", x), reals("gibbs_pair_weights", "y", y)
@@ -77,6 +78,7 @@ def effective_sample_size(weights: Any) -> jax.Array:
 
     Reference: Calvo-Ordoñez et al. Weighted Conditional Flow Matching. 2025; Kish 1965.
     """
+    checks.arrays(weights=weights)
     w = reals("effective_sample_size", "weights", weights)
     return jnp.square(jnp.sum(w)) / jnp.sum(jnp.square(w))
 

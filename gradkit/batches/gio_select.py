@@ -96,6 +96,7 @@ def gio_kl(target: Any, selected: Any, *, k: int = 5, eps: Scalar = 1e-8) -> jax
     Reference: Everaert, Potts. GIO: Gradient Information Optimization for Training Dataset Selection. 2023, arXiv
     2306.11670.
     """
+    checks.arrays(target=target, selected=selected)
     checks.real("eps", eps, "(0, inf)")
     target, selected = _features(target=target, selected=selected)
     k = _check_k(k, target)
@@ -158,6 +159,7 @@ def gio_select(
     Reference: Everaert, Potts. GIO: Gradient Information Optimization for Training Dataset Selection. 2023, arXiv
     2306.11670. The official code can also start anew from the whole pool, and stop by other rules.
     """
+    checks.arrays(train=train, target=target, initial=initial)
     for name, value in (("learning_rate", learning_rate), ("eps", eps)):
         checks.real(name, value, "(0, inf)")
     checks.choice("stop", stop, ("increase", "never"))

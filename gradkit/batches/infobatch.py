@@ -152,6 +152,7 @@ def infobatch_loss(losses: Any, weights: Any) -> jax.Array:
       >>> print(infobatch_loss(jnp.array([1.0, 3.0]), jnp.array([2.0, 1.0])))
       2.5
     """
+    checks.arrays(losses=losses, weights=weights)
     losses, weights = jnp.asarray(losses), jnp.asarray(weights)
     if losses.shape != weights.shape:
         raise ValueError(f"infobatch_loss: losses have shape {losses.shape}, weights {weights.shape}")

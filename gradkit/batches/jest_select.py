@@ -61,6 +61,7 @@ def learnability(learner: Any, reference: Any, *, score: str = "learnability") -
     Reference: Evans et al. Data curation via joint example selection further accelerates multimodal learning. 2024,
     arXiv 2406.17711.
     """
+    checks.arrays(learner=learner)
     checks.choice("score", score, SCORES)
     learner, reference = _losses("learnability", learner, reference)
     if score == "learnability":
@@ -113,6 +114,7 @@ def jest_select(
     arXiv 2406.17711. A public port overwrites the losses of the reference by the learner's, so that all scores are 0;
     and it divides logits by twice the number chosen, for which there is `temperature`.
     """
+    checks.arrays(learner=learner)
     chunks = checks.integer("num_chunks", num_chunks, 1)
     checks.choice("score", score, SCORES)
     checks.choice("first", first, ("diagonal", "uniform"))

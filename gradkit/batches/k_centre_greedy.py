@@ -67,6 +67,7 @@ def k_centre_greedy(features: Any, initial: Any, k: int, *, key: Key | None = No
     paper's robust variant, a mixed integer programme that leaves outliers out, is not here. Distances are differences
     of features, not of squares, which cancel.
     """
+    checks.arrays(features=features, initial=initial)
     checks.integer("k", k, 1)
     check_key(key)
     x = reals("k_centre_greedy", "features", features, 2)

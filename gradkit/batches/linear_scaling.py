@@ -8,6 +8,7 @@ One step then goes as far as kappa steps of the small batch, as long as the grad
 from collections.abc import Mapping
 from typing import Any
 
+from gradkit import checks
 from gradkit.batches.rule import apply_rule
 from gradkit.catalogue import Paper, register
 from gradkit.types import Scalar
@@ -40,6 +41,7 @@ def linear_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     multiply the momentum from outside, as it does in `gk.sgd` and `gk.correct_momentum`; the loss is a mean over the
     GLOBAL batch.
     """
+    checks.arrays(hparams=hparams)
     return apply_rule("linear_scaling", hparams, kappa, {"learning_rate": ("[0, inf)", lambda rate: kappa * rate)})
 
 

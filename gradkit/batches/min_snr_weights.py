@@ -46,6 +46,7 @@ def min_snr_weights(
     public versions put snr + 1 in the place of snr for v, also inside the minimum: a weight that tends to 1 and not to
     0 where there is much noise.
     """
+    checks.arrays(snr=snr)
     checks.real("gamma", gamma, "(0, inf]")
     checks.choice("prediction", prediction, ("epsilon", "v", "x0"))
     checks.choice("zero_terminal", zero_terminal, ("limit", "one"))

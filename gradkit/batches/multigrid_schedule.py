@@ -99,6 +99,7 @@ def multigrid_schedule(
     are those of the official code, which fails without a short cycle: there the long shape is the only one of its
     cycle. A factor that would be rounded to 0 is 1.
     """
+    checks.sequence(steps=steps, long_factors=long_factors, short_factors=short_factors)
     for name, value in (("batch_size", batch_size), ("frames", frames), ("crop", crop), ("max_epoch", max_epoch)):
         checks.integer(name, value, 1)
     for name, value in (("gamma", gamma), ("epoch_factor", epoch_factor)):

@@ -78,6 +78,7 @@ def norm_test(mean: Any, var: Any, *, batch_size: Scalar, eta: Scalar = 0.1, max
     2402.11215; the test is of Byrd et al. 2012. The paper's theory also has a test per coordinate, which its code does
     not run, nor does this.
     """
+    checks.arrays(mean=mean, var=var)
     _check(batch_size, "eta", eta, max_batch)
     for tree in (mean, var):
         check_leaves("norm_test", tree, complex_leaves=False)
@@ -110,6 +111,7 @@ def example_variance(moments: Any, examples: int) -> jax.Array:
     Reference: Lau, Liu, Kolar. AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods. 2024, arXiv
     2402.11215.
     """
+    checks.arrays(moments=moments)
     checks.integer("examples", examples, 1)
     total = jnp.asarray(moments.mean_sq_norm)
     k = moments.count.astype(total.dtype)
@@ -171,6 +173,7 @@ def inner_product_test(
     2402.11215; the test is of Bollapragada, Byrd, Nocedal 2018. The official code tests tensor by tensor and adds up,
     which loses what tensors have in common; here the gradient is one vector.
     """
+    checks.arrays(example_grads=example_grads)
     checks.integer("examples", examples, 1)
     n, square, along, _ = _about("inner_product_test", example_grads)
     batch_size = n * examples if batch_size is None else batch_size
@@ -215,6 +218,7 @@ def orthogonality_test(
     2402.11215; the test is of Bollapragada, Byrd, Nocedal 2018. The official code tests tensor by tensor and adds up,
     and its form for several devices squares a sum where squares are to be summed; here the gradient is one vector.
     """
+    checks.arrays(example_grads=example_grads)
     checks.integer("examples", examples, 1)
     n, square, along, apart = _about("orthogonality_test", example_grads)
     batch_size = n * examples if batch_size is None else batch_size

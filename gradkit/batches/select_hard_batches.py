@@ -36,6 +36,7 @@ def select_hard_batches(losses: Any, fraction: float) -> jax.Array:
     Reference: Sahayam, Zakkam, Jayaraman. Can we learn better with hard samples? 2023, arXiv 2304.03486. In which pass
     the selected minibatches are trained, and whether their losses are measured again, is up to the loop.
     """
+    checks.arrays(losses=losses)
     checks.real("fraction", fraction, "(0, 1]")
     losses = jnp.asarray(losses)
     real = jnp.issubdtype(losses.dtype, jnp.floating) or jnp.issubdtype(losses.dtype, jnp.integer)

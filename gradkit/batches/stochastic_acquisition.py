@@ -63,6 +63,7 @@ def gumbel_top_k(key: Key, logits: Any, k: int, *, axis_name: Any = None) -> jax
     Reference: Kirsch et al. Stochastic Batch Acquisition: A Simple Baseline for Deep Active Learning. 2021, arXiv
     2106.12059; Kool et al. 2019.
     """
+    checks.arrays(logits=logits)
     checks.axis_name("axis_name", axis_name)
     checks.integer("k", k, 1)
     l = reals("gumbel_top_k", "logits", logits, 1)  # noqa: E741

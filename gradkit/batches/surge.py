@@ -119,6 +119,7 @@ def optimal_sign_rate(mean: Any, std: Scalar, hessian: Any, batch_size: Scalar) 
     Reference: Li et al. Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling. 2024, arXiv 2405.14578. The
     entries of the gradient are independent.
     """
+    checks.arrays(mean=mean, std=std, hessian=hessian)
     checks.real("batch_size", batch_size, "(0, inf)")
     mu, sigma, H = _moments(mean, std, hessian)
     root = jnp.sqrt(jnp.asarray(batch_size, mu.dtype) / 2)
@@ -151,6 +152,7 @@ def surge_noise_batch(mean: Any, std: Scalar, hessian: Any) -> jax.Array:
 
     Reference: Li et al. Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling. 2024, arXiv 2405.14578.
     """
+    checks.arrays(mean=mean, std=std, hessian=hessian)
     mu, sigma, H = _moments(mean, std, hessian)
     x = mu / sigma
     off = x @ H @ x - jnp.square(x) @ jnp.diagonal(H)
@@ -189,6 +191,7 @@ def fit_surge(batch_sizes: Any, learning_rates: Any) -> SurgeFit:
 
     Reference: Li et al. Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling. 2024, arXiv 2405.14578.
     """
+    checks.arrays(batch_sizes=batch_sizes, learning_rates=learning_rates)
     B, rate = (np.asarray(x, np.float64) for x in (batch_sizes, learning_rates))
     if B.ndim != 1 or B.shape != rate.shape:
         raise ValueError(f"batches and rates must be vectors of one length, got shapes {B.shape} and {rate.shape}")

@@ -49,6 +49,7 @@ def weight_decay_width_scaling(hparams: Mapping[str, Any], kappa: Scalar, *, lab
     Reference: Fan et al. Robust Layerwise Scaling Rules by Proper Weight Decay Tuning. 2025, arXiv 2510.15262. The
     decay is multiplied by the rate in the step, as in AdamW. Embeddings are vector-like, whatever their rank.
     """
+    checks.arrays(hparams=hparams)
     new = apply_rule(
         "weight_decay_width_scaling",
         hparams,

@@ -183,6 +183,10 @@ def algoperf_score(
     Reference: Dahl et al. Benchmarking Neural Network Training Algorithms. 2023, arXiv 2306.07179. The official code
     integrates the steps of the profile by trapezoids on 100 points, up to 0.005 per workload beside the integral.
     """
+    checks.arrays(times=times)
+    if workloads is not None:
+        checks.sequence(workloads=workloads)
+    checks.sequence(held_out=held_out)
     checks.switch(exact=exact)
     num_points = checks.integer("num_points", num_points, 2)
     r = _counted(_ratios(times, r_max, held_out), workloads)

@@ -228,6 +228,7 @@ def central_flow_step(
     convex problem for X is solved by accelerated projected gradient steps, with B symmetrised and its negative
     eigenvalues clipped, where the paper's code calls a solver; eps is outside of the root, as in the code.
     """
+    checks.arrays(params=params)
     checks.function("loss_fn", loss_fn)
     numbers = {"learning_rate": learning_rate, "b2": b2, "eps": eps, "dt": dt}
     _check("central_flow_step", rule, params, state, numbers)

@@ -6,6 +6,7 @@ Equations: in the docstring of `conflict_incidence`.
 import jax
 import jax.numpy as jnp
 
+from gradkit import checks
 from gradkit.catalogue import Paper, register
 
 PAPER = Paper(
@@ -37,6 +38,7 @@ def conflict_incidence(G: jax.Array) -> jax.Array:
     Reference: Zhang et al. Proactive Gradient Conflict Mitigation in Multi-Task Learning: A Sparse Training
     Perspective. 2024, arXiv 2411.18615.
     """
+    checks.arrays(G=G)
     G = jnp.asarray(G)
     m = G.shape[-1] if G.ndim >= 2 else 0
     if G.ndim < 2 or G.shape[-2] != m or m == 0:

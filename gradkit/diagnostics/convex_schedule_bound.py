@@ -130,6 +130,7 @@ def convex_schedule_bound(
     for Large Model Training. 2025, arXiv 2501.18965. The official code sums up to each step and subtracts, and clips
     what rounding leaves; here sums run over the steps that are left.
     """
+    checks.arrays(grad_norms=grad_norms, distance=distance)
     checks.switch(terms=terms)
     xp, rates, squares, D = _inputs("convex_schedule_bound", learning_rates, grad_norms, distance)
     found = _terms(xp, rates, squares, D)
@@ -159,6 +160,7 @@ def bound_curve(learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1
     Reference: Schaipp et al. The Surprising Agreement Between Convex Optimization Theory and Learning-Rate Scheduling
     for Large Model Training. 2025, arXiv 2501.18965.
     """
+    checks.arrays(learning_rates=learning_rates, grad_norms=grad_norms, distance=distance)
     xp, rates, squares, D = _inputs("bound_curve", learning_rates, grad_norms, distance)
     if xp is np:
         return np.array([sum(_terms(np, rates[: t + 1], squares[: t + 1], D)) for t in range(len(rates))])

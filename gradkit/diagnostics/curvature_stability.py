@@ -139,6 +139,7 @@ def curvature_stability(
     Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv
     2110.04369.
     """
+    checks.arrays(eigenvalue=eigenvalue)
     checks.real("learning_rate", learning_rate, "[0, inf)")
     checks.real("b1", b1, "[0, 1)")
     checks.switch(averaged=averaged)

@@ -62,6 +62,7 @@ def directional_sharpness(loss_fn: Callable[..., Any], params: PyTree, updates: 
     Reference: Pan, Li. Toward Understanding Why Adam Converges Faster Than SGD for Transformers. 2023, arXiv
     2306.00204.
     """
+    checks.arrays(params=params, updates=updates)
     checks.function("loss_fn", loss_fn)
     check_match("directional_sharpness", updates, params)
     for tree in (params, updates):

@@ -53,6 +53,9 @@ def effective_learning_rate(
     Reference: van Laarhoven. L2 Regularization versus Batch and Weight Normalization. 2017, arXiv 1706.05350.
     `gk.normalize_and_project` and `gk.sgdp` hold the norm, and with it this rate.
     """
+    checks.arrays(params=params)
+    if where is not None:
+        checks.function("where", where)
     checks.choice("rule", rule, RULES)
     checks.switch(per_unit=per_unit)
     checks.real("learning_rate", learning_rate, "[0, inf)")

@@ -72,6 +72,7 @@ def farms_eigs(
     the official code windows wider than the matrix start at negative places, and what is sliced is not a window; here
     they raise.
     """
+    checks.arrays(w=w)
     num_row_samples = checks.integer("num_row_samples", num_row_samples, 1)
     checks.real("q_ratio", q_ratio, "(0, inf)")
     ops_per_dim = checks.integer("ops_per_dim", ops_per_dim, 1, optional=True)
@@ -201,6 +202,7 @@ def layer_alphas(
     Reference: Hu et al. Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias. 2025, arXiv 2506.06280,
     and its code for convolutions.
     """
+    checks.arrays(params=params)
     num_row_samples = checks.integer("num_row_samples", num_row_samples, 1)
     ops_per_dim = checks.integer("ops_per_dim", ops_per_dim, 1, optional=True)
     checks.real("q_ratio", q_ratio, "[1, inf)")

@@ -96,6 +96,7 @@ def fit_capacity(
     examples until a run fails. That it looks at the gradient and the smallest eigenvalue is from memory, and its
     tolerances were not at hand: so there is no default for them.
     """
+    checks.sequence(sizes=sizes)
     steps = checks.integer("steps", steps, 1, optional=True)
     check_key(key)
     if curvature_tol is not None and key is None:

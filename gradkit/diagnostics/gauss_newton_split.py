@@ -62,6 +62,7 @@ def hvp(loss_fn: Callable[..., Any], params: PyTree, v: Any, *args: Any) -> Any:
     Reference: Sagun et al. Empirical Analysis of the Hessian of Over-Parametrized Neural Networks. 2017, arXiv
     1706.04454; Pearlmutter 1994.
     """
+    checks.arrays(params=params, v=v)
     checks.function("loss_fn", loss_fn)
     return _product(loss_fn, params, _checked("hvp", params, v), args)
 
@@ -97,6 +98,7 @@ def accumulated_hvp(loss_fn: Callable[..., Any], params: PyTree, v: Any, batches
     Reference: Sagun et al. Empirical Analysis of the Hessian of Over-Parametrized Neural Networks. 2017, arXiv
     1706.04454.
     """
+    checks.arrays(params=params, v=v, batches=batches, weights=weights)
     checks.function("loss_fn", loss_fn)
     v = _checked("accumulated_hvp", params, v)
     lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(batches)}
@@ -166,6 +168,7 @@ def gauss_newton_split(
     Reference: Sagun et al. Empirical Analysis of the Hessian of Over-Parametrized Neural Networks. 2017, arXiv
     1706.04454.
     """
+    checks.arrays(params=params, v=v)
     checks.function("model_fn", model_fn)
     checks.function("loss_fn", loss_fn)
     v = _checked("gauss_newton_split", params, v)

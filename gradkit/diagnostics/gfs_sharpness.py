@@ -126,6 +126,7 @@ def gfs_sharpness(
     Reference: Kreisler et al. Gradient Descent Monotonically Decreases the Sharpness of Gradient Flow Solutions in
     Scalar Networks and Beyond. 2023, arXiv 2305.13064.
     """
+    checks.arrays(params=params)
     checks.function("loss_fn", loss_fn)
     checks.real("tolerance", tolerance, "(0, inf)")
     checks.real("error_per_step", error_per_step, "(0, inf)")

@@ -95,6 +95,9 @@ def gradient_features(
     arXiv 2407.10964. Departures from the code: it holds the whole matrix of signs, and divides by the root of D, which
     the normalization takes out again.
     """
+    checks.arrays(params=params)
+    if leaves is not None:
+        checks.function("leaves", leaves)
     checks.switch(normalize=normalize)
     chunk = checks.integer("chunk", chunk, 1)
     dim = checks.integer("dim", dim, 1)

@@ -139,6 +139,7 @@ def from_moments(moments: Any) -> dict[str, jax.Array]:
 
     Reference: McCandlish et al. An Empirical Model of Large-Batch Training. 2018, arXiv 1812.06162.
     """
+    checks.arrays(moments=moments)
     sq_big = global_square(widen(moments.mean)).astype(moments.mean_sq_norm.dtype)
     return {"sq_small": moments.mean_sq_norm, "sq_big": sq_big}
 
@@ -223,6 +224,7 @@ def fit_steps_examples(steps: Scalar, examples: Any) -> StepsExamples:
     Reference: McCandlish et al. An Empirical Model of Large-Batch Training. 2018, arXiv 1812.06162. The paper fits
     the logarithms; for points on the hyperbola both are exact.
     """
+    checks.arrays(steps=steps, examples=examples)
     S, E = (np.asarray(x, np.float64) for x in (steps, examples))
     if S.ndim != 1 or S.shape != E.shape:
         raise ValueError(f"steps and examples must be vectors of one length, got shapes {S.shape} and {E.shape}")

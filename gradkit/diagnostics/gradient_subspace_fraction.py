@@ -137,6 +137,7 @@ def gradient_subspace_fraction(vectors: Any, gradient: Any) -> jax.Array:
 
     Reference: Gur-Ari, Roberts, Dyer. Gradient Descent Happens in a Tiny Subspace. 2018, arXiv 1812.04754.
     """
+    checks.arrays(vectors=vectors, gradient=gradient)
     _check_vectors("gradient_subspace_fraction", "vectors", vectors)
     check_leaves("gradient_subspace_fraction", gradient, complex_leaves=False)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), vectors)

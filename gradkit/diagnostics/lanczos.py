@@ -77,6 +77,7 @@ def lanczos(
     Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
     Neural Network Training. 2020, arXiv 2006.09092; Lanczos 1950.
     """
+    checks.arrays(like=like)
     checks.function("hvp_fn", hvp_fn)
     checks.integer("steps", steps, 1)
     checks.choice("reorthogonalize", reorthogonalize, (True, False))
@@ -155,6 +156,7 @@ def lanczos_hyperparameters(values: Any, *, lower: Scalar | None = None) -> Heav
     Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
     Neural Network Training. 2020, arXiv 2006.09092. Which lower edge the paper keeps is not certain, so both are here.
     """
+    checks.arrays(values=values)
     checks.real("lower", lower, "(0, inf)", optional=True)
     theta = jnp.asarray(values, jnp.result_type(float))
     if theta.ndim != 1 or not theta.size:
@@ -198,6 +200,7 @@ def batch_hessian_edge(
     Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
     Neural Network Training. 2020, arXiv 2006.09092.
     """
+    checks.arrays(lam=lam)
     checks.real("sigma", sigma, "[0, inf)")
     checks.real("num_params", num_params, "(0, inf)")
     checks.real("batch_size", batch_size, "(0, inf)")

@@ -50,6 +50,7 @@ def linear_mode_strength(t: Any, s: Any, a0: Scalar, tau: Scalar = 1.0, depth: S
     Reference: Saxe, McClelland, Ganguli. Exact solutions to the nonlinear dynamics of learning in deep linear neural
     networks. 2013, arXiv 1312.6120. Gradient descent of `gk.overparameterized` follows it.
     """
+    checks.arrays(t=t, s=s, a0=a0, tau=tau)
     for name, value in (("s", s), ("a0", a0), ("tau", tau)):
         _positive(name, value)
     _positive("t", t, "[0, inf)")

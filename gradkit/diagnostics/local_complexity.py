@@ -75,6 +75,7 @@ def local_complexity(
     Departure from the code: a pre-activation of exactly 0, as of a dead unit, is of neither sign, where the code counts
     it as a third one.
     """
+    checks.arrays(params=params, inputs=inputs)
     checks.integer("directions", directions, 1)
     checks.function("preactivations", preactivations)
     checks.real("radius", radius, "(0, inf)")

@@ -49,6 +49,7 @@ def metrics(state: Any, *, updates: PyTree = None, params: PyTree = None, nonfin
 
     Reference: the most asked question about optax is how to read the current learning rate.
     """
+    checks.arrays(state=state, updates=updates, params=params)
     checks.switch(nonfinite=nonfinite)
     rows = [
         ("/".join(node.groups), node.link, kept.removeprefix("last_"), value)

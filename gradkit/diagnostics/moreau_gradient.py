@@ -45,6 +45,7 @@ def moreau_gradient(prox_fn: Callable[[Any, Any], Any], params: PyTree, lam: Sca
     Reference: Davis, Drusvyatskiy. Stochastic model-based minimization of weakly convex functions. 2018, arXiv
     1803.06523.
     """
+    checks.arrays(params=params)
     checks.function("prox_fn", prox_fn)
     checks.real("lam", lam, "(0, inf)")
     point = prox_fn(params, lam)

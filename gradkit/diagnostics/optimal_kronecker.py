@@ -96,6 +96,7 @@ def kronecker_cosine(grads: jax.Array, A: jax.Array, B: jax.Array) -> jax.Array:
 
     Reference: Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748.
     """
+    checks.arrays(grads=grads)
     G = _samples("kronecker_cosine", grads)
     want = tuple((d, d) for d in G.shape[1:])
     if (jnp.shape(A), jnp.shape(B)) != want:

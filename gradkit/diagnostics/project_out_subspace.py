@@ -55,6 +55,7 @@ def layer_importance(inputs: Any, outputs: Any, *, normalize: bool = True) -> An
     Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
     arXiv 2504.07097.
     """
+    checks.arrays(inputs=inputs, outputs=outputs)
     checks.switch(normalize=normalize)
     inputs, outputs = (jax.tree.map(jnp.asarray, tree) for tree in (inputs, outputs))
     for x, y in zip(jax.tree.leaves(inputs), jax.tree.leaves(outputs), strict=True):

@@ -93,6 +93,7 @@ def lanczos_tridiagonal(
     Reference: Gabdullin. Investigating generalization capabilities of neural networks by means of loss landscapes and
     Hessian analysis. 2024; Lanczos 1950. `gk.diagnostics.lanczos` is the same without the vectors.
     """
+    checks.arrays(like=like)
     checks.function("hvp_fn", hvp_fn)
     checks.choice("reorthogonalize", reorthogonalize, (True, False))
     checks.choice("probe", probe, PROBES)
@@ -242,6 +243,7 @@ def hessian_trace(
     Hessian analysis. 2024; Hutchinson 1989. PyHessian stops where two successive means differ by less than 0.1 %, which
     may happen by chance long before the mean is that exact; the number of probes here is fixed, and the error is told.
     """
+    checks.arrays(like=like)
     checks.function("hvp_fn", hvp_fn)
     n = checks.integer("num_probes", num_probes, 1)
     checks.choice("probe", probe, PROBES)
@@ -292,6 +294,7 @@ def hessian_criteria(values: Any, weights: Any, *, n: Any = 0.5) -> HessianCrite
     Reference: Gabdullin. Investigating generalization capabilities of neural networks by means of loss landscapes and
     Hessian analysis. 2024. Of a smallest value that is positive r_e is 0 here, as nothing is negative.
     """
+    checks.arrays(values=values, weights=weights)
     checks.real("n", n, "(0, inf)")
     theta, w = (jnp.asarray(x, jnp.result_type(float)) for x in (values, weights))
     if theta.shape != w.shape or theta.ndim not in (1, 2) or not theta.size:

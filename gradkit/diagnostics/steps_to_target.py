@@ -98,6 +98,7 @@ def batch_scaling(batch_sizes: Any, steps: Scalar, *, tolerance: Scalar = 0.1) -
     1811.03600, which shows curves; the tolerance is this library's. The formula that is often fitted to them,
     S = S_min (1 + B_crit / B), is `fit_steps_examples`.
     """
+    checks.arrays(batch_sizes=batch_sizes, steps=steps)
     checks.real("tolerance", tolerance, "[0, inf)")
     B, S = (np.asarray(x, np.float64) for x in (batch_sizes, steps))
     if B.ndim != 1 or B.shape != S.shape:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 IN_A_STEP = "with gk.training.make_train_step, step.init(params, key=0) gives every step one"
 
 
-def check_key(key: Any) -> None:
+def check_key(key: Any, *, optional: bool = True) -> None:
     """Raises where a key given at construction is neither one typed random key nor an integer that makes one.
 
     >>> check_key(10**30)  # doctest: +ELLIPSIS
@@ -23,7 +23,7 @@ def check_key(key: Any) -> None:
     """
     integer = isinstance(key, numbers.Integral) and not isinstance(key, bool)
     typed = jnp.issubdtype(getattr(key, "dtype", float), jax.dtypes.prng_key) and not getattr(key, "shape", ())
-    if key is None or (integer and -(2**31) <= int(key) < 2**32) or typed:
+    if (key is None and optional) or (integer and -(2**31) <= int(key) < 2**32) or typed:
         return
     raise ValueError(
         f"key must be a typed random key, as jax.random.key makes it, or an integer in [-2**31, 2**32), got {key!r}"
@@ -43,7 +43,7 @@ def as_key(key: Any) -> Any:
     Array(True, dtype=bool)
     """
     if not hasattr(key, "dtype") or isinstance(key, type) or not _bits(key):
-        check_key(key)
+        check_key(key, optional=False)
     return jax.random.key(int(key)) if isinstance(key, numbers.Integral) else key
 
 

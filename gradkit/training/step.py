@@ -224,7 +224,7 @@ def make_train_step(
             raise ValueError("wrt is for NNX modules: which leaves of a tree are trained is said by `gk.leaves.groups`")
         if key is None and takes_key(loss_fn)[1]:
             raise ValueError("loss_fn takes a key: call init(..., key=jax.random.key(0))")
-        params, model_state, key = _own((params, model_state, as_key(key)), donate)
+        params, model_state, key = _own((params, model_state, None if key is None else as_key(key)), donate)
         model_state = _apart(model_state, params)
         opt_state = _apart(_state(tx, params), params, model_state)
         return _on_mesh(TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, key, graph))

@@ -82,6 +82,7 @@ def adagc(
     Reference: Wang et al. AdaGC: Enhancing LLM Pretraining Stability via Adaptive Gradient Clipping. 2025, arXiv
     2502.11034. A tensor without a gradient in the warm-up does not get the limit 0, at which it would stay.
     """
+    checks.layout(layout)
     checks.real("beta", beta, "[0, 1)")
     checks.real("relative", relative, "[1, inf)")
     checks.real("max_norm", max_norm, "(0, inf]")

@@ -47,6 +47,8 @@ def block_norm(
     Reference: the unit-wise norm of Brock et al. High-Performance Large-Scale Image Recognition Without Normalization.
     2021, arXiv 2102.06171; the layer-wise one of LARS.
     """
+    checks.arrays(x=x)
+    checks.text(name=name)
     checks.axis_name("axis_name", axis_name)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -95,6 +97,7 @@ def adaptive_grad_clip(
     Reference: Brock et al. High-Performance Large-Scale Image Recognition Without Normalization. 2021, arXiv
     2102.06171. optax's link has one `axis` for the whole tree and clips rank-3 leaves over axis 0 alone.
     """
+    checks.layout(layout)
     checks.real("clipping", clipping, "(0, inf]")
     checks.real("eps", eps, "(0, inf)")
     check_mask_form(mask=mask)

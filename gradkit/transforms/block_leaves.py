@@ -62,6 +62,7 @@ def block_leaves(
     Reference: Shi et al. A Distributed Data-Parallel PyTorch Implementation of the Distributed Shampoo Optimizer for
     Training Neural Networks At-Scale. 2023, arXiv 2309.06497.
     """
+    checks.layout(layout)
     checks.switch(merge_dims=merge_dims)
     max_dim = checks.integer("max_dim", max_dim, 1)
     below = inside(inner)

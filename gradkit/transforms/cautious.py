@@ -71,6 +71,7 @@ def cautious(
     Reference: Liang et al. Cautious Optimizers: Improving Training with One Line of Code. 2024, arXiv 2411.16085. The
     code of the AdamW and Muon of the same authors has "mean" with a floor; other copies add 1e-8 to the mean instead.
     """
+    checks.layout(layout)
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}; write normalize='mean'")
     checks.real("floor", floor, "(0, 1]")

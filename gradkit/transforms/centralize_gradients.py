@@ -71,6 +71,7 @@ def centralize_gradients(
     all axes but the first, which in kernels (inputs, outputs) are the outputs of one input. A unit of one entry is
     left as it is here: it equals its mean, and would never move again.
     """
+    checks.layout(layout)
     given = tuple(axis) if isinstance(axis, Sequence) else None if axis is None else (axis,)
     for a in given or ():
         checks.integer("axis", a, -(2**31))
@@ -129,6 +130,7 @@ def normalize_gradients(*, eps: Scalar = 1e-8, layout: Layout | None = None) -> 
     Reference: added to the official code of Ranger21: Wright, Demeure. Ranger21: a synergistic deep learning
     optimizer. 2021, arXiv 2106.13731.
     """
+    checks.layout(layout)
     checks.real("eps", eps, "[0, inf)")
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, optax.EmptyState]:

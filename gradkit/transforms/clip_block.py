@@ -57,6 +57,7 @@ def clip_by_block_norm(max_norm: Scalar, *, layout: Layout | None = None) -> opt
     2406.04443. The 1e-6 is that of torch, on which the paper's code is built: clipped norms are smaller than `max_norm`
     by a factor of 1 - 1e-6 / |g|.
     """
+    checks.layout(layout)
     checks.real("max_norm", max_norm, "(0, inf]")
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None, **extra: Any) -> tuple[Any, Any]:

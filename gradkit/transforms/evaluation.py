@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit import checks
 from gradkit.leaves.keeping import without_kept
 from gradkit.leaves.paths import names
 from gradkit.types import PyTree, ScalarOrSchedule
@@ -41,6 +42,7 @@ def eval_params(state: ScalarOrSchedule, params: PyTree) -> Any:
       >>> eval_params(optax.adam(0.1).init(1.0), 1.0)
       1.0
     """
+    checks.arrays(params=params)
     methods = list(_methods(without_kept(state)))
     if not methods:
         if _has_state(params) and not _has_state(state):

@@ -98,6 +98,7 @@ def scale_by_factored_rms(
     optax's link of this name factors the two largest axes of a leaf: a stack of layers is factored across layers, and
     the stack axis counts for the smallest size. `torch.optim.Adafactor` clamps squares from below where eps is added.
     """
+    checks.layout(layout)
     checks.real("decay_rate", decay_rate, "(0, inf)")
     decay_offset = checks.integer("decay_offset", decay_offset, 0)
     checks.real("b2_cap", b2_cap, "(0, 1]")

@@ -62,6 +62,7 @@ def graft(
     Reference: Agarwal, Anil, Hazan, Koren, Zhang. Learning Rate Grafting: Transferability of Optimizer Tuning. 2021;
     Shi et al. 2023, arXiv 2309.06497.
     """
+    checks.layout(layout)
     checks.choice("block", block, ("tensor", "leaf"))
     for name, tx in (("magnitude", magnitude), ("direction", direction)):
         if not isinstance(tx, optax.GradientTransformation):

@@ -111,6 +111,7 @@ def scale_by_gsnr(
     Reference: Jiang et al. Accelerating Large Batch Training via Gradient Signal to Noise Ratio (GSNR). 2023, arXiv
     2309.13681. The paper does not define the ratio where the gradients do not vary; here it is 1 there.
     """
+    checks.layout(layout)
     checks.real("gamma", gamma, "(0, 1]")
     checks.real("b3", b3, "[0, 1)", optional=True)
     checks.real("eps", eps, "[0, inf)", optional=True)

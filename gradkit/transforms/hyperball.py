@@ -95,6 +95,7 @@ def relative_update(
     Reference: Wen et al. Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization. 2026,
     arXiv 2606.16899. NVIDIA's hook has one ratio per leaf, also of stacked layers.
     """
+    checks.layout(layout)
     checks.choice("block", block, BLOCKS)
     checks.real("eps", eps, "[0, inf)")
     check_mask_form(mask=mask)
@@ -213,6 +214,7 @@ def hyperball(
     wander; one norm per matrix of a stack, where levanter mixes two leading axes; a zero
     block is refused, where it gives NaN there, and stays zero without a word in heavyball.
     """
+    checks.layout(layout)
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
     checks.real("radius", radius, "(0, inf)", optional=True)
     checks.real("radius_of_zeros", radius_of_zeros, "(0, inf)", optional=True)

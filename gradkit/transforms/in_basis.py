@@ -155,6 +155,7 @@ def in_basis(
 
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321.
     """
+    checks.layout(layout)
     made = kronecker_bases() if bases is None else bases
     if not isinstance(made, Bases):
         raise ValueError(

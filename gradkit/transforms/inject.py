@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from gradkit import checks
 from gradkit.arguments import is_static
 
 
@@ -38,6 +39,7 @@ def inject_hyperparams(
 
     Reference: DeepMind's optax, `inject_hyperparams`.
     """
+    checks.function("factory", factory)
     known = inspect.signature(factory).parameters
     own = {static_args} if isinstance(static_args, str) else set(static_args)
     own |= {name for name, argument in known.items() if is_static(argument)}

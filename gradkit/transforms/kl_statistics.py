@@ -152,6 +152,7 @@ def kl_statistics(
     Reference: Lin et al. Understanding and Improving Shampoo and SOAP via Kullback-Leibler Minimization. 2025,
     arXiv 2509.03378.
     """
+    checks.layout(layout)
     update_interval, max_inverse_root, max_dim = check_kl(
         shampoo_beta=shampoo_beta,
         eps=eps,

@@ -146,6 +146,7 @@ def scale_by_kron(
     2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202. Departure: a refresh that is not
     finite is skipped, tensor by tensor, and counted.
     """
+    checks.layout(layout)
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("b1", b1, "[0, 1)")
     checks.real("precond_lr", precond_lr, "(0, inf)")

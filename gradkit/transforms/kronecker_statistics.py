@@ -78,6 +78,7 @@ def kronecker_statistics(
 
     Reference: Gupta, Koren, Singer. Shampoo: Preconditioned Stochastic Tensor Optimization. 2018, arXiv 1802.09568.
     """
+    checks.layout(layout)
     checks.switch(merge_dims=merge_dims, one_sided=one_sided)
     checks.real("b2", b2, "[0, 1]")
     block_size = checks.integer("block_size", block_size, 1, optional=True)

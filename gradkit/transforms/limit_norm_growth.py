@@ -76,6 +76,7 @@ def limit_norm_growth(
     Reference: Chen et al. Fira. 2024, arXiv 2410.01623. Departure: after a step of zeros the next one is not limited,
     like the first one; the official code would start again from a norm of 1e-8 and grow by 1 % per step.
     """
+    checks.layout(layout)
     checks.real("gamma", gamma, "[1, inf]")
     checks.choice("block", block, ("tensor", "global"))
 

@@ -210,6 +210,7 @@ def lmo(
     columns are those of torch's (outputs, inputs), which has an option to transpose embeddings; in the layout of JAX
     they are (inputs, outputs) already.
     """
+    checks.layout(layout)
     own = parse("norm", norm if isinstance(norm, Mapping) else {"norm": norm, "normalized": normalized, "max": max})
     how = orthogonals.checked(ns_steps, coefficients, method, eps, ns_dtype, shard)
     checks.real("norm_eps", norm_eps, "[0, inf)")

@@ -85,6 +85,7 @@ def mars_correction(
     Reference: Yuan et al. MARS: Unleashing the Power of Variance Reduction for Training Large Models. 2024, arXiv
     2411.10438.
     """
+    checks.layout(layout)
     checks.switch(exact=exact)
     checks.real("gamma", gamma, "[0, inf)")
     checks.real("b1", b1, "[0, 1)")

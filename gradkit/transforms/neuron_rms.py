@@ -93,6 +93,7 @@ def scale_by_neuron_rms(
 
     Reference: Li et al. NorMuon: Making Muon more efficient and scalable. 2025, arXiv 2510.05491.
     """
+    checks.layout(layout)
     method = "scale_by_neuron_rms"
     checks.real("b2", b2, "[0, 1)")
     checks.real("nu_eps", nu_eps, "[0, inf)")

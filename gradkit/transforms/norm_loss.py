@@ -89,6 +89,7 @@ def norm_loss(
     2106.13731; from Georgiou et al. Norm Loss: An efficient yet effective regularization method for deep neural
     networks. 2021, arXiv 2103.06583. The official torch code applies it only to the last parameter of a model.
     """
+    checks.layout(layout)
     checks.real("factor", factor, "[0, inf)")
     checks.real("eps", eps, "[0, inf)")
     check_mask_form(mask=mask)
@@ -167,6 +168,7 @@ def stable_weight_decay(
     2106.13731; from Xie et al. Understanding and Scheduling Weight Decay. 2020, arXiv 2011.11152. The official torch
     code decays only the last parameter of a model. As long as all gradients are 0 there is no decay.
     """
+    checks.layout(layout)
     checks.switch(per_tensor=per_tensor, toward_unit_norm=toward_unit_norm)
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)
     checks.real("b2", b2, "[0, 1)")

@@ -137,6 +137,7 @@ def normalize_and_project(
     Reference: Lyle et al. Normalization and effective learning rates in reinforcement learning. 2024, arXiv
     2407.01800. The paper offers both ways for gains and offsets; the strength of the decay is not given there.
     """
+    checks.layout(layout)
     if isinstance(target, str):
         checks.choice("target", target, ("init", "unit"))
     else:

@@ -117,6 +117,7 @@ def scale_by_normuon(
     repository has the learning rate 0.01, weight decay 0.01, no look-ahead, scale="ratio" and "polar_express"; where
     matrices are sharded it takes norms and means of each shard, which makes its steps depend on the mesh.
     """
+    checks.layout(layout)
     checks.switch(nesterov=nesterov)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     checks.real("momentum", momentum, "[0, 1)")

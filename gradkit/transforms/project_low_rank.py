@@ -190,6 +190,8 @@ def project_low_rank(
     zeros gives no basis (in the official code an arbitrary one, kept for `update_interval` steps): the first basis is
     that of the first gradient that is not zero, and later the previous basis is kept.
     """
+    checks.layout(layout)
+    checks.arrays(rank=rank)
     checks.switch(rotate_moments=rotate_moments)
     update_interval = checks.integer("update_interval", update_interval, 1)
     checks.choice("stagger", stagger, (True, False))

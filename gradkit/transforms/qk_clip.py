@@ -201,6 +201,7 @@ def qk_clip(
     grouped queries, which pytorch_optimizer's MuonClip scales by the factors of other heads; logits that are not finite
     are counted and change nothing.
     """
+    checks.layout(layout)
     rules = _rules(roles)
     checks.real("threshold", threshold, "(0, inf)")
     checks.real("alpha", alpha, "[0, 1]", optional=True)

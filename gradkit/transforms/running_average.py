@@ -206,6 +206,7 @@ def averaged_params(state: Any, params: PyTree) -> Any:
 
     Reference: This library. 2026.
     """
+    checks.arrays(params=params)
     nodes = jax.tree.leaves(
         state, is_leaf=lambda node: isinstance(node, IterateAverageState) or hasattr(node, "decoded")
     )

@@ -107,6 +107,7 @@ def project_scale_invariant(
     Weights. 2020, arXiv 2006.08217. In the official code for torch channels are the first axis; here the layout
     decides.
     """
+    checks.layout(layout)
     checks.real("delta", delta, "[0, inf]")
     checks.real("wd_ratio", wd_ratio, "[0, 1]")
     checks.real("weight_decay", weight_decay, "[0, inf)")

@@ -126,6 +126,7 @@ def schedule_free_eval_params(state: ScalarOrSchedule, params: PyTree) -> Any:
 
     Reference: Defazio et al. The Road Less Scheduled. 2024, arXiv 2405.15682.
     """
+    checks.arrays(params=params)
     known = (InterpolatedAveragingState, optax.contrib.ScheduleFreeState)
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, known) or hasattr(node, "decoded"))
     if not any(isinstance(node, known) or hasattr(node, "decoded") for node in nodes):

@@ -90,6 +90,7 @@ def select_slices(
     Reference: Ahn et al. Dion2: A Simple Method to Shrink Matrix in Muon. 2025, arXiv 2512.16928. The paper also draws
     slices at random; its repository takes the largest l1 norms, of every shard by default.
     """
+    checks.layout(layout)
     check_slices(fraction=fraction, ef_decay=ef_decay, select=select, selection=selection, shard=shard)
 
     def init(params: optax.Params) -> SelectSlicesState:

@@ -69,6 +69,7 @@ def shard_matrices(
     Reference: Ahn et al. Dion: Distributed Orthonormalized Updates. 2025, arXiv 2504.05295, whose code gives whole
     matrices to devices in this way; its Muon sends one all-to-all per shape and way, as here.
     """
+    checks.layout(layout)
     checks.function("function", function)
     checks.choice("transpose", transpose, (True, False))
     checks.choice("pad", pad, (True, False))

@@ -105,6 +105,7 @@ def skip_step(
     Reference: the SkipStepOptimizer of the code of OLMo et al. 2 OLMo 2 Furious. 2025, arXiv 2501.00656. Only finite
     numbers enter a history: copies that let a NaN in skip every one of the next `window_size` steps.
     """
+    checks.texts(watch=watch)
     window_size = checks.integer("window_size", window_size, 2)
     checks.real("threshold", threshold, "(0, inf)")
     checks.real("max_norm", max_norm, "(0, inf)", optional=True)

@@ -64,6 +64,7 @@ def clip_by_tensor_rms(
     Reference: Shazeer, Stern. Adafactor: Adaptive Learning Rates with Sublinear Memory Cost. 2018, arXiv 1804.04235.
     optax's `clip_by_block_rms` takes a stack of layers for one tensor.
     """
+    checks.layout(layout)
     checks.real("threshold", threshold, "(0, inf]")
     name = "clip_by_tensor_rms"
 
@@ -111,6 +112,7 @@ def scale_by_param_rms(
     Reference: Shazeer, Stern. Adafactor: Adaptive Learning Rates with Sublinear Memory Cost. 2018, arXiv 1804.04235.
     optax's `scale_by_param_block_rms` takes a stack of layers for one tensor.
     """
+    checks.layout(layout)
     checks.real("floor", floor, "[0, inf)")
     checks.real("ceiling", ceiling, "(0, inf]", optional=True)
     low, high = checks.readable(floor), checks.readable(ceiling)

@@ -65,6 +65,7 @@ def top_magnitude_mask(params: PyTree, *, k: int = 1, axis: str = "in", layout: 
     Reference: Zhang et al. Proactive Gradient Conflict Mitigation in Multi-Task Learning: A Sparse Training
     Perspective. 2024, arXiv 2411.18615. The paper says nothing of biases; they are trained here.
     """
+    checks.arrays(params=params)
     k = checks.integer("k", k, 1)
     checks.choice("axis", axis, ["in", "out"])
     meaning = resolve_layout(layout, params, method="top_magnitude_mask")

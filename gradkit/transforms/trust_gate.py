@@ -104,6 +104,7 @@ def trust_gate(
 
     Reference: Vyas. SOAP-Muon, a note, 2026; modded-nanogpt, track 3, records 45 and 46.
     """
+    checks.layout(layout)
     checks.real("momentum", momentum, "[0, 1)")
     checks.switch(nesterov=nesterov)
     check_shard(shard)

@@ -108,6 +108,7 @@ def scale_by_trust_ratio(
     gives the decay the ratio trust_coefficient / weight_decay, the limit of the formula; codes that set
     the ratio to 1 there let such a leaf decay at the full learning rate.
     """
+    checks.layout(layout)
     checks.real("trust_coefficient", trust_coefficient, "(0, inf)", schedule=True)
     checks.real("eps", eps, "[0, inf)")
     checks.real("weight_decay", weight_decay, "[0, inf)", schedule=True)

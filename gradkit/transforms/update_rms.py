@@ -82,6 +82,7 @@ def clip_by_update_rms(
     2304.13013. The second moment is bias-corrected, as in the code of optimi, and is that of this step; some copies
     read the one before.
     """
+    checks.layout(layout)
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
     below = inside(inner)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.core import divide
 from gradkit.engine.norms import entries, packed_norms, packed_sums
@@ -79,6 +80,7 @@ def weight_normalized(
     ones, and g = 0, so that it can be trained (torch returns NaN). Flax's `WeightNorm` starts at g = 1, which changes
     the function of the layer. The paper's initialisation from data is not included.
     """
+    checks.layout(layout)
     chosen_by = matrices_by_default(layout) if mask is MATRICES else mask
 
     def units(tree: Any) -> tuple[list[Any], Any, list[str], list[int]]:

@@ -36,7 +36,8 @@ def begin(command: list[str], output: pathlib.Path) -> subprocess.Popen[bytes]:
 
 
 def test_two_processes_are_one_run(tmp_path: pathlib.Path) -> None:
-    """2 x 4 devices, parameters cut within a process and batches across: as 1 x 8, which runs here."""
+    """2 x 4 devices, parameters cut within a process and batches across: as 1 x 8, which runs here. Process 0 starts
+    after process 1."""
     same: dict[str, Any] = {"workload": "digits_mlp", "method": "momentum", "steps": 6, "eval_every": 3}
     same |= {"global_batch": 32, "mesh": "data=2,fsdp=4"}
     alone = start(TrainConfig(**same, checkpoint_dir=str(tmp_path / "one")))
@@ -44,7 +45,11 @@ def test_two_processes_are_one_run(tmp_path: pathlib.Path) -> None:
     flags = [f"--{name}={value}" for name, value in same.items()]
     files = [f"--checkpoint_dir={tmp_path / 'two'}", f"--metrics_file={tmp_path / 'two.jsonl'}"]
     outputs = [tmp_path / "0.txt", tmp_path / "1.txt"]
-    both = [begin(c, out) for c, out in zip(commands(*flags, *files), outputs, strict=True)]
+    first, second = commands(*flags, *files)
+    # The process that all others ask for comes last, and late.
+    both = [begin(second, outputs[1])]
+    time.sleep(2.0)
+    both.append(begin(first, outputs[0]))
     try:
         codes = [process.wait(timeout=120) for process in both]
     finally:
@@ -80,6 +85,48 @@ def test_a_lost_process_ends_the_others_with_a_word(tmp_path: pathlib.Path) -> N
     time.sleep(0.5)  # the last line is written once the process is gone
     said = outputs[0].read_text(errors="replace")
     assert "because another process of this run was lost" in said, said[-2000:]
+
+
+def test_one_of_two_processes_is_terminated_and_both_end_with_one_line(tmp_path: pathlib.Path) -> None:
+    run = ["--workload=heavytail", "--method=lion", "--steps=3000000", "--eval_every=1000", "--mesh=data=8"]
+    run.append(f"--checkpoint_dir={tmp_path / 'saved'}")
+    errors, saved = [tmp_path / "0.txt", tmp_path / "1.txt"], Checkpoints(tmp_path / "saved")
+    both = []
+    for command, error in zip(commands(*run), errors, strict=True):
+        with error.open("wb") as stream:
+            both.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream))
+    try:
+        deadline = time.monotonic() + 90
+        while saved.latest() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        both[1].send_signal(signal.SIGTERM)
+        stopped = time.monotonic()
+        # The heartbeat, and as much again for a machine that has other things to do.
+        codes = [process.wait(timeout=30) for process in both]
+        waited = time.monotonic() - stopped
+    finally:
+        for process in both:
+            process.kill()
+    time.sleep(0.5)  # the last line is written once the process is gone
+    said = [error.read_text(errors="replace") for error in errors]
+    assert codes[0] != 0 and codes[1] == 128 + signal.SIGTERM and waited < 20
+    assert said[1].startswith("gradkit: terminated") and said[1].count("\n") == 1
+    assert said[0].startswith("gradkit: process 0 ends, because another process") and said[0].count("\n") == 1, said[0]
+
+
+def test_processes_that_disagree_are_refused_before_anything_is_compiled(tmp_path: pathlib.Path) -> None:
+    run = ["--workload=heavytail", "--method=lion", f"--checkpoint_dir={tmp_path / 'saved'}"]
+    first, second = commands(*run)
+    both = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in (first, [*second, "--learning_rate=0.02"])]
+    try:
+        said = [process.communicate(timeout=90)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [2, 2]
+    line = "gradkit: --learning_rate must be the same in all processes: it is None in process 0 and 0.02 in process 1"
+    assert all(text.startswith(line) and text.count("\n") == 1 for text in said), said
+    assert list((tmp_path / "saved").iterdir()) == []
 
 
 def test_replicas_over_processes_lose_one_and_end_with_the_bits_of_one_process(tmp_path: pathlib.Path) -> None:

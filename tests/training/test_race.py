@@ -2,6 +2,9 @@
 
 import importlib
 import inspect
+import json
+import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import optax
 import pytest
 
 import gradkit as gk
+from gradkit.cli import main
 from gradkit.training import Sweep, methods, report
 from gradkit.training.settings import RaceConfig
 from gradkit.workloads import load
@@ -178,3 +182,47 @@ def test_untuned_is_at_the_default_of_the_method(kind):
         np.testing.assert_array_equal(first(method.make(factor)), first(wanted))
     np.testing.assert_array_equal(first(method.make(lambda count: 0.5)), first(factory(0.5 * rate)))
     assert np.abs(first(method.make(None))).max() > 0
+
+
+@pytest.mark.slow
+def test_a_race_that_was_killed_goes_on_from_the_methods_that_finished(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in the third method, and with half a line written; other settings do not take what is there."""
+    tuned, real = [], races.tune
+
+    class Killed(BaseException):
+        pass
+
+    def tune(problem: Any, method: Any, *rest: Any) -> Any:
+        tuned.append(method.name)
+        if method.name == "lamb" and tuned.count("lamb") == 1:
+            raise Killed
+        return real(problem, method, *rest)
+
+    monkeypatch.setattr(races, "tune", tune)
+    monkeypatch.chdir(tmp_path)
+    common = ["gradkit", "race", "--workloads=heavytail", "--rates=2", "--seeds=1", "--steps=20", "--extensions=0"]
+    common.append("--timing_rounds=1")
+    with pytest.raises(Killed):
+        main([*common, "--methods=sgd,lion,lamb"])
+    kept = tmp_path / "race" / "001" / "finished.jsonl"
+    with kept.open("a") as stream:
+        stream.write('{"result": {"workload": "heav')
+    capsys.readouterr()
+    assert main([*common, "--methods=sgd,lion,lamb"]) == 0
+    out = capsys.readouterr().out
+    assert "going on in race/001: sgd on heavytail, lion on heavytail had finished" in out
+    assert tuned == ["sgd", "lion", "lamb", "lamb"]
+    results = json.loads((tmp_path / "race" / "001" / "results.json").read_text())["results"]
+    assert [row["method"] for row in results] == ["sgd", "lion", "lamb"] and len(results[0]["rates"]) == 2
+    assert not kept.exists()
+    # What a race from the start finds of the first method.
+    assert main([*common, "--methods=sgd", "--out=alone"]) == 0
+    alone = json.loads((tmp_path / "alone" / "results.json").read_text())["results"][0]
+    assert {name: alone[name] for name in ("curves", "rates", "best_rate", "steps_to_target", "spread")} == {
+        name: results[0][name] for name in ("curves", "rates", "best_rate", "steps_to_target", "spread")
+    }
+    kept.write_text('{"race": "another"}\n')
+    assert main([*common, "--methods=sgd", "--out=race/001"]) == 2
+    assert "holds an earlier report" in capsys.readouterr().err

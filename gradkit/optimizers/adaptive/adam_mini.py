@@ -133,6 +133,7 @@ def scale_by_block_rms(
     divides a sum by the number of entries twice. Here roles decide, and a block has the mean of its squares; a vector
     that is not the scale of a normalization is not one block.
     """
+    checks.layout(layout)
     name = "scale_by_block_rms"
     for argument, value in (("b1", b1), ("b2", b2)):
         checks.real(argument, value, "[0, 1)")

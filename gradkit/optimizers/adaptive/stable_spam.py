@@ -108,6 +108,7 @@ def adaptive_spike_clip(
 
     Reference: Huang et al. Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam. 2025, arXiv 2502.17055.
     """
+    checks.layout(layout)
     name = "adaptive_spike_clip"
     checks.real("gamma3", gamma3, "[0, 1)")
 
@@ -184,6 +185,7 @@ def adaptive_norm(
 
     Reference: Huang et al. Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam. 2025, arXiv 2502.17055.
     """
+    checks.layout(layout)
     name = "adaptive_norm"
     checks.real("gamma1", gamma1, "[0, 1)", schedule=True)
     checks.real("gamma2", gamma2, "[0, 1)")

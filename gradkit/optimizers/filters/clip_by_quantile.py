@@ -98,6 +98,7 @@ def clip_by_quantile(
     Reference: Pan, Li. Toward Understanding Why Adam Converges Faster Than SGD for Transformers. 2023, arXiv
     2306.00204. The threshold is an order statistic; nothing is interpolated between two of them.
     """
+    checks.layout(layout)
     checks.switch(per_tensor=per_tensor)
     checks.real("fraction", fraction, "(0, 1)")
     checks.real("tau", tau, "(0, inf)", optional=True)

@@ -92,6 +92,7 @@ def downweight_parallel(
     and projection, and accumulate the sum without its limit. They divide by |r| + 1e-12; here a reference of 0 has no
     effect.
     """
+    checks.layout(layout)
     if not callable(reference):
         checks.choice("reference", reference, REFERENCES)
     checks.real("eta", eta, "[0, 1]")

@@ -51,6 +51,7 @@ def perpgrad(
     is parallel to the weights up to rounding (always for a tensor of one entry) the result is 0; the
     official code scales that rounding error up to the gradient's length.
     """
+    checks.layout(layout)
     checks.switch(rescale=rescale)
     checks.real("eps", eps, "[0, inf)")
 
@@ -110,6 +111,7 @@ def orthogonalize_to_params(
 
     Reference: Prieto et al. Grokking at the Edge of Numerical Stability. 2025, arXiv 2501.04697.
     """
+    checks.layout(layout)
     return perpgrad(eps=eps, rescale=False, layout=layout)
 
 

@@ -130,6 +130,7 @@ def sparse_update(
 
     Reference: Lin et al. On-Device Training Under 256KB Memory. 2022, arXiv 2206.15472.
     """
+    checks.arrays(params=params)
     checks.choice("criterion", criterion, CRITERIA)
     check_key(key)
     for each in ratio.values() if isinstance(ratio, Mapping) else [ratio]:
@@ -213,6 +214,8 @@ def plan_sparse_update(
     these sizes dynamic programming is exact: a partial plan is dropped where another one has at least its gain at no
     more than its cost.
     """
+    checks.arrays(weight_gain=weight_gain)
+    checks.sequence(bias_gain=bias_gain, cost=cost, ratios=ratios)
     for each in ratios:
         checks.real("ratios", each, "(0, 1]")
     checks.real("budget", budget, "[0, inf)")

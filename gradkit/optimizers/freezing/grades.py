@@ -139,6 +139,7 @@ def freeze_on_convergence(
     alpha = 0 it freezes everything at once; here a metric without a previous value freezes nothing. It also freezes for
     good an expert that had no tokens in one step; here a gradient of zeros freezes nothing.
     """
+    checks.layout(layout)
     checks.real("tau", tau, "(0, inf)")
     total_steps = checks.integer("total_steps", total_steps, 1)
     checks.real("alpha", alpha, "[0, 1)")
@@ -281,6 +282,7 @@ def grades(
 
     Reference: Wen et al. 2025, arXiv 2509.01842.
     """
+    checks.layout(layout)
     matrices = matrices_by_default(layout)
     return freeze_on_convergence(inner, tau=tau, total_steps=total_steps, alpha=alpha, mask=matrices, layout=layout)
 

@@ -63,6 +63,7 @@ def dual_gradient(
 
     Reference: Lin et al. Stochastic Gradient Descent for Gaussian Processes Done Right. 2023, arXiv 2310.20581.
     """
+    checks.arrays(alpha=alpha, targets=targets, idx=idx)
     checks.real("noise_variance", noise_variance, "[0, inf)")
     B, N = jnp.shape(idx)[0] if jnp.ndim(idx) == 1 else -1, jnp.shape(alpha)[0] if jnp.ndim(alpha) == 1 else -1
     if jnp.shape(kernel_rows) != (B, N) or jnp.shape(targets) != (N,) or not B:

@@ -76,6 +76,7 @@ def conducive_gradient(
     Reference: El Mekkaoui et al. Federated Stochastic Gradient Langevin Dynamics. 2020, arXiv 2004.11231. Surrogates
     have diagonal precisions.
     """
+    checks.arrays(shard_probs=shard_probs)
     for name, given in (("means", means), ("precisions", precisions)):
         if not checks.is_function(given) and any(isinstance(a, str) or not np.ndim(a) for a in jax.tree.leaves(given)):
             raise ValueError(
@@ -167,6 +168,7 @@ def fsgld(
 
     Reference: El Mekkaoui et al. Federated Stochastic Gradient Langevin Dynamics. 2020, arXiv 2004.11231.
     """
+    checks.arrays(shard_probs=shard_probs)
     return optimizer(
         Method("fsgld", learning_rate),
         conducive_gradient(means, precisions, shard_probs, num_data=num_data),

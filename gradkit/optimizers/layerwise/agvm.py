@@ -111,6 +111,7 @@ def scale_by_agvm(
     code all-gathers two complete gradients, where three numbers per module are enough, and drops the factors after
     `stop`.
     """
+    checks.sequence(clip=clip)
     if not isinstance(reference, str):
         raise ValueError(f"reference must be the name of a module, got {reference!r}; write one of the labels")
     if isinstance(labels, str | int | float):
@@ -231,6 +232,7 @@ def agvm(
 
     Reference: Xue et al. 2022, arXiv 2210.11078.
     """
+    checks.sequence(clip=clip)
     link = scale_by_agvm(
         labels, reference, update_interval=update_interval, start=start, stop=stop, decay=decay, clip=clip, eps=eps
     )
@@ -303,6 +305,7 @@ def agvm_adamw(
     Reference: Xue et al. 2022, arXiv 2210.11078. The official code multiplies the halves by the number of devices, and
     not the second moment that is added to their squares; this is not copied.
     """
+    checks.sequence(clip=clip)
     checks.real("variance_eps", variance_eps, "(0, inf)")
     adam = scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
     rest = optax.chain(

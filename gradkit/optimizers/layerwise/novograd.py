@@ -145,6 +145,7 @@ def scale_by_novograd(
     Reference: Ginsburg et al. 2019, arXiv 1905.11286. NVIDIA's first code averages on the first step too, and
     recognises the first step by v = 0; here the counter does.
     """
+    checks.layout(layout)
     checks.switch(grad_averaging=grad_averaging, amsgrad=amsgrad)
     checks.floating_dtype(mu_dtype=mu_dtype)
     for name, value in (("b1", b1), ("b2", b2)):

@@ -112,6 +112,7 @@ def scale_by_adamuon(
     code. The first version, and what other libraries have, takes no signs, does not look ahead, corrects the bias of v
     and scales otherwise.
     """
+    checks.layout(layout)
     checks.switch(nesterov=nesterov, sign=sign)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     checks.real("momentum", momentum, "[0, 1)")

@@ -64,6 +64,7 @@ def scale_by_cosh_rms(
     paper's numerator is said to have norm 1, with gamma = 1 and the factor of the shape; the released code has
     neither, and is the default.
     """
+    checks.layout(layout)
     checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
     checks.real("gamma", gamma, "[0, 80]")
     checks.real("eps_norm", eps_norm, "[0, inf)")
@@ -296,6 +297,7 @@ def scale_by_hybrid_auon(
     Reference: Maity 2025, arXiv 2509.24320. The released code takes the last two axes of a leaf for its matrices; here
     the layout decides, so a convolution is one matrix.
     """
+    checks.layout(layout)
     checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)

@@ -109,6 +109,7 @@ def balance_rows(
     Riemannian form too, which is not here, and a later version takes Muon for wide matrices. Departure: rows of zeros
     stay zero for any number of steps.
     """
+    checks.layout(layout)
     balance_steps = checks.integer("balance_steps", balance_steps, 1, maximum=checks.MOST_UNROLLED)
     checks.real("balance_power", balance_power, "(0, 1]")
     checks.real("balance_eps", balance_eps, "(0, inf)")

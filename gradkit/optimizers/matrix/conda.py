@@ -125,6 +125,7 @@ def scale_by_conda(
     2509.24218. The official code's "left" is torch's first axis, the outputs. A basis that is not finite is not used,
     and counted in the metric `failed_refreshes`; a momentum of zeros does not change the basis.
     """
+    checks.layout(layout)
     checks.switch(bias_correction=bias_correction)
     checks.floating_dtype(mu_dtype=mu_dtype)
     method = "scale_by_conda"

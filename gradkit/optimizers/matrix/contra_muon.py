@@ -117,6 +117,8 @@ def scale_by_contra_muon(
     Reference: modded-nanogpt, track 3, records 11 and 20, 2026; nilin/contra-muon. The records divide by neurons
     besides (`scale_by_neuron_rms`), and let contra rise from -0.2 to 0 and then soft from 0 to 0.8.
     """
+    checks.layout(layout)
+    checks.arrays(soft_weights=soft_weights)
     checks.switch(nesterov=nesterov)
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1)")
@@ -255,6 +257,7 @@ def contra_muon(
     Reference: modded-nanogpt, track 3, records 11 and 20, 2026; nilin/contra-muon. The records divide by neurons
     besides (`scale_by_neuron_rms`), and let contra rise from -0.2 to 0 and then soft from 0 to 0.8.
     """
+    checks.arrays(soft_weights=soft_weights)
     direction = scale_by_contra_muon(
         momentum=momentum,
         nesterov=nesterov,

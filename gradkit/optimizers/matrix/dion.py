@@ -147,6 +147,8 @@ def scale_by_dion(
 
     Reference: Ahn et al. Dion: Distributed Orthonormalized Updates. 2025, arXiv 2504.05295.
     """
+    checks.layout(layout)
+    checks.axis_name("replica_axis", replica_axis)
     method = "scale_by_dion"
     rank = checks.integer("rank", rank, 1, optional=True)
     checks.real("rank_fraction", rank_fraction, "(0, 1]")
@@ -292,6 +294,7 @@ def dion(
 
     Reference: Ahn et al. Dion: Distributed Orthonormalized Updates. 2025, arXiv 2504.05295.
     """
+    checks.axis_name("replica_axis", replica_axis)
     adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     for name, value in (("adam_b1", adam_b1), ("adam_b2", adam_b2)):
         checks.real(name, value, "[0, 1)")

@@ -102,6 +102,7 @@ def scale_by_dion2(
     slices at random; its repository takes the largest l1 norms, of every shard by default, and selects along the axis
     that is sharded, so that its result depends on the mesh.
     """
+    checks.layout(layout)
     check_slices(fraction=fraction, ef_decay=ef_decay, select=select, selection=selection, shard=shard)
     ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=eps)

@@ -122,6 +122,7 @@ def fira(
     2410.01623. Departures from the official code: the decay does not multiply the step that precedes it; signs of
     singular vectors are fixed; after a residual of zero the next one is not limited.
     """
+    checks.arrays(rank=rank)
     checks.real("alpha", alpha, "[0, inf)")
     checks.real("growth_limit", growth_limit, "[1, inf]")
     return optimizer(

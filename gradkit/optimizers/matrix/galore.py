@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from gradkit import checks
 from gradkit.catalogue import Race, register
 from gradkit.engine.core import optimizer
 from gradkit.leaves import Layout, Method
@@ -95,6 +96,7 @@ def galore(
     2403.03507. Departures from the official code: the decay does not multiply the step that precedes it; signs of
     singular vectors are fixed. optax's `contrib.galore` compresses the long side, which is another method.
     """
+    checks.arrays(rank=rank)
     adam = partial(_adam, eps_in_hat=eps_in_hat, mu_dtype=mu_dtype)
     return optimizer(
         Method("galore", learning_rate, weight_decay, weight_decay_mask),

@@ -2,6 +2,7 @@
 
 import optax
 
+from gradkit import checks
 from gradkit.catalogue import Race, register
 from gradkit.engine.core import optimizer
 from gradkit.engine.kronecker import BY_LAYOUT
@@ -84,6 +85,7 @@ def scale_by_kl_shampoo(
     it was, where QR of a singular matrix is arbitrary; more than two axes use values from before the call alike;
     vectors, at which the official code raises, have a diagonal factor.
     """
+    checks.layout(layout)
     return scale_by_kl(
         "scale_by_kl_shampoo",
         None,

@@ -8,6 +8,7 @@ u = Q_1 [m / (sqrt(v) + eps)] Q_2^T                               m is carried a
 
 import optax
 
+from gradkit import checks
 from gradkit.catalogue import Race, register
 from gradkit.engine.core import optimizer
 from gradkit.engine.kronecker import BY_LAYOUT
@@ -92,6 +93,7 @@ def scale_by_kl_soap(
     it was, where QR of a singular matrix is arbitrary; more than two axes use values from before the call alike;
     vectors, at which the official code raises, have Adam's direction.
     """
+    checks.layout(layout)
     return scale_by_kl(
         "scale_by_kl_soap",
         b2,

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from gradkit import checks
 from gradkit.catalogue import Race, register
 from gradkit.engine.core import optimizer
 from gradkit.engine.presets import called, preset
@@ -82,6 +83,7 @@ def kron(
     Reference: Pooladzandi, Li. Curvature-Informed SGD via General Purpose Lie-Group Preconditioners. 2024, arXiv
     2402.04553; Li. Preconditioned Stochastic Gradient Descent. 2015, arXiv 1512.04202.
     """
+    checks.arrays(probe=probe)
     return optimizer(
         Method(called("kron"), learning_rate, weight_decay, weight_decay_mask),
         scale_by_kron(

@@ -92,6 +92,7 @@ def scale_by_muon(
     for LLM Training. 2025, arXiv 2502.16982. The official code scales a convolution by its kernel's height over its
     width; here by its flattened inputs and outputs.
     """
+    checks.layout(layout)
     checks.switch(nesterov=nesterov)
     checks.floating_dtype(mu_dtype=mu_dtype, ns_dtype=ns_dtype)
     checks.real("momentum", momentum, "[0, 1)")

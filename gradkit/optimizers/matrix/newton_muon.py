@@ -139,6 +139,7 @@ def scale_by_newton_muon(
 
     Reference: Du, Su. The Newton-Muon Optimizer. 2026, arXiv 2604.01472.
     """
+    checks.layout(layout)
     checks.real("momentum", momentum, "[0, 1)")
     update_interval = checks.integer("update_interval", update_interval, 1)
     max_dim = checks.integer("max_dim", max_dim, 1)

@@ -128,6 +128,7 @@ def scale_by_nordion2(
     the second moments are those of the repository's nordion2.py, which calls the method Dion3 and takes norms and
     selections of each shard by default. As there, |P| has the floor 1e-8.
     """
+    checks.layout(layout)
     check_slices(fraction=fraction, ef_decay=ef_decay, select="output", selection=selection, shard=shard)
     ns_steps = checks.integer("ns_steps", ns_steps, 1, maximum=checks.MOST_UNROLLED)
     check_options(steps=ns_steps, coefficients=coefficients, method="newton_schulz", eps=eps)

@@ -109,6 +109,7 @@ def scale_by_overparameterization(
     Reference: Arora, Cohen, Hazan. On the Optimization of Deep Networks: Implicit Acceleration by Overparameterization.
     2018, arXiv 1802.06509. `normalize` and `eps` are this library's.
     """
+    checks.layout(layout)
     checks.real("depth", depth, "[1, inf)")
     checks.switch(normalize=normalize, vectors=vectors)
     checks.real("eps", eps, "[0, inf)")

@@ -105,6 +105,7 @@ def scale_by_polargrad(
     Reference: Lau, Long, Su. PolarGrad: A Class of Matrix-Gradient Optimizers from a Unifying Preconditioning
     Perspective. 2025, arXiv 2505.21799. The official code takes the polar factor by two iterations of QDWH.
     """
+    checks.layout(layout)
     checks.switch(polar_first=polar_first)
     checks.floating_dtype(mu_dtype=mu_dtype)
     checks.real("momentum", momentum, "[0, 1)")

@@ -53,6 +53,7 @@ def precondition_by_input_moment(
     Reference: Petersen, Borgelt, Ermon. TrAct: Making First-layer Pre-Activations Trainable. 2024, arXiv 2410.23970,
     whose code is a layer. One side of a Kronecker-factored preconditioner, without memory.
     """
+    checks.layout(layout)
     checks.real("damping", damping, "(0, inf)")
 
     def whitened(name: str, g: jax.Array, M: jax.Array) -> jax.Array:

@@ -110,6 +110,7 @@ def project_out_subspace(
     arXiv 2504.07097. The official code trains the factors of the remainder of W; projecting updates of W itself leaves
     the same directions free, to first order.
     """
+    checks.layout(layout)
     checks.choice("side", side, SIDES)
     _by_leaf(bases, side)
 

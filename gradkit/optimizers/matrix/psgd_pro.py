@@ -147,6 +147,7 @@ def scale_by_psgd_pro(
     Emerging-Optimizers. Departures: vectors and axes above `max_dim` have diagonal factors; a factor that is not finite
     is not taken.
     """
+    checks.layout(layout)
     for name, value in (("b1", b1), ("beta_lip", beta_lip)):
         checks.real(name, value, "[0, 1)")
     for name, value in (("precond_lr", precond_lr), ("init_scale", init_scale)):

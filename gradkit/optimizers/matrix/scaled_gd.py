@@ -78,6 +78,7 @@ def scale_by_factor_gram(
     2302.01186. With damping 0 it is ScaledGD of Tong, Ma, Chi 2020, arXiv 2005.08898. In float32 the Gram matrix
     squares the condition number: damping below 1e-7 of the largest singular value has no effect.
     """
+    checks.layout(layout)
     checks.real("damping", damping, "[0, inf)")
     checks.choice("product", product, PRODUCTS)
     if pairs is not None:

@@ -148,6 +148,7 @@ def scale_by_shampoo(
     The official code adds only eps; with that, in float32, the linear autoencoder of the race ended in NaN at every
     learning rate.
     """
+    checks.layout(layout)
     checks.switch(trace_correction=trace_correction)
     checks.floating_dtype(stats_dtype=stats_dtype)
     checks.real("b1", b1, "[0, 1)", optional=True)

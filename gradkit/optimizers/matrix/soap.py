@@ -132,6 +132,7 @@ def scale_by_soap(
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: signs
     of eigenvectors are fixed, which does not change the numbers.
     """
+    checks.layout(layout)
     checks.switch(
         merge_dims=merge_dims,
         precondition_1d=precondition_1d,

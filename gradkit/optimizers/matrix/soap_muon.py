@@ -126,6 +126,7 @@ def scale_by_soap_muon(
     Reference: Vyas. SOAP-Muon, a note, 2026; modded-nanogpt, track 3, records 14, 16 and 44 to 46, which bound a h by
     0.45 and 0.85 in the first half of a run and take the gate for the outputs of attention alone.
     """
+    checks.layout(layout)
     checks.switch(nesterov=nesterov, trust=trust)
     checks.real("momentum", momentum, "[0, 1)")
     checks.real("b2", b2, "[0, 1)")

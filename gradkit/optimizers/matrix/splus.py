@@ -151,6 +151,7 @@ def scale_by_splus(
     2506.07254. The official files disagree where a side has the length max_dim: hence two arguments here. The torch
     file decays after the step; the optax file averages the parameters from before it.
     """
+    checks.layout(layout)
     rotate = _signs(b1, b2, eps, update_interval, stagger, max_dim, standard_dim, nonstandard_scale, layout, shard)
     largest = checks.integer("standard_dim", max_dim if standard_dim is None else standard_dim, 1)
     scaled = _sized(largest, nonstandard_scale, layout)

@@ -80,6 +80,7 @@ def scale_by_gravity(
     2021, arXiv 2101.09192. t is 1 at the first step, as in the official torch code; the one for Keras starts at 0. The
     official codes divide by 1 / M, which is NaN for a gradient of zeros; here it is 0.
     """
+    checks.layout(layout)
     checks.real("beta", beta, "[0, 1]")
     checks.real("init_std", init_std, "[0, inf)")
     init_std = _number(init_std)

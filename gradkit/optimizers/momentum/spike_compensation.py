@@ -182,6 +182,7 @@ def linear_weight_prediction(params: PyTree, velocity: Any, step: Scalar, horizo
     Reference: Kosson et al. Pipelined Backpropagation at Scale: Training Large Models without Batches. 2020, arXiv
     2003.11666.
     """
+    checks.arrays(params=params, velocity=velocity, step=step)
     params, velocity = as_arrays(params), as_arrays(velocity)
     for T in jax.tree.leaves(horizon):
         checks.real("horizon", T, "[0, inf)")
@@ -302,6 +303,7 @@ def scale_hyperparameters(
     Reference: Kosson et al. Pipelined Backpropagation at Scale: Training Large Models without Batches. 2020, arXiv
     2003.11666.
     """
+    checks.arrays(hparams=hparams)
     missing = {"learning_rate", "momentum"} - set(hparams)
     if missing:
         raise ValueError(

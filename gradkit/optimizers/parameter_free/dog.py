@@ -128,6 +128,7 @@ def scale_by_dog(
     Reference: Ivgi, Hinder, Carmon. DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule. 2023, arXiv
     2302.12022. optax's keeps the caller's array as x_0, and its sums in the lowest dtype of the parameters.
     """
+    checks.layout(layout)
     checks.switch(per_leaf=per_leaf)
     measure = _measure("scale_by_dog", init_step, eps, per_leaf, layout if per_leaf else None)
     return scaled_by("scale_by_dog", measure, needs_params=True)

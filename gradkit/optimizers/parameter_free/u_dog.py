@@ -225,6 +225,7 @@ def u_dog_eval_params(state: Any, params: PyTree) -> Any:
 
     Reference: Kreisler et al. Accelerated Parameter-Free Stochastic Optimization. 2024, arXiv 2404.00666.
     """
+    checks.arrays(params=params)
     nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, ExtrapolationState) or hasattr(n, "decoded"))
     if not any(isinstance(n, ExtrapolationState) or hasattr(n, "decoded") for n in nodes):
         raise ValueError(

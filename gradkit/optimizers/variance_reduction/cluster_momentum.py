@@ -59,6 +59,7 @@ def cluster_momentum(
     Reference: Tondji et al. Variance Reduction in Deep Learning: More Momentum is All You Need. 2021, arXiv
     2111.11828. The form of the estimator is that of a control variate per cluster, which is unbiased.
     """
+    checks.arrays(cluster_probs=cluster_probs)
     num_clusters = checks.integer("num_clusters", num_clusters, 1)
     checks.real("beta", beta, "[0, 1)")
     K = num_clusters
