@@ -123,7 +123,7 @@ def lora_ga_init(
         raise ValueError("gradient must not be zero: it has no directions")
     w, G = (x.astype(wide_dtype(weight.dtype)) for x in (weight, gradient))
     s = jnp.asarray(alpha).astype(w.dtype) / (rank**0.5 if use_rslora else rank)
-    U, V = _leading(G, rank, svd, as_key(key))
+    U, V = _leading(G, rank, svd, None if key is None else as_key(key))
     first, second, even, odd = slice(rank), slice(rank, 2 * rank), slice(0, 2 * rank, 2), slice(1, 2 * rank, 2)
     of_a, of_b = {"ArB2r": (first, second), "A2rBr": (second, first), "ArBr": (odd, even)}[direction]
     if scale == "stable":
