@@ -100,8 +100,8 @@ def describe(tx: optax.GradientTransformation, params: PyTree, *, layout: Layout
       A description; `print` it, or end a cell of a notebook with it. The method of a leaf reads `first + second` where
       links follow one another, and `wrapper(inner)` where one wraps another. A rate or decay that follows the step is a
       "schedule", one that is known only while a program runs is "traced". Where `gk.precision(state=...)` codes the
-      state, two columns say how many bytes that saves, and how many of the rest are kept exactly, since codes would break
-      the method.
+      state, two columns say how many bytes that saves, and how many of the rest are kept exactly, since codes would
+      break the method.
 
     Raises:
       ValueError: `tx` is no transformation, such as the name of a method; or the two in the other order.
