@@ -140,7 +140,7 @@ def adafactor(
       decay_offset: steps that b_t starts later, >= 0. Default 0.
       b1: decay of the momentum, in [0, 1). Default None: no momentum (paper).
       b2_cap: largest b_t, in (0, 1]. Default 1 (paper).
-      weight_decay: coefficient >= 0 of the parameters, in steps of a_t, or a schedule. Default 0.
+      weight_decay: decay coefficient >= 0, which a_t multiplies, or a schedule. Default 0.
       weight_decay_mask: which leaves decay. Default all.
       scale_by_param: whether steps are relative to the parameters' size. Default True (paper).
       relative_step: whether the step size is 1 / sqrt(t), at most 1e-2, and no learning rate is given. Default False.

@@ -50,8 +50,8 @@ def conducive_gradient(
     belongs in front of the learning rate.
 
     Args:
-      means: mu, a tree like the parameters with a leading axis of clients, or a function params -> such a tree, called
-        by `init`.
+      means: mu, a tree like the parameters with a leading axis of clients, or a function params -> such a tree, which
+        `init` calls.
       precisions: P, in the same form, >= 0; fitted once per client, for example to a chain of that client alone.
       shard_probs: f, the probability of a visit to each client, (clients,), > 0 with the sum 1.
       num_data: number of examples of all clients that the loss is a mean over, >= 1. Default 1.
