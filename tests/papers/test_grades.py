@@ -197,5 +197,5 @@ def test_bad_input() -> None:
     for bad in ({"tau": 0.0}, {"alpha": 1.0}, {"total_steps": 0}, {"metric": "loss"}, {"max_frozen_ratio": 1.1}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
             gk.freeze_on_convergence(gk.sgd(0.1), **{**good, **bad})
-    with pytest.raises(ValueError, match="must have one freeze_on_convergence in it, it has 0"):
+    with pytest.raises(ValueError, match="must contain one state of freeze_on_convergence, got 0; write frozen_mask"):
         gk.frozen_mask(gk.sgd(0.1).init(jnp.ones(2)))
