@@ -1,12 +1,4 @@
-"""AdAdaGrad: AdaGrad on batches that grow as the norm test asks, out of a few allowed sizes.
-
-    n_t     examples the norm test asks for, from the gradients of the microbatches of step t
-    k_{t+1} the smallest allowed number of microbatches that holds n_t examples, the largest where none does,
-            and never below k_t
-    x_t     AdaGrad's step on the mean gradient
-
-The test is made every test_interval steps. Every allowed number is one compiled program.
-"""
+"""AdAdaGrad: AdaGrad on batches that grow by the norm test, among a few allowed sizes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +18,7 @@ from gradkit.types import Scalar, ScalarOrSchedule
 
 
 class BatchState(NamedTuple):
-    """Steps seen, and how many microbatches the next one should have: one of the allowed numbers."""
+    """The number of steps, and of microbatches that the next step should have: one of the allowed numbers."""
 
     count: jax.Array
     microbatches: jax.Array
@@ -37,7 +29,7 @@ class BatchController(NamedTuple):
 
     Attributes:
       init: () -> state, with the smallest allowed number.
-      update: (state, grad_moments) -> state. `int(state.microbatches)` is the answer.
+      update: (state, grad_moments) -> state. `int(state.microbatches)` is the number for the next step.
     """
 
     init: Callable[[], BatchState]
@@ -48,7 +40,7 @@ class AdaptiveBatches(NamedTuple):
     """An optimizer and the controller of its batches.
 
     Attributes:
-      optimizer: the transformation; it knows nothing of the batch.
+      optimizer: the transformation, which does not depend on the batch size.
       init: () -> state of the controller.
       update: (state, grad_moments) -> state of the controller.
     """
@@ -61,16 +53,16 @@ class AdaptiveBatches(NamedTuple):
 def norm_test_controller(
     allowed: Sequence[int], *, examples: int, replicas: int = 1, eta: Scalar = 0.1, test_interval: int = 1
 ) -> BatchController:
-    """Decides with the norm test how many microbatches the next step has; goes with any optimizer.
+    """Decides with the norm test how many microbatches the next step has, for any optimizer.
 
-    Equations: the first two at the head of this file.
+    Equations: n_t and k_{t+1} of `adadagrad`.
 
     Args:
-      allowed: numbers of microbatches (per replica), ascending; the last is the cap. Few, as each is one compiled
-        program: 2, 4, 8, 16.
+      allowed: numbers of microbatches (per replica), ascending; the last is the largest. There should be few, because
+        each is one compiled program: 2, 4, 8, 16.
       examples: examples in one microbatch, >= 1.
-      replicas: how many replicas have as many microbatches each, >= 1. Default 1. There must be two microbatches or
-        more in all: one gradient has no variance.
+      replicas: the number of replicas, each of which has as many microbatches, >= 1. Default 1. There must be at least
+        two microbatches in all: one gradient has no variance.
       eta: relative error of the gradient that is allowed, > 0. Default 0.1 (official scripts).
       test_interval: steps from test to test, >= 1. Default 1.
 
@@ -94,8 +86,8 @@ def norm_test_controller(
       4
 
     Reference: Lau, Liu, Kolar. AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods. 2024, arXiv
-    2402.11215. The paper takes any number of examples; here few numbers are allowed, as the shape of a batch is
-    compiled, and the variance is that of microbatches, which are gradients one has anyway.
+    2402.11215. The paper takes any number of examples; here few numbers are allowed, because the shape of a batch is
+    compiled, and the variance is estimated from microbatches, whose gradients are computed anyway.
     """
     checks.sequence(allowed=allowed)
     checks.integer("examples", examples, 1)
@@ -144,15 +136,23 @@ def adadagrad(
     norm: bool = False,
     initial_accumulator_value: Scalar = 1e-2,
 ) -> AdaptiveBatches:
-    """AdaGrad, or AdaGrad-Norm, on batches that grow as the norm test asks.
+    """AdaGrad, or AdaGrad-Norm, on batches that grow by the norm test.
 
-    Equations: at the head of this file.
+    Equations, with g the mean gradient of step t, and V the summed variance of the gradient of one example, from the
+    gradients of the microbatches:
+
+        n_t     = V / (eta^2 |g|^2)                                     examples that the norm test asks for
+        k_{t+1} = the smallest allowed k with k examples replicas >= n_t, the largest where there is none;
+                  never below k_t
+        x_{t+1} = x_t - learning_rate g / sqrt(initial_accumulator_value + sum of g^2)      AdaGrad
+
+    The test is made every test_interval steps. Every allowed number is one compiled program.
 
     Args:
       learning_rate: step size >= 0, or a schedule.
-      allowed: numbers of microbatches per replica, ascending; the last is the cap. Default 2, 4, 8, 16.
+      allowed: numbers of microbatches per replica, ascending; the last is the largest. Default 2, 4, 8, 16.
       examples: examples in one microbatch, >= 1. Default 32.
-      replicas: how many replicas have as many microbatches each, >= 1. Default 1.
+      replicas: the number of replicas, each of which has as many microbatches, >= 1. Default 1.
       eta: relative error of the gradient that is allowed, > 0. Default 0.1 (official scripts).
       test_interval: steps from test to test, >= 1. Default 1.
       norm: whether one sum of squares is kept for all coordinates (AdAdaGrad-Norm). Default False.

@@ -1,7 +1,4 @@
-"""Batches that grow geometrically: the noise of the gradient then falls as fast as the error does.
-
-n_k = ceil(n0 tau^k),   k = 0, 1, ...      at most max_batch
-"""
+"""Batch sizes that grow geometrically, so that the noise of the gradient falls as fast as the error."""
 
 import math
 from collections.abc import Callable
@@ -13,15 +10,17 @@ from gradkit.types import Scalar
 
 
 def geometric_batch_size(n0: int, tau: Scalar, *, max_batch: int | None = None) -> Callable[[int], int]:
-    """How many examples each step takes, for linear convergence of SGD at a constant rate.
+    """How many examples each step takes, for linear convergence of SGD at a constant learning rate.
 
-    Equations: at the head of this file.
+    Equations:
+
+        n_k = ceil(n0 tau^k),   k = 0, 1, ...      at most max_batch
 
     Args:
       n0: examples of the first step, >= 1.
-      tau: growth per step, > 1. The total work is optimal where 1 / tau is no faster than the method's own rate of
-        convergence on exact gradients.
-      max_batch: examples there are, >= n0. Default None: without end.
+      tau: growth per step, > 1. The total work is optimal where 1 / tau is at least the method's convergence factor on
+        exact gradients.
+      max_batch: the largest batch, >= n0. Default None: no limit.
 
     Returns:
       A function step (from 0) -> number of examples, both Python integers: a shape is not traced.

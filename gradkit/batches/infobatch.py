@@ -1,14 +1,4 @@
-"""InfoBatch: an epoch leaves out part of the examples that are learned well, and weighs up the rest of them.
-
-    score_i     the loss of example i when it was last seen, without its weight
-    well        score_i < mean of all scores
-    epoch < ceil(delta epochs):   of the w examples that do well, int(keep w) stay, drawn without replacement, with
-                                  weight 1 / keep; all others stay with weight 1;   keep = 1 - prune_ratio
-    later epochs:                 all stay, with weight 1
-    loss = mean(weight loss)
-
-In the mean over draws the sum of weighted gradients of an epoch is that of all examples (but for the int).
-"""
+"""InfoBatch: an epoch leaves out some of the examples with a low loss, and the rest of them get a larger weight."""
 
 import math
 from collections.abc import Callable
@@ -58,17 +48,27 @@ def infobatch(
 ) -> InfoBatch:
     """Which examples each epoch trains on, and with which weights.
 
-    Equations: at the head of this file.
+    Equations:
+
+        score_i  = the loss of example i when it was last seen, without its weight
+        weight_i = 1                          score_i >= mean of all scores, or epoch >= ceil(delta epochs)
+        weight_i = 1 / keep                   int(keep w) of the w other examples, drawn without replacement;
+                                              keep = 1 - prune_ratio
+        weight_i = 0                          the rest of them: left out of this epoch
+        loss     = mean_i(weight_i loss_i)
+
+    In expectation the sum of the weighted gradients of an epoch is that of all examples (but for the rounding by int).
 
     Args:
-      epochs: of the whole run, >= 1.
-      prune_ratio: share of the examples doing well that an epoch leaves out, in [0, 1). Default 0.5 (official code).
-      delta: share of the epochs that leave anything out, in [0, 1]. Default 0.875 (official code): the last
-        eighth sees all.
-      initial_score: of examples that were not seen yet, any number. Default 3 (official package; its research code has
-        1). All are equal at first, so the first epoch leaves out nothing.
-      axis_name: axis of `shard_map` (or `vmap`) over which a batch is cut; `record` then gathers its indices, losses
-        and weights. Default None.
+      epochs: the number of epochs of the whole run, >= 1.
+      prune_ratio: fraction of the examples with a score below the mean that an epoch leaves out, in [0, 1). Default 0.5
+        (official code).
+      delta: fraction of the epochs that leave any examples out, in [0, 1]. Default 0.875 (official code): the last
+        eighth uses all.
+      initial_score: the score of examples that were not seen yet, any number. Default 3 (official package; its research
+        code has 1). All are equal at first, so the first epoch leaves out nothing.
+      axis_name: axis of `shard_map` (or `vmap`) over which a batch is sharded; `record` then gathers its indices,
+        losses and weights. Default None.
 
     Returns:
       An `InfoBatch`: (init, plan_epoch, record). State: 1 word per example; a plan has 2 more. Collectives: with
@@ -86,7 +86,7 @@ def infobatch(
       ([0.0, 0.0, 1.0, 2.0], True)
 
     Reference: Qin et al. InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning. 2024, arXiv
-    2303.04947. The package raises `keep` to 0.1 where it is less, silently; here it is what was asked for.
+    2303.04947. The package silently raises `keep` to 0.1 where it is less; here it is 1 - prune_ratio in all cases.
     """
     checks.axis_name("axis_name", axis_name)
     checks.integer("epochs", epochs, 1)
@@ -102,10 +102,10 @@ def infobatch(
 
     def plan_epoch(state: InfoBatchState, key: jax.Array, epoch: Any) -> tuple[jax.Array, jax.Array]:
         (n,) = state.scores.shape
-        # int(keep w) for every w, in float64: a rounding of float32 below a whole number would lose an example.
+        # int(keep w) for every w, in float64: float32 may round to just below an integer, which loses an example.
         staying = jnp.asarray((keep * np.arange(n + 1)).astype(np.int32))
         low = jnp.min(state.scores)
-        # As distances from the least, a mean of equal numbers is none of their roundings above them.
+        # The mean of distances from the smallest score: a mean of equal scores is then exactly that score.
         well = (state.scores - low < jnp.mean(state.scores - low)) & (jnp.asarray(epoch) < last)
         draw, shuffle = jax.random.split(key)
         order = jax.random.permutation(draw, n)
@@ -124,7 +124,7 @@ def infobatch(
                 f"infobatch: indices, losses and weights must be of one shape (batch,), got {indices.shape}, "
                 f"{losses.shape} and {weights.shape}"
             )
-        # What lies outside is dropped.
+        # Indices outside the range are dropped.
         indices = jnp.where(weights > 0, indices, state.scores.size)
         if axis_name is not None:
             indices, losses = jax.lax.all_gather((indices, losses), axis_name, tiled=True)
@@ -136,11 +136,13 @@ def infobatch(
 def infobatch_loss(losses: Any, weights: Any) -> jax.Array:
     """The loss of a batch whose examples have weights.
 
-    Equations: at the head of this file.
+    Equations: the loss of `infobatch`:
+
+        loss = mean_i(weight_i loss_i)
 
     Args:
-      losses: of every example, floating point, shape (batch,).
-      weights: of the plan, of the same shape.
+      losses: the loss of every example, floating point, shape (batch,).
+      weights: the weights of the plan, of the same shape.
 
     Returns:
       mean(weights * losses), a scalar of the dtype of the losses: a mean over the whole batch, not a weighted mean.
@@ -155,7 +157,9 @@ def infobatch_loss(losses: Any, weights: Any) -> jax.Array:
     checks.arrays(losses=losses, weights=weights)
     losses, weights = jnp.asarray(losses), jnp.asarray(weights)
     if losses.shape != weights.shape:
-        raise ValueError(f"infobatch_loss: losses have shape {losses.shape}, weights {weights.shape}")
+        raise ValueError(
+            f"infobatch_loss: losses and weights must have the same shape, got {losses.shape} and {weights.shape}"
+        )
     return jnp.mean(weights.astype(losses.dtype) * losses)
 
 

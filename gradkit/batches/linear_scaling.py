@@ -1,9 +1,4 @@
-"""Linear scaling: a batch kappa times as large takes a learning rate kappa times as large.
-
-    learning_rate <- kappa learning_rate,    everything else as it was
-
-One step then goes as far as kappa steps of the small batch, as long as the gradient does not change much over them.
-"""
+"""Linear scaling: a batch kappa times as large takes a learning rate kappa times as large."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,15 +14,20 @@ PAPER = Paper("Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", "Goy
 def linear_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     """Hyperparameters of SGD with momentum for a batch kappa times as large.
 
-    Equations: at the head of this file.
+    Equations:
+
+        learning_rate <- kappa learning_rate
+
+    All other hyperparameters stay as they are. One step then has the length of kappa steps of the small batch, as long
+    as the gradient does not change much over them.
 
     Args:
       hparams: name -> value, with `learning_rate` >= 0, a number or a traced value. Of a schedule, scale the peak,
         and divide its steps by kappa.
-      kappa: new batch / old batch, > 0; also less than 1. The paper's reference is a rate of 0.1 at 256.
+      kappa: new batch / old batch, > 0; also less than 1. The paper's reference is a learning rate of 0.1 at 256.
 
     Returns:
-      A dictionary with the rate scaled, and momentum, weight decay and all other entries unchanged.
+      A dictionary with the learning rate scaled, and momentum, weight decay and all other entries unchanged.
 
     Raises:
       ValueError: kappa not positive, no learning rate, or one that is not a number >= 0.
@@ -37,9 +37,9 @@ def linear_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
       {'learning_rate': 0.4, 'momentum': 0.9}
 
     Reference: Goyal et al. Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour. 2017, arXiv 1706.02677. The
-    paper warms up to the large rate from the small one, not from 0: `gk.schedules.gradual_warmup`. The rate must
-    multiply the momentum from outside, as it does in `gk.sgd` and `gk.correct_momentum`; the loss is a mean over the
-    GLOBAL batch.
+    paper warms up to the large learning rate from the small one, not from 0: `gk.schedules.gradual_warmup`. The
+    learning rate must multiply the momentum from outside, as in `gk.sgd` and `gk.correct_momentum`; the loss must be a
+    mean over the GLOBAL batch.
     """
     checks.arrays(hparams=hparams)
     return apply_rule("linear_scaling", hparams, kappa, {"learning_rate": ("[0, inf)", lambda rate: kappa * rate)})

@@ -1,14 +1,4 @@
-"""Multigrid: video models trained on clips of changing shape, with batches as large as the shape allows.
-
-    a shape of t frames and crops of s pixels takes T S^2 / (t s^2) times the batch of the full shape (T, S)
-    and that many times its learning rate
-
-    long cycle     (t, s) = (a T, b S) for each pair (a, b), once per stage of the learning rate
-    short cycle    within a long shape, step after step: crops of c_1 S, c_2 S, s, with (s / (c S))^2 times its batch
-
-Epochs of a shape are proportional to the average batch of its short cycle, so every shape has as many steps. The full
-shape alone fine-tunes at the end; all is scaled to epoch_factor max_epoch epochs.
-"""
+"""Multigrid: video models trained on clips of changing shape, with larger batches for smaller clips."""
 
 import itertools
 import math
@@ -22,8 +12,8 @@ HALF = math.sqrt(0.5)
 
 
 class MultigridRow(NamedTuple):
-    """One long shape: the stage of the learning rate, its batch relative to the full shape's, frames, crop, and the
-    epoch at which it ends."""
+    """One long shape: the stage of the learning rate, its batch relative to that of the full shape, the frames, the
+    crop, and the epoch at which it ends."""
 
     stage: int
     batch_factor: int
@@ -33,13 +23,13 @@ class MultigridRow(NamedTuple):
 
 
 class MultigridPlan(NamedTuple):
-    """What to train on, and how fast.
+    """The shapes and learning rates of a run.
 
     Attributes:
       rows: the long shapes in order.
-      boundaries: epochs at which the rates begin.
-      rates: learning rates, as multiples of the rate of the full shape at the start.
-      max_epoch: epochs in all.
+      boundaries: epochs at which the learning rates begin.
+      rates: learning rates, as multiples of the learning rate of the full shape at the start.
+      max_epoch: the number of epochs.
       shape: (epoch, step) -> (batch, frames, crop) of that step, Python integers.
     """
 
@@ -65,7 +55,16 @@ def multigrid_schedule(
 ) -> MultigridPlan:
     """Plans a multigrid run from the schedule of an ordinary one.
 
-    Equations: at the head of this file.
+    Equations:
+
+        m = T S^2 / (t s^2)                      of a shape of t frames and crops of s pixels; (T, S) is the full shape
+        batch = m batch_size,   rate = m times that of the full shape
+        (t, s) = (a T, b S)                      long cycle: each pair (a, b) once per stage of the learning rate
+        crop = c_1 S, c_2 S, s in turn           short cycle within a long shape, step after step, with (s / crop)^2
+                                                 times its batch
+
+    Epochs of a shape are proportional to the average batch of its short cycle, so every shape has the same number of
+    steps. Fine-tuning at the end has the full shape alone; the run is scaled to epoch_factor max_epoch epochs.
 
     Args:
       batch_size: clips in a batch of the full shape, >= 1.
@@ -73,17 +72,16 @@ def multigrid_schedule(
       crop: S >= 1, pixels along an edge of a full clip.
       steps: epochs at which the stages of the ordinary learning rate begin: ascending, the first 0, two or more.
       max_epoch: epochs of the ordinary run, > the last of `steps`.
-      gamma: the rate of a stage / that of the stage before, > 0. Default 0.1.
+      gamma: the learning rate of a stage / that of the stage before, > 0. Default 0.1.
       epoch_factor: epochs of this run / those of the ordinary one, > 0. Default 1.5 (paper).
       short_cycle: whether crops also change from step to step. Default True.
-      long_factors: pairs (share of the frames, share of the crop), each in (0, 1]; the last is fine-tuned on. Default
-        (1/4, sqrt(1/2)), (1/2, sqrt(1/2)), (1/2, 1), (1, 1) (official code).
-      short_factors: shares of S of the first two crops of a short cycle, in (0, 1]. Default 1/2, sqrt(1/2) (official
-        code).
+      long_factors: pairs (a, b) of fractions of the frames and of the crop, each in (0, 1]; the last is that of
+        fine-tuning. Default (1/4, sqrt(1/2)), (1/2, sqrt(1/2)), (1/2, 1), (1, 1) (official code).
+      short_factors: c_1 and c_2, fractions of S, in (0, 1]. Default 1/2, sqrt(1/2) (official code).
 
     Returns:
-      A plan, of Python numbers: every shape is one compiled program. Statistics of batch normalisation should be over
-      8 clips, whatever the batch (official code).
+      A plan, of Python numbers: every shape is one compiled program. Statistics of batch normalization should be over
+      8 clips for every batch size (official code).
 
     Raises:
       ValueError: an argument outside its range.
@@ -95,8 +93,8 @@ def multigrid_schedule(
       >>> [plan.shape(0, step) for step in range(3)]
       [(128, 4, 56), (64, 4, 79), (64, 4, 79)]
 
-    Reference: Wu et al. A Multigrid Method for Efficiently Training Video Models. 2020, arXiv 1912.00998. The numbers
-    are those of the official code, which fails without a short cycle: there the long shape is the only one of its
+    Reference: Wu et al. A Multigrid Method for Efficiently Training Video Models. 2020, arXiv 1912.00998. Results are
+    those of the official code, which fails without a short cycle; here the long shape is then the only one of its
     cycle. A factor that would be rounded to 0 is 1.
     """
     checks.sequence(steps=steps, long_factors=long_factors, short_factors=short_factors)
@@ -106,7 +104,7 @@ def multigrid_schedule(
         checks.real(name, value, "(0, inf)")
     for name, pairs in (("long_factors", long_factors), ("short_factors", [short_factors])):
         if not pairs or any(len(pair) != 2 for pair in pairs):
-            raise ValueError(f"{name} must be pairs of shares, got {pairs!r}")
+            raise ValueError(f"{name} must be pairs of fractions, got {pairs!r}; write ((0.5, 1.0), (1.0, 1.0))")
         for share in (share for pair in pairs for share in pair):
             checks.real(name, share, "(0, 1]")
     checks.choice("short_cycle", short_cycle, (True, False))

@@ -1,14 +1,4 @@
-"""Whether a batch is large enough for its gradient to point downhill, and how large it should be.
-
-Per-example gradients g_1 ... g_n have the mean g and the sample variances Var (over i, divided by n - 1; over j, the
-entries, they are added up):
-
-    norm test            next = max(batch, sum_j Var_ij(g_ij) / (eta^2 |g|^2))
-    inner product test   next = max(batch, Var_i(<g_i, g>) / (theta^2 |g|^4))
-    orthogonality test   next = max(batch, sum_j Var_ij(g_i - <g_i, g> / |g|^2 g) / (nu^2 |g|^2))
-
-rounded up. The augmented test is the larger of the last two. Sums run over all leaves together.
-"""
+"""Tests of whether the gradient of a batch is accurate enough, and how large the batch should be."""
 
 from typing import Any
 
@@ -26,7 +16,7 @@ from gradkit.types import Scalar
 PAPER = Paper(
     "AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods", "Lau, Liu, Kolar", 2024, "2402.11215"
 )
-# The largest number of examples that an int32 counts.
+# The largest number of examples that fits into int32.
 UNLIMITED = 2**31 - 1
 
 
@@ -37,34 +27,37 @@ def _check(batch_size: Any, name: str, threshold: Any, max_batch: Any) -> None:
 
 
 def _next(batch_size: Any, needed: jax.Array, max_batch: int) -> jax.Array:
-    """The batch that is needed, rounded up; infinitely many examples are `max_batch`, and NaN asks for no more."""
+    """The batch size that is needed, rounded up; infinity becomes `max_batch`, and NaN keeps the batch size."""
     now = jnp.asarray(batch_size).astype(jnp.int32)
-    many = needed >= max_batch  # before it is made an integer, which could not hold it
+    many = needed >= max_batch  # compared as floats: an integer would overflow
     wanted = jnp.where(many | jnp.isnan(needed), 0, jnp.ceil(needed)).astype(jnp.int32)
     return jnp.maximum(now, jnp.where(many, max_batch, wanted))
 
 
 def _needed(variance: jax.Array, square: jax.Array) -> jax.Array:
-    """variance / square; infinite where the square is 0: without a gradient nothing says which way is down."""
+    """variance / square; infinite where the square is 0: a gradient of zeros has no direction."""
     return jnp.where(square == 0, jnp.inf, divide(variance, square))
 
 
 def norm_test(mean: Any, var: Any, *, batch_size: Scalar, eta: Scalar = 0.1, max_batch: int = UNLIMITED) -> jax.Array:
-    """The batch whose gradient is within eta of the true one, in expectation and relative to its norm.
+    """The batch size whose gradient has an error of at most eta, in expectation and relative to its norm.
 
-    Equations: the first at the head of this file.
+    Equations, with the mean g and the sample variances Var (over the examples i, divided by n - 1) of the gradients of
+    examples g_1 ... g_n:
+
+        next = max(batch, ceil(sum_j Var_i(g_ij) / (eta^2 |g|^2)))           j over the entries of all leaves
 
     Args:
       mean: g, the gradient of the batch; any tree.
       var: sample variances of the gradient of ONE example: a tree like `mean`, or their sum as one number. From parts
         of n examples each it is n times the variance of the parts' gradients (`example_variance`).
       batch_size: examples in the batch, >= 2.
-      eta: relative error that is allowed, > 0. Default 0.1 (official scripts); the theory wants it below 1.
-      max_batch: most examples that are ever asked for, >= 2; the answer where g is 0. Default 2^31 - 1.
+      eta: relative error that is allowed, > 0. Default 0.1 (official scripts); the theory needs it below 1.
+      max_batch: the largest batch size, >= 2, which is the result where g is 0. Default 2^31 - 1.
 
     Returns:
-      An int32 scalar: examples for the next step, never fewer than `batch_size`. A gradient that is not finite asks for
-      no more. Collectives: one vector of scalars where leaves are sharded.
+      An int32 scalar: examples for the next step, never fewer than `batch_size`. With a gradient that is not finite the
+      batch size stays. Collectives: one vector of scalars where leaves are sharded.
 
     Raises:
       ValueError: an argument outside its range, complex or integer leaves.
@@ -146,16 +139,20 @@ def inner_product_test(
     examples: int = 1,
     max_batch: int = UNLIMITED,
 ) -> jax.Array:
-    """The batch whose gradient has a steady component along the true one.
+    """The batch size whose gradient has a small variance along the true gradient.
 
-    Equations: the second at the head of this file.
+    Equations, with the mean g and the sample variances Var (over i, divided by n - 1) of the gradients of examples g_i:
+
+        next = max(batch, ceil(Var_i(<g_i, g>) / (theta^2 |g|^4)))
+
+    The augmented test is the larger of this and `orthogonality_test`. Products run over all leaves together.
 
     Args:
       example_grads: a tree with a leading axis: one gradient per example, at least two.
-      batch_size: examples in the batch, >= 2. Default None: as many as there are gradients (times `examples`).
+      batch_size: examples in the batch, >= 2. Default None: the number of gradients (times `examples`).
       theta: relative error that is allowed, > 0. Default 0.1 (official scripts).
-      examples: of parts instead of single examples, how many examples each is a mean over, >= 1. Default 1.
-      max_batch: most examples that are ever asked for, >= 2; the answer where g is 0. Default 2^31 - 1.
+      examples: how many examples each given gradient is a mean over, >= 1. Default 1.
+      max_batch: the largest batch size, >= 2, which is the result where g is 0. Default 2^31 - 1.
 
     Returns:
       An int32 scalar: examples for the next step, never fewer than `batch_size`. Collectives: one vector of scalars
@@ -171,7 +168,7 @@ def inner_product_test(
 
     Reference: Lau, Liu, Kolar. AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods. 2024, arXiv
     2402.11215; the test is of Bollapragada, Byrd, Nocedal 2018. The official code tests tensor by tensor and adds up,
-    which loses what tensors have in common; here the gradient is one vector.
+    which ignores covariances between tensors; here the gradient is one vector.
     """
     checks.arrays(example_grads=example_grads)
     checks.integer("examples", examples, 1)
@@ -179,7 +176,7 @@ def inner_product_test(
     batch_size = n * examples if batch_size is None else batch_size
     _check(batch_size, "theta", theta, max_batch)
     variance = examples * jnp.sum(jnp.square(along)) / (n - 1)
-    # In two steps: |g|^4 of a small gradient may be 0 in float32.
+    # Divided twice by |g|^2, because |g|^4 of a small gradient may be 0 in float32.
     return _next(batch_size, _needed(_needed(variance, square), square * theta**2), max_batch)
 
 
@@ -191,16 +188,18 @@ def orthogonality_test(
     examples: int = 1,
     max_batch: int = UNLIMITED,
 ) -> jax.Array:
-    """The batch whose gradient has little that is orthogonal to the true one.
+    """The batch size whose gradient has a small part that is orthogonal to the true gradient.
 
-    Equations: the third at the head of this file.
+    Equations, with the mean g and the sample variances Var (over i, divided by n - 1) of the gradients of examples g_i:
+
+        next = max(batch, ceil(sum_j Var_i((g_i - <g_i, g> / |g|^2 g)_j) / (nu^2 |g|^2)))     j over the entries
 
     Args:
       example_grads: a tree with a leading axis: one gradient per example, at least two.
-      batch_size: examples in the batch, >= 2. Default None: as many as there are gradients (times `examples`).
-      nu: relative size that is allowed, > 0. Default 1 (official scripts).
-      examples: of parts instead of single examples, how many examples each is a mean over, >= 1. Default 1.
-      max_batch: most examples that are ever asked for, >= 2; the answer where g is 0. Default 2^31 - 1.
+      batch_size: examples in the batch, >= 2. Default None: the number of gradients (times `examples`).
+      nu: relative norm of the orthogonal part that is allowed, > 0. Default 1 (official scripts).
+      examples: how many examples each given gradient is a mean over, >= 1. Default 1.
+      max_batch: the largest batch size, >= 2, which is the result where g is 0. Default 2^31 - 1.
 
     Returns:
       An int32 scalar: examples for the next step, never fewer than `batch_size`; the larger of this and

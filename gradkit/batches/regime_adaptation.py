@@ -1,10 +1,4 @@
-"""Regime adaptation: a batch kappa times as large takes a rate sqrt(kappa) times as large, and as many updates.
-
-    learning_rate <- sqrt(kappa) learning_rate
-    epochs, boundaries (in epochs) <- ceil(kappa) times as many
-
-with ghost batch normalization and clipping of the gradient's norm (5 in the paper's code), both unchanged.
-"""
+"""Regime adaptation: a batch kappa times as large takes a learning rate sqrt(kappa) times as large."""
 
 import math
 from collections.abc import Mapping
@@ -29,11 +23,18 @@ PAPER = Paper(
 def regime_adaptation(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     """Hyperparameters of SGD for a batch kappa times as large that is trained for as many updates.
 
-    Equations: at the head of this file.
+    Equations:
+
+        learning_rate <- sqrt(kappa) learning_rate
+        epochs        <- ceil(kappa) epochs
+        boundaries    <- ceil(kappa) boundaries            in epochs
+
+    It goes with ghost batch normalization and clipping of the gradient's norm (5 in the paper's code), both unchanged.
 
     Args:
       hparams: name -> value, with any of `learning_rate` >= 0, `epochs` >= 0 and `boundaries`, a tuple or list of
-        epochs >= 0 at which the rate changes. Of a schedule counted in steps scale the peak alone: its steps stay.
+        epochs >= 0 at which the learning rate changes. Of a schedule counted in steps scale the peak alone: its steps
+        stay.
       kappa: new batch / old batch, > 0; also less than 1, where epochs stay as they are.
 
     Returns:
@@ -62,7 +63,7 @@ def regime_adaptation(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, An
     if isinstance(boundaries := new.pop("boundaries", None), tuple | list):
         new["learning_rate"] = new.get("learning_rate", 0.0)
     elif boundaries is not None:
-        raise ValueError(f"boundaries must be a tuple or list of epochs, got {boundaries!r}")
+        raise ValueError(f"boundaries must be a tuple or list of epochs, got {boundaries!r}; write (30, 60)")
     changed = apply_rule(
         "regime_adaptation",
         new,

@@ -1,10 +1,4 @@
-"""Random reshuffling: every example once per epoch, in an order that is drawn anew for each.
-
-    epoch e = step // n,   n = floor(examples / batch size)
-    the indices of a step are entries (step - e n) B, ..., (step - e n) B + B - 1 of a permutation drawn for epoch e
-
-Sampling without replacement: the mean of the gradients of one epoch, at one point, is that of all its examples.
-"""
+"""Random reshuffling: every example once per epoch, in a new random order for each epoch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,14 +15,19 @@ from gradkit.types import Key
 def reshuffle(num_examples: int, batch_size: int, *, key: Key = 0) -> Callable[[Any], jax.Array]:
     """The examples of every step, without replacement within an epoch.
 
-    Equations: at the head of this file. A function of the step alone: a training goes on from any step with the same
-    batches, and nothing is kept between steps. What is left of an epoch behind its last whole batch is not used in that
-    epoch; in another order it is used in the next.
+    Equations:
+
+        n = floor(num_examples / B),   e = step // n                     steps per epoch, and the epoch
+        indices = pi_e[(step - e n) B : (step - e n) B + B]              pi_e a random permutation for epoch e
+
+    It samples without replacement: the mean of the gradients of one epoch, at one point, is that of all its examples.
+    The indices depend on the step alone: training continues from any step with the same batches, and nothing is kept
+    between steps. The num_examples - n B last examples of a permutation are not used in that epoch.
 
     Args:
-      num_examples: how many there are, >= 1.
+      num_examples: the number of examples, >= 1.
       batch_size: B, in [1, num_examples].
-      key: a random key or an integer. Default 0.
+      key: a random key (typed key or integer). Default 0.
 
     Returns:
       step -> indices of shape (B,), int32, under jit as well.

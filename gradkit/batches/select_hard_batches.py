@@ -1,7 +1,4 @@
-"""Hard samples first: of n minibatches, those with the largest loss are trained again.
-
-k = ceil(fraction n) indices, by falling loss; of equal losses the earlier minibatch comes first
-"""
+"""Hard samples: of n minibatches, those with the largest loss are trained again."""
 
 import math
 from typing import Any
@@ -14,14 +11,18 @@ from gradkit.catalogue import Paper, register
 
 
 def select_hard_batches(losses: Any, fraction: float) -> jax.Array:
-    """Which minibatches to train next: the hardest.
+    """The minibatches with the largest losses, to be trained again.
 
-    Equations: at the head of this file.
+    Equations:
+
+        indices = the first k of argsort(-losses),   k = ceil(fraction n)
+
+    Of equal losses the earlier minibatch comes first.
 
     Args:
-      losses: of n >= 1 minibatches, shape (n,), as measured when they were last seen. May be traced. NaN counts as
-        the largest.
-      fraction: the paper's delta, in (0, 1]: the share that is trained again.
+      losses: the losses of n >= 1 minibatches, shape (n,), as measured when they were last seen. May be traced. NaN
+        counts as the largest.
+      fraction: the paper's delta, in (0, 1]: the fraction that is trained again.
 
     Returns:
       k indices, int32. With fraction 1 all of them, sorted.
@@ -42,7 +43,7 @@ def select_hard_batches(losses: Any, fraction: float) -> jax.Array:
     real = jnp.issubdtype(losses.dtype, jnp.floating) or jnp.issubdtype(losses.dtype, jnp.integer)
     if losses.ndim != 1 or not losses.size or not real:
         raise ValueError(f"losses must be real numbers of shape (n,), got {losses.dtype} of shape {losses.shape}")
-    # A rounding above a whole number is that number: 0.07 * 100 is 7.000000000000001.
+    # A number that rounding has put just above an integer counts as that integer: 0.07 * 100 is 7.000000000000001.
     k = math.ceil(float(fraction) * losses.size * (1 - 2**-50))
     return jax.lax.top_k(losses, k)[1]
 

@@ -1,12 +1,4 @@
-"""Square root scaling: how Adam and RMSprop keep their trajectory when the batch grows by kappa.
-
-    learning_rate <- sqrt(kappa) learning_rate
-    1 - b1        <- kappa (1 - b1)
-    1 - b2        <- kappa (1 - b2)
-    eps           <- eps / sqrt(kappa)
-
-for 1 / kappa as many steps: both then approximate the same stochastic differential equation.
-"""
+"""Square root scaling: how Adam and RMSprop keep their trajectory when the batch grows by kappa."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,12 +11,12 @@ from gradkit.catalogue import Paper, register
 from gradkit.types import Scalar
 
 PAPER = Paper("On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", "Malladi et al.", 2022, "2205.10287")
-# 1 - 0.9 is below 0.1 in floating point: ten times it is meant to be 1.
+# 1 - 0.9 is below 0.1 in floating point, but ten times it should count as 1.
 ROUNDING = 1e-9
 
 
 def _decay(name: str, kappa: Any) -> Callable[[Any], Any]:
-    """b -> 1 - kappa (1 - b), where that is a decay."""
+    """The function b -> 1 - kappa (1 - b), which raises where the result is not in [0, 1)."""
 
     def change(b: Any) -> Any:
         rate = kappa * (1 - b)
@@ -42,11 +34,18 @@ def _decay(name: str, kappa: Any) -> Callable[[Any], Any]:
 def sqrt_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     """Hyperparameters of Adam or RMSprop for a batch kappa times as large.
 
-    Equations: at the head of this file.
+    Equations:
+
+        learning_rate <- sqrt(kappa) learning_rate
+        1 - b1        <- kappa (1 - b1)
+        1 - b2        <- kappa (1 - b2)
+        eps           <- eps / sqrt(kappa)
+
+    Train for 1 / kappa as many steps: both runs then approximate the same stochastic differential equation.
 
     Args:
       hparams: name -> value, with any of `learning_rate` >= 0, `b1` and `b2` in [0, 1), `eps` >= 0; numbers or
-        traced values. All that the optimizer has should be there: what is missing keeps a default that was not
+        traced values. Pass all of them that the optimizer has: one that is left out keeps its default, which is not
         scaled. RMSprop has no `b1`. Of a schedule, scale the peak, and divide its steps by kappa.
       kappa: new batch / old batch, > 0; also less than 1.
 

@@ -1,16 +1,4 @@
-"""The best learning rate as a function of the batch: for Adam and signs it rises, peaks, and falls.
-
-    Adam, signs    rate(B) = max_learning_rate / ((sqrt(N / B) + sqrt(B / N)) / 2)    N = noise_batch, where it peaks
-    SGD            rate(B) = max_learning_rate / (1 + N / B)
-
-One step along the signs of the mean of B Gaussian gradients of means mu_i and deviations sigma_i, on a loss with
-Hessian H, lowers the loss most, in expectation, with
-
-    e_i = erf(sqrt(B / 2) mu_i / sigma_i)
-    rate = sum_i e_i mu_i / (sum_i H_ii + sum_{i != j} e_i e_j H_ij)
-
-which for small e_i is the law above with N = pi sum_i H_ii / (2 sum_{i != j} H_ij mu_i mu_j / (sigma_i sigma_j)).
-"""
+"""The best learning rate as a function of the batch size: for Adam and sign methods it rises, peaks, and falls."""
 
 import math
 from typing import Any, NamedTuple
@@ -33,17 +21,22 @@ def _check(batch_size: Any, max_learning_rate: Any, noise_batch: Any) -> None:
 
 
 def surge_learning_rate(batch_size: Scalar, max_learning_rate: Scalar, noise_batch: Scalar) -> Any:
-    """The best rate of Adam, or of a method of signs, for a batch.
+    """The best learning rate of Adam, or of a sign method, for a batch size.
 
-    Equations: the first at the head of this file.
+    Equations, with N = noise_batch, where the best learning rate is largest:
+
+        rate(B) = max_learning_rate / ((sqrt(N / B) + sqrt(B / N)) / 2)
+
+    It follows from `optimal_sign_rate` for gradients that are small compared with their noise, with N of
+    `surge_noise_batch`.
 
     Args:
       batch_size: B > 0, in examples; may be traced.
-      max_learning_rate: the largest of all best rates, >= 0.
-      noise_batch: N > 0, in examples: where that is. It grows as training goes on, and the loss falls.
+      max_learning_rate: the largest of all best learning rates, >= 0.
+      noise_batch: N > 0, in examples: the batch size at which that is. It grows during training, as the loss falls.
 
     Returns:
-      The rate; as sqrt(B) for B far below N, as 1 / sqrt(B) far above.
+      The learning rate; proportional to sqrt(B) for B far below N, and to 1 / sqrt(B) far above.
 
     Raises:
       ValueError: an argument outside its range.
@@ -60,17 +53,19 @@ def surge_learning_rate(batch_size: Scalar, max_learning_rate: Scalar, noise_bat
 
 
 def sgd_learning_rate(batch_size: Scalar, max_learning_rate: Scalar, noise_batch: Scalar) -> Any:
-    """The best rate of SGD for a batch, which only rises.
+    """The best learning rate of SGD for a batch size, which only rises.
 
-    Equations: the second at the head of this file.
+    Equations, with N = noise_batch:
+
+        rate(B) = max_learning_rate / (1 + N / B)
 
     Args:
       batch_size: B > 0, in examples; may be traced.
-      max_learning_rate: the best rate without noise, >= 0.
-      noise_batch: N > 0, in examples: where the rate is half of it.
+      max_learning_rate: the best learning rate without noise, >= 0.
+      noise_batch: N > 0, in examples: the batch size with half of that learning rate.
 
     Returns:
-      The rate.
+      The learning rate.
 
     Raises:
       ValueError: an argument outside its range.
@@ -95,9 +90,13 @@ def _moments(mean: Any, std: Any, hessian: Any) -> tuple[jax.Array, jax.Array, j
 
 
 def optimal_sign_rate(mean: Any, std: Scalar, hessian: Any, batch_size: Scalar) -> jax.Array:
-    """The best rate of one step along the signs of a noisy gradient, on a quadratic.
+    """The best learning rate of one step along the signs of a noisy gradient, on a quadratic.
 
-    Equations: the third at the head of this file.
+    Equations, for the mean of B Gaussian gradients of means mu_i and standard deviations sigma_i, and a loss with the
+    Hessian H, whose expected decrease is then largest:
+
+        e_i  = erf(sqrt(B / 2) mu_i / sigma_i)
+        rate = sum_i e_i mu_i / (sum_i H_ii + sum_{i != j} e_i e_j H_ij)
 
     Args:
       mean: mu, the gradient, shape (n,).
@@ -106,7 +105,7 @@ def optimal_sign_rate(mean: Any, std: Scalar, hessian: Any, batch_size: Scalar) 
       batch_size: B > 0, in examples; may be traced.
 
     Returns:
-      The rate; without noise sum |mu| / sum_ij sign(mu_i) sign(mu_j) H_ij.
+      The learning rate; without noise sum |mu| / sum_ij sign(mu_i) sign(mu_j) H_ij.
 
     Raises:
       ValueError: shapes that do not fit, or a batch that is not positive.
@@ -125,14 +124,16 @@ def optimal_sign_rate(mean: Any, std: Scalar, hessian: Any, batch_size: Scalar) 
     root = jnp.sqrt(jnp.asarray(batch_size, mu.dtype) / 2)
     noisy = sigma > 0
     e = jnp.where(noisy, jax.scipy.special.erf(root * mu / jnp.where(noisy, sigma, 1)), jnp.sign(mu))
-    # e_i e_j off the diagonal; on it the square of a sign, which is 1.
+    # e_i e_j off the diagonal; on the diagonal the square of a sign, which is 1.
     return (e @ mu) / (jnp.trace(H) + e @ H @ e - jnp.square(e) @ jnp.diagonal(H))
 
 
 def surge_noise_batch(mean: Any, std: Scalar, hessian: Any) -> jax.Array:
-    """The batch at which the best rate of signs peaks.
+    """The batch size at which the best learning rate of sign methods is largest.
 
-    Equations: the last at the head of this file.
+    Equations, for gradients of means mu_i and standard deviations sigma_i of one example, and the Hessian H:
+
+        N = pi sum_i H_ii / (2 sum_{i != j} H_ij mu_i mu_j / (sigma_i sigma_j))
 
     Args:
       mean: mu, the gradient, shape (n,).
@@ -140,7 +141,7 @@ def surge_noise_batch(mean: Any, std: Scalar, hessian: Any) -> jax.Array:
       hessian: H, shape (n, n), symmetric.
 
     Returns:
-      N, in examples; infinite where the sum in its denominator is not positive: the rate then only rises.
+      N, in examples; infinite where the sum in its denominator is not positive: the learning rate then only rises.
 
     Raises:
       ValueError: shapes that do not fit.
@@ -161,28 +162,32 @@ def surge_noise_batch(mean: Any, std: Scalar, hessian: Any) -> jax.Array:
 
 
 class SurgeFit(NamedTuple):
-    """A fitted law: the largest of all best rates, and the batch at which it is best."""
+    """A fitted law: the largest of all best learning rates, and the batch size at which it is best."""
 
     max_learning_rate: float
     noise_batch: float
 
 
 def fit_surge(batch_sizes: Any, learning_rates: Any) -> SurgeFit:
-    """Fits the law of Adam to the best rates of several batches.
+    """Fits the law of Adam to the best learning rates of several batch sizes.
 
-    1 / rate = (sqrt(N / B) + sqrt(B / N)) / (2 max_learning_rate) is linear in what is sought: least squares of the
-    relative errors, in float64.
+    Equations: that of `surge_learning_rate`, which is linear in two unknowns, N^(1/2) / max_learning_rate and
+    N^(-1/2) / max_learning_rate:
+
+        1 / rate = (sqrt(N / B) + sqrt(B / N)) / (2 max_learning_rate)
+
+    Solved by least squares of the relative errors, in float64.
 
     Args:
       batch_sizes: B > 0 of each batch, at least two different ones.
-      learning_rates: the best rate > 0 found for it. Those that are NaN are left out.
+      learning_rates: the best learning rate > 0 found for each. Those that are NaN are left out.
 
     Returns:
       (max_learning_rate, noise_batch), for `surge_learning_rate`.
 
     Raises:
-      ValueError: lengths that differ, a number <= 0, fewer than two batches, or rates that no such law fits: that
-        only rise, and more than as sqrt(B), or only fall.
+      ValueError: lengths that differ, a number <= 0, fewer than two batch sizes, or learning rates that no such law
+        fits: that only rise, and faster than sqrt(B), or only fall.
 
     Example:
       >>> fit = fit_surge([100, 400, 1600], [0.4, 0.5, 0.4])

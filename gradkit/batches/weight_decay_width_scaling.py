@@ -1,11 +1,4 @@
-"""How rate and decay change with the width of a model trained with AdamW, for kappa = width / base width:
-
-    matrix-like leaves (both sides grow)            learning_rate / kappa       weight_decay sqrt(kappa)
-    vector-like leaves (gains, biases, embeddings)  learning_rate               0
-
-In the steady state the largest singular value of a matrix goes as sqrt(learning_rate / weight_decay) width^(3/4): with
-the rate as 1 / width it stays where it is if and only if the decay goes as sqrt(width).
-"""
+"""How the learning rate and weight decay of AdamW change with the width of a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +16,16 @@ KINDS = ("matrix", "vector")
 def weight_decay_width_scaling(hparams: Mapping[str, Any], kappa: Scalar, *, labels: Any = None) -> dict[str, Any]:
     """Hyperparameters of AdamW for a model kappa times as wide.
 
-    Equations: at the head of this file.
+    Equations, with kappa = width / base width:
+
+        learning_rate <- learning_rate / kappa            matrix-like leaves: both sides grow with the width
+        weight_decay  <- weight_decay sqrt(kappa)
+        learning_rate <- learning_rate                    vector-like leaves: gains, biases, embeddings
+        weight_decay  <- 0
+
+    In the steady state the largest singular value of a matrix is proportional to
+    sqrt(learning_rate / weight_decay) width^(3/4): with a learning rate proportional to 1 / width it does not depend on
+    the width if and only if the weight decay is proportional to sqrt(width).
 
     Args:
       hparams: name -> value, with any of `learning_rate` >= 0 and `weight_decay` >= 0, numbers or traced values, as
@@ -47,7 +49,8 @@ def weight_decay_width_scaling(hparams: Mapping[str, Any], kappa: Scalar, *, lab
       {'bias': 0.0, 'kernel': 0.2}
 
     Reference: Fan et al. Robust Layerwise Scaling Rules by Proper Weight Decay Tuning. 2025, arXiv 2510.15262. The
-    decay is multiplied by the rate in the step, as in AdamW. Embeddings are vector-like, whatever their rank.
+    weight decay is multiplied by the learning rate in the step, as in AdamW. Embeddings are vector-like, whatever their
+    rank.
     """
     checks.arrays(hparams=hparams)
     new = apply_rule(

@@ -1,16 +1,4 @@
-"""What convex theory says of a learning rate schedule: a bound on the suboptimality of its last iterate.
-
-For a convex loss, the subgradient method x_{t+1} = x_t - eta_t g_t, gradients of norms G_t and a start at the distance
-D from a minimizer, E[f(x_T)] - f* is at most
-
-    Omega_T = D^2 / (2 sum_{t<=T} eta_t)  +  sum_{t<=T} eta_t^2 G_t^2 / (2 sum_{t<=T} eta_t)
-              + 1/2 sum_{k<T} [eta_k / sum_{t=k+1}^T eta_t] [sum_{t=k}^T eta_t^2 G_t^2 / sum_{t=k}^T eta_t]
-
-The first term falls as 1 / gamma with the base rate gamma of the schedule, and the other two grow with it: with their
-values a, b, c at the base rate 1,
-
-    gamma* = sqrt(a / (b + c)),    Omega* = 2 sqrt(a (b + c))
-"""
+"""The bound of convex theory on the suboptimality of the last iterate of a learning rate schedule."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -29,7 +17,7 @@ PAPER = Paper(
     2025,
     "2501.18965",
 )
-# Sums of more float32 numbers than this lose more than the last two of their seven digits.
+# The rounding error of sums of more float32 numbers than this exceeds the last two of their seven digits.
 MOST_FLOAT32 = 100_000
 
 
@@ -42,7 +30,7 @@ class Terms(NamedTuple):
 
 
 class BaseRate(NamedTuple):
-    """The base rate at which the bound of a schedule is smallest, and the bound there."""
+    """The base learning rate at which the bound of a schedule is smallest, and the bound there."""
 
     base_rate: Any
     bound: Any
@@ -80,15 +68,15 @@ def _inputs(method: str, learning_rates: Any, grad_norms: Any, distance: Any) ->
 
 
 def _divide(xp: Any, x: Any, y: Any) -> Any:
-    """x / y; 0 where x is 0 and infinity elsewhere where y is 0. Its derivative is finite where x or y is not 0."""
+    """x / y; where y is 0, it is 0 where x is 0, and infinity elsewhere. The derivative is finite unless both are 0."""
     safe = xp.where(y == 0, 1, y)
     return xp.where(y == 0, xp.where(x == 0, 0, xp.inf), x / safe)
 
 
 def _terms(xp: Any, rates: Any, squares: Any, D: Any, earlier: Any = None) -> Terms:
-    """The three terms, from sums over the steps that are left: nothing is subtracted, so nothing cancels.
+    """The three terms, from sums over the remaining steps: no subtraction, so no cancellation.
 
-    `earlier` are the rates of the steps k < T; by default all but the last.
+    `earlier` are the learning rates of the steps k < T; by default all but the last.
     """
     left, noise = (xp.cumsum(x[::-1])[::-1] for x in (rates, squares))
     earlier = rates if earlier is None else earlier
@@ -102,11 +90,16 @@ def convex_schedule_bound(
 ) -> Any:
     """The bound on the suboptimality of the last iterate that convex theory gives for a learning rate schedule.
 
-    Equations: Omega_T at the head of this file.
+    Equations, for a convex loss, the subgradient method x_{t+1} = x_t - eta_t g_t, gradients of norms G_t, and a start
+    at the distance D from a minimizer:
+
+        E[f(x_T)] - f* <= Omega_T
+        Omega_T = D^2 / (2 sum_{t<=T} eta_t)  +  sum_{t<=T} eta_t^2 G_t^2 / (2 sum_{t<=T} eta_t)
+                  + 1/2 sum_{k<T} [eta_k / sum_{t=k+1}^T eta_t] [sum_{t=k}^T eta_t^2 G_t^2 / sum_{t=k}^T eta_t]
 
     Args:
-      learning_rates: eta_1, ..., eta_T >= 0, shape (T,): all that are given enter. A schedule that goes to 0 is given
-        without its last 0: with eta_T = 0 the bound is infinite.
+      learning_rates: eta_1, ..., eta_T >= 0, shape (T,). Leave out the last 0 of a schedule that goes to 0: with
+        eta_T = 0 the bound is infinite.
       grad_norms: G_t >= 0, one number or one per step. Default 1.
       distance: D >= 0, from the start to a minimizer. Default 1.
       terms: whether the three terms are returned instead of their sum. Default False.
@@ -127,8 +120,8 @@ def convex_schedule_bound(
       0.10063
 
     Reference: Schaipp et al. The Surprising Agreement Between Convex Optimization Theory and Learning-Rate Scheduling
-    for Large Model Training. 2025, arXiv 2501.18965. The official code sums up to each step and subtracts, and clips
-    what rounding leaves; here sums run over the steps that are left.
+    for Large Model Training. 2025, arXiv 2501.18965. The official code sums up to each step, subtracts, and clips
+    rounding errors; here sums run over the remaining steps.
     """
     checks.arrays(grad_norms=grad_norms, distance=distance)
     checks.switch(terms=terms)
@@ -140,7 +133,11 @@ def convex_schedule_bound(
 def bound_curve(learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1.0) -> Any:
     """The bound at every step of a schedule: the loss curve that convex theory predicts.
 
-    Equations: Omega_1, ..., Omega_T at the head of this file; T programs of T steps, so T^2 / 2 additions.
+    Equations: Omega_T of `convex_schedule_bound`, for every number of steps t = 1, ..., T:
+
+        result = (Omega_1, ..., Omega_T)
+
+    It takes T^2 / 2 additions.
 
     Args:
       learning_rates: eta_1, ..., eta_T >= 0, shape (T,).
@@ -148,7 +145,8 @@ def bound_curve(learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1
       distance: D >= 0, from the start to a minimizer. Default 1.
 
     Returns:
-      Shape (T,): what `convex_schedule_bound` gives for the first t steps. Infinite where the rate of step t is 0.
+      Shape (T,): what `convex_schedule_bound` gives for the first t steps. Infinite where the learning rate of step t
+      is 0.
 
     Raises:
       ValueError: as `convex_schedule_bound`.
@@ -177,10 +175,13 @@ def bound_curve(learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1
 def optimal_base_rate(learning_rates: Any, grad_norms: Any = 1.0, distance: Scalar = 1.0) -> BaseRate:
     """The number that a schedule must be multiplied by for the smallest bound, and the bound there.
 
-    Equations: gamma* and Omega* at the head of this file.
+    Equations, with the three terms a, b, c of Omega_T of `convex_schedule_bound`: a is proportional to 1 / gamma, where
+    gamma multiplies the schedule, b and c to gamma:
+
+        gamma* = sqrt(a / (b + c)),    Omega* = 2 sqrt(a (b + c))
 
     Args:
-      learning_rates: eta_1, ..., eta_T >= 0, shape (T,): the schedule, at the base rate 1 or any other.
+      learning_rates: eta_1, ..., eta_T >= 0, shape (T,): the schedule, at the base learning rate 1 or any other.
       grad_norms: G_t >= 0, one number or one per step. Default 1.
       distance: D >= 0, from the start to a minimizer. Default 1.
 

@@ -1,8 +1,4 @@
-"""Directional sharpness: the curvature of the loss along an update.
-
-sharpness(u) = u^T H u / |u|^2,   H the Hessian of the loss at the parameters
-f(x + u) = f(x) + <g, u> + sharpness(u) |u|^2 / 2 + ...: what a step of this direction and length costs
-"""
+"""Directional sharpness: the curvature of the loss along an update."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,11 +33,16 @@ def _largest(tree: Any) -> jax.Array:
 def directional_sharpness(loss_fn: Callable[..., Any], params: PyTree, updates: PyTree, *args: Any) -> jax.Array:
     """Measures the curvature of a loss in the direction of an update.
 
-    Equations: at the head of this file; the product with the Hessian is one derivative of the gradient.
+    Equations, with the Hessian H of the loss f at the parameters x:
+
+        sharpness(u) = u^T H u / |u|^2
+        f(x + u) = f(x) + <g, u> + sharpness(u) |u|^2 / 2 + ...
+
+    H u is one derivative of the gradient.
 
     Args:
       loss_fn: (params, *args) -> a scalar, twice differentiable.
-      params: where the curvature is measured.
+      params: the parameters at which the curvature is measured.
       updates: the update (or any direction), a tree like `params`; only its direction counts, not its length or sign.
       *args: further arguments of the loss, such as a batch.
 
@@ -68,7 +69,7 @@ def directional_sharpness(loss_fn: Callable[..., Any], params: PyTree, updates: 
     for tree in (params, updates):
         check_leaves("directional_sharpness", tree, complex_leaves=False)
     direction = widen(updates)
-    # Twice: the square of a small entry may be 0 in float32 before the largest is 1.
+    # Scaled by the largest entry first, because the square of a small entry may be 0 in float32.
     for length in (_largest, global_norm):
         size = length(direction)
         direction = jax.tree.map(lambda u, size=size: divide(u, size.astype(u.dtype)), direction)

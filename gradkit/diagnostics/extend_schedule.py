@@ -1,13 +1,4 @@
-"""How a run is made longer at the same learning rate, as convex theory says.
-
-The best base rate of warmup-stable-decay falls with the number of steps, gamma* ~ 1 / sqrt(T). A run that was tuned for
-T_0 steps and goes on to T_1 keeps its rate where gamma*(T_1) = gamma*(T_0), by one of two changes:
-
-    a longer cooldown    the fraction c_1 of T_1 that decays, in place of c_0 of T_0
-    a second stage       from (1 - c_0) T_0 on a constant rate `factor` times as large, then a decay over c_0 T_1
-
-From one schedule to another the rate is transferred by  gamma_new = gamma_old gamma*(new) / gamma*(old).
-"""
+"""How a run is extended at the same learning rate, by convex theory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,13 +25,13 @@ def _check(total_steps: Any, new_total_steps: Any, cooldown: Any, shape: Any) ->
 
 
 def _rates(steps: int, cooldown: float, shape: str) -> np.ndarray:
-    """A constant rate of 1, then a decay over a fraction of the steps that is 0 after the last."""
+    """A constant learning rate of 1, then a decay over a fraction of the steps that is 0 after the last."""
     length = cooldown * steps
     return FALLS[shape](np.clip(np.arange(steps) - (steps - length), 0, None) / length)
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where an increasing function is 0, between two points; the nearer end where it is nowhere 0."""
+    """The zero of an increasing function between two points; where there is none, the end with the smaller value."""
     if function(low) >= 0:
         return low
     if function(high) <= 0:
@@ -54,16 +45,21 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 def extend_cooldown(total_steps: int, new_total_steps: int, *, cooldown: float = 0.2, shape: str = "linear") -> float:
     """The fraction of a longer run that must decay, so that the tuned learning rate of the shorter stays the best.
 
-    Equations: at the head of this file.
+    Equations, with the best base learning rate gamma*(T, c) of `optimal_base_rate` for a schedule of T steps whose last
+    fraction c decays; c_1 is the solution of
+
+        gamma*(T_1, c_1) = gamma*(T_0, c_0)
+
+    With the same fraction it would fall with the number of steps, gamma* ~ 1 / sqrt(T).
 
     Args:
-      total_steps: T_0 >= 2, steps of the run whose rate was tuned.
+      total_steps: T_0 >= 2, steps of the run whose learning rate was tuned.
       new_total_steps: T_1 >= T_0.
       cooldown: c_0, fraction of T_0 that decays, in (0, 1]. Default 0.2.
       shape: of the decay, "linear" (default) or "1-sqrt".
 
     Returns:
-      c_1 in [c_0, 1]. 1, a decay from the first step, is the most there is: from about four times the steps on the rate
+      c_1 in [c_0, 1]. With 1 the decay begins at the first step: from about four times the steps on the learning rate
       must be lowered as well.
 
     Raises:
@@ -88,10 +84,15 @@ def extend_second_stage(
 ) -> float:
     """The factor of a second constant stage, with which the tuned learning rate of a shorter run stays the best.
 
-    Equations: at the head of this file.
+    Equations, with the best base learning rate gamma* of `optimal_base_rate`, for the schedule with a second stage:
+
+        rate = 1                      for the first (1 - c_0) T_0 steps
+        rate = factor                 then; with a decay over the last c_0 T_1 steps
+        gamma*(with factor) = gamma*(T_0, c_0)
 
     Args:
-      total_steps: T_0 >= 2, steps of the run whose rate was tuned; the second stage starts where its cooldown did.
+      total_steps: T_0 >= 2, steps of the run whose learning rate was tuned; the second stage starts where its cooldown
+        did.
       new_total_steps: T_1 >= T_0.
       cooldown: c_0, fraction of the steps that decays, in both runs, in (0, 1]. Default 0.2.
       shape: of the decay, "linear" (default) or "1-sqrt".
@@ -116,7 +117,7 @@ def extend_second_stage(
     def above(factor: float) -> float:
         return float(tuned - optimal_base_rate(np.where(first, rates, factor * rates)).base_rate)
 
-    # From 1 downwards: a factor next to 0 only pads the first stage, and gives a small base rate once more.
+    # Searched from 1 downwards: a factor close to 0 only extends the first stage, and also gives a small base rate.
     low = 1.0
     while above(low) > 0 and low > 1e-3:
         low *= 0.8
@@ -124,20 +125,22 @@ def extend_second_stage(
 
 
 def transfer_base_rate(rate: ScalarOrSchedule, from_schedule: Any, to_schedule: ScalarOrSchedule) -> Any:
-    """The base rate for another schedule, from the one that was tuned with this schedule.
+    """The base learning rate for another schedule, from the one that was tuned with this schedule.
 
-    Equations: the last at the head of this file.
+    Equations, with the best base learning rate gamma* of `optimal_base_rate`:
+
+        gamma_new = gamma_old gamma*(to_schedule) / gamma*(from_schedule)
 
     Args:
       rate: gamma_old >= 0, tuned with `from_schedule`; may be traced.
-      from_schedule: its rates at the base rate 1, one per step, shape (T,).
+      from_schedule: its learning rates at the base learning rate 1, one per step, shape (T,).
       to_schedule: those of the other schedule, shape (T',).
 
     Returns:
       gamma_new.
 
     Raises:
-      ValueError: a negative rate, or schedules that `optimal_base_rate` does not take.
+      ValueError: a negative learning rate, or schedules that `optimal_base_rate` does not take.
 
     Example:
       >>> t = np.arange(400)

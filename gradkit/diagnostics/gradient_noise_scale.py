@@ -1,16 +1,4 @@
-"""The gradient noise scale: the batch size at which noise and signal of the gradient balance.
-
-From the mean squared norm of gradients over batches of b examples, and the squared norm of one over B > b:
-
-    G2 = (B |G_B|^2 - b |G_b|^2) / (B - b)          unbiased for |G|^2
-    S = (|G_b|^2 - |G_B|^2) / (1/b - 1/B)           unbiased for tr(Sigma), the variance of one example's gradient
-    noise scale = EMA(S) / EMA(G2)                  never a mean of ratios
-
-What follows from a noise scale B_noise, with S steps and E = B S examples to a target:
-
-    gain of a step, best rate  ~  1 / (1 + B_noise / B)
-    (S / S_min - 1) (E / E_min - 1) = 1,    B_crit = E_min / S_min,  about B_noise
-"""
+"""The gradient noise scale: the batch size at which noise and signal of the gradient are equal."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +19,7 @@ PAPER = Paper("An Empirical Model of Large-Batch Training", "McCandlish et al.",
 
 
 class NoiseScaleState(NamedTuple):
-    """Moving averages, not yet corrected for their start at 0, of G2 and S; the number of measurements."""
+    """Moving averages of G2 and S, without bias correction; the number of measurements."""
 
     grad_sq: jax.Array
     noise: jax.Array
@@ -39,7 +27,7 @@ class NoiseScaleState(NamedTuple):
 
 
 class NoiseScaleEstimate(NamedTuple):
-    """What is known so far.
+    """The estimates so far.
 
     Attributes:
       noise_scale: noise / grad_sq, in examples; NaN until grad_sq is positive.
@@ -67,11 +55,19 @@ class NoiseScale(NamedTuple):
 def gradient_noise_scale(batch_small: int, batch_big: int, decay: Scalar = 0.95) -> NoiseScale:
     """Measures the gradient noise scale while training.
 
-    Equations: at the head of this file.
+    Equations, with the mean squared norm |G_b|^2 of gradients over batches of b examples, and the squared norm |G_B|^2
+    of one over B > b:
+
+        G2 = (B |G_B|^2 - b |G_b|^2) / (B - b)          unbiased for |G|^2
+        S = (|G_b|^2 - |G_B|^2) / (1/b - 1/B)           unbiased for tr(Sigma), the variance of one example's gradient
+        noise scale = EMA(S) / EMA(G2)                  a ratio of averages, not an average of ratios
+
+    For the best learning rate at a batch size see `optimal_rate`, for the batch size `critical_batch_size`, which is
+    about the noise scale.
 
     Args:
       batch_small: b >= 1, examples per microbatch or replica.
-      batch_big: B > b, examples in the whole batch.
+      batch_big: B > b, examples in the global batch.
       decay: of both moving averages, in [0, 1). Default 0.95. May be traced.
 
     Returns:
@@ -95,11 +91,11 @@ def gradient_noise_scale(batch_small: int, batch_big: int, decay: Scalar = 0.95)
     checks.integer("batch_big", batch_big, 1)
     checks.real("decay", decay, "[0, 1)")
     if batch_big <= batch_small:
-        raise ValueError(f"batch_big must exceed batch_small, got {batch_big} and {batch_small}")
+        raise ValueError(f"batch_big must be above batch_small={batch_small}, got {batch_big}")
     b, B = batch_small, batch_big
 
     def init() -> NoiseScaleState:
-        # Two arrays, so that the state can be donated.
+        # Two different arrays, so that the state can be donated.
         return NoiseScaleState(jnp.zeros((), float), jnp.zeros((), float), jnp.zeros((), jnp.int32))
 
     def update(
@@ -122,7 +118,7 @@ def gradient_noise_scale(batch_small: int, batch_big: int, decay: Scalar = 0.95)
 
 
 def from_moments(moments: Any) -> dict[str, jax.Array]:
-    """The two squared norms the noise scale is made of, from the moments of a gradient.
+    """The two squared norms for `gradient_noise_scale`, from the moments of a gradient.
 
     Args:
       moments: what `gk.gradients.gradient_moments` returns over at least two parts; b is the size of a part.
@@ -145,7 +141,11 @@ def from_moments(moments: Any) -> dict[str, jax.Array]:
 
 
 def critical_batch_size(min_steps: Scalar, min_examples: Scalar) -> Any:
-    """The batch that reaches a target in twice the fewest steps and with twice the fewest examples.
+    """The batch size that reaches a target in twice the fewest steps and with twice the fewest examples.
+
+    Equations:
+
+        B_crit = E_min / S_min
 
     Args:
       min_steps: S_min > 0, steps to the target with an unlimited batch.
@@ -169,15 +169,19 @@ def critical_batch_size(min_steps: Scalar, min_examples: Scalar) -> Any:
 
 
 def optimal_rate(max_learning_rate: Scalar, *, batch_size: Scalar, noise_scale: Scalar) -> Any:
-    """The best learning rate of SGD for a batch, from the best one without noise.
+    """The best learning rate of SGD for a batch size, from the best one without noise.
+
+    Equations:
+
+        rate = max_learning_rate / (1 + B_noise / B)
 
     Args:
-      max_learning_rate: best rate for an unlimited batch, >= 0.
+      max_learning_rate: best learning rate for an unlimited batch, >= 0.
       batch_size: B > 0, in examples.
       noise_scale: B_noise >= 0, in examples.
 
     Returns:
-      max_learning_rate / (1 + B_noise / B); the gain of a step has the same factor.
+      The learning rate; the decrease of the loss by a step has the same factor.
 
     Raises:
       ValueError: an argument outside its range.
@@ -202,9 +206,14 @@ class StepsExamples(NamedTuple):
 
 
 def fit_steps_examples(steps: Scalar, examples: Any) -> StepsExamples:
-    """Fits (S / S_min - 1) (E / E_min - 1) = 1 to runs of several batch sizes that reached one target.
+    """Fits the hyperbola of steps and examples to runs of several batch sizes that reached one target.
 
-    The hyperbola is S_min / S + E_min / E = 1, linear in what is sought: least squares, in float64.
+    Equations, for S steps and E examples to the target; the second form is linear in S_min and E_min:
+
+        (S / S_min - 1) (E / E_min - 1) = 1
+        S_min / S + E_min / E = 1
+
+    Solved by least squares, in float64.
 
     Args:
       steps: S > 0 of each run. Runs that missed the target are nan or inf, and left out.

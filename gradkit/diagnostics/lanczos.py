@@ -1,19 +1,4 @@
-"""The spectrum of a Hessian from products with it, and the rate and momentum that follow.
-
-Lanczos, from a random v_1 of norm 1:
-
-    alpha_j = <v_j, H v_j>,    w = H v_j - alpha_j v_j - beta_{j-1} v_{j-1},    beta_j = |w|,    v_{j+1} = w / beta_j
-
-The eigenvalues of the tridiagonal matrix of alpha and beta are the Ritz values; with the squared first components of
-its eigenvectors as weights they are the quadrature of the density of the spectrum. With L and l the largest and
-smallest that count, Polyak's heavy ball is best with
-
-    learning_rate = (2 / (sqrt(L) + sqrt(l)))^2       momentum = ((sqrt(L) - sqrt(l)) / (sqrt(L) + sqrt(l)))^2
-
-Edge of the Hessian of a batch: noise of variance sigma^2 per entry on P parameters, 1 / b' = 1 / batch - 1 / N:
-
-    lam' = lam + P sigma^2 / (b' lam)  where lam > sqrt(P / b') sigma,    2 sqrt(P / b') sigma elsewhere
-"""
+"""The spectrum of a Hessian from Hessian-vector products, and the learning rate and momentum that follow from it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,21 +34,28 @@ def lanczos(
 ) -> tuple[jax.Array, jax.Array]:
     """The tridiagonal matrix of a symmetric operator on a random vector.
 
-    Equations: at the head of this file.
+    Equations, from a random v_1 of norm 1:
+
+        alpha_j = <v_j, H v_j>
+        w = H v_j - alpha_j v_j - beta_{j-1} v_{j-1}
+        beta_j = |w|,   v_{j+1} = w / beta_j
+
+    The eigenvalues of the tridiagonal matrix of alpha and beta are the Ritz values; with the squared first components
+    of its eigenvectors as weights they are a quadrature of the density of the spectrum (`ritz`).
 
     Args:
       hvp_fn: vector tree -> product with the Hessian (or any symmetric operator).
-      key: a typed key or an integer, for the first vector.
-      like: a tree of the shapes and shardings of the vectors: the parameters.
-      steps: products that are made, >= 1; fewer than there are parameters.
-      reorthogonalize: whether every vector is made orthogonal, twice, to all before it, without which rounding finds
-        the same eigenvalues again and again. Default True; takes `steps` words per parameter, False three.
-      probe: "gaussian" (default) or "rademacher", how the first vector is drawn.
+      key: a random key (typed key or integer) for the first vector.
+      like: a tree with the shapes and shardings of the vectors: the parameters.
+      steps: the number of products, >= 1; fewer than there are parameters.
+      reorthogonalize: whether every vector is orthogonalized, twice, against all before it; without it rounding errors
+        find the same eigenvalues again and again. Default True; takes `steps` words per parameter, False three.
+      probe: the distribution of the first vector, "gaussian" (default) or "rademacher".
 
     Returns:
-      (alpha, beta) of `steps` and `steps - 1` numbers, for `ritz`. Where the vectors are exhausted (as many
-      eigenvalues found as there are) all that follow are 0, and have no weight. Collectives: where leaves are
-      sharded, vectors of scalars, and what the product needs.
+      (alpha, beta) of `steps` and `steps - 1` numbers, for `ritz`. Where all eigenvalues are found, the numbers that
+      follow are 0, and have no weight. Collectives: where leaves are sharded, vectors of scalars, and those of the
+      product.
 
     Raises:
       ValueError: fewer than one step, a product whose tree is another, leaves that are not real.
@@ -101,7 +93,7 @@ def ritz(alphas: Any, betas: Any) -> Ritz:
 
     Args:
       alphas: its diagonal, shape (k,).
-      betas: the diagonals beside it, shape (k - 1,).
+      betas: the first off-diagonal, shape (k - 1,).
 
     Returns:
       Ritz values in ascending order, and the squared first components of the eigenvectors.
@@ -125,16 +117,19 @@ def ritz(alphas: Any, betas: Any) -> Ritz:
 
 
 class HeavyBallPair(NamedTuple):
-    """What `gk.heavy_ball` and `gk.sgd` are given."""
+    """The learning rate and momentum for `gk.heavy_ball` and `gk.sgd`."""
 
     learning_rate: jax.Array
     momentum: jax.Array
 
 
 def lanczos_hyperparameters(values: Any, *, lower: Scalar | None = None) -> HeavyBallPair:
-    """The rate and momentum that contract fastest on a quadratic with these Ritz values.
+    """The learning rate and momentum of the heavy ball that contract fastest on a quadratic with these Ritz values.
 
-    Equations: at the head of this file.
+    Equations, with the largest Ritz value L and the lower edge l:
+
+        learning_rate = (2 / (sqrt(L) + sqrt(l)))^2
+        momentum      = ((sqrt(L) - sqrt(l)) / (sqrt(L) + sqrt(l)))^2
 
     Args:
       values: Ritz values, shape (k,), in any order; L is the largest.
@@ -177,15 +172,21 @@ def batch_hessian_edge(
 ) -> jax.Array:
     """The largest eigenvalue of the Hessian of a batch, from that of the full Hessian.
 
-    Equations: the last at the head of this file. The largest stable rate goes as 1 / lam': linear in the batch while
-    noise dominates, then constant; of Adam, which divides by a root, as the square root of it.
+    Equations, with noise of variance sigma^2 per entry of the Hessian of one example on P parameters:
+
+        1 / b' = 1 / batch_size - 1 / num_examples
+        lam' = lam + P sigma^2 / (b' lam)                 where lam > sqrt(P / b') sigma
+        lam' = 2 sqrt(P / b') sigma                       elsewhere
+
+    The largest stable learning rate is proportional to 1 / lam': linear in the batch size while noise dominates, then
+    constant; for Adam, which divides by a square root, to its square root.
 
     Args:
       lam: an eigenvalue of the full Hessian, of any shape.
       sigma: standard deviation of the entries of the Hessian of one example, >= 0.
       num_params: P > 0.
       batch_size: examples in the batch, > 0; may be traced.
-      num_examples: N >= `batch_size`, examples there are. Default None: without end.
+      num_examples: N >= `batch_size`, the number of all examples. Default None: infinitely many.
 
     Returns:
       lam', of the shape of `lam`.

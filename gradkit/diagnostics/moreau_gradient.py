@@ -1,7 +1,4 @@
-"""The gradient of the Moreau envelope: how far from stationary a point of a loss that is not smooth is.
-
-f_lam(x) = min_y f(y) + |y - x|^2 / (2 lam),   gradient (x - prox(x)) / lam,   prox(x) the minimum
-"""
+"""The gradient of the Moreau envelope: a measure of stationarity for losses that are not smooth."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +21,11 @@ PAPER = Paper(
 def moreau_gradient(prox_fn: Callable[[Any, Any], Any], params: PyTree, lam: Scalar) -> Any:
     """The gradient of the Moreau envelope, whose norm measures stationarity where the loss has no gradient.
 
-    Equations: at the head of this file.
+    Equations:
+
+        f_lam(x) = min_y f(y) + |y - x|^2 / (2 lam)
+        prox(x)  = argmin_y f(y) + |y - x|^2 / (2 lam)
+        gradient of f_lam at x = (x - prox(x)) / lam
 
     Args:
       prox_fn: (parameters, lam) -> the proximal point argmin_y f(y) + |y - x|^2 / (2 lam).

@@ -1,14 +1,4 @@
-"""How well a Kronecker product of two matrices stands for the second moments of a gradient.
-
-H = E[vec G vec G^T] of matrices G. The best A (x) B in the Frobenius norm is found by the power method:
-
-A <- E[G B G^T] / |B|_F^2          B <- E[G^T A G] / |A|_F^2          from B = I
-
-One pass from B = I has A ~ L = E[G G^T] and, from A = I, B ~ R = E[G^T G]: L (x) R / Tr(L) is Shampoo's H, and Shampoo
-as it is used has its square root. How near an approximation is:
-
-cos = E[<G, A G B>] / (|H|_F |A|_F |B|_F)          |H|_F^2 = E over pairs of <G, G'>^2
-"""
+"""How well a Kronecker product of two matrices approximates the second moments of a gradient."""
 
 from typing import Any
 
@@ -39,15 +29,22 @@ def _square(x: jax.Array) -> jax.Array:
 def optimal_kronecker(grads: jax.Array, *, iterations: int = 10) -> tuple[jax.Array, jax.Array]:
     """The Kronecker product that is nearest to the second moments of some gradients of one matrix.
 
-    Equations: at the head of this file.
+    Equations, for the second moments H = E[vec G vec G^T] of matrices G; the best A (x) B in the Frobenius norm, by the
+    power method from B = I:
+
+        A <- E[G B G^T] / |B|_F^2
+        B <- E[G^T A G] / |A|_F^2
+
+    One pass from B = I gives A proportional to L = E[G G^T] and, from A = I, B proportional to R = E[G^T G]:
+    L (x) R / Tr(L) is Shampoo's approximation of H; Shampoo as it is commonly used has the square root of it.
 
     Args:
       grads: (samples, n, m): gradients of one matrix, of single examples or of batches.
-      iterations: passes of the power method, >= 1. Default 10; one pass is Shampoo's, and near the end of it.
+      iterations: passes of the power method, >= 1. Default 10; one pass is Shampoo's, and is close to the limit.
 
     Returns:
-      A (n, n) and B (m, m), of which A (x) B is nearest to E[vec G vec G^T], where vec puts rows behind each other: the
-      moment of G[i, j] and G[k, l] is A[i, k] B[j, l].
+      A (n, n) and B (m, m) with A (x) B nearest to E[vec G vec G^T], where vec concatenates rows: the moment of
+      G[i, j] and G[k, l] is A[i, k] B[j, l].
 
     Raises:
       ValueError: gradients that are no matrices along a leading axis; `iterations` below 1.
@@ -76,7 +73,11 @@ def optimal_kronecker(grads: jax.Array, *, iterations: int = 10) -> tuple[jax.Ar
 def kronecker_cosine(grads: jax.Array, A: jax.Array, B: jax.Array) -> jax.Array:
     """The cosine between the second moments of some gradients of one matrix and A (x) B.
 
-    Equations: at the head of this file. |H|_F comes from the products of all pairs of samples: H is never formed.
+    Equations, with the second moments H = E[vec G vec G^T]:
+
+        cos = E[<G, A G B>] / (|H|_F |A|_F |B|_F),         |H|_F^2 = E over pairs of <G, G'>^2
+
+    |H|_F is computed from the products of all pairs of samples: H is never formed.
 
     Args:
       grads: (samples, n, m), as in `optimal_kronecker`.

@@ -1,8 +1,4 @@
-"""How much a layer changes what passes through it, and how much of its rank is worth keeping.
-
-I_l      mean over tokens of cos(x, W_l x), then divided by the mean over layers
-r_l      d (min_ratio + I_l (target_ratio - min_ratio)), at most d: an important layer keeps more
-"""
+"""The importance of layers by the similarity of their inputs and outputs, and the rank to keep of each."""
 
 from typing import Any
 
@@ -24,20 +20,23 @@ PAPER = Paper(
 
 
 def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean over tokens of the cosine of input and output; of (..., tokens, d)."""
+    """The mean over tokens of the cosine of input and output, arrays (..., tokens, d)."""
     x, y = (v.astype(wide_dtype(v.dtype)) for v in (x, y))
     product = jnp.sqrt(jnp.sum(x * x, axis=-1)) * jnp.sqrt(jnp.sum(y * y, axis=-1))
     return jnp.mean(divide(jnp.sum(x * y, axis=-1), product), axis=-1)
 
 
 def layer_importance(inputs: Any, outputs: Any, *, normalize: bool = True) -> Any:
-    """How much the output of each layer looks like its input.
+    """How similar the output of each layer is to its input.
 
-    Equations: I at the head of this file.
+    Equations:
+
+        I_l = mean over tokens of cos(x, W_l x)
+        I_l <- I_l / mean over layers of I                        normalize=True
 
     Args:
       inputs: a tree with the inputs of one layer per leaf, (tokens, d); or of stacked layers (layers, tokens, d).
-      outputs: the outputs, alike: layers must be square.
+      outputs: the outputs, a tree of the same shapes: layers must be square.
       normalize: whether the mean over all layers is 1. Default True (official code).
 
     Returns:
@@ -65,25 +64,27 @@ def layer_importance(inputs: Any, outputs: Any, *, normalize: bool = True) -> An
     found = jax.tree.map(_cosine, inputs, outputs)
     if not normalize or not jax.tree.leaves(found):
         return found
-    # In one dtype, whatever the layers have.
+    # All in one dtype, also where those of the layers differ.
     mean = jnp.mean(jnp.concatenate([jnp.atleast_1d(x).reshape(-1).astype(float) for x in jax.tree.leaves(found)]))
     return jax.tree.map(lambda x: divide(x, jnp.broadcast_to(mean.astype(x.dtype), x.shape)), found)
 
 
 def retained_rank(importance: Any, d: int, *, min_ratio: Scalar = 0.1, target_ratio: Scalar = 0.8) -> Any:
-    """How many singular directions of each layer are kept from further training.
+    """How many singular directions of each layer are protected from further training.
 
-    Equations: r at the head of this file, rounded down.
+    Equations, with the importance I_l of `layer_importance`:
+
+        r_l = floor(min(d (min_ratio + I_l (target_ratio - min_ratio)), d))
 
     Args:
       importance: what `layer_importance` returns: numbers of mean 1.
       d: the short side of the layers, >= 1.
-      min_ratio: share of a layer of no importance, in [0, 1]. Default 0.1 (unverified).
-      target_ratio: share of a layer of mean importance, in [0, 1]. Default 0.8 (unverified). The released
-        scripts have fixed shares of 0.25, 0.5 and 0.75 instead.
+      min_ratio: fraction of d for a layer of importance 0, in [0, 1]. Default 0.1 (unverified).
+      target_ratio: fraction of d for a layer of mean importance, in [0, 1]. Default 0.8 (unverified). The released
+        scripts have the fixed fractions 0.25, 0.5 and 0.75 instead.
 
     Returns:
-      A tree of int32 numbers from 0 to d, to be read as Python numbers for `gk.linalg.svd_subspace`.
+      A tree of int32 numbers from 0 to d; convert them to Python numbers for `gk.linalg.svd_subspace`.
 
     Raises:
       ValueError: an argument outside its range, or a target below the minimum.
@@ -104,7 +105,7 @@ def retained_rank(importance: Any, d: int, *, min_ratio: Scalar = 0.1, target_ra
     def rank(importance: Any) -> jax.Array:
         own = jnp.asarray(importance)
         low, high = (jnp.asarray(value).astype(own.dtype) for value in (min_ratio, target_ratio))
-        # A whole number that rounding has put just below itself stays whole.
+        # A number that rounding has put just below an integer counts as that integer.
         share = d * (low + own * (high - low)) * (1 + 4 * jnp.finfo(own.dtype).eps)
         return jnp.clip(jnp.floor(share), 0, d).astype(jnp.int32)
 

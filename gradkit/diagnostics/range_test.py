@@ -1,11 +1,4 @@
-"""What a range test says: from the losses L_i of steps with rising rates, with b = smoothing,
-
-s_i = b s_{i-1} + (1 - b) L_i,    shat_i = s_i / (1 - b^(i+1))
-stop where shat_i > stop_factor min_{j<=i} shat_j, or where the loss is not finite
-
-steepest    the rate where shat falls fastest against the logarithm of the rate
-tenth       a tenth of the rate where shat is smallest
-"""
+"""The learning rates that the losses of a range test suggest."""
 
 from typing import Any, NamedTuple
 
@@ -21,9 +14,9 @@ class Suggestion(NamedTuple):
     """What the losses of a range test suggest.
 
     Attributes:
-      steepest: the rate where the smoothed loss falls fastest.
-      tenth: a tenth of the rate where it is smallest.
-      stop: how many steps count: those before the loss grew too large; all, where it did not.
+      steepest: the learning rate at which the smoothed loss falls fastest.
+      tenth: a tenth of the learning rate at which it is smallest.
+      stop: the number of steps before the loss became too large; all, where it did not.
       smoothed: the smoothed losses of these steps.
     """
 
@@ -36,16 +29,21 @@ class Suggestion(NamedTuple):
 def suggest_learning_rate(
     learning_rates: Any, losses: Any, *, smoothing: float = 0.98, stop_factor: float = 4.0
 ) -> Suggestion:
-    """Reads a learning rate off the losses of a range test.
+    """The learning rates that the losses of a range test suggest.
 
-    Equations: at the head of this file.
+    Equations, for losses L_i of steps i = 0, 1, ... with rising learning rates, and b = smoothing:
+
+        s_i      = b s_{i-1} + (1 - b) L_i,   shat_i = s_i / (1 - b^(i+1))
+        stop     = the first i with shat_i > stop_factor min_{j<=i} shat_j, or with a loss that is not finite
+        steepest = the learning rate at which d shat / d log(learning rate) is smallest
+        tenth    = a tenth of the learning rate at which shat is smallest
 
     Args:
-      learning_rates: rates > 0 of the steps, rising, shape (n,), n >= 3: `gk.schedules.lr_range_test`.
+      learning_rates: learning rates > 0 of the steps, rising, shape (n,), n >= 3: `gk.schedules.lr_range_test`.
       losses: the loss of every step, shape (n,). A loss that is not finite ends the test.
       smoothing: b, decay of the running mean of losses, in [0, 1). Default 0.98 (common practice).
-      stop_factor: times the smallest smoothed loss above which the test is over, > 1. Default 4 (common practice). Of
-        losses that may be negative, shift them first.
+      stop_factor: factor of the smallest smoothed loss above which the test ends, > 1. Default 4 (common practice).
+        Shift losses that may be negative first.
 
     Returns:
       `Suggestion` (steepest, tenth, stop, smoothed).
@@ -62,7 +60,7 @@ def suggest_learning_rate(
       (0.01, 0.016)
 
     Reference: Smith. A disciplined approach to neural network hyper-parameters: Part 1. 2018, arXiv 1803.09820, for the
-    test; the two readings, the smoothing and the end of the test are common practice.
+    test; the two suggestions, the smoothing and the end of the test are common practice.
     """
     checks.real("smoothing", smoothing, "[0, 1)")
     checks.real("stop_factor", stop_factor, "(1, inf)")

@@ -1,11 +1,4 @@
-"""How near a learning rate is to the edge of stability: lambda the largest eigenvalue of the Hessian,
-
-    gradient descent                              lambda learning_rate / 2
-    heavy ball, m <- b1 m + g, x <- x - rate m    lambda learning_rate / (2 (1 + b1))
-
-Above 1 the steps along its eigenvector grow. Of a method that divides by a diagonal D, lambda is the largest eigenvalue
-of D^(-1/2) H D^(-1/2).
-"""
+"""How close a learning rate is to the edge of stability."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,20 +27,20 @@ def top_hessian_eigenvalue(
 ) -> jax.Array:
     """The largest eigenvalue of the Hessian of a loss, by Lanczos iterations with products of the Hessian.
 
-    Equations: `gk.diagnostics.lanczos`, without reorthogonalization: it only repeats eigenvalues.
+    Equations: those of `gk.diagnostics.lanczos`, without reorthogonalization, whose absence only repeats eigenvalues.
 
     Args:
       loss_fn: (params, *args) -> a scalar, twice differentiable.
-      params: where the curvature is measured.
-      key: a typed key or an integer, for the first vector.
+      params: the parameters at which the curvature is measured.
+      key: a random key (typed key or integer) for the first vector.
       *args: further arguments of the loss, such as a batch.
       iterations: products with the Hessian, >= 1. Default 20.
       preconditioner: D > 0, a tree like `params`, such as the root of Adam's second moment plus eps; the eigenvalue is
         then that of D^(-1/2) H D^(-1/2). Default None: of the Hessian.
 
     Returns:
-      One number, in float32 or wider: from below, and the nearer the more iterations. Negative where the loss is
-      concave. Collectives: vectors of scalars where leaves are sharded, and what the loss needs.
+      One number, in float32 or wider: a lower bound that improves with the number of iterations. Negative where the
+      loss is concave. Collectives: vectors of scalars where leaves are sharded, and those of the loss.
 
     Raises:
       ValueError: a loss that cannot be called, fewer than one iteration, leaves that are not real, a preconditioner
@@ -78,21 +71,27 @@ def top_hessian_eigenvalue(
 
     entries = sum(x.size for x in jax.tree.leaves(params))
     found = ritz(*lanczos(product, key, params, max(1, min(iterations, entries)), reorthogonalize=False))
-    # Where the first vector was spanned by fewer eigenvectors than iterations, values follow that have no weight.
+    # Where the first vector is in the span of fewer eigenvectors than iterations, the other values have no weight.
     tiny = jnp.square(jnp.finfo(found.weights.dtype).eps)
     return jnp.max(jnp.where(found.weights > tiny, found.values, -jnp.inf))
 
 
 def stability_ratio(eigenvalue: Any, learning_rate: Scalar, *, b1: Scalar = 0.0) -> Any:
-    """The learning rate as a share of the largest that is stable at this curvature; above 1 training is unstable.
+    """The learning rate divided by the largest that is stable at this curvature; above 1 training is unstable.
 
-    Equations: at the head of this file.
+    Equations, with the largest eigenvalue lambda of the Hessian H, for gradient descent (b1 = 0) and the heavy ball
+    m <- b1 m + g, x <- x - learning_rate m:
+
+        ratio = lambda learning_rate / (2 (1 + b1))
+
+    Above 1 the steps along the eigenvector grow. For a method that divides by a diagonal D, lambda is the largest
+    eigenvalue of D^(-1/2) H D^(-1/2).
 
     Args:
       eigenvalue: lambda, as `top_hessian_eigenvalue` measures it; any shape.
-      learning_rate: the rate, >= 0.
-      b1: momentum of m <- b1 m + g, in [0, 1). Default 0: gradient descent. Of an average, m <- b1 m + (1 - b1) g, give
-        the rate times 1 - b1.
+      learning_rate: the learning rate, >= 0.
+      b1: momentum of m <- b1 m + g, in [0, 1). Default 0: gradient descent. For m <- b1 m + (1 - b1) g, pass the
+        learning rate times 1 - b1.
 
     Returns:
       The ratio, of the shape of `eigenvalue`; negative along a direction of negative curvature.
@@ -105,7 +104,7 @@ def stability_ratio(eigenvalue: Any, learning_rate: Scalar, *, b1: Scalar = 0.0)
       (1.25, 0.658)
 
     Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv
-    2110.04369: warm-up helps as it lets the eigenvalue fall before the rate is large.
+    2110.04369: warm-up helps because the eigenvalue falls before the learning rate is large.
     """
     checks.real("learning_rate", learning_rate, "[0, inf)")
     checks.real("b1", b1, "[0, 1)")

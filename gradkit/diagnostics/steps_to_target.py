@@ -1,10 +1,4 @@
-"""How many steps a run takes to a target, and what a larger batch saves.
-
-S(B)       fewest steps to the target of all trials with batch B
-slope      of log S over log B from one batch to the next: -1 where twice the batch takes half the steps (perfect
-           scaling), between where it takes less than its share (diminishing returns), 0 where nothing is gained
-           (maximal data parallelism)
-"""
+"""How many steps a run takes to a target, and how many a larger batch saves."""
 
 from typing import Any, NamedTuple
 
@@ -24,12 +18,12 @@ def steps_to_target(steps: Any, metric: Any, target: Any, mode: str = "min") -> 
 
     Args:
       steps: the steps at which the metric was measured, shape (n,), ascending.
-      metric: its values, shape (..., n): one curve, or many. NaN reaches nothing.
-      target: what is to be reached.
-      mode: "min" (default) where the metric shall be at most the target, "max" where at least.
+      metric: its values, shape (..., n): one curve, or many. NaN never reaches the target.
+      target: the target value.
+      mode: "min" (default): the metric must be at most the target; "max": at least.
 
     Returns:
-      A float64 array of shape (...): the step, or NaN of a curve that does not get there.
+      A float64 array of shape (...): the step, or NaN for a curve that does not reach the target.
 
     Raises:
       ValueError: shapes that do not fit, steps that do not ascend, a target that is no number.
@@ -39,8 +33,8 @@ def steps_to_target(steps: Any, metric: Any, target: Any, mode: str = "min") -> 
       [20. nan]
 
     Reference: Shallue et al. Measuring the Effects of Data Parallelism on Neural Network Training. 2018, arXiv
-    1811.03600. Rate, momentum and schedule are to be tuned anew for every batch; of the trials whose optimum is inside
-    the space that was searched the one with the fewest steps counts, and those that diverged do not.
+    1811.03600. Tune learning rate, momentum and schedule for every batch size; take the trial with the fewest steps, of
+    those that did not diverge, where the optimum is inside the search space.
     """
     checks.real("target", target)
     checks.choice("mode", mode, ("min", "max"))
@@ -48,20 +42,20 @@ def steps_to_target(steps: Any, metric: Any, target: Any, mode: str = "min") -> 
     if t.ndim != 1 or not t.size or curves.shape[-1:] != t.shape:
         raise ValueError(f"steps must be (n,) and metric (..., n), got {t.shape} and {curves.shape}")
     if not (np.diff(t) > 0).all():
-        raise ValueError("steps must be numbers that ascend")
+        raise ValueError(f"steps must be numbers that ascend, got {t}")
     reached = curves <= target if mode == "min" else curves >= target
     return np.where(reached.any(-1), t[reached.argmax(-1)], np.nan)
 
 
 class BatchScaling(NamedTuple):
-    """How steps fall with the batch.
+    """How the number of steps falls with the batch size.
 
     Attributes:
-      batches: the batches that got to the target, ascending.
+      batches: the batch sizes that reached the target, ascending.
       steps: the fewest steps of each.
-      slopes: from each batch to the next; -1 is perfect.
-      perfect_batch: the largest batch up to which all have taken their share of the steps of the smallest.
-      max_useful_batch: the smallest batch with the fewest steps; a larger one saves nothing.
+      slopes: the slopes from each batch size to the next; -1 is perfect scaling.
+      perfect_batch: the largest batch size up to which all scale perfectly from the smallest.
+      max_useful_batch: the smallest batch size with the fewest steps; a larger one saves nothing.
     """
 
     batches: np.ndarray
@@ -72,19 +66,26 @@ class BatchScaling(NamedTuple):
 
 
 def batch_scaling(batch_sizes: Any, steps: Scalar, *, tolerance: Scalar = 0.1) -> BatchScaling:
-    """Where a larger batch pays in full, and where no more.
+    """The batch sizes up to which scaling is perfect, and up to which a larger batch saves steps at all.
 
-    Equations: at the head of this file.
+    Equations:
+
+        S(B)             = fewest steps to the target of all trials with batch size B
+        slope            = (log S(B') - log S(B)) / (log B' - log B)       from one batch size to the next
+        perfect_batch    = the largest B with S(b) b <= (1 + tolerance) S(b_0) b_0 for all b <= B, b_0 the smallest
+        max_useful_batch = the smallest B with S(B) <= (1 + tolerance) min S
+
+    The slope is -1 with perfect scaling (twice the batch takes half the steps), 0 with maximal data parallelism (a
+    larger batch saves nothing), and between them with diminishing returns.
 
     Args:
       batch_sizes: B > 0 of each trial, shape (n,).
       steps: steps > 0 to the target of each trial, as `steps_to_target` gives them; those that are NaN or infinite are
-        left out. Of several trials of one batch the best counts.
-      tolerance: relative error of the steps, >= 0: how much above its share, or above the fewest of all, a number of
-        steps may be and still count as equal. Default 0.1.
+        left out. Of several trials of one batch size the best counts.
+      tolerance: relative difference of numbers of steps that counts as equal, >= 0. Default 0.1.
 
     Returns:
-      Batches, steps and slopes as float64 arrays, and the ends of perfect and of any scaling.
+      Batch sizes, steps and slopes as float64 arrays, and the ends of perfect and of any scaling.
 
     Raises:
       ValueError: lengths that differ, a number <= 0, no trial that got to the target.
@@ -95,8 +96,8 @@ def batch_scaling(batch_sizes: Any, steps: Scalar, *, tolerance: Scalar = 0.1) -
       ([-1.0, -0.42, 0.0], 16.0, 32.0)
 
     Reference: Shallue et al. Measuring the Effects of Data Parallelism on Neural Network Training. 2018, arXiv
-    1811.03600, which shows curves; the tolerance is this library's. The formula that is often fitted to them,
-    S = S_min (1 + B_crit / B), is `fit_steps_examples`.
+    1811.03600, which shows curves; the tolerance is added by this library. `fit_steps_examples` fits the common formula
+    S = S_min (1 + B_crit / B).
     """
     checks.arrays(batch_sizes=batch_sizes, steps=steps)
     checks.real("tolerance", tolerance, "[0, inf)")
@@ -105,7 +106,10 @@ def batch_scaling(batch_sizes: Any, steps: Scalar, *, tolerance: Scalar = 0.1) -
         raise ValueError(f"batch_sizes and steps must be vectors of one length, got shapes {B.shape} and {S.shape}")
     B, S = B[np.isfinite(S)], S[np.isfinite(S)]
     if not B.size or not (B > 0).all() or not (S > 0).all():
-        raise ValueError("batch_sizes and steps must be positive, and one trial at least must have got to the target")
+        raise ValueError(
+            "batch_sizes and steps must be positive, and at least one trial must have reached the target, got "
+            f"{B} and {S}"
+        )
     known, which = np.unique(B, return_inverse=True)
     best = np.full(known.shape, np.inf)
     np.minimum.at(best, which, S)

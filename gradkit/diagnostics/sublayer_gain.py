@@ -1,7 +1,4 @@
-"""The gain of a sublayer: how much a matrix can lengthen a vector, its largest singular value.
-
-v <- W^T W v / |W^T W v|,   gain = |W v|        (power iteration)
-"""
+"""The gain of a sublayer: the largest singular value of its matrix."""
 
 from typing import Any
 
@@ -21,15 +18,18 @@ def _unit(v: jax.Array) -> jax.Array:
 def sublayer_gain(w: Any, *, steps: int = 50) -> jax.Array:
     """Measures the largest singular value of matrices.
 
-    Equations: at the head of this file.
+    Equations:
+
+        v <- W^T W v / |W^T W v|        `steps` times: power iteration
+        gain = |W v|
 
     Args:
-      w: real, shape (..., rows, columns); axes in front enumerate matrices, such as layers of a stack.
-      steps: of the power iteration, >= 1. Default 50; the relative error falls as (second / largest)^(4 steps).
+      w: real, shape (..., rows, columns); leading axes enumerate matrices, such as layers of a stack.
+      steps: steps of the power iteration, >= 1. Default 50; the relative error falls as (second / largest)^(4 steps).
 
     Returns:
-      One number per matrix, shape (...), in float32 or wider; 0 of a matrix of zeros, and never above the exact value
-      but by rounding.
+      One number per matrix, shape (...), in float32 or wider; 0 for a matrix of zeros, and above the exact value only
+      by rounding errors.
 
     Raises:
       ValueError: fewer than two axes, numbers that are not real and floating point, no step.
@@ -39,7 +39,7 @@ def sublayer_gain(w: Any, *, steps: int = 50) -> jax.Array:
       3.0
 
     Reference: Fan et al. Robust Layerwise Scaling Rules by Proper Weight Decay Tuning. 2025, arXiv 2510.15262. The
-    first vector is random, and always the same.
+    first vector is random, from a fixed key.
     """
     checks.integer("steps", steps, 1)
     w = jnp.asarray(w)

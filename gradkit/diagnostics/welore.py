@@ -1,11 +1,4 @@
-"""WeLore: which matrices are of low rank, and of which; from their singular values alone.
-
-s~_i = (s_i - min s) / (max s - min s)               of every matrix; all 1 where the spectrum is flat
-pruned = #(s~ < threshold),    rank = len(s) - pruned
-threshold: one for all matrices, such that all that is pruned is a given share of all singular values
-low rank ("lrc"): pruned / len(s) > min_ratio        above 1 - n m / ((n + m) min(n, m)) two factors are smaller
-W ~ (U_k sqrt(S_k)) (sqrt(S_k) V_k^T)
-"""
+"""WeLore: which matrices have a low rank, and which rank, from their singular values alone."""
 
 import math
 from typing import Any
@@ -28,7 +21,7 @@ PAPER = Paper(
 
 
 def _normalised(s: Any) -> np.ndarray:
-    """s~ of every spectrum along the last axis."""
+    """The normalized spectra s~, along the last axis."""
     s = np.asarray(s, np.float64)
     if s.ndim < 1 or not s.size or not np.isfinite(s).all():
         raise ValueError(f"singular_values must be finite numbers (..., k), k >= 1, got shape {s.shape}")
@@ -38,18 +31,24 @@ def _normalised(s: Any) -> np.ndarray:
 
 
 def welore_ranks(singular_values: Any, threshold: float) -> Any:
-    """The rank of every matrix: how many of its singular values, normalised, reach a threshold.
+    """The rank of every matrix: the number of its normalized singular values that reach a threshold.
 
-    Equations: the first two at the head of this file. On concrete arrays, not under `jit`.
+    Equations, for the singular values s of a matrix:
+
+        s~_i   = (s_i - min s) / (max s - min s)             all 1 where the spectrum is flat
+        pruned = number of s~_i < threshold                  `welore_threshold` finds a threshold
+        rank   = len(s) - pruned
+
+    It needs concrete arrays, not traced ones.
 
     Args:
       singular_values: a tree of arrays (..., k), the spectra along the last axis, in any order.
-      threshold: in [0, 1), of the normalised spectrum. Published for 10, 20, ... 70 % on LLaMA-2 7B and 13B: 0.0225,
+      threshold: in [0, 1), for the normalized spectrum. Published for 10, 20, ... 70 % on LLaMA-2 7B and 13B: 0.0225,
         0.084, 0.115, 0.145, 0.175, 0.215, 0.26.
 
     Returns:
-      A tree like it of whole numbers, shape (...); at least 1. A flat spectrum keeps its full rank. As `rank` of
-      `gk.project_low_rank` it gives every matrix a rank of its own.
+      A tree of the same structure with integers, shape (...); at least 1. A flat spectrum keeps its full rank. As
+      `rank` of `gk.project_low_rank` it gives every matrix its own rank.
 
     Raises:
       ValueError: a threshold outside its range; spectra that are empty or not finite.
@@ -70,18 +69,22 @@ def welore_ranks(singular_values: Any, threshold: float) -> Any:
 
 
 def welore_threshold(singular_values: Any, target_reduction: float) -> float:
-    """The threshold at which a given share of all singular values, of all matrices together, is pruned.
+    """The threshold at which a given fraction of the singular values of all matrices together is pruned.
+
+    Equations, with the normalized singular values s~ of `welore_ranks`:
+
+        threshold = the smallest with number of s~ < threshold >= target_reduction times the number of all s~
 
     Args:
       singular_values: as in `welore_ranks`.
-      target_reduction: share that is pruned, in [0, 1).
+      target_reduction: fraction that is pruned, in [0, 1).
 
     Returns:
-      The least threshold at which at least this share is pruned; 0 for a share of 0.
+      The smallest threshold at which at least this fraction is pruned; 0 for a fraction of 0.
 
     Raises:
-      ValueError: a share outside its range, or one that no threshold below 1 reaches: the largest singular value of a
-        matrix is never pruned, nor any of a flat spectrum.
+      ValueError: a fraction outside its range, or one that no threshold below 1 reaches: the largest singular value of
+        a matrix is never pruned, nor any of a flat spectrum.
 
     Example:
       >>> spectra = {"a": np.array([4.0, 3.0, 2.0, 0.0]), "b": np.array([8.0, 1.0, 0.5, 0.0])}
@@ -90,14 +93,14 @@ def welore_threshold(singular_values: Any, target_reduction: float) -> float:
       {'a': 3, 'b': 1}
 
     Reference: Jaiswal et al. From GaLore to WeLore. 2024, arXiv 2407.11239. Departure: the official code lists
-    thresholds that were searched by hand; here the normalised values are sorted, which is exact.
+    thresholds that were searched by hand; here the normalized values are sorted, which is exact.
     """
     checks.real("target_reduction", target_reduction, "[0, 1)")
     rows = [_normalised(s).ravel() for s in jax.tree.leaves(singular_values)]
     if not rows:
-        raise ValueError("singular_values must hold at least one spectrum")
+        raise ValueError("singular_values must have at least one spectrum, got an empty tree")
     every = np.sort(np.concatenate(rows))
-    # A share that is a whole number of values up to rounding is that number.
+    # A fraction that is an integer number of values up to rounding counts as that number.
     wanted = math.ceil(float(target_reduction) * every.size - 1e-9)
     if wanted <= 0:
         return 0.0
@@ -109,7 +112,11 @@ def welore_threshold(singular_values: Any, target_reduction: float) -> float:
 
 
 def welore_factorize(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
-    """Two factors whose product is the best approximation of a matrix by one of a given rank.
+    """Two factors whose product is the best approximation of a matrix of a given rank.
+
+    Equations, with the singular value decomposition W = U S V^T, of which the k largest singular values are kept:
+
+        W ~ (U_k sqrt(S_k)) (sqrt(S_k) V_k^T)
 
     Args:
       w: (..., n, m), real.
@@ -117,7 +124,7 @@ def welore_factorize(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       (U_k sqrt(S_k), sqrt(S_k) V_k^T), of shapes (..., n, k) and (..., k, m), in the dtype of `w`; both are trained.
-      Signs are fixed: the entry of largest magnitude of every column of the first is positive.
+      Signs are fixed: the entry of largest absolute value of every column of the first is positive.
 
     Raises:
       ValueError: no real matrix; a rank out of range.
@@ -147,12 +154,17 @@ def welore_factorize(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
 def welore_labels(params: PyTree, ranks: Any, min_ratio: float | None = None, *, layout: Layout | None = None) -> Any:
     """Which parameters are trained: the matrices of low rank.
 
+    Equations, for a matrix (n, m) of the given rank:
+
+        "lrc"  where  1 - rank / min(n, m) > min_ratio,    "nlrc" elsewhere
+        min_ratio = 1 - n m / ((n + m) min(n, m))          by default: above it two factors are smaller than the matrix
+
     Args:
       params: arrays, or shapes with their dtypes.
-      ranks: a tree of ranks by the names of the matrices, as `welore_ranks` makes it. Leaves without one are "nlrc"; of
-        several matrices in one leaf the largest rank decides.
-      min_ratio: share of the singular values above which, when it is pruned, a matrix is of low rank, in [0, 1).
-        Default None: of each shape, the share above which two factors are smaller than the matrix.
+      ranks: a tree of ranks by the names of the matrices, as `welore_ranks` makes it. Leaves without a rank are "nlrc";
+        of several matrices in one leaf the largest rank decides.
+      min_ratio: the pruned fraction of the singular values above which a matrix is of low rank, in [0, 1). Default
+        None: by the shape of each matrix.
       layout: which axes are inputs and outputs.
 
     Returns:
@@ -173,7 +185,7 @@ def welore_labels(params: PyTree, ranks: Any, min_ratio: float | None = None, *,
     checks.real("min_ratio", min_ratio, "[0, 1)", optional=True)
     given = dict(zip(names(ranks), jax.tree.leaves(ranks), strict=True))
     if unknown := sorted(given.keys() - set(names(params))):
-        raise ValueError(f"ranks are given of leaves that are not there: {unknown}")
+        raise ValueError(f"ranks must be given for leaves of params, got {unknown}, which it does not have")
 
     declared = resolve_layout(layout, params, method="welore_labels")
 

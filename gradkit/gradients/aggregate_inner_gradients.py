@@ -1,17 +1,4 @@
-"""Stochastic gradient aggregation: look ahead with small batches, go back, and step along the mean of their gradients.
-
-    x' = x,   for j = 1 ... M:   q_j = gradient of minibatch j at x',   x' = P(x' + inner update of q_j)
-    g = (q_1 + ... + q_M) / M                                           x' is forgotten
-
-As an attack (SGA) on the perturbation delta, uphill made downhill by the sign of the loss, in the box |delta| <= eps:
-
-    inner   delta' = clip(delta' - step sign(q_j), -eps, eps)
-    outer   v = m v + g / |g|_1          (without momentum v = g)
-            delta = clip(delta - step sign(v), -eps, eps)
-
-Signs of small batches cancel each other, and the gradient of a large one vanishes where losses are flat; a mean of
-gradients on the way, before its sign is taken, does neither.
-"""
+"""Stochastic gradient aggregation: the mean of the gradients along a few inner steps with small batches."""
 
 import math
 from collections.abc import Callable
@@ -44,23 +31,28 @@ def aggregate_inner_gradients(
     *,
     project: Callable[[Any], Any] | None = None,
 ) -> Callable[..., Any]:
-    """The mean of the gradients that an inner optimizer meets on minibatches of the batch.
+    """The mean of the gradients that an inner optimizer evaluates on minibatches of the batch.
 
-    Equations: at the head of this file.
+    Equations, with x' = x at the start, and for j = 1 ... M:
+
+        q_j = gradient of minibatch j at x'
+        x' <- P(x' + inner update of q_j)                                   P: `project`
+        g = (q_1 + ... + q_M) / M                                           after the last j; x' is not kept
 
     Args:
       grad_fn: (params, minibatch, *args) -> gradient tree, of a loss that is to fall.
       inner: the inner optimizer; its state begins anew with every batch. The paper's is
         `optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step))`.
       inner_steps: M, >= 1. The paper goes over the batch 4 times: 4 * minibatches.
-      minibatches: parts of equal size a batch is divided into, >= 1; must divide it. The paper's have 10 examples.
+      minibatches: the number of equal parts that a batch is divided into, >= 1; must divide it. The paper's have 10
+        examples.
       project: params -> params, after every inner step. Default None.
 
     Returns:
       fn(params, batch, key=None, *args) -> gradient, a tree like the parameters. `batch` is any tree whose leaves have
-      the same leading axis. With a key every pass over the batch is shuffled: minibatches of M = minibatches steps
-      have no example in common. Without one they are taken as they come. The mean is taken in float32 or wider. No
-      state; M gradients of a minibatch; no collective of its own.
+      the same leading axis. With a key every pass over the batch is shuffled: minibatches of one pass have no example
+      in common. Without one they are taken in order. The mean is taken in float32 or wider. No state; M gradients of a
+      minibatch; no collective of its own.
 
     Raises:
       ValueError: an argument outside its range; when called, a batch that does not divide.
@@ -109,7 +101,7 @@ def aggregate_inner_gradients(
 
 
 class SgaState(NamedTuple):
-    """v, the momentum of normalised gradients; None without momentum."""
+    """v, the momentum of normalized gradients; None without momentum."""
 
     v: Any
 
@@ -137,12 +129,19 @@ def sga(
 ) -> Sga:
     """Stochastic gradient aggregation: one perturbation of bounded size that fools a model on all examples.
 
-    Equations: at the head of this file.
+    Equations, with g the mean of the gradients q_j of `aggregate_inner_gradients`, whose inner steps start at delta:
+
+        delta' <- clip(delta' - step sign(q_j), -eps, eps)                  inner steps
+        v      <- momentum v + g / |g|_1                                    without momentum v = g
+        delta  <- clip(delta - step sign(v), -eps, eps)                     outer step
+
+    The loss has the sign with which the attack descends. Signs of small batches cancel each other, and the gradient of
+    a large batch vanishes where losses are flat; the sign of a mean of gradients along inner steps avoids both.
 
     Args:
       grad_fn: (delta, minibatch, *args) -> gradient of what is to FALL, minus the loss of the model: the paper's is
         minus the mean of min(cross entropy, 9), with the model's own predictions on clean inputs for labels.
-      eps: half the side of the box, > 0, in units of the inputs. May be traced.
+      eps: the bound of |delta|, > 0, in units of the inputs. May be traced.
       minibatch: examples of an inner step, >= 1; must divide the batch. Default 10 (official code).
       inner_repeats: passes over the batch in the inner loop, >= 1. Default 4 (official code).
       step: length of inner and outer steps, >= 0. Default None: eps / 10 (official code). May be traced.
@@ -187,7 +186,9 @@ def sga(
     def update(delta: Any, state: SgaState, batch: Any, key: Any = None, *args: Any) -> tuple[Any, SgaState]:
         examples = math.prod(jnp.shape(jax.tree.leaves(batch)[0])[:1])
         if examples % minibatch:
-            raise ValueError(f"sga: a batch of {examples} does not divide into minibatches of {minibatch}")
+            raise ValueError(
+                f"sga: the number of examples of a batch must be a multiple of minibatch={minibatch}, got {examples}"
+            )
         n = max(examples // minibatch, 1)
         g = aggregate_inner_gradients(grad_fn, signs, inner_repeats * n, n, project=boxed)(delta, batch, key, *args)
         if momentum is None:

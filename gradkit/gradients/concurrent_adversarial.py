@@ -1,14 +1,4 @@
-"""Concurrent adversarial learning: adversarial examples of stale parameters, which need not wait for the last step.
-
-    delta = P( step grad_x L(w_{t-tau}; x, y) ),    x^ = x + delta
-    value = L(w_t; x, y) + weight L(w_t; x^, y),    gradient = its gradient in w_t, with x^ a constant
-
-    P, linf    every entry clipped to [-radius, radius]
-    P, l2      delta_i min(1, radius / |delta_i|), of every example i by itself
-
-L is a mean over examples. w_{t-tau} is w_0 for t < tau. delta depends on nothing that the last tau steps computed, so
-it can be made while they run; with tau = 0 this is one-step adversarial training.
-"""
+"""Concurrent adversarial learning: adversarial examples of stale parameters, which need not wait for the last step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,15 +16,15 @@ PAPER = Paper("Concurrent Adversarial Learning for Large-Batch Training", "Liu e
 
 
 class ConcurrentAdversarialState(NamedTuple):
-    """A counter, and the parameters of the last tau steps along a leading axis; the counter mod tau is the place of the
-    oldest."""
+    """A counter, and the parameters of the last tau steps along a leading axis; the oldest are at the index count mod
+    tau."""
 
     count: jax.Array
     stale: Any
 
 
 class ConcurrentAdversarial(NamedTuple):
-    """A source with a memory.
+    """A source of gradients with a state.
 
     Attributes:
       init: params -> state.
@@ -65,27 +55,38 @@ def concurrent_adversarial(
     norm: str = "linf",
     has_aux: bool = False,
 ) -> ConcurrentAdversarial:
-    """Trains on every batch and on its adversarial twin, made with parameters of tau steps ago.
+    """Trains on every batch and on its adversarial copy, made with the parameters of tau steps ago.
 
-    Equations: at the head of this file. For large batches: the twins flatten the minimum, and cost no waiting.
+    Equations:
+
+        delta = P( step grad_x L(w_{t-tau}; x, y) ),    x^ = x + delta
+        value = L(w_t; x, y) + weight L(w_t; x^, y)
+        gradient = d value / d w_t                               with x^ constant
+
+        P(delta)_i = clip(delta_i, -radius, radius)              "linf", for every entry
+        P(delta)_i = delta_i min(1, radius / |delta_i|)          "l2", for every example i
+
+    L is a mean over examples. w_{t-tau} is w_0 for t < tau. delta depends on nothing that the last tau steps computed,
+    so it can be made while they run; with tau = 0 this is one-step adversarial training. It is meant for large batches:
+    adversarial copies lead to flatter minima, and no step waits for them.
 
     Args:
       loss_fn: (params, x, *args) -> scalar, or (scalar, aux): a mean over the examples of x. x is any tree of floating
         point arrays with a leading axis of examples; labels go into *args.
       radius: how far an example is moved at most, >= 0, in units of x. May be traced.
-      step: length of the step uphill per unit of the gradient of the MEAN loss, >= 0. May be traced. In "linf", a step
-        so large that all entries are clipped moves by radius times the sign (FGSM).
-      tau: age of the parameters, in steps, >= 0. Default 1. 0 keeps no copy, and waits.
+      step: factor of the gradient of the MEAN loss, >= 0. May be traced. With "linf", a step so large that all entries
+        are clipped is radius times the sign (FGSM).
+      tau: age of the parameters, in steps, >= 0. Default 1. With 0 no copy is kept, and every step waits for delta.
       weight: of the adversarial loss, >= 0. Default 1. May be traced.
       norm: "linf" or "l2". Default "linf".
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
 
     Returns:
       A pair (init, value_and_grad). `value_and_grad(params, state, x, *args, model_states=None, **kwargs)` gives
-      ((value, gradient), state); with aux ((value, (aux, aux of the twins)), gradient). Where `model_states`, a pair,
-      is given, the loss gets `model_state=`, its first member on the batch and its second on the twins: statistics of
-      BatchNorm that never mix. State: tau words per parameter, in the parameters' dtypes. Three gradients a step, of
-      which the one in x depends on neither of the others. No collective of its own.
+      ((value, gradient), state); with aux ((value, (aux, aux of the copies)), gradient). Where `model_states`, a pair,
+      is given, the loss gets `model_state=`, its first member on the batch and its second on the adversarial copies:
+      separate statistics of BatchNorm. State: tau words per parameter, in the parameters' dtypes. Three gradients a
+      step, of which the one in x depends on neither of the others. No collective of its own.
 
     Raises:
       ValueError: an argument outside its range; when called, an x that is not floating point.

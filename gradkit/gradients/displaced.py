@@ -1,9 +1,4 @@
-"""Gradients taken beside the parameters.
-
-    g = grad loss(x),    e = displacement(g, x),    result = grad loss(x + e)
-
-on the same minibatch. Every method of this kind differs in the displacement alone.
-"""
+"""Gradients at displaced parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,9 +27,13 @@ def displaced_gradient(
     has_aux: bool = False,
     axis_name: Any = None,
 ) -> Callable[..., tuple[Any, Any]]:
-    """The value at the parameters, with the gradient at a point beside them.
+    """The value at the parameters, with the gradient at a displaced point.
 
-    Equations: at the head of this file.
+    Equations:
+
+        g = grad loss(x),    e = displacement(g, x),    result = grad loss(x + e)
+
+    both gradients on the same minibatch. Methods of this kind differ in the displacement alone.
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, aux).

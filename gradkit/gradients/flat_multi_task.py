@@ -1,13 +1,4 @@
-"""Task-based flat regions: every task has its own step uphill, and losses and their flatness are aggregated apart.
-
-For task i, on the shared parameters and its own head together:
-
-    g_i = gradient of L_i at (s, h_i)
-    e_i = rho g_i / (|g_i| + 1e-12)                            adaptive: rho T^2 g_i / (|T g_i| + 1e-12), T = |(s, h_i)|
-    f_i = gradient of L_i at (s, h_i) + e_i
-    shared direction = A(g_1, ..., g_m) + A(f_1 - g_1, ..., f_m - g_m)        of the shared parts, A the aggregator
-    head i: f_i
-"""
+"""Task-based flat regions: every task has its own step uphill; losses and their flatness are aggregated separately."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -46,13 +37,20 @@ def flat_multi_task(
 ) -> FlatMultiTask:
     """Sharpness-aware minimization of many tasks, with any aggregator of their gradients.
 
-    Equations: at the head of this file.
+    Equations, for task i, with the shared parameters s, its head h_i, and the aggregator A of the shared parts:
+
+        g_i = gradient of L_i at (s, h_i)
+        e_i = rho g_i / (|g_i| + 1e-12)
+        e_i = rho T^2 g_i / (|T g_i| + 1e-12),   T = |(s, h_i)|                   adaptive=True
+        f_i = gradient of L_i at (s, h_i) + e_i
+        u_s = A(g_1, ..., g_m) + A(f_1 - g_1, ..., f_m - g_m)                     direction of the shared parameters
+        u_i = f_i                                                                 direction of head i
 
     Args:
       task_losses: per task a function (shared, head, *args) -> scalar.
       aggregator: one of `gk.aggregation`, or any transformation of gradients stacked along a leading axis into one.
       rho: length of the steps uphill, >= 0. Default 0.05 (SAM). May be traced.
-      adaptive: whether steps uphill are measured relative to the sizes of parameters, as in ASAM without its eta.
+      adaptive: whether steps uphill are relative to the absolute values of parameters, as in ASAM without its eta.
         Default False.
 
     Returns:
@@ -61,7 +59,7 @@ def flat_multi_task(
       and one for flatness. Costs 2 m gradients. Collectives: a norm per task, and those of the aggregator twice.
 
     Raises:
-      ValueError: an argument outside its range; as many heads as tasks are needed.
+      ValueError: an argument outside its range; a number of heads other than that of tasks.
 
     Example:
       >>> mean = optax.stateless(lambda g, _: jax.tree.map(lambda x: x.mean(0), g))

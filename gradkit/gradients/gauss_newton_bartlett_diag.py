@@ -1,9 +1,4 @@
-"""The Gauss-Newton-Bartlett estimate of the diagonal of a Gauss-Newton matrix: the squared gradient of sampled labels.
-
-y_i ~ softmax(logits_i),  i = 1 ... B                   labels that the model itself would give
-g = gradient of the mean of loss(logits_i, y_i)
-h = B g^2                                               E[h] = diag of the mean of J_i^T (diag(p_i) - p_i p_i^T) J_i
-"""
+"""The Gauss-Newton-Bartlett estimate of the diagonal of a Gauss-Newton matrix, from a gradient with sampled labels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,20 +34,26 @@ def gauss_newton_bartlett_diag(
     count: Any = None,
     axis_name: Any = None,
 ) -> Any:
-    """An estimate of the diagonal of the Gauss-Newton matrix that is never negative, for one gradient.
+    """An estimate of the diagonal of the Gauss-Newton matrix that is never negative, at the cost of one gradient.
 
-    Equations: at the head of this file. Use another key for every call.
+    Equations:
+
+        y_i ~ softmax(logits_i),  i = 1 ... B               labels sampled from the model's own predictions
+        g = gradient of the mean of loss(logits_i, y_i)
+        h = B g^2                                           E[h] = diag of the mean of J_i^T (diag(p_i) - p_i p_i^T) J_i
+
+    Use another key for every call.
 
     Args:
       logits_fn: (params, batch) -> logits, classes along the last axis.
       loss_fn: (logits, labels) -> scalar: the MEAN of the cross entropies of all labels.
-      params: where the matrix is taken.
-      batch: what `logits_fn` is given.
-      key: a typed key or an integer, that the labels are drawn with.
+      params: the parameters at which the matrix is estimated.
+      batch: the batch for `logits_fn`.
+      key: a random key (typed key or integer) with which the labels are drawn.
       count: B, how many labels the loss is a mean over, where it leaves some out (padding). Default None: as many as
         there are logits, that is tokens for a language model, on all devices.
-      axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch: labels of their own, one mean
-        of the gradients over them before the square, and B counts the labels of all. Default None.
+      axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch: each draws its own labels, the
+        gradients are averaged over members before the square, and B counts the labels of all. Default None.
 
     Returns:
       A tree like the parameters, float32 or wider. Collectives: those of a gradient.
@@ -77,7 +78,9 @@ def gauss_newton_bartlett_diag(
     checks.function("loss_fn", loss_fn)
     checks.real("count", count, "(0, inf)", optional=True)
     if params is None:
-        raise ValueError("gauss_newton_bartlett_diag needs params: the matrix is taken there")
+        raise ValueError(
+            "gauss_newton_bartlett_diag needs params, at which the matrix is estimated, got None; pass the parameters"
+        )
     key = as_key(key)
     check_leaves("gauss_newton_bartlett_diag", params, complex_leaves=False)
     params = own_copy(params, axis_name)

@@ -1,12 +1,4 @@
-"""Gradient cache: a contrastive loss of a large batch, with an encoder that sees a chunk of it at a time.
-
-    1. r_i = encode(params, x_i)                        chunk by chunk, nothing else is kept
-    2. value = loss(r_1 ... r_B),   d_i = d value / d r_i
-    3. g = sum_i (d r_i / d params)^T d_i               chunk by chunk, with the random keys of 1
-
-The loss ties all examples together, the encoder none, so this is the gradient of the whole batch, for one more forward
-pass. It keeps B representations, and the activations of one chunk.
-"""
+"""Gradient cache: a contrastive loss of a large batch, with an encoder that sees a chunk of it at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +20,7 @@ PAPER = Paper(
 
 
 def _checked(reps: Any, chunk: int) -> None:
-    """Raises unless there is one representation per example: then none can depend on another by its shape."""
+    """Raises unless there is one representation per example."""
     leaves = dict(zip(names(reps), jax.tree.leaves(reps), strict=True))
     for name, r in leaves.items():
         array = isinstance(r, jax.Array | np.ndarray)
@@ -43,7 +35,7 @@ def _checked(reps: Any, chunk: int) -> None:
 
 
 def _filled(batch: Any, size: int) -> Any:
-    """The batch with its last example repeated up to a size: an example on which the encoder is defined."""
+    """The batch padded to a size with its last example, on which the encoder is defined."""
 
     def leaf(x: Any) -> jax.Array:
         x = jnp.asarray(x)
@@ -53,7 +45,7 @@ def _filled(batch: Any, size: int) -> Any:
 
 
 def _in_order(stacked: Any, examples: int) -> Any:
-    """Representations of microbatches as those of the batch: `split` deals examples out in turn."""
+    """Representations of microbatches in the order of the batch: `split` puts example i into microbatch i mod k."""
     return jax.tree.map(lambda r: r.swapaxes(0, 1).reshape(-1, *r.shape[2:])[:examples], stacked)
 
 
@@ -67,7 +59,14 @@ def grad_cache(
 ) -> Callable[..., tuple[Any, Any]]:
     """Value and gradient of a loss that compares all examples of a batch, in the memory of a chunk.
 
-    Equations: at the head of this file. It replaces
+    Equations:
+
+        r_i = encode(params, x_i)                           chunk by chunk; nothing else is kept
+        value = loss(r_1 ... r_B),   d_i = d value / d r_i
+        g = sum_i (d r_i / d params)^T d_i                  chunk by chunk, with the same random keys
+
+    The loss depends on all examples together, and each representation on one example, so this is the gradient of the
+    batch, for one more forward pass. It keeps B representations, and the activations of one chunk. It replaces
     `jax.value_and_grad(lambda params, batch: loss_fn(encode(params, batch)))`.
 
     Args:
@@ -76,19 +75,19 @@ def grad_cache(
         that is trained multiplies the representations here.
       loss_fn: (representations of all examples, *args) -> scalar, or (scalar, aux). With
         `gk.parallel.tiled_contrastive_loss` the matrix of similarities does not exist either.
-      chunk: examples that are encoded at one time, >= 1. Need not divide the batch: the last example then fills
-        up, and its copies are seen by no loss. Where the batch lies on several devices, each has a share of every
-        chunk.
+      chunk: examples that are encoded at one time, >= 1. Need not divide the batch: the last chunk is then padded with
+        copies of the last example, which no loss sees. Where the batch is sharded over devices, each has a part of
+        every chunk.
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
       axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch: representations are gathered,
-        every member takes the loss of all of them and sends its own share of the gradient back. Default None.
+        every member takes the loss of all of them, and gradients are averaged. Default None.
 
     Returns:
       fn(params, batch, key=None, *args, **kwargs) -> (value, gradient) or ((value, aux), gradient); the further
       arguments go to `loss_fn`. `batch` is any tree whose leaves have the same leading axis. `key`, a typed key or an
-      integer, is split into one key per chunk, used in both passes; for draws that do not depend on the chunk size put
-      a key per example into the batch. Sums over chunks are float32 or wider. Costs one forward pass more. Collectives
-      with `axis_name`: a gather of the representations, a mean of the gradient.
+      integer, is split into one key per chunk, used in both passes; for random numbers that do not depend on the chunk
+      size put a key per example into the batch. Sums over chunks are float32 or wider. Costs one forward pass more.
+      Collectives with `axis_name`: a gather of the representations, a mean of the gradient.
 
     Raises:
       ValueError: at construction, functions that cannot be called, a chunk size below 1; when called, an empty batch
@@ -129,7 +128,7 @@ def grad_cache(
         value, d = jax.value_and_grad(loss_fn, has_aux=has_aux)(reps, *args, **kwargs)
         value, aux = value if has_aux else (value, None)
         if axis_name is not None:
-            # The mean over members, below, of n times the part that came through this member's representations.
+            # Below, the mean over members is taken of n times the part through this member's representations.
             n, first = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name) * B
             d = jax.tree.map(lambda x: n * jax.lax.dynamic_slice_in_dim(x, first, B), d)
 
@@ -146,7 +145,7 @@ def grad_cache(
 
 
 def _zero_filled(d: Any, size: int) -> Any:
-    """Cotangents of a filled up batch: nothing comes back through a copy."""
+    """Cotangents of a padded batch: zeros for the copies."""
     return jax.tree.map(lambda x: jnp.pad(x, [(0, size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)), d)
 
 

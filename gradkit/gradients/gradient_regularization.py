@@ -1,13 +1,4 @@
-"""Gradient regularization: a penalty on the norm of the gradient, by one more gradient instead of a second derivative.
-
-The gradient of L + gamma / 2 |grad L|^2 is g + gamma r, r = H g, and H g along g itself is
-
-    forward            r = (grad L(x + eps g) - g) / eps         uphill first, then down
-    backward           r = (g - grad L(x - eps g)) / eps
-    double_backward    r = H g, the derivative of the gradient along g
-
-With gamma = eps forward is the gradient at x + eps g: SAM without its normalization.
-"""
+"""Gradient regularization: a penalty on the norm of the gradient, for one more gradient, by finite differences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +22,7 @@ SCHEMES = ("forward", "backward", "double_backward")
 
 
 def _beside(x: Any, e: Any, g: Any) -> Any:
-    """x + e conj(g), in the dtypes of x: the gradient of a complex leaf is the conjugate of the way up."""
+    """x + e conj(g), in the dtypes of x: JAX's gradient of a complex leaf is the conjugate of the direction of ascent."""
 
     def leaf(x: jax.Array, g: jax.Array) -> jax.Array:
         return (x.astype(g.dtype) + jnp.asarray(e, wide_dtype(x.dtype)).astype(g.dtype) * jnp.conj(g)).astype(x.dtype)
@@ -50,13 +41,20 @@ def gradient_regularization(
 ) -> Callable[..., tuple[Any, Any]]:
     """The gradient of the loss plus gamma / 2 times the square of its gradient's norm, by finite differences.
 
-    Equations: at the head of this file.
+    Equations, with g = grad L(x), and H the Hessian of L at x:
+
+        r = (grad L(x + eps g) - g) / eps            "forward"
+        r = (g - grad L(x - eps g)) / eps            "backward"
+        r = H g                                      "double_backward": the derivative of the gradient along g
+        result = g + gamma r                         the gradient of L + gamma / 2 |grad L|^2 where r = H g
+
+    With gamma = eps and "forward" it is the gradient at x + eps g: SAM without its normalization.
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, aux).
       gamma: weight of the penalty, >= 0. May be traced.
-      eps: length of the displacement per length of the gradient, > 0; not read with "double_backward". The paper has
-        "forward" generalise best with a rather large one. May be traced.
+      eps: length of the displacement per length of the gradient, > 0; not read with "double_backward". In the paper
+        "forward" generalizes best with a rather large one. May be traced.
       scheme: "forward", "backward" or "double_backward". Default "forward" (paper).
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
       axis_name: axis of `vmap` or `shard_map` over whose members value and gradients are averaged, before the

@@ -1,13 +1,4 @@
-"""GSAM: SAM that also makes the surrogate gap small, the difference of the losses at the worst point and here.
-
-With g the gradient at x, and p the one at x + rho_t g / (|g| + 1e-12), on the same minibatch:
-
-    perturbed    p - alpha (g - (<g, p> / |p|^2) p)         descends on p, ascends on g across p
-    clean        g + alpha (p - (<g, p> / |g|^2) g)         descends on g, and on p across g
-    rho_t        rho, or rho_min + (rho - rho_min) learning_rate / max_learning_rate
-
-Norms and products run over the whole tree.
-"""
+"""GSAM: SAM that also reduces the surrogate gap, the loss at the perturbed parameters minus that at the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +19,7 @@ RATES = ("rho_min", "learning_rate", "max_learning_rate")
 
 
 def across(a: Any, b: Any) -> Any:
-    """a without its part along b; a where b is 0.
+    """The part of a that is orthogonal to b; a where b is 0.
 
     >>> across(jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0])).tolist()
     [0.0, 4.0]
@@ -50,16 +41,25 @@ def gsam(
     has_aux: bool = False,
     axis_name: Any = None,
 ) -> Callable[..., tuple[Any, Any]]:
-    """Surrogate-gap guided SAM: the gradient at the worst point near by, and away from where that is a surprise.
+    """Surrogate-gap guided SAM: the gradient at perturbed parameters, plus a step that reduces the surrogate gap.
 
-    Equations: at the head of this file.
+    Equations, with g the gradient at x, and p the one at x + rho_t g / (|g| + 1e-12), on the same minibatch:
+
+        rho_t  = rho                                                                        without rho_min
+        rho_t  = rho_min + (rho - rho_min) learning_rate / max_learning_rate                with rho_min
+        result = p - alpha (g - (<g, p> / |p|^2) p)                                         minimize="perturbed"
+        result = g + alpha (p - (<g, p> / |g|^2) g)                                         minimize="clean"
+
+    With "perturbed" it descends along p, and ascends along the part of g that is orthogonal to p; with "clean" it
+    descends along g, and along the part of p that is orthogonal to g. Norms and products run over the whole tree.
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, aux).
       rho: length of the step uphill, at the largest learning rate, >= 0. Default 0.05, as `sam`. May be traced.
-      alpha: weight of the step across, >= 0. The paper tunes it. May be traced.
-      rho_min: length of the step uphill at a learning rate of 0, >= 0, with both rates. Default None: `rho` always.
-      learning_rate: that of this step, >= 0; traced in a step that knows it. Default None.
+      alpha: weight of the orthogonal part, >= 0. The paper tunes it. May be traced.
+      rho_min: length of the step uphill at a learning rate of 0, >= 0; needs both learning rates. Default None: `rho`
+        in every step.
+      learning_rate: the learning rate of this step, >= 0. May be traced. Default None.
       max_learning_rate: the peak of its schedule, > 0. Default None.
       minimize: "perturbed" or "clean", the gradient that is followed. Default "perturbed" (paper).
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
@@ -83,7 +83,7 @@ def gsam(
 
     Reference: Zhuang et al. Surrogate Gap Minimization Improves Sharpness-Aware Training. 2022, arXiv 2203.08065;
     big_vision's trainer, commit 0127fb6, where the least learning rate, at which rho is rho_min, is an argument: here
-    it is 0. What is 0 has no direction, and is followed without a step across.
+    it is 0. Where the vector that is divided by is 0, the orthogonal part is left out.
     """
     checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)
@@ -98,7 +98,7 @@ def gsam(
     absent = [name for name, value in given.items() if value is None]
     if absent and len(absent) < len(RATES):
         raise ValueError(
-            f"gsam: {', '.join(absent)} must be given too, as rho follows the learning rate from rho_min: got "
+            f"gsam: {', '.join(absent)} must be given too, because rho depends on the learning rate from rho_min: got "
             f"{', '.join(f'{k}={v}' for k, v in given.items() if v is not None)}; write all of {', '.join(RATES)}, or "
             "none for one rho"
         )

@@ -1,7 +1,4 @@
-"""Hutchinson's estimate of the diagonal of a Hessian: a product with a random vector, and that vector again.
-
-h = mean over samples of z (H z),    z of random signs, or standard normal:    E[h] = diag(H)
-"""
+"""Hutchinson's estimate of the diagonal of a Hessian, from Hessian-vector products with random vectors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +20,7 @@ PAPER = Paper("ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learni
 
 
 def scalar_loss(name: str, loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The loss, refused where it is no scalar."""
+    """The loss, which raises unless its value is a scalar."""
 
     def checked(params: Any) -> Any:
         value = loss(params)
@@ -48,19 +45,23 @@ def hutchinson_diag(
 ) -> Any:
     """An unbiased estimate of the diagonal of the Hessian, for about two gradients per sample.
 
-    Equations: at the head of this file. The vectors follow from the key and the names of the leaves: they are the same
-    on all replicas of the data, and of their own on shards of a leaf. Use another key for every call.
+    Equations:
+
+        h = mean over samples of z (H z),    z of random signs, or standard normal:    E[h] = diag(H)
+
+    The vectors are derived from the key and the names of the leaves: they are the same on all replicas of the data, and
+    different for the shards of a leaf. Use another key for every call.
 
     Args:
       loss_fn: params -> scalar, a mean over the examples of a minibatch.
-      params: where the Hessian is taken.
-      key: a typed key or an integer.
-      num_samples: vectors, one after another, >= 1. Default 1 (AdaHessian).
+      params: the parameters at which the Hessian is taken.
+      key: a random key (typed key or integer).
+      num_samples: the number of vectors, one after another, >= 1. Default 1 (AdaHessian).
       distribution: "rademacher" (signs; exact where the Hessian is diagonal) or "normal". Default "rademacher".
-      absolute: whether |h| is returned, before any average over space. Default False.
-      spatial_average: AdaHessian's average over entries that share a unit. "conv": over the window of a convolution
-        alone (its code for images); "all": also over the inputs of a matrix, and the features of an entry of an
-        embedding. Default None.
+      absolute: whether |h| is returned, before the spatial average. Default False.
+      spatial_average: AdaHessian's average over entries of one unit. "conv": only over the window of a convolution (its
+        code for images); "all": also over the inputs of a matrix, and the features of an entry of an embedding. Default
+        None.
       layout: what the axes of a leaf mean.
       axis_name: axis of `vmap` or `shard_map` whose members hold parts of the batch: one mean over them, as for a
         gradient. Give all of them the same key. Default None.
@@ -78,13 +79,13 @@ def hutchinson_diag(
       [1. 4.]
 
     Reference: Yao et al. ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning. 2020, arXiv 2006.00719;
-    Hutchinson 1989. No new key is handed back, as everywhere in JAX: whoever calls splits; `gk.with_curvature` does.
+    Hutchinson 1989. No new key is returned, as everywhere in JAX: the caller splits it, as `gk.with_curvature` does.
     """
     checks.axis_name("axis_name", axis_name)
     checks.function("loss_fn", loss_fn)
     check_hutchinson(num_samples, distribution, absolute, spatial_average)
     if params is None:
-        raise ValueError("hutchinson_diag needs params: the Hessian is taken there")
+        raise ValueError("hutchinson_diag needs params, at which the Hessian is taken, got None; pass the parameters")
     key = as_key(key)
     check_leaves("hutchinson_diag", params, complex_leaves=False)
     params = own_copy(params, axis_name)

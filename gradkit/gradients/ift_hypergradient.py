@@ -1,12 +1,4 @@
-"""Hypergradients by implicit differentiation: how the validation loss of a trained model depends on hyperparameters.
-
-    v   = dL_V/dw,   p = q = v
-    terms times:       q <- q - step H q,   p <- p + q            H the Hessian of L_T in w
-    hypergradient  =  dL_V/dlambda - (step p)^T d^2 L_T / dw dlambda
-
-step p is (I - (I - step H)^{terms + 1}) H^{-1} v: what differentiating terms + 1 unrolled steps of gradient descent at
-rate `step` gives at a fixed point. It needs 0 < step < 2 / lambda_max(H).
-"""
+"""Hypergradients by implicit differentiation: derivatives of the validation loss by hyperparameters of training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +21,16 @@ PAPER = Paper(
 
 
 def neumann_ihvp(hvp_fn: Callable[[Any], Any], vector: Any, terms: int = 20, *, step: Scalar) -> Any:
-    """An inverse Hessian-vector product by a Neumann series: products alone, and one tree more in memory.
+    """An inverse Hessian-vector product by a Neumann series, from Hessian-vector products alone.
 
-    step (v + (I - step H) v + ... + (I - step H)^terms v)
+    Equations:
+
+        H^{-1} v ~ step (v + (I - step H) v + ... + (I - step H)^terms v)
+
+    It has one more tree in memory.
 
     Args:
-      hvp_fn: tree like `vector` -> H times it.
+      hvp_fn: a tree like `vector` -> H times it.
       vector: v.
       terms: products with H, >= 0. Default 20 (paper).
       step: the size of a step, in (0, 2 / lambda_max): beyond it the series diverges. May be traced.
@@ -77,18 +73,26 @@ def ift_hypergradient(
     step: Scalar,
     solver: Callable[[Callable[[Any], Any], Any], Any] | None = None,
 ) -> Any:
-    """The gradient of a validation loss by hyperparameters, through parameters that have been trained with them.
+    """The gradient of a validation loss with respect to hyperparameters, through parameters trained with them.
 
-    Equations: at the head of this file. The parameters should be near a minimum of the training loss.
+    Equations:
+
+        v = dL_V/dw,   p = q = v
+        q <- q - step H q,   p <- p + q                               terms times; H the Hessian of L_T in w
+        hypergradient = dL_V/dlambda - (step p)^T d^2 L_T / dw dlambda
+
+    step p is (I - (I - step H)^{terms + 1}) H^{-1} v: at a fixed point the derivative through terms + 1 unrolled steps
+    of gradient descent with the learning rate `step` gives the same. It needs 0 < step < 2 / lambda_max(H). The
+    parameters should be near a minimum of the training loss.
 
     Args:
       train_loss: (params, hyper) -> scalar, twice differentiable.
       valid_loss: (params, hyper) -> scalar.
       params: w, trained.
-      hyper: lambda, any tree of floating point arrays: weights of examples, decays, an augmentation's network.
+      hyper: lambda, any tree of floating point arrays: weights of examples, weight decays, an augmentation's network.
       terms: products with the Hessian, >= 0. Default 20 (paper).
-      step: of the Neumann series, > 0; the paper takes the learning rate of the training. May be traced.
-      solver: (hvp_fn, v) -> H^{-1} v in the place of the series, such as
+      step: the step of the Neumann series, > 0; the paper takes the learning rate of the training. May be traced.
+      solver: (hvp_fn, v) -> H^{-1} v in place of the series, such as
         `lambda hvp_fn, v: jax.scipy.sparse.linalg.cg(hvp_fn, v, maxiter=20)[0]`. Default None.
 
     Returns:

@@ -1,17 +1,4 @@
-"""LoRA-GA: an adapter whose first step is the full gradient's, as far as rank 2r can follow it.
-
-y = x (w' + s a b)       a (in, r), b (r, out),   s = alpha / sqrt(r), or alpha / r without rsLoRA
-G^T = U S V^T            G (in, out) the gradient of w: U of outputs, V of inputs
-
-ArB2r     a = V[:, :r]             b = U[:, r:2r]^T          A2rBr     a = V[:, r:2r]           b = U[:, :r]^T
-ArBr      a = V[:, 1:2r:2]         b = U[:, 0:2r:2]^T
-
-stable    a, b times out^(1/4) / sqrt(gamma)                 gd        a, b divided by s
-weightS   a, b times the mean over i < r of sqrt(S_w,i / s), S_w singular values of w          unit      as they are
-
-w' = w - s a b: the layer starts as it was
-norm_clip: where rho = max|w| / max|s a b| < 1, a and b times sqrt(rho)
-"""
+"""LoRA-GA: an adapter whose first step is the best approximation of rank 2r of a step of the full weight."""
 
 from typing import Any
 
@@ -64,22 +51,35 @@ def lora_ga_init(
     svd: str = "exact",
     key: Key | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Makes an adapter, and the weight that is frozen beside it, from a gradient of the full weight.
+    """Makes an adapter, and the frozen weight that belongs to it, from a gradient of the full weight.
 
-    Equations: at the head of this file.
+    Equations, with the adapter a (in, r), b (r, out), the gradient G (in, out) of w, and s = alpha / sqrt(r), or
+    alpha / r without rsLoRA:
+
+        y = x (w' + s a b)                                                   the layer
+        G^T = U S V^T                                                        U of outputs, V of inputs
+        a = V[:, :r],        b = U[:, r:2r]^T                                direction "ArB2r"
+        a = V[:, r:2r],      b = U[:, :r]^T                                  direction "A2rBr"
+        a = V[:, 1:2r:2],    b = U[:, 0:2r:2]^T                              direction "ArBr"
+        a, b <- a, b times out^(1/4) / sqrt(gamma)                           scale "stable"
+        a, b <- a, b divided by s                                            scale "gd"
+        a, b <- a, b times the mean over i < r of sqrt(S_w,i / s)            scale "weightS", S_w singular values of w
+        a, b <- a, b times sqrt(rho),   rho = min(1, max|w| / max|s a b|)    with norm_clip
+        w' = w - s a b                                                       the output of the layer does not change
 
     Args:
       weight: w, (in, out), floating point.
       gradient: G, of its shape: the mean of the full gradient over a few batches (official code: 64 of 2).
       rank: r, >= 1, at most half the short side.
       alpha: > 0; the model multiplies x a b by alpha / sqrt(r), or by alpha / r.
-      scale: "stable" (paper), "gd", "unit" or "weightS". Default "stable" (official code).
-      gamma: of "stable", > 0. Default 16 (official code).
-      direction: which singular vectors go where: "ArB2r" (paper), "A2rBr" or "ArBr". Default "ArB2r".
+      scale: "stable" (paper), "gd", "unit" (no change) or "weightS". Default "stable" (official code).
+      gamma: > 0, for the scale "stable". Default 16 (official code).
+      direction: which singular vectors a and b get: "ArB2r" (paper), "A2rBr" or "ArBr". Default "ArB2r".
       use_rslora: whether s is alpha / sqrt(r) rather than alpha / r. Default True (official runs).
       norm_clip: whether the adapter is shrunk where its largest entry exceeds the weight's. Default False.
-      svd: "exact", or "randomized": of a sketch of 4r columns after 4 power iterations. Default "exact".
-      key: a typed key or an integer for "randomized".
+      svd: "exact", or "randomized": the decomposition of a sketch of 4r columns after 4 power iterations. Default
+        "exact".
+      key: a random key (typed key or integer) for "randomized".
 
     Returns:
       (lora_a (in, r), lora_b (r, out), w'), in the dtype of the weight; the decomposition is made in float32 or wider.
@@ -99,8 +99,8 @@ def lora_ga_init(
        [0. 0. 1.]]
 
     Reference: Wang et al. LoRA-GA: Low-Rank Adaptation with Gradient Approximation. 2024, arXiv 2407.05000. Kernels
-    here are (in, out), torch's transposed; the fourth root is of the outputs. The entry of largest magnitude of a
-    column of U is positive, so that a and b do not depend on the library that decomposed G.
+    here are (in, out), the transposed of torch's; the fourth root is that of the number of outputs. The entry of
+    largest absolute value of a column of U is positive, so that a and b do not depend on the library that decomposed G.
     """
     checks.switch(use_rslora=use_rslora, norm_clip=norm_clip)
     checks.integer("rank", rank, 1)
@@ -120,7 +120,9 @@ def lora_ga_init(
         raise ValueError("key must be a random key with svd='randomized', got None")
     some = jnp.any(gradient != 0)
     if not isinstance(some, Tracer) and not bool(some):
-        raise ValueError("gradient must not be zero: it has no directions")
+        raise ValueError(
+            "gradient must not be zero everywhere, got zeros, which have no singular vectors; pass a gradient"
+        )
     w, G = (x.astype(wide_dtype(weight.dtype)) for x in (weight, gradient))
     s = jnp.asarray(alpha).astype(w.dtype) / (rank**0.5 if use_rslora else rank)
     U, V = _leading(G, rank, svd, None if key is None else as_key(key))

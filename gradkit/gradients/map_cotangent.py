@@ -1,9 +1,4 @@
-"""Functions of the cotangent: the identity forward, anything backward; and the clipping of pixels that is one.
-
-map_cotangent(f)        y = x               dL/dx = f(dL/dy)
-clip_pixelwise          f(c) = c min(1, threshold / |c|_pixel) for every pixel, 1 where its norm is 0
-                        |c|_pixel over the channels: Euclidean ("l2"), or the largest absolute value ("linf")
-"""
+"""Functions that are the identity forward and change the cotangent backward, and the clipping of pixels as one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +17,18 @@ PAPER = Paper(
 
 
 def map_cotangent(f: Callable[..., Any]) -> Callable[..., jax.Array]:
-    """A function that returns its argument, and through which the gradient is changed by another function.
+    """A function that returns its argument, and that changes the gradient that flows back through it.
+
+    Equations:
+
+        y = x,    dL/dx = f(dL/dy)
 
     Args:
       f: (cotangent, *args) -> cotangent of the same shape and dtype.
 
     Returns:
-      hook(x, *args) -> x, for an array x. What `f` depends on besides the cotangent is best passed as `args`, which may
-      be traced and get no gradient. Reverse mode only: `jax.jvp` through it raises.
+      hook(x, *args) -> x, for an array x. What `f` depends on besides the cotangent should be passed as `args`, which
+      may be traced and get no gradient. Reverse mode only: `jax.jvp` through it raises.
 
     Raises:
       ValueError: `f` not callable; in the backward pass, a cotangent of another shape or dtype.
@@ -56,7 +55,7 @@ def map_cotangent(f: Callable[..., Any]) -> Callable[..., jax.Array]:
         new = f(c, *args)
         if (jnp.shape(new), jnp.result_type(new)) != (c.shape, c.dtype):
             got = f"{jnp.result_type(new)} of shape {jnp.shape(new)}"
-            raise ValueError(f"map_cotangent: f must give back {c.dtype} of shape {c.shape}, got {got}")
+            raise ValueError(f"map_cotangent: f must return {c.dtype} of shape {c.shape}, got {got}")
         return (new, *(None for _ in args))
 
     hook.defvjp(forward, backward)
@@ -64,7 +63,9 @@ def map_cotangent(f: Callable[..., Any]) -> Callable[..., jax.Array]:
 
 
 def clip_pixels(c: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, norm: str = "l2") -> jax.Array:
-    """Shortens every pixel of an image whose channels are longer than a threshold; what `clip_pixelwise` does backward.
+    """Scales every pixel of an image down to a largest norm over its channels; `clip_pixelwise` does so backward.
+
+    Equations: f of `clip_pixelwise`.
 
     Args:
       c: floating point, with an axis of channels; usually a gradient, or a cotangent.
@@ -106,10 +107,17 @@ def clip_pixels(c: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, norm
 
 
 def clip_pixelwise(x: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, norm: str = "l2") -> jax.Array:
-    """Passes an image through, and clips what comes back to each of its pixels.
+    """Returns an image as it is, and clips the gradient that flows back to each of its pixels.
 
-    Equations: at the head of this file. For an image that a loss of its own is put on, such as one that a renderer made
-    and a diffusion model scores: `loss(clip_pixelwise(render(params)))`.
+    Equations, for the channels c of a pixel of the cotangent:
+
+        y = x,    dL/dx = f(dL/dy)
+        f(c) = c min(1, threshold / |c|)            c where its norm is 0
+        |c| = sqrt(sum of c_i^2)                    "l2"
+        |c| = max |c_i|                             "linf"
+
+    It is for an image with a loss of its own, such as one from a renderer that a diffusion model scores:
+    `loss(clip_pixelwise(render(params)))`.
 
     Args:
       x: the image or images, floating point, with an axis of channels.
@@ -130,7 +138,7 @@ def clip_pixelwise(x: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, n
       [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]
 
     Reference: Pan et al. Enhancing High-Resolution 3D Generation through Pixel-wise Gradient Clipping. 2023, arXiv
-    2310.12474. The official code takes the least factor over the channels, which is that of the largest one: "linf".
+    2310.12474. The official code takes the smallest factor over the channels, that of the largest channel: "linf".
     """
     checks.real("threshold", threshold, "(0, inf]")
     checks.choice("norm", norm, ("l2", "linf"))

@@ -1,11 +1,4 @@
-"""Gradient accumulation inside the step: a batch too large for memory, one microbatch at a time.
-
-With microbatches b_1 ... b_k, losses L_i that are means over N_i tokens (or examples), and gradients g_i:
-
-    N = N_1 + ... + N_k,    value = sum_i N_i L_i / N,    gradient = sum_i N_i g_i / N
-
-which is what the whole batch gives. The mean of the g_i is not, unless all N_i are equal.
-"""
+"""Gradient accumulation inside the step: the gradient of a large batch, computed one microbatch at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +16,7 @@ PAPER = Paper("Scaling Neural Machine Translation", "Ott et al.", 2018, "1806.00
 
 
 def _weighted(n: jax.Array, x: jax.Array) -> jax.Array:
-    # The mean over no token is 0/0, and has no part in the sum.
+    # The mean over no tokens is 0/0; it is left out of the sum.
     return jnp.where(n > 0, n.astype(x.dtype) * x, jnp.zeros((), x.dtype))
 
 
@@ -41,7 +34,12 @@ def microbatch(
 ) -> Callable[..., tuple[Any, Any]]:
     """Value and gradient of a batch, computed over its microbatches in turn.
 
-    Equations: at the head of this file.
+    Equations, with microbatches b_1 ... b_k, losses L_i that are means over N_i tokens (or examples), and gradients
+    g_i:
+
+        N = N_1 + ... + N_k,    value = sum_i N_i L_i / N,    gradient = sum_i N_i g_i / N
+
+    These are the value and gradient of the batch. The mean of the g_i is not its gradient, unless all N_i are equal.
 
     Args:
       loss_fn: (params, batch, *args) -> scalar, or (scalar, aux): a MEAN over the tokens or examples of the batch.
@@ -55,9 +53,9 @@ def microbatch(
     Returns:
       fn(params, batch, *args, **kwargs) -> (value, gradient), or ((value, aux), gradient) with aux stacked along a
       leading axis of length k. `batch` is any tree whose leaves have the same leading axis; microbatch i holds
-      examples i, i + k, ..., so a sharded batch needs no communication to be split. Further arguments go to every
-      microbatch alike: random keys belong into the batch, one per example. Sums are float32 or wider (one more
-      copy of the gradient), results have the dtypes of `jax.value_and_grad`. Where N = 0 both are 0.
+      examples i, i + k, ..., so a sharded batch needs no communication to be split. Every microbatch gets the same
+      further arguments: put random keys into the batch, one per example. Sums are float32 or wider (one more copy of
+      the gradient), results have the dtypes of `jax.value_and_grad`. Where N = 0 both are 0.
 
     Raises:
       ValueError: at construction, a number of microbatches < 1; when called, a batch without leaves or with
@@ -70,7 +68,7 @@ def microbatch(
       (0.75, -0.5)
 
     Reference: Ott et al. Scaling Neural Machine Translation. 2018, arXiv 1806.00187. The paper sums gradients of
-    summed losses and divides once by the number of tokens: the same. optax.MultiSteps averages the g_i.
+    summed losses and divides once by the number of tokens, which is the same. optax.MultiSteps averages the g_i.
     """
     checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)

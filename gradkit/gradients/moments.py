@@ -1,13 +1,4 @@
-"""Moments of the gradient over microbatches and replicas.
-
-With gradients g_1 ... g_k of k equal parts of the batch:
-
-    mean = (g_1 + ... + g_k) / k        mean_of_squares = (g_1^2 + ... + g_k^2) / k     (elementwise)
-    mean_sq_norm = (|g_1|^2 + ... + |g_k|^2) / k                                        (over the whole tree)
-
-Their variance, mean_of_squares - mean^2, is that of the gradient of a part: a part of n examples has 1/n of the
-variance of one example.
-"""
+"""Moments of the gradient over microbatches and replicas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,12 +24,18 @@ def gradient_moments(
 ) -> Callable[..., tuple[Any, GradientMoments]]:
     """The value of a batch, and the moments of its gradient over parts of it.
 
-    Equations: at the head of this file.
+    Equations, with gradients g_1 ... g_k of k equal parts of the batch:
+
+        mean = (g_1 + ... + g_k) / k        mean_of_squares = (g_1^2 + ... + g_k^2) / k     (elementwise)
+        mean_sq_norm = (|g_1|^2 + ... + |g_k|^2) / k                                        (over the whole tree)
+
+    Their variance, mean_of_squares - mean^2, is that of the gradient of a part: a part of n examples has 1/n of the
+    variance of one example.
 
     Args:
       loss_fn: (params, batch, *args) -> scalar, or (scalar, aux): a mean over the examples of the batch.
-      microbatches: parts the batch (of each replica) is divided into, >= 1; must divide its size. Default 1, of
-        use with `axis_name` only.
+      microbatches: the number of parts that the batch (of each replica) is divided into, >= 1; must divide its size.
+        Default 1, which makes sense with `axis_name` only.
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
       axis_name: axis of `vmap` or `shard_map` whose members are replicas that hold parts of the batch. There are
         then microbatches x replicas parts. Default None.

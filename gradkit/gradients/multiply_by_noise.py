@@ -1,7 +1,4 @@
-"""Multiplicative noise: the gradient of a large batch with the covariance that a small one has.
-
-g = (1 / B) sum_n z_n g_n,   z_n ~ N(1, std^2) independent,   n = 1 .. B examples
-"""
+"""Multiplicative noise: the gradient of a large batch with the covariance of that of a small one."""
 
 from typing import Any
 
@@ -25,10 +22,12 @@ PAPER = Paper(
 def multiply_by_noise(key: Key, example_grads: Any, std: Scalar) -> Any:
     """The mean of gradients of single examples, each multiplied by a random number around 1.
 
-    Equations: at the head of this file.
+    Equations:
+
+        g = (1 / B) sum_n z_n g_n,   z_n ~ N(1, std^2) independent,   n = 1 .. B examples
 
     Args:
-      key: a typed key or an integer, another one every step.
+      key: a random key (typed key or integer), another one in every step.
       example_grads: tree of gradients with a leading axis of one entry per example, as
         `jax.vmap(jax.grad(loss), in_axes=(None, 0))` gives.
       std: standard deviation of the factors, >= 0. A variance in proportion to the batch gives a step the covariance

@@ -1,13 +1,4 @@
-"""Metagradients: the derivative of the end of a training run by anything it depends on, in little memory.
-
-    s_{t+1} = step(s_t, z, t),   t = 0 ... T - 1,   value = loss(s_T)
-    D_T = d loss / d s_T;   for t = T - 1 ... 0:   D_t, b_t = vjp of step at (s_t, z) applied to D_{t+1}
-    gradient = sum of b_t
-
-The states are needed in reverse order. A segment [a, b) is divided into k, the starts of its parts are computed from
-that of the first and kept, and the last part is gone through first, in the same way: at most (k - 1) ceil(log_k T) + 1
-states are in memory, and every step is computed at most ceil(log_k T) + 1 times.
-"""
+"""Metagradients: the derivative of the result of a training run by anything it depends on, in little memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,9 +58,18 @@ def replay_grad(
     total_steps: int,
     branching: int = 2,
 ) -> tuple[jax.Array, Any]:
-    """The loss at the end of a training run, and its exact gradient by what the run depends on (REPLAY).
+    """The loss at the end of a training run, and its exact gradient with respect to what the run depends on (REPLAY).
 
-    Equations: at the head of this file.
+    Equations:
+
+        s_{t+1} = step(s_t, z, t),   value = loss(s_T)                      t = 0 ... T - 1
+        D_T = d loss / d s_T
+        (D_t, b_t) = vjp of step at (s_t, z), applied to D_{t+1}            t = T - 1 ... 0
+        gradient = sum of b_t
+
+    The states are needed in reverse order. A segment [a, b) is divided into k parts, the first states of the parts are
+    computed from that of the segment and kept, and the parts are processed in the same way, the last one first: at most
+    (k - 1) ceil(log_k T) + 1 states are in memory, and every step is computed at most ceil(log_k T) + 1 times.
 
     Args:
       step_fn: (state, meta, t) -> state, one step of training: pure and deterministic. The state holds parameters, the
@@ -77,9 +77,10 @@ def replay_grad(
         learning rate in `meta`) is indexed by t.
       outer_loss: state -> scalar, such as the validation loss.
       state0: the first state. Floating point leaves should be float32 at least.
-      meta: what is differentiated by, any tree of floating point arrays: weights of examples, learning rates, data.
+      meta: z, with respect to which is differentiated, any tree of floating point arrays: weights of examples, learning
+        rates, data.
       total_steps: T, >= 1.
-      branching: k, >= 2: more take fewer passes over the steps, and hold more states. Default 2.
+      branching: k, >= 2: with a larger k there are fewer passes over the steps, and more states in memory. Default 2.
 
     Returns:
       (value, gradient like `meta`): those of `jax.value_and_grad` through all steps. Memory: (k - 1) ceil(log_k T) + 1
@@ -87,7 +88,8 @@ def replay_grad(
       Compiled once for all steps; it cannot be differentiated again. Collectives: those of the steps.
 
     Raises:
-      ValueError: an argument outside its range; a `meta` that is not floating point; a state that changes its form.
+      ValueError: an argument outside its range; a `meta` that is not floating point; a state that changes its tree
+        structure, shapes or dtypes.
 
     Example:
       >>> descend = lambda x, rates, t: x - rates[t] * 3.0 * x  # gradient descent on 3 x^2 / 2
@@ -105,8 +107,8 @@ def replay_grad(
     state0, meta = (jax.tree.map(jnp.asarray, tree) for tree in (state0, meta))
     if not all(map(_is_float, jax.tree.leaves(meta))):
         raise ValueError(
-            "replay_grad: meta must hold floating point arrays alone, which can be differentiated by; put others into "
-            "the state"
+            "replay_grad: meta must have floating point arrays alone, with respect to which is differentiated; put "
+            "others into the state"
         )
     parts, number = _Parts(state0), lambda i: jnp.asarray(i, jnp.int32)
 
@@ -126,7 +128,7 @@ def replay_grad(
         return jax.tree.map(lambda s: jax.lax.dynamic_index_in_dim(s, i, 0, keepdims=False), stack)
 
     def divided(stack: Any, starts: jax.Array, depth: jax.Array, b: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-        """The segment on top in at most k parts, whose starts are put on the stack."""
+        """Divides the segment on top of the stack into at most k parts, whose first states are pushed on the stack."""
         length = b - starts[depth]
         size = (length + (k - 1)) // k
 
@@ -164,7 +166,7 @@ def replay_grad(
         longer = lambda c: b - c[1][c[2]] > 1  # noqa: E731
         stack, starts, depth = jax.lax.while_loop(longer, lambda c: divided(*c, b), (stack, starts, depth))
         value, D, total = reversed_step(top(stack, depth), b - 1, value, D, total)
-        # What begins where the rest ends has been gone through.
+        # A segment that begins where the remaining steps end has been processed.
         return stack, starts, depth - (starts[depth] == b - 1).astype(jnp.int32), b - 1, value, D, total
 
     room = (k - 1) * levels(T, k) + 1
@@ -178,9 +180,12 @@ def replay_grad(
 
 
 def metasmoothness(train_fn: Callable[[Any], Any], meta: Any, direction: Any, h: Any) -> jax.Array:
-    """Whether a training run changes smoothly with what it depends on, so that metagradients mean something.
+    """How smoothly a training run changes with what it depends on, which says whether metagradients are meaningful.
 
-    S = sum_i w_i sign(x_h - x_0)_i sign(x_2h - x_h)_i,   x_h = train(z + h v),   w = |x_h - x_0| / their sum
+    Equations:
+
+        x_h = train(z + h v),   w_i = |x_h - x_0|_i / sum_j |x_h - x_0|_j
+        S = sum_i w_i sign(x_h - x_0)_i sign(x_2h - x_h)_i
 
     Args:
       train_fn: meta -> trained parameters (or predictions), any tree.
@@ -189,9 +194,9 @@ def metasmoothness(train_fn: Callable[[Any], Any], meta: Any, direction: Any, h:
       h: length of the steps along it, > 0.
 
     Returns:
-      A number in [-1, 1]: 1 where twice the change goes the same way, about 0 where changes are noise; 0 where nothing
-      changes. Costs three runs. What makes runs smooth: normalization before activations, logits divided by some 10,
-      average pooling, width, an `eps_root` of Adam.
+      A number in [-1, 1]: 1 where both changes have the same sign, about 0 where changes are noise; 0 where nothing
+      changes. Costs three runs. Runs are smoother with normalization before activations, logits divided by about 10,
+      average pooling, more width, and an `eps_root` of Adam.
 
     Raises:
       ValueError: `h` outside its range, or a direction that does not match.
@@ -224,15 +229,17 @@ def metasmoothness(train_fn: Callable[[Any], Any], meta: Any, direction: Any, h:
 
 
 def metagradient_descent(counts: Any, gradient: Any, key: Key, p: Any = 0.5) -> Any:
-    """One step of the paper's descent on counts of examples: a random share of them moves by one, down the gradient.
+    """One step of the paper's descent on counts of examples: random ones of them change by one, against the gradient.
 
-    counts <- max(counts - sign(gradient) * Bernoulli(p), 0)
+    Equations:
+
+        counts <- max(counts - sign(gradient) Bernoulli(p), 0)
 
     Args:
       counts: how often each example is in the data, a tree of arrays.
-      gradient: the metagradient, a tree like it, such as of `replay_grad`.
-      key: a random key, or an integer.
-      p: share of the counts that move, in [0, 1]. Default 0.5.
+      gradient: the metagradient, a tree like `counts`, such as from `replay_grad`.
+      key: a random key (typed key or integer).
+      p: probability with which a count changes, in [0, 1]. Default 0.5.
 
     Returns:
       New counts, in their dtypes. Elementwise: no collective.
@@ -244,8 +251,8 @@ def metagradient_descent(counts: Any, gradient: Any, key: Key, p: Any = 0.5) -> 
       >>> print(metagradient_descent(jnp.array([1.0, 1.0, 0.0]), jnp.array([2.0, -3.0, 0.1]), 0, p=1.0))
       [0. 2. 0.]
 
-    Reference: Engstrom et al. Optimizing ML Training with Metagradient Descent. 2025, arXiv 2503.13751. That counts
-    stay above 0 is this library's.
+    Reference: Engstrom et al. Optimizing ML Training with Metagradient Descent. 2025, arXiv 2503.13751. The lower bound
+    0 of counts is added by this library.
     """
     checks.real("p", p, "[0, 1]")
     counts, gradient = (jax.tree.map(jnp.asarray, tree) for tree in (counts, gradient))

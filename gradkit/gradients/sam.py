@@ -1,11 +1,4 @@
-"""SAM and ASAM: the gradient at the worst point near the parameters.
-
-    SAM     e = rho g / (|g| + 1e-12)
-    ASAM    e = rho T^2 g / (|T g| + 1e-12),    T = |x| + eta on the leaves of the mask, 1 elsewhere
-    both    the gradient handed on is the one at x + e; norms run over the whole tree
-
-ASAM measures nearness relative to the size of each parameter, and does not change when two layers trade a factor.
-"""
+"""SAM and ASAM: the gradient at the worst point near the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,14 +41,18 @@ def sam(
 ) -> Callable[..., tuple[Any, Any]]:
     """Sharpness-aware minimization: the gradient at the end of a step of length rho uphill.
 
-    Equations: at the head of this file.
+    Equations:
+
+        g = grad loss(x)
+        e = rho g / (|g| + 1e-12)                                the norm runs over the whole tree
+        result = grad loss(x + e)
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, aux).
       rho: length of the step uphill, >= 0. Default 0.05 (paper). May be traced.
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
       axis_name: axis of `vmap` or `shard_map` over whose members gradients are averaged, before the step uphill
-        and after. Default None: each member climbs by its own gradient (m-SAM).
+        and after. Default None: each member steps uphill along its own gradient (m-SAM).
 
     Returns:
       fn(params, *args, **kwargs) -> (value, gradient) or ((value, aux), gradient), with value and aux at the
@@ -93,16 +90,20 @@ def asam(
     has_aux: bool = False,
     axis_name: Any = None,
 ) -> Callable[..., tuple[Any, Any]]:
-    """Adaptive SAM: the step uphill is measured relative to the size of each parameter.
+    """Adaptive SAM: the step uphill is measured relative to the absolute value of each parameter.
 
-    Equations: at the head of this file.
+    Equations: those of `sam`, with another step uphill:
+
+        e = rho T^2 g / (|T g| + 1e-12),    T = |x| + eta on the leaves of the mask, 1 elsewhere
+
+    It is invariant where one layer is multiplied by a factor and the next is divided by it.
 
     Args:
       loss_fn: (params, *args) -> scalar, or (scalar, aux).
       rho: length of the step uphill, >= 0. Default 0.5 (paper). May be traced.
       eta: added to |x|, >= 0, so that zero parameters are perturbed too. Default 0.01 (paper). May be traced.
-      mask: leaves whose size counts, as a tree of booleans, a function of the parameters or a selector. Default
-        all. The paper leaves biases out: `gk.leaves.no_decay()`.
+      mask: leaves with T = |x| + eta, as a tree of booleans, a function of the parameters or a selector. Default all.
+        The paper leaves biases out: `gk.leaves.no_decay()`.
       has_aux: whether `loss_fn` returns (scalar, aux). Default False.
       axis_name: as in `sam`.
 
@@ -118,8 +119,8 @@ def asam(
       7.0 [1. 1.]
 
     Reference: Kwon et al. ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural
-    Networks. 2021, arXiv 2102.11600. The PyTorch class most people copy has eta = 0, so it never perturbs a
-    weight that is zero.
+    Networks. 2021, arXiv 2102.11600. The most copied PyTorch class has eta = 0, so it never perturbs a weight that is
+    zero.
     """
     checks.axis_name("axis_name", axis_name)
     checks.switch(has_aux=has_aux)

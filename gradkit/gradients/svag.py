@@ -1,11 +1,4 @@
-"""SVAG: gradients of a small batch with l^2 times the variance, so that SGD or Adam approach their stochastic
-differential equation.
-
-    g = (1 - sqrt(2 l^2 - 1)) / 2 g_1 + (1 + sqrt(2 l^2 - 1)) / 2 g_2
-
-for independent gradients g_1, g_2: the weights add up to 1, their squares to l^2. Run with the rate / l, 1 - b / l^2
-and eps l for l^2 times as many steps (SGD: the rate / l^2), l = 1 is the method itself, and l -> infinity the equation.
-"""
+"""SVAG: gradients of a small batch with l^2 times the variance, so that SGD or Adam approach their SDE."""
 
 import math
 from typing import Any
@@ -23,12 +16,18 @@ from gradkit.engine.matching import check_leaves, check_match
 def svag(grad_1: Any, grad_2: Any, l: Any) -> Any:  # noqa: E741 - the paper's letter
     """Combines two gradients to one of the same mean and l^2 times the covariance.
 
-    Equations: at the head of this file.
+    Equations:
+
+        g = (1 - sqrt(2 l^2 - 1)) / 2 g_1 + (1 + sqrt(2 l^2 - 1)) / 2 g_2
+
+    The gradients g_1, g_2 are independent: the weights add up to 1, their squares to l^2. Train with learning_rate / l,
+    1 - (1 - b) / l^2 for every decay b, and eps l, for l^2 times as many steps (SGD: with learning_rate / l^2). With
+    l = 1 this is the method itself, and for l -> infinity it approaches its stochastic differential equation (SDE).
 
     Args:
       grad_1: the gradient of a minibatch; any tree.
-      grad_2: that of another one, drawn independently, at the same parameters.
-      l: how much larger the standard deviation is, >= 1; may be traced.
+      grad_2: the gradient of another minibatch, drawn independently, at the same parameters.
+      l: the factor of the standard deviation, >= 1. May be traced.
 
     Returns:
       A tree like `grad_2`, in its dtypes; with l = 1 it is `grad_2`. Elementwise: no collective.
@@ -51,7 +50,7 @@ def svag(grad_1: Any, grad_2: Any, l: Any) -> Any:  # noqa: E741 - the paper's l
     root = math.sqrt(2 * l * l - 1) if isinstance(l, int | float) else jnp.sqrt(2 * jnp.square(l) - 1)
 
     def combined(a: jax.Array, b: jax.Array) -> jax.Array:
-        # As a difference: no gradient is multiplied by l twice where both are alike.
+        # Written as a difference, which is exact where both gradients are equal.
         return b + scalar((root - 1) / 2, b) * (b - a)
 
     wide = jax.tree.map(combined, widen(grad_1), widen(grad_2))

@@ -1,13 +1,4 @@
-"""Task vectors, and ATM: tune a model on every task, merge what they have learnt, and again.
-
-round from theta, for each of T tasks (one per replica):
-
-    x_t    = theta after K steps of the inner optimizer on task t, which starts afresh
-    theta <- theta + (scale / T) sum_t (x_t - theta)
-
-One round is task arithmetic. With one full-batch step of gradient descent per round it is gradient descent on the mean
-loss of the tasks, its rate times `scale`.
-"""
+"""Task vectors, and ATM: rounds of tuning a model on every task and merging the task vectors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +20,7 @@ PAPER = Paper("ATM: Improving Model Merging by Alternating Tuning and Merging", 
 
 
 def task_vector(base: Any, tuned: Any) -> Any:
-    """What tuning has changed: tuned - base, in float32 or wider.
+    """The change by tuning, tuned - base, in float32 or wider.
 
     Args:
       base: parameters before.
@@ -99,16 +90,22 @@ def alternating_tuning_merging(
 ) -> optax.GradientTransformationExtraArgs:
     """Tunes one model on several tasks at once, one per replica, and merges by task vectors after every round.
 
-    Equations: at the head of this file. It is `local_updates` with `outer=optax.sgd(scale)`, whose inner state starts
-    afresh in every round; how to run it, and `sync`, are said there. An index of the replica, `jax.lax.axis_index`, is
-    that of its task.
+    Equations of a round, for T tasks, one per replica, with K = sync_every:
+
+        x_t    = theta after K steps of the inner optimizer on task t, from a fresh state
+        theta <- theta + (scale / T) sum_t (x_t - theta)
+
+    One round is task arithmetic. With one full-batch step of gradient descent per round it is gradient descent on the
+    mean loss of the tasks, with the learning rate times `scale`. It is `local_updates` with `outer=optax.sgd(scale)`
+    and a fresh inner state in every round; see there how to run it, and for `sync`. The index of the replica,
+    `jax.lax.axis_index`, is that of its task.
 
     Args:
       inner: the transformation that tunes.
       sync_every: K, the steps of a round, as in `local_updates`; the paper has one epoch. Default 100.
       scale: of the mean task vector, >= 0. Default 1, the mean of the tuned models; T is the sum of task arithmetic.
-      combine: an aggregator of gk.aggregation that takes the place of the mean of task vectors, which it is given as
-        gradients, theta - x_t: `gk.aggregation.upgrad()`. Default None: the mean.
+      combine: an aggregator of gk.aggregation in place of the mean of task vectors; it gets theta - x_t as gradients:
+        `gk.aggregation.upgrad()`. Default None: the mean.
       axis_name: name of the axis of the tasks. Default "replica".
 
     Returns:
@@ -126,7 +123,7 @@ def alternating_tuning_merging(
       [-0.5 -0.5]
 
     Reference: Zhou et al. ATM: Improving Model Merging by Alternating Tuning and Merging. 2024, arXiv 2411.03055. The
-    scale is of the mean of task vectors, as in the paper's iterative form; task arithmetic's is of their sum.
+    scale multiplies the mean of task vectors, as in the paper's iterative form; that of task arithmetic their sum.
     """
     checks.real("scale", scale, "[0, inf)")
     exchange = None if combine is None else _combined(combine, axis_name)
@@ -146,7 +143,7 @@ def alternating_tuning_merging(
         return x, _afresh(True, new, x)
 
     def _afresh(ended: Any, state: Any, params: Any) -> Any:
-        """With the inner state of the point where the round starts, where one does."""
+        """The state, with a fresh inner state where a new round starts."""
         like = jax.tree.map(lambda s, x: s.astype(jnp.result_type(x)), state.start, params)
         fresh = optax.with_extra_args_support(inner).init(like)
         kept = jax.tree.map(lambda new, old: jnp.where(ended, new.astype(old.dtype), old), fresh, state.inner)
@@ -157,7 +154,7 @@ def alternating_tuning_merging(
 
 
 def _combined(aggregator: optax.GradientTransformation, axis_name: Any) -> optax.GradientTransformationExtraArgs:
-    """The exchange that gathers what all replicas moved, of which every replica makes the same combination."""
+    """The exchange that all-gathers the changes of all replicas, and combines them on every replica."""
     checks.transformation(combine=aggregator)
     tx = optax.with_extra_args_support(aggregator)
 

@@ -1,13 +1,4 @@
-"""Arrival tables: who came when with what was read when, as data, so that an asynchronous run can be repeated.
-
-Worker w reads the parameters, works for steps_w local steps, arrives, and reads again:
-
-    finish_w   = start_w + steps_w seconds_w
-    event e    = the earliest arrival (of equal times the worker of the lowest number); it makes version e + 1
-    staleness  = e - version_read: the versions that were published since the worker read
-
-NumPy, outside of any program. Of failed rounds nothing arrives: the worker reads again, and loses the time.
-"""
+"""Arrival tables: which worker arrived when, and which version it had read, so that an asynchronous run repeats."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +9,7 @@ from gradkit.catalogue import Paper, register
 from gradkit.types import Scalar
 
 PAPER = Paper("Asynchronous Local-SGD Training for Language Modeling", "Liu et al.", 2024, "2401.09135")
-# Of times that are equal as decimals: 1.1 / 0.1 is more than 11 in binary.
+# Tolerance for numbers that are equal as decimals: 1.1 / 0.1 is more than 11 in binary.
 EQUAL = 1e-9
 
 
@@ -67,7 +58,7 @@ class Aggregations(NamedTuple):
 
 
 def positive(name: str, value: Any, *, ndims: tuple[int, ...] = (1,)) -> np.ndarray:
-    """An array of positive finite numbers (of infinite ones too: a worker that never arrives), not empty."""
+    """An array of positive numbers, not empty; infinity stands for a worker that never arrives."""
     array = np.asarray(value, np.float64)
     if array.ndim not in ndims or not array.size or not (array > 0).all():
         shape = "one per worker" if ndims == (1,) else "one per worker, or a row per worker"
@@ -96,20 +87,26 @@ def arrival_schedule(
 ) -> Arrivals:
     """The arrivals of workers of given speeds.
 
-    Equations: at the head of this file. With `spread` s and `failure` p, the round of a worker takes
+    Worker w reads the parameters, makes steps_w local steps, arrives, and reads again. Equations, for the local steps
+    steps_w, seconds per step seconds_w and `spread` s:
 
-        steps_w seconds_w exp(s z - s^2 / 2),    z ~ N(0, 1): log-normal, of mean steps_w seconds_w
+        duration_w = steps_w seconds_w exp(s z - s^2 / 2),    z ~ N(0, 1)
+        finish_w   = start_w + duration_w
+        event e    = the earliest finish_w
+        staleness  = e - version_read
 
-    and is lost with probability p.
+    Event e publishes version e + 1; of equal times the worker with the lowest number comes first. The factor is
+    log-normal with mean 1. A round fails with probability `failure`: nothing arrives, and the worker reads again.
+    Computed in NumPy, outside of any program.
 
     Args:
-      seconds_per_step: > 0, one number per worker, as measured; a slow worker is a large one, a dead one infinity. Or a
-        row of numbers per worker, of its rounds, which start again from the first where they end.
-      local_steps: of a round, >= 1: one integer, or one per worker (`dynamic_local_steps`).
-      num_events: how many arrivals, >= 1.
+      seconds_per_step: > 0, one number per worker, as measured; infinity for a worker that never arrives. Or a row of
+        numbers per worker, one per round, which is repeated.
+      local_steps: steps of a round, >= 1: one integer, or one per worker (`dynamic_local_steps`).
+      num_events: number of arrivals, >= 1.
       spread: of the logarithm of the time of a round, >= 0. Default 0: all rounds take the same time.
       failure: probability that a round is lost, in [0, 1). Default 0.
-      seed: of the random numbers, each worker has its own. Default 0.
+      seed: of the random numbers, which are independent for each worker. Default 0.
 
     Returns:
       `Arrivals`; the same arguments give the same bits.
@@ -124,7 +121,7 @@ def arrival_schedule(
       >>> table.staleness.tolist()
       [0, 1, 1, 1, 4, 2, 2, 1, 0, 2, 5, 11]
 
-    Reference: the four speeds are those of Liu et al. Asynchronous Local-SGD Training for Language Modeling. 2024,
+    Reference: The four speeds are those of Liu et al. Asynchronous Local-SGD Training for Language Modeling. 2024,
     arXiv 2401.09135. Equal times: the lowest worker first.
     """
     seconds = positive("seconds_per_step", seconds_per_step, ndims=(1, 2))
@@ -141,7 +138,7 @@ def arrival_schedule(
     rounds = np.zeros(workers, np.int64)
 
     def duration(w: int) -> float:
-        """Of the next round of worker w that succeeds, with the rounds that it lost before."""
+        """The duration of the next successful round of worker w, including the failed rounds before it."""
         total = 0.0
         while True:
             factor = np.exp(spread * draws[w].standard_normal() - spread**2 / 2) if spread else 1.0

@@ -1,14 +1,4 @@
-"""Asynchronous coordinate updates (DEGAS): one block of a fixed-point iteration at a time, from blocks read long ago.
-
-x = (x_1, ..., x_m); event k updates the block i_k, for which block j was read at version r_kj <= k:
-
-    xhat    = (x_1 at r_k1, ..., x_m at r_km)
-    x_i    <- (1 - w) x_i + w T_i(xhat)                 the others stay
-
-T_i(x) = x_i - step grad_i f(x) is block gradient descent. Where T is a contraction in a weighted maximum norm (a
-diagonally dominant matrix, a step below 1/L_i), it converges whatever the delays are, as long as every block is updated
-and read again and again.
-"""
+"""Asynchronous coordinate updates (DEGAS): one block of a fixed-point iteration at a time, from stale blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,21 +22,28 @@ def async_coordinate_update(
     *,
     relaxation: Scalar = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Plays a table of block updates from stale reads.
+    """Runs a table of block updates from stale reads.
 
-    Equations: at the head of this file.
+    Equations, for x = (x_1, ..., x_m), where event k updates the block i = i_k from block j at version r_kj <= k:
+
+        xhat    = (x_1 at r_k1, ..., x_m at r_km)
+        x_i    <- (1 - w) x_i + w T_i(xhat)                 the other blocks do not change
+
+    T_i(x) = x_i - step grad_i f(x) is block gradient descent. Where T is a contraction in a weighted maximum norm (a
+    diagonally dominant matrix, a step below 1/L_i), it converges whatever the delays are, as long as every block is
+    updated and read again and again.
 
     Args:
       operator: (xhat, i) -> T_i(xhat), the new block i, of shape `x.shape[1:]`; i is traced: `T(xhat)[i]` is one.
       x: the blocks at the start, (m, ...), floating point.
       blocks: (events,) integers, the block i_k of each event.
-      reads: (events, m) integers, the version of each block that it is computed from: 0 is the start, k + 1 is what
-        event k has left; at most k at event k. What is read is block j as it was at that version.
+      reads: (events, m) integers, the version of each block that an event reads: 0 is the start, k + 1 the result of
+        event k; at most k at event k.
       relaxation: w in (0, 1]. Default 1.
 
     Returns:
-      (x at the end, path): the blocks, and with a leading axis all versions, of which there are events + 1. Memory: as
-      many copies as the oldest read goes back, and the path.
+      (x at the end, path): the blocks, and all events + 1 versions along a leading axis. Memory: as many copies as the
+      oldest read goes back, and the path.
 
     Raises:
       ValueError: a block or a version that does not exist; `x` without a leading axis.
@@ -58,8 +55,8 @@ def async_coordinate_update(
       [1.75 1.5 ]
 
     Reference: Wu et al. Delay-agnostic Asynchronous Coordinate Update Algorithm. 2023, arXiv 2305.08535. The iteration
-    and its parameters are those of the plain block iteration; the paper's guarantees for operators that are no
-    contraction in a maximum norm rest on a splitting of T that is the user's.
+    and its parameters are those of the plain block iteration; the paper's guarantees for operators that are not
+    contractions in a maximum norm need a splitting of T, which the user must provide.
     """
     checks.function("operator", operator)
     checks.real("relaxation", relaxation, "(0, 1]")
@@ -102,7 +99,11 @@ def degas(
     prox: Callable[[Any, Any], Any] | None = None,
     relaxation: Scalar = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Asynchronous block gradient descent: `async_coordinate_update` with T_i(x) = prox(x_i - step_i grad_i f(x)).
+    """Asynchronous block gradient descent: `async_coordinate_update` with a proximal gradient step as its operator.
+
+    Equations:
+
+        T_i(x) = prox(x_i - step_i grad_i f(x), step_i)
 
     Args:
       grad_fn: blocks (m, ...) -> gradient of the same shape, such as `jax.grad(f)`.

@@ -1,17 +1,4 @@
-"""Contrastive losses whose matrix of similarities never exists: by tiles on a device, by blocks round a ring of them.
-
-With B pairs (q_i, k_i), a scale s (the inverse of a temperature), and z_ij = s <q_i, k_j>:
-
-    r_i = log sum_j exp z_ij        a query among all keys
-    c_j = log sum_i exp z_ij        a key among all queries
-    loss = 1/B sum_i (r_i - z_ii)                       or, symmetric,  1/(2B) sum_i (r_i + c_i - 2 z_ii)
-
-    dz_ij = (exp(z_ij - r_i) - [i = j]) / B             or, symmetric,  the mean of it and of the same with c_j
-    dq_i = s sum_j dz_ij k_j,   dk_j = s sum_i dz_ij q_i,   ds = sum_ij dz_ij <q_i, k_j>
-
-Between the passes q, k, r and c are kept; a tile of z is computed again in the second. Of n devices each holds B/n
-pairs. Blocks of keys visit all of them, and take along what is summed over queries: c first, dk afterwards.
-"""
+"""Contrastive losses without the matrix of similarities: by tiles on a device, by blocks around a ring of devices."""
 
 import functools
 from typing import Any
@@ -36,7 +23,7 @@ PAPER = Paper(
 
 
 def _tiles(x: jax.Array, tile: int, fill: float = 0.0) -> jax.Array:
-    """(b, ...) as (tiles, tile, ...), filled up."""
+    """(b, ...) as (tiles, tile, ...), padded."""
     count = -(-x.shape[0] // tile)
     x = jnp.pad(x, [(0, count * tile - x.shape[0])] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
     return x.reshape(count, tile, *x.shape[1:])
@@ -47,14 +34,14 @@ def _products(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _logits(products: jax.Array, s: jax.Array, real_q: jax.Array, real_k: jax.Array) -> jax.Array:
-    """z of one tile; -inf for what only fills the tile up."""
+    """The similarities z of one tile; -inf for padding."""
     return jnp.where(real_q[:, None] & real_k[None], s * products, -jnp.inf)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _part(q: jax.Array, k: jax.Array, s: jax.Array, tile: int, axis_name: Any, n: int, symmetric: bool) -> jax.Array:
-    """This device's share of the loss: a sum over its own pairs, divided by B. All shares are added up afterwards, so
-    they have one cotangent: that of a column's loss, which is another device's, need not be sent."""
+    """This device's part of the loss: a sum over its own pairs, divided by B. All parts are added afterwards, so they
+    have the same cotangent: that of a column, which belongs to another device, need not be sent."""
     return _forward(q, k, s, tile, axis_name, n, symmetric)[0]
 
 
@@ -132,16 +119,26 @@ def tiled_contrastive_loss(
 ) -> jax.Array:
     """The contrastive loss (InfoNCE, CLIP) of a batch, without its matrix of similarities.
 
-    Equations: at the head of this file.
+    Equations, with B pairs (q_i, k_i), a scale s (the inverse of a temperature), and z_ij = s <q_i, k_j>:
+
+        r_i = log sum_j exp z_ij                            a query among all keys
+        c_j = log sum_i exp z_ij                            a key among all queries
+        loss = 1/(2B) sum_i (r_i + c_i - 2 z_ii)            symmetric
+        loss = 1/B sum_i (r_i - z_ii)                       otherwise
+        dz_ij = (exp(z_ij - r_i) - [i = j]) / B             symmetric: the mean of this and the same with c_j
+        dq_i = s sum_j dz_ij k_j,   dk_j = s sum_i dz_ij q_i,   ds = sum_ij dz_ij <q_i, k_j>
+
+    q, k, r and c are kept between the passes; a tile of z is computed again in the second. Each of n devices has B/n
+    pairs. Blocks of keys are sent around the ring with their sums over queries: c in the first pass, dk in the second.
 
     Args:
       q: representations of shape (B, d), floating point; of unit length where similarities are to be cosines.
       k: of the same shape: k_i belongs to q_i.
       scale: s >= 0, a number or a traced scalar, to which the loss has a gradient too. Default 1.
       tile: rows and columns of z that exist at one time, >= 1; need not divide B. Default 1024, 4 MiB in float32.
-      axis_name: axis of `shard_map` or `vmap` whose members hold B/n pairs each: `ring_contrastive_loss`. Default
-        None: all pairs are here. Without a ring the compiler gathers pairs that lie on several devices.
-      symmetric: whether keys look for their queries too, as in CLIP. Default True.
+      axis_name: axis of `shard_map` or `vmap` whose members have B/n pairs each: `ring_contrastive_loss`. Default
+        None: all pairs are given. Without a ring the compiler all-gathers sharded pairs.
+      symmetric: whether the loss of keys among queries is included, as in CLIP. Default True.
 
     Returns:
       A scalar in float32 or wider. Gradients have the dtypes of q, k and scale; they are sums in float32 or wider.
@@ -160,7 +157,7 @@ def tiled_contrastive_loss(
     Reference: Cheng et al. Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive Loss. 2024,
     arXiv 2410.17243. The official code computes one direction at a time, and runs a plain variant without subtracting
     the maximum; here both directions come from one pass, and all sums of exponentials are of logarithms.
-    `optax.losses.ntxent` makes the matrix.
+    `optax.losses.ntxent` builds the matrix.
     """
     checks.switch(symmetric=symmetric)
     checks.axis_name("axis_name", axis_name)
@@ -178,7 +175,7 @@ def tiled_contrastive_loss(
     q = alike(own_copy(q, axis_name), k)
     k, s = alike(k, q), alike(s, q)
     b = q.shape[0]
-    even = -(-b // -(-b // tile))  # as many tiles, but of nearly equal size: little is filled up, and sent
+    even = -(-b // -(-b // tile))  # The same number of tiles, but of nearly equal size, which minimises padding.
     n = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     part = jnp.asarray(_part(q, k, s, even, axis_name, n, symmetric))
     return part if axis_name is None else jax.lax.psum(part, axis_name)
@@ -187,24 +184,24 @@ def tiled_contrastive_loss(
 def ring_contrastive_loss(
     q: Any, k: Any, scale: Scalar = 1.0, *, axis_name: Any, tile: int = 1024, symmetric: bool = True
 ) -> jax.Array:
-    """The contrastive loss of a batch whose pairs lie on the devices of a ring: no device ever holds all of them.
+    """The contrastive loss of a batch whose pairs are sharded over the devices of a ring: no device ever has all pairs.
 
-    Equations: at the head of this file. Under `jax.shard_map`, with pairs cut along `axis_name`.
+    Equations: those of `tiled_contrastive_loss`. Call it under `jax.shard_map`, with pairs sharded along `axis_name`.
 
     Args:
       q: the B/n representations of this device, as in `tiled_contrastive_loss`.
-      k: those that belong to them.
+      k: their partners, of the same shape.
       scale: s >= 0, the same on all devices. Default 1.
-      axis_name: axis of `shard_map` (or `vmap`) along which the pairs are cut, or a tuple of axes.
+      axis_name: axis of `shard_map` (or `vmap`) along which the pairs are sharded, or a tuple of axes.
       tile: as in `tiled_contrastive_loss`.
       symmetric: as in `tiled_contrastive_loss`.
 
     Returns:
       The loss of all B pairs, the same on every device. Collectives, per device: forward n - 1 blocks of B/n d words
       (symmetric: and of B/n, c), backward twice as many, n - 1 of k and n - 1 of dk, which is float32 or wider; and
-      an all-reduce of the loss. A block is sent while the one before it is worked on. Differentiate around `shard_map`,
+      an all-reduce of the loss. A block is sent while the previous one is processed. Differentiate around `shard_map`,
       or inside with its `check_vma` (the default). Inside without it, and inside `vmap`, JAX multiplies the gradient of
-      any sum over devices by their number; around `vmap` it refuses a derivative of one's own with such a loop.
+      any sum over devices by their number; around `vmap` it does not support a custom derivative with such a loop.
 
     Raises:
       ValueError: as `tiled_contrastive_loss`.
@@ -217,7 +214,7 @@ def ring_contrastive_loss(
 
     Reference: Cheng et al. Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive Loss. 2024,
     arXiv 2410.17243. The official code returns the mean over the device's own pairs, and its gradient is divided by
-    n only once gradients are averaged; here it is the mean over all pairs, whatever is differentiated.
+    n only once gradients are averaged; here it is the mean over all pairs in all cases.
     """
     checks.switch(symmetric=symmetric)
     checks.axis_name("axis_name", axis_name, optional=False)

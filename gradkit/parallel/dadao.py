@@ -1,22 +1,4 @@
-"""DADAO: accelerated decentralised training in which every worker and every edge has a clock of its own.
-
-Worker i holds x, x~, y, y~, z, z~, and the time of its last event. Constants, of functions that are mu-strongly convex
-and L-smooth:
-
-    nu = mu / 2                alpha = 1/4 sqrt(nu/L),  alpha~ = eta = eta~ = 1/8 sqrt(nu/L)
-    theta = 1/2 sqrt(L/nu)     beta = 1/2,  beta~ = 2 chi_1 sqrt(L/nu)
-    delta = 1/4 sqrt(nu/L),  delta~ = 1,  gamma = 1 / (4 L),  gamma~ = 1 / (4 sqrt(nu L))
-
-Between events, of a worker when an event touches it, in closed form for the time since its last one:
-
-    x' = eta (x~ - x)      x~' = eta~ (x - x~)
-    y' = alpha (y~ - y)    y~' = - theta (nu x~ + y + z)
-    z' = alpha (z~ - z)    z~' = alpha~ (z - z~)
-
-    a gradient at i:   u = grad f_i(x) - nu x - y~;   x -= gamma u;   x~ -= gamma~ u;   y~ += (delta + delta~) u
-    gossip of i, j:    p = (y_i + z_i) - (y_j + z_j)
-                       z_i -= beta p,  z_j += beta p;   z~_i -= beta~ p,  z~_j += beta~ p
-"""
+"""DADAO: accelerated decentralised training in which every worker and every edge acts at times of its own."""
 
 import math
 from collections.abc import Callable
@@ -73,7 +55,30 @@ class Dadao(NamedTuple):
 def dadao(mu: float, L: float, chi_1: float) -> Dadao:
     """DADAO as a simulation of its events, which are data: every run can be repeated to the last bit.
 
-    Equations: at the head of this file. A run over the table of `poisson_events`:
+    Equations: worker i has x, x~, y, y~, z, z~, and the time of its last event. Constants, for functions that are
+    mu-strongly convex and L-smooth:
+
+        nu = mu / 2                alpha = 1/4 sqrt(nu/L),  alpha~ = eta = eta~ = 1/8 sqrt(nu/L)
+        theta = 1/2 sqrt(L/nu)     beta = 1/2,  beta~ = 2 chi_1 sqrt(L/nu)
+        delta = 1/4 sqrt(nu/L),  delta~ = 1,  gamma = 1 / (4 L),  gamma~ = 1 / (4 sqrt(nu L))
+
+    The flow since the last event of a worker, in closed form, before each of its events:
+
+        x' = eta (x~ - x)      x~' = eta~ (x - x~)
+        y' = alpha (y~ - y)    y~' = - theta (nu x~ + y + z)
+        z' = alpha (z~ - z)    z~' = alpha~ (z - z~)
+
+    A gradient event at i:
+
+        u = grad f_i(x) - nu x - y~
+        x -= gamma u,   x~ -= gamma~ u,   y~ += (delta + delta~) u
+
+    A gossip event of i and j:
+
+        p = (y_i + z_i) - (y_j + z_j)
+        z_i -= beta p,   z_j += beta p,   z~_i -= beta~ p,   z~_j += beta~ p
+
+    A run over the table of `poisson_events`:
 
         rules = gk.parallel.dadao(mu=1.0, L=4.0, chi_1=1.2)
         state = rules.init(params_of_all_workers)
@@ -86,7 +91,8 @@ def dadao(mu: float, L: float, chi_1: float) -> Dadao:
       chi_1: > 0, 1 / the smallest positive eigenvalue of the Laplacian of the edges with their actual rates as weights.
 
     Returns:
-      A `Dadao`. State: 6 words per parameter and worker. One gossip moves y + z of two workers, a gradient nothing.
+      A `Dadao`. State: 6 words per parameter and worker. A gossip event sends y + z of two workers, a gradient event
+      nothing.
 
     Raises:
       ValueError: an argument outside its range, traced ones too; leaves without an axis of workers.
@@ -99,7 +105,7 @@ def dadao(mu: float, L: float, chi_1: float) -> Dadao:
       [1.75 0.  ]
 
     Reference: Nabli, Oyallon. DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization. 2022, arXiv
-    2208.00779; ICML 2023. Times that decrease are taken as no time: the flow does not run backwards.
+    2208.00779; ICML 2023. Where times decrease the elapsed time is 0: the flow does not run backwards.
     """
     checks.real("mu", mu, "(0, inf)")
     checks.real("L", L, "(0, inf)")
@@ -175,13 +181,14 @@ def dadao(mu: float, L: float, chi_1: float) -> Dadao:
 
 
 def poisson_events(key: Key, rate_grad: Scalar, edge_rates: Any, horizon: float) -> np.ndarray:
-    """A table of events: every worker computes a gradient, and every edge gossips, at the ticks of a Poisson clock.
+    """A table of events: every worker computes a gradient, and every edge gossips, at the times of a Poisson process.
 
     Args:
       key: a random key (typed key or integer); the numbers are drawn by NumPy from it.
-      rate_grad: ticks per unit of time: one number for all workers, or one per worker; >= 0.
-      edge_rates: symmetric matrix (workers, workers) of numbers >= 0: the ticks of every edge; its diagonal is not
-        read. The edges must connect all workers. The theory asks them together for sqrt(2 chi_1 chi_2) or more.
+      rate_grad: gradient events per unit of time: one number for all workers, or one per worker; >= 0.
+      edge_rates: symmetric matrix (workers, workers) of numbers >= 0: the events of every edge per unit of time; its
+        diagonal is not read. The edges must connect all workers. The theory requires a sum of at least
+        sqrt(2 chi_1 chi_2).
       horizon: time until which events are drawn, > 0.
 
     Returns:

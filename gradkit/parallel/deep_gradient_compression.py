@@ -1,16 +1,4 @@
-"""Deep gradient compression: of every leaf the largest entries travel, with momentum that is corrected for it.
-
-Replica w of W, a leaf with `min_ndim` axes or more, k = ceil(ratio * its entries):
-
-    u <- m u + g_w,          v <- v + u              with Nesterov:  u <- m (u + g_w),  v <- v + u + g_w
-    S = the k largest |v|
-    send v on S;  v <- 0 on S,  u <- 0 on S          u only with momentum masking
-    result = (1/W) sum_w sent_w
-
-Other leaves, with the mean gradient g:   u <- m u + g, result u        with Nesterov:  u <- m (u + g), result u + g
-
-With max_norm, g_w is scaled down first to the norm max_norm / sqrt(W) over the whole tree.
-"""
+"""Deep gradient compression: the largest entries of every leaf are sent, with a momentum that is corrected for it."""
 
 import math
 from collections.abc import Callable
@@ -45,23 +33,23 @@ NAME = "deep_gradient_compression"
 
 
 class DeepGradientCompressionState(NamedTuple):
-    """Of this replica: the momentum u, what it has accumulated and not sent v (of leaves that are averaged whole an
-    empty node), and the momentum of weight decay d (None without)."""
+    """The state of one replica: the momentum u, the accumulated unsent part v (an empty node for leaves that are
+    averaged without compression), and the momentum of weight decay d (None without)."""
 
     u: Any
     v: Any
     d: Any
 
-    exact_fields = ("v",)  # what is rounded off here is never sent
+    exact_fields = ("v",)  # a rounding error here would never be sent
 
 
 def entries_sent(ratio: Any, leaves: list[Any]) -> list[int]:
-    """k of every leaf."""
+    """The number k of entries sent of every leaf."""
     return [min(x.size, math.ceil(x.size * ratio)) for x in leaves]
 
 
 def _chosen(ratio: Any, leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Of every leaf the values of the entries that are largest in size, and where they are."""
+    """The values of the entries of largest magnitude of every leaf, and their indices."""
     places = [
         jax.lax.top_k(jnp.abs(x.reshape(-1)), k)[1] for x, k in zip(leaves, entries_sent(ratio, leaves), strict=True)
     ]
@@ -69,7 +57,7 @@ def _chosen(ratio: Any, leaves: list[jax.Array]) -> tuple[list[jax.Array], list[
 
 
 def _spread(payload: tuple[jax.Array, ...], ratio: Any, leaves: list[Any]) -> list[jax.Array]:
-    """The leaves that payloads of values and places stand for, 0 elsewhere."""
+    """The leaves with the values of a payload at its indices, and 0 elsewhere."""
     counts = entries_sent(ratio, leaves)
     values = separate(payload[:-1], [jax.ShapeDtypeStruct((k,), x.dtype) for x, k in zip(leaves, counts, strict=True)])
     places = separate(payload[-1:], [jax.ShapeDtypeStruct((k,), jnp.int32) for k in counts])
@@ -79,7 +67,7 @@ def _spread(payload: tuple[jax.Array, ...], ratio: Any, leaves: list[Any]) -> li
 
 
 def check_ratio(ratio: Any) -> None:
-    """Raises where a share of the entries, which fixes the lengths of arrays, is none or is traced."""
+    """Raises `ValueError` where the fraction of entries, which fixes lengths of arrays, is out of range or traced."""
     checks.real("ratio", ratio, "(0, 1]")
     if checks.readable(ratio) is None:
         raise ValueError(
@@ -89,20 +77,22 @@ def check_ratio(ratio: Any) -> None:
 
 
 def top_k_compressor(ratio: Scalar = 0.01, *, axis_name: Any = "replica") -> optax.GradientTransformationExtraArgs:
-    """The compressor that sends, of every leaf, the entries that are largest in size.
+    """The compressor that sends the entries of largest magnitude of every leaf.
 
-        k = ceil(ratio * entries),    sent = p on the k largest |p|, and 0 elsewhere
+    Equations:
+
+        k = ceil(ratio entries),    sent = p on the k largest |p|, and 0 elsewhere
 
     Biased: use it inside `error_feedback`.
 
     Args:
-      ratio: share of the entries, in (0, 1]. Default 0.01. A Python number: it fixes the lengths of arrays.
+      ratio: fraction of the entries, in (0, 1]. Default 0.01. A Python number: it fixes the lengths of arrays.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
-      A compressor, and as a transformation: the gradient of a replica in, the mean of what was sent out. No state.
-      Collectives: an all-gather of k values and one of k int32 places, of all leaves together. A replica receives 8 k W
-      bytes: less than the mean in float32 while ratio W < 1.
+      A compressor, and as a transformation: it replaces the gradient of a replica by the mean of what all sent. No
+      state. Collectives: an all-gather of k values and one of k int32 indices, of all leaves together. A replica
+      receives 8 k W bytes: less than the mean in float32 while ratio W < 1.
 
     Raises:
       ValueError: `ratio` outside its range; at `update`, no axis of this name.
@@ -142,32 +132,44 @@ def deep_gradient_compression(
     weight_decay: Scalar | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """Sends the largest thousandth of what has accumulated, after the momentum and not before it.
+    """Sends the largest thousandth of the accumulated steps, after the momentum and not before it.
 
-    Equations: at the head of this file. Momentum is inside, so what follows is a learning rate alone:
+    Equations for replica w of W, for a leaf with `min_ndim` axes or more, with k = ceil(ratio entries):
+
+        u <- m u + g_w,   v <- v + u                            with nesterov:  u <- m (u + g_w),  v <- v + u + g_w
+        S = the k largest |v|
+        send v on S,   v <- 0 on S,   u <- 0 on S               u only with momentum_masking
+        result = (1/W) sum_w sent_w
+
+    For other leaves, with the mean gradient g:
+
+        u <- m u + g,   result = u                              with nesterov:  u <- m (u + g),  result = u + g
+
+    With max_norm, g_w is first scaled down to the norm max_norm / sqrt(W) over all leaves. Momentum is included, so
+    only a learning rate should follow:
 
         tx = optax.chain(gk.parallel.deep_gradient_compression(), optax.scale_by_learning_rate(0.1))
 
-    A second momentum behind it cannot be detected, and counts every gradient twice.
+    A second momentum after it cannot be detected, and counts every gradient twice.
 
     Args:
-      ratio: share of the entries of a leaf that are sent, in (0, 1]. Default 0.001 (paper). A Python number: it fixes
-        the lengths of arrays; a warm-up (`dgc_warmup`) is one program per ratio, with the same state.
+      ratio: fraction of the entries of a leaf that are sent, in (0, 1]. Default 0.001 (paper). A Python number: it
+        fixes the lengths of arrays; a warm-up (`dgc_warmup`) is one program per ratio, with the same state.
       momentum: m in [0, 1). Default 0.9 (official code).
       nesterov: whether the momentum looks ahead. Default False.
-      momentum_masking: whether the momentum of what was sent is dropped, so that old directions are not repeated.
+      momentum_masking: whether the momentum of sent entries is reset, so that old directions are not repeated.
         Default True (paper).
       max_norm: norm > 0 of the sum of all replicas' gradients; each is scaled down to max_norm / sqrt(W). Default None:
         none (official code).
-      min_ndim: leaves with fewer axes are averaged whole, >= 0. Default 2 (official code).
+      min_ndim: leaves with fewer axes are averaged without compression, >= 0. Default 2 (official code).
       weight_decay: decay >= 0, with a momentum d of its own that is not compressed: d <- m d + weight_decay x, and d
-        (with Nesterov weight_decay x + m d) joins the result. Default None: none. Needs `params`.
+        (with nesterov weight_decay x + m d) is added to the result. Default None: none. Needs `params`.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
-      A transformation: the gradient of a replica in, one step of momentum SGD of all out, the same on all replicas.
+      A transformation from the gradient of a replica to the momentum SGD direction of all, the same on all replicas.
       State, per replica: 2 words per parameter (3 with weight decay). Collectives: an all-gather of k values and one of
-      k int32 places, of all leaves together; one all-reduce of the leaves that are averaged whole.
+      k int32 indices, of all leaves together; one all-reduce of the leaves that are averaged without compression.
 
     Raises:
       ValueError: an argument outside its range; at `update`, no axis of this name, or no `params` with weight decay.
@@ -182,7 +184,7 @@ def deep_gradient_compression(
 
     Reference: Lin et al. Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training.
     2017, arXiv 1712.01887; ICLR 2018. As the official code with its sampling of thresholds off: the exact k largest.
-    The code clips leaf by leaf where it clips; here the norm is that of the whole tree, as in the paper.
+    Where the code clips, it clips leaf by leaf; here the norm is over all leaves, as in the paper.
     """
     check_ratio(ratio)
     checks.real("momentum", momentum, "[0, 1)")
@@ -198,7 +200,7 @@ def deep_gradient_compression(
         return DeepGradientCompressionState(zeros(params), v, zeros(params) if decays else None)
 
     def remembered(u: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The momentum after g, and what it makes of g."""
+        """The momentum after g, and the resulting step."""
         m = scalar(momentum, u)
         if nesterov:
             u = m * (u + g)
@@ -237,7 +239,7 @@ def deep_gradient_compression(
         return structure.unflatten(out), alike(new, state)
 
     def _exchanged(v: list[jax.Array], axis_name: Any, W: int) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Of every leaf which entries are sent, and the mean of what all send."""
+        """A mask of the entries of every leaf that are sent, and the mean of what all replicas send."""
         values, places = _chosen(ratio, v)
         own = [
             alike(jnp.zeros((x.size,), bool), x).at[i].set(True).reshape(x.shape)
@@ -256,7 +258,7 @@ def deep_gradient_compression(
 
 
 def _limited(g: list[jax.Array], max_norm: Any, W: int) -> list[jax.Array]:
-    """The gradient of one replica, scaled down to its share of the norm."""
+    """The gradient of one replica, scaled down to the norm max_norm / sqrt(W)."""
     wide = max((x.dtype for x in g), key=lambda dtype: dtype.itemsize)
     norm = jnp.sqrt(sum((jnp.sum(jnp.square(x)).astype(wide) for x in g), jnp.zeros((), wide)))
     factor = jnp.minimum(divide(scalar(max_norm, norm) * jnp.ones_like(norm) / math.sqrt(W), norm), jnp.ones_like(norm))
@@ -265,7 +267,9 @@ def _limited(g: list[jax.Array], max_norm: Any, W: int) -> list[jax.Array]:
 
 
 def dgc_warmup(ratio: Scalar = 0.001, *, epochs: int = 4) -> Callable[[int], float]:
-    """The share of the entries that is sent in each epoch of a warm-up: it falls by equal factors to its last value.
+    """The fraction of the entries that is sent in each epoch of a warm-up: it falls by equal factors to its last value.
+
+    Equations:
 
         ratio_e = ratio^((e + 1) / (epochs + 1))    in epoch e = 0 ... epochs - 1, and `ratio` from then on
 
@@ -274,7 +278,7 @@ def dgc_warmup(ratio: Scalar = 0.001, *, epochs: int = 4) -> Callable[[int], flo
       epochs: of the warm-up, >= 0. Default 4 (paper).
 
     Returns:
-      A function of the epoch, a Python integer, that gives a Python number: one compiled program per ratio.
+      A function of the epoch, a Python integer, that returns a Python number: one compiled program per ratio.
 
     Raises:
       ValueError: an argument outside its range.

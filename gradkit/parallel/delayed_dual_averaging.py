@@ -1,14 +1,4 @@
-"""Dual averaging of gradients that arrive late, in any order: the point is a function of their sum.
-
-S: the gradients that have arrived, x_1: the start, R the radius (`learning_rate`), b the `initial`:
-
-    L_t   = sum_{s in S} |g_s|^2 + 2 sum over pairs s, l in S, l outstanding when s was played, of |g_s| |g_l|
-    eta_t = R / sqrt(b + L_t)
-    x_t   = x_1 - eta_t sum_{s in S} g_s
-    optimistic: played at x_t - lookahead eta_t g, with the last gradient that has arrived as a guess of what is missing
-
-Norms are of the whole tree.
-"""
+"""Dual averaging of gradients that arrive late, in any order: the parameters are a function of their sum."""
 
 from typing import Any, NamedTuple
 
@@ -33,7 +23,8 @@ PAPER = Paper(
 
 
 class DelayedDualAveragingState(NamedTuple):
-    """Updates made, where the radius is a schedule; the start, the sum of gradients, and L; the radius as a metric."""
+    """Number of updates, where the radius is a schedule; the initial parameters, the sum of gradients, and L; the
+    radius as a metric."""
 
     count: Any
     start: Any
@@ -47,19 +38,27 @@ class DelayedDualAveragingState(NamedTuple):
 def delayed_dual_averaging(
     learning_rate: ScalarOrSchedule, *, initial: Any = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Dual averaging with a step that knows how much was outstanding.
+    """Dual averaging with a step size that accounts for outstanding gradients.
 
-    Equations: at the head of this file. `update` gets the gradients as they arrive, and, as an extra argument,
-    `outstanding_norms`: the sum of |g_l| over those l that were outstanding when this one was played and have arrived
-    since (default 0: no delays). Nodes only add up what arrives, so they agree whatever the order was.
+    Equations, with the set S of gradients that have arrived, the initial parameters x_1, the radius R (`learning_rate`)
+    and b = initial:
+
+        L_t   = sum_{s in S} |g_s|^2 + 2 sum_{(s, l)} |g_s| |g_l|
+        eta_t = R / sqrt(b + L_t)
+        x_t   = x_1 - eta_t sum_{s in S} g_s
+
+    The pairs (s, l) in S are those where g_l was outstanding when g_s was computed. Norms are over all leaves. `update`
+    gets the gradients as they arrive, and, as an extra argument, `outstanding_norms`: the sum of |g_l| over those l
+    that were outstanding when this gradient was computed and have arrived since (default 0: no delays). Nodes only add
+    arriving gradients, so they agree for any order.
 
     Args:
       learning_rate: R, the radius: a guess of the distance to the solution, >= 0; a schedule of it must not increase.
       initial: b > 0, of the order of a squared gradient norm times the delay. Default 1.
 
     Returns:
-      A transformation that needs `params`. State: 2 words per parameter (the start, the sum) and a scalar. Collectives:
-      one number per leaf where parameters are sharded.
+      A transformation that needs `params`. State: 2 words per parameter (the initial parameters, the sum) and a scalar.
+      Collectives: one number per leaf where parameters are sharded.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -78,10 +77,14 @@ def delayed_dual_averaging(
 def optimistic_delayed_dual_averaging(
     learning_rate: ScalarOrSchedule, *, lookahead: Scalar = 2.0, initial: Any = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Delayed dual averaging that plays ahead, by a guess of the gradients that are missing.
+    """Delayed dual averaging with a prediction of the gradients that are missing.
 
-    Equations: at the head of this file; the parameters are the point that is played. `outstanding_norms` as in
-    `delayed_dual_averaging`.
+    Equations: those of `delayed_dual_averaging`, with other parameters x_t, for which the last gradient g that has
+    arrived predicts the missing ones:
+
+        x_t = x_1 - eta_t (sum_{s in S} g_s + lookahead g)
+
+    `outstanding_norms` as in `delayed_dual_averaging`.
 
     Args:
       learning_rate: R, the radius, >= 0; a schedule of it must not increase.
@@ -102,7 +105,7 @@ def optimistic_delayed_dual_averaging(
       -1.5
 
     Reference: Hsieh et al. Multi-Agent Online Optimization with Delays: Asynchronicity, Adaptivity, and Optimism. 2020,
-    arXiv 2012.11579. The guess is the last gradient that has arrived.
+    arXiv 2012.11579. The prediction is the last gradient that has arrived.
     """
     checks.real("lookahead", lookahead, "[0, inf)")
     return _dual_averaging("optimistic_delayed_dual_averaging", learning_rate, initial, lookahead)
@@ -158,7 +161,7 @@ def _dual_averaging(name: str, radius: Any, initial: Any, lookahead: Any) -> opt
     )
 
 
-NOTES = "of a server or node that gradients reach late"
+NOTES = "for a server or node that gradients reach late"
 for _function in (delayed_dual_averaging, optimistic_delayed_dual_averaging):
     register(
         _function,

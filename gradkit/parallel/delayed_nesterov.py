@@ -1,16 +1,4 @@
-"""Asynchronous local SGD: momentum that waits for a full buffer, and fewer local steps on slow workers.
-
-delayed Nesterov, arrival t = 0, 1, ... of the pseudo-gradient g, a buffer of N, c in [0, 1/N]:
-
-    D <- D + g
-    (t + 1) mod N = 0:    m     <- beta m + D / N,   D <- 0
-                          theta <- theta - learning_rate ((1 - c N + c) beta m + g / N)
-    else:                 theta <- theta - learning_rate (c beta m + g / N)
-
-dynamic local steps, of workers that take seconds_w per step, the fastest of which makes H:
-
-    steps_w = max(1, floor(H min_j seconds_j / seconds_w))
-"""
+"""Asynchronous local SGD: momentum that is updated by a full buffer, and fewer local steps on slow workers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,7 +20,7 @@ NAME = "delayed_nesterov"
 
 
 class DelayedNesterovState(NamedTuple):
-    """Arrivals so far, the momentum, and the sum of what the buffer holds."""
+    """Number of arrivals, the momentum, and the sum of the pseudo-gradients in the buffer."""
 
     count: jax.Array
     velocity: Any
@@ -45,19 +33,29 @@ def delayed_nesterov(
     """Nesterov's momentum of a server whose workers arrive one by one: every arrival moves the parameters, every N-th
     the momentum.
 
-    Equations: at the head of this file. With N = 1 it is SGD with Nesterov's momentum, whatever `activation` is.
+    Equations of arrival t = 0, 1, ... of a pseudo-gradient g, with N = buffer_size and c = activation:
+
+        D     <- D + g
+        theta <- theta - learning_rate (c beta m + g / N)                       (t + 1) mod N > 0
+
+    and where (t + 1) mod N = 0:
+
+        m     <- beta m + D / N,   D <- 0
+        theta <- theta - learning_rate ((1 - c N + c) beta m + g / N)
+
+    With N = 1 it is SGD with Nesterov's momentum, for any `activation`.
 
     Args:
       learning_rate: step size >= 0, or a schedule of the arrivals. The paper's is near 0.1 where the synchronous one is
         0.7.
       momentum: beta, in [0, 1]. Default 0.9 (paper).
       buffer_size: N >= 1, usually the number of workers. Default 4 (paper).
-      activation: c, the share of the momentum that each arrival releases, in [0, 1/N]. Default 0 (paper): the N-th
-        arrival releases all of it; 1/N spreads it evenly.
+      activation: c, the fraction of the momentum that each arrival applies, in [0, 1/N]. Default 0 (paper): the N-th
+        arrival applies all of it; 1/N distributes it evenly.
 
     Returns:
-      A transformation; pseudo-gradients come in as they are, not divided by the number of workers. State: 2 words per
-      parameter. Elementwise: no collective.
+      A transformation of pseudo-gradients that are not divided by the number of workers. State: 2 words per parameter.
+      Elementwise: no collective.
 
     Raises:
       ValueError: a hyperparameter outside its range.
@@ -114,11 +112,13 @@ def delayed_nesterov(
 def dynamic_local_steps(seconds_per_step: Any, sync_every: int) -> np.ndarray:
     """Local steps in proportion to a worker's speed, so that all arrive at about the same time.
 
-    Equations: at the head of this file.
+    Equations, for workers that take seconds_w per step, the fastest of which makes H steps:
+
+        steps_w = max(1, floor(H min_j seconds_j / seconds_w))
 
     Args:
-      seconds_per_step: > 0, one number per worker; infinity is a worker that makes one step.
-      sync_every: H >= 1, the steps of the fastest.
+      seconds_per_step: > 0, one number per worker; a worker with infinity makes one step.
+      sync_every: H >= 1, the steps of the fastest worker.
 
     Returns:
       Integers >= 1, one per worker, for `arrival_schedule`.
@@ -146,7 +146,10 @@ def async_local_sgd(
 ) -> Callable[[Any, Any, Any, Any], tuple[Any, Any]]:
     """The local phase of `simulate_events`: any optimizer on a worker, for a number of steps that is data.
 
-        x_0 = what the worker read,    x_{k+1} = x_k + inner(gradient of minibatch k at x_k),    delta = x_0 - x_steps
+    Equations, with the parameters x_0 that the worker read:
+
+        x_{k+1} = x_k + inner(gradient of minibatch k at x_k)
+        delta   = x_0 - x_steps
 
     The optimizer of the paper's language models is `gk.adamw`, the server's `delayed_nesterov`, and the whole run:
 
@@ -160,15 +163,16 @@ def async_local_sgd(
     Args:
       value_and_grad: (parameters, minibatch) -> (loss, gradient), as `jax.value_and_grad(loss_fn)` gives it.
       inner: the transformation of a worker.
-      keep_state: whether a worker goes on with its own state of `inner` in its next round (then it is the
-        `worker_state` of `start_simulation`). Default True, as in DiLoCo; False starts every round afresh.
+      keep_state: whether a worker continues with its own state of `inner` in its next round (then it is the
+        `worker_state` of `start_simulation`). Default True, as in DiLoCo; False starts every round from a fresh state.
 
     Returns:
       (parameters read, state, minibatches, steps) -> (pseudo-gradient, state). Leaves of the minibatches have a leading
-      axis of H minibatches, of which the first `steps` are used, all for None. Every round costs H steps of computing.
+      axis of H minibatches, of which the first `steps` are used, all for None. Every round costs the computation of H
+      steps.
 
     Raises:
-      ValueError: an argument that is no function, or no transformation.
+      ValueError: an argument that is not a function, or not a transformation.
 
     Example:
       >>> phase = async_local_sgd(jax.value_and_grad(lambda x, b: b * x), optax.sgd(1.0), keep_state=False)

@@ -1,13 +1,4 @@
-"""DIFF2: private gradients whose noise shrinks with the step, by differences of gradients.
-
-Round r, n examples, clip(u, c) = u min(1, c / |u|) over the whole tree:
-
-    r mod T = 0:   v = (1/n) [sum_i clip(grad f_i(x_r), C1) + sigma1 C1 N(0, I)]
-    else:          c = C2 |x_r - x_{r-1}|
-                   v <- v + (1/n) [sum_i clip(grad f_i(x_r) - grad f_i(x_{r-1}), c) + sigma2 c N(0, I)]
-
-v takes the place of the gradient in any optimizer.
-"""
+"""DIFF2: private gradients from differences of gradients, with noise proportional to the length of the step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,13 +22,13 @@ PAPER = Paper(
 
 
 class Diff2State(NamedTuple):
-    """Rounds made, the estimate v, and the parameters of the last round."""
+    """Number of rounds, the estimate v, and the parameters of the last round."""
 
     count: jax.Array
     v: Any
     previous: Any
 
-    exact_fields = ("previous",)  # read as a small difference
+    exact_fields = ("previous",)  # read only in a small difference
 
 
 class Diff2(NamedTuple):
@@ -70,7 +61,17 @@ def diff2(
 ) -> Diff2:
     """Private estimates of the gradient from clipped differences between this round's and the last round's parameters.
 
-    Equations: at the head of this file. In a loop with any optimizer `tx`:
+    Equations of round r, with n examples, T = restart, and clip(u, c) = u min(1, c / |u|) over all leaves. Where
+    r mod T = 0:
+
+        v = (1/n) [sum_i clip(grad f_i(x_r), C1) + sigma1 C1 N(0, I)]
+
+    Otherwise:
+
+        c = C2 |x_r - x_{r-1}|
+        v <- v + (1/n) [sum_i clip(grad f_i(x_r) - grad f_i(x_{r-1}), c) + sigma2 c N(0, I)]
+
+    v replaces the gradient in any optimizer `tx`:
 
         private = gk.parallel.diff2(loss_of_example, clip=1.0, difference_clip=10.0, noise_multiplier=2.0, restart=20)
         memory = private.init(params)
@@ -78,18 +79,18 @@ def diff2(
         v, memory = private.estimate(params, batch, memory, key)
         updates, state = tx.update(v, state, params)
 
-    What (epsilon, delta) a run spends is not computed here: both multipliers follow from the number of rounds of their
-    kind by an accountant for Gaussian noise.
+    The (epsilon, delta) of a run is not computed here: an accountant for Gaussian noise gives both multipliers from the
+    number of rounds of their kind.
 
     Args:
       loss_fn: (params, example) -> scalar, of one example.
       clip: C1, the largest norm of an example's gradient in the sum, in (0, inf]. Default 1.
       difference_clip: C2, the largest norm of an example's difference as a multiple of the step's length, in (0, inf];
-        the smoothness of the losses clips nothing. Default 1.
+        at the smoothness of the losses nothing is clipped. Default 1.
       noise_multiplier: sigma1 >= 0. Default 1.
       difference_noise_multiplier: sigma2 >= 0. Default 1.
-      restart: T, rounds from one gradient to the next, >= 1; 1 is DP-GD. Default 10.
-      axis_name: axis of `vmap` or `shard_map` whose members hold other examples of the batch. Default None.
+      restart: T, rounds from one full gradient to the next, >= 1; 1 is DP-GD. Default 10.
+      axis_name: axis of `vmap` or `shard_map` whose members have different examples of the batch. Default None.
 
     Returns:
       A `Diff2`. State: 2 words per parameter. A round costs two gradients of every example, one after a restart.
@@ -107,7 +108,7 @@ def diff2(
 
     Reference: Murata, Suzuki. DIFF2: Differential Private Optimization via Gradient Differences for Nonconvex
     Distributed Learning. ICML 2023, arXiv 2302.03884: DIFF2-GD. The radius C2 |x_r - x_{r-1}| of an example's
-    difference is as understood from its abstract and summaries; its second subroutine, BVR-L-SGD, is not here.
+    difference follows the abstract and summaries of the paper; its second subroutine, BVR-L-SGD, is not included.
     """
     checks.function("loss_fn", loss_fn)
     for name, value in {"clip": clip, "difference_clip": difference_clip}.items():
@@ -125,7 +126,7 @@ def diff2(
         return jax.vmap(lambda example: jax.grad(loss_fn)(params, example))(batch)
 
     def clipped(gradients: Any, radius: jax.Array) -> Any:
-        """The sum over examples, each scaled down to the radius."""
+        """The sum over examples, each clipped to the radius."""
         norms = jax.vmap(_norm)(gradients)
         factor = jnp.where(norms > radius, radius / jnp.where(norms > 0, norms, jnp.ones_like(norms)), 1.0)
 
@@ -146,14 +147,14 @@ def diff2(
             n *= jax.lax.axis_size(axis_name)
         step = _norm(jax.tree.map(jnp.subtract, x, state.previous))
 
-        # The types of both branches: a sum over the examples of this replica.
+        # Both branches must have the same types: sums over the examples of this replica.
         anything = step + sum((jnp.sum(b).astype(step.dtype) * 0 for b in jax.tree.leaves(batch)), jnp.zeros_like(step))
         like = (jax.tree.map(lambda _: anything, x), step)
-        # Of parameters that all replicas share, `jax.grad` would be the sum over replicas, before any clipping.
+        # With replicated parameters `jax.grad` would sum over replicas before clipping.
         here, before = (alike(point, like[0]) for point in (x, state.previous))
 
         def noise(multiplier: Any, radius: Any) -> jax.Array:
-            none = jnp.asarray(multiplier, step.dtype) == 0  # of a radius without end, too
+            none = jnp.asarray(multiplier, step.dtype) == 0  # also for an infinite radius
             return jnp.where(none, 0.0, jnp.asarray(multiplier, step.dtype) * radius)
 
         def whole() -> Any:

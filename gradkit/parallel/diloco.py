@@ -1,13 +1,4 @@
-"""DiLoCo: replicas train apart for hundreds of steps, and an outer momentum moves the point they start from.
-
-Replica k of W holds x_k; all of them hold theta and m.
-
-    x_k   <- x_k + inner(g_k(x_k))             H times
-    D     =  (1/W) sum_k (theta - x_k)         the pseudo-gradient
-    m     <- beta m + D
-    theta <- theta - gamma (D + beta m)        without Nesterov: theta - gamma m
-    x_k   <- theta                             the inner state stays as it is, also its counter
-"""
+"""DiLoCo: replicas train separately for hundreds of steps, and an outer step with momentum moves their start point."""
 
 from typing import Any
 
@@ -27,6 +18,8 @@ def outer_nesterov(
     learning_rate: ScalarOrSchedule = 0.7, momentum: Scalar = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     """The outer optimizer of DiLoCo, for the `outer` of `local_updates`: `optax.sgd` with Nesterov's momentum.
+
+    Equations: m and theta of `diloco`.
 
     Args:
       learning_rate: gamma >= 0, or a schedule of the rounds. Default 0.7 (paper).
@@ -69,8 +62,15 @@ def diloco(
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo: long rounds of any optimizer on every replica, and an outer step with momentum between them.
 
-    Equations: at the head of this file. It is `local_updates(inner, outer=outer_nesterov(...))`. On a mesh of replicas
-    that are themselves several devices:
+    Equations of a round, for replica k of W, which has x_k; theta and m are the same on all replicas:
+
+        x_k   <- x_k + inner(g_k(x_k))             H = sync_every times
+        D     =  (1/W) sum_k (theta - x_k)         the pseudo-gradient
+        m     <- beta m + D
+        theta <- theta - gamma (D + beta m)        without outer_nesterov: theta - gamma m
+        x_k   <- theta                             the inner state does not change
+
+    It is `local_updates(inner, outer=outer_nesterov(...))`. On a mesh of replicas that are themselves several devices:
 
         mesh = jax.make_mesh((4, 2), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
         tx = gk.parallel.diloco(gk.adamw(3e-4), sync_every=500)
@@ -78,7 +78,7 @@ def diloco(
         params = gk.parallel.replicate(params, 4)                      # P("replica", ...)
         state = gk.parallel.init_replicas(tx, params)
 
-        def step(params, state, batch):                                # of one replica; it knows no mesh
+        def step(params, state, batch):                                # of one replica, written without the mesh
             grads = jax.grad(loss_fn)(params, batch)
             updates, state = tx.update(grads, state, params, sync=False)
             return optax.apply_updates(params, updates), state
@@ -86,16 +86,17 @@ def diloco(
         def meet(params, state):
             return gk.parallel.synchronize(tx, params, state)
 
-        lies = jax.tree.map(lambda x: x.sharding, (params, state))
+        shardings = jax.tree.map(lambda x: x.sharding, (params, state))
         step, meet = (
-            jax.jit(jax.vmap(f, axis_name="replica"), out_shardings=lies, donate_argnums=(0, 1)) for f in (step, meet)
+            jax.jit(jax.vmap(f, axis_name="replica"), out_shardings=shardings, donate_argnums=(0, 1))
+            for f in (step, meet)
         )
         for batch, sync in zip(batches, gk.parallel.sync_steps(500, steps)):    # a batch: P("replica", "data")
             params, state = step(params, state, batch)
             if sync:
                 params, state = meet(params, state)
 
-    Only `meet` exchanges anything between replicas.
+    Only `meet` has collectives between replicas.
 
     Args:
       inner: the transformation of each replica; the paper has AdamW.

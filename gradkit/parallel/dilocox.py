@@ -1,15 +1,4 @@
-"""DiLoCoX: the compressed pseudo-gradient of a round travels while the next round trains.
-
-round r of H steps, on every replica k, from theta:
-
-    x_k <- theta, then H inner steps
-    c_k =  C(theta - x_k + e_k),   e_k <- theta - x_k + e_k - c_k       C: factors of rank r, in integers
-    D_r =  (1/W) sum_k c_k                                              on its way during round r + 1
-    theta <- theta + outer(D_{r-1})                                     one round late; D_{-1} = 0
-
-A round starts from theta, without what its own replica has just done: that comes with D, for all of them. So with one
-replica and nothing compressed it is DiLoCo with a pseudo-gradient that is one round old.
-"""
+"""DiLoCoX: DiLoCo whose compressed pseudo-gradient is exchanged while the next round trains."""
 
 from typing import Any, NamedTuple
 
@@ -34,19 +23,20 @@ PAPER = Paper(
 
 
 class OneStepDelayState(NamedTuple):
-    """What came in with the step before, and the inner state."""
+    """The updates of the previous step, and the inner state."""
 
     pending: Any
     inner: Any
 
 
 def one_step_delay(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Hands every gradient on one step late, so that its exchange may take as long as a step.
+    """Passes every gradient on one step late, so that its exchange may take as long as a step.
+
+    Equations:
 
         u_t = inner(g_{t-1}),    g_{-1} = 0
 
-    As the `outer` of `local_updates` it makes what replicas exchange at the end of a round something that nothing needs
-    before the end of the next.
+    As the `outer` of `local_updates`, the exchange at the end of a round is not needed before the end of the next one.
 
     Args:
       inner: any transformation.
@@ -55,7 +45,7 @@ def one_step_delay(inner: optax.GradientTransformation) -> optax.GradientTransfo
       A transformation. State: 1 word per parameter and the inner state. Elementwise: no collective.
 
     Raises:
-      ValueError: `inner` is no transformation.
+      ValueError: `inner` is not a transformation.
 
     Example:
       >>> import jax.numpy as jnp
@@ -93,9 +83,17 @@ def dilocox(
     key: Key = 0,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """DiLoCo over slow links: factors of low rank in few bits, with error feedback, exchanged behind the next round.
+    """DiLoCo over slow links: factors of low rank in few bits, with error feedback, exchanged during the next round.
 
-    Equations: at the head of this file. It is
+    Equations of round r, on every replica k of W, with the compressor C to factors of low rank in integers:
+
+        x_k <- theta, then H = sync_every inner steps
+        c_k =  C(theta - x_k + e_k),   e_k <- theta - x_k + e_k - c_k
+        D_r =  (1/W) sum_k c_k                                              exchanged during round r + 1
+        theta <- theta + outer(D_{r-1})                                     one round late; D_{-1} = 0
+
+    A round starts from theta without the last changes of its own replica, which arrive with D on all replicas. So with
+    one replica and no compression it is DiLoCo with a pseudo-gradient that is one round old. It is
 
         local_updates(inner, outer=one_step_delay(outer_nesterov(...)),
                       exchange=error_feedback(low_rank_compressor(rank, bits=bits)))
@@ -103,7 +101,7 @@ def dilocox(
     Args:
       inner: the transformation of each replica; the paper has AdamW.
       sync_every: H, as in `local_updates`. Default 125.
-      rank: of the factors, >= 1; a program has one rank. Default 64. None: nothing is compressed, whatever `bits` is.
+      rank: of the factors, >= 1; a program has one rank. Default 64. None: no compression, whatever `bits` is.
       bits: of the factors, 4, 8 or None for float32. Default 4 (paper).
       outer_learning_rate: gamma >= 0, or a schedule of the rounds. Default 0.7.
       outer_momentum: beta in [0, 1]. Default 0.9.
@@ -130,8 +128,8 @@ def dilocox(
       [4.5 4.5]
 
     Reference: Qi et al. DiLoCoX: A Low-Communication Large-Scale Training Framework for Decentralized Cluster. 2025,
-    arXiv 2506.21263. There is no public code; where a round starts, and the form of the momentum, are as above. Rank
-    and H that follow the effective rank of D are the loop's: `adaptive_rank` says which, and every rank is a program.
+    arXiv 2506.21263. There is no public code; where a round starts, and the form of the momentum, are as above. The
+    loop must adapt rank and H to the effective rank of D: `adaptive_rank` chooses, and every rank is a program.
     """
     checks.integer("rank", rank, 1, optional=True)
     bits = checks.integer("bits", bits, optional=True)

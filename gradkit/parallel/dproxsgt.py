@@ -1,7 +1,4 @@
-"""Decentralised proximal stochastic gradient tracking, whole and compressed.
-
-Equations: at the head of `gossip.py`, beside the mixing that both forms share.
-"""
+"""Decentralised proximal stochastic gradient tracking, without and with compression."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,7 +25,7 @@ PAPER = Paper(
 
 
 class DproxsgtState(NamedTuple):
-    """Of this replica: number of steps, the tracked gradient y, and the gradient of the last step."""
+    """The state of one replica: number of steps, the tracked gradient y, and the gradient of the last step."""
 
     count: jax.Array
     y: Any
@@ -36,8 +33,9 @@ class DproxsgtState(NamedTuple):
 
 
 class CompressedDproxsgtState(NamedTuple):
-    """Of this replica: number of steps, the tracked gradient y, the gradient of the last step; what the neighbours know
-    of its x and y, and the mixtures of what it knows of theirs; the states of both compressors."""
+    """The state of one replica: number of steps, the tracked gradient y, the gradient of the last step; the neighbours'
+    copies x^ and y^ of its x and y, and the mixtures X and Y of its copies of theirs; the states of both
+    compressors."""
 
     count: jax.Array
     y: Any
@@ -81,15 +79,22 @@ def dproxsgt(
     prox: Callable[[Any, Any], Any] | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient tracking between neighbours, with a proximal step: no replica ever meets all others.
+    """Gradient tracking between neighbours, with a proximal step, without a collective over all replicas.
 
-    Equations: at the head of `gradkit/parallel/gossip.py`. Its `update` takes the gradient of one replica at its own
-    parameters, under the axis of the replicas.
+    Equations for replica i with the gradient g of its own loss at its own x; y and the previous gradient g^- start at
+    0, eta = learning_rate, and mix(x)_i = sum_j W_ij x_j with a symmetric W whose rows add up to 1:
+
+        h  =  y + g - g^-                   of two samples, each at its own point
+        y  <- mix(h)                        its mean over replicas is the mean of g
+        z  =  prox(x - eta y, eta)
+        x  <- mix(z)
+
+    `update` takes the gradient of one replica at its own parameters, under the axis of the replicas.
 
     Args:
       learning_rate: eta >= 0, or a schedule.
       mixing: W, a symmetric matrix of NumPy of numbers >= 0 whose rows add up to 1, one row per replica; or "ring", a
-        third of oneself and of each neighbour. Default "ring" (official code).
+        third of the replica itself and of each neighbour. Default "ring" (official code).
       prox: (tree, eta) -> tree, the proximal map of eta r for a regulariser r, such as a soft threshold. Default None:
         no regulariser.
       axis_name: name of the axis of the replicas. Default "replica".
@@ -147,20 +152,29 @@ def compressed_dproxsgt(
     gamma_y: Any = 0.8,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """`dproxsgt` in which replicas tell their neighbours compressed differences from what these know already.
+    """`dproxsgt` in which replicas send compressed differences from the copies that their neighbours have.
 
-    Equations: at the head of `gradkit/parallel/gossip.py`. With compressors that lose nothing and both gamma = 1 it is
-    `dproxsgt`.
+    Equations, as in `dproxsgt`, with compressors Q_x and Q_y, the neighbours' copies x^ and y^ of this replica, and
+    their mixtures X and Y, all of which start at 0:
+
+        h = y + g - g^-
+        q = Q_y(h - y^),   y^ <- y^ + q,   Y <- Y + mix(q)
+        y <- h + gamma_y (Y - y^)
+        z = prox(x - eta y, eta)
+        q = Q_x(z - x^),   x^ <- x^ + q,   X <- X + mix(q)
+        x <- z + gamma_x (X - x^)
+
+    With compressors that lose nothing and both gamma = 1 it is `dproxsgt`.
 
     Args:
       learning_rate: eta >= 0, or a schedule.
       mixing: W, as in `dproxsgt`. Default "ring" (official code).
-      compressor_x: of the parameters' differences, one whose payload is of one replica: `top_k_compressor`,
+      compressor_x: compressor of the parameters' differences, whose payload is of one replica: `top_k_compressor`,
         `ternary_compressor`.
-      compressor_y: of the tracked gradients' differences.
+      compressor_y: compressor of the tracked gradients' differences.
       prox: as in `dproxsgt`. Default None.
-      gamma_x: how far a replica moves to the mixture of what it knows, in (0, 1]. Default 0.8 (official code).
-      gamma_y: the same of the tracked gradient. Default 0.8 (official code).
+      gamma_x: step of the parameters towards the mixture, in (0, 1]. Default 0.8 (official code).
+      gamma_y: step of the tracked gradient towards the mixture, in (0, 1]. Default 0.8 (official code).
       axis_name: name of the axis of the replicas. Default "replica".
 
     Returns:
@@ -227,7 +241,7 @@ def _payloads(argument: str, compressor: Any) -> Compressor:
     return found
 
 
-NO_ROUNDS = "every step exchanges with neighbours: there are no rounds at whose end all replicas agree"
+NO_ROUNDS = "every step exchanges with neighbours: there is no end of a round at which all replicas agree"
 OPT_OUTS = dict.fromkeys(("mesh", "agree", "bfloat16", "bad use", "donation"), NO_ROUNDS)
 register(
     dproxsgt,

@@ -1,16 +1,4 @@
-"""Backup workers: a step takes the k earliest of n gradients, and k follows from what waiting is worth.
-
-    Gain(k) = (eta - L eta^2 / 2) |grad F|^2 - (L eta^2 / 2) V / k          what a step with k gradients gains
-    k       = argmax Gain(k) / T(k)                                         per unit of time
-
-V is the variance of the gradient of one worker, T(k) the mean time at which the k-th gradient of a round arrives. From
-the k gradients of a round, with their mean g:
-
-    V^ = (1 / (k - 1)) sum |g_i - g|^2,   |grad F|^2 ~ max(|g|^2 - V^ / k, 0),
-    L^ from the loss: Gain(k) = its decrease
-
-each averaged over the last D rounds.
-"""
+"""Backup workers: a step uses the k earliest of n gradients, with the k that maximises the gain per unit of time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,25 +16,27 @@ PAPER = Paper("Dynamic backup workers for parallel machine learning", "Xu, Negli
 
 
 def earliest(arrival_times: jax.Array, k: Any) -> jax.Array:
-    """(n,) booleans: the k earliest; of equal times, the lowest number. Never (infinity or NaN) is late."""
+    """(n,) booleans of the k earliest; of equal times, the lowest numbers. Infinity and NaN come last."""
     order = jnp.argsort(jnp.where(jnp.isnan(arrival_times), jnp.inf, arrival_times), stable=True)
     rank = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
     return rank < k
 
 
 def backup_mean(gradients: PyTree, arrival_times: Any, k: Any, *, axis_name: Any = None) -> Any:
-    """The mean of the gradients of the k workers that are the earliest.
+    """The mean of the gradients of the k earliest workers.
+
+    Equations:
 
         mean = (1/k) sum over the k earliest of g_i
 
     Args:
-      gradients: of all workers, a tree with a leading axis (n, ...); with `axis_name`, that of this replica alone.
-      arrival_times: (n,) numbers, the same on all replicas. Infinity or NaN is a worker that does not arrive.
-      k: how many are waited for, from 1 to n; may be traced: another k is no new program.
+      gradients: of all workers, a tree with a leading axis (n, ...); with `axis_name`, that of this replica.
+      arrival_times: (n,) numbers, the same on all replicas. Infinity or NaN for a worker that does not arrive.
+      k: number of workers that are waited for, from 1 to n; may be traced: another k needs no new program.
       axis_name: axis of `vmap` or `shard_map` over workers. Default None: the gradients are stacked.
 
     Returns:
-      A tree like one gradient, of its dtypes, summed in float32 or wider. What a late worker holds is not read.
+      A tree like one gradient, in its dtypes, summed in float32 or wider. Gradients of late workers are not read.
       Collectives: with `axis_name` one all-reduce of the tree.
 
     Raises:
@@ -83,9 +73,9 @@ def backup_mean(gradients: PyTree, arrival_times: Any, k: Any, *, axis_name: Any
 
 
 class BackupState(NamedTuple):
-    """What has been seen: of the last D rounds V, |grad F|^2 and L (NaN where there is none); the sums and numbers of
-    arrival times by (number waited for in the round before, number of the arrival); the last loss; k, and the k before
-    it; rounds."""
+    """The estimates V, |grad F|^2 and L of the last D rounds (NaN where there is none); the sums and numbers of arrival
+    times by (number waited for in the previous round, number of the arrival); the last loss; k, and the previous k; the
+    number of rounds."""
 
     variance: jax.Array
     norm_sq: jax.Array
@@ -102,7 +92,7 @@ class BackupWorkers(NamedTuple):
     """Three pure functions, all jittable.
 
     Attributes:
-      init: () -> `BackupState`, which waits for all.
+      init: () -> `BackupState`, which waits for all workers.
       choose: state -> k, for the next round.
       observe: (state, gradients, loss, times) -> state with its next k: the stacked gradients of all workers, of which
         the k earliest are read, the loss that they were computed at, and all arrival times, of which the k earliest are
@@ -115,7 +105,7 @@ class BackupWorkers(NamedTuple):
 
 
 def _mean(x: jax.Array) -> jax.Array:
-    """The mean of those that are there; NaN where none is."""
+    """The mean of the finite entries; NaN where there is none."""
     there = jnp.isfinite(x)
     total = jnp.sum(jnp.where(there, x, jnp.zeros_like(x)))
     count = jnp.sum(there).astype(x.dtype)
@@ -125,9 +115,21 @@ def _mean(x: jax.Array) -> jax.Array:
 def dynamic_backup_workers(
     workers: int, learning_rate: Scalar, *, window_size: int = 20, loss_increase: Scalar = 1.1
 ) -> BackupWorkers:
-    """Decides after every round how many of the workers the next one waits for.
+    """Decides after every round how many workers the next one waits for.
 
-    Equations: at the head of this file. In a loop, where `gradients` are stacked and `times` come from clocks:
+    Equations, with the variance V of the gradient of one worker, the smoothness L of the loss F, eta = learning_rate,
+    and the mean time T(k) at which the k-th gradient of a round arrives:
+
+        Gain(k) = (eta - L eta^2 / 2) |grad F|^2 - (L eta^2 / 2) V / k          expected decrease by k gradients
+        k       = argmax Gain(k) / T(k)
+
+    Estimates from the k gradients of a round with their mean g, averaged over the last D rounds; L^ is the L for which
+    Gain(k) is the decrease of the loss:
+
+        V^ = (1 / (k - 1)) sum |g_i - g|^2
+        |grad F|^2 ~ max(|g|^2 - V^ / k, 0)
+
+    In a loop, where `gradients` are stacked and `times` are measured:
 
         rules = gk.parallel.dynamic_backup_workers(8, 0.1)
         state = rules.init()
@@ -137,10 +139,10 @@ def dynamic_backup_workers(
 
     Args:
       workers: n >= 1.
-      learning_rate: eta > 0, of the step that the mean is used for.
-      window_size: D, rounds that estimates are averaged over, >= 1. Default 20.
-      loss_increase: > 0; where the loss grows by more than this factor, the next round waits for one more than this
-        one, or for more. Default 1.1.
+      learning_rate: eta > 0, of the step that uses the mean.
+      window_size: D, rounds over which estimates are averaged, >= 1. Default 20.
+      loss_increase: > 0; where the loss grows by more than this factor, the next round waits for at least one worker
+        more. Default 1.1.
 
     Returns:
       A `BackupWorkers`. State: 3 D + 2 n^2 numbers.
@@ -154,9 +156,9 @@ def dynamic_backup_workers(
       3
 
     Reference: Xu, Neglia, Sebastianelli. Dynamic backup workers for parallel machine learning. 2020, arXiv 2004.14696.
-    The estimators are the paper's; the length of its windows and its rule for a loss that grows could not be checked
-    against its text, and are arguments here. T(k) of a pair not yet seen is that of any round before, and of a k never
-    seen the largest that is known: what was never tried looks cheap, and is tried.
+    The estimators are the paper's; the length of its windows and its rule for a growing loss could not be checked
+    against its text, and are arguments here. T(k) of a pair not yet seen is the mean over all earlier rounds, and of a
+    k never seen the largest known time, so that untried k look cheap and are tried.
     """
     n = checks.integer("workers", workers, 1)
     checks.real("learning_rate", learning_rate, "(0, inf)")
@@ -171,7 +173,7 @@ def dynamic_backup_workers(
         return BackupState(ring(), ring(), ring(), times(), times(), nothing, k(), k(), jnp.zeros((), jnp.int32))
 
     def times_of(state: BackupState) -> jax.Array:
-        """(n,): T(k) for a round after one that waited for the present k, never falling with k."""
+        """(n,): T(k) for a round after one that waited for the current k, nondecreasing in k."""
         own_sum, own_count = state.time_sum[state.k - 1], state.time_count[state.k - 1]
         any_sum, any_count = jnp.sum(state.time_sum, axis=0), jnp.sum(state.time_count, axis=0)
         one = jnp.ones_like(own_count)
@@ -187,7 +189,7 @@ def dynamic_backup_workers(
     def next_k(state: BackupState) -> jax.Array:
         gains, times = gains_of(state), times_of(state)
         rate = gains / jnp.maximum(times, jnp.full_like(times, jnp.finfo(jnp.float32).tiny))
-        # Of equal rates the largest k: more gradients for the same time.
+        # Of equal gains per time the largest k: more gradients in the same time.
         best = n - jnp.argmax(rate[::-1]).astype(jnp.int32)
         return jnp.where(jnp.any(gains > 0) & jnp.isfinite(gains).all(), best, jnp.asarray(n, jnp.int32))
 
@@ -203,9 +205,11 @@ def dynamic_backup_workers(
             spread += jnp.sum(jnp.where(counts, apart, jnp.zeros_like(apart)))
         one = jnp.ones_like(k)
         variance = (spread / jnp.maximum(k - one, one)).astype(jnp.float32)
-        variance = jnp.where(k > 1, variance, _mean(state.variance))  # of one gradient there is none: the last ones
+        variance = jnp.where(
+            k > 1, variance, _mean(state.variance)
+        )  # One gradient has no variance: use the previous ones.
         estimate = norm_sq.astype(jnp.float32) - jnp.where(jnp.isfinite(variance), variance, 0.0) / k
-        # The decrease that the last round's step has brought, and the curvature that would explain it.
+        # The decrease of the loss by the last round's step, and the smoothness that would explain it.
         V, G, last_k = _mean(state.variance), _mean(state.norm_sq), state.before.astype(jnp.float32)
         loss = jnp.asarray(loss, jnp.float32)
         found = 2 * (eta * G - (state.loss - loss)) / (jnp.square(eta) * (G + V / last_k))

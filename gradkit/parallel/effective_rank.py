@@ -1,12 +1,4 @@
-"""How many directions a matrix has to speak of, and the rank of a compressor that follows it.
-
-With singular values sigma_1 >= sigma_2 >= ...:
-
-    "participation"   (sum sigma)^2 / sum sigma^2
-    "entropy"         exp(- sum p log p),   p = sigma / sum sigma
-
-Both are r for r equal singular values, and between 1 and the rank.
-"""
+"""The effective rank of a matrix, and the rank of a compressor that follows it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +24,12 @@ KINDS = ("participation", "entropy")
 def effective_rank(M: Scalar, *, kind: str = "participation") -> jax.Array:
     """The effective rank of matrices.
 
-    Equations: at the head of this file.
+    Equations, with the singular values sigma:
+
+        (sum sigma)^2 / sum sigma^2                             "participation"
+        exp(- sum p log p),   p = sigma / sum sigma             "entropy"
+
+    Both are r for r equal singular values, and between 1 and the rank.
 
     Args:
       M: matrices (..., rows, columns), real floating point.
@@ -48,7 +45,7 @@ def effective_rank(M: Scalar, *, kind: str = "participation") -> jax.Array:
       >>> print(effective_rank(jnp.eye(4)), effective_rank(jnp.diag(jnp.array([1.0, 0.0]))))
       4.0 1.0
 
-    Reference: the measure by which Qi et al. lower the rank of a compressed exchange. DiLoCoX. 2025, arXiv 2506.21263;
+    Reference: The measure by which Qi et al. lower the rank of a compressed exchange. DiLoCoX. 2025, arXiv 2506.21263;
     which of the definitions it has could not be checked.
     """
     checks.choice("kind", kind, KINDS)
@@ -65,16 +62,18 @@ def effective_rank(M: Scalar, *, kind: str = "participation") -> jax.Array:
 
 
 def adaptive_rank(effective_ranks: Any, ranks: Sequence[int], *, window_size: int = 5) -> int:
-    """The rank of the next exchanges: the smallest of a few that is not below what the last ones needed.
+    """The rank of the next exchanges: the smallest of a list that is at least the mean of the last effective ranks.
+
+    Equations:
 
         r = min { r in ranks : r >= mean of the last `window_size` effective ranks },   the largest where there is none
 
-    A rank fixes the lengths of arrays: one compiled program per rank of the list, whose states differ in their factors
-    alone.
+    A rank fixes the lengths of arrays: there is one compiled program per rank of the list, and only the factors in the
+    state differ.
 
     Args:
       effective_ranks: of the averaged updates so far, one number per exchange.
-      ranks: those that programs are compiled for, integers >= 1.
+      ranks: the ranks that programs are compiled for, integers >= 1.
       window_size: exchanges that are averaged, >= 1. Default 5.
 
     Returns:
@@ -87,7 +86,7 @@ def adaptive_rank(effective_ranks: Any, ranks: Sequence[int], *, window_size: in
       >>> adaptive_rank([30.0, 7.0, 6.0, 5.0], [2, 8, 32], window_size=3)
       8
 
-    Reference: after Qi et al. DiLoCoX. 2025, arXiv 2506.21263, whose rule for the window could not be checked.
+    Reference: After Qi et al. DiLoCoX. 2025, arXiv 2506.21263, whose rule for the window could not be checked.
     """
     window_size = checks.integer("window_size", window_size, 1)
     known = sorted(checks.integer("ranks", r, 1) for r in ranks)

@@ -1,14 +1,4 @@
-"""Error feedback: what a compressed exchange failed to say in one step, it says in later ones.
-
-Replica w of W, with the gradient g_w and a memory e_w that starts at 0:
-
-    p_w   = g_w + decay e_w
-    sent_w = what the others understand of p_w
-    e_w   <- p_w - sent_w
-    mean  = (1/W) sum_w sent_w
-
-With decay = 1, at every step t:   sum_s mean_s + (1/W) sum_w e_w = sum_s (1/W) sum_w g_ws.  Nothing is lost.
-"""
+"""Error feedback: the error of a compressed exchange is added to the next one."""
 
 from typing import Any, NamedTuple
 
@@ -30,38 +20,49 @@ PAPER = Paper(
 
 
 class ErrorFeedbackState(NamedTuple):
-    """What this replica has not yet said, float32 or wider; the state of the compressor."""
+    """The part that this replica has not yet sent, in float32 or wider; the state of the compressor."""
 
     error: Any
     compressor: Any
 
-    exact_fields = ("error",)  # what is rounded off here is never said
+    exact_fields = ("error",)  # a rounding error here would never be sent
 
 
 def error_feedback(
     compressor: optax.GradientTransformation, *, decay: Scalar = 1.0, axis_name: Any = "replica"
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps what a compressor failed to send, and adds it to what is sent next.
+    """Keeps the error of a compressor, and adds it to the next gradient before compression.
 
-    Equations: at the head of this file. The first link of a chain, on the gradient of one replica:
+    Equations for replica w of W, with the gradient g_w and an error e_w that starts at 0:
+
+        p_w    = g_w + decay e_w
+        sent_w = the decompressed payload of p_w
+        e_w   <- p_w - sent_w
+        mean   = (1/W) sum_w sent_w
+
+    With decay = 1 nothing is lost, since at every step
+
+        sum_s mean_s + (1/W) sum_w e_w = sum_s (1/W) sum_w g_ws
+
+    Put it first in a chain, on the gradient of one replica:
 
         tx = optax.chain(gk.parallel.error_feedback(gk.parallel.top_k_compressor(0.01)), gk.adamw(3e-4))
 
-    The memory is one per replica and part of the state, so a checkpoint of the state has it. It is what this replica
-    did not send of its own, not its difference from the mean: that one grows like the root of the number of steps.
+    Every replica has an error of its own, which is part of the state and so of a checkpoint. It is the unsent part of
+    this replica's gradient, not its difference from the mean, which would grow like the root of the number of steps.
 
     Args:
       compressor: a compressor of `gk.parallel`.
-      decay: how much of the memory is added, in [0, 1]. Default 1 (paper): nothing is ever lost.
-      axis_name: name of the axis of the replicas, or a tuple of names. Default "replica". A strategy that is handed
-        this as its `exchange` uses its own.
+      decay: factor of the error that is added, in [0, 1]. Default 1 (paper): nothing is lost.
+      axis_name: name of the axis of the replicas, or a tuple of names. Default "replica". A strategy that takes this as
+        its `exchange` uses its own.
 
     Returns:
-      A compressor, and as a transformation: the gradient of a replica in, the mean out. State, per replica: 1 word per
-      parameter, and that of `compressor`. Collectives: those of `compressor`.
+      A compressor, and as a transformation: it replaces the gradient of a replica by the mean. State, per replica: 1
+      word per parameter, and that of `compressor`. Collectives: those of `compressor`.
 
     Raises:
-      ValueError: `compressor` is none, `decay` outside its range; at `update`, no axis of this name.
+      ValueError: `compressor` is not a compressor, `decay` outside its range; at `update`, no axis of this name.
 
     Example:
       >>> from gradkit.parallel import top_k_compressor
@@ -73,8 +74,8 @@ def error_feedback(
       [[2. 0.]] [[0. 1.]]
 
     Reference: Karimireddy et al. Error Feedback Fixes SignSGD and other Gradient Compression Schemes. 2019, arXiv
-    1901.09847. There the memory is in units of the step, gamma g; here in those of the gradient, so that the link
-    stands in front of any optimizer.
+    1901.09847. In the paper the error is in units of the step, gamma g; here in those of the gradient, so that any
+    optimizer can follow.
     """
     inner = compressor_of(compressor, "compressor")
     checks.real("decay", decay, "[0, 1]")
@@ -92,7 +93,9 @@ def error_feedback(
 
 
 def mean_compressor(*, axis_name: Any = "replica") -> optax.GradientTransformationExtraArgs:
-    """The compressor that compresses nothing: the mean in float32. What the others are compared with.
+    """The compressor without compression: the mean in float32, as a baseline for the others.
+
+    Equations:
 
         mean = (1/W) sum_w g_w,    sent_w = g_w
 
@@ -100,8 +103,8 @@ def mean_compressor(*, axis_name: Any = "replica") -> optax.GradientTransformati
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
-      A compressor, and as a transformation: the gradient of a replica in, the mean out. No state. Collectives: one
-      all-reduce of the tree.
+      A compressor, and as a transformation: it replaces the gradient of a replica by the mean. No state. Collectives:
+      one all-reduce of the tree.
 
     Raises:
       ValueError: at `update`, no axis of this name.
@@ -113,7 +116,7 @@ def mean_compressor(*, axis_name: Any = "replica") -> optax.GradientTransformati
       [[2.]
        [2.]]
 
-    Reference: the exchange that error feedback leaves as it is: Karimireddy et al. 2019, arXiv 1901.09847.
+    Reference: The exchange that error feedback does not change: Karimireddy et al. 2019, arXiv 1901.09847.
     """
 
     def exchange(tree: Any, state: Any, axis_name: Any, *, key: Any = None) -> tuple[Any, Any, Any]:

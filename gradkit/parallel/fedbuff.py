@@ -1,10 +1,4 @@
-"""FedBuff: a server that steps once per K arrivals, of which old ones count less.
-
-arrival of delta, which was computed from parameters tau versions old, with weight w:
-
-    S <- S + w s(tau) delta,    s(tau) = (1 + tau)^(-a)
-    after K arrivals:  theta <- theta + inner(S / K),   S <- 0        or S / sum of w s(tau)
-"""
+"""FedBuff: a server that steps once per K arrivals, with smaller weights for stale ones."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +17,7 @@ NORMALIZE = ("buffer", "weights")
 
 
 def _versions(staleness: Any) -> jax.Array:
-    """tau, not negative; float32, or wider where it came so."""
+    """The staleness tau, checked to be nonnegative, in float32 or wider."""
     if (number := checks.readable(staleness)) is not None and not number >= 0:
         raise ValueError(f"staleness must be a number of versions >= 0, got {staleness!r}; write staleness=0")
     tau = jnp.asarray(staleness)
@@ -31,10 +25,14 @@ def _versions(staleness: Any) -> jax.Array:
 
 
 def polynomial_staleness(exponent: Scalar = 0.5) -> Callable[[Any], jax.Array]:
-    """The weight of an old arrival falls as a power: s(tau) = (1 + tau)^(-exponent).
+    """A weight of stale arrivals that falls as a power of the staleness tau.
+
+    Equations:
+
+        s(tau) = (1 + tau)^(-exponent)
 
     Args:
-      exponent: a >= 0. Default 0.5 (FedBuff, Papaya); 0 counts all alike.
+      exponent: a >= 0. Default 0.5 (FedBuff, Papaya); 0 gives all the same weight.
 
     Returns:
       staleness -> weight in (0, 1].
@@ -59,11 +57,15 @@ def polynomial_staleness(exponent: Scalar = 0.5) -> Callable[[Any], jax.Array]:
 
 
 def threshold_staleness(cutoff: Scalar, value: Any = 0.0) -> Callable[[Any], jax.Array]:
-    """The weight of an arrival is 1, and another above a threshold: s(tau) = 1 for tau <= cutoff, else `value`.
+    """A weight of stale arrivals that is 1 up to a threshold of the staleness tau, and another one above.
+
+    Equations:
+
+        s(tau) = 1 for tau <= cutoff, else value
 
     Args:
-      cutoff: the oldest that counts fully, >= 0.
-      value: of the older ones, in [0, 1]. Default 0: they are dropped.
+      cutoff: the largest staleness with the weight 1, >= 0.
+      value: weight of older arrivals, in [0, 1]. Default 0: they are dropped.
 
     Returns:
       staleness -> weight.
@@ -88,7 +90,8 @@ def threshold_staleness(cutoff: Scalar, value: Any = 0.0) -> Callable[[Any], jax
 
 
 class FedbuffState(NamedTuple):
-    """Arrivals in the buffer, their sum and the sum of their weights; the state of the server's optimizer."""
+    """Number of arrivals in the buffer, their weighted sum and the sum of their weights; the state of the server's
+    optimizer."""
 
     arrived: jax.Array
     total: Any
@@ -103,23 +106,28 @@ def fedbuff(
     staleness: Any = None,
     normalize: str = "buffer",
 ) -> optax.GradientTransformationExtraArgs:
-    """A buffer of pseudo-gradients in front of any server optimizer, with smaller weights for old ones.
+    """A buffer of pseudo-gradients before any server optimizer, with smaller weights for stale ones.
 
-    Equations: at the head of this file. `update` takes two extra arguments, which `simulate_events` hands over:
-    `staleness`, the versions published since the worker read (default 0), and `weight`, such as its number of examples
-    (default 1). Between two steps of the server all updates are 0.
+    Equations, for the arrival of delta with weight w, which was computed from parameters tau versions old:
+
+        S <- S + w s(tau) delta,    s(tau) = (1 + tau)^(-a)
+        after K = buffer_size arrivals:   theta <- theta + inner(S / K),   S <- 0
+
+    With normalize="weights" the divisor is the sum of all w s(tau). `update` takes two extra arguments, which
+    `simulate_events` passes: `staleness`, the number of versions published since the worker read (default 0), and
+    `weight`, such as its number of examples (default 1). Between two steps of the server all updates are 0.
 
     Args:
       inner: optimizer of the mean pseudo-gradient: `optax.sgd(1.0)` is FedAvg, `gk.adam(...)` FedAdam.
       buffer_size: K >= 1. Default 10 (paper).
       staleness: number of versions -> weight: `polynomial_staleness(...)`, `threshold_staleness(...)`. Default None:
         `polynomial_staleness(0.5)` (paper).
-      normalize: what the sum is divided by: "buffer" (default: FedBuff), K; "weights" (Papaya), the sum of all weights.
+      normalize: the divisor of the sum: "buffer" (default: FedBuff), K; "weights" (Papaya), the sum of all weights.
 
     Returns:
       A transformation. State: 1 word per parameter and that of `inner`. Elementwise: no collective. A version is
-      published once per K arrivals, so play `table.published_every(K)`, whose staleness counts these. What is left in
-      the buffer at the end takes effect by `flush_buffer`.
+      published once per K arrivals, so run `table.published_every(K)`, whose staleness counts these. `flush_buffer`
+      applies the rest of the buffer at the end of a run.
 
     Raises:
       ValueError: an argument outside its range; a negative staleness.
@@ -133,7 +141,7 @@ def fedbuff(
 
     Reference: Huba et al. Papaya: Practical, Private, and Scalable Federated Learning. 2021, arXiv 2111.04877; Nguyen
     et al. Federated Learning with Buffered Asynchronous Aggregation. 2021, arXiv 2106.06639. Clipping and noise for
-    privacy are links in front of it and behind. A buffer whose weights are all 0 makes no step with "weights".
+    privacy are links before and after it. A buffer whose weights are all 0 makes no step with "weights".
     """
     K = checks.integer("buffer_size", buffer_size, 1)
     checks.choice("normalize", normalize, NORMALIZE)
@@ -165,8 +173,8 @@ def fedbuff(
 def _step_if(
     tx: Any, full: jax.Array, count: Any, state: FedbuffState, params: Any, extra: Any
 ) -> tuple[Any, FedbuffState]:
-    """A step of the server where the buffer is full, and an empty buffer; else nothing. `count`: what the sum is
-    divided by; None for the weights."""
+    """A step of the server and an empty buffer where the buffer is full; else no change. `count` is the divisor of the
+    sum; None for the sum of the weights."""
 
     def mean(S: jax.Array) -> jax.Array:
         if count is not None:
@@ -189,18 +197,18 @@ def _step_if(
 
 
 def flush_buffer(inner: optax.GradientTransformation, params: PyTree, state: FedbuffState) -> tuple[Any, FedbuffState]:
-    """The last step of a run: what is left in the buffer, divided by how many arrivals it is of.
+    """The last step of a run: the server's step with the rest of the buffer, divided by its number of arrivals.
 
     Args:
-      inner: what `fedbuff` was made with.
+      inner: the optimizer that `fedbuff` was made with.
       params: of the server.
       state: of `fedbuff`.
 
     Returns:
-      (params, state) after a step of the server, or as they were where the buffer is empty.
+      (params, state) after a step of the server, or unchanged where the buffer is empty.
 
     Raises:
-      ValueError: `inner` is no transformation.
+      ValueError: `inner` is not a transformation.
 
     Example:
       >>> tx, x = fedbuff(optax.sgd(1.0), buffer_size=5), jnp.array(1.0)

@@ -1,15 +1,4 @@
-"""Aggregations of workers of unequal speed, and the weights that make their limit the right one.
-
-aggregation n of the workers i in S_n, which started from version r_i:
-
-    theta <- theta + learning_rate sum_{i in S_n} d_i (x_i - theta^{r_i})
-
-worker i takes the time tau_i, and its loss has the importance p_i, sum_i p_i = 1. With the frequency f_i at which it
-takes part in an aggregation, the limit minimises sum_i d_i f_i F_i; unbiased are
-
-    d_i = p_i / f_i       synchronous: f_i = 1             async FedAvg: f_i = (1/tau_i) / sum_j (1/tau_j)
-                          FedFix with period T: f_i = 1 / ceil(tau_i / T)       FedBuff: as counted
-"""
+"""Aggregations of workers of unequal speed, and the weights with which they have the same limit as synchronous ones."""
 
 from typing import Any
 
@@ -30,7 +19,7 @@ SCHEMES = ("synchronous", "async", "fedfix", "fedbuff")
 
 
 def _periods(tau: np.ndarray, period: float) -> np.ndarray:
-    """ceil(tau / T), where 1.1 of 0.1 are 11."""
+    """ceil(tau / T), with a tolerance so that 1.1 / 0.1 is 11."""
     return np.ceil(tau / period * (1 - EQUAL))
 
 
@@ -48,17 +37,28 @@ def _importance(importance: Any, workers: int) -> np.ndarray:
 def arrival_weights(
     scheme: str, tau: Any, importance: Any = None, *, period: Any = None, participation: Any = None
 ) -> np.ndarray:
-    """The weight of each worker's result with which asynchronous training minimises what synchronous training does.
+    """The weights of the workers' results with which asynchronous training minimises the same loss as synchronous.
 
-    Equations: at the head of this file.
+    Equations of aggregation n of the workers i in S_n, which started from version r_i:
+
+        theta <- theta + learning_rate sum_{i in S_n} d_i (x_i - theta^{r_i})
+
+    A round of worker i takes the time tau_i, and its loss F_i has the importance p_i, sum_i p_i = 1. If it takes part
+    in an aggregation with frequency f_i, the limit minimises sum_i d_i f_i F_i; the unbiased weights are
+
+        d_i = p_i / f_i
+        f_i = 1                                         "synchronous"
+        f_i = (1/tau_i) / sum_j (1/tau_j)               "async"
+        f_i = 1 / ceil(tau_i / T)                       "fedfix" with period T
+        f_i = participation_i                           "fedbuff"
 
     Args:
-      scheme: "synchronous", "async" (one arrival per aggregation), "fedfix" (whoever has arrived, at fixed times) or
+      scheme: "synchronous", "async" (one arrival per aggregation), "fedfix" (all arrivals up to fixed times) or
         "fedbuff" (a fixed number of arrivals).
       tau: times of a round, > 0, one per worker.
       importance: p, positive, with the sum 1. Default None: equal.
       period: of "fedfix", > 0.
-      participation: of "fedbuff", in which share of the aggregations a worker takes part, in (0, 1]:
+      participation: of "fedbuff", the fraction of the aggregations in which a worker takes part, in (0, 1]:
         `Aggregations.participation`.
 
     Returns:
@@ -72,8 +72,8 @@ def arrival_weights(
       [0.667, 0.667, 0.333]
 
     Reference: Fraboni et al. A General Theory for Federated Optimization with Asynchronous and Heterogeneous Clients
-    Updates. 2022, arXiv 2206.10189. The official code's diagnostic of who counts how much under FedFix takes ceil(tau /
-    T) for the frequency, which is its inverse; no trajectory depends on it.
+    Updates. 2022, arXiv 2206.10189. The official code's diagnostic of the workers' influence under FedFix uses
+    ceil(tau / T) as the frequency, which is its inverse; no trajectory depends on it.
     """
     checks.choice("scheme", scheme, SCHEMES)
     tau = positive("tau", tau)
@@ -94,14 +94,14 @@ def arrival_weights(
 
 
 def async_fedavg(tau: Any, num_aggregations: int, *, importance: Any = None, unbiased: bool = True) -> Aggregations:
-    """The table of a server that takes every worker as it arrives.
+    """The table of a server that aggregates every worker as it arrives.
 
     Args:
       tau: times of a round, > 0, one per worker.
       num_aggregations: >= 1; one arrival each.
       importance: p, positive, with the sum 1. Default None: equal.
-      unbiased: whether weights are those of `arrival_weights`. Default True; False weighs every arrival 1, and the
-        limit is that of fast workers.
+      unbiased: whether weights are those of `arrival_weights`. Default True; False gives every arrival the weight 1,
+        with which fast workers dominate the limit.
 
     Returns:
       `Aggregations`, for `simulate_events`, whose server is then `optax.sgd(learning_rate)`.
@@ -128,20 +128,21 @@ def async_fedavg(tau: Any, num_aggregations: int, *, importance: Any = None, unb
 def fedfix(
     tau: Any, num_aggregations: int, *, period: Scalar, importance: Any = None, unbiased: bool = True
 ) -> Aggregations:
-    """The table of a server that publishes at fixed times, of whatever has arrived by then.
+    """The table of a server that aggregates at fixed times all workers that have arrived by then.
 
-        aggregation n, at the time (n + 1) T, takes every worker that started at least tau_i ago; these start again then
+    Aggregation n, at the time (n + 1) T with T = period, has every worker i that started at least tau_i ago; these
+    workers start again at that time.
 
     Args:
       tau: times of a round, > 0, one per worker.
       num_aggregations: >= 1.
       period: T > 0. With T >= max tau it is synchronous FedAvg.
       importance: p, positive, with the sum 1. Default None: equal.
-      unbiased: whether weights are those of `arrival_weights`. Default True; False has equal ones.
+      unbiased: whether weights are those of `arrival_weights`. Default True; False gives equal weights.
 
     Returns:
-      `Aggregations`, for `simulate_events`, whose server is then `optax.sgd(learning_rate)`. An aggregation may be of
-      no worker, and then changes nothing.
+      `Aggregations`, for `simulate_events`, whose server is then `optax.sgd(learning_rate)`. An aggregation without
+      workers has no effect.
 
     Raises:
       ValueError: an argument outside its range.

@@ -1,13 +1,4 @@
-"""FedSpeed: local steps with two gradients, pulled to where the round started, and corrected for where they drift.
-
-worker i of W, round from x^t, steps k = 0 .. K - 1 from x = x^t, l = prox, its own dual variable h_i (0 at the start):
-
-    g1 = grad F_i(x),    g2 = grad F_i(x + rho g1 / (|g1| + 1e-7)),    g = (1 - mix) g1 + mix g2
-    x <- x - learning_rate (g - h_i + weight_decay x + (x - x^t) / l)
-    after K steps:    h_i <- h_i - (x - x^t) / l,      x^{t+1} = (1/W) sum_i (x_i - l h_i)
-
-With some workers absent, x_i is averaged over those that are there, h_i over all. |.| is the norm of the whole tree.
-"""
+"""FedSpeed: local steps with two gradients, a proximal term, and a dual correction of the workers' drift."""
 
 from typing import Any, NamedTuple
 
@@ -35,7 +26,7 @@ NAME = "fedspeed"
 
 
 class FedspeedState(NamedTuple):
-    """Steps made; x^t; the dual variable of this worker."""
+    """Number of steps; the start x^t of the round; the dual variable of this worker."""
 
     count: jax.Array
     start: Any
@@ -60,17 +51,25 @@ def fedspeed(
     max_norm: Scalar | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """Local SGD for workers whose data differ: a proximal pull, a dual correction, and gradients a step uphill.
+    """Local SGD for workers whose data differ: a proximal term, a dual correction, and gradients after an ascent step.
 
-    Equations: at the head of this file. How to run it, and `sync`, are as in `local_updates`. `update` needs `grad_fn`
-    (parameters -> gradient of the same minibatch), unless `rho` or `mix` is 0, and in a step that ends a round takes
-    `active`: whether this worker takes part (a boolean; default: all do). An absent worker goes on from x^{t+1}, and
-    what it has computed is dropped. Where none is there, all stay at x^t.
+    Equations of worker i of W in a round of K = sync_every steps from x = x^t, with l = prox and the worker's dual
+    variable h_i, which starts at 0:
+
+        g1 = grad F_i(x),    g2 = grad F_i(x + rho g1 / (|g1| + 1e-7)),    g = (1 - mix) g1 + mix g2
+        x <- x - learning_rate (g - h_i + weight_decay x + (x - x^t) / l)
+        after K steps:   h_i <- h_i - (x - x^t) / l,   x^{t+1} = (1/W) sum_i (x_i - l h_i)
+
+    With absent workers, x_i is averaged over the others, h_i over all. |.| is the norm over all leaves. How to run it,
+    and `sync`, are as in `local_updates`. `update` needs `grad_fn` (parameters -> gradient of the same minibatch),
+    unless `rho` or `mix` is 0, and in a step that ends a round takes `active`: whether this worker takes part (a
+    boolean; default: all do). The result of an absent worker is dropped, and it continues from x^{t+1}. Where all are
+    absent, x^t does not change.
 
     Args:
       learning_rate: step size >= 0, or a schedule of the steps.
       sync_every: K >= 1. Default 8.
-      prox: l > 0; small pulls more. Default 10 (paper: 1 / 0.1).
+      prox: l > 0; a smaller l keeps x closer to x^t. Default 10 (paper: 1 / 0.1).
       rho: distance of the second gradient, >= 0. Default 0.1 (paper).
       mix: weight of the second gradient, in [0, 1]. Default 1 (code).
       normalize: whether rho is divided by the norm of the gradient. Default True (code); False steps by rho g1 (paper).
@@ -93,8 +92,8 @@ def fedspeed(
       [-1. -1.]
 
     Reference: Sun et al. FedSpeed: Larger Local Interval, Less Communication Round, and Higher Generalization Accuracy.
-    2023, arXiv 2302.10429. The numbers are those of the official code, which keeps -l h_i.
-    With a large l the steps are those of local SGD, and what a round has moved is added once more by the duals.
+    2023, arXiv 2302.10429. The numbers are those of the official code, which stores -l h_i.
+    With a large l the steps are those of local SGD, and the duals add the movement of a round once more.
     """
     checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(normalize=normalize)
@@ -112,14 +111,14 @@ def fedspeed(
         return FedspeedState(jnp.zeros((), jnp.int32), anchor(params), zeros(params))
 
     def ascended(g: Any, params: Any, grad_fn: Any) -> Any:
-        """The mixture of both gradients."""
+        """The mixture g of both gradients."""
         size = jnp.sqrt(global_square(g)) + 1e-7 if normalize else jnp.ones(())
         step = jnp.asarray(rho) / size
         at = jax.tree.map(lambda x, g: (x.astype(g.dtype) + step.astype(g.dtype) * g).astype(x.dtype), params, g)
         return jax.tree.map(lambda a, b: a + scalar(mix, a) * (b.astype(a.dtype) - a), g, grad_fn(at))
 
     def pulled(x: Any, start: Any) -> Any:
-        """(x - x^t) / l."""
+        """The gradient (x - x^t) / l of the proximal term."""
         return jax.tree.map(lambda x, s: (x - s) / scalar(prox, x), x, start)
 
     def meet(x: Any, state: FedspeedState, active: Any) -> tuple[Any, FedspeedState]:
@@ -177,7 +176,7 @@ def fedspeed(
 
 
 class ProxCorrectionState(NamedTuple):
-    """Steps made, and where the round started."""
+    """Number of steps, and the parameters at the start of the round."""
 
     count: jax.Array
     start: Any
@@ -186,17 +185,19 @@ class ProxCorrectionState(NamedTuple):
 
 
 def prox_correction(*, prox: Scalar = 10.0, sync_every: int = 8) -> optax.GradientTransformationExtraArgs:
-    """Pulls a worker to where its round started: the local problem of FedProx.
+    """Adds the proximal term of FedProx, which keeps a worker close to the start of its round.
 
-        g + (x - x^t) / l,    x^t the parameters at the first step of every round of K
+    Equations, with the parameters x^t at the first step of every round of K = sync_every, and l = prox:
 
-    In front of the optimizer of a worker, it makes FedProx of local SGD:
+        g <- g + (x - x^t) / l
+
+    Before the optimizer of a worker it turns local SGD into FedProx:
 
         gk.parallel.local_updates(optax.chain(gk.parallel.prox_correction(sync_every=8), gk.sgd(0.1)), sync_every=8)
 
     Args:
       prox: l > 0, 1 / mu of FedProx. Default 10.
-      sync_every: K >= 1, the steps of a round, as the strategy around it has. Default 8.
+      sync_every: K >= 1, the steps of a round, the same as for the strategy around it. Default 8.
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter and a counter. Elementwise: no collective.

@@ -1,22 +1,4 @@
-"""Decentralised training: every replica talks to its neighbours alone.
-
-    mix(x)_i = sum_j W_ij x_j             W symmetric, its rows and columns add up to 1
-
-DProxSGT, replica i, with the gradient g_i of its own loss at its own x_i; y, g^- start at 0:
-
-    h     = y + g - g^-                   the difference of two samples' gradients, not of one sample at two points
-    y     <- mix(h)                       its mean over replicas is the mean of g
-    z     = prox(x - eta y, eta)
-    x     <- mix(z)
-
-compressed, with two compressors Q, and x^, y^ (what the neighbours know of this replica) and their mixtures X, Y, all
-of which start at 0:
-
-    h     = y + g - g^-
-    q     = Q_y(h - y^);   y^ <- y^ + q;   Y <- Y + mix(q);   y <- h + gamma_y (Y - y^)
-    z     = prox(x - eta y, eta)
-    q     = Q_x(z - x^);   x^ <- x^ + q;   X <- X + mix(q);   x <- z + gamma_x (X - x^)
-"""
+"""Decentralised training: every replica communicates only with its neighbours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,18 +16,18 @@ from gradkit.types import Key, PyTree
 
 NAME = "gossip_mix"
 RING = "ring"
-# Rows of a mixing matrix that a user has written with seven digits.
+# Tolerance for a mixing matrix that a user has written with seven digits.
 CLOSE = 1e-6
 
 
 def ring_mixing(replicas: int) -> np.ndarray:
-    """The mixing matrix of a ring: a third of oneself and of each neighbour.
+    """The mixing matrix of a ring: a third of the replica itself and of each neighbour.
 
     Args:
-      replicas: how many, >= 1.
+      replicas: number of replicas, >= 1.
 
     Returns:
-      A symmetric matrix (replicas, replicas) whose rows add up to 1. Of two replicas, halves; of one, 1.
+      A symmetric matrix (replicas, replicas) whose rows add up to 1; its entries are 1/2 for two replicas, 1 for one.
 
     Raises:
       ValueError: `replicas` below 1.
@@ -63,7 +45,7 @@ def ring_mixing(replicas: int) -> np.ndarray:
 
 
 def check_mixing(mixing: Any) -> Any:
-    """The matrix in float64, or "ring".
+    """The mixing matrix in float64, or "ring".
 
     Raises:
       ValueError: it is neither: not square, not symmetric, an entry below 0, or rows that do not add up to 1.
@@ -82,7 +64,7 @@ def check_mixing(mixing: Any) -> Any:
 
 
 def _matrix(mixing: Any, method: str, axis_name: Any) -> np.ndarray:
-    """The matrix for the replicas that there are."""
+    """The mixing matrix for the number of replicas of the axis."""
     replicas = number_of_replicas(method, axis_name)
     W = ring_mixing(replicas) if isinstance(mixing, str) else mixing
     if replicas != len(W):
@@ -94,7 +76,7 @@ def _matrix(mixing: Any, method: str, axis_name: Any) -> np.ndarray:
 
 
 def _shifts(W: np.ndarray) -> dict[int, float] | None:
-    """Shift -> weight, of a matrix that gives all replicas the same neighbours relative to themselves; else None."""
+    """Shift -> weight, where all replicas have the same neighbours relative to themselves; else None."""
     n = len(W)
     rows = np.stack([np.roll(W[i], -i) for i in range(n)])
     if np.abs(rows - rows[:1]).max() > 0 or np.count_nonzero(rows[0]) > (n + 1) // 2 + 1:
@@ -103,7 +85,7 @@ def _shifts(W: np.ndarray) -> dict[int, float] | None:
 
 
 def mix_payloads(payload: Any, mixing: Any, axis_name: Any, decode: Callable[[Any], Any], method: str = NAME) -> Any:
-    """sum_j W_ij decode(payload_j): the payloads travel, to the neighbours alone where all have the same ones."""
+    """sum_j W_ij decode(payload_j): payloads are sent only to neighbours where all replicas have the same ones."""
     W = _matrix(mixing, method, axis_name)
     replicas = len(W)
     shifts = _shifts(W)
@@ -131,6 +113,8 @@ def mix_payloads(payload: Any, mixing: Any, axis_name: Any, decode: Callable[[An
 def gossip_mix(tree: PyTree, mixing: Any = RING, axis_name: Any = "replica") -> Any:
     """One round of gossip: every replica gets a weighted mean of its neighbours' trees.
 
+    Equations:
+
         x_i <- sum_j W_ij x_j
 
     Args:
@@ -145,14 +129,14 @@ def gossip_mix(tree: PyTree, mixing: Any = RING, axis_name: Any = "replica") -> 
       neighbour; else an all-gather.
 
     Raises:
-      ValueError: a matrix that is none, or of another size than the axis; no axis of this name.
+      ValueError: a matrix that is not a mixing matrix, or of another size than the axis; no axis of this name.
 
     Example:
       >>> x = jnp.array([[3.0], [0.0], [0.0], [0.0]])
       >>> print(jax.vmap(lambda x: gossip_mix(x), axis_name="replica")(x)[:, 0])
       [1. 1. 0. 1.]
 
-    Reference: the communication of decentralised methods, as in Yan et al. Compressed Decentralized Proximal Stochastic
+    Reference: The communication of decentralised methods, as in Yan et al. Compressed Decentralized Proximal Stochastic
     Gradient Method for Nonconvex Composite Problems with Heterogeneous Data. 2023.
     """
     checks.axis_name("axis_name", axis_name, optional=False)
@@ -167,7 +151,7 @@ def gossip_mix(tree: PyTree, mixing: Any = RING, axis_name: Any = "replica") -> 
 def mixed_differences(
     value: Any, known: Any, mixture: Any, own: Any, compressor: Compressor, mixing: Any, axis_name: Any, key: Key
 ) -> tuple[Any, Any, Any]:
-    """(known, mixture, state of the compressor) after this replica told its neighbours how far it is from `known`."""
+    """(known, mixture, state of the compressor) after this replica sent its neighbours its difference from `known`."""
     assert compressor.encode is not None and compressor.decode is not None
     difference = jax.tree.map(jnp.subtract, value, known)
     worker = jax.lax.axis_index(axis_name)

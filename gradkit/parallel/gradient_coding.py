@@ -1,23 +1,4 @@
-"""Gradient coding: redundant work, so that the sum of all gradients follows from the workers that are in time.
-
-n workers, the data in n chunks, s stragglers allowed. Worker i computes the gradients g_j of s + 1 chunks and sends
-l_i = sum_j B_ij g_j. From any set F of n - s workers, coefficients a with a B_F = (1, ..., 1) give
-
-    sum over i in F of a_i l_i = g_1 + ... + g_n
-
-cyclic: worker i has the chunks i ... i + s. H is a random s x n matrix whose rows add up to 0, of a few draws the best
-conditioned, and row i of B is the vector with B_ii = 1 on these chunks that H sends to 0. fractional, where s + 1
-divides n: groups of s + 1 workers have the same s + 1 chunks with coefficients 1, and any worker of a group is enough.
-
-Over rounds, one job per round, decoded a few rounds later:
-
-    SR-SGC(n, B, W, lam)   jobs are coded with s = ceil(B lam / (W - 1 + B)); in round t + B the workers that failed job
-                           t repeat it, as many of them as are needed. Delay B, load (s + 1) / n.
-    M-SGC(n, B, W, lam)    a job is W - 1 + B mini-tasks per worker, the first W - 1 of them its own chunks, uncoded;
-                           the last B a coded piece each, or a chunk again that the worker has failed. Delay W - 2 + B.
-
-Stragglers are (B, W, lam)-bursty: in any W rounds at most lam workers straggle, each within B rounds in a row.
-"""
+"""Gradient coding: redundant work, so that the workers that arrive in time are enough for the sum of all gradients."""
 
 import math
 from collections.abc import Callable
@@ -36,22 +17,31 @@ from gradkit.types import Key
 
 PAPER = Paper("Sequential Gradient Coding For Straggler Mitigation", "Krishnan, Ebrahimi, Khisti", 2022, "2211.13802")
 KINDS = ("cyclic", "fractional")
-# A right side that is met to half of float32's digits: beyond, too few workers have come.
+# The largest error of a system that counts as solved, half of float32's digits: beyond, too few workers have arrived.
 MET = 1e-4
-# Of a random code so many are drawn, and compared in so many patterns of missing workers.
+# The number of random codes that are drawn, and of patterns of missing workers in which they are compared.
 DRAWS, PATTERNS = 16, 256
 
 
 def gradient_code(workers: int, stragglers: int, *, kind: str = "cyclic", key: Key = 0) -> np.ndarray:
     """The matrix B of a gradient code: which chunks a worker computes, and with which coefficients it adds them.
 
-    Equations: at the head of this file.
+    Equations, for n workers and as many chunks of data with the gradients g_j, of which worker i computes s + 1 and
+    sends l_i; for any set F of n - s workers there are coefficients a with a B_F = (1, ..., 1):
+
+        l_i = sum_j B_ij g_j
+        sum over i in F of a_i l_i = g_1 + ... + g_n
+
+    "cyclic": worker i has the chunks i, ..., i + s. H is a random s x n matrix whose rows add up to 0, the best
+    conditioned of a few draws, and row i of B is the vector on these chunks with B_ii = 1 and H B_i = 0. "fractional",
+    where s + 1 divides n: groups of s + 1 workers have the same s + 1 chunks with coefficients 1, and any worker of a
+    group is enough.
 
     Args:
       workers: n >= 1, of as many chunks.
-      stragglers: s, how many workers may be missing, from 0 to n - 1.
-      kind: "cyclic", for any s; its coefficients grow with n and s, to hundreds for 32 workers and s = 2, and cost as
-        many digits. Or "fractional", where s + 1 divides n, which has no coefficients but 1. Default "cyclic".
+      stragglers: s, the number of workers that may be missing, from 0 to n - 1.
+      kind: "cyclic", for any s; its coefficients grow with n and s, to hundreds for 32 workers and s = 2, which costs
+        as many digits of precision. Or "fractional", where s + 1 divides n, with coefficients 1. Default "cyclic".
       key: of the random matrix behind the cyclic code (typed key or integer). Default 0.
 
     Returns:
@@ -68,7 +58,7 @@ def gradient_code(workers: int, stragglers: int, *, kind: str = "cyclic", key: K
        [0 0 1 1]
        [1 0 0 1]]
 
-    Reference: the codes of Tandon et al. Gradient Coding. 2016, arXiv 1612.03301; used over rounds by Krishnan,
+    Reference: The codes of Tandon et al. Gradient Coding. 2016, arXiv 1612.03301; used over rounds by Krishnan,
     Ebrahimi, Khisti. Sequential Gradient Coding For Straggler Mitigation. 2022, arXiv 2211.13802.
     """
     n, s = checks.integer("workers", workers, 1), checks.integer("stragglers", stragglers)
@@ -87,12 +77,12 @@ def gradient_code(workers: int, stragglers: int, *, kind: str = "cyclic", key: K
         return np.eye(n)
     random = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))))
     missing = np.stack([random.permutation(n)[:s] for _ in range(PATTERNS)])
-    # Of normal numbers some decode to coefficients in the thousands, which cost as many digits.
+    # Some random codes have decoding coefficients in the thousands, which costs as many digits of precision.
     return min((_cyclic(n, s, random) for _ in range(DRAWS)), key=lambda B: _largest_coefficient(B, missing))
 
 
 def _cyclic(n: int, s: int, random: np.random.Generator) -> np.ndarray:
-    """B of one H, whose columns have about one length."""
+    """B of one H, whose columns have about the same length."""
     H, B = random.standard_normal((s, n)), np.eye(n)
     for _ in range(20):
         H -= H.mean(1, keepdims=True)
@@ -105,14 +95,14 @@ def _cyclic(n: int, s: int, random: np.random.Generator) -> np.ndarray:
 
 
 def _largest_coefficient(B: np.ndarray, missing: np.ndarray) -> float:
-    """Of what messages are decoded with, over patterns of missing workers."""
+    """The largest decoding coefficient over patterns of missing workers."""
     own = np.repeat(B[None], len(missing), axis=0)
     own[np.arange(len(missing))[:, None], missing] = 0.0
     return float(np.abs(np.linalg.pinv(np.swapaxes(own, 1, 2)) @ np.ones(len(B))).max())
 
 
 def encode_gradients(B: Any, chunk_grads: Any) -> Any:
-    """What every worker sends: l_i = sum_j B_ij g_j.
+    """The messages of all workers, l_i = sum_j B_ij g_j.
 
     Args:
       B: a matrix of `gradient_code`, (n, n); or some of its rows.
@@ -142,8 +132,8 @@ def decode_gradients(B: Any, arrived: Any) -> tuple[jax.Array, jax.Array]:
       arrived: (n,) booleans, which may be traced.
 
     Returns:
-      (a, possible): (n,) coefficients, 0 for workers that are missing; and whether they give the sum. Where too many
-      are missing, `a` is NaN, and not the nearest solution.
+      (a, possible): (n,) coefficients, 0 for missing workers; and whether they give the sum. Where too many workers are
+      missing, `a` is NaN, not the nearest solution.
 
     Raises:
       ValueError: `arrived` is concrete, and too many are missing.
@@ -175,14 +165,16 @@ def decode_gradients(B: Any, arrived: Any) -> tuple[jax.Array, jax.Array]:
 def coded_mean(message: Any, B: Any, arrived: Any, axis_name: Any = "replica") -> Any:
     """The mean of the gradients of all chunks, from the messages of the workers that arrived.
 
-        mean = (1/n) sum over the arrived of a_i l_i,    a = decode_gradients(B, arrived)
+    Equations:
 
-    A collective of XLA waits for all: what this is for is simulation, and processes that hand over what they have.
+        mean = (1/n) sum over the arrived workers of a_i l_i,    a = decode_gradients(B, arrived)
+
+    XLA's collectives wait for all devices: this is for simulation, and for processes that pass on what has arrived.
 
     Args:
-      message: l_i of this replica, a tree; that of a worker that is missing is not read.
+      message: l_i of this replica, a tree; that of a missing worker is not read.
       B: a matrix of `gradient_code`, one row per replica.
-      arrived: (n,) booleans, the same on all replicas; may be traced: another pattern is no new program.
+      arrived: (n,) booleans, the same on all replicas; may be traced: another pattern needs no new program.
       axis_name: name of the axis of the replicas. Default "replica".
 
     Returns:
@@ -213,7 +205,7 @@ def coded_mean(message: Any, B: Any, arrived: Any, axis_name: Any = "replica") -
 
     def weighed(x: jax.Array) -> jax.Array:
         wide = jnp.asarray(x).astype(wide_dtype(x.dtype))
-        # A message that never came may hold anything; NaN coefficients are kept.
+        # The message of a missing worker is not read, except that NaN coefficients must reach the result.
         return jnp.where(counts | jnp.isnan(own), own.astype(wide.dtype) * wide / n, jnp.zeros_like(wide))
 
     total = jax.lax.psum(jax.tree.map(weighed, message), axis_name)
@@ -221,16 +213,16 @@ def coded_mean(message: Any, B: Any, arrived: Any, axis_name: Any = "replica") -
 
 
 class SequentialCode(NamedTuple):
-    """A scheme over rounds, of NumPy.
+    """A coding scheme over rounds, in NumPy.
 
     Attributes:
-      delay: a job is decoded so many rounds after its own.
-      load: share of a job's data that a worker computes per round.
-      stragglers: s of the code of a job (SR-SGC), or lam of those of its groups (M-SGC).
-      assign: (arrived, rounds, workers) booleans of the rounds so far -> per worker what it does in the next round: in
-        SR-SGC an array (workers,) of jobs; in M-SGC (workers, W - 1 + B) of mini-tasks: the number of the own chunk, -1
-        for a coded piece, -2 for nothing, where there is no such job yet.
-      decodable: (arrived of all rounds so far) -> (jobs,) booleans: which jobs, 0 ..., can be decoded by now.
+      delay: number of rounds after its own in which a job is decoded.
+      load: fraction of a job's data that a worker computes per round.
+      stragglers: s of the code of a job (SR-SGC), or lam of the codes of its groups (M-SGC).
+      assign: arrived, (rounds, workers) booleans of the rounds so far -> the tasks of every worker in the next round:
+        in SR-SGC an array (workers,) of jobs; in M-SGC (workers, W - 1 + B) mini-tasks: the number of the worker's own
+        chunk, -1 for a coded part, -2 for none, where there is no such job yet.
+      decodable: arrived of all rounds so far -> (jobs,) booleans: which jobs, from 0 on, can be decoded.
     """
 
     delay: int
@@ -256,15 +248,21 @@ def _rounds(arrived: Any, n: int) -> np.ndarray:
 
 
 def sr_sgc(n: int, B: int, W: int, lam: int) -> SequentialCode:
-    """Selective repetition: workers that straggled repeat the job of B rounds ago, as many of them as it needs.
+    """SR-SGC, selective repetition: workers that straggled repeat the job of B rounds ago, as many of them as it needs.
 
-    Equations: at the head of this file. Job t is that of round t; it is decoded in round t + B.
+    Job t, of round t, is coded by a `gradient_code` with
+
+        s = ceil(B lam / (W - 1 + B))
+
+    In round t + B as many of the workers that failed job t as are needed repeat it, and it is decoded. The delay is B,
+    the load (s + 1) / n. Stragglers may be (B, W, lam)-bursty: in any W rounds at most lam workers straggle, each
+    within B rounds in a row.
 
     Args:
-      n: workers.
+      n: number of workers.
       B: rounds in a row that a straggler may miss, >= 1; divides W - 1.
       W: length of a window of rounds, >= 1.
-      lam: workers that may straggle in a window, from 0 to n.
+      lam: number of workers that may straggle in a window, from 0 to n.
 
     Returns:
       A `SequentialCode`, whose `stragglers` is s = ceil(B lam / (W - 1 + B)).
@@ -290,7 +288,7 @@ def sr_sgc(n: int, B: int, W: int, lam: int) -> SequentialCode:
         raise ValueError(f"lam must leave a worker, got lam={lam} of n={n}, which asks for s={s}; write a smaller one")
 
     def tasks(arrived: np.ndarray) -> np.ndarray:
-        """(rounds + 1, n): the job of every worker in every round so far and in the next."""
+        """(rounds + 1, n): the job of every worker in every round so far and in the next one."""
         jobs = np.zeros((len(arrived) + 1, n), int)
         for t in range(len(arrived) + 1):
             jobs[t] = t
@@ -315,19 +313,20 @@ def sr_sgc(n: int, B: int, W: int, lam: int) -> SequentialCode:
 
 
 def m_sgc(n: int, B: int, W: int, lam: int) -> SequentialCode:
-    """Multiplexed coding: most of a job uncoded, and again where it failed; the rest coded, in the rounds that follow.
+    """M-SGC, multiplexed coding: most of a job is uncoded, and repeated where it failed; the rest is coded.
 
-    Equations: at the head of this file. Mini-task m of round r is of job r - m; a job is decoded in round t + W - 2 +
-      B.
+    A job is W - 1 + B mini-tasks per worker, one per round: the first W - 1 are the worker's own chunks, uncoded; each
+    of the last B is a coded part, or a repetition of an own chunk that failed. Mini-task m of round r belongs to job
+    r - m, and job t is decoded in round t + W - 2 + B. Stragglers may be (B, W, lam)-bursty, as in `sr_sgc`.
 
     Args:
-      n: workers.
+      n: number of workers.
       B: rounds in a row that a straggler may miss, >= 1, below W.
       W: length of a window of rounds, >= 2.
-      lam: workers that may straggle in a window, from 0 to n.
+      lam: number of workers that may straggle in a window, from 0 to n.
 
     Returns:
-      A `SequentialCode`. With lam = n nothing is coded.
+      A `SequentialCode`. With lam = n there is no coded part.
 
     Raises:
       ValueError: an argument outside its range; B >= W.
@@ -346,8 +345,8 @@ def m_sgc(n: int, B: int, W: int, lam: int) -> SequentialCode:
     load = mini / (n * own) if lam == n else (lam + 1) * mini / (n * (B + own * (lam + 1)))
 
     def history(arrived: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What every worker does in every round and the next (rounds + 1, n, mini), the own chunks of every job that
-        came (jobs, n, own), and its coded pieces (jobs, n, B)."""
+        """The tasks of every worker in every round and the next one (rounds + 1, n, mini), the own chunks of every job
+        that arrived (jobs, n, own), and its coded parts (jobs, n, B)."""
         rounds = len(arrived)
         does = np.full((rounds + 1, n, mini), -2)
         chunks, pieces = np.zeros((rounds + 1, n, own), bool), np.zeros((rounds + 1, n, B), bool)

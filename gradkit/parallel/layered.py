@@ -1,13 +1,4 @@
-"""Layered gradient accumulation: all microbatches go through a layer before any goes through the next.
-
-    forward     for each layer l: h_m <- layer(w_l, h_m) for every microbatch m; what went into a layer is kept
-    value       mean over m of head(h_m)
-    backward    for each layer l, from the last: g_l = sum_m (d layer / d w_l)^T d_m,   d_m <- (d layer / d h)^T d_m
-
-The gradient of a layer is complete as soon as its turn is over: it is exchanged once, while the next layer computes,
-and parameters that are cut over devices are gathered once per layer and pass. Microbatch by microbatch both happen k
-times. In exchange the inputs of all layers of all k microbatches are kept, and layers are computed twice.
-"""
+"""Layered gradient accumulation: all microbatches pass through one layer before the next."""
 
 import functools
 from collections.abc import Callable
@@ -50,7 +41,7 @@ def _forward(layer_fn: Any, params: Any, inputs: Any, reduce: Tree, gather: Tree
 
 
 def _gradient_of(w_bar: jax.Array, w: jax.Array) -> jax.Array:
-    """In the dtype of a parameter; and summed where one that is the same on several devices has one on each."""
+    """The gradient in the dtype of the parameter, summed over the devices where the parameter is replicated."""
     several = jax.typeof(w_bar).manual_axis_type.varying - jax.typeof(w).manual_axis_type.varying
     w_bar = jax.lax.psum(w_bar, tuple(sorted(several, key=str))) if several else w_bar
     return w_bar.astype(w.dtype)
@@ -62,7 +53,7 @@ def _backward(layer_fn: Any, reduce: Tree, gather: Tree, saved: Any, d: Any) -> 
 
         def microbatch(h_and_d: Any) -> tuple[Any, Any]:
             h, d = h_and_d
-            own = alike(w, jax.tree.map(lambda _: jax.tree.leaves(d)[0], w))  # a gradient of this device's own
+            own = alike(w, jax.tree.map(lambda _: jax.tree.leaves(d)[0], w))  # so that the gradient is per device
             return jax.vjp(layer_fn, own, h)[1](d)
 
         g, d = accumulate(microbatch, (h, d))
@@ -85,20 +76,28 @@ def layer_major(
 ) -> Any:
     """Sends microbatches through a stack of layers, layer by layer, and their gradients back in the same order.
 
-    Equations: at the head of this file. What `layered_gradient_accumulation` is made of, to be differentiated between
-    an embedding and a head that are trained too.
+    Equations, for each layer l forward, and then for each layer from the last one backward, for all microbatches m:
+
+        h_m <- layer(w_l, h_m)                              forward; the inputs of every layer are kept
+        g_l = sum_m (d layer / d w_l)^T d_m                 backward
+        d_m <- (d layer / d h)^T d_m
+
+    The gradient of a layer is complete after its backward pass: it is all-reduced once, while the next layer computes,
+    and parameters that are sharded over devices are all-gathered once per layer and pass. Microbatch by microbatch both
+    happen k times. In exchange the inputs of all layers for all k microbatches are kept, and layers are computed twice.
+    Use it instead of `layered_gradient_accumulation` where an embedding and a head are trained too.
 
     Args:
-      layer_fn: (parameters of a layer, h) -> h of the same structure, shapes and dtypes. Both arguments are all that
-        has a gradient: what it closes over has none.
+      layer_fn: (parameters of a layer, h) -> h of the same structure, shapes and dtypes. Only its two arguments have
+        gradients: arrays that it closes over have none.
       stacked_params: a tree whose leaves have a leading axis of layers.
       microbatches: h of all microbatches: a tree whose leaves have a leading axis of microbatches.
-      reduce: gradient of one layer, in float32 or wider and summed over microbatches -> what is handed on: inside
-        `shard_map` a `jax.lax.psum` over replicas, or a `jax.lax.psum_scatter` back to the shards that `gather` took.
-        Once per layer. Default None: as it is; but what `shard_map` knows to be the same on several devices gets the
-        sum over them, as always in JAX.
-      gather: parameters of one layer as they lie -> those `layer_fn` takes: inside `shard_map` a `jax.lax.all_gather`
-        of shards. Once per layer and pass. Default None: as they are.
+      reduce: a function of the gradient of one layer, in float32 or wider and summed over microbatches, called once per
+        layer: inside `shard_map` a `jax.lax.psum` over replicas, or a `jax.lax.psum_scatter` back to the shards that
+        `gather` took. Default None: the identity; gradients of parameters that are replicated in `shard_map` are summed
+        over the replicas, as always in JAX.
+      gather: a function from the sharded parameters of one layer to those that `layer_fn` takes, called once per layer
+        and pass: inside `shard_map` a `jax.lax.all_gather`. Default None: the identity.
 
     Returns:
       h after the last layer, of all microbatches. Memory for the backward pass: the inputs of every layer.
@@ -146,27 +145,29 @@ def layered_gradient_accumulation(
     reduce: Callable[[Any], Any] | None = None,
     gather: Callable[[Any], Any] | None = None,
 ) -> tuple[jax.Array, Any]:
-    """Value and gradient of the mean over microbatches, that of each layer exchanged once and not once per microbatch.
+    """Value and gradient of the mean loss over microbatches; every layer's gradient is all-reduced once, not once per
+    microbatch.
 
-    Equations: at the head of this file.
+    Equations: those of `layer_major`, with the value
+
+        value = mean over m of head_loss(h_m)
 
     Args:
       layer_fn: (parameters of a layer, h) -> h of the same structure, shapes and dtypes.
       stacked_params: a tree whose leaves have a leading axis of layers.
       head_loss: h after the last layer, of one microbatch -> scalar; (h, target) -> scalar with `targets`.
-      microbatches: what goes into the first layer: a tree whose leaves have a leading axis of microbatches.
+      microbatches: the inputs of the first layer: a tree whose leaves have a leading axis of microbatches.
       targets: a tree with the same leading axis. Default None.
-      reduce: as in `layer_major`: what is done with the gradient of a layer, once. A `jax.lax.pmean` where the value
-        is to be the mean over replicas.
-      gather: as in `layer_major`: how the parameters of a layer are put together, once per pass.
+      reduce: as in `layer_major`; a `jax.lax.pmean` where the value is to be the mean over replicas.
+      gather: as in `layer_major`.
 
     Returns:
       (value, gradient): the mean of the losses of this device's microbatches, and a tree like `stacked_params`; sums
       over microbatches are float32 or wider. Collectives: those of `reduce` and `gather`, per layer. Under plain
-      `jit` the compiler places a sum over devices where it is due, in every microbatch: use `shard_map`.
+      `jit` the compiler inserts an all-reduce in every microbatch: use `shard_map`.
 
     Raises:
-      ValueError: as `layer_major`; targets of another number; a loss that is no scalar.
+      ValueError: as `layer_major`; targets of another number; a loss that is not a scalar.
 
     Example:
       >>> layer = lambda w, h: w * h
@@ -194,11 +195,15 @@ def layered_gradient_accumulation(
 
 
 def modular_stage(layer: Any, stages: int) -> Any:
-    """Which stage of a modular pipeline has a layer: layers are dealt out in turn, not in blocks.
+    """The stage of a modular pipeline that has a layer: layers are assigned to stages in turn, not in blocks.
 
-    With layered accumulation a stage is then done with a layer as soon as all microbatches went through it, and the
-    next stage begins after one layer instead of after a block of them: a pipeline fills in 1 / (layers per stage) of
-    the time.
+    Equations:
+
+        stage = l mod stages
+
+    With layered accumulation a stage has finished a layer when all microbatches have passed through it, and the next
+    stage starts after one layer instead of after a block of layers: the pipeline fills in 1 / (layers per stage) of the
+    time.
 
     Args:
       layer: l, an integer >= 0 or an array of them, which may be traced.

@@ -1,13 +1,4 @@
-"""Local SGD: each replica steps by its own gradients, and every few steps the replicas take their mean.
-
-    x_k <- x_k - gamma_t g_k(x_k)              replica k of W, step t = 0, 1, ...
-    x_k <- (1/W) sum_j x_j                     after every H steps
-
-The theorem for strongly convex losses (curvature at least mu, condition number kappa) takes gamma_t = 4 / (mu (a + t))
-with a > max(16 kappa, H), and speaks of a weighted average of the iterates, over steps and replicas:
-
-    xhat = (1/S_T) sum_{t < T} w_t x_t,    w_t = (a + t)^2,    S_T = sum_{t < T} w_t
-"""
+"""Local SGD: each replica steps by its own gradients, and every few steps the parameters are averaged."""
 
 from typing import Any, NamedTuple
 
@@ -36,8 +27,15 @@ def local_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Local SGD: `gk.sgd` on every replica, and the mean of their parameters every few steps.
 
-    Equations: at the head of this file. It is `local_updates(gk.sgd(...))`: how to run it, and what `update` takes,
-    is said there.
+    Equations, for replica k of W at step t = 0, 1, ..., with H = sync_every:
+
+        x_k <- x_k - gamma_t g_k(x_k)
+        x_k <- (1/W) sum_j x_j                     after every H steps
+
+    The theorem for strongly convex losses (curvature at least mu, condition number kappa) has gamma_t = 4 / (mu (a +
+    t)) with a > max(16 kappa, H), and is about a weighted average of the iterates, `quadratic_weighted_average`, over
+    all replicas. The method is `local_updates(gk.sgd(...))`: see there how to run it, and for the arguments of
+    `update`.
 
     Args:
       learning_rate: step size >= 0, or a schedule of the steps of a replica.
@@ -48,8 +46,7 @@ def local_sgd(
       average_state: whether the momenta are averaged with the parameters. Default False.
 
     Returns:
-      A transformation that needs `params`. State: 1 word per parameter with momentum,
-      else none. Collectives: one
+      A transformation that needs `params`. State: 1 word per parameter with momentum, else none. Collectives: one
       all-reduce of the parameters per round.
 
     Raises:
@@ -63,8 +60,8 @@ def local_sgd(
       [-0.5 -0.5]
 
     Reference: Stich. Local SGD Converges Fast and Communicates Little. 2018, arXiv 1805.09767. Departure: the paper's
-    rate falls as 1 / (a + t), and its output is an average; here any schedule, and the last iterate. For the average
-    see `quadratic_weighted_average`.
+    learning rate falls as 1 / (a + t), and its output is an average; here any schedule, and the last iterate. For the
+    average see `quadratic_weighted_average`.
     """
     checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(average_state=average_state)
@@ -73,7 +70,7 @@ def local_sgd(
 
 
 class QuadraticWeightedAverageState(NamedTuple):
-    """Steps made; the average of the points they started from; the inner state."""
+    """Number of steps; the average of the parameters before them; the inner state."""
 
     count: jax.Array
     average: Any
@@ -82,7 +79,7 @@ class QuadraticWeightedAverageState(NamedTuple):
     exact_fields = ("average",)  # parameters, which gk.precision(state=...) must not round
 
     def eval_params(self, params: Any) -> Any:
-        """The average; before the first step it is the start."""
+        """The average; before the first step the initial parameters."""
         return jax.tree.map(lambda a, x: a.astype(x.dtype), self.average, params)
 
 
@@ -91,17 +88,21 @@ def quadratic_weighted_average(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the average of all iterates with weights that grow with the square of the step.
 
-    xhat, w_t and S_T at the head of this file, one at a time: xhat <- xhat + (w_t / S_{t+1}) (x_t - xhat). What `inner`
-    does is not changed.
+    Equations, with a = offset:
+
+        w_t = (a + t)^2,    S_T = sum_{t < T} w_t
+        xhat = (1/S_T) sum_{t < T} w_t x_t,    updated by    xhat <- xhat + (w_t / S_{t+1}) (x_t - xhat)
+
+    The updates of `inner` do not change.
 
     Args:
       inner: any transformation.
-      offset: a > 0; a number of steps. The theorem asks for more than 16 kappa and more than `sync_every`. May be
+      offset: a > 0; a number of steps. The theorem requires more than 16 kappa and more than `sync_every`. May be
         traced.
 
     Returns:
       A transformation that needs `params`. State: 1 word per parameter and the inner state. The average is
-      `gk.eval_params(state, params)`: of one replica; that of all is its `gk.parallel.replica_mean`. Elementwise: no
+      `gk.eval_params(state, params)`, of one replica; `gk.parallel.replica_mean` of it is that of all. Elementwise: no
       collective.
 
     Raises:
@@ -116,8 +117,8 @@ def quadratic_weighted_average(
       >>> print(f"{state.eval_params(x):.3f}")
       0.800
 
-    Reference: Stich. Local SGD Converges Fast and Communicates Little. 2018, arXiv 1805.09767. The points averaged are
-    those where gradients were taken, from the start on and without the last.
+    Reference: Stich. Local SGD Converges Fast and Communicates Little. 2018, arXiv 1805.09767. The average is of the
+    points where gradients were taken, from the initial parameters on and without the last iterate.
     """
     checks.real("offset", offset, "(0, inf)")
     inner = inside(inner)
@@ -141,7 +142,7 @@ def quadratic_weighted_average(
 
 
 def _share(count: jax.Array, offset: Any, like: jax.Array) -> jax.Array:
-    """w_t / S_{t+1}, from the closed form of the sum: no sum of large numbers is carried."""
+    """w_t / S_{t+1}, from the closed form of the sum, so that the state has no sum of large numbers."""
     real = jnp.finfo(like.dtype).dtype
     t, a = count.astype(real), scalar(offset, jnp.zeros((), real))
     # sum_{i <= t} (a + i)^2 = (t + 1) (a^2 + a t + t (2 t + 1) / 6)

@@ -1,20 +1,4 @@
-"""Local updates: every replica trains by itself, and now and then all of them agree on one point.
-
-Replica k of W, step t = 1, 2, ...:
-
-    x_k <- x_k + inner(g_k(x_k))
-    at a sync step, without an outer optimizer:
-        x_k <- (1/W) sum_j x_j
-    at a sync step, with one, which holds the point theta where the round started:
-        D     = (1/W) sum_j (theta - x_j)      the pseudo-gradient: it points uphill, as a gradient does
-        theta <- theta + outer(D)
-        x_k   <- theta
-
-With an `exchange`, D is what a compressor of gk.parallel makes of theta - x_j; without an outer optimizer theta - D
-then takes the place of the mean.
-
-A round that starts after t steps has H(t) of them; H is read there and kept until the round ends.
-"""
+"""Local updates: every replica trains separately, and at the end of every round all get the same parameters."""
 
 import numbers
 from collections.abc import Callable
@@ -41,8 +25,8 @@ NEVER = np.iinfo(np.int32).max
 
 
 class LocalUpdatesState(NamedTuple):
-    """Steps made; the step that ends this round; of an outer optimizer the point where the round started, and its
-    state (else two empty nodes); the inner state; what a compressor of the exchange keeps."""
+    """Number of steps; the step that ends this round; with an outer optimizer the parameters at the start of the round,
+    and its state (else two empty nodes); the inner state; the state of the compressor of the exchange."""
 
     count: jax.Array
     next_sync: jax.Array
@@ -61,44 +45,58 @@ def local_updates(
     average_state: bool = False,
     exchange: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets replicas train apart, and brings them together at the end of each round.
+    """Lets replicas train separately, and averages them at the end of each round.
 
-    Equations: at the head of this file. Written for one replica; run it once per replica, under an axis of `jax.vmap`
-    or `jax.shard_map`. `update` takes one extra argument:
+    Equations of replica k of W at every step:
 
-        sync=None    (default) the state knows whether the round ends here. One program for all steps, with a branch:
-                     `jax.vmap` runs both sides of it, so on a mesh prefer `jax.shard_map` for this one.
-        sync=False   a step in the middle of a round. Compiles to no collective.
-        sync=True    a step that ends a round, whatever the state says. The next round starts here.
+        x_k <- x_k + inner(g_k(x_k))
 
-    Adding an update to parameters rounds: after it they are equal on all replicas where they were within a factor of
-    two of the new point, and within a rounding of the larger of both elsewhere (no number added to 1 + 2^-23 gives
-    2^-40 in float32). Nothing adds up over the rounds. For the same bits on all replicas, step with sync=False and
+    At a step that ends a round, without an outer optimizer:
+
+        x_k <- (1/W) sum_j x_j
+
+    With an outer optimizer, and the point theta where the round started:
+
+        D     = (1/W) sum_j (theta - x_j)              the pseudo-gradient, with the sign of a gradient
+        theta <- theta + outer(D)
+        x_k   <- theta
+
+    With an `exchange`, D is the result of a compressor of gk.parallel for theta - x_j; without an outer optimizer
+    theta - D then replaces the mean.
+
+    A round that starts after t steps has H(t) steps; H is read at its start. The transformation is written for one
+    replica: run it once per replica, under an axis of `jax.vmap` or `jax.shard_map`. `update` has an extra argument
+    `sync`. With sync=None (default) the state decides whether the round ends: one program for all steps, with a branch,
+    of which `jax.vmap` runs both sides, so on a mesh prefer `jax.shard_map` for it. sync=False is a step in the middle
+    of a round, which compiles without a collective. sync=True is a step that ends a round, whatever the state says; the
+    next round starts there.
+
+    Adding an update to parameters rounds: the results are equal on all replicas where the parameters were within a
+    factor of two of the new point, and equal up to rounding elsewhere (no number added to 1 + 2^-23 gives 2^-40 in
+    float32). The differences do not accumulate over rounds. For the same bits on all replicas, step with sync=False and
     end a round by `synchronize`, which sets the parameters.
 
     Args:
       inner: the transformation of each replica.
       sync_every: steps of a round. An integer >= 1; a callable, number of steps made when a round starts -> its
         steps, in JAX (below 1 counts as 1), such as the quadratic rule; or an array of booleans, one per step, true
-        where a round ends (beyond its end none does). An integer may be injected (`gk.inject_hyperparams`); the others
-        stay what they are there.
+        where a round ends (after its last entry no round ends). An integer may be injected (`gk.inject_hyperparams`),
+        the others not.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
-      outer: steps from where the round started by the mean of what the replicas moved. Default None: their mean
-        itself.
+      outer: steps from the start of the round with the pseudo-gradient. Default None: the mean of the replicas.
       average_state: whether floating leaves of the inner state are averaged with the parameters; counters and keys
-        never are. Default False: momenta stay apart (Stich; DiLoCo).
-      exchange: a compressor of what the replicas moved, such as `gk.parallel.int8_compressor()`, or one inside
+        never are. Default False: every replica keeps its momenta (Stich; DiLoCo).
+      exchange: a compressor of theta - x_j, such as `gk.parallel.int8_compressor()`, or one inside
         `gk.parallel.error_feedback(...)`; it exchanges over `axis_name`. Default None: the mean in float32.
 
     Returns:
       A transformation that needs `params`. State: that of `inner`, and with `outer` its own and 1 word per parameter,
-      a float32 copy of the point where the round started (also with an `exchange`, and then its state). All of it is
-      kept once per replica. Collectives: one all-reduce of the parameters per round, in float32, or those of
-      `exchange`.
+      a float32 copy of the parameters at the start of the round (also with an `exchange`, and then its state); all of
+      it once per replica. Collectives: one all-reduce of the parameters per round, in float32, or those of `exchange`.
 
     Raises:
-      ValueError: `sync_every` is none of the three, or below 1; leaves of integers; no axis of this name (at a sync
-        step); `params` missing at `update`.
+      ValueError: `sync_every` is none of the three, or below 1; leaves of integers; no axis of this name (at a step
+        that ends a round); `params` missing at `update`.
 
     Example:
       >>> tx = local_updates(optax.sgd(0.5), sync_every=2)
@@ -136,7 +134,7 @@ def local_updates(
         return LocalUpdatesState(count, _end(count, period), start, there, inner.init(params), kept)
 
     def met(x: Any, state: LocalUpdatesState, key: Any = None) -> tuple[Any, LocalUpdatesState]:
-        """The new point of all replicas from those they reached, and the state there."""
+        """The new parameters of all replicas from those that they reached, and the new state."""
         start, there, own, kept = state.start, state.outer, state.inner, state.exchange
         if far is None:
             x = wide_mean("local_updates", x, axis_name)
@@ -173,7 +171,7 @@ def local_updates(
             sync = count >= state.next_sync
         if isinstance(sync, bool | np.bool_):
             return meet() if sync else (updates, state)
-        # What a branch returns must have one type, on all replicas or on each.
+        # Both branches must return the same types, the same on all replicas or varying.
         apart = (alike(updates, params), state)
         return jax.lax.cond(sync, lambda: alike(meet(), apart), lambda: apart)
 
@@ -187,13 +185,13 @@ def local_updates(
 
 
 def synchronize(tx: optax.GradientTransformation, params: PyTree, state: Any) -> tuple[Any, Any]:
-    """Ends a round: the exchange of `local_updates` by itself, after which all replicas hold the same bits.
+    """Ends a round: the exchange of `local_updates` by itself, after which all replicas have the same bits.
 
     It sets parameters where `update` can only add to them. With it, training is two programs: steps without a
-    collective, and this. It is also how a run ends that stops in the middle of a round.
+    collective, and this. Call it also at the end of a run that stops in the middle of a round.
 
     Args:
-      tx: what `local_updates` (or `local_sgd`, `diloco`) returned, not a chain around it.
+      tx: the transformation that `local_updates` (or `local_sgd`, `diloco`) returned, not a chain around it.
       params: of one replica, after its updates were applied.
       state: of one replica.
 
@@ -202,7 +200,7 @@ def synchronize(tx: optax.GradientTransformation, params: PyTree, state: Any) ->
       Collectives: one all-reduce of the parameters (and of the inner state, with `average_state`).
 
     Raises:
-      ValueError: `tx` exchanges nothing; leaves of integers; no axis of this name.
+      ValueError: `tx` has no exchange; leaves of integers; no axis of this name.
 
     Example:
       >>> tx = local_updates(optax.sgd(0.5), sync_every=2)
@@ -214,12 +212,15 @@ def synchronize(tx: optax.GradientTransformation, params: PyTree, state: Any) ->
     checks.transformation(tx=tx)
     meet = getattr(tx.update, "synchronize", None)
     if meet is None:
-        raise ValueError("synchronize needs what local_updates returned, and no chain or wrapper around it")
+        raise ValueError(
+            "synchronize: tx must be the transformation that local_updates or a strategy returned, got one without an "
+            "exchange; pass it without a chain or wrapper around it"
+        )
     return meet(params, state)
 
 
 def sync_steps(sync_every: Any, steps: int) -> np.ndarray:
-    """The steps that end a round, for a loop that picks its program ahead of time.
+    """The steps that end a round, for a loop that chooses between its two programs in advance.
 
     Args:
       sync_every: as in `local_updates`.
@@ -248,8 +249,8 @@ def sync_steps(sync_every: Any, steps: int) -> np.ndarray:
 
 
 def anchor(params: PyTree) -> Any:
-    """A float32 (or wider) copy of parameters, in buffers of its own: the parameters may be donated. Of
-    `jax.ShapeDtypeStruct`s, which have no values, `jax.ShapeDtypeStruct`s."""
+    """A float32 (or wider) copy of parameters, in separate buffers, because the parameters may be donated; for
+    `jax.ShapeDtypeStruct`s again `jax.ShapeDtypeStruct`s."""
 
     def copy(x: Any) -> Any:
         if isinstance(x, jax.ShapeDtypeStruct):
@@ -260,7 +261,7 @@ def anchor(params: PyTree) -> Any:
 
 
 def _period(sync_every: Any) -> Callable[[jax.Array], Any]:
-    """Steps made -> steps of the round that starts there."""
+    """The function from the number of steps made to the length of the round that starts there."""
     sync_every = sync_every.value if isinstance(sync_every, Rule) else sync_every
     if callable(sync_every):
         return sync_every
@@ -294,7 +295,7 @@ def _end(count: jax.Array, period: Callable[[jax.Array], Any]) -> jax.Array:
 
 
 def _mean_of_floating(tree: Any, axis_name: Any) -> Any:
-    """The mean over replicas of the floating leaves; the others as they are."""
+    """The tree with floating leaves averaged over replicas; the others unchanged."""
     leaves, structure = jax.tree.flatten(tree)
     floating = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
     means = iter(wide_mean("local_updates", [x for x, f in zip(leaves, floating, strict=True) if f], axis_name))
@@ -302,7 +303,7 @@ def _mean_of_floating(tree: Any, axis_name: Any) -> Any:
 
 
 def step_to(x: jax.Array, p: jax.Array, like: jax.Array) -> jax.Array:
-    """What leads from p to x, once x is rounded to the dtype of p."""
+    """The update from p to x, with x rounded to the dtype of p."""
     if jnp.finfo(p.dtype).bits < 32:
         x = nearest(x, p.dtype)
     return (x - p.astype(x.dtype)).astype(like.dtype)

@@ -1,18 +1,4 @@
-"""Parts of what replicas hold that meet at periods of their own, and MT-DAO, whose slow momenta seldom have to.
-
-replica k, step t = 1, 2, ...:
-
-    g    = clip(g_k, max_norm)
-    u_j <- b_j u_j + (1 - b_j) g,  j = 1 .. N            v <- b2 v + (1 - b2) g^2
-    x   <- x - learning_rate ((1 - sum_j w_j) g + sum_j w_j u_j) / (sqrt(v) + eps)
-    t mod K_x = 0:  x <- mean over replicas,    t mod K_j = 0: u_j,    t mod K_v = 0: v
-
-    base "sgdm": without the denominator.    "adopt": g / max(sqrt(v), eps) with v of the step before takes the place of
-    g, and nothing is divided afterwards; the first step only fills v.
-
-A momentum of decay b forgets half of what its replica alone has seen in ln(1/2) / ln(b) steps, which should be longer
-than its period.
-"""
+"""Averages of parameters and of the state at separate periods, and MT-DAO, which averages slow momenta seldom."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,7 +26,7 @@ BASES = ("adam", "adopt", "sgdm")
 
 
 class PeriodicSyncState(NamedTuple):
-    """Steps made, and the inner state."""
+    """Number of steps, and the inner state."""
 
     count: jax.Array
     inner: Any
@@ -55,21 +41,24 @@ def periodic_sync(
 ) -> optax.GradientTransformationExtraArgs:
     """Averages the parameters, and parts of the inner state, each with a period of its own.
 
-        after step t:    t mod K = 0: x <- (1/W) sum_k x_k;        t mod K_part = 0: part <- (1/W) sum_k part_k
+    Equations, over replicas k of W after step t:
 
-    How to run it, and `sync`, are as in `local_updates`: sync=None keeps to the periods, False exchanges nothing, True
+        x <- (1/W) sum_k x_k                        where t mod K = 0
+        part <- (1/W) sum_k part_k                  where t mod K_part = 0
+
+    How to run it, and `sync`, are as in `local_updates`: sync=None follows the periods, False averages nothing, True
     everything.
 
     Args:
       inner: the transformation of each replica.
       sync_every: K >= 1, of the parameters.
       state_sync_every: period >= 1 of each part of the inner state, by its name: one or several words of a path in
-        the state, such as "mu", "momenta/0". Of `gk.leaves.names(state)`. Default None: parts stay apart.
+        the state, such as "mu", "momenta/0", from `gk.leaves.names(state)`. Default None: parts are not averaged.
       axis_name: name of the axis of the replicas. Default "replica".
 
     Returns:
       A transformation that needs `params`. State: that of `inner` and a counter, once per replica. Collectives: for
-      each period one all-reduce of all that has it, in float32.
+      each period one all-reduce of all parts that have it, in float32.
 
     Raises:
       ValueError: a period below 1; a part that is not in the state, of integers, or named twice; no axis of this name.
@@ -85,7 +74,7 @@ def periodic_sync(
       [3. 3.] [3. 3.]
 
     Reference: Iacob et al. MT-DAO: Multi-Timescale Distributed Adaptive Optimizers with Local Updates. 2025, arXiv
-    2510.05361; also what DES-LOC (Iacob et al. 2025) does. There is no public code; everything is averaged after the
+    2510.05361; also the scheme of DES-LOC (Iacob et al. 2025). There is no public code; averages are taken after the
     step, not before it, so that replicas agree when a round ends.
     """
     checks.axis_name("axis_name", axis_name, optional=False)
@@ -100,7 +89,7 @@ def periodic_sync(
     tx = optax.with_extra_args_support(inner)
 
     def of_leaves(state: Any, strict: bool = False) -> list[int | None]:
-        """The period of every leaf of the inner state; `strict`: every part must be there."""
+        """The period of every leaf of the inner state; with `strict` every part must exist."""
         found: list[int | None] = [None] * len(jax.tree.leaves(state))
         for part, period in periods.items():
             mine = [i for i, name in enumerate(names(state)) if f"/{part}/" in f"/{name}/"]
@@ -120,7 +109,8 @@ def periodic_sync(
         return PeriodicSyncState(jnp.zeros((), jnp.int32), state)
 
     def meet(period: int | None, x: Any, state: Any) -> tuple[Any, Any]:
-        """The parameters (None where they do not meet) and the state after what has this period (None: any) has met."""
+        """The averaged parameters (None where they are not averaged), and the state in which all parts with this period
+        (None: any period) are averaged."""
         leaves, structure = jax.tree.flatten(state)
         mine = [k is not None and period in (k, None) for k in of_leaves(state)] if leaves else []
         some = [leaf for leaf, own in zip(leaves, mine, strict=True) if own]
@@ -153,7 +143,7 @@ def periodic_sync(
 
 
 class _AdoptState(NamedTuple):
-    """Whether v has been filled, and v."""
+    """Whether v has been initialised, and v."""
 
     started: jax.Array
     v: Any
@@ -196,9 +186,21 @@ def mt_dao(
     max_norm: Scalar | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """Local updates by an optimizer with momenta of several timescales, each averaged as often as it forgets.
+    """Local updates by an optimizer with momenta of several timescales, each averaged at a period that suits its decay.
 
-    Equations: at the head of this file. It is `periodic_sync` around `gk.multi_timescale_adam`.
+    Equations of replica k at step t = 1, 2, ..., with the momenta j = 1, ..., N:
+
+        g    = clip(g_k, max_norm)
+        u_j <- b_j u_j + (1 - b_j) g
+        v   <- b2 v + (1 - b2) g^2
+        x   <- x - learning_rate ((1 - sum_j w_j) g + sum_j w_j u_j) / (sqrt(v) + eps)
+
+    Then x is averaged over replicas where t mod K_x = 0, u_j where t mod K_j = 0, and v where t mod K_v = 0. Base
+    "sgdm" has no denominator. With "adopt", g / max(sqrt(v), eps) with v of the previous step replaces g, there is no
+    other denominator, and the first step only initialises v.
+
+    The half-life of a momentum of decay b is ln(1/2) / ln(b) steps, which should be longer than its period. The method
+    is `periodic_sync` around `gk.multi_timescale_adam`.
 
     Args:
       learning_rate: step size >= 0, or a schedule of the steps; without bias correction the first steps are long.
@@ -210,7 +212,7 @@ def mt_dao(
       momentum_sync_every: K_j >= 1, one per momentum. Default None: K_x for all.
       second_moment_sync_every: K_v >= 1. Default None: K_x.
       base: "adam" (default), "adopt" (paper's) or "sgdm", which has no second moment.
-      max_norm: the gradient is clipped to this norm, > 0. Default None: not at all.
+      max_norm: the gradient is clipped to this norm, > 0. Default None: no clipping.
       axis_name: name of the axis of the replicas. Default "replica".
 
     Returns:
@@ -229,7 +231,7 @@ def mt_dao(
 
     Reference: Iacob et al. MT-DAO: Multi-Timescale Distributed Adaptive Optimizers with Local Updates. 2025, arXiv
     2510.05361. There is no public code; averages are taken after the step, and "adopt" is as in Taniguchi et al. 2024
-    (its first step only fills v).
+    (its first step only initialises v).
     """
     for name, given in (("b1s", b1s), ("weights", weights)):
         if not isinstance(given, list | tuple):

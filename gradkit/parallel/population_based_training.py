@@ -1,13 +1,4 @@
-"""Population based training: many runs side by side, of which the bad ones go on from the good with other settings.
-
-A population is any tree whose leaves have a leading axis of members: parameters, states of optimizers, and in these the
-hyperparameters, as `gk.inject_hyperparams` keeps them. One round is
-
-    update_interval steps of every member, one program under `vmap`
-    fitness of every member
-    exploit    a member copies all of a better one: parameters, state and hyperparameters
-    explore    copies have their hyperparameters multiplied by one of two factors, or drawn anew
-"""
+"""Population based training: many runs in parallel, of which bad ones copy good ones and change hyperparameters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,19 +17,19 @@ KINDS = ("truncation", "tournament", "t_test")
 SCALES = ("linear", "log", "integer")
 FIELD = "hyperparams"
 SIGNIFICANCE = 0.05
-# What is not sharded, whatever its shape.
+# Stands for a replicated array of any shape.
 REPLICATED = jax.ShapeDtypeStruct((), jnp.float32)
 
 
 class PopulationHistory(NamedTuple):
-    """Per round: the fitness of every member after its steps, and whom it went on from."""
+    """Per round: the fitness of every member after its steps, and the number of the member that it continues from."""
 
     fitness: Any
     source: Any
 
 
 def _ranked(fitness: Any) -> jax.Array:
-    """Fitness as numbers that can be ordered: what is not finite is last."""
+    """Fitness as numbers that can be ordered, with -inf for entries that are not finite."""
     fitness = jnp.asarray(fitness)
     if fitness.ndim not in (1, 2) or fitness.shape[0] < 2:
         raise ValueError(
@@ -63,21 +54,21 @@ def _welch_p(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def exploit(key: Key, fitness: Any, *, kind: str = "truncation", fraction: Any = 0.2) -> jax.Array:
-    """Whom each member of a population goes on from.
+    """The member of a population that each member continues from.
 
-    "truncation"    the worst floor(fraction P), one at least, each copy one of as many best
-    "tournament"    each draws another member, and copies it if that is better
-    "t_test"        the same, if it is better by Welch's t-test of the last evaluations, p < 0.05
+    With "truncation" each of the worst floor(fraction P) members, at least one, copies one of as many best. With
+    "tournament" each member draws another one, and copies it if it is better. With "t_test" it copies it only if it is
+    better by Welch's t-test of the last evaluations, p < 0.05.
 
     Args:
       key: a random key, or an integer.
-      fitness: (P,), higher is better, P >= 2; for "t_test" (P, evaluations), the last 10 in the paper. What is not
-        finite ranks last.
+      fitness: (P,), higher is better, P >= 2; for "t_test" (P, evaluations), the last 10 in the paper. Entries that are
+        not finite rank last.
       kind: "truncation", "tournament" or "t_test". Default "truncation".
       fraction: of "truncation", in [0, 0.5]; 0 copies nobody. Default 0.2 (paper).
 
     Returns:
-      (P,) int32: the number of the member that each goes on from, its own where it does not copy.
+      (P,) int32: the number of the member that each continues from, its own where it does not copy.
 
     Raises:
       ValueError: an argument outside its range, or fewer than two members.
@@ -143,11 +134,12 @@ def explore(
     Args:
       key: a random key, or an integer.
       hyperparams: name -> (P,).
-      copied: (P,) booleans: whose change; the others keep theirs.
-      space: name -> (low, high) or (low, high, scale), of those that are explored: "linear" (default) or "log", as they
-        are drawn anew; "integer" ones are rounded. All are clipped to their ends.
-      factors: each is multiplied by one of them, with equal probability. Default (0.8, 1.2) (paper).
-      resample_probability: probability that one is drawn anew from its space instead, in [0, 1]. Default 0.
+      copied: (P,) booleans: the members whose hyperparameters change.
+      space: name -> (low, high) or (low, high, scale), of the hyperparameters that are explored; the scale of the
+        distribution from which they are resampled is "linear" (default) or "log"; "integer" ones are rounded. All are
+        clipped to [low, high].
+      factors: each hyperparameter is multiplied by one of them, with equal probability. Default (0.8, 1.2) (paper).
+      resample_probability: probability that one is resampled from its space instead, in [0, 1]. Default 0.
 
     Returns:
       name -> (P,), all of `hyperparams`, in their dtypes.
@@ -189,7 +181,7 @@ def explore(
 
 
 def _names_in(path: Any) -> tuple[str, str]:
-    """The last two entries of a path: of a hyperparameter the field and its name."""
+    """The last two entries of a path: for a hyperparameter the field and its name."""
     keys = [str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path]
     return (keys[-2], keys[-1]) if len(keys) > 1 else ("", keys[-1] if keys else "")
 
@@ -205,7 +197,7 @@ def pbt_step(
     factors: tuple[float, float] = (0.8, 1.2),
     resample_probability: Any = 0.0,
 ) -> tuple[Any, jax.Array]:
-    """Exploit and explore: the population of the next round, and whom each member goes on from.
+    """Exploit and explore: the population of the next round, and the member that each member continues from.
 
     Args:
       key: a random key, or an integer.
@@ -219,8 +211,8 @@ def pbt_step(
       resample_probability: as of `explore`.
 
     Returns:
-      (population, source), sharded as the population that came in, over Auto or Explicit axes. On a mesh with members
-      sharded: a gather of the fitness, and the states of copies.
+      (population, source), sharded like the given population, over Auto or Explicit axes. Collectives on a mesh with
+      sharded members: an all-gather of the fitness, and the states of copies.
 
     Raises:
       ValueError: a hyperparameter that the population does not have, or an argument outside its range.
@@ -242,7 +234,7 @@ def pbt_step(
         rows, structure = jax.tree_util.tree_flatten_with_path(taken)
         where = {i: name for i, (path, _) in enumerate(rows) for field, name in [_names_in(path)] if field == FIELD}
         leaves = [x for _, x in rows]
-        # One of a name in several states is one hyperparameter: all get the same numbers.
+        # The same name in several states is one hyperparameter: all get the same numbers.
         first_of = {name: leaves[i] for i, name in reversed(where.items())}
         new = explore(second, first_of, copied, space, factors, resample_probability)
         return structure.unflatten(
@@ -264,22 +256,26 @@ def population_based_training(
     factors: tuple[float, float] = (0.8, 1.2),
     resample_probability: Any = 0.0,
 ) -> Callable[[Any, Any, int], tuple[Any, PopulationHistory]]:
-    """Trains a population under `vmap`, with schedules of hyperparameters that are found on the way.
+    """Trains a population under `vmap`, and finds schedules of hyperparameters during training.
 
-    Rounds: at the head of this file.
+    A population is any tree whose leaves have a leading axis of members: parameters and states of optimizers with their
+    hyperparameters, as `gk.inject_hyperparams` keeps them. One round is `update_interval` steps of every member, one
+    program under `vmap`; the fitness of every member; `exploit`, in which a member copies parameters, state and
+    hyperparameters of a better one; and `explore`, in which copies have their hyperparameters multiplied by one of two
+    factors, or resampled.
 
     Args:
       train_step: (member, key) -> member, one step of one run; its batch is drawn with the key.
       fitness_fn: member -> a number, higher is better; for "t_test" several.
       space: as of `explore`.
-      update_interval: steps between two rounds of exploit and explore, >= 1: enough for a setting to show.
+      update_interval: steps between two rounds of exploit and explore, >= 1: enough to show the effect of a setting.
       kind: as of `exploit`.
       fraction: as of `exploit`.
       factors: as of `explore`.
       resample_probability: as of `explore`.
 
     Returns:
-      fn(key, population, rounds) -> (population, `PopulationHistory`), to be put under `jax.jit` with static rounds.
+      fn(key, population, rounds) -> (population, `PopulationHistory`), which may be compiled with static rounds.
 
     Raises:
       ValueError: an argument outside its range.

@@ -1,22 +1,4 @@
-"""PowerSGD: of every matrix one step of subspace iteration, which all replicas take together.
-
-A leaf is a matrix, inputs times outputs, and M_w that of replica w; r = min(rank, rows, columns).
-
-    two-sided:     P = mean_w (M_w Q),   P^ = orth(P),   Q_w = M_w^T P^,   Q = mean_w Q_w
-                   mean = P^ Q^T,   sent_w = P^ Q_w^T
-    alternating, at even steps (0, 2, ...), half the bytes:
-                   P^ = orth(P),   Q_w = M_w^T P^,   Q = mean_w Q_w,   mean = P^ Q^T,   sent_w = P^ Q_w^T
-                at odd ones:
-                   Q^ = orth(Q),   P_w = M_w Q^,     P = mean_w P_w,   mean = P Q^^T,   sent_w = P_w Q^^T
-
-Q (alternating: P) starts as normal numbers, the same on all replicas, and goes on from where the last step left it; a
-column that has become 0, as all do at a gradient of zeros, from where it was before.
-Leaves that are no matrices, or too small to gain by it, are averaged whole: where r (rows + columns) rate >= rows *
-columns.
-
-`powersgd` is this inside error feedback. `sent_w` has the replica's own factor: with the mean factor in its place, as
-in the paper's code, the mean is the same and the memory of every replica grows without bound.
-"""
+"""PowerSGD: every matrix is approximated by one step of subspace iteration, which all replicas make together."""
 
 import math
 from typing import Any, NamedTuple
@@ -48,8 +30,8 @@ NAME = "low_rank_compressor"
 
 
 class LowRankState(NamedTuple):
-    """Number of exchanges; of every matrix P, (..., rows, r), where the factors alternate, and Q, (..., columns, r);
-    empty nodes elsewhere. All of it the same on all replicas."""
+    """The number of exchanges; for every matrix P, (..., rows, r), where the factors alternate, and Q,
+    (..., columns, r); empty nodes for other leaves. Replicated: all of it is the same on all replicas."""
 
     count: jax.Array
     P: Any
@@ -71,7 +53,7 @@ class _Matrix(NamedTuple):
 
 
 def _matrices(tree: Any, layout: Layout | None, rank: int, rate: Any) -> list[_Matrix | None]:
-    """Per leaf how it is compressed; None where it is averaged whole."""
+    """How each leaf is compressed; None where it is averaged without compression."""
     decided, out = resolve_layout(layout, tree, method=NAME, matters=True), []
     for name, x in zip(names(tree), jax.tree.leaves(tree), strict=True):
         axes = decided(name, x.shape)._replace(splits=())
@@ -98,32 +80,32 @@ def low_rank_compressor(
 ) -> optax.GradientTransformationExtraArgs:
     """The compressor that sends two thin factors of every matrix.
 
-    Equations: at the head of this file. Biased: use it inside `error_feedback`, or `powersgd`, which is that. Linear in
-    the gradient once the columns to start from are given, so sums do: W replicas give what one gives of their mean.
+    Equations: those of `powersgd`, which is this compressor inside `error_feedback`. It is biased, so use it there. It
+    is linear in the gradient once the columns to start from are given: W replicas give what one gives of their mean.
 
     Args:
-      rank: r, of the factors, >= 1; never more than a matrix has. Default 2.
-      warm_start: whether a step goes on from the factors of the last one. Default True (paper). False: from new random
-        columns in every step; two-sided only.
+      rank: r, the rank of the factors, >= 1; never more than a matrix has. Default 2.
+      warm_start: whether a step starts from the factors of the last one. Default True (paper). False: from new random
+        columns in every step; for two-sided steps only.
       alternating: whether one factor is exchanged per step, P and Q in turn. Default False (paper).
-      iterations: half steps of the alternating form in every step, >= 1, each on what those before it have left.
+      iterations: half steps of the alternating form in every step, >= 1, each on the residual of those before it.
         Default 1 (the authors' package).
       min_compression_rate: a matrix is compressed where that makes it this many times smaller, >= 0; 0: every matrix.
         Default 2 (PyTorch's hook).
       eps: added to the norms that the orthonormalisation divides by, >= 0; 1e-8 is the paper's code. Default 0: the
         result scales with the gradient, and a gradient of zeros gives 0.
-      key: of the random columns to start from, the same on all replicas. Default 0.
+      key: a random key (typed key or integer) for the columns to start from, the same on all replicas. Default 0.
       layout: which axes are inputs, outputs, and stacks. Stacked layers are matrices of their own; fused weights are
-        one.
-      bits: of the entries of the factors, and of the leaves that are averaged whole, that travel: 8 or 4, as in
-        `quantized_replica_mean`; two-sided only. Default None: float32.
+        one matrix.
+      bits: per entry that is sent, of the factors and of the leaves that are averaged without compression: 8 or 4, as
+        in `quantized_replica_mean`; for two-sided steps only. Default None: float32.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
       A compressor, and as a transformation: the gradient of a replica in, the approximate mean out. State: the factors,
-      r (rows + columns) words per matrix or less, the same on all replicas. Collectives: two all-reduces, of r rows and
-      of r columns words of every matrix (alternating: one of them per step), the first with the leaves that are
-      averaged whole.
+      r (rows + columns) words per matrix or less, replicated. Collectives: two all-reduces, of r rows and of r columns
+      words of every matrix (alternating: one of them per step), the first together with the leaves that are averaged
+      without compression.
 
     Raises:
       ValueError: an argument outside its range; alternating=True without `warm_start`; at `update`, no axis of this
@@ -173,7 +155,7 @@ def low_rank_compressor(
                 out.append(optax.MaskedNode())
                 continue
             shape = (plan.batch, plan.rows if side == "P" else plan.columns, plan.rank)
-            # Independent of the factor that alternates with it.
+            # The random columns of P and Q are independent of each other.
             own = jax.random.fold_in(jax.random.fold_in(now, i), 1 if side == "P" else 0)
             out.append(jax.random.normal(own, shape, wide(x.dtype)))
         return structure.unflatten(out)
@@ -228,7 +210,7 @@ def low_rank_compressor(
 
 
 def _step(M: list, Q: list, others: list, axis_name: Any, eps: Any, bits: int | None) -> tuple[list, ...]:
-    """Means, what was sent, the other leaves' means and what was sent of them, and Q: two exchanges."""
+    """The means, what was sent, the means of the other leaves and what was sent of them, and Q: two exchanges."""
 
     def exchanged(tree: Any) -> tuple[Any, Any]:
         return (wide_mean(NAME, tree, axis_name), tree) if bits is None else two_phase_mean(tree, axis_name, bits, 256)
@@ -242,7 +224,7 @@ def _step(M: list, Q: list, others: list, axis_name: Any, eps: Any, bits: int | 
 def _half_step(
     M: list, P: list, Q: list, others: list, count: jax.Array, axis_name: Any, eps: Any
 ) -> tuple[list, list, list, list, list]:
-    """Means, what was sent, the other leaves' means, P and Q: one exchange."""
+    """The means, what was sent, the means of the other leaves, P and Q: one exchange."""
     like = (M, M, others, P, Q)
 
     def even() -> Any:
@@ -261,7 +243,8 @@ def _half_step(
 
 
 def _alive(new: list, old: list) -> list:
-    """The factors to go on from: a column of zeros, as a matrix of zeros or of lower rank gives, would stay zero."""
+    """The factors of the next step: a column that became zero, as from a matrix of lower rank, keeps its old value,
+    because it would stay zero."""
     return [jnp.where((n != 0).any(-2, keepdims=True), n, o) for n, o in zip(new, old, strict=True)]
 
 
@@ -283,22 +266,40 @@ def powersgd(
     layout: Layout | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """PowerSGD: a low-rank mean of all replicas' gradients, with what it left out kept for the next step.
+    """PowerSGD: a low-rank mean of the gradients of all replicas; its error is kept for the next step.
 
-    Equations: at the head of this file. The first link of a chain, on the gradient of one replica:
+    Equations, with M_w the matrix of a leaf (inputs times outputs) on replica w, and r = min(rank, rows, columns)
+    columns in P and Q:
+
+        P = mean_w (M_w Q),   P^ = orth(P)                                           two-sided
+        Q_w = M_w^T P^,   Q = mean_w Q_w,   mean = P^ Q^T,   sent_w = P^ Q_w^T
+
+        P^ = orth(P),   Q_w = M_w^T P^,   Q = mean_w Q_w                             alternating, at steps 0, 2, ...
+        mean = P^ Q^T,   sent_w = P^ Q_w^T
+        Q^ = orth(Q),   P_w = M_w Q^,   P = mean_w P_w                               alternating, at steps 1, 3, ...
+        mean = P Q^^T,   sent_w = P_w Q^^T
+
+    An alternating step sends half the bytes. Q (alternating: also P) starts as normal numbers, the same on all
+    replicas, and the next step starts from it; a column that has become 0, as all do at a gradient of zeros, keeps its
+    old value. Leaves that are no matrices, or too small to gain by compression (where r (rows + columns) times
+    min_compression_rate >= rows * columns), are averaged without it.
+
+    `error_feedback` adds to the next gradient what `sent_w` lacks. `sent_w` has the replica's own factor: with the mean
+    factor in its place, as in the paper's code, the mean is the same and the memory of every replica grows without
+    bound. It is the first link of a chain, on the gradient of one replica:
 
         tx = optax.chain(gk.parallel.powersgd(rank=2), gk.sgd(0.1, momentum=0.9))
 
     Args:
-      rank: r, of the factors, >= 1. Default 2 (paper; it has 1, 2 and 4).
+      rank: r, the rank of the factors, >= 1. Default 2 (paper; it has 1, 2 and 4).
       warm_start: as in `low_rank_compressor`. Default True (paper).
-      error_feedback: whether what was left out is kept. Default True (paper).
+      error_feedback: whether the compression error is kept and added to the next gradient. Default True (paper).
       alternating: as in `low_rank_compressor`: half the bytes. Default False (paper).
       iterations: as in `low_rank_compressor`. Default 1.
       min_compression_rate: as in `low_rank_compressor`. Default 2 (PyTorch's hook).
-      start_step: steps at the beginning whose gradients are averaged whole, >= 0. Default 0.
+      start_step: steps at the beginning whose gradients are averaged without compression, >= 0. Default 0.
       eps: as in `low_rank_compressor`. Default 0.
-      key: of the random columns to start from, the same on all replicas. Default 0.
+      key: a random key (typed key or integer) for the columns to start from, the same on all replicas. Default 0.
       layout: which axes are inputs, outputs, and stacks.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
@@ -322,7 +323,7 @@ def powersgd(
 
     Reference: Vogels, Karimireddy, Jaggi. PowerSGD: Practical Low-Rank Gradient Compression for Distributed
     Optimization. 2019, arXiv 1905.13727. The paper's code and PyTorch's hook remember the gradient minus the mean
-    approximation: the results are the same, and what differs between replicas is never discharged. The optimizer of the
+    approximation: the results are the same, and what differs between replicas stays in memory for ever. The optimizer of the
     paper, x - gamma (g + m) with m <- lambda m + g, is not optax's Nesterov; any optimizer may follow here.
     """
     checks.switch(error_feedback=error_feedback)
@@ -345,7 +346,7 @@ def powersgd(
 
 
 def _late(inner: Compressor, start_step: int) -> Compressor:
-    """The mean, until so many exchanges are made."""
+    """The plain mean for the first `start_step` exchanges, then `inner`."""
 
     def exchange(tree: Any, state: LowRankState, axis_name: Any, *, key: Any = None) -> tuple[Any, Any, Any]:
         del key

@@ -1,11 +1,4 @@
-"""The quadratic synchronization rule: rounds of local steps grow as the learning rate falls.
-
-With eta the learning rate at the step where a round begins, and T = total_steps:
-
-    H = warmup_period                                   for step < warmup_steps
-    H = max(min_steps, floor((alpha / eta)^power))      then
-    H = max(1, min(H, T - step))                        with T: the last step ends a round
-"""
+"""The quadratic synchronization rule: rounds of local steps grow as the learning rate falls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,14 +28,19 @@ def quadratic_synchronization(
 ) -> Callable[[Any], jax.Array]:
     """How many local steps the round has that begins at a step; the `sync_every` of `gk.parallel.local_updates`.
 
-    Equations: at the head of this file.
+    Equations, with eta the learning rate at the step where a round begins, and T = total_steps:
+
+        H = warmup_period                                   for step < warmup_steps
+        H = max(min_steps, floor((alpha / eta)^power))      then
+        H = max(1, min(H, T - step))                        with T: the last step ends a round
 
     Args:
       learning_rate: a schedule of the steps of a replica, or a number >= 0.
-      alpha: the rate below which rounds have more than one step, > 0; tuned. The paper: 0.0175 for ViT with local
-        AdamW at a peak of 0.008 (from a second source).
+      alpha: the learning rate below which rounds have more than one step, > 0; tuned. The paper: 0.0175 for ViT with
+        local AdamW at a peak learning rate of 0.008 (from a second source).
       min_steps: the shortest round, >= 1. The paper: 4 (from a second source).
-      warmup_steps: steps >= 0 in which rounds are `warmup_period` long, as the rate is small there, too. Default 0.
+      warmup_steps: steps >= 0 in which rounds have `warmup_period` steps, because the learning rate is small there,
+        too. Default 0.
       warmup_period: length of rounds during the warm-up, >= 1. Default None: `min_steps`.
       total_steps: T >= 1, the end of training, which ends the last round. Default None: unknown.
       power: > 0. Default 2; 1 and 3 are what the paper compares with.
@@ -61,7 +59,7 @@ def quadratic_synchronization(
       [2, 4, 16]
 
     Reference: Gu et al. A Quadratic Synchronization Rule for Distributed Deep Learning. 2023, arXiv 2310.14423. A ratio
-    that is whole but for rounding counts as whole. Moments of optimizers stay on their replicas, as in the official
+    that is an integer but for rounding counts as one. Moments of optimizers stay on their replicas, as in the official
     code by default: `average_state` of `gk.parallel.local_updates`.
     """
     checks.real("learning_rate", learning_rate, "[0, inf)", schedule=True)
@@ -73,7 +71,7 @@ def quadratic_synchronization(
     if warmup_period is not None and warmup_steps == 0:
         raise ValueError(
             "quadratic_synchronization: warmup_period must be None without warmup_steps, got "
-            f"{warmup_period}; give both"
+            f"{warmup_period}; write warmup_steps=..., or warmup_period=None"
         )
     first = checks.integer("warmup_period", min_steps if warmup_period is None else warmup_period, 1, maximum=LONGEST)
 
@@ -81,7 +79,7 @@ def quadratic_synchronization(
         step = jnp.asarray(step, jnp.int32)
         real = jnp.result_type(float)
         rate = jnp.asarray(at_count(learning_rate, step, "learning_rate"), real)
-        # Infinite at a rate of 0; clipped as a float, since an integer would overflow.
+        # Infinite at a learning rate of 0; clipped as a float, because an integer would overflow.
         ratio = jnp.asarray(alpha, real) / rate
         H = jnp.floor(ratio ** jnp.asarray(power, real) * (1 + 8 * jnp.finfo(real).eps))
         H = jnp.clip(H, min_steps, LONGEST).astype(jnp.int32)

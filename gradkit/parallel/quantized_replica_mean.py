@@ -1,17 +1,4 @@
-"""The mean over replicas in bytes: both halves of an all-reduce move integers.
-
-Every leaf is split into W chunks, one per replica, and a chunk into blocks of about `block` entries. L = 127, or 7 in
-4 bits. Of a block x:   scale = max|x| / L,  q = round(x / scale);  of zeros q = 0.
-
-    1.  quantise all chunks of the own leaf                         q, scale
-    2.  all-to-all: every replica gets its own chunk of all         n bytes (n / 2 in 4 bits), and the scales
-    3.  mean over the replicas in float32
-    4.  quantise the mean
-    5.  all-gather: every replica gets all chunks of the mean       n bytes (n / 2), and the scales
-
-A ring sends 2 n (W - 1) / W bytes where the mean in float32 sends four times that. All replicas decode the same bytes,
-so they hold the same bits. Never a sum of int8: it wraps around, and the scales differ.
-"""
+"""The mean over replicas with quantized exchange: both halves of an all-reduce send integers."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +21,7 @@ BITS = (8, 4)
 
 
 class Shape(NamedTuple):
-    """How a leaf is divided: entries, blocks of a chunk, and entries of a block."""
+    """How a leaf is divided: its entries, the blocks per chunk, and the entries per block."""
 
     entries: int
     blocks: int
@@ -49,7 +36,7 @@ def _divide(entries: int, replicas: int, block: int, bits: int) -> Shape:
 
 
 def _chunks(x: jax.Array, replicas: int, shape: Shape) -> jax.Array:
-    """(W, blocks, block), padded by zeros."""
+    """The leaf as an array (W, blocks, block), padded with zeros."""
     missing = replicas * shape.blocks * shape.block - shape.entries
     return jnp.pad(x.reshape(-1), (0, missing)).reshape(replicas, shape.blocks, shape.block)
 
@@ -67,7 +54,7 @@ def encode_blocks(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
 
 
 def decode_blocks(q: jax.Array, scale: jax.Array, bits: int, dtype: DTypeLike) -> jax.Array:
-    """The blocks that integers and scales stand for."""
+    """The blocks that integers and scales encode."""
     if bits == 4:
         low, high = q & np.uint8(15), q >> np.uint8(4)
         q = jnp.stack([low, high], axis=-1).reshape(*q.shape[:-1], 2 * q.shape[-1]).astype(jnp.int8) - np.int8(8)
@@ -84,8 +71,8 @@ def _separated(x: jax.Array, like: Sequence[tuple[int, ...]]) -> list[jax.Array]
 
 
 def two_phase_mean(tree: PyTree, axis_name: Any, bits: int, block: int) -> tuple[Any, Any]:
-    """(mean, sent): see the head of this file. What the second rounding lost counts as not sent by the chunk's owner,
-    who alone knows it: `mean` is then the mean of what was sent, exactly."""
+    """(mean, sent) of the steps in `quantized_replica_mean`. The error of the second rounding counts as not sent by the
+    owner of the chunk, which alone knows it: `mean` is then exactly the mean of what was sent."""
     W = number_of_replicas(NAME, axis_name)
     leaves, structure = jax.tree.flatten(tree)
     if not leaves:
@@ -124,8 +111,27 @@ def _check(bits: Any, block: Any) -> int:
 def quantized_replica_mean(tree: PyTree, axis_name: Any = "replica", *, bits: int = 8, block: int = 256) -> Any:
     """The mean of a tree over the replicas, exchanged in 8 or 4 bits per entry.
 
-    Equations: at the head of this file. In `jax.shard_map` give it the shards of a replica as they are: under plain
-    `jit`, shardings are constraints, and the compiler moves float32 before the rounding.
+    Every leaf is split into W chunks, one per replica, and a chunk into blocks of about `block` entries.
+
+    Equations, for a block x and the mean x' of its decoded values over the replicas, with L = 127 (7 in 4 bits):
+
+        scale = max|x| / L,   q = round(x / scale)              q = 0 where all x are 0
+        x'    = (1/W) sum_w scale_w q_w                         in float32
+        scale' = max|x'| / L,   q' = round(x' / scale')
+        mean  = scale' q'
+
+    The exchange of a leaf of n entries:
+
+        1.  quantise all chunks of the own leaf                         q, scale
+        2.  all-to-all: every replica gets its own chunk of all         n bytes (n / 2 in 4 bits), and the scales
+        3.  mean over the replicas in float32                           x'
+        4.  quantise the mean                                           q', scale'
+        5.  all-gather: every replica gets all chunks of the mean       n bytes (n / 2), and the scales
+
+    A ring sends 2 n (W - 1) / W bytes where the mean in float32 sends four times that. All replicas decode the same
+    bytes, so their results have the same bits. There is no sum of int8: it would wrap around, and the scales differ. In
+    `jax.shard_map` give it the shards of a replica as they are: under plain `jit`, shardings are constraints, and the
+    compiler sends float32 before the rounding.
 
     Args:
       tree: real floating point leaves, of one replica.
@@ -135,9 +141,9 @@ def quantized_replica_mean(tree: PyTree, axis_name: Any = "replica", *, bits: in
       block: entries that share a float32 scale, >= 1. Default 256: the scales add 1.6 % to the bytes.
 
     Returns:
-      A tree like the one given, of its dtypes, the same bits on all replicas. An entry is off by no more than half a
-      step of its block in each of two roundings: max|x| / 254 twice in 8 bits. A block with an entry that is not finite
-      is NaN. Collectives: one all-to-all and one all-gather of integers, and of their scales.
+      A tree like the one given, of its dtypes, the same bits on all replicas. Each of the two roundings changes an entry
+      by at most half a step of its block: max|x| / 254 in 8 bits. A block with an entry that is not finite becomes NaN.
+      Collectives: one all-to-all and one all-gather of integers, and of their scales.
 
     Raises:
       ValueError: leaves that are not real floating point numbers, an argument outside its range, no axis of this name.
@@ -163,9 +169,12 @@ def quantized_replica_mean(tree: PyTree, axis_name: Any = "replica", *, bits: in
 def int8_compressor(
     *, bits: int = 8, block: int = 256, axis_name: Any = "replica"
 ) -> optax.GradientTransformationExtraArgs:
-    """The compressor that rounds to bytes: `quantized_replica_mean`, with what both roundings lost.
+    """The compressor that rounds to bytes: `quantized_replica_mean`, which also reports the error of both roundings.
 
-    Equations: at the head of this file; what the second rounding lost is remembered by the owner of the chunk.
+    Equations: those of `quantized_replica_mean`, with what was sent from replica w for error feedback:
+
+        sent_w = scale_w q_w                                    for chunks of other replicas
+        sent_w = scale_w q_w + W (mean - x')                    for its own chunk, whose second rounding it alone knows
 
         tx = optax.chain(gk.parallel.error_feedback(gk.parallel.int8_compressor()), gk.adamw(3e-4))
 

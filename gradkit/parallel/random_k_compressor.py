@@ -1,9 +1,4 @@
-"""Random entries, the same on all replicas: where they are follows from a key and does not travel.
-
-    k = ceil(ratio * entries),   S of k entries at random,   sent = p on S, and 0 elsewhere
-
-Biased: use it inside `error_feedback`, which says the rest later.
-"""
+"""Random entries, the same on all replicas: their positions are derived from a key and are not sent."""
 
 from typing import Any, NamedTuple
 
@@ -33,11 +28,16 @@ def random_k_compressor(
 ) -> optax.GradientTransformationExtraArgs:
     """The compressor that sends the same random entries from every replica.
 
-    Equations: at the head of this file.
+    Equations:
+
+        k = ceil(ratio * entries),   S of k entries at random,   sent = p on S, and 0 elsewhere
+
+    It is biased: use it inside `error_feedback`, which sends the rest later.
 
     Args:
-      ratio: share of the entries of a leaf, in (0, 1]. Default 0.01. A Python number: it fixes the lengths of arrays.
-      key: a random key (typed key or integer) from which the entries of all steps follow, the same on all replicas.
+      ratio: fraction of the entries of a leaf that is sent, in (0, 1]. Default 0.01. A Python number: it fixes the
+        lengths of arrays.
+      key: a random key (typed key or integer) from which the keys of all steps are derived, the same on all replicas.
         Default None: `update` needs `key=`, which takes precedence where both are given.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 

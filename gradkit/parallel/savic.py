@@ -1,14 +1,4 @@
-"""SAVIC: local steps scaled by a preconditioner that all replicas share, because it changes only when they meet.
-
-replica k, round r:
-
-    x_k <- x_k - learning_rate g_k / D^            D^ = max(alpha, |D|), the same on all replicas; 1 in the first round
-    at the end of a round, after the step:  x_k <- (1/W) sum_j x_j, and of the mean gradient g of this step
-
-        "rmsprop"   D^2 <- b2 D^2 + (1 - b2) g^2
-        "adam"      the same with b_r = (b2 - b2^{r+1}) / (1 - b2^{r+1}), r = 0, 1, ...: corrected for its start
-        "oasis"     D <- b_r D + (1 - b_r) diag H,        diag H the mean of an estimate, `curvature`
-"""
+"""SAVIC: local steps scaled by a preconditioner that all replicas share, because it changes only when they average."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,7 +20,7 @@ PRECONDITIONERS = ("adam", "rmsprop", "oasis")
 
 
 class SyncedPreconditionerState(NamedTuple):
-    """Steps made, rounds ended, and D^2 (of "oasis", D)."""
+    """The number of steps, the number of rounds ended, and D^2 (with "oasis", D)."""
 
     count: jax.Array
     rounds: jax.Array
@@ -87,14 +77,16 @@ def scale_by_synced_preconditioner(
 ) -> optax.GradientTransformationExtraArgs:
     """Divides by a preconditioner that is refreshed once per round, from the mean gradient of all replicas.
 
-    Equations: at the head of this file, without the mean of the parameters.
+    Equations: D^ and its update of `savic`, without the mean of the parameters:
+
+        u = g / D^
 
     Args:
       sync_every: steps of a round, >= 1. Default 8.
       preconditioner: "adam" (default), "rmsprop" or "oasis", which needs the extra argument `curvature`.
       b2: decay of D, in [0, 1). Default 0.999 (paper).
-      alpha: smallest size of D^, > 0. Default 1e-8.
-      axis_name: name of the axis of the replicas. Default None: one replica, whose D is of its own gradients.
+      alpha: lower bound of D^, > 0. Default 1e-8.
+      axis_name: name of the axis of the replicas. Default None: one replica, whose D is updated from its own gradients.
 
     Returns:
       A transformation. State: 1 word per parameter and two counters. Collectives: with `axis_name`, one all-reduce of
@@ -141,7 +133,15 @@ def savic(
 ) -> optax.GradientTransformationExtraArgs:
     """Local SGD with a shared scaling: adaptive steps that do not pull replicas apart.
 
-    Equations: at the head of this file. How to run it, and `sync`, are as in `local_updates`.
+    Equations, for replica k in round r, with g the mean over the replicas of the gradients of the last step of a round:
+
+        x_k <- x_k - learning_rate g_k / D^            D^ = max(alpha, |D|), replicated; 1 in the first round
+        x_k <- (1/W) sum_j x_j                         at the end of a round, after the step; and then
+        D^2 <- b2 D^2 + (1 - b2) g^2                   "rmsprop"
+        D^2 <- b_r D^2 + (1 - b_r) g^2                 "adam": b_r = (b2 - b2^{r+1}) / (1 - b2^{r+1}), r = 0, 1, ...
+        D   <- b_r D + (1 - b_r) diag H                "oasis": diag H the mean over replicas of `curvature`
+
+    How to run it, and `sync`, are as in `local_updates`.
 
     Args:
       learning_rate: step size >= 0, or a schedule of the steps. In the first round it is that of local SGD.
@@ -149,11 +149,11 @@ def savic(
       preconditioner: "adam" (default), "rmsprop" or "oasis"; the last needs the extra argument `curvature` in a step
         that ends a round: the diagonal of the Hessian at Rademacher vectors that all replicas share.
       b2: decay of D, in [0, 1). Default 0.999 (paper).
-      alpha: smallest size of D^, > 0. Default 1e-8.
+      alpha: lower bound of D^, > 0. Default 1e-8.
       axis_name: name of the axis of the replicas. Default "replica".
 
     Returns:
-      A transformation that needs `params`. State: 1 word per parameter, the same on all replicas, and two counters.
+      A transformation that needs `params`. State: 1 word per parameter, replicated, and two counters.
       Collectives: one all-reduce of parameters and gradient per round, 2 words per parameter, in float32.
 
     Raises:

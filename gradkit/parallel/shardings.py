@@ -1,19 +1,4 @@
-"""Where the state of a transformation lies, derived from where its parameters lie.
-
-    a leaf of the state that belongs to a parameter:
-        of its shape                     the parameter's sharding (with `zero_axis`, cut once more)
-        of its rank, some axes shorter   the parameter's sharding on the axes of full length only
-        of its shape behind more axes    the parameter's sharding behind whole axes (a window, a table)
-    what belongs to some of its axes     the parameter's mesh axes, on the axes that they divide
-    what lies stacked with its owner     cut along the axes that the method shares its work over (`Owned`); of a single
-                                         matrix along its own axes
-    every other leaf                     replicated over the parameters' mesh
-
-What `init` puts into the memory of the host, as `gk.precision(memory_kind=...)` does, is there in the sharding too.
-
-A leaf belongs to the parameter whose name is found in the leaf's own, the nearest to its end: `0/mu/dense/kernel`
-belongs to `dense/kernel`.
-"""
+"""The sharding of the state of a transformation, derived from the shardings of its parameters."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -38,18 +23,30 @@ def state_shardings(
 ) -> Any:
     """Derives the sharding of every leaf of a transformation's state from those of its parameters.
 
-    Rules: at the head of this file. Pass the result as `out_shardings` of a compiled `init` and of a compiled step:
-    without it, zeros that `init` makes under `jit` lie on one device, whatever the parameters do.
+    A leaf of the state belongs to the parameter whose name is found in the leaf's own name, the nearest to its end:
+    `0/mu/dense/kernel` belongs to `dense/kernel`. Its sharding is
+
+        the parameter's (with `zero_axis`, sharded once more)     for a leaf in the shape of the parameter
+        the parameter's, on the axes of full length               for a leaf of the same rank with some shorter axes
+        the parameter's, behind replicated leading axes           for a leaf with more leading axes (a window, a table)
+        the mesh axes of the parameter that divide it             for a leaf that belongs to some axes of the parameter
+        over the mesh axes that the method distributes over       for a leaf stacked on its owner devices (`Owned`); for
+                                                                  a single matrix along its own axes
+        replicated over the mesh of the parameters                for every other leaf
+
+    What `init` puts into host memory, as `gk.precision(memory_kind=...)` does, is in host memory in the sharding, too.
+    Pass the result as `out_shardings` of a compiled `init` and of a compiled step: without it, zeros that `init` makes
+    under `jit` are on one device, whatever the shardings of the parameters.
 
     Args:
       tx: any transformation.
       params: parameters, or `jax.ShapeDtypeStruct`s with a sharding. Mesh axes may be Auto or Explicit.
       mesh: where it is given, parameters without a `NamedSharding` count as replicated over it. Default None: the
         parameters' own mesh, and each of them needs a `NamedSharding`.
-      zero_axis: name of a mesh axis, usually of data parallelism. State in the shape of its parameter is cut along it
-        too, on the first axis that is not sharded and whose length it divides (ZeRO, stage 1); a leaf without such an
-        axis, or already cut along it, stays as it is. Give the step `out_shardings` for the parameters too: without
-        them, the new parameters may come out cut as the state is. Default None.
+      zero_axis: name of a mesh axis, usually of data parallelism. State in the shape of its parameter is sharded over
+        it too, on the first axis that is not sharded and whose length it divides (ZeRO, stage 1); a leaf without such
+        an axis, or already sharded over it, stays as it is. Give the step `out_shardings` for the parameters too:
+        without them, the new parameters may come out sharded as the state is. Default None.
 
     Returns:
       A tree like `tx.init(params)` with a `NamedSharding` per leaf. Nothing is allocated and nothing is computed.
@@ -70,22 +67,25 @@ def state_shardings(
       P('fsdp', 'data')
 
     Reference: Rajbhandari et al. ZeRO: Memory Optimizations Toward Training Trillion Parameter Models. 2019, arXiv
-    1910.02054. Departure: an axis of a leaf is cut, not the flattened leaf, so that specs stay readable.
+    1910.02054. Departure: an axis of a leaf is sharded, not the flattened leaf, so that specs stay readable.
     """
     checks.transformation(tx=tx)
     leaves, known = jax.tree.leaves(params), names(params)
     placed = [_sharding(name, x, mesh) for name, x in zip(known, leaves, strict=True)]
     if mesh is None and not placed:
-        raise ValueError("state_shardings: there are no parameters to take a mesh from; give mesh")
+        raise ValueError("state_shardings: mesh must be given where there are no parameters, got None; write mesh=...")
     home = placed[0].mesh if mesh is None else mesh
     for name, sharding in zip(known, placed, strict=True):
         if sharding.mesh != home:
-            raise ValueError(f"state_shardings: {name!r} lies on {sharding.mesh}, not on {home}")
+            raise ValueError(
+                f"state_shardings: all parameters must be on one mesh, got {name!r} on {sharding.mesh} and others on "
+                f"{home}; put them on one mesh with jax.device_put"
+            )
     if zero_axis is not None and zero_axis not in home.axis_names:
         raise ValueError(f"zero_axis must be one of the mesh axes {home.axis_names}, got {zero_axis!r}")
 
     parameters = {name: (np.shape(x), s) for name, x, s in zip(known, leaves, placed, strict=True)}
-    # A shape does not say in which memory an array is; its type in the traced program does.
+    # The type in the traced program says in which memory an array is; a shape does not.
     program, state = jax.make_jaxpr(tx.init, return_shape=True)(params)
     on_host = [aval.memory_space == jax.memory.Space.Host for aval in program.out_avals]
 
@@ -104,8 +104,8 @@ def state_shardings(
 
 
 def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) -> list[NamedSharding | None]:
-    """Per leaf of the state the sharding that the transformation itself derives, where it tells one: it is given
-    parameters in boxes that carry theirs."""
+    """The sharding of each leaf of the state that the transformation itself derives, or None: it gets parameters in
+    boxes that carry their shardings."""
     nodes, structure = flatten(params)
     rows = zip(nodes, placed, strict=True)
     boxed = structure.unflatten([Placed(jax.tree.leaves(node)[0], s, axes_of_box(node)) for node, s in rows])
@@ -119,17 +119,17 @@ def _told(tx: GradientTransformation, params: Any, placed: list[NamedSharding]) 
 
 
 def init_sharded(tx: GradientTransformation, params: PyTree, *, zero_axis: str | None = None) -> Any:
-    """Makes the state of a transformation where it belongs: no leaf is ever whole on one device.
+    """Makes the state of a transformation sharded: no sharded leaf is ever on one device as a whole.
 
     It is `tx.init` compiled with `state_shardings` as its `out_shardings`.
 
     Args:
       tx: any transformation.
-      params: parameters with a `NamedSharding` each; or `jax.ShapeDtypeStruct`s with one. Traced parameters (the call
-        stands inside `jit`) are understood over Explicit axes, under `jax.set_mesh`; over Auto axes a trace knows no
-        sharding: there, call `state_shardings` outside and constrain `tx.init(params)` to it with
+      params: parameters with a `NamedSharding` each; or `jax.ShapeDtypeStruct`s with one. Traced parameters (a call
+        inside `jit`) are allowed over Explicit axes, under `jax.set_mesh`; over Auto axes a trace knows no sharding:
+        there, call `state_shardings` outside and constrain `tx.init(params)` to it with
         `jax.lax.with_sharding_constraint`.
-      zero_axis: as in `state_shardings`: a mesh axis along which state is cut once more. Default None.
+      zero_axis: as in `state_shardings`: a mesh axis over which the state is sharded once more. Default None.
 
     Returns:
       What `tx.init(params)` returns, sharded. Of `jax.ShapeDtypeStruct`s, `jax.ShapeDtypeStruct`s with shardings, as
@@ -155,7 +155,7 @@ def init_sharded(tx: GradientTransformation, params: PyTree, *, zero_axis: str |
             shardings,
         )
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
-        # An inner jit loses out_shardings that differ from the type: the compiler drops them without a word.
+        # In an inner jit the compiler silently drops out_shardings that differ from the type.
         return jax.tree.map(jax.sharding.reshard, tx.init(params), shardings)
     return jax.jit(tx.init, out_shardings=shardings)(params)
 
@@ -163,12 +163,12 @@ def init_sharded(tx: GradientTransformation, params: PyTree, *, zero_axis: str |
 def partition_fn(
     tx: GradientTransformation, spec: Callable[[tuple[int, ...], Any, PartitionSpec], Any]
 ) -> Callable[[Any], Any]:
-    """The third function of trainers whose optimizers are (init, update, partition), such as axlearn's
+    """The `partition` function for trainers whose optimizers are (init, update, partition), such as axlearn's
     `PartitionedGradientTransformation`.
 
     Args:
       tx: any transformation.
-      spec: (shape, dtype, PartitionSpec) -> what the trainer describes a leaf of the state with.
+      spec: (shape, dtype, PartitionSpec) -> the trainer's description of a leaf of the state.
 
     Returns:
       A function of a tree with a description of every parameter: an object with `shape`, `dtype` (None: float32) and
@@ -188,7 +188,7 @@ def partition_fn(
     def is_box(node: Any) -> bool:
         return isinstance(node, meta.Partitioned)
 
-    # Axes of the mesh say nothing about what the axes of a parameter mean, so they must not read like logical names.
+    # Names of mesh axes say nothing about what the axes of a parameter mean, so they must not look like logical names.
     mark = " of the mesh"
 
     def box(node: Any) -> Any:
@@ -210,7 +210,7 @@ def partition_fn(
 
 
 def _sharding(name: str, x: Any, mesh: Mesh | None) -> NamedSharding:
-    """The sharding of a parameter; of a traced one, what its type says, which of Auto axes is nothing."""
+    """The sharding of a parameter; for a traced parameter the sharding in its type, which Auto axes do not have."""
     traced = isinstance(x, Tracer)
     sharding = jax.typeof(x).sharding if traced else getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and not (traced and not sharding.mesh.are_all_axes_explicit):
@@ -222,16 +222,16 @@ def _sharding(name: str, x: Any, mesh: Mesh | None) -> NamedSharding:
 
 
 def _owner(path: str, known: Iterable[str]) -> str:
-    """The name of the parameter a leaf of the state belongs to, or a name of none.
+    """The name of the parameter that a leaf of the state belongs to, or "" where it belongs to none.
 
-    The name may be followed by pieces of the leaf's own: a coded moment is `.../kernel/codes`, `.../kernel/scale`.
+    The name may be followed by more parts: a quantized moment is `.../kernel/codes`, `.../kernel/scale`.
     """
     pieces = path.split("/")
     for end in range(len(pieces), 0, -1):
         for start in range(end):
             if (name := "/".join(pieces[start:end])) in known:
                 return name
-    return ""  # also the name of a parameter that is no tree
+    return ""  # This is also the name of a parameter that is a single array.
 
 
 def _derived(

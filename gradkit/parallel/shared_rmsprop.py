@@ -1,7 +1,4 @@
-"""Shared RMSProp: one second moment on the server, of the gradients of all workers.
-
-v <- decay v + (1 - decay) g^2,    theta <- theta - learning_rate g / sqrt(v + eps)        for each arriving gradient g
-"""
+"""Shared RMSProp: the server has one second moment of the gradients of all workers."""
 
 import optax
 
@@ -15,10 +12,15 @@ PAPER = Paper("Asynchronous Methods for Deep Reinforcement Learning", "Mnih et a
 def shared_rmsprop(
     learning_rate: ScalarOrSchedule, *, decay: Scalar = 0.99, eps: Scalar = 0.1
 ) -> optax.GradientTransformationExtraArgs:
-    """The server of A3C: `gk.rmsprop` with eps under the root, of whatever gradient arrives.
+    """The server of A3C: `gk.rmsprop` with eps under the root, applied to the gradients in the order of their arrival.
 
-    Equations: at the head of this file. It is the `server` of `simulate_events`, whose phase returns the gradient that
-    a worker has summed up over its environment steps (5 in the paper) at the parameters that it read.
+    Equations, for each arriving gradient g:
+
+        v     <- decay v + (1 - decay) g^2
+        theta <- theta - learning_rate g / sqrt(v + eps)
+
+    It is the `server` of `simulate_events`, whose phase returns the gradient that a worker has summed up over its
+    environment steps (5 in the paper) at the parameters that it read.
 
     Args:
       learning_rate: step size >= 0, or a schedule of the arrivals; the paper's falls linearly to 0.

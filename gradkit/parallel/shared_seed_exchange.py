@@ -1,12 +1,4 @@
-"""The exchange of methods with shared random directions: one number per replica, or one byte.
-
-rho_j    a number that replica j measured along z_j = direction(fold_in(fold_in(key, j), 0))
-g = (1/W) sum_j rho_j z_j                        on every replica, all z drawn again from the key
-
-wire "int8":       s = max_j |rho_j| / 127,  round(rho_j / s)        W bytes, and one float32
-wire "log_byte":   sign and logarithm of `log_byte_encode`           W bytes
-wire "float32":    4 W bytes
-"""
+"""The exchange of methods with shared random directions: one number per replica, or one byte."""
 
 from typing import Any
 
@@ -31,22 +23,33 @@ WIRES = ("int8", "log_byte", "float32")
 
 
 def shared_seed_exchange(rho: Scalar, like: Any, *, key: Key, wire: str = "int8", axis_name: Any = "replica") -> Any:
-    """The mean over replicas of what each measured along its own random direction.
+    """The mean over replicas of the directional derivative that each measured along its own random direction.
 
-    Equations: at the head of this file. The directions are those of `shared_seed_spsa` with one sample. Of a pool of
-    seeds, as in `fed_kseed`, the exchange is `replica_mean` of its accumulator.
+    Equations:
+
+        z_j = direction(fold_in(fold_in(key, j), 0))     of replica j, which measured rho_j along it
+        g = (1/W) sum_j rho_j z_j                        on every replica, which draws all z_j again from the key
+
+    What is sent of rho:
+
+        s = max_j |rho_j| / 127,  round(rho_j / s)       wire "int8": W bytes, and one float32
+        sign and logarithm of `log_byte_encode`          wire "log_byte": W bytes
+        rho_j                                            wire "float32": 4 W bytes
+
+    The directions are those of `shared_seed_spsa` with one sample. With a pool of seeds, as in `fed_kseed`, the
+    exchange is `replica_mean` of its accumulator.
 
     Args:
-      rho: a real number, of this replica.
+      rho: a real number, measured by this replica.
       like: the parameters, or `jax.ShapeDtypeStruct`s of them.
-      key: of the step, a typed key or an integer; the same on all replicas, and another one every step.
+      key: a random key (typed key or integer), the same on all replicas, and another one in every step.
       wire: "int8", "log_byte" or "float32". Default "int8".
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
-      A tree like the parameters, in their dtypes, the same bits on all replicas: parameters that start alike stay
-      alike, though no more than W numbers ever travel. One direction in memory. Collectives: an all-gather of W bytes
-      (of W float32), and with "int8" an all-reduce of one float32.
+      A tree like the parameters, in their dtypes, the same bits on all replicas: parameters that start equal stay
+      equal, although only W numbers are exchanged. Memory: one direction. Collectives: an all-gather of W bytes (of W
+      float32), and with "int8" an all-reduce of one float32.
 
     Raises:
       ValueError: `rho` no real scalar, an unknown wire, no axis of this name.
@@ -58,7 +61,7 @@ def shared_seed_exchange(rho: Scalar, like: Any, *, key: Key, wire: str = "int8"
       True
 
     Reference: Zelikman et al. Just One Byte (per gradient). 2023, arXiv 2306.10015; the numbers of FedKSeed, Qin et al.
-    2023, arXiv 2312.06353, travel so, too.
+    2023, arXiv 2312.06353, are exchanged in the same way.
     """
     checks.choice("wire", wire, WIRES)
     checks.axis_name("axis_name", axis_name, optional=False)

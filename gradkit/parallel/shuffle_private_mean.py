@@ -1,13 +1,4 @@
-"""The mean of users' gradients from sums of whole numbers, all that a shuffler ever shows.
-
-User i of n, coordinate x of a gradient whose norm is clipped to L:
-
-    w   = (x + L) / (2 L)                                          in [0, 1]
-    m_i = floor(w g) + Bernoulli(w g - floor(w g)) + Binomial(b, p)
-    mean = 2 L w^ / n - L,   w^ = (sum_i m_i - n b p) / g
-
-Unbiased; the sum of a coordinate has the variance (2 L / g)^2 (n b p (1 - p) + that of the rounding, n / 4 at most).
-"""
+"""The mean of users' gradients from sums of integers, which are all that a shuffler reveals."""
 
 from typing import Any
 
@@ -36,21 +27,29 @@ def shuffle_private_mean(
 ) -> Any:
     """The mean over users of their clipped gradients, by the protocol of private sums in the shuffle model.
 
-    Equations: at the head of this file. No epsilon is claimed: the theory's constants for `levels` (of the order of the
-    larger of sqrt(n) and d, for d coordinates) and `noise_trials` (of the order of levels^2 log^2(d / delta) /
-    (epsilon^2 n)) are the caller's to prove.
+    Equations, for user i of n, and a coordinate x of a gradient whose norm is clipped to L:
+
+        w   = (x + L) / (2 L)                                          in [0, 1]
+        m_i = floor(w g) + Bernoulli(w g - floor(w g)) + Binomial(b, p)
+        mean = 2 L w^ / n - L,   w^ = (sum_i m_i - n b p) / g
+
+    It is unbiased; the sum of a coordinate has the variance (2 L / g)^2 (n b p (1 - p) + the variance of the rounding,
+    at most n / 4). No epsilon is claimed: the caller must prove the constants of the theory for `levels` (of the order
+    of the larger of sqrt(n) and d, for d coordinates) and `noise_trials` (of the order of
+    levels^2 log^2(d / delta) / (epsilon^2 n)).
 
     Args:
       gradients: a tree with a leading axis of users on every leaf, real.
       key: a random key (typed key or integer), another one in every step, the same on all replicas.
       bound: L > 0, to which the norm of a user's gradient over the whole tree is clipped.
-      levels: g >= 1, steps of the rounding.
-      noise_trials: b >= 0, of the binomial noise of every user and coordinate.
-      noise_p: p in (0, 1). Default 0.25 (paper).
-      axis_name: axis of `vmap` or `shard_map` whose members hold other users. Default None.
+      levels: g >= 1, the number of steps of the rounding.
+      noise_trials: b >= 0, the trials of the binomial noise of every user and coordinate.
+      noise_p: p in (0, 1), the probability of a trial. Default 0.25 (paper).
+      axis_name: axis of `vmap` or `shard_map` whose members have different users. Default None.
 
     Returns:
-      A tree like one gradient, of its dtypes. The sum is of int32 numbers: in any order of users it has the same bits.
+      A tree like one gradient, of its dtypes. The sum is one of int32 numbers: it has the same bits in any order of
+      users.
       Collectives: with `axis_name` one all-reduce of int32, one per coordinate.
 
     Raises:
@@ -62,8 +61,8 @@ def shuffle_private_mean(
       [ 1. -1.]
 
     Reference: Cheu, Joseph, Mao, Peng. Shuffle Private Stochastic Convex Optimization. 2021, arXiv 2106.09805. Its
-    optimizers around this mean, minibatch and accelerated, are any that take a gradient. The noise takes `noise_trials`
-    draws of the size of all gradients.
+    minibatch and accelerated optimizers are any that take a gradient. The noise takes `noise_trials` draws of the size
+    of all gradients.
     """
     check_key(key if not isinstance(key, jax.core.Tracer) else None)
     checks.real("bound", bound, "(0, inf)")
@@ -93,7 +92,7 @@ def shuffle_private_mean(
         now = jax.random.fold_in(now, jax.lax.axis_index(axis_name))
 
     def total(x: jax.Array, key: Any) -> jax.Array:
-        """The sum of this replica's users, int32."""
+        """The sum over the users of this replica, int32."""
         rounding, noise = jax.random.split(key)
         own = x * factor.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         scaled = jnp.clip((own + L.astype(x.dtype)) / (2 * L.astype(x.dtype)), 0, 1) * g

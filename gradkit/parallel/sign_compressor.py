@@ -1,9 +1,4 @@
-"""Signs: one bit per entry, and one scale per leaf.
-
-    s = mean |p|,    sent = s sign(p)        with + for 0
-
-The bits travel eight to a byte, and every replica decodes those of all. Biased: use it inside `error_feedback`.
-"""
+"""Compression to signs: one bit per entry, and one scale per leaf."""
 
 from typing import Any
 
@@ -22,9 +17,14 @@ PER_BYTE = 8
 
 
 def sign_compressor(*, axis_name: Any = "replica") -> optax.GradientTransformationExtraArgs:
-    """The compressor that sends one bit per entry: its sign, at the mean size of its leaf.
+    """The compressor that sends one bit per entry: its sign, times the mean absolute value of its leaf.
 
-    Equations: at the head of this file.
+    Equations, for a leaf p:
+
+        s = mean |p|,    sent = s sign(p)        with the sign of 0 as +1
+
+    Eight bits are sent in a byte, and every replica decodes those of all replicas. It is biased: use it inside
+    `error_feedback`.
 
         tx = optax.chain(gk.parallel.error_feedback(gk.parallel.sign_compressor()), gk.sgd(0.1))
 
@@ -45,7 +45,8 @@ def sign_compressor(*, axis_name: Any = "replica") -> optax.GradientTransformati
       [2. 0.]
 
     Reference: Karimireddy et al. Error Feedback Fixes SignSGD and other Gradient Compression Schemes. 2019, arXiv
-    1901.09847: EF-signSGD. There the scale is that of the whole gradient; here, as in its code, of each leaf.
+    1901.09847: EF-signSGD. In the paper one scale is that of the whole gradient; here, as in its code, each leaf has
+    one.
     """
 
     def encode(tree: Any, state: Any, *, worker: Any, key: Any = None) -> tuple[Any, Any]:

@@ -1,16 +1,4 @@
-"""Asynchronous training as one program over an arrival table: `lax.scan`, and the table is data.
-
-theta: the server's parameters; s_w: those that worker w read last. Event e of worker w:
-
-    delta    = s_w - (s_w after its local phase)       the pseudo-gradient, against what the worker read
-    theta   <- theta + server(delta, staleness, weight)
-    s_w     <- theta                                    the worker reads, and goes on
-
-Aggregation n of a server that takes all workers i in S_n at once:
-
-    delta    = sum_{i in S_n} d_i (s_i - (s_i after its local phase))
-    theta   <- theta + server(delta),    s_i <- theta  for i in S_n
-"""
+"""Asynchronous training as one program: a `lax.scan` over an arrival table, which is data."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,11 +24,11 @@ class Simulation(NamedTuple):
     """A run between two events: all that the next event depends on.
 
     Attributes:
-      params: of the server.
+      params: the parameters of the server.
       server: the state of the server's transformation.
-      snapshots: what each worker read last, with a leading axis of workers.
-      workers: what each worker keeps, with a leading axis of workers.
-      events: how many events (or aggregations) there were.
+      snapshots: the parameters that each worker read last, with a leading axis of workers.
+      workers: the state of each worker, with a leading axis of workers.
+      events: the number of events (or aggregations) so far.
     """
 
     params: Any
@@ -58,11 +46,11 @@ def start_simulation(
     """The start of a run: all workers have read the parameters.
 
     Args:
-      params: floating point leaves.
+      params: a tree of floating point leaves.
       server: the transformation of the server.
-      workers: how many, >= 1.
-      worker_state: what one worker keeps between its rounds, such as `inner.init(params)`; the same for all at the
-        start. Default None: nothing.
+      workers: the number of workers, >= 1.
+      worker_state: the state of one worker between its rounds, such as `inner.init(params)`; the same for all at the
+        start. Default None: no state.
 
     Returns:
       `Simulation`. Memory: the parameters once per worker and once for the server.
@@ -92,27 +80,38 @@ def simulate_events(
     weight: Scalar | None = None,
     record: Callable[[Any], Any] | None = None,
 ) -> tuple[Simulation, Any]:
-    """Plays an arrival table: workers compute from what they have read, the server takes what arrives.
+    """Runs the events of an arrival table: workers compute from the parameters they read, the server applies what
+    arrives.
 
-    Equations: at the head of this file. What is random in a run is in the table and in `data`, so it repeats bit for
-    bit; the first half of a table and then the second are the whole of it.
+    Equations, with theta the server's parameters, and s_w those that worker w read last:
+
+        delta  = s_w - (s_w after its local phase)                      event of worker w: the pseudo-gradient, against
+                                                                        the parameters that the worker read
+        theta <- theta + server(delta, staleness, weight)
+        s_w   <- theta                                                  the worker reads again
+
+        delta  = sum_{i in S_n} d_i (s_i - (s_i after its local phase)) aggregation n, of all workers i in S_n at once
+        theta <- theta + server(delta),    s_i <- theta                 for i in S_n
+
+    All randomness of a run is in the table and in `data`, so a run is reproducible bit for bit, and two calls with the
+    first and the second half of a table give what one call with the table gives.
 
     Args:
       arrivals: `arrival_schedule(...)`: one worker per event; or `fedfix(...)`, `async_fedavg(...)`: some workers per
-        aggregation. A part of a table goes on where the run is: `jax.tree.map(lambda x: x[n:], table)`, of
-        aggregations `table._replace(sent=table.sent[n:], time=table.time[n:])`.
-      phase: (parameters read, state of the worker, data, steps) -> (pseudo-gradient, state of the worker): what was
-        read minus where the local steps ended, or simply a gradient. `async_local_sgd` makes one.
-      server: transformation of the pseudo-gradients; `update` is handed `staleness` and `weight` of the event.
+        aggregation. The rest of a table continues a run: `jax.tree.map(lambda x: x[n:], table)`, of aggregations
+        `table._replace(sent=table.sent[n:], time=table.time[n:])`.
+      phase: (parameters read, state of the worker, data, steps) -> (pseudo-gradient, state of the worker): the
+        parameters read minus those after the local steps, or simply a gradient. `async_local_sgd` makes one.
+      server: transformation of the pseudo-gradients; its `update` gets `staleness` and `weight` of the event.
       run: from `start_simulation`, or from an earlier call.
-      data: a tree with a leading axis of events, of which a phase is handed its own entry; for aggregations, of
-        (aggregations, workers). Default None.
+      data: a tree with a leading axis of events, of which a phase gets its own entry; for aggregations, with the
+        leading axes (aggregations, workers). Default None.
       weight: one number per worker, such as its number of examples. Default 1 each. Aggregations have their own.
-      record: parameters -> what is kept after every event. Default None: nothing.
+      record: parameters -> what is recorded after every event. Default None: nothing.
 
     Returns:
       (`Simulation`, what was recorded with a leading axis of events). An event costs one phase, an aggregation one for
-      each worker, under `vmap`, of which those not in it count nothing. No collective.
+      each worker, under `vmap`; workers that are not in it get the weight 0. No collective.
 
     Raises:
       ValueError: a table of more workers than the run has; data of another number of events.
@@ -157,7 +156,7 @@ def simulate_events(
 
 
 def _rows(arrivals: Arrivals | Aggregations) -> Any:
-    """The arrays of a table that a program reads: no float64."""
+    """The arrays of a table that a program reads, none of them float64."""
     if isinstance(arrivals, Aggregations):
         takes = jnp.asarray(np.asarray(arrivals.sent) >= 0)
         return takes, jnp.asarray(np.broadcast_to(arrivals.weights, takes.shape))

@@ -1,16 +1,4 @@
-"""Streaming DiLoCo: the parameters meet one fragment at a time, and training goes on while a fragment is on its way.
-
-F fragments of the leaves, a round of H steps, h = H / F; fragment f is due after the steps t = (f + 1) h, then every H:
-
-    after step t_due - tau:    D_f     =  (1/W) sum_k (theta_f - x_kf)       is sent
-                               m_f     <- beta m_f + D_f
-                               theta_f <- theta_f - gamma (D_f + beta m_f)
-    after step t_due:          x_kf    <- (1 - alpha) theta_f + alpha x_kf    which has moved on in the meantime
-
-With F = 1, tau = 0 and alpha = 0 it is DiLoCo. What is sent before step t_due is used after it, and by no step between.
-With tau > 0 the program of step t_due - tau + 1 sends, from the parameters that it begins with: its gradients and its
-exchange do not wait for each other.
-"""
+"""Streaming DiLoCo: parameters are averaged one fragment at a time, while training continues."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,7 +24,8 @@ NAME = "streaming_diloco"
 
 
 class StreamingDilocoState(NamedTuple):
-    """Steps made; theta; of each fragment the state of the outer optimizer, and of a compressor; the inner state."""
+    """The number of steps; theta; the state of the outer optimizer and of a compressor for each fragment; the inner
+    state."""
 
     count: jax.Array
     start: Any
@@ -71,13 +60,16 @@ def _labels(fragments: Any, params: Any) -> tuple[list[int], int]:
 
 
 def _lengths(sync_every: int, F: int, delay: int) -> int:
-    """h; the lengths fit each other."""
+    """h = sync_every / F; raises unless the lengths fit each other."""
     if sync_every % F:
         raise ValueError(
             f"sync_every must be a multiple of the {F} fragments, got {sync_every}; write {-(-sync_every // F) * F}"
         )
     if delay >= sync_every // F:
-        raise ValueError(f"delay must be below sync_every / fragments = {sync_every // F}, got {delay}")
+        raise ValueError(
+            f"delay must be below sync_every / fragments = {sync_every // F}, got {delay}; write a smaller delay, or "
+            "a larger sync_every"
+        )
     return sync_every // F
 
 
@@ -94,35 +86,45 @@ def streaming_diloco(
     axis_name: Any = "replica",
     exchange: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """DiLoCo whose exchange is spread over the round, and hidden behind the steps of the replicas.
+    """DiLoCo whose exchange is distributed over the round, and overlaps with the steps of the replicas.
 
-    Equations: at the head of this file. `update` takes an extra argument:
+    Equations, with F fragments of the leaves, a round of H steps, and h = H / F; fragment f is due after the steps
+    t_due = (f + 1) h, (f + 1) h + H, ...:
 
-        sync=None    (default) the state knows which fragment is sent and which is due. One program for all steps.
-        sync=f       fragment f, an integer, is sent in this step: a program with the collective of that fragment alone.
-                     `fragment_steps` says in which step. With a delay it needs nothing of this step's gradients.
-        sync=False   (or -1) nothing is sent. Compiles to no collective. What was sent before and is due now is taken
-        over. sync=True    all fragments are sent and taken over at once, with no mixing.
+        D_f     <- (1/W) sum_k (theta_f - x_kf)             all-reduced after step t_due - tau
+        m_f     <- beta m_f + D_f
+        theta_f <- theta_f - gamma (D_f + beta m_f)
+        x_kf    <- (1 - alpha) theta_f + alpha x_kf         after step t_due, with x_kf of that step
+
+    With F = 1, tau = 0 and alpha = 0 it is DiLoCo. No step before t_due uses what is sent after step t_due - tau. With
+    tau > 0 the program of step t_due - tau + 1 sends, from the parameters that it begins with: its gradients and its
+    exchange do not wait for each other. `update` has the extra argument `sync`:
+
+    `sync=None` (default): the state knows which fragment is sent and which is due; one program for all steps.
+    `sync=f`, an integer: fragment f is sent in this step, by a program with the collective of that fragment alone.
+    `fragment_steps` says in which step. With a delay it needs nothing of this step's gradients.
+    `sync=False` (or -1): nothing is sent, and the program has no collective. What was sent before and is due now is
+    applied. `sync=True`: all fragments are sent and applied at once, without mixing.
 
     Args:
       inner: the transformation of each replica; the paper has AdamW.
       sync_every: H, a multiple of the number of fragments. Default 100 (paper).
-      fragments: how many, >= 1: leaves are dealt out in turn (the paper's strided layers). Or the number of its
-        fragment for every leaf, from 0 without gaps, in a tree like the parameters, or parameters -> such a tree. A
-        leaf is in one fragment, also one of stacked layers. Default 1.
+      fragments: the number of fragments, >= 1: leaf i is in fragment i mod F (the paper's strided layers). Or the
+        number of its fragment for every leaf, from 0 without gaps, in a tree like the parameters, or parameters -> such
+        a tree. A leaf is in one fragment, also a leaf of stacked layers. Default 1.
       delay: tau, the steps that an exchange may take, 0 <= tau < h. Default 0; up to 5 in the paper.
-      mixing: alpha in [0, 1], the share of the replica's own parameters. Default 0; the paper has 0.5 with a delay. 1
-        never takes anything over.
+      mixing: alpha in [0, 1], the weight of the replica's own parameters. Default 0; the paper has 0.5 with a delay.
+        With 1 replicas never change by an exchange.
       outer_learning_rate: gamma >= 0, or a schedule of the rounds. Default 0.7 (DiLoCo).
       outer_momentum: beta in [0, 1]. Default 0.9.
-      outer_nesterov: whether the outer momentum looks ahead. Default True.
+      outer_nesterov: whether the outer momentum is Nesterov's. Default True.
       axis_name: name of the axis of the replicas. Default "replica".
       exchange: a compressor of the pseudo-gradients, as in `local_updates`. Default None: their mean in float32.
 
     Returns:
       A transformation that needs `params`. State: 2 words per parameter (theta, m) and the inner state, once per
-      replica; nothing for what is on its way. Collectives: per round one all-reduce of each fragment, in float32, or
-      those of `exchange`.
+      replica; none for fragments that are being exchanged. Collectives: per round one all-reduce of each fragment, in
+      float32, or those of `exchange`.
 
     Raises:
       ValueError: a hyperparameter outside its range; lengths that do not fit; leaves of integers; no axis of this name.
@@ -137,10 +139,10 @@ def streaming_diloco(
       >>> print(x)
       [7.65 5.65]
 
-    Reference: Douillard et al. Streaming DiLoCo with overlapping communication. 2025, arXiv 2501.18512. The numbers are
+    Reference: Douillard et al. Streaming DiLoCo with overlapping communication. 2025, arXiv 2501.18512. The results are
     those of torchft, which makes the outer step when a fragment is due; here it is made when it is sent (as in
-    MaxText), which changes no parameter of a replica and saves a word. The paper sends floats of
-    4 bits; here `exchange=gk.parallel.int8_compressor(bits=4)` sends integers.
+    MaxText), which changes no parameter of a replica and saves a word of state. The paper sends floats of 4 bits; here
+    `exchange=gk.parallel.int8_compressor(bits=4)` sends integers.
     """
     checks.axis_name("axis_name", axis_name, optional=False)
     checks.switch(outer_nesterov=outer_nesterov)
@@ -166,7 +168,7 @@ def streaming_diloco(
         return StreamingDilocoState(jnp.zeros((), jnp.int32), start, tuple(map(far.init, parts)), kept, tx.init(params))
 
     def send(f: int, x: Any, state: StreamingDilocoState, labels: list[int], key: Any = None) -> StreamingDilocoState:
-        """theta, m and what a compressor keeps, of fragment f after its exchange."""
+        """theta, m and the state of the compressor, for fragment f after its exchange."""
         theta, structure = jax.tree.flatten(state.start)
         mine = _of(labels, f, theta)
         D, kept = jax.tree.map(jnp.subtract, mine, _of(labels, f, jax.tree.leaves(x))), state.exchange
@@ -197,7 +199,8 @@ def streaming_diloco(
         phase, key, every = count % H, extra.get("key"), isinstance(sync, bool | np.bool_)
 
         def sent(x: Any, state: StreamingDilocoState) -> StreamingDilocoState:
-            """The state after what this step sends of x. A branch is handed what it changes, and waits for no more."""
+            """The state after this step has sent its part of x. A branch gets only what it changes, so it waits for
+            nothing else."""
             elsewhere: Any = ()
             kept = state._replace(count=elsewhere, inner=elsewhere)
             for f in range(F):
@@ -240,12 +243,12 @@ def _of(labels: list[int], f: int, leaves: list[Any]) -> list[Any]:
 
 
 def _phase(f: int, h: int, tau: int) -> int:
-    """The step of the first round whose program sends fragment f: the one it is sent from, or with a delay the next."""
+    """The step of the first round whose program sends fragment f: step t_due - tau, or with a delay the next one."""
     return (f + 1) * h - max(tau - 1, 0)
 
 
 def _taken(due: jax.Array, mixing: Any, u: jax.Array, p: jax.Array, theta: jax.Array, x: jax.Array) -> jax.Array:
-    """The update of a leaf: where its fragment is due, what leads to the mixture of theta and x."""
+    """The update of a leaf: where its fragment is due, the one that leads to the mixture of theta and x."""
     a = scalar(mixing, x)
     return jnp.where(due, step_to(theta + a * (x - theta), p, u), u)
 
@@ -254,9 +257,9 @@ def fragment_steps(sync_every: int, fragments: int, steps: int, *, delay: int = 
     """Which fragment each step sends, for a loop that picks its program ahead of time.
 
     Args:
-      sync_every: H, a multiple of the fragments.
-      fragments: how many, >= 1.
-      steps: of the whole run, >= 0.
+      sync_every: H, a multiple of the number of fragments.
+      fragments: the number of fragments, >= 1.
+      steps: the number of steps of the whole run, >= 0.
       delay: tau, as in `streaming_diloco`. Default 0.
 
     Returns:

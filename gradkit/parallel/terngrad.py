@@ -1,16 +1,4 @@
-"""TernGrad: of every entry its sign, 0 or not by chance, and one scale per leaf.
-
-Replica w of W, of every leaf g with standard deviation sigma:
-
-    g <- clip(g, -c sigma, c sigma)              with a clip factor c
-    s  = max|g|                                  shared scales: the largest of all replicas
-    b ~ Bernoulli(|g| / s)                       on every replica by itself
-    t_w = sign(g) b                              -1, 0 or 1
-    result = (1/W) sum_w s_w t_w                 its mean is that of the clipped g
-
-    wire "packed":   t + 1 in two bits, four entries to a byte; every replica gets the bytes of all
-    wire "int8":     with shared scales the sum of t, in int8: exact for up to 127 replicas
-"""
+"""TernGrad: every entry is rounded at random to 0 or to its sign, times one scale per leaf."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +19,7 @@ PAPER = Paper(
     "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning", "Wen et al.", 2017, "1705.07878"
 )
 WIRES = ("packed", "int8")
-# The largest sum of t that an int8 holds.
+# The most replicas whose sum of t fits into int8.
 MOST_REPLICAS = 127
 PER_BYTE = 4
 
@@ -54,7 +42,7 @@ def pack(t: jax.Array) -> jax.Array:
 
 
 def unpack(packed: jax.Array, size: int) -> jax.Array:
-    """The first `size` numbers that bytes of `pack` stand for.
+    """The first `size` numbers that bytes of `pack` encode.
 
     >>> unpack(jnp.array([70, 86], jnp.uint8), 5).tolist()
     [1, 0, -1, 0, 1]
@@ -71,12 +59,12 @@ def _clipped(x: jax.Array, clip_factor: Any) -> jax.Array:
 
 
 def _scales(leaves: list[jax.Array]) -> jax.Array:
-    """max|g| of every leaf, float32."""
+    """max|g| of every leaf, in float32."""
     return jnp.stack([jnp.max(jnp.abs(x), initial=0.0).astype(jnp.float32) for x in leaves])
 
 
 def _ternary(leaves: list[jax.Array], scales: jax.Array, key: Any) -> jax.Array:
-    """t of all leaves, joined."""
+    """t of all leaves, concatenated."""
 
     def one(x: jax.Array, s: jax.Array, key: Any) -> jax.Array:
         chance = divide(jnp.abs(x), jnp.broadcast_to(s.astype(x.dtype), x.shape))
@@ -88,7 +76,7 @@ def _ternary(leaves: list[jax.Array], scales: jax.Array, key: Any) -> jax.Array:
 
 
 def _times(t: jax.Array, scales: jax.Array, leaves: list[Any]) -> list[jax.Array]:
-    """The leaves that whole numbers and scales stand for."""
+    """The leaves that integers and scales encode."""
     ends = np.cumsum([x.size for x in leaves])[:-1]
     pieces = jnp.split(t, ends)
     return [
@@ -107,15 +95,16 @@ def ternary_compressor(
 ) -> optax.GradientTransformationExtraArgs:
     """The compressor that sends two bits per entry, unbiased where nothing is clipped.
 
-    Equations: at the head of this file. It needs no error feedback; with it, what was rounded is said later.
+    Equations: those of `terngrad`, without clipping by default. It needs no error feedback; with it, the rounding error
+    is sent later.
 
     Args:
       clip_factor: c > 0, clips every leaf at c standard deviations around 0. Default None: no clipping, and no bias.
       scale_sharing: whether all replicas use the largest of their scales. Default True (paper).
       wire: "packed": two bits per entry to every other replica, (W - 1) n / 4 bytes received, less than the mean in
-        float32 for W up to about 32; "int8": the sum of whole numbers, 2 n (W - 1) / W bytes. Default "packed".
-      key: a random key (typed key or integer) from which the chances of all steps follow. Default None: `update` needs
-        `key=`, which takes precedence where both are given. The same on all replicas: each makes its own of it.
+        float32 for W up to about 32; "int8": the sum of integers, 2 n (W - 1) / W bytes. Default "packed".
+      key: a random key (typed key or integer) from which the keys of all steps are derived, the same on all replicas:
+        each derives its own from it. Default None: `update` needs `key=`, which takes precedence where both are given.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
@@ -134,7 +123,7 @@ def ternary_compressor(
       [[ 3.  0. -3.]]
 
     Reference: Wen et al. TernGrad. 2017, arXiv 1705.07878. The official code keeps c sigma as the scale where it clips;
-    here it is the largest entry that is left, which is the same unless nothing reaches the bound.
+    here it is the largest entry after clipping, which is the same unless no entry reaches the bound.
     """
     return _ternary_compressor("ternary_compressor", clip_factor, scale_sharing, wire, key, axis_name)
 
@@ -147,17 +136,28 @@ def terngrad(
     key: Key | None = None,
     axis_name: Any = "replica",
 ) -> optax.GradientTransformationExtraArgs:
-    """TernGrad: the mean of ternary gradients, clipped as the paper does.
+    """TernGrad: the mean of ternary gradients, clipped as in the paper.
 
-    Equations: at the head of this file. The first link of a chain, `optax.chain(gk.parallel.terngrad(key=0), ...)`. It
-    is `ternary_compressor` with the paper's clipping, which is biased and lowers the variance.
+    Equations, for replica w of W, and every leaf g with standard deviation sigma:
+
+        g <- clip(g, -c sigma, c sigma)              c the clip factor
+        s  = max|g|                                  with shared scales the largest of all replicas
+        b ~ Bernoulli(|g| / s)                       independent on every replica
+        t_w = sign(g) b                              -1, 0 or 1
+        result = (1/W) sum_w s_w t_w                 its expectation is the mean of the clipped g
+
+    With the wire "packed" t + 1 is sent in two bits, four entries to a byte, and every replica gets the bytes of all;
+    with "int8" and shared scales the sum of t is all-reduced in int8, which is exact for up to 127 replicas.
+
+    It is the first link of a chain, `optax.chain(gk.parallel.terngrad(key=0), ...)`, and is `ternary_compressor` with
+    the paper's clipping, which is biased and lowers the variance.
 
     Args:
       clip_factor: c > 0, clips every leaf at c standard deviations around 0. Default 2.5 (paper). None: no clipping.
       scale_sharing: whether all replicas use the largest of their scales. Default True (paper).
       wire: "packed" or "int8", see `ternary_compressor`. Default "packed".
-      key: a random key (typed key or integer) from which the chances of all steps follow. Default None: `update` needs
-        `key=`. The same on all replicas.
+      key: a random key (typed key or integer) from which the keys of all steps are derived, the same on all replicas.
+        Default None: `update` needs `key=`.
       axis_name: name of the axis of the replicas, or a tuple of names. Default "replica".
 
     Returns:
@@ -174,7 +174,7 @@ def terngrad(
       [[ 1. -1.  1. -1.]]
 
     Reference: Wen et al. TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning. 2017, arXiv
-    1705.07878. Weights of the paper's "layer-wise ternarizing": one scale per leaf.
+    1705.07878. As in the paper's "layer-wise ternarizing", every leaf has one scale.
     """
     return _ternary_compressor("terngrad", clip_factor, scale_sharing, wire, key, axis_name)
 
@@ -188,8 +188,8 @@ def _ternary_compressor(
     check_key(key)
     if wire == "int8" and not scale_sharing:
         raise ValueError(
-            f"{name}: wire='int8' adds up whole numbers of one scale, got scale_sharing=False; write "
-            "scale_sharing=True, or wire='packed'"
+            f"{name}: scale_sharing must be True with wire='int8', which adds up integers of one scale, got False; "
+            "write scale_sharing=True, or wire='packed'"
         )
 
     def init(like: Any) -> TernaryState:
@@ -199,7 +199,7 @@ def _ternary_compressor(
     def drawn(tree: Any, state: TernaryState, given: Any, worker: Any) -> tuple[list[jax.Array], Any, TernaryState]:
         kept, now = needed_key(name, state.key, given)
         leaves = [_clipped(x, clip_factor) for x in jax.tree.leaves(tree)]
-        # A key that came with the step leaves the one that is kept as it is.
+        # The key of the state stays as it is where `update` got `key=`.
         return leaves, jax.random.fold_in(now, worker), TernaryState(state.key if given is not None else kept)
 
     def encode(tree: Any, state: TernaryState, *, worker: Any, key: Any = None) -> tuple[Any, Any]:
@@ -216,8 +216,8 @@ def _ternary_compressor(
         W = number_of_replicas(name, axis_name)
         if wire == "int8" and W > MOST_REPLICAS:
             raise ValueError(
-                f"{name}: wire='int8' adds up to {MOST_REPLICAS} replicas, got {W}: the sum would wrap around; write "
-                "wire='packed'"
+                f"{name}: wire='int8' allows at most {MOST_REPLICAS} replicas, got {W}: the sum would wrap around; "
+                "write wire='packed'"
             )
         structure = jax.tree.structure(tree)
         if not structure.num_leaves:

@@ -1,15 +1,4 @@
-"""What a compiled program moves between devices, read from its text.
-
-    g devices exchange in a ring; S bytes of result on each; one device sends
-        all-reduce          2 (g - 1) / g  S
-        all-gather          (g - 1) / g    S
-        all-to-all          (g - 1) / g    S
-        reduce-scatter      (g - 1)        S
-        collective-permute                 S
-
-The text is the truth: what a program asks for and what is compiled differ (on CPU a sum of bfloat16 is exchanged in
-float32, a gather of float8 in float16; a cast may move to the other side of a gather).
-"""
+"""The collectives of a compiled program and their bytes, read from its text."""
 
 import math
 import re
@@ -24,7 +13,7 @@ _SENT = {
     "collective-permute": lambda size, g: size,
     "collective-broadcast": lambda size, g: size,
 }
-# No quote and no equals sign before the opcode: a name quoted in the metadata of another instruction is no match.
+# There is no quote and no equals sign before an opcode: a name in the metadata of another instruction is no match.
 _INSTRUCTION = re.compile(
     rf'^\s*(?:ROOT\s+)?%?[\w.\-]+ = (?P<shape>[^"=]+?) (?P<opcode>{"|".join(_SENT)})(?P<start>-start)?\((?P<rest>.*)$'
 )
@@ -39,11 +28,12 @@ class Collective(NamedTuple):
 
     Attributes:
       opcode: "all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", …
-      dtypes: of the arrays of its result, in the words of the compiler: ("f32",). Several where it was combined.
-      shapes: of the arrays of its result on one device.
-      result_bytes: what one device holds afterwards.
-      wire_bytes: what one device sends, in a ring.
-      group_size: how many devices exchange with each other; of a permutation, all there are.
+      dtypes: the dtypes of the arrays of its result, as the compiler names them: ("f32",). Several where the compiler
+        has combined collectives.
+      shapes: the shapes of the arrays of its result on one device.
+      result_bytes: the bytes of the result on one device.
+      wire_bytes: the bytes that one device sends, in a ring.
+      group_size: how many devices exchange with each other; for a permutation, all devices.
     """
 
     opcode: str
@@ -57,8 +47,17 @@ class Collective(NamedTuple):
 def collective_bytes(compiled: Any) -> tuple[Collective, ...]:
     """Lists the collectives of a compiled program, with the bytes each of them moves.
 
-    Equations: at the head of this file. An asynchronous pair counts once, at its start. A collective in the body of a
-    loop, or in one branch of a conditional, is one row, however often it runs.
+    Equations, for the bytes that one of g devices in a ring sends, with S bytes of result on each:
+
+        2 (g - 1) / g  S        all-reduce
+        (g - 1) / g    S        all-gather, all-to-all
+        (g - 1)        S        reduce-scatter
+        S                       collective-permute
+
+    It reads the compiled text, because a program may be compiled to other collectives than it asks for (on CPU a sum of
+    bfloat16 is exchanged in float32, a gather of float8 in float16; a cast may move to the other side of a gather). An
+    asynchronous pair counts once, at its start. A collective in the body of a loop, or in one branch of a conditional,
+    is one row, however often it runs.
 
     Args:
       compiled: what `jax.jit(f).lower(...).compile()` returns: anything whose `as_text()` is optimised HLO.
@@ -99,7 +98,7 @@ def collective_bytes(compiled: Any) -> tuple[Collective, ...]:
 
 
 def _result_of_start(shape: str) -> str:
-    """The second member of (operands, results, contexts...); of an array, itself."""
+    """The second member of (operands, results, contexts...); an array is returned as it is."""
     if not shape.startswith("("):
         return shape
     members, depth = [""], 0
@@ -118,7 +117,10 @@ def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
     if bits is None:
         number = re.match(r"[a-z]+(\d+)", dtype)
         if number is None:
-            raise ValueError(f"collective_bytes: the size of dtype {dtype!r} is not known")
+            raise ValueError(
+                f"collective_bytes: the compiled text must have dtypes of a known size, got {dtype!r}; leave this "
+                "program out"
+            )
         bits = int(number[1])
     for length in shape:
         bits *= length
@@ -126,7 +128,7 @@ def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _group_size(rest: str, devices: int) -> int:
-    """The size of the (largest) group, in any of the notations of replica groups; without any, it is everyone.
+    """The size of the (largest) group, in any of the notations of replica groups; without any, all devices.
 
     {{0,1},{2,3}} lists them; [groups,size]<=[...] counts them; mesh['a'=2,'b'=4] {'a'} names the axes of a mesh that
     they run along, of which 'b':(1)2 is a part of length 2.

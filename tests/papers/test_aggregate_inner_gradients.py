@@ -110,5 +110,5 @@ def test_bad_input() -> None:
     for name, bad in (("eps", 0.0), ("minibatch", 0), ("inner_repeats", 0), ("step", -1.0), ("momentum", 1.0)):
         with pytest.raises(ValueError, match=f"{name} must be"):
             sga(grad_fn, **{**good, name: bad})
-    with pytest.raises(ValueError, match="does not divide into minibatches of 3"):
+    with pytest.raises(ValueError, match="must be a multiple of minibatch=3"):
         sga(grad_fn, 0.1, minibatch=3).update(jnp.ones(2), sga(grad_fn, 0.1).init(jnp.ones(2)), jnp.ones((4, 2)))

@@ -133,7 +133,7 @@ def test_fit_recovers_the_hyperbola() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: gradient_noise_scale(8, 8), "batch_big must exceed batch_small"),
+        (lambda: gradient_noise_scale(8, 8), "batch_big must be above batch_small"),
         (lambda: gradient_noise_scale(0, 8), "batch_small must be an integer >= 1"),
         (lambda: gradient_noise_scale(1, 8, decay=1.0), r"decay must be in \[0, 1\)"),
         (lambda: gradient_noise_scale(1, 8, decay=float("nan")), "decay must be in"),

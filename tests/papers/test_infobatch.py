@@ -103,5 +103,5 @@ def test_bad_input() -> None:
         plan.init(0)
     with pytest.raises(ValueError, match="must be of one shape"):
         plan.record(plan.init(4), jnp.arange(2), jnp.ones(3))
-    with pytest.raises(ValueError, match="losses have shape"):
+    with pytest.raises(ValueError, match="losses and weights must have the same shape"):
         infobatch_loss(jnp.ones(2), jnp.ones(3))

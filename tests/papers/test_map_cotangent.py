@@ -72,7 +72,7 @@ def test_any_function_of_the_cotangent(x64: None) -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="f must be callable"):
         map_cotangent(3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"f must give back float32 of shape \(2,\), got float32 of shape \(\)"):
+    with pytest.raises(ValueError, match=r"f must return float32 of shape \(2,\), got float32 of shape \(\)"):
         jax.grad(lambda x: jnp.sum(map_cotangent(jnp.sum)(x)))(jnp.ones(2))
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=r"threshold must be in \(0, inf\]"):

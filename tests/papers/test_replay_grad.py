@@ -101,7 +101,7 @@ def test_memory_grows_with_the_logarithm_of_the_steps():
 
 
 def test_what_cannot_be_differentiated_by_is_refused():
-    with pytest.raises(ValueError, match="meta must hold floating point"):
+    with pytest.raises(ValueError, match="meta must have floating point"):
         replay_grad(lambda x, z, t: x, jnp.sum, jnp.ones(2), jnp.array([1]), 3)
     with pytest.raises(ValueError, match="a state like the one it is given"):
         replay_grad(lambda x, z, t: (x, x), lambda x: jnp.sum(x), jnp.ones(2), jnp.ones(2), 3)

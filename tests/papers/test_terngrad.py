@@ -88,7 +88,7 @@ def test_packing_is_undone(size: int) -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="wire='int8' adds up whole numbers of one scale"):
+    with pytest.raises(ValueError, match="scale_sharing must be True with wire='int8'"):
         parallel.terngrad(key=0, wire="int8", scale_sharing=False)
     with pytest.raises(ValueError, match="wire must be one of 'packed', 'int8'"):
         parallel.terngrad(wire="float")

@@ -75,5 +75,5 @@ def test_bad_input() -> None:
         vanishing_gradient_penalty(jnp.ones((2, 3)), 1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="hidden_cotangents must be floating point of shape"):
         vanishing_gradient_penalty(jnp.ones(3), lambda e: e)
-    with pytest.raises(ValueError, match=r"recurrent_vjp must give the shape \(2, 3\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"recurrent_vjp must return the shape \(2, 3\), got \(2,\)"):
         vanishing_gradient_penalty(jnp.ones((2, 3)), lambda e: e[:, 0])
