@@ -44,7 +44,7 @@ def loss_fn(params, batch):
 
 
 def problem(batch_size):
-    steps = max(100, 25600 // batch_size)
+    steps = max(100, 12800 // batch_size)
     return gk.workloads.problem(
         init,
         loss_fn,
@@ -96,8 +96,8 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
 axes[0].semilogy(losses)
 axes[0].axhline(0.1, color="k", linestyle=":", linewidth=1)
 axes[0].set(title="loss of the minibatch", xlabel="step")
-axes[1].semilogy(noise)
-axes[1].set(title="noise scale, in examples", xlabel="step")
+axes[1].plot(noise)
+axes[1].set(title="noise scale, in examples", xlabel="step", ylim=(0, None))
 plt.show()
 print(f"median noise scale on the way to the target: {typical:.0f} examples")
 
@@ -112,7 +112,7 @@ print(f"median noise scale on the way to the target: {typical:.0f} examples")
 
 # %%
 SIZES = [8, 16, 32, 64, 128, 256, 512, 1024]
-RATES = np.geomspace(0.01, 0.64, 7)
+RATES = np.geomspace(0.02, 1.28, 7)
 SEEDS = 3
 
 method = functools.partial(gk.sgd, momentum=0.9)
@@ -136,16 +136,20 @@ axes[0].loglog(fine, fit.min_steps + fit.min_examples / fine, label="fit: a hype
 axes[0].loglog(fine, fit.min_examples / fine, "k:", linewidth=1, label="twice the batch, half the steps")
 axes[0].axvline(critical, color="C2", linewidth=1, label=f"critical batch: {critical:.0f}")
 axes[0].axvspan(*np.quantile(noise[above], [0.1, 0.9]), color="C3", alpha=0.15, label="noise scale (80 % of steps)")
-axes[0].set(title="steps to a loss of 0.1", xlabel="batch size", ylim=(steps.min() / 2, steps.max() * 2))
-axes[0].legend(fontsize=8)
+axes[0].set(title="steps to a loss of 0.1", xlabel="batch size", ylim=(steps.min() / 5, steps.max() * 1.5))
+axes[0].legend(fontsize=8, loc="lower left")
 axes[1].loglog(sizes, best_rates, "o", label="best of seven")
 for name, power in {"linear scaling": 1.0, "square root": 0.5}.items():
     axes[1].loglog(fine, best_rates[0] * (fine / sizes[0]) ** power, linewidth=1, label=name)
-axes[1].set(title="learning rate", xlabel="batch size", ylim=(0.005, 2))
+axes[1].set(title="learning rate", xlabel="batch size", ylim=(0.02, 3))
 axes[1].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
+# Left: at first, twice the batch means half the steps. Around the critical batch the gain runs out, and that is where
+# the noise scale said it would: one short run with a meter has predicted the outcome of 168 runs. Right: the best
+# learning rate grows in proportion to the batch, until the critical batch; beyond it there is nothing left to scale.
+#
 # ## Scaling rules
 #
 # A rule takes hyperparameters that are right for one batch size to another one. For SGD it multiplies the learning
@@ -153,8 +157,10 @@ plt.show()
 # too, which is easily forgotten:
 
 # %%
-print(gk.batches.linear_scaling({"learning_rate": 0.02, "momentum": 0.9}, 4))
-print(gk.batches.sqrt_scaling({"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}, 4))
+sgd = gk.batches.linear_scaling({"learning_rate": 0.02, "momentum": 0.9}, 4)
+adam = gk.batches.sqrt_scaling({"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}, 4)
+for name, hyperparameters in {"SGD": sgd, "Adam": adam}.items():
+    print(name, {argument: round(value, 10) for argument, value in hyperparameters.items()})
 
 # %% [markdown]
 # ## Do LARS and LAMB pay?
@@ -164,8 +170,8 @@ print(gk.batches.sqrt_scaling({"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "e
 
 # %%
 METHODS = {
-    "SGD with momentum": (functools.partial(gk.sgd, momentum=0.9), 0.2),
-    "AdamW": (gk.adamw, 0.01),
+    "SGD with momentum": (functools.partial(gk.sgd, momentum=0.9), 0.5),
+    "AdamW": (gk.adamw, 0.05),
     "LARS": (functools.partial(gk.lars, trust_coefficient=1.0), 0.02),
     "LAMB": (gk.lamb, 0.05),
 }
@@ -177,3 +183,8 @@ for name, (factory, centre) in METHODS.items():
     best = medians.argmin()
     edge = "  (at the edge of the grid)" if best in (0, len(rates) - 1) else ""
     print(f"{name:<18} {medians[best]:>4.0f} steps at a learning rate of {rates[best]:.3g}{edge}")
+
+# %% [markdown]
+# On this problem they do not: tuned with the same effort, neither needs fewer steps than AdamW. The measurements of
+# larger networks in the guide on large batches say the same. What they do bring is a learning rate that is a relative
+# step, the same for layers of any size.
