@@ -37,7 +37,7 @@ SMALLER: dict[str, dict[str, str]] = {
     "01_first_steps": {"STEPS": "40"},
     "02_muon_transformer": {"STEPS": "20"},
     "03_large_batches": {"STEPS": "30", "SIZES": "[128, 1024]", "RATES": "np.array([0.08, 0.16, 0.32])", "SEEDS": "1"},
-    "04_mesh": {"STEPS": "3", "AXES": '["fsdp"]'},
+    "04_mesh": {"STEPS": "3", "REPEATS": "1", "AXES": '["fsdp"]'},
     "05_race": {"STEPS": "120", "RATES, SEEDS": "2, 1"},
     "06_own_method": {"RATES, SEEDS, STEPS": "2, 1, 40"},
     "07_curvature": {"EVERY, READINGS": "2, 8", "PROBES, LANCZOS_STEPS": "1, 8"},
