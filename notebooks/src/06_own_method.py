@@ -18,12 +18,13 @@ from gradkit.testing import check_transformation
 # %% [markdown]
 # ## The idea
 #
-# Gradients with heavy tails: now and then one example is so far off that its gradient throws SGD far away. So let
-# every tensor take steps of one length, in the direction of its momentum:
+# Gradients with heavy tails: now and then one example is so far off that its gradient throws SGD far away, and a
+# momentum remembers it for many steps. So let every gradient count the same, however large it is, tensor by tensor:
 #
-#     m_t = b m_{t-1} + (1 - b) g_t
+#     n_t = g_t / rms(g_t)
+#     m_t = b m_{t-1} + (1 - b) n_t
 #     u_t = m_t / (1 - b^t)                  without the bias towards the zeros that m starts from
-#     x_t = x_{t-1} - learning_rate u_t / rms(u_t)
+#     x_t = x_{t-1} - learning_rate u_t
 #
 # ## A first version
 #
@@ -43,13 +44,9 @@ def first_version(b=0.9):
 
     def update(updates, state, params=None):
         count = state.count + 1
-        momentum = jax.tree.map(lambda m, g: b * m + (1 - b) * g, state.momentum, updates)
-
-        def direction(m):
-            u = m / (1 - b**count)
-            return u / jnp.sqrt(jnp.mean(u**2))
-
-        return jax.tree.map(direction, momentum), State(count, momentum)
+        normalized = jax.tree.map(lambda g: g / jnp.sqrt(jnp.mean(g**2)), updates)
+        momentum = jax.tree.map(lambda m, n: b * m + (1 - b) * n, state.momentum, normalized)
+        return jax.tree.map(lambda m: m / (1 - b**count), momentum), State(count, momentum)
 
     return optax.GradientTransformation(init, update)
 
@@ -65,10 +62,10 @@ except AssertionError as error:
     print(error)
 
 # %% [markdown]
-# Two faults, both of which would have shown late:
+# Three points fail, for two reasons, and both would have shown late:
 #
-# - The counter is a Python number. A step under `jit` gives an array back, so the step is compiled twice, and a
-#   checkpoint of the first state does not have the dtypes of all later ones.
+# - The counter is a Python number. After the first step under `jit` it is an array, so the step is compiled twice,
+#   and a checkpoint of the first state does not fit later ones.
 # - A gradient of zeros is divided by zero: an embedding that no example of a minibatch uses, a frozen layer or a dead
 #   unit puts NaNs into the parameters for good.
 #
@@ -89,13 +86,10 @@ def scale_by_normalized_momentum(b=0.9, eps=1e-8):
 
     def update(updates, state, params=None):
         count = optax.safe_increment(state.count)
-        momentum = jax.tree.map(lambda m, g: b * m + (1 - b) * g, state.momentum, updates)
-
-        def direction(m):
-            u = m.astype(jnp.float32) / (1 - b**count)
-            return (u / (jnp.sqrt(jnp.mean(u**2)) + eps)).astype(m.dtype)
-
-        return jax.tree.map(direction, momentum), NormalizedState(count, momentum)
+        normalized = jax.tree.map(lambda g: g / (jnp.sqrt(jnp.mean(g**2)) + eps), updates)
+        momentum = jax.tree.map(lambda m, n: b * m + (1 - b) * n, state.momentum, normalized)
+        corrected = jax.tree.map(lambda m: (m / (1 - b**count)).astype(m.dtype), momentum)
+        return corrected, NormalizedState(count, momentum)
 
     return optax.GradientTransformation(init, update)
 
@@ -117,9 +111,8 @@ state, m = tx.init(jnp.zeros(5)), np.zeros(5)
 for t in range(1, 4):
     g = random.standard_normal(5)
     update, state = tx.update(jnp.asarray(g, jnp.float32), state)
-    m = 0.9 * m + 0.1 * g
-    u = m / (1 - 0.9**t)
-    np.testing.assert_allclose(update, u / np.sqrt(np.mean(u**2)), rtol=1e-5)
+    m = 0.9 * m + 0.1 * g / np.sqrt(np.mean(g**2))
+    np.testing.assert_allclose(update, m / (1 - 0.9**t), rtol=1e-5)
 print("three steps agree")
 
 # %% [markdown]

@@ -140,7 +140,7 @@ losses = {name: train_replicas(name, tx) for name, tx in STRATEGIES.items()}
 
 # %%
 ends = np.arange(ROUND - 1, STEPS, ROUND)
-figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained", sharey=True)
 for name, curve in losses.items():
     axes[0].semilogy(ends + 1, curve[ends], label=name)
     axes[1].loglog(np.cumsum(sent[name])[ends], curve[ends], label=name)
