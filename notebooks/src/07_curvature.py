@@ -80,10 +80,10 @@ trained, losses, sharpness = jax.jit(jax.vmap(run))(RATES)
 steps = EVERY * np.arange(READINGS)
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for i, rate in enumerate(RATES.tolist()):
-    axes[0].semilogy(steps, losses[i], label=f"learning rate {rate:.1f}")
-    axes[1].plot(steps, sharpness[i], color=f"C{i}")
+    axes[0].semilogy(steps, losses[i], linewidth=1, label=f"learning rate {rate:.1f}")
+    axes[1].plot(steps, sharpness[i], linewidth=1, color=f"C{i}")
     axes[1].axhline(2 / rate, color=f"C{i}", linestyle=":")
 axes[0].set(title="loss", xlabel="step")
 axes[1].set(title="sharpness; dotted: 2 / learning rate", xlabel="step", ylim=(0, None))
@@ -123,7 +123,7 @@ def spectrum(params):
 
 
 places = {"at the start": params, "trained with rate 0.5": jax.tree.map(lambda leaf: leaf[1], trained)}
-figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", sharex=True, sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained", sharex=True, sharey=True)
 for axis, (title, place) in zip(axes, places.items(), strict=True):
     grid, density = spectrum(place)
     axis.fill_between(grid, 1e-4, np.maximum(density, 1e-4))
