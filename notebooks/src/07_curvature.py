@@ -117,7 +117,7 @@ def spectrum(params):
         return jax.jvp(jax.grad(loss_fn), (params,), (v,))[1]
 
     found = gk.diagnostics.spectral_density(
-        product, jax.random.key(1), params, steps=LANCZOS_STEPS, num_probes=PROBES, num_points=2000, sigma_squared=1e-5
+        product, jax.random.key(1), params, steps=LANCZOS_STEPS, num_probes=PROBES, num_points=2000, sigma_squared=2e-4
     )
     return found.grid, found.density
 
