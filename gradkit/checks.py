@@ -230,12 +230,7 @@ def function(name: str, value: Any) -> None:
 
 
 def functions(**given: Any) -> None:
-    """Checks that arguments, by their names, can be called.
-
-    >>> functions(loss_fn=0.5)
-    Traceback (most recent call last):
-    ValueError: loss_fn must be callable, got 0.5
-    """
+    """Checks that arguments, by their names, can be called."""
     for name, value in given.items():
         function(name, value)
 
@@ -277,6 +272,42 @@ def sequence(**given: Any) -> None:
         listed = isinstance(value, list | tuple | range) or getattr(value, "shape", ()) != ()
         if not listed or not all(map(_holds_numbers, jax.tree.leaves(list(value)))):
             raise ValueError(f"{name} must be a sequence of numbers, such as (0.5, 0.9), got {_short(value)}")
+
+
+def instance(name: str, value: Any, kind: type) -> None:
+    """Checks that an argument is of a class, as the function that makes it returns it.
+
+    >>> instance("state", 0.5, tuple)
+    Traceback (most recent call last):
+    ValueError: state must be of the class tuple, got 0.5
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be of the class {kind.__name__}, got {_short(value)}")
+
+
+def axes(**given: Any) -> None:
+    """Checks that arguments, by their names, are numbers of axes: an integer, a sequence of integers, or None.
+
+    >>> axes(axis="data")
+    Traceback (most recent call last):
+    ValueError: axis must be the number of an axis, a sequence of them or None, got 'data'
+    """
+    for name, value in given.items():
+        entries = value if isinstance(value, list | tuple | range) else () if value is None else (value,)
+        if not all(isinstance(entry, numbers.Integral) and not isinstance(entry, bool) for entry in entries):
+            raise ValueError(f"{name} must be the number of an axis, a sequence of them or None, got {_short(value)}")
+
+
+def sequence_of_functions(**given: Any) -> None:
+    """Checks that arguments, by their names, are sequences of what can be called.
+
+    >>> sequence_of_functions(layers=abs)
+    Traceback (most recent call last):
+    ValueError: layers must be a sequence of functions, got <built-in function abs>
+    """
+    for name, value in given.items():
+        if not (isinstance(value, list | tuple) and all(map(callable, value))):
+            raise ValueError(f"{name} must be a sequence of functions, got {_short(value)}")
 
 
 def texts(**given: Any) -> None:

@@ -25,9 +25,9 @@ HEARTBEAT = 10
 # What a machine that has other things to do may add.
 MARGIN = 10.0
 SIGNALS = {"kill": (signal.SIGKILL,), "interrupt": (signal.SIGINT, signal.SIGTERM)}
-RUN = ["train", "--workload=heavytail", "--method=adamw", "--steps=30000", "--eval_every=100", "--keep=1000"]
-ONE = ["--devices=1"]
-TWO = ["--devices=4", "--mesh=data=2,fsdp=4", "--num_processes=2", f"--heartbeat={HEARTBEAT}"]
+RUN = ["train", "--workload=heavytail", "--method=adamw", "--eval_every=100", "--keep=1000"]
+ONE = ["--steps=10000", "--devices=1"]
+TWO = ["--steps=2000", "--devices=4", "--mesh=data=2,fsdp=4", "--num_processes=2", f"--heartbeat={HEARTBEAT}"]
 # Python itself, before this library has its first line to say: nothing of it can be said in one line.
 PYTHON = 0.15
 
@@ -170,7 +170,7 @@ def run(processes: int, kind: str, count: int, file: pathlib.Path, scratch: path
             over = False
             while not over and done < count and time.monotonic() < until:
                 draw = random.Random(f"{processes} {kind} {done}")
-                record, over = stop(processes, kind, folder, scratch, draw, 2.0 * first)
+                record, over = stop(processes, kind, folder, scratch, draw, 1.5 * first)
                 print(json.dumps({"item": [processes, kind, done], **record}), file=stream, flush=True)
                 done += 1
             if not over:

@@ -266,6 +266,7 @@ def colm_select(
     Reference: Nguyen et al. Mini-batch Coresets for Memory-efficient Language Model Training on Data Mixtures. 2024,
     arXiv 2407.19580, released code. What is left of the budget after rounding down goes to the largest remainders.
     """
+    checks.instance("state", state, ColmState)
     checks.arrays(reps=reps)
     checks.choice("metric", metric, METRICS)
     checks.real("b1", b1, "[0, 1)")

@@ -43,6 +43,7 @@ def time_to_result(times: Any, metric: Any, target: Any, mode: str = "min") -> n
     Reference: Dahl et al. Benchmarking Neural Network Training Algorithms. 2023, arXiv 2306.07179.
     `gk.diagnostics.steps_to_target` has NaN for what is missed.
     """
+    checks.arrays(times=times, metric=metric, target=target)
     checks.choice("mode", mode, ("min", "max"))
     t, values = np.asarray(times, np.float64), np.asarray(metric, np.float64)
     if not values.ndim or not values.shape[-1] or t.shape not in (values.shape[-1:], values.shape):
@@ -141,6 +142,10 @@ def performance_profile(
 
     Reference: Dahl et al. Benchmarking Neural Network Training Algorithms. 2023, arXiv 2306.07179.
     """
+    if workloads is not None:
+        checks.sequence(workloads=workloads)
+    checks.arrays(times=times, taus=taus)
+    checks.sequence(held_out=held_out)
     r = _counted(_ratios(times, r_max, held_out), workloads)
     at = np.asarray(taus, np.float64)
     if at.ndim != 1 or np.isnan(at).any():

@@ -157,6 +157,7 @@ def stable_flow_step(
     Reference: Cohen et al. Understanding Optimization in Deep Learning with Central Flows. 2024, arXiv 2410.24206.
     eps is outside of the root, as in the code; its docstring has it inside.
     """
+    checks.arrays(params=params)
     checks.function("loss_fn", loss_fn)
     numbers = {"learning_rate": learning_rate, "b2": b2, "eps": eps, "dt": dt}
     _check("stable_flow_step", rule, params, state, numbers)

@@ -199,6 +199,7 @@ def optimal_base_rate(learning_rates: Any, grad_norms: Any = 1.0, distance: Scal
     Reference: Schaipp et al. The Surprising Agreement Between Convex Optimization Theory and Learning-Rate Scheduling
     for Large Model Training. 2025, arXiv 2501.18965.
     """
+    checks.arrays(grad_norms=grad_norms, distance=distance)
     xp, rates, squares, D = _inputs("optimal_base_rate", learning_rates, grad_norms, distance)
     found = _terms(xp, rates, squares, D)
     growing = found.average + found.last

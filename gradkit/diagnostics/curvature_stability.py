@@ -78,6 +78,7 @@ def sharpness(
     Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv
     2110.04369. `gk.diagnostics.top_hessian_eigenvalue` is the same of one batch, in three words per parameter.
     """
+    checks.arrays(params=params, preconditioner=preconditioner)
     checks.function("loss_fn", loss_fn)
     check_leaves("sharpness", params, complex_leaves=False)
     root = None

@@ -150,6 +150,7 @@ def transfer_base_rate(rate: ScalarOrSchedule, from_schedule: Any, to_schedule: 
     Reference: Schaipp et al. The Surprising Agreement Between Convex Optimization Theory and Learning-Rate Scheduling
     for Large Model Training. 2025, arXiv 2501.18965.
     """
+    checks.arrays(from_schedule=from_schedule)
     checks.real("rate", rate, "[0, inf)")
     old, new = (optimal_base_rate(rates).base_rate for rates in (from_schedule, to_schedule))
     return rate * (new / old)

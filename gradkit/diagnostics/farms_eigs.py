@@ -132,6 +132,7 @@ def powerlaw_alpha(eigs: Any, *, xmin_pos: Scalar = 2.0, fitting: str = "median"
     Reference: Hu et al. Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias. 2025, arXiv 2506.06280.
     Where all values of the tail are equal, alpha is infinite.
     """
+    checks.arrays(eigs=eigs)
     checks.choice("fitting", fitting, FITTINGS)
     checks.real("xmin_pos", xmin_pos, "(1, inf)")
     e = jnp.asarray(eigs, jnp.result_type(float)) if not hasattr(eigs, "dtype") else jnp.asarray(eigs)
@@ -287,6 +288,7 @@ def tempbalance_rates(
     Reference: Hu et al. Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias. 2025, arXiv 2506.06280;
     Zhou et al., Temperature Balancing, 2023.
     """
+    checks.arrays(alphas=alphas)
     checks.real("learning_rate", learning_rate, "[0, inf)")
     checks.real("low", low, "[0, inf)")
     checks.real("high", high, "[0, inf)")

@@ -171,6 +171,7 @@ def scalar_gfs_sharpness(x: Any, *, target: Any = 1.0) -> jax.Array:
     Reference: Kreisler et al. Gradient Descent Monotonically Decreases the Sharpness of Gradient Flow Solutions in
     Scalar Networks and Beyond. 2023, arXiv 2305.13064.
     """
+    checks.arrays(x=x)
     checks.real("target", target)
     x = jnp.asarray(x, jnp.result_type(float))
     if x.ndim != 1 or not x.size:

@@ -76,6 +76,7 @@ def top_eigenpairs(
     vectors are exhausted, as they are with multiple eigenvalues, the steps go on from a new random vector, so that
     every eigenvalue is found as often as it is there.
     """
+    checks.arrays(like=like)
     checks.function("hvp_fn", hvp_fn)
     k = checks.integer("k", k, 1)
     size = checked_steps("top_eigenpairs", like, None, 2**62)
@@ -170,6 +171,7 @@ def subspace_overlap(vectors: Any, others: Any) -> jax.Array:
 
     Reference: Gur-Ari, Roberts, Dyer. Gradient Descent Happens in a Tiny Subspace. 2018, arXiv 1812.04754.
     """
+    checks.arrays(vectors=vectors, others=others)
     k = _check_vectors("subspace_overlap", "vectors", vectors)
     _check_vectors("subspace_overlap", "others", others)
     check_match("subspace_overlap", others, vectors)

@@ -109,6 +109,7 @@ def ritz(alphas: Any, betas: Any) -> Ritz:
     Reference: Granziol, Zohren, Roberts. Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to
     Neural Network Training. 2020, arXiv 2006.09092; Golub, Welsch 1969.
     """
+    checks.arrays(alphas=alphas, betas=betas)
     a, b = (jnp.asarray(x, jnp.result_type(float)) for x in (alphas, betas))
     if a.ndim != 1 or not a.size or b.shape != (a.size - 1,):
         raise ValueError(f"alphas and betas must have shapes (k,) and (k - 1,), got {a.shape} and {b.shape}")

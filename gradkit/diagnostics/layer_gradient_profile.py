@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.leaves import names
@@ -87,6 +88,8 @@ def profile_difference(a: LayerGradientProfile, b: LayerGradientProfile) -> Any:
     Reference: Li et al. What Happened in LLMs Layers when Trained for Fast vs. Slow Thinking: A Gradient Perspective.
     2024, arXiv 2410.23743. The definition could not be verified.
     """
+    checks.instance("a", a, LayerGradientProfile)
+    checks.instance("b", b, LayerGradientProfile)
     shapes = [jax.tree.map(jnp.shape, x.nuclear_norm) for x in (a, b)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"profile_difference: a and b must be of one model, got {shapes[0]} and {shapes[1]}")

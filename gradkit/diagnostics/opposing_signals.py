@@ -81,6 +81,7 @@ def opposing_signals(
     Reference: Rosenfeld, Risteski. Outliers with Opposing Signals Have an Outsized Effect on Neural Network
     Optimization. 2023, arXiv 2311.04163. The paper then groups examples by what is seen in them, which no formula does.
     """
+    checks.arrays(losses_after=losses_after, gradients=gradients)
     checks.arrays(losses_before=losses_before)
     before, after = (jnp.asarray(x, jnp.result_type(float)) for x in (losses_before, losses_after))
     if before.ndim != 1 or before.shape != after.shape or before.size < 2:

@@ -57,6 +57,7 @@ def optimal_kronecker(grads: jax.Array, *, iterations: int = 10) -> tuple[jax.Ar
 
     Reference: Morwani et al. A New Perspective on Shampoo's Preconditioner. 2024, arXiv 2406.17748.
     """
+    checks.arrays(grads=grads)
     checks.integer("iterations", iterations, 1)
     G = _samples("optimal_kronecker", grads)
 

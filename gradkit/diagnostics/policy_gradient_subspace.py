@@ -76,6 +76,7 @@ def policy_gradient_subspace(
 
     Reference: Schneider et al. Identifying Policy Gradient Subspaces. 2024, arXiv 2401.06604.
     """
+    checks.arrays(large_batch=large_batch, minibatches=minibatches)
     k = checks.integer("k", k, 1)
     steps = checks.integer("steps", steps, 1, optional=True)
     if not isinstance(loss_fns, Mapping) or not isinstance(params, Mapping) or set(loss_fns) != set(params):

@@ -96,6 +96,7 @@ def retained_rank(importance: Any, d: int, *, min_ratio: Scalar = 0.1, target_ra
     Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
     arXiv 2504.07097.
     """
+    checks.arrays(importance=importance)
     checks.integer("d", d, 1)
     checks.real("min_ratio", min_ratio, "[0, 1]")
     checks.real("target_ratio", target_ratio, "[0, 1]")

@@ -62,6 +62,7 @@ def suggest_learning_rate(
     Reference: Smith. A disciplined approach to neural network hyper-parameters: Part 1. 2018, arXiv 1803.09820, for the
     test; the two suggestions, the smoothing and the end of the test are common practice.
     """
+    checks.arrays(learning_rates=learning_rates, losses=losses)
     checks.real("smoothing", smoothing, "[0, 1)")
     checks.real("stop_factor", stop_factor, "(1, inf)")
     rates, L = np.asarray(learning_rates, np.float64), np.asarray(losses, np.float64)

@@ -67,6 +67,8 @@ def signal_propagation(blocks: Sequence[Callable[[Any], Any]], x: Any, *, channe
     Reference: Brock, De, Smith. Characterizing signal propagation to close the performance gap in unnormalized ResNets.
     2021, arXiv 2101.08692.
     """
+    checks.arrays(x=x)
+    checks.sequence_of_functions(blocks=blocks)
     checks.integer("channel_axis", channel_axis, -(2**31))
     if not len(blocks):
         raise ValueError("signal_propagation: blocks must be functions, got none; write [layer_1, layer_2]")

@@ -174,6 +174,7 @@ def spectral_density(
     tridiagonal matrix goes to a symmetric eigensolver; some public code takes the real parts of a general one. s2 is
     never below the square of the spacing of the grid: a narrower peak would fall between its points.
     """
+    checks.arrays(like=like)
     checks.function("hvp_fn", hvp_fn)
     num_probes = checks.integer("num_probes", num_probes, 1)
     num_points = checks.integer("num_points", num_points, 2)

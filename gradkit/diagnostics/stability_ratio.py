@@ -54,6 +54,7 @@ def top_hessian_eigenvalue(
     Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv
     2110.04369.
     """
+    checks.arrays(params=params, preconditioner=preconditioner)
     checks.function("loss_fn", loss_fn)
     iterations = checks.integer("iterations", iterations, 1)
     check_leaves("top_hessian_eigenvalue", params, complex_leaves=False)
@@ -106,6 +107,7 @@ def stability_ratio(eigenvalue: Any, learning_rate: Scalar, *, b1: Scalar = 0.0)
     Reference: Gilmer et al. A Loss Curvature Perspective on Training Instability in Deep Learning. 2021, arXiv
     2110.04369: warm-up helps because the eigenvalue falls before the learning rate is large.
     """
+    checks.arrays(eigenvalue=eigenvalue)
     checks.real("learning_rate", learning_rate, "[0, inf)")
     checks.real("b1", b1, "[0, 1)")
     return eigenvalue * learning_rate / (2 * (1 + b1))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradkit import checks
 from gradkit.engine.states import is_leaf, is_link, walk
 
 
@@ -32,6 +33,7 @@ def state_table(state: Any) -> str:
 
     Reference: printing a NamedTuple prints every array in it.
     """
+    checks.arrays(state=state)
     lines: list[str] = []
     rows: list[tuple[str, str]] = []
 

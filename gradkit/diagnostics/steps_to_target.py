@@ -36,6 +36,7 @@ def steps_to_target(steps: Any, metric: Any, target: Any, mode: str = "min") -> 
     1811.03600. Tune learning rate, momentum and schedule for every batch size; take the trial with the fewest steps, of
     those that did not diverge, where the optimum is inside the search space.
     """
+    checks.arrays(steps=steps, metric=metric)
     checks.real("target", target)
     checks.choice("mode", mode, ("min", "max"))
     t, curves = np.asarray(steps, np.float64), np.asarray(metric, np.float64)

@@ -41,6 +41,7 @@ def sublayer_gain(w: Any, *, steps: int = 50) -> jax.Array:
     Reference: Fan et al. Robust Layerwise Scaling Rules by Proper Weight Decay Tuning. 2025, arXiv 2510.15262. The
     first vector is random, from a fixed key.
     """
+    checks.arrays(w=w)
     checks.integer("steps", steps, 1)
     w = jnp.asarray(w)
     if w.ndim < 2 or not jnp.issubdtype(w.dtype, jnp.floating):

@@ -59,6 +59,7 @@ def welore_ranks(singular_values: Any, threshold: float) -> Any:
 
     Reference: Jaiswal et al. From GaLore to WeLore. 2024, arXiv 2407.11239.
     """
+    checks.arrays(singular_values=singular_values)
     checks.real("threshold", threshold, "[0, 1)")
 
     def one(s: Any) -> Any:
@@ -95,6 +96,7 @@ def welore_threshold(singular_values: Any, target_reduction: float) -> float:
     Reference: Jaiswal et al. From GaLore to WeLore. 2024, arXiv 2407.11239. Departure: the official code lists
     thresholds that were searched by hand; here the normalized values are sorted, which is exact.
     """
+    checks.arrays(singular_values=singular_values)
     checks.real("target_reduction", target_reduction, "[0, 1)")
     rows = [_normalised(s).ravel() for s in jax.tree.leaves(singular_values)]
     if not rows:
@@ -136,6 +138,7 @@ def welore_factorize(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
 
     Reference: Jaiswal et al. From GaLore to WeLore. 2024, arXiv 2407.11239.
     """
+    checks.arrays(w=w)
     if jnp.ndim(w) < 2 or not jnp.issubdtype(w.dtype, jnp.floating):
         raise ValueError(f"w must be real matrices (..., n, m), got {w.dtype}{list(jnp.shape(w))}")
     checks.integer("rank", rank, 1)
@@ -182,6 +185,7 @@ def welore_labels(params: PyTree, ranks: Any, min_ratio: float | None = None, *,
 
     Reference: Jaiswal et al. From GaLore to WeLore. 2024, arXiv 2407.11239.
     """
+    checks.arrays(params=params)
     checks.real("min_ratio", min_ratio, "[0, 1)", optional=True)
     given = dict(zip(names(ranks), jax.tree.leaves(ranks), strict=True))
     if unknown := sorted(given.keys() - set(names(params))):

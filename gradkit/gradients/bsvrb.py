@@ -51,6 +51,7 @@ def storm_blocks(u: Any, h: Any, h_previous: Any, indices: Any, *, a: Any) -> An
     Optimization. 2023, arXiv 2305.18730; Jiang et al. Multi-block-Single-probe Variance Reduced Estimator for Coupled
     Compositional Optimization. 2022, arXiv 2207.08540. The constant c could not be verified against the paper's text.
     """
+    checks.arrays(u=u, h=h, h_previous=h_previous, indices=indices)
     checks.real("a", a, "(0, 1)")
     indices = jnp.asarray(indices)
     sampled = indices.shape[0] if indices.ndim == 1 else -1

@@ -42,6 +42,7 @@ def init_feedback(key: Key, widths: Sequence[int], num_classes: int, *, normaliz
     Reference: Launay et al. Principled Training of Neural Networks with Direct Feedback Alignment. 2019, arXiv
     1906.04554.
     """
+    checks.sequence(widths=widths)
     num_classes = checks.integer("num_classes", num_classes, 1)
     checks.switch(normalize=normalize)
     if not len(widths):
@@ -124,6 +125,8 @@ def direct_feedback_alignment(
     1906.04554. In the official code the hidden layers' error is not divided by the batch whatever the loss is; here it
     is that of the loss.
     """
+    checks.arrays(feedback=feedback)
+    checks.sequence_of_functions(layers=layers)
     checks.switch(normalize=normalize)
     B = _check("direct_feedback_alignment", layers, loss_fn, feedback)
 
@@ -176,6 +179,8 @@ def feedback_alignment(
     Reference: Launay et al. Principled Training of Neural Networks with Direct Feedback Alignment. 2019, arXiv
     1906.04554. Of the outputs of layers, behind the activation, whose derivative the paper's angle has as a factor.
     """
+    checks.arrays(feedback=feedback)
+    checks.sequence_of_functions(layers=layers)
     checks.switch(normalize=normalize)
     B = _check("feedback_alignment", layers, loss_fn, feedback)
 

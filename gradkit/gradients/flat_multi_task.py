@@ -72,6 +72,7 @@ def flat_multi_task(
 
     Reference: Phan et al. Improving Multi-task Learning via Seeking Task-based Flat Regions. 2022, arXiv 2211.13723.
     """
+    checks.sequence_of_functions(task_losses=task_losses)
     task_losses = list(task_losses)
     if not task_losses:
         raise ValueError("flat_multi_task: task_losses must hold a loss per task, got none; write [loss_1, loss_2]")

@@ -73,6 +73,7 @@ def gauss_newton_bartlett_diag(
     Reference: Liu et al. Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training. 2023,
     arXiv 2305.14342. The official code multiplies by B where it divides by h; here B is in h.
     """
+    checks.arrays(params=params, batch=batch)
     checks.axis_name("axis_name", axis_name)
     checks.function("logits_fn", logits_fn)
     checks.function("loss_fn", loss_fn)

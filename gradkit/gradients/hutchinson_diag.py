@@ -81,6 +81,7 @@ def hutchinson_diag(
     Reference: Yao et al. ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning. 2020, arXiv 2006.00719;
     Hutchinson 1989. No new key is returned, as everywhere in JAX: the caller splits it, as `gk.with_curvature` does.
     """
+    checks.arrays(params=params)
     checks.axis_name("axis_name", axis_name)
     checks.function("loss_fn", loss_fn)
     check_hutchinson(num_samples, distribution, absolute, spatial_average)

@@ -49,6 +49,7 @@ def neumann_ihvp(hvp_fn: Callable[[Any], Any], vector: Any, terms: int = 20, *, 
     Reference: Lorraine, Vicol, Duvenaud. Optimizing Millions of Hyperparameters by Implicit Differentiation. 2019,
     arXiv 1911.02590. The sum is multiplied by the step once, at the end, as in the released code.
     """
+    checks.arrays(vector=vector)
     checks.function("hvp_fn", hvp_fn)
     terms = checks.integer("terms", terms, 0)
     checks.real("step", step, "(0, inf)")
@@ -112,6 +113,7 @@ def ift_hypergradient(
     Reference: Lorraine, Vicol, Duvenaud. Optimizing Millions of Hyperparameters by Implicit Differentiation. 2019,
     arXiv 1911.02590.
     """
+    checks.arrays(params=params, hyper=hyper)
     checks.function("train_loss", train_loss)
     checks.function("valid_loss", valid_loss)
     if solver is not None:

@@ -59,6 +59,7 @@ def lr_dense(x: Any, kernel: Any, bias: Any, noise: Any, sigma: Scalar) -> tuple
     Reference: Jiang et al. One Forward is Enough for Neural Network Training via Likelihood Ratio Method. 2023, arXiv
     2305.08960.
     """
+    checks.arrays(x=x, kernel=kernel, bias=bias, noise=noise, sigma=sigma)
     x, kernel, noise = jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(noise)
     if x.ndim != 2 or kernel.shape[:-1] != x.shape[1:] or noise.shape != (len(x), kernel.shape[-1]):
         raise ValueError(
@@ -113,6 +114,8 @@ def likelihood_ratio_gradient(
     Reference: Jiang et al. One Forward is Enough for Neural Network Training via Likelihood Ratio Method. 2023, arXiv
     2305.08960. From the method's definition: the paper's text could not be read.
     """
+    checks.instance("tape", tape, LikelihoodRatioTape)
+    checks.arrays(losses=losses, mirrored_losses=mirrored_losses)
     checks.choice("baseline", baseline, BASELINES)
     x, eps, sigma = tape
     n = len(x)

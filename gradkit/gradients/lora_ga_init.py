@@ -102,6 +102,7 @@ def lora_ga_init(
     here are (in, out), the transposed of torch's; the fourth root is that of the number of outputs. The entry of
     largest absolute value of a column of U is positive, so that a and b do not depend on the library that decomposed G.
     """
+    checks.arrays(weight=weight, gradient=gradient)
     checks.switch(use_rslora=use_rslora, norm_clip=norm_clip)
     checks.integer("rank", rank, 1)
     checks.real("alpha", alpha, "(0, inf)")

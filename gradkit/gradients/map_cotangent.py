@@ -87,6 +87,7 @@ def clip_pixels(c: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, norm
 
     Reference: Pan et al. 2023, arXiv 2310.12474.
     """
+    checks.arrays(c=c)
     checks.real("threshold", threshold, "(0, inf]")
     checks.choice("norm", norm, ("l2", "linf"))
     c = jnp.asarray(c)
@@ -140,6 +141,8 @@ def clip_pixelwise(x: Any, threshold: Scalar = 0.1, *, channel_axis: int = -1, n
     Reference: Pan et al. Enhancing High-Resolution 3D Generation through Pixel-wise Gradient Clipping. 2023, arXiv
     2310.12474. The official code takes the smallest factor over the channels, that of the largest channel: "linf".
     """
+    checks.arrays(x=x)
+    checks.axes(channel_axis=channel_axis)
     checks.real("threshold", threshold, "(0, inf]")
     checks.choice("norm", norm, ("l2", "linf"))
     x = jnp.asarray(x)

@@ -48,6 +48,7 @@ def multiply_by_noise(key: Key, example_grads: Any, std: Scalar) -> Any:
     training of neural networks. 2017, arXiv 1705.08741. The proportion of std^2 to the batch is from its argument about
     the covariance of a step, not from a formula of its code.
     """
+    checks.arrays(example_grads=example_grads)
     checks.real("std", std, "[0, inf)")
     leaves = jax.tree.leaves(example_grads)
     sizes = {jnp.shape(g)[:1] for g in leaves}

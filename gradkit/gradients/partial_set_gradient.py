@@ -43,6 +43,7 @@ def replace_forward(exact: Any, surrogate: Any, scale: Any = 1.0) -> Any:
     Gradient Approximation. 2023, arXiv 2208.12401, whose stop-gradient form it is; straight-through estimators are the
     same.
     """
+    checks.arrays(scale=scale)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (exact, surrogate)]
     if jax.tree.structure(exact) != jax.tree.structure(surrogate) or shapes[0] != shapes[1]:
         raise ValueError(

@@ -100,6 +100,7 @@ def replay_grad(
     Reference: Engstrom et al. Optimizing ML Training with Metagradient Descent. 2025, arXiv 2503.13751. The derivative
     of Adam's root is infinite where its second moment is 0: give it an `eps_root` > 0.
     """
+    checks.arrays(meta=meta)
     checks.function("step_fn", step_fn)
     checks.function("outer_loss", outer_loss)
     T = checks.integer("total_steps", total_steps, 1)
@@ -208,6 +209,7 @@ def metasmoothness(train_fn: Callable[[Any], Any], meta: Any, direction: Any, h:
 
     Reference: Engstrom et al. Optimizing ML Training with Metagradient Descent. 2025, arXiv 2503.13751.
     """
+    checks.arrays(meta=meta, direction=direction)
     checks.function("train_fn", train_fn)
     checks.real("h", h, "(0, inf)")
     meta, direction = (jax.tree.map(jnp.asarray, tree) for tree in (meta, direction))
@@ -254,6 +256,7 @@ def metagradient_descent(counts: Any, gradient: Any, key: Key, p: Any = 0.5) -> 
     Reference: Engstrom et al. Optimizing ML Training with Metagradient Descent. 2025, arXiv 2503.13751. The lower bound
     0 of counts is added by this library.
     """
+    checks.arrays(counts=counts, gradient=gradient)
     checks.real("p", p, "[0, 1]")
     counts, gradient = (jax.tree.map(jnp.asarray, tree) for tree in (counts, gradient))
     check_match("metagradient_descent", gradient, counts)

@@ -64,6 +64,7 @@ def sandwich_gradient(
     Reference: Yu et al. BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models. 2020, arXiv
     2003.11142; from memory. Decoupled weight decay acts once, on the shared weights.
     """
+    checks.arrays(largest=largest, smallest=smallest)
     checks.function("loss_fn", loss_fn)
     checks.function("sample", sample)
     num_random = checks.integer("num_random", num_random, 0)

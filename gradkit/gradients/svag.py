@@ -43,6 +43,7 @@ def svag(grad_1: Any, grad_2: Any, l: Any) -> Any:  # noqa: E741 - the paper's l
     first for SGD in Li, Malladi, Arora. On the Validity of Modeling SGD with Stochastic Differential Equations. 2021,
     arXiv 2102.12470. The hyperparameters that go with it: `gk.batches.sqrt_scaling(hparams, 1 / l**2)`.
     """
+    checks.arrays(grad_1=grad_1, grad_2=grad_2)
     checks.real("l", l, "[1, inf)")
     check_match("svag", grad_1, grad_2)
     for tree in (grad_1, grad_2):

@@ -62,6 +62,7 @@ def truncated_backprop(
 
     Reference: Clark et al. Directly Fine-Tuning Diffusion Models on Differentiable Rewards. 2024, arXiv 2309.17400.
     """
+    checks.arrays(params=params, carry=carry, xs=xs)
     checks.switch(checkpoint=checkpoint)
     checks.integer("keep_last", keep_last, 1)
     checks.function("step_fn", step_fn)
@@ -125,6 +126,9 @@ def random_truncated_backprop(
     2310.03739. Its code stops the predictions of early steps and lets the carry flow, which has the same gradient; here
     the carry stops too. It also has cuts that are fixed, or drawn from a normal distribution.
     """
+    if choices is not None:
+        checks.sequence(choices=choices)
+    checks.arrays(params=params, carry=carry, xs=xs)
     checks.integer("min_cut", min_cut)
     checks.integer("max_cut", max_cut, 1, optional=True)
     checks.switch(checkpoint=checkpoint)
@@ -202,6 +206,7 @@ def low_variance_last_step(
     Reference: Clark et al. Directly Fine-Tuning Diffusion Models on Differentiable Rewards. 2024, arXiv 2309.17400.
     Whether the paper takes the sum or the mean could not be verified: the mean leaves the learning rate alone.
     """
+    checks.arrays(params=params, x0=x0)
     checks.integer("num_samples", num_samples, 1)
     checks.function("denoise", denoise)
     checks.function("reward", reward)

@@ -55,6 +55,7 @@ def vanishing_gradient_penalty(hidden_cotangents: Any, recurrent_vjp: Callable[[
     Reference: Pascanu, Mikolov, Bengio. On the difficulty of training Recurrent Neural Networks. 2013, arXiv 1211.5063,
     equations 9 and 10. This library takes the mean over sequences; the paper has one sequence.
     """
+    checks.arrays(hidden_cotangents=hidden_cotangents)
     checks.function("recurrent_vjp", recurrent_vjp)
     e = jnp.asarray(hidden_cotangents)
     if not jnp.issubdtype(e.dtype, jnp.floating) or e.ndim < 2:

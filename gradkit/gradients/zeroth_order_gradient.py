@@ -51,6 +51,7 @@ def directional_difference(
     Reference: Feng et al. ZeroFlow: Overcoming Catastrophic Forgetting is Easier than You Think. 2025, arXiv
     2501.01045.
     """
+    checks.arrays(params=params, z=z)
     checks.function("loss", loss)
     rule = Estimate("directional_difference", epsilon, 1, two_sided, "normal", False, 1.0).checked()
     own, _ = rule.prepared(loss, params, (), {})

@@ -58,6 +58,7 @@ def max_attention_logits(
 
     Reference: Kimi Team. Kimi K2: Open Agentic Intelligence. 2025, arXiv 2507.20534.
     """
+    checks.arrays(queries=queries, keys=keys, bias=bias, mask=mask)
     checks.switch(is_causal=is_causal)
     checks.real("scale", scale, "(0, inf)", optional=True)
     heads, groups = queries.shape[-2], keys.shape[-2]

@@ -65,6 +65,7 @@ def sparse_weight(w: Any, threshold_param: Any, alpha: Scalar, *, backward_densi
     Reference: Kundu et al. AUTOSPARSE: Towards Automated Sparse Training of Deep Neural Networks. 2023, arXiv
     2304.06941. From re-implementations of a pruning library: the paper's own code was not found.
     """
+    checks.arrays(w=w, threshold_param=threshold_param)
     checks.real("alpha", alpha, "[0, 1]")
     checks.real("backward_density", backward_density, "(0, 1]", optional=True)
     w, s = floating("w", w), floating("threshold_param", threshold_param)

@@ -161,6 +161,7 @@ def wta_crs_linear(
     biased, and its modes without replacement do not weigh at all; here every estimate is unbiased, for which a cached
     norm counts for no less than a thousandth of the mean.
     """
+    checks.arrays(x=x, kernel=kernel, bias=bias, grad_norms=grad_norms)
     if deterministic != "adaptive":
         checks.integer("deterministic", deterministic)
     return _sampled(x, kernel, bias, key, grad_norms, budget, None if isinstance(deterministic, str) else deterministic)
@@ -194,6 +195,7 @@ def crs_linear(
     Reference: Drineas, Kannan, Mahoney. Fast Monte Carlo Algorithms for Matrices I. 2006; in this form Liu et al.
     Winner-Take-All Column Row Sampling for Memory Efficient Adaptation of Language Model. 2023, arXiv 2305.15265.
     """
+    checks.arrays(x=x, kernel=kernel, bias=bias, grad_norms=grad_norms)
     return _sampled(x, kernel, bias, key, grad_norms, budget, 0)
 
 

@@ -80,6 +80,9 @@ def running_ranges(
 
     Reference: Pan et al. Mesa: A Memory-saving Training Framework for Transformers. 2021, arXiv 2111.11124.
     """
+    if ranges is not None:
+        checks.instance("ranges", ranges, ResidualRanges)
+    checks.arrays(x=x)
     checks.real("decay", decay, "[0, 1)")
     checks.integer("num_groups", num_groups, 1, optional=True)
     now = _exact(floating("x", x), axis, num_groups)

@@ -43,6 +43,8 @@ def condition_weight(w: Any, *, axis: Axis = None, differentiate: bool = True) -
     Reference: Saratchandran, Wang, Lucey. Weight Conditioning for Smooth Optimization of Neural Networks. 2024, arXiv
     2409.03424. Whether the paper's gradient flows through P could not be verified. The bound is van der Sluis's, 1969.
     """
+    checks.arrays(w=w)
+    checks.axes(axis=axis)
     checks.switch(differentiate=differentiate)
     w = floating("w", w)
     own = unit_axes(w, axis)

@@ -71,6 +71,8 @@ def ghost_batch_norm(
     training of neural networks. 2017, arXiv 1705.08741, whose text writes the exponents loosely. Its code runs small
     batches one after another; with `gk.gradients.microbatch` around the loss, ordinary batch normalization is this.
     """
+    checks.instance("state", state, RunningStatistics)
+    checks.arrays(x=x, scale=scale, bias=bias)
     checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
     checks.integer("ghost_size", ghost_size, 1)

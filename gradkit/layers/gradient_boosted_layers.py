@@ -68,6 +68,7 @@ def gradient_boosted_layers(blocks: BoostedBlocks, num_blocks: int | None = None
     Reference: Emami, Martínez-Muñoz. Sequential Training of Neural Networks with Gradient Boosting. 2019, arXiv
     1909.12098.
     """
+    checks.instance("blocks", blocks, BoostedBlocks)
     checks.integer("num_blocks", num_blocks, 1, optional=True)
     count, features, units = blocks.hidden_kernel.shape
     t = checks.integer("num_blocks", num_blocks, 1, maximum=count, optional=True)
@@ -161,6 +162,7 @@ def boost(
     1909.12098. Departures from the code: it fits with L-BFGS; it takes rho = 1 for a squared loss, and the diagonal of
     the Hessian for several classes, where this has all of it; its F_0 for several classes is 0.
     """
+    checks.arrays(inputs=inputs, targets=targets)
     num_blocks = checks.integer("num_blocks", num_blocks, 1)
     num_outputs = checks.integer("num_outputs", num_outputs, 1)
     units = checks.integer("units", units, 1)

@@ -78,6 +78,8 @@ def matched_affine(
     Reference: Huh et al. Straightening Out the Straight-Through Estimator: Overcoming Optimization Challenges in Vector
     Quantized Networks. 2023, arXiv 2305.08842, released code, which adds a trained scale and shift to these.
     """
+    checks.instance("statistics", statistics, AffineStatistics)
+    checks.arrays(z=z, codebook=codebook)
     checks.real("momentum", momentum, "[0, 1]")
     z, codebook = floating("z", z), floating("codebook", codebook, 2)
     dims = {z.shape[-1:], codebook.shape[1:], jnp.shape(statistics.z_mean)}

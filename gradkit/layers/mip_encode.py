@@ -43,6 +43,7 @@ def mip_encode(z: Any, *, kind: str = "cosine") -> jax.Array:
     Reference: Ortiz, Guttag, Dalca. Magnitude Invariant Parametrizations Improve Hypernetwork Learning. 2023, arXiv
     2304.07645. Entries outside [0, 1] are an error here, where they can be seen; a sphere they stay on all the same.
     """
+    checks.arrays(z=z)
     z = floating("z", z)
     checks.choice("kind", kind, ("cosine", "linear"))
     if z.ndim < 1:
@@ -76,6 +77,7 @@ def mip_combine(base: Any, delta: Any) -> Any:
     Reference: Ortiz, Guttag, Dalca. Magnitude Invariant Parametrizations Improve Hypernetwork Learning. 2023, arXiv
     2304.07645.
     """
+    checks.arrays(base=base, delta=delta)
 
     def add(b: Any, d: Any) -> jax.Array:
         if jnp.shape(b) != jnp.shape(d):

@@ -113,6 +113,9 @@ def online_norm(
 
     Reference: Chiley et al. Online Normalization for Training Neural Networks. 2019, arXiv 1905.05894.
     """
+    checks.instance("state", state, RunningStatistics)
+    checks.instance("control", control, OnlineNormControl)
+    checks.arrays(x=x, scale=scale, bias=bias)
     checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
     checks.real("decay", decay, "[0, 1]")

@@ -81,6 +81,8 @@ def power_norm(
     from the released code, which divides the gradient by the quadratic mean of the batch where the running one is due,
     and updates that twice in a step of the warm-up. Its scaling of groups of channels in front is not in here.
     """
+    checks.instance("state", state, PowerNormState)
+    checks.arrays(x=x, scale=scale, bias=bias, control=control)
     checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
     checks.real("decay", decay, "[0, 1]")

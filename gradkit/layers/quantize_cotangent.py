@@ -65,6 +65,7 @@ def activation_gradient_pruning(
     official code is "topk", without a factor. The range counts 0 as an entry: a sample of equal entries has a gradient,
     and would have the probability 0.
     """
+    checks.arrays(g=g)
     checks.real("keep", keep, "(0, 1]")
     checks.choice("pruning", pruning, PRUNING)
     g = floating("g", g)
@@ -133,6 +134,7 @@ def quantize_cotangent(
     official code widens the range by 1e-8 on both sides; here the ends are levels, and a sample of equal entries is
     itself.
     """
+    checks.arrays(x=x)
     bits = checks.integer("bits", bits, 1, maximum=16)
     checks.real("keep", keep, "(0, 1]", optional=True)
     checks.choice("pruning", pruning, PRUNING)

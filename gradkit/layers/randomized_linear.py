@@ -96,6 +96,7 @@ def randomized_linear(
     Its public code multiplies the sampled transform by p b where b / p is due, which
     is p^2 too much.
     """
+    checks.arrays(x=x, kernel=kernel, bias=bias)
     x, kernel = check_linear(x, kernel)
     checks.choice("kind", kind, KINDS)
     checks.integer("proj_dim", proj_dim, 1, optional=True)

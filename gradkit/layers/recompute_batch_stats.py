@@ -47,6 +47,7 @@ def recompute_batch_stats(apply: Callable[[Any, Any], Any], batches: Iterable[An
     Better Generalization. 2018, arXiv 1803.05407. The mean of the batches' variances is what running moments aim at; it
     is less than the variance of all examples by that of the batches' means.
     """
+    checks.arrays(stats=stats)
     checks.function("apply", apply)
     step = jax.jit(apply)
     zeros = jax.tree.map(jnp.zeros_like, stats)

@@ -82,6 +82,7 @@ def reinmax(key: Key, logits: Any, tau: Scalar = 1.0) -> tuple[jax.Array, jax.Ar
 
     Reference: Liu et al. Bridging Discrete and Backpropagation: Straight-Through and Beyond. 2023, arXiv 2304.08612.
     """
+    checks.arrays(logits=logits)
     checks.real("tau", tau, "[1, inf)")
     logits = _classes(logits)
     x = wide(logits)
@@ -113,6 +114,7 @@ def straight_through_categorical(key: Key, logits: Any) -> tuple[jax.Array, jax.
     Reference: Bengio, Leonard, Courville 2013, arXiv 1308.3432; as the baseline of Liu et al. Bridging Discrete and
     Backpropagation: Straight-Through and Beyond. 2023, arXiv 2304.08612.
     """
+    checks.arrays(logits=logits)
     logits = _classes(logits)
     x = wide(logits)
     p = jax.nn.softmax(x)

@@ -72,6 +72,7 @@ def reste_sign(x: Any, power: ScalarOrSchedule, *, clip: Scalar = 1.5, chord: Sc
     Reference: Wu et al. Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary
     Neural Networks Training. 2023, arXiv 2308.06689.
     """
+    checks.arrays(x=x)
     checks.real("power", power, "[1, inf)")
     checks.real("clip", clip, "(0, inf)")
     checks.real("chord", chord, "(0, inf)")
@@ -111,6 +112,7 @@ def reste_indicators(weights: Any, grads: PyTree, power: Scalar) -> tuple[jax.Ar
     Reference: Wu et al. Estimator Meets Equilibrium Perspective: A Rectified Straight Through Estimator for Binary
     Neural Networks Training. 2023, arXiv 2308.06689.
     """
+    checks.arrays(weights=weights, grads=grads)
     checks.real("power", power, "[1, inf)")
     check_match("reste_indicators", grads, weights)
     total = jnp.zeros((), jnp.result_type(float))

@@ -62,6 +62,8 @@ def scaled_standardize_weight(w: Any, gain: Scalar = 1.0, *, eps: Scalar = 1e-4,
     2102.06171; first in Characterizing Signal Propagation to Close the Performance Gap in Unnormalized ResNets. 2021,
     arXiv 2101.08692. timm adds eps to the variance instead, which drifts away from this by some per cent.
     """
+    checks.arrays(w=w, gain=gain)
+    checks.axes(axis=axis)
     w = floating("w", w)
     checks.real("eps", eps, "[0, inf)")
     own = unit_axes(w, axis)

@@ -61,6 +61,7 @@ def shift_quantize(g: Any, key: Key, *, bits: int = 4, axis: int = -1, num_group
     Reference: Guo et al. Towards Accurate and Efficient Sub-8-Bit Integer Training. 2024, arXiv 2411.10948. The paper
     chooses the borders of the groups by the variance of the rounding; here they are powers of two of the maximum.
     """
+    checks.arrays(g=g)
     bits = checks.integer("bits", bits, 2, maximum=16)
     num_groups = checks.integer("num_groups", num_groups, 1, maximum=64)
     g = floating("g", g)
@@ -97,6 +98,8 @@ def l1_normalize(x: Any, *, axis: int | tuple[int, ...] = -1, eps: Scalar = 1e-5
     Reference: Guo et al. Towards Accurate and Efficient Sub-8-Bit Integer Training. 2024, arXiv 2411.10948. The
     default of eps is ours.
     """
+    checks.arrays(x=x)
+    checks.axes(axis=axis)
     checks.real("eps", eps, "(0, inf)")
     x = floating("x", x)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)

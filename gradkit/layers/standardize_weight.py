@@ -63,6 +63,8 @@ def standardize_weight(
     Reference: Qiao et al. Micro-Batch Training with Batch-Channel Normalization and Weight Standardization. 2019, arXiv
     1903.10520. `ddof=1, eps_in_sqrt=False` is the authors' torch code; `eps_in_sqrt=False` their TensorFlow code.
     """
+    checks.arrays(w=w)
+    checks.axes(axis=axis)
     checks.switch(eps_in_sqrt=eps_in_sqrt)
     w = floating("w", w)
     checks.real("eps", eps, "[0, inf)")
@@ -128,6 +130,8 @@ def batch_channel_norm(
     Reference: Qiao et al. Micro-Batch Training with Batch-Channel Normalization and Weight Standardization. 2019, arXiv
     1903.10520. One scale and bias at the end: the paper's further pair between the two normalisations is left out.
     """
+    checks.instance("state", state, RunningStatistics)
+    checks.arrays(x=x, scale=scale, bias=bias)
     checks.switch(estimated=estimated, use_running_average=use_running_average)
     x = floating("x", x)
     checks.integer("num_groups", num_groups, 1)

@@ -77,6 +77,7 @@ def ternary_quantize(
     Reference: Nielsen, Schneider-Kamp. BitNet b1.58 Reloaded: State-of-the-art Performance Also on Smaller Networks.
     2024, arXiv 2407.09527.
     """
+    checks.arrays(w=w)
     _check(measure, eps, straight_through)
     batch_axes = checks.integer("batch_axes", batch_axes)
     w = floating("w", w)
@@ -128,6 +129,7 @@ def ternary_linear(
     2024, arXiv 2407.09527. The public code adds the bias before it divides by the scales, so that the bias shrinks
     with the weights and activations; here it is added behind.
     """
+    checks.arrays(x=x, kernel=kernel, bias=bias)
     _check(measure, eps, straight_through)
     checks.real("norm_eps", norm_eps, "(0, inf)")
     bits = checks.integer("activation_bits", activation_bits, 2, maximum=16)

@@ -54,6 +54,7 @@ def tract(x: Any, g: Any, *, damping: Scalar = 0.1) -> jax.Array:
     Solved by Cholesky; the official option "cholesky_inverse" is handed the matrix where its factor is due, and gives
     something else.
     """
+    checks.arrays(x=x, g=g)
     x, g = floating("x", x), floating("g", g)
     if x.shape[:-1] != g.shape[:-1] or x.ndim < 1:
         raise ValueError(f"x and g must have the same rows, got shapes {x.shape} and {g.shape}")
@@ -117,6 +118,7 @@ def tract_linear(x: Any, kernel: Any, bias: Any = None, *, damping: Scalar = 0.1
 
     Reference: Petersen, Borgelt, Ermon. TrAct: Making First-layer Pre-Activations Trainable. 2024, arXiv 2410.23970.
     """
+    checks.arrays(x=x, kernel=kernel, bias=bias)
     x, kernel = check_linear(x, kernel)
     y = _linear(x.reshape(-1, x.shape[-1]), kernel, _damped(damping, x)).reshape(*x.shape[:-1], kernel.shape[1])
     return with_bias(y, bias)
@@ -157,6 +159,7 @@ def tract_conv(
 
     Reference: Petersen, Borgelt, Ermon. TrAct: Making First-layer Pre-Activations Trainable. 2024, arXiv 2410.23970.
     """
+    checks.arrays(x=x, kernel=kernel, bias=bias)
     x, kernel = floating("x", x), floating("kernel", kernel)
     space = kernel.ndim - 2
     if space < 1 or x.ndim != kernel.ndim or x.shape[-1] != kernel.shape[-2]:
@@ -165,6 +168,8 @@ def tract_conv(
             f"got {kernel.shape} and {x.shape}"
         )
     steps = (strides,) * space if isinstance(strides, int) else tuple(strides)
+    if isinstance(padding, int):
+        padding = checks.integer("padding", padding, maximum=2**20)
     pads = [(padding, padding)] * space if isinstance(padding, int) else padding
     letters = "DHW"[-space:] if space <= 3 else ""
     if not letters:

@@ -90,6 +90,8 @@ def unified_norm(
     Reference: Yang et al. Unified Normalization for Accelerating and Stabilizing Transformers. 2022, arXiv 2208.01313.
     The test of outliers is in numbers relative to the arithmetic mean, so that it does not depend on the unit of x.
     """
+    checks.instance("state", state, UnifiedNormState)
+    checks.arrays(x=x, scale=scale, bias=bias, control=control)
     checks.switch(use_running_average=use_running_average)
     x = floating("x", x)
     checks.integer("warmup_steps", warmup_steps)

@@ -83,6 +83,8 @@ def affine_codebook(codebook: Any, affine: CodebookAffine, *, affine_rate: Scala
     Reference: Huh et al. Straightening Out the Straight-Through Estimator: Overcoming Optimization Challenges in Vector
     Quantized Networks. 2023, arXiv 2305.08842.
     """
+    checks.instance("affine", affine, CodebookAffine)
+    checks.arrays(codebook=codebook)
     checks.real("affine_rate", affine_rate, "(0, inf)")
     codebook = _codes(codebook)
     groups, shape = jnp.shape(affine.scale)[0], jnp.shape(affine.scale)
@@ -147,6 +149,9 @@ def vector_quantize(
     Reference: Huh et al. Straightening Out the Straight-Through Estimator: Overcoming Optimization Challenges in Vector
     Quantized Networks. 2023, arXiv 2305.08842.
     """
+    if affine is not None:
+        checks.instance("affine", affine, CodebookAffine)
+    checks.arrays(z=z, codebook=codebook, affine_rate=affine_rate)
     checks.real("beta", beta, "[0, 1]")
     checks.real("sync_nu", sync_nu, "[0, inf)")
     z, codebook = floating("z", z), _codes(codebook)
@@ -205,6 +210,9 @@ def alternate_codebook_update(
     Quantized Networks. 2023, arXiv 2305.08842. The official code raises for another beta than 1 here; there is no such
     argument. With affine parameters it looks up the codebook from before the step; here it is the new one.
     """
+    if affine is not None:
+        checks.instance("affine", affine, CodebookAffine)
+    checks.arrays(z=z, codebook=codebook, opt_state=opt_state, affine_rate=affine_rate)
     checks.transformation(tx=tx)
     z = jnp.asarray(z)
     trained = codebook if affine is None else (codebook, affine)
@@ -258,6 +266,7 @@ def replace_dead_codes(
     Reference: Huh et al. Straightening Out the Straight-Through Estimator: Overcoming Optimization Challenges in Vector
     Quantized Networks. 2023, arXiv 2305.08842, released code.
     """
+    checks.arrays(codebook=codebook, waited=waited, indices=indices, z=z)
     timeout = checks.integer("timeout", timeout, 1)
     checks.real("rho", rho, "[0, inf)")
     codebook, z = _codes(codebook), floating("z", z)

@@ -216,6 +216,7 @@ def layerwise_decay(decay: Scalar, *, layout: Layout | None = None) -> optax.Gra
     Reference: Clark et al. ELECTRA. 2020, arXiv 2003.10555; the exponents are those of Bao, Dong, Wei. BEiT. 2021,
     arXiv 2106.08254.
     """
+    checks.layout(layout)
     checks.real("decay", decay, "(0, 1]")
 
     def start(params: optax.Params) -> optax.EmptyState:

@@ -113,6 +113,7 @@ def describe(tx: optax.GradientTransformation, params: PyTree, *, layout: Layout
       Dense_0/kernel  8x4    matrix  -      adam    0.001  -              256
       total                                                               264
     """
+    checks.layout(layout)
     _check(tx, params)
     params = nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
     abstract = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, params)) if _has_values(params) else params

@@ -83,6 +83,7 @@ def by_path(pattern: str) -> Selector:
       >>> by_path(r".*/bias")({"dense": {"bias": 0.0, "kernel": 0.0}})
       {'dense': {'bias': True, 'kernel': False}}
     """
+    checks.text(pattern=pattern)
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -107,6 +108,7 @@ def by_role(*roles: str, layout: Layout | None = None) -> Selector:
       >>> by_role("embedding")({"embed": {"embedding": jnp.zeros((9, 4))}, "bias": jnp.zeros(4)})
       {'bias': False, 'embed': {'embedding': True}}
     """
+    checks.layout(layout)
     for role in roles:
         checks.choice("role", role, ROLES)
     return Selector(lambda path, shape, dtype: axes_of(layout, path, shape).role in roles, f"by_role{roles}")
@@ -132,6 +134,7 @@ def by_rank(at_least: int = 0, at_most: int | None = None, *, layout: Layout | N
       >>> by_rank(2)({"ScanBlock_0": {"bias": jnp.zeros((3, 4)), "kernel": jnp.zeros((3, 4, 4))}})
       {'ScanBlock_0': {'bias': False, 'kernel': True}}
     """
+    checks.layout(layout)
     checks.integer("at_least", at_least)
     checks.integer("at_most", at_most, at_least, optional=True)
 
@@ -199,6 +202,7 @@ def no_decay(*, embeddings: bool = False, layout: Layout | None = None) -> Selec
       >>> no_decay(embeddings=True)(tree)
       {'embed': {'embedding': False}, 'query': {'bias': False}}
     """
+    checks.layout(layout)
     spared = ("vector", "scalar", *(("embedding",) if embeddings else ()))
     # In a tree of vectors alone nothing was misspelled.
     return dataclasses.replace(~by_role(*spared, layout=layout), text="no_decay()", required=False)
@@ -217,6 +221,7 @@ def matrices_by_default(layout: Layout | None) -> Selector:
       >>> mask = matrices_by_default(None)
       >>> check_mask(mask, {"bias": 1.0}, method="lars", argument="weight_decay_mask", instead="weight_decay=0")
     """
+    checks.layout(layout)
 
     def test(path: str, shape: tuple[int, ...], dtype: Any) -> bool:
         axes = axes_of(layout, path, shape)

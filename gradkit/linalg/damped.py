@@ -48,6 +48,7 @@ def damped_solve(moment: jax.Array, rhs: jax.Array, damping: Scalar) -> jax.Arra
       >>> print(damped_solve(jnp.diag(jnp.array([1.0, 3.0])), jnp.ones((2, 1)), 1.0).T.round(4))
       [[0.5  0.25]]
     """
+    checks.arrays(moment=moment, rhs=rhs)
     checks.real("damping", damping, "(0, inf)")
     if moment.ndim < 2 or moment.shape[-1] != moment.shape[-2]:
         raise ValueError(f"moment must be square matrices, got shape {moment.shape}")

@@ -187,6 +187,9 @@ def damped_gauss_newton_solve(
     Its authors' second release factors Q + 1e-6 I and applies the factor on the wrong side; this is the first
     release's system, which needs no factor.
     """
+    checks.function("jvp", jvp)
+    checks.function("vjp", vjp)
+    checks.arrays(residual=residual, loss_hessian=loss_hessian)
     checks.real("damping", damping, "(0, inf)")
     check_solver(solver, cg_iterations, cg_tolerance)
     if residual.ndim not in (1, 2) or not jnp.issubdtype(residual.dtype, jnp.floating):

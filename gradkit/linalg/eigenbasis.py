@@ -64,6 +64,7 @@ def eigenbasis(A: jax.Array, previous: Any = None, *, method: str = "eigh") -> B
     Reference: Vyas et al. SOAP: Improving and Stabilizing Shampoo using Adam. 2024, arXiv 2409.11321. Departure: signs
     are fixed, so that a state in the basis does not depend on the linear algebra library that computed it.
     """
+    checks.arrays(A=A)
     checks.choice("method", method, METHODS)
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"eigenbasis: A must be a batch of square matrices, got the shape {A.shape}")

@@ -149,6 +149,7 @@ def inverse_root(
     arXiv 2309.06497; Guo, Higham. A Schur-Newton Method for the Matrix p-th Root and its Inverse. 2006. Departures from
     the official code: a failure in float32 is not retried in float64; a fraction is recognised in p.
     """
+    checks.arrays(A=A)
     if isinstance(p, int | float):
         check_root(p=p, eps=eps, method=method, max_iters=max_iters, tolerance=tolerance)
     else:

@@ -52,6 +52,7 @@ def solve_lcp(G: jax.Array, q: jax.Array, *, max_iters: int = 100) -> jax.Array:
     Reference: Júdice, Pires. A block principal pivoting algorithm for large-scale strictly monotone linear
     complementarity problems. 1994. Murty. Note on a Bard-type scheme for solving the complementarity problem. 1974.
     """
+    checks.arrays(G=G, q=q)
     m = q.shape[0] if q.ndim == 1 else -1
     if G.shape != (m, m):
         raise ValueError(f"solve_lcp needs G of shape (m, m) and q of shape (m,), got {G.shape} and {q.shape}")

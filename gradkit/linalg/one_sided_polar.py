@@ -41,6 +41,7 @@ def one_sided_polar(x: jax.Array, *, side: str = "outputs", center: bool = False
     Reference: Lau, Long, Su. PolarGrad: A Class of Matrix-Gradient Optimizers from a Unifying Preconditioning
     Perspective. 2025, arXiv 2505.21799, and its one-sided form in NVIDIA's Emerging-Optimizers.
     """
+    checks.arrays(x=x)
     checks.choice("side", side, ("outputs", "inputs"))
     checks.switch(center=center)
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):

@@ -135,6 +135,7 @@ def orthogonalize(
     Distributed Orthonormalized Updates. 2025, arXiv 2504.05295. Amsel et al. The Polar Express. 2025, arXiv 2505.16932.
     optax raises for longer lists or takes their last entries, and runs fewer steps where the list is shorter.
     """
+    checks.arrays(x=x)
     checks.floating_dtype(dtype=dtype)
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"orthogonalize needs real matrices (..., rows, columns), got {x.dtype}{list(x.shape)}")

@@ -60,6 +60,7 @@ def prox_l1(z: jax.Array, threshold: Any) -> jax.Array:
 
     Reference: Donoho, Johnstone. Ideal spatial adaptation by wavelet shrinkage. 1994.
     """
+    checks.arrays(z=z, threshold=threshold)
     if jnp.ndim(threshold) == 0:
         checks.real("threshold", threshold, "[0, inf)")
     return _soft(z, _like(threshold, z))
@@ -91,6 +92,7 @@ def scad_penalty(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
 
     Reference: Fan, Li. Variable Selection via Nonconcave Penalized Likelihood and its Oracle Properties. 2001.
     """
+    checks.arrays(z=z)
     (lam, a), size = _scad(z, l1, a), jnp.abs(z)
     bend = (2 * a * lam * size - jnp.square(z) - lam * lam) / (2 * (a - 1))
     flat = jnp.full_like(z, lam * lam * (a + 1) / 2)
@@ -123,6 +125,7 @@ def scad_concave_grad(z: jax.Array, l1: Scalar, a: Any = 3.7) -> jax.Array:
 
     Reference: Fan, Li. 2001; Yang, Asgharian, Bhatnagar. 2020, arXiv 2009.10629.
     """
+    checks.arrays(z=z)
     (lam, a), size, sign = _scad(z, l1, a), jnp.abs(z), jnp.sign(z)
     bend = (lam * sign - z) / (a - 1)
     return jnp.where(size <= lam, jnp.zeros_like(z), jnp.where(size < a * lam, bend, -lam * sign))
@@ -156,6 +159,7 @@ def prox_scad(z: jax.Array, l1: Scalar, step: Scalar = 1.0, a: Any = 3.7) -> jax
 
     Reference: Fan, Li. 2001.
     """
+    checks.arrays(z=z)
     checks.real("step", step, "(0, inf)")
     (lam, knee), eta, size = _scad(z, l1, a), _like(step, z), jnp.abs(z)
     _below("step", step, a - 1, "a - 1")
@@ -188,6 +192,7 @@ def mcp_penalty(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array:
 
     Reference: Zhang. Nearly unbiased variable selection under minimax concave penalty. 2010, arXiv 1002.4734.
     """
+    checks.arrays(z=z)
     (lam, gamma), size = _mcp(z, l1, gamma), jnp.abs(z)
     flat = jnp.full_like(z, gamma * lam * lam / 2)
     return jnp.where(size <= gamma * lam, lam * size - jnp.square(z) / (2 * gamma), flat)
@@ -218,6 +223,7 @@ def mcp_concave_grad(z: jax.Array, l1: Scalar, gamma: Scalar = 2.0) -> jax.Array
 
     Reference: Zhang. 2010, arXiv 1002.4734; Yang, Asgharian, Bhatnagar. 2020, arXiv 2009.10629.
     """
+    checks.arrays(z=z)
     lam, gamma = _mcp(z, l1, gamma)
     return jnp.where(jnp.abs(z) < gamma * lam, -z / gamma, -lam * jnp.sign(z))
 
@@ -249,6 +255,7 @@ def prox_mcp(z: jax.Array, l1: Scalar, step: Scalar = 1.0, gamma: Scalar = 2.0) 
 
     Reference: Zhang. 2010, arXiv 1002.4734.
     """
+    checks.arrays(z=z)
     checks.real("step", step, "(0, inf)")
     (lam, knee), eta = _mcp(z, l1, gamma), _like(step, z)
     _below("step", step, gamma, "gamma")

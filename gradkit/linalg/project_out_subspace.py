@@ -51,6 +51,7 @@ def svd_subspace(w: jax.Array, k: int) -> Subspace:
     Reference: Nayak et al. Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning. 2025,
     arXiv 2504.07097.
     """
+    checks.arrays(w=w)
     checks.integer("k", k)
     if w.ndim < 2 or not jax.numpy.issubdtype(w.dtype, jax.numpy.floating):
         raise ValueError(f"svd_subspace: w must be real matrices (..., n, m), got {w.dtype} of shape {w.shape}")

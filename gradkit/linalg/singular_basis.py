@@ -33,6 +33,7 @@ def singular_basis(x: jax.Array, rank: int, *, sign: str = "fixed") -> jax.Array
 
     Reference: Eckart, Young. The approximation of one matrix by another of lower rank. 1936.
     """
+    checks.arrays(x=x)
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"singular_basis needs real matrices (..., n, m), got {x.dtype}{list(x.shape)}")
     checks.integer("rank", rank, 1)

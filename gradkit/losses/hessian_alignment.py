@@ -84,6 +84,8 @@ def hgp_penalty(
     Reference: Hemati et al. Understanding Hessian Alignment for Domain Generalization. 2023, arXiv 2308.11778. The
     authors' code takes |g| times the derivative of |g| for H g, which has no value where g is 0; this is the product.
     """
+    checks.arrays(head_params=head_params)
+    checks.sequence(domain_batches=domain_batches)
     checks.real("alpha", alpha, "[0, inf)")
     checks.real("beta", beta, "[0, inf)")
     functions = _domains(loss_fn, domain_batches)
@@ -133,6 +135,8 @@ def hutchinson_penalty(
 
     Reference: Hemati et al. Understanding Hessian Alignment for Domain Generalization. 2023, arXiv 2308.11778.
     """
+    checks.arrays(head_params=head_params)
+    checks.sequence(domain_batches=domain_batches)
     checks.real("alpha", alpha, "[0, inf)")
     checks.real("beta", beta, "[0, inf)")
     num_samples = checks.integer("num_samples", num_samples, 1)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradkit import checks
 from gradkit.catalogue import Paper, register
 from gradkit.engine.arrays import reals
 from gradkit.types import Scalar
@@ -42,6 +43,7 @@ def memory_coherence(previous: Scalar, memory: Any) -> jax.Array:
     Departures from the code: it takes cosines over the nodes rather than over the features, after both memories were
     scaled to [-1, 1] in place, and stops the gradient of the penalty, which then has no effect.
     """
+    checks.arrays(previous=previous, memory=memory)
     before, after = (reals("memory_coherence", *named) for named in (("previous", previous), ("memory", memory)))
     if before.shape != after.shape or not before.ndim:
         raise ValueError(

@@ -45,6 +45,7 @@ def output_scaled_loss(
     Reference: Kumar et al. Grokking as the Transition from Lazy to Rich Training Dynamics. 2023, arXiv 2310.06110; the
     scaling is that of Chizat, Oyallon, Bach 2019.
     """
+    checks.arrays(params0=params0)
     checks.function("loss_fn", loss_fn)
     checks.function("apply_fn", apply_fn)
     checks.real("alpha", alpha, "(0, inf)")

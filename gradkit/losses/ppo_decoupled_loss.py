@@ -75,6 +75,12 @@ def ppo_decoupled_loss(
 
     Reference: Hilton, Cobbe, Schulman. Batch size-invariance for policy optimization. 2021, arXiv 2110.00641.
     """
+    checks.arrays(
+        log_prob=log_prob,
+        behavior_log_prob=behavior_log_prob,
+        proximal_log_prob=proximal_log_prob,
+        advantages=advantages,
+    )
     checks.real("epsilon", epsilon, "(0, 1)")
     checks.real("ratio_max", ratio_max, "(0, inf]")
     lp, behavior, proximal, A = _wide(
@@ -124,6 +130,12 @@ def ppo_decoupled_kl_loss(
 
     Reference: Hilton, Cobbe, Schulman. 2021, arXiv 2110.00641.
     """
+    checks.arrays(
+        log_prob=log_prob,
+        behavior_log_prob=behavior_log_prob,
+        proximal_log_prob=proximal_log_prob,
+        advantages=advantages,
+    )
     checks.real("kl_coefficient", kl_coefficient, "[0, inf)")
     checks.real("ratio_max", ratio_max, "(0, inf]")
     lp, behavior, proximal, A = _wide(

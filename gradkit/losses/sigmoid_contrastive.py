@@ -88,6 +88,7 @@ def sigmoid_contrastive_loss(
     Reference: Zhai et al. Sigmoid Loss for Language Image Pre-Training. 2023, arXiv 2303.15343. The same as n times the
     mean of `optax.losses.sigmoid_binary_cross_entropy` over the matrix.
     """
+    checks.arrays(image=image, text=text)
     checks.integer("chunk", chunk, 1, optional=True)
     image, text, t, b = check_pairs(image, text, log_temperature, bias)
     return pair_losses(image, text, t, b, True, chunk) / len(image)

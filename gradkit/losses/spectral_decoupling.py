@@ -40,6 +40,7 @@ def spectral_decoupling(logits: Any, *, coef: Scalar = 1e-3, target: Any = 0.0) 
     Reference: Pezeshki et al. Gradient Starvation: A Learning Proclivity in Neural Networks. 2020, arXiv 2011.09468.
     The paper writes lambda / 2 |y|^2; this is the authors' code, with lambda = 2 coef and a mean over the batch.
     """
+    checks.arrays(logits=logits, coef=coef, target=target)
     if jnp.ndim(coef) == 0:
         checks.real("coef", coef, "[0, inf)")
     y = jnp.asarray(logits)

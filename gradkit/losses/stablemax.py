@@ -46,6 +46,7 @@ def log_stablemax(logits: Any, *, axis: int = -1) -> jax.Array:
     Reference: Prieto et al. Grokking at the Edge of Numerical Stability. 2025, arXiv 2501.04697. The official code
     computes in float64.
     """
+    checks.arrays(logits=logits)
     z = jnp.asarray(logits)
     checks.integer("axis", axis, -z.ndim)
     if not jnp.issubdtype(z.dtype, jnp.floating) or axis >= z.ndim:

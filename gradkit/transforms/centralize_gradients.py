@@ -71,6 +71,7 @@ def centralize_gradients(
     all axes but the first, which in kernels (inputs, outputs) are the outputs of one input. A unit of one entry is
     left as it is here: it equals its mean, and would never move again.
     """
+    checks.axes(axis=axis)
     checks.layout(layout)
     given = tuple(axis) if isinstance(axis, Sequence) else None if axis is None else (axis,)
     for a in given or ():
