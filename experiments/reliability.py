@@ -23,6 +23,7 @@ flags.DEFINE_list("parts", list(PARTS), f"what is tried: {', '.join(PARTS)}")
 flags.DEFINE_float("minutes", 1e9, "after which no trial is begun")
 flags.DEFINE_integer("corruptions", 200, "corruptions of the newest checkpoint")
 flags.DEFINE_integer("stops", 100, "kills, and interrupts: a half of each on one process, a half on two")
+flags.DEFINE_list("processes", ["1", "2"], "of the runs that are stopped")
 flags.DEFINE_string("records", "build/reliability", "folder of what comes of every trial")
 flags.DEFINE_string("table", None, "a file for the table")
 
@@ -44,7 +45,8 @@ def tried(part: str, folder: pathlib.Path, until: float) -> bool:
     scratch = folder / "scratch"
     done = True
     for processes, count in shares.items():
-        done &= stops.run(processes, kind, count, folder / f"{part}-{processes}.jsonl", scratch, until)
+        if str(processes) in FLAGS.processes:
+            done &= stops.run(processes, kind, count, folder / f"{part}-{processes}.jsonl", scratch, until)
     return done
 
 
