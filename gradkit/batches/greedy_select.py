@@ -50,6 +50,7 @@ def greedy_select(
     Reference: Sener, Savarese. Active Learning for Convolutional Neural Networks: A Core-Set Approach. 2018, arXiv
     1708.00489; Nemhauser, Wolsey, Fisher 1978 for submodular gains.
     """
+    checks.arrays(candidates=candidates)
     checks.arrays(state=state)
     checks.integer("k", k, 1)
     checks.function("gain_fn", gain_fn)

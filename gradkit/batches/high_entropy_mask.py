@@ -119,6 +119,7 @@ def high_entropy_mask(
     for LLM Reasoning. 2025, arXiv 2506.01939. Public code takes the quantile over the microbatch of a gradient
     accumulation; give all microbatches of a step at once for that of the batch. The histogram is ours.
     """
+    checks.arrays(valid=valid)
     checks.arrays(entropy=entropy)
     checks.axis_name("axis_name", axis_name)
     bins = checks.integer("bins", bins, 1, optional=True)
@@ -158,6 +159,7 @@ def high_entropy_mean(losses: Any, mask: Mask, valid: Any, *, denominator: str =
     Reference: Wang et al. Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning
     for LLM Reasoning. 2025, arXiv 2506.01939.
     """
+    checks.arrays(mask=mask)
     checks.arrays(losses=losses, valid=valid)
     checks.axis_name("axis_name", axis_name)
     checks.choice("denominator", denominator, ("valid", "kept"))

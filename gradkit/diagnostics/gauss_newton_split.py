@@ -168,6 +168,7 @@ def gauss_newton_split(
     Reference: Sagun et al. Empirical Analysis of the Hessian of Over-Parametrized Neural Networks. 2017, arXiv
     1706.04454.
     """
+    checks.arrays(inputs=inputs)
     checks.arrays(params=params, v=v)
     checks.function("model_fn", model_fn)
     checks.function("loss_fn", loss_fn)

@@ -95,6 +95,7 @@ def gradient_features(
     arXiv 2407.10964. Departures from the code: it holds the whole matrix of signs, and divides by the root of D, which
     the normalization takes out again.
     """
+    checks.arrays(batch=batch)
     checks.arrays(params=params)
     if leaves is not None:
         checks.function("leaves", leaves)

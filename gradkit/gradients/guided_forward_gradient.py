@@ -58,6 +58,7 @@ def project_onto_guess(target: Any, guess: Any, *, eps: Scalar = 1e-16, block: s
     Reference: Fournier et al. Can Forward Gradient Match Backpropagation? 2023, arXiv 2306.06968. The official code
     writes the estimate of a bias into the gradient of the weight beside it; here every leaf has its own.
     """
+    checks.arrays(target=target)
     checks.arrays(guess=guess)
     checks.real("eps", eps, "[0, inf)")
     checks.choice("block", block, BLOCKS)

@@ -67,6 +67,7 @@ def local_spsa(
     Reference: Deliot, Heitz, Belcour. Transforming a Non-Differentiable Rasterizer into a Differentiable One with
     Stochastic Gradient Estimation. 2024, arXiv 2404.09758. The equation is from descriptions of the paper.
     """
+    checks.arrays(contributes=contributes)
     checks.axis_name("axis_name", axis_name)
     checks.function("per_output_loss", per_output_loss)
     for value in jax.tree.leaves(epsilon) or [epsilon]:

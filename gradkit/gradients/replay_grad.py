@@ -100,6 +100,7 @@ def replay_grad(
     Reference: Engstrom et al. Optimizing ML Training with Metagradient Descent. 2025, arXiv 2503.13751. The derivative
     of Adam's root is infinite where its second moment is 0: give it an `eps_root` > 0.
     """
+    checks.arrays(state0=state0)
     checks.arrays(meta=meta)
     checks.function("step_fn", step_fn)
     checks.function("outer_loss", outer_loss)

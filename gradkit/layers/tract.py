@@ -159,6 +159,7 @@ def tract_conv(
 
     Reference: Petersen, Borgelt, Ermon. TrAct: Making First-layer Pre-Activations Trainable. 2024, arXiv 2410.23970.
     """
+    checks.arrays(strides=strides)
     checks.arrays(x=x, kernel=kernel, bias=bias)
     x, kernel = floating("x", x), floating("kernel", kernel)
     space = kernel.ndim - 2

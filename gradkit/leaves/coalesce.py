@@ -222,6 +222,7 @@ def interpolate_params(big: Any, back: Any, alpha: Scalar = 0.25) -> Any:
     Reference: Zou, Zhang, Deng. A Multi-Level Framework for Accelerating Training Transformer Models. 2024, arXiv
     2404.07999.
     """
+    checks.arrays(big=big)
     checks.real("alpha", alpha, "[0, 1]")
     if jax.tree.structure(big) != jax.tree.structure(back):
         raise ValueError("interpolate_params: back must have the structure of big; write decoalesce(small, plan)")

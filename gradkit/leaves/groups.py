@@ -103,6 +103,8 @@ def groups(
       >>> updates["kernel"].tolist(), updates["bias"].tolist()
       ([-1.0, -1.0], [-0.5, -0.5])
     """
+    if default is not None:
+        checks.transformation(default=default)
     rules = [_rule(rule, default) for rule in rules]
     labels = [f"{i}: {selector.text}" for i, (selector, _) in enumerate(rules)]
     transformations: dict[Any, Any] = dict(zip(labels, (tx for _, tx in rules), strict=True))

@@ -158,6 +158,8 @@ def by_shape(test: Callable[[tuple[int, ...]], bool] | tuple[int, ...]) -> Selec
       >>> by_shape(lambda shape: 1 in shape)({"a": jnp.zeros((1, 4)), "b": jnp.zeros((2, 4))})
       {'a': True, 'b': False}
     """
+    if not callable(test):
+        checks.sequence(test=test)
     holds = test if callable(test) else lambda shape: shape == tuple(test)
     return Selector(lambda path, shape, dtype: bool(holds(shape)), f"by_shape({test})")
 
@@ -202,6 +204,7 @@ def no_decay(*, embeddings: bool = False, layout: Layout | None = None) -> Selec
       >>> no_decay(embeddings=True)(tree)
       {'embed': {'embedding': False}, 'query': {'bias': False}}
     """
+    checks.switch(embeddings=embeddings)
     checks.layout(layout)
     spared = ("vector", "scalar", *(("embedding",) if embeddings else ()))
     # In a tree of vectors alone nothing was misspelled.

@@ -83,6 +83,7 @@ def global_load_balance_loss(
     public trainer divides by microbatches times the tokens of the present one. A device with fewer valid tokens has
     a smaller share in p, so that the mean over devices is exact.
     """
+    checks.arrays(selected=selected, valid=valid)
     if accumulated is not None:
         checks.instance("accumulated", accumulated, RouterCounts)
     checks.arrays(router_probs=router_probs)

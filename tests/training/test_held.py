@@ -139,7 +139,7 @@ def test_another_method_with_the_same_state_is_refused_and_another_rate_is_said(
     assert said.count("\n") == 1 and "is of --method=adam, and this run has --method=nadam" in said
     assert train(tmp_path, "--method=adam", "--steps=40", "--learning_rate=0.5", "--microbatch=16") == 0
     said = capsys.readouterr().out
-    assert "learning_rate was 0.01 until step 20 and is 0.5 from here on" in said
+    assert "learning_rate was 0.005 until step 20 and is 0.5 from here on" in said
     assert "microbatch was None until step 20 and is 16" in said and "steps was 20 until step 20 and is 40" in said
     assert train(tmp_path, "--method=nadam", "--steps=60", "--learning_rate=0.5", "--transplant") == 0
     assert "method was adam until step 40 and is nadam from here on" in capsys.readouterr().out

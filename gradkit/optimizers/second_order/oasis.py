@@ -265,6 +265,7 @@ def oasis(
     Reference: Jahani et al. Doubly Adaptive Scaled Algorithm for Machine Learning Using Second-Order Information. 2021,
     arXiv 2109.05198. The change of the gradient is measured in the dual norm, as a Lipschitz constant requires.
     """
+    checks.switch(deterministic=deterministic)
     checks.choice("adaptive", adaptive, (True, False))
     checks.real("init_learning_rate", init_learning_rate, "(0, inf)")
     checks.real("momentum", momentum, "[0, 1]", optional=True)
