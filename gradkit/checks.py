@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -229,12 +229,6 @@ def function(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be callable, got {value!r}")
 
 
-def functions(**given: Any) -> None:
-    """Checks that arguments, by their names, can be called."""
-    for name, value in given.items():
-        function(name, value)
-
-
 def _holds_numbers(value: Any) -> bool:
     """Whether a leaf is an array or number, or the shape of one."""
     if isinstance(value, bool | numbers.Number):
@@ -283,6 +277,14 @@ def instance(name: str, value: Any, kind: type) -> None:
     """
     if not isinstance(value, kind):
         raise ValueError(f"{name} must be of the class {kind.__name__}, got {_short(value)}")
+
+
+def mapping(optional: bool = False, **given: Any) -> None:
+    """Checks that arguments, by their names, are mappings with names as keys."""
+    for name, value in given.items():
+        named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+        if not named and not (optional and value is None):
+            raise ValueError(f"{name} must be a mapping from names, such as {{'a': 0.5}}, got {_short(value)}")
 
 
 def axes(**given: Any) -> None:
@@ -335,20 +337,6 @@ def layout(value: Any) -> None:
             f"layout must be a function (path, shape) -> Axes or None, got {_short(value)}; "
             "write layout=gk.leaves.layout(...)"
         )
-
-
-def array(**given: Any) -> None:
-    """Checks that arguments, by their names, are arrays or numbers, or lists that NumPy makes an array of.
-
-    >>> array(x=np.zeros(2), y=[0.5, 1.0])
-    >>> array(x={"w": 0.5})
-    Traceback (most recent call last):
-    ValueError: x must be an array, got {'w': 0.5}
-    """
-    for name, value in given.items():
-        listed = isinstance(value, list | tuple) and all(map(_holds_numbers, jax.tree.leaves(value)))
-        if not listed and not _holds_numbers(value):
-            raise ValueError(f"{name} must be an array, got {_short(value)}")
 
 
 def _short(value: Any) -> str:

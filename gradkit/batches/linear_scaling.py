@@ -41,7 +41,7 @@ def linear_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
     learning rate must multiply the momentum from outside, as in `gk.sgd` and `gk.correct_momentum`; the loss must be a
     mean over the GLOBAL batch.
     """
-    checks.arrays(hparams=hparams)
+    checks.mapping(hparams=hparams)
     return apply_rule("linear_scaling", hparams, kappa, {"learning_rate": ("[0, inf)", lambda rate: kappa * rate)})
 
 

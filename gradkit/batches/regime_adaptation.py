@@ -50,7 +50,7 @@ def regime_adaptation(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, An
     Reference: Hoffer, Hubara, Soudry. Train longer, generalize better: closing the generalization gap in large batch
     training of neural networks. 2017, arXiv 1705.08741.
     """
-    checks.arrays(hparams=hparams)
+    checks.mapping(hparams=hparams)
     checks.real("kappa", kappa, "(0, inf)")
     longer: Any = jnp.ceil(kappa) if isinstance(kappa, Tracer) else math.ceil(kappa)
 

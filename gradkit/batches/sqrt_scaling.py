@@ -63,7 +63,7 @@ def sqrt_scaling(hparams: Mapping[str, Any], kappa: Scalar) -> dict[str, Any]:
 
     Reference: Malladi et al. On the SDEs and Scaling Rules for Adaptive Gradient Algorithms. 2022, arXiv 2205.10287.
     """
-    checks.arrays(hparams=hparams)
+    checks.mapping(hparams=hparams)
     changes: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "learning_rate": ("[0, inf)", lambda rate: kappa**0.5 * rate),
         "b1": ("[0, 1)", _decay("b1", kappa)),

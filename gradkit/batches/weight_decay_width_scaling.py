@@ -52,7 +52,7 @@ def weight_decay_width_scaling(hparams: Mapping[str, Any], kappa: Scalar, *, lab
     weight decay is multiplied by the learning rate in the step, as in AdamW. Embeddings are vector-like, whatever their
     rank.
     """
-    checks.arrays(hparams=hparams)
+    checks.mapping(hparams=hparams)
     new = apply_rule(
         "weight_decay_width_scaling",
         hparams,

@@ -151,7 +151,7 @@ def scale_by_scion(
     Reference: Pethick et al. Training Deep Learning Models with Norm-Constrained LMOs. 2025, arXiv 2502.07529.
     """
     checks.layout(layout)
-    checks.arrays(norms=norms)
+    checks.mapping(optional=True, norms=norms)
     name = "scale_by_scion"
     checks.real("momentum", momentum, "[0, 1)")
     checks.choice("momentum_form", momentum_form, FORMS)
@@ -280,7 +280,7 @@ def scion(
     Reference: Pethick et al. Training Deep Learning Models with Norm-Constrained LMOs. 2025, arXiv 2502.07529. Other
     libraries' scion is that of levanter (the sign for what is no matrix, no constraint) or has the spectral norm alone.
     """
-    checks.arrays(norms=norms)
+    checks.mapping(optional=True, norms=norms)
     own = called("scion")
     checks.switch(constrained=constrained)
     checks.real("learning_rate", learning_rate, "[0, 1]" if constrained else "[0, inf)", schedule=True)

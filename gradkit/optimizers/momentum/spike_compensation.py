@@ -303,7 +303,7 @@ def scale_hyperparameters(
     Reference: Kosson et al. Pipelined Backpropagation at Scale: Training Large Models without Batches. 2020, arXiv
     2003.11666.
     """
-    checks.arrays(hparams=hparams)
+    checks.mapping(hparams=hparams)
     missing = {"learning_rate", "momentum"} - set(hparams)
     if missing:
         raise ValueError(
