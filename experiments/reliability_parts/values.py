@@ -71,7 +71,7 @@ POOL: dict[str, frozenset[str]] = {
         "10**30": "number array tree",
         "-(10**30)": "number array tree",
         "None": "none tree",
-        "jax.random.key(0)": "key",
+        "jax.random.key(0)": "key tree",
     }.items()
 }
 NAMESPACE = {"np": np, "jnp": jnp, "jax": jax, "optax": optax, "json": json}

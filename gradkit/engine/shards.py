@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from jax.sharding import AbstractMesh, Mesh
+import jax
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec, Sharding
 
 from gradkit import checks
 
@@ -51,6 +52,9 @@ class MatrixSharding:
                 f"mesh must be a jax.sharding.Mesh or None, got {self.mesh!r}; write gk.parallel.make_mesh"
             )
         checks.axis_name("axis", self.axis, optional=False)
+        for spec in jax.tree.leaves(self.specs, is_leaf=lambda x: isinstance(x, PartitionSpec)):
+            if not isinstance(spec, PartitionSpec | Sharding):
+                raise ValueError(f"specs must be a tree of PartitionSpecs or NamedShardings, got {spec!r}")
         checks.integer("min_dim", self.min_dim)
         checks.floating_dtype(comm_dtype=self.comm_dtype)
         for name in self.axes:

@@ -53,7 +53,14 @@ class RaceConfig:
     contestants: tuple[Method, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("workloads", "methods", "chain", "problem", "aggregator"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"{name} must be a tuple, such as ('one', 'other'), got {getattr(self, name)!r}")
+        checks.texts(chain=self.chain, problem=self.problem, aggregator=self.aggregator)
+        checks.switch(overwrite=self.overwrite)
+        _check_texts(self, ("out",), paths=True)
         for name in self.workloads:
+            _check_workload("workloads", name)
             if isinstance(name, str):
                 registry.check_name(name)
         # What races is looked up once: the file of a chain is executed once.
