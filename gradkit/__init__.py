@@ -115,7 +115,8 @@ from gradkit import (
 # Last, so that what the rooms lack is answered with what is near
 import gradkit.offers  # noqa: F401
 
-# What the groups of optimizers list, but for types of states; and the names that stand above.
+# What the groups of optimizers list, but for types of states; and the names that stand above, which are written out for
+# type checkers. tests/test_house.py holds the list against the imports.
 __all__ = [  # pyrefly: ignore[unresolvable-dunder-all]
     *(
         name

@@ -35,7 +35,7 @@ from gradkit.training import curvature as spectrum
 from gradkit.training.flags import definitions, parse, refuse_flags, usage
 from gradkit.training.race import Race
 from gradkit.training.race import prepare as prepare_race
-from gradkit.training.report import listing, shown
+from gradkit.training.report import listing, shown, suite
 from gradkit.training.report.charts import number, reading
 from gradkit.training.report.curve import drawing
 from gradkit.training.settings import (
@@ -49,7 +49,7 @@ from gradkit.training.settings import (
     TrainConfig,
 )
 from gradkit.training.train import Started, go_on, start
-from gradkit.workloads import Workload, available, load, model_shapes, models
+from gradkit.workloads import Workload, available, from_folder, load, model_shapes, models
 
 Task = Callable[[], None]
 
@@ -57,8 +57,10 @@ Task = Callable[[], None]
 def command_race(arguments: list[str]) -> Task:
     """Several methods on a real problem, each tuned: who reaches the target first, and a report."""
     config = parse(RaceConfig, arguments)
-    problems = prepare_race(config)
     report.check_libraries()
+    if config.suite is not None:
+        return suite.task(config)
+    problems = prepare_race(config)
     folder, run = report.into_folder(config, problems, shlex.join(["gradkit", "race", *arguments]))
 
     def say(result: Race) -> None:
@@ -151,7 +153,7 @@ def command_describe(arguments: list[str]) -> Task:
     config = parse(DescribeConfig, arguments)
     method = methods.find(config.method)
     tx = method.make(method.centre if config.learning_rate is None else config.learning_rate)
-    source, _ = trees.parameters(config.workload, config.model, config.params)
+    source, _ = trees.parameters(config.workload, config.model, config.params, config.data)
     params = eval_shape(source.init, random.key(0)) if isinstance(source, Workload) else source
     layout = leaves.infer_layout(params)
     return lambda: print(leaves.describe(tx, params, layout=layout))
@@ -180,7 +182,7 @@ def command_inspect(arguments: list[str]) -> Task:
         # JAX runs already, as in a notebook: its devices must do.
         if jax.device_count() < count:
             raise
-    source, called = trees.parameters(config.workload, config.model, config.params)
+    source, called = trees.parameters(config.workload, config.model, config.params, config.data)
     found = inspection.inspect(name, source, mesh=config.mesh, name=called)
     return lambda: print(json.dumps(dataclasses.asdict(found)) if config.json else inspection.table(found))
 
@@ -193,9 +195,9 @@ def _curvature(arguments: list[str]) -> Task:
     method = methods.find(arguments[0] if named else DEFAULT_METHOD)
     spectrum.check_png(config.png)
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    for name in ("curvature", "workload", "png", "json"):
+    for name in ("curvature", "workload", "data", "png", "json"):
         own.pop(name)
-    problem = load(config.workload)
+    problem = load(config.workload) if config.data is None else from_folder(config.data)
 
     def task() -> None:
         found = spectrum.curvature(problem, method=method, **own)

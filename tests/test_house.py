@@ -104,6 +104,23 @@ def test_one_name_one_home() -> None:
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 
+def test_the_top_lists_what_it_imports() -> None:
+    """Methods of the groups, links, wrappers and rooms: what `from gradkit import *` brings and `dir(gk)` shows."""
+    imported: set[str] = set()
+    for node in ast.parse((ROOT / "gradkit/__init__.py").read_text()).body:
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        for alias in node.names:
+            if alias.name != "*":
+                imported.add(alias.asname or alias.name)
+                continue
+            group = importlib.import_module(node.module)
+            imported |= {name for name in group.__all__ if not isinstance(getattr(group, name), type)}
+    assert {name for name in imported if name[0] != "_"} == set(TOP)
+    assert len(set(TOP)) == len(TOP) and all(hasattr(gk, name) for name in TOP)
+    assert dir(gk) == sorted([*TOP, "__version__"])
+
+
 def test_the_top_holds_what_goes_into_a_chain() -> None:
     assert TOP
     for name in TOP:

@@ -56,7 +56,7 @@ def generate(app: Sphinx) -> None:
         "arxiv.md": indexes.arxiv(),
         "contributing.md": _repository((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")),
         "changelog.md": _repository((ROOT / "CHANGELOG.md").read_text(encoding="utf-8")),
-        "evidence.md": evidence.page(), "tools.md": _tools(),
+        "evidence.md": evidence.page(), "tools.md": _tools(), "leaderboard.md": _leaderboard(),
     }  # fmt: skip
     for name, text in pages.items():
         _write(DOCS / name, text)
@@ -110,6 +110,12 @@ def _full(room: str, name: str) -> str:
     return f"gk.{name}" if room == "transforms" else f"gk.{room}.{name}"
 
 
+def _leaderboard() -> str:
+    """The page of results as a page of the site."""
+    text = (figures.RESULTS / "leaderboard.md").read_text(encoding="utf-8").replace("](../../docs/", "](")
+    return text.replace("](leaderboard_", "](../experiments/results/leaderboard_")
+
+
 def _repository(text: str) -> str:
     """A document of the repository's root as a page of the site."""
     return text.replace("](docs/", "](")
@@ -126,6 +132,7 @@ def insert_races(app: Sphinx, docname: str, source: list[str]) -> None:
         return f'```{{raw}} html\n<figure class="wide">{drawn}</figure>\n```'
 
     source[0] = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", "](/contributing.md", source[0])
+    source[0] = re.sub(r"\]\((?:\.\./)+experiments/results/leaderboard\.md", "](/leaderboard.md", source[0])
     source[0] = re.sub(r"\[([^\]]+)\]\((?:\.\./)+experiments/\w+\)", r"\1", source[0])
     source[0] = re.sub(r"<!-- race: (\w+), (\d+) -->", figure, source[0])
 

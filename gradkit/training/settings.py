@@ -8,9 +8,16 @@ from gradkit import catalogue, checks
 from gradkit.parallel import mesh
 from gradkit.training import chains, cooldown, methods, strategies
 from gradkit.training.methods import Method
-from gradkit.workloads import Workload, load, model_shapes, models, registry
+from gradkit.workloads import Workload, from_folder, load, model_shapes, models, registry
 
 DEFAULT_METHOD = "adamw"
+# Of a suite: the trials of a method on a workload, and what is no setting of it.
+TRIALS = 5
+FIXED = frozenset(
+    ("workloads", "problem", "data", "target", "aggregator", "rates", "decades", "steps", "eval_every", "extensions")
+)
+DATA = "instead: a FOLDER of your own texts, or of images and labels (.npz, .npy)"
+TARGET = "metric at which a run on --data has arrived; default: 0.6 of the best constant prediction's"
 
 
 def setting(default: Any, help: str) -> Any:
@@ -38,6 +45,10 @@ class RaceConfig:
     )
     chain: tuple[str, ...] = setting((), "chains that race as well: FILE.py that defines `chain`; it is executed")
     problem: tuple[str, ...] = setting((), "instead of workloads: FILE.py that defines `problem`; it is executed")
+    data: str | None = setting(None, DATA)
+    target: float | None = setting(None, TARGET)
+    suite: str | None = setting(None, f"instead: a suite of workloads with fixed rules: {', '.join(registry.SUITES)}")
+    budget: int | None = setting(None, f"learning rates per method and workload of --suite; default: {TRIALS}")
     aggregator: tuple[str, ...] = setting(
         (), "ways to aggregate the gradients of tasks, like sum,upgrad: every method races behind each; sum is none"
     )
@@ -48,7 +59,9 @@ class RaceConfig:
     eval_every: int | None = setting(None, "steps between evaluations; default: the workload's")
     extensions: int = setting(2, "how often two rates may be added where the best is at the edge")
     timing_rounds: int = setting(5, "interleaved rounds in which seconds per step are measured")
-    out: str | None = setting(None, "folder for the report; default: a fresh numbered one under race/")
+    out: str | None = setting(
+        None, "folder for the report; default: a fresh numbered one under race/; of --suite: suite/NAME, which goes on"
+    )
     overwrite: bool = setting(False, "replace the report of an earlier race in --out")
     contestants: tuple[Method, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
@@ -73,6 +86,10 @@ class RaceConfig:
         for field, values in (("workloads", workloads), ("methods", self.method_names)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{field} must be one name or more, each once, got {','.join(values)!r}")
+        _check_data(self)
+        if self.data is not None and self.problem:
+            raise ValueError("data and problem exclude each other: give one of them")
+        self._check_suite()
         checks.integer("rates", self.rates, 2)
         checks.real("decades", self.decades, "(0, 6]", optional=True)
         checks.integer("seeds", self.seeds, 1)
@@ -81,18 +98,40 @@ class RaceConfig:
         checks.integer("extensions", self.extensions, 0)
         checks.integer("timing_rounds", self.timing_rounds, 1)
 
+    def _check_suite(self) -> None:
+        """Refuses what the rules of a suite fix, and a budget of none."""
+        checks.integer("budget", self.budget, 1, optional=True)
+        if self.suite is None:
+            if self.budget is not None:
+                raise ValueError("budget must be left out without suite: write --suite=six, or --rates for a race")
+            return
+        checks.choice("suite", self.suite, list(registry.SUITES))
+        for field in dataclasses.fields(self):
+            if field.name in FIXED and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} must be left out with suite={self.suite}, whose rules fix it: give methods, chain, "
+                    "budget and seeds"
+                )
+
+    @property
+    def trials(self) -> int:
+        """Learning rates per method and workload of a suite."""
+        return TRIALS if self.budget is None else self.budget
+
     @property
     def method_names(self) -> tuple[str, ...]:
         """The names of all that races."""
         return tuple(method.name for method in self.contestants)
 
     def problems(self) -> tuple[Workload, ...]:
-        """The problems, loaded: the workloads, or what the files of `problem` define.
+        """The problems, loaded: the workloads, what the files of `problem` define, or that of the folder `data`.
 
         Raises:
-          ValueError: a file that fails, or defines something else; two problems of one name.
+          ValueError: a file that fails, or defines something else; two problems of one name; a folder without data.
           ImportError: a workload needs the extra `gradkit[race]`.
         """
+        if self.data is not None:
+            return (from_folder(self.data, target=self.target),)
         if not self.problem:
             return tuple(load(name) if isinstance(name, str) else name for name in self.workloads)
         found = tuple(chains.problem_from_file(where) for where in self.problem)
@@ -116,6 +155,8 @@ class TrainConfig:
     """
 
     workload: str = setting("digits_mlp", "the problem")
+    data: str | None = setting(None, DATA)
+    target: float | None = setting(None, TARGET)
     method: str | None = setting(None, "the method, as `gradkit list` names it; default: adamw")
     chain: str | None = setting(
         None, "instead: FILE.py that defines `chain`, a transformation or a function of a rate; it is executed"
@@ -185,8 +226,11 @@ class TrainConfig:
         _check_texts(self, ("chain", "aggregator", "schedule", "mesh", "sync", "exchange", "cooldown", "coordinator"))
         _check_texts(self, ("checkpoint_dir", "metrics_file", "tensorboard"), paths=True)
         checks.switch(transplant=self.transplant)
+        _check_data(self)
         if isinstance(self.workload, str):
             registry.check_name(self.workload)
+        elif self.data is not None:
+            raise ValueError("data must be left out with a Workload of your own: give one of them")
         elif self.global_batch is not None or self.max_batch is not None:
             raise ValueError(
                 "global_batch and max_batch must be left out with a Workload of your own: it has its batches"
@@ -247,6 +291,19 @@ class TrainConfig:
         checks.integer("eval_every", self.eval_every, 1, optional=True)
         checks.integer("seed", self.seed, 0)
 
+    def problem(self, batch_size: int | None) -> Workload:
+        """The problem, loaded: that of the folder `data`, or the workload.
+
+        Args:
+          batch_size: examples per minibatch; None for the problem's own. A `Workload` has its own.
+
+        Raises:
+          ValueError: a batch size for a workload without batches; a folder without data.
+        """
+        if self.data is not None:
+            return from_folder(self.data, target=self.target, batch_size=batch_size)
+        return load(self.workload, batch_size=batch_size) if isinstance(self.workload, str) else self.workload
+
 
 MODEL = f"instead: the parameters of a real model, as shapes: {', '.join(models())}"
 PARAMS = "instead: FILE.json of names and shapes, or FILE.py that defines `params`; it is executed"
@@ -290,6 +347,7 @@ class DescribeConfig:
     """Which method is described, on which parameters."""
 
     workload: str | None = setting(None, "the problem whose parameters are shown; default: digits_mlp")
+    data: str | None = setting(None, DATA)
     model: str | None = setting(None, MODEL)
     params: str | None = setting(None, PARAMS)
     method: str = setting("adamw", "the method, or FILE.py that defines `chain`; it is executed")
@@ -307,6 +365,7 @@ class InspectConfig:
 
     mesh: str = setting("fsdp=8", "axes, like data=4,fsdp=2; their devices are imagined")
     workload: str | None = setting(None, "the problem whose parameters and loss are taken; default: digits_mlp")
+    data: str | None = setting(None, DATA)
     model: str | None = setting(None, MODEL)
     params: str | None = setting(None, PARAMS)
     json: bool = setting(False, "print one JSON object instead of a table")
@@ -322,6 +381,7 @@ class CurvatureConfig:
 
     curvature: bool = setting(True, "measure sharpness, trace and density of the Hessian; the NAME may be left out")
     workload: str = setting("digits_mlp", "the problem whose loss is measured")
+    data: str | None = setting(None, DATA)
     train_steps: int = setting(0, "steps that the method NAME (default: adamw) trains before")
     minibatches: int = setting(2, "over how many fixed minibatches the loss is a mean")
     lanczos_steps: int = setting(50, "products with the Hessian per random vector")
@@ -362,10 +422,17 @@ def _check_texts(config: Any, names: tuple[str, ...], *, paths: bool = False) ->
 
 def _check_parameters(config: DescribeConfig | InspectConfig) -> None:
     """Refuses several sources of parameters, and names that nothing has."""
-    given = [name for name in ("workload", "model", "params") if getattr(config, name) is not None]
+    given = [name for name in ("workload", "data", "model", "params") if getattr(config, name) is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
     if config.workload is not None:
         registry.check_name(config.workload)
     if config.model is not None:
         model_shapes(config.model)
+
+
+def _check_data(config: RaceConfig | TrainConfig) -> None:
+    """Refuses a target for problems that have their own."""
+    checks.real("target", config.target, "(0, inf)", optional=True)
+    if config.target is not None and config.data is None:
+        raise ValueError("target must be left out without data: workloads and problems have their targets")

@@ -22,7 +22,7 @@ from gradkit.training.checkpoints import Checkpoints, Report
 from gradkit.training.growth import allowed_sizes, growing_batch
 from gradkit.training.settings import DEFAULT_METHOD, TrainConfig
 from gradkit.training.sweep import check_steps
-from gradkit.workloads import Workload, load
+from gradkit.workloads import Workload
 
 
 class Plan(NamedTuple):
@@ -51,10 +51,8 @@ class Plan(NamedTuple):
 
 def prepare(config: TrainConfig) -> Plan:
     """Loads the workload and the chain, and checks everything that can be checked before devices are known."""
-    problem = config.workload
-    if isinstance(problem, str):
-        size = config.global_batch
-        problem = load(problem, batch_size=size if size is None else size // (config.replicas or 1))
+    size = config.global_batch
+    problem = config.problem(size if size is None else size // (config.replicas or 1))
     planned, every = config.steps or problem.budget_steps, config.eval_every or problem.eval_every
     shape, steps = _shape(config, planned)
     check_steps(steps, every)
@@ -249,7 +247,7 @@ def go_on(config: TrainConfig, started: Started) -> Iterator[dict[str, Any]]:
     def program(microbatches: int) -> Any:
         """The steps of an evaluation and its reading, compiled: one program per size of the batch."""
         same = microbatches == plan.microbatches
-        problem = plan.problem if same else load(config.workload, batch_size=batch_size(microbatches))
+        problem = plan.problem if same else config.problem(batch_size(microbatches))
         if config.replicas is None:
             step = run.step_function(problem, plan.tx, microbatches=microbatches, place=started.place, needs=plan.needs)
             measured, published = run.measured, functools.partial(metrics, nonfinite=True)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from gradkit import checks
 from gradkit.training import chains
-from gradkit.workloads import load, model_shapes
+from gradkit.workloads import from_folder, load, model_shapes
 
 FIELDS = ("shape", "dtype", "axes")
 
@@ -46,14 +46,18 @@ def find(where: str) -> Any:
     return model_shapes(where)
 
 
-def parameters(workload: str | None, model: str | None, params: str | None) -> tuple[Any, str]:
+def parameters(workload: str | None, model: str | None, params: str | None, data: str | None = None) -> tuple[Any, str]:
     """Where parameters come from, a workload or a tree of shapes, and its name.
 
     Args:
-      workload: its name; None with the other two: digits_mlp.
+      workload: its name; None with the others: digits_mlp.
       model: instead, the name of a preset.
       params: instead, a file, as in `find`.
+      data: instead, a folder, as in `gk.workloads.from_folder`.
     """
+    if data is not None:
+        problem = from_folder(data)
+        return problem, problem.name
     if model is not None:
         return model_shapes(model), model
     if params is not None:

@@ -36,11 +36,15 @@ def load_text() -> Text:
     """All topics in alphabetical order, joined by newlines."""
     from pydoc_data import topics
 
-    text = "\n".join(topics.topics[name] for name in sorted(topics.topics)).encode()
-    vocabulary, indices = np.unique(np.frombuffer(text, np.uint8), return_inverse=True)
-    cut = len(indices) * 95 // 100
-    train, held_out = (jnp.asarray(part.astype(np.int32)) for part in (indices[:cut], indices[cut:]))
-    return Text(train, held_out, len(vocabulary))
+    return text_of("\n".join(topics.topics[name] for name in sorted(topics.topics)).encode(), jnp.int32)
+
+
+def text_of(raw: bytes, dtype: Any = jnp.uint8) -> Text:
+    """A text as indices into its own vocabulary."""
+    present = np.bincount(np.frombuffer(raw, np.uint8), minlength=256) > 0
+    indices = (np.cumsum(present) - 1).astype(np.uint8)[np.frombuffer(raw, np.uint8)]
+    train, held_out = np.split(indices, [len(indices) * 95 // 100])
+    return Text(jnp.asarray(train, dtype), jnp.asarray(held_out, dtype), int(present.sum()))
 
 
 class Block(nn.Module):
@@ -102,11 +106,26 @@ def bytelm(*, batch_size: int = 16, width: int = WIDTH, readout: float = 1.0) ->
       width: features of every position, a multiple of the size of a head, which stays the same.
       readout: what the input of the head is multiplied by, as `gk.mup_multipliers` has it.
     """
-    text = load_text()
+    description = f"byte-level transformer, {LAYERS} scanned layers of width {width}, batch {batch_size} x {CONTEXT}"
+    return language_model(load_text(), "bytelm", description, 1.8, batch_size=batch_size, width=width, readout=readout)
+
+
+def language_model(
+    text: Text,
+    name: str,
+    description: str,
+    target: float,
+    *,
+    batch_size: int,
+    width: int = WIDTH,
+    readout: float = 1.0,
+) -> Workload:
+    """The language model on a text; see `bytelm`."""
     network = ByteLM(text.vocabulary, width, width * HEADS // WIDTH, readout)
 
     def windows(data: jax.Array, starts: jax.Array) -> jax.Array:
-        return jax.vmap(lambda start: jax.lax.dynamic_slice(data, (start,), (CONTEXT + 1,)))(starts)
+        cut = jax.vmap(lambda start: jax.lax.dynamic_slice(data, (start,), (CONTEXT + 1,)))(starts)
+        return cut.astype(jnp.int32)
 
     stride = (len(text.held_out) - CONTEXT - 1) // HELD_OUT_WINDOWS
     held_out = windows(text.held_out, stride * jnp.arange(HELD_OUT_WINDOWS, dtype=jnp.int32))
@@ -124,14 +143,14 @@ def bytelm(*, batch_size: int = 16, width: int = WIDTH, readout: float = 1.0) ->
         return lambda params: apply(network, params, inputs).reshape(targets.size, -1), targets
 
     return Workload(
-        name="bytelm",
-        description=f"byte-level transformer, {LAYERS} scanned layers of width {width}, batch {batch_size} x {CONTEXT}",
+        name=name,
+        description=description,
         init=initializer(network, held_out[:1, :-1], gain=1.0),
         batch=batch,
         loss=loss,
         metric=lambda params: loss(params, held_out),
         metric_name="held-out loss (nats per byte)",
-        target=1.8,
+        target=target,
         budget_steps=1000,
         eval_every=25,
         separable=2.0,

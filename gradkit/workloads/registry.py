@@ -9,11 +9,13 @@ from gradkit.checks import nearest
 from gradkit.workloads.autoencoder import autoencoder, linear_autoencoder
 from gradkit.workloads.bytelm import bytelm
 from gradkit.workloads.digits_cnn import digits_cnn
+from gradkit.workloads.digits_flow import digits_flow
 from gradkit.workloads.digits_mlp import digits_mlp
 from gradkit.workloads.heavytail import heavytail
 from gradkit.workloads.multitask import multitask
 from gradkit.workloads.multitask_six import multitask_six
 from gradkit.workloads.sensing import sensing, sensing_1000
+from gradkit.workloads.shapes import shapes
 from gradkit.workloads.workload import Workload
 
 _MAKERS: dict[str, Callable[..., Workload]] = {
@@ -21,6 +23,8 @@ _MAKERS: dict[str, Callable[..., Workload]] = {
     "digits_mlp_32": functools.partial(digits_mlp, "digits_mlp_32", 600, 10, batch_size=32),
     "digits_mlp_full": functools.partial(digits_mlp, "digits_mlp_full", 100, 5, batch_size=None),
     "digits_cnn": digits_cnn,
+    "digits_flow": digits_flow,
+    "shapes": shapes,
     "bytelm": bytelm,
     "autoencoder": autoencoder,
     "linear_autoencoder": linear_autoencoder,
@@ -29,6 +33,12 @@ _MAKERS: dict[str, Callable[..., Workload]] = {
     "multitask_six": multitask_six,
     "sensing": sensing,
     "sensing_1000": sensing_1000,
+}
+
+# What `gradkit race --suite=NAME` races on: language, images, a generative model, a badly conditioned network, tasks
+# that compete, noise of infinite variance.
+SUITES: dict[str, tuple[str, ...]] = {
+    "six": ("bytelm", "shapes", "digits_flow", "autoencoder", "multitask", "heavytail")
 }
 
 

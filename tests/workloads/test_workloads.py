@@ -149,6 +149,52 @@ def test_six_tasks_conflict_and_the_metric_is_the_worst_relative_loss():
     assert 0.15 < float(jnp.mean(conflict_incidence(grams))) < 0.6
 
 
+def test_the_flow_goes_from_noise_to_images_and_is_judged_at_times_that_are_spread_evenly():
+    flow = importlib.import_module("gradkit.workloads.digits_flow")
+    problem = workloads.load("digits_flow")
+    images, noise, time = (np.asarray(x) for x in problem.batch(KEYS[0]))
+    assert images.shape == noise.shape == (128, 64) and (images.min(), images.max()) == (-1, 1)
+    assert time.min() >= 0 and time.max() < 1
+    # A mean of 8,192 normal draws has a deviation of 0.011, their deviation one of 0.008; five of those.
+    assert abs(noise.mean()) < 0.055 and abs(noise.std() - 1) < 0.04
+    point = np.asarray(flow.flow_inputs(*map(jnp.asarray, (images, noise, time))))
+    np.testing.assert_allclose(point[:, :64], noise + time[:, None] * (images - noise), rtol=0, atol=1e-6)
+    angles = np.pi * time[:, None] * np.arange(1, 5)
+    np.testing.assert_allclose(point[:, 64:], np.concatenate([np.cos(angles), np.sin(angles)], 1), rtol=0, atol=1e-5)
+
+    held_out = flow._held_out(np.zeros((90, 64)))
+    np.testing.assert_allclose(np.sort(held_out[2]), (np.arange(360) + 0.5) / 360, rtol=1e-6)
+    # A velocity of zero: the error is that of the targets themselves, images minus noise.
+    zero = jax.tree.map(jnp.zeros_like, problem.init(KEYS[0]))
+    test_images = 2 * np.asarray(importlib.import_module("gradkit.workloads.digits").load_digits().test_images) - 1
+    images, noise, _ = (np.asarray(x, np.float64) for x in flow._held_out(test_images))
+    np.testing.assert_allclose(problem.metric(zero), np.mean((images - noise) ** 2), rtol=1e-5)
+
+
+def test_augmented_images_are_mirrored_and_shifted_and_nothing_else():
+    shapes = importlib.import_module("gradkit.workloads.shapes")
+    n = 400
+    # Different numbers: where a pixel comes from can be read off it.
+    images = np.arange(n * 256, dtype=np.float32).reshape(n, 16, 16)
+    moved = np.asarray(jax.jit(shapes.augment)(KEYS[0], jnp.asarray(images)))
+    ways = [(dy, dx, step) for dy in range(-2, 3) for dx in range(-2, 3) for step in (1, -1)]
+    found = [
+        [way for way in ways if (np.roll(image, way[:2], (0, 1))[:, :: way[2]] == made).all()]
+        for image, made in zip(images, moved, strict=True)
+    ]
+    assert all(len(own) == 1 for own in found)
+    # Each of the fifty is missed by 400 draws with a chance of 3e-4, and the key is fixed.
+    assert {own[0] for own in found} == set(ways)
+
+
+def test_the_classes_of_shapes_are_equally_frequent_and_halves_differ():
+    shapes = importlib.import_module("gradkit.workloads.shapes")
+    data = shapes.make_shapes()
+    for images, labels in (data[:2], data[2:]):
+        assert images.shape == (1000, 16, 16) and np.bincount(labels).tolist() == [125] * 8
+    assert not (data.train_images == data.held_out_images).any()
+
+
 def test_matrix_completion_is_solved_by_the_truth():
     problem = workloads.load("sensing")
     random = np.random.default_rng(0)
@@ -186,7 +232,10 @@ def test_principal_components_solve_the_linear_autoencoder():
 
 @pytest.mark.parametrize(
     "name, factor",
-    [("digits_mlp", 1), ("digits_cnn", 1), ("bytelm", 1), ("autoencoder", 2), ("sensing", 1), ("sensing_1000", 600)],
+    [
+        *(("digits_mlp", 1), ("digits_cnn", 1), ("bytelm", 1), ("shapes", 1), ("autoencoder", 2)),
+        *(("digits_flow", 2 / 64), ("sensing", 1), ("sensing_1000", 600)),
+    ],
 )
 def test_the_loss_is_that_of_the_predictions(name, factor):
     problem = workloads.load(name)

@@ -69,7 +69,7 @@ def watcher(
     from rich.console import Console
     from rich.live import Live
 
-    first = config.problem[0] if config.problem else config.workloads[0]
+    first = problems[0].name if problems else config.workloads[0]
     latest: dict[tuple[str, str], Progress] = {}
     since: dict[tuple[str, str], float] = {}
     results: dict[tuple[str, str], Result] = {}
