@@ -103,9 +103,21 @@ def test_all_results_have_their_place_on_the_page_of_evidence(load: Any) -> None
     evidence = load("evidence")
     page = evidence.page()
     judged, _, others = page.partition("## Without a verdict yet")
-    described = evidence.CLAIMS.keys() | evidence.RACES.keys() | evidence.MEASURED.keys()
+    described = evidence.CLAIMS | evidence.RACES.keys() | evidence.MEASURED.keys()
     for name in evidence.names() - evidence.OTHER:
         part = judged if name in described else others
         assert f"({name.replace('_', '-')})=" in part, name
         assert not (ROOT / f"experiments/results/{name}.png").exists() or f"results/{name}.png" in part
     assert page.count("\npython experiments/") >= len(evidence.names() - evidence.OTHER)
+
+
+def test_every_claim_has_its_place_on_the_page_of_evidence(load: Any) -> None:
+    """With its verdict, its figure and its command."""
+    evidence = load("evidence")
+    page, claims = evidence.page(), evidence.pages.known()
+    assert claims.keys() >= evidence.standing.CLAIMS.keys()
+    for name, claim in claims.items():
+        part = page.partition(f"({name.replace('_', '-')})=")[2].partition(")=\n")[0]
+        assert f"`{claim.verdict}`" in part, name
+        assert claim.command in part, name
+        assert not claim.figure or claim.figure.removeprefix("../") in part, name
