@@ -25,8 +25,8 @@ CLAIM = Claim(
     "Mishchenko, Defazio. Prodigy. 2023, arXiv 2306.06101; Ivgi et al. DoG is SGD's Best Friend. 2023, arXiv "
     "2302.12022.",
     {
-        "small": {"steps": 400, "cnn_steps": 300, "tuning_seeds": 2, "seeds": 6},
-        "full": {"steps": 4000, "cnn_steps": 3000, "tuning_seeds": 5, "seeds": 20},
+        "small": {"steps": 400, "cnn_steps": 200, "tuning_seeds": 2, "seeds": 6},
+        "full": {"steps": 4000, "cnn_steps": 2000, "tuning_seeds": 5, "seeds": 20},
     },
 )
 
