@@ -133,5 +133,11 @@ def draw(data: list[Tuned], s: Settings, figure: Any) -> None:
             fmt="o",
             color=style.colour(i),
         )
-        right.annotate(one.name, (bound, one.finals.mean()), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        right.annotate(
+            one.name,
+            (bound, one.finals.mean()),
+            xytext=(5, 4 if i % 2 == 0 else -11),
+            textcoords="offset points",
+            fontsize=8,
+        )
     right.set(xlabel="bound at its best base rate", ylabel="final loss, mean and 95% interval")

@@ -13,7 +13,7 @@ def number(value: float) -> str:
     return "diverged" if not np.isfinite(value) else f"{value:.3g}"
 
 
-def spread(values: Any, digits: int = 3) -> str:
+def spread(values: Any, digits: int = 4) -> str:
     """The median, and the range over seeds."""
     values = np.asarray(values, float)
     if not np.isfinite(np.median(values)):
