@@ -29,7 +29,7 @@ CLAIM = Claim(
     },
 )
 LOW = {"rank": 16, "update_interval": 50}
-ARMS: tuple[tuple[str, dict[str, Any]], ...] = (("adamw", {}), ("galore", LOW), ("apollo", LOW))
+ARMS: tuple[tuple[str, dict[str, Any]], ...] = (("adamw", {}), ("galore", LOW), ("apollo", {**LOW, "key": 0}))
 
 
 def measure(record: Record, s: Settings) -> list[Tuned]:

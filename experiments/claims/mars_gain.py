@@ -39,10 +39,11 @@ def judge(data: list[Tuned], s: Settings) -> Judgement:
     verdict = "not reproduced here"
     if order[0] == "lower":
         verdict = "reproduced" if order[1] == "lower" else "reproduced in part"
-    gains = [(one.finals - mars.finals).mean() for one in (adamw, without)]
+    gains = [(mars.finals - one.finals).mean() for one in (adamw, without)]
     found = (
-        f"MARS-AdamW ends {gains[0]:.4f} nats below AdamW ({order[0]}) and {gains[1]:.4f} below itself without the "
-        f"correction ({order[1]})."
+        f"The loss of MARS-AdamW is {gains[0]:+.3f} nats from that of AdamW ({order[0]}), and {gains[1]:+.3f} from "
+        "its own "
+        f"without the correction ({order[1]})."
     )
     return Judgement(verdict, found, showing.table(showing.lines(data, "mars_adamw")))
 

@@ -52,7 +52,19 @@ def draw_rates(axes: Any, found: Sequence[Tuned], label: str) -> None:
             at = int(np.argmin(ends))
             axes.plot(rates[at], ends[at], "o", color=style.colour(i), markersize=6)
     axes.set(xscale="log", xlabel="learning rate", ylabel=label)
+    label_rates(axes)
     axes.legend(frameon=False, fontsize=8)
+
+
+def label_rates(axes: Any) -> None:
+    """Labels of a logarithmic axis: at powers of ten alone where there are two, else at 1, 2 and 5 times these."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
 
 
 def draw_curves(axes: Any, found: Sequence[Tuned], label: str) -> None:
