@@ -1,14 +1,4 @@
-"""Inner products between stacked gradients, and their combinations.
-
-A stacked gradient is a gradient tree with one leading axis of length m on every leaf: one gradient per task,
-example or replica; `LazyGradients` stand for one that is never in memory. With <a, b> summed over all leaves:
-
-    G_ij = <g_i, g_j>                 gramian
-    w_1 g_1 + ... + w_m g_m           combine
-
-An aggregator whose weights follow from G alone asks sharded gradients for one sum of m^2 numbers; the combination
-is local.
-"""
+"""Inner products between stacked gradients, and their combinations."""
 
 from typing import Any
 
@@ -47,7 +37,15 @@ def check_stacked(method: str, stacked: Any, params: PyTree = None) -> int:
 def gramian(stacked: Any) -> jax.Array:
     """Inner products of all pairs of stacked gradients, over the whole tree.
 
-    Equations: at the head of this file; the real part for complex leaves.
+    A stacked gradient is a gradient tree with one leading axis of length m on every leaf: one gradient per task,
+    example or replica; `LazyGradients` represent one that is never in memory.
+
+    Equations, with <a, b> summed over all leaves; the real part for complex leaves:
+
+        G_ij = <g_i, g_j>
+
+    An aggregator whose weights follow from G alone needs one sum of m^2 numbers for sharded gradients; the combination
+    is local.
 
     Args:
       stacked: tree of arrays with a common leading axis of length m >= 1; or `gk.gradients.LazyGradients`.
@@ -75,7 +73,9 @@ def gramian(stacked: Any) -> jax.Array:
 def combine(stacked: Any, weights: jax.Array) -> Any:
     """The weighted sum of stacked gradients.
 
-    Equations: at the head of this file.
+    Equations:
+
+        result = w_1 g_1 + ... + w_m g_m
 
     Args:
       stacked: tree of arrays with a common leading axis of length m >= 1; or `gk.gradients.LazyGradients`.
@@ -105,7 +105,7 @@ def combine(stacked: Any, weights: jax.Array) -> Any:
         w = weights.astype(wide_dtype(x.dtype))
         if w.dtype == x.dtype:
             return jnp.tensordot(w, x, axes=1, precision=jax.lax.Precision.HIGHEST)
-        # A product would first make wider gradients of all.
+        # A matrix product would first copy all gradients into the wider dtype.
         return jnp.sum(w.reshape(m, *[1] * (x.ndim - 1)) * x.astype(w.dtype), axis=0).astype(x.dtype)
 
     return jax.tree.map(leaf, stacked)

@@ -1,11 +1,4 @@
-"""PCGrad: from each task's gradient, what conflicts with another task's is projected out.
-
-For each task i, over the other tasks j in random order, starting from a = g_i:
-
-    if <a, g_j> < 0:    a <- a - <a, g_j> / <g_j, g_j> g_j        g_j as it came, a as it has become
-
-and the result is the sum of the a's. Inner products run over the whole tree.
-"""
+"""PCGrad: the components of a task's gradient that conflict with other tasks are projected out."""
 
 from typing import Any, NamedTuple
 
@@ -29,7 +22,7 @@ def pcgrad_weights(G: jax.Array, order: jax.Array) -> jax.Array:
 
     Args:
       G: (m, m) Gramian.
-      order: (m, n) integers; row i lists the tasks that task i visits; itself is passed over.
+      order: (m, n) integers; row i lists the tasks that task i visits; task i itself is skipped.
     """
     m = G.shape[0]
     norms = jnp.diagonal(G)
@@ -46,7 +39,7 @@ def pcgrad_weights(G: jax.Array, order: jax.Array) -> jax.Array:
 
 
 class PCGradState(NamedTuple):
-    """The random key of the next step; None where it comes with the step, or nothing is random."""
+    """The random key of the next step; None where `update` gets it, or with a fixed order."""
 
     key: Any
 
@@ -54,16 +47,20 @@ class PCGradState(NamedTuple):
 def pcgrad(
     *, reduction: str = "sum", key: Key | None = None, order: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient surgery: the sum of the tasks' gradients, each without what conflicts with the others.
+    """Gradient surgery: the sum of the tasks' gradients, each without the components that conflict with others.
 
-    Equations: at the head of this file.
+    Equations, for each task i, over the other tasks j in random order, with a_i = g_i at the start; inner products run
+    over the whole tree:
+
+        a_i <- a_i - min(<a_i, g_j>, 0) / <g_j, g_j> g_j            g_j the original gradient
+        result = a_1 + ... + a_m
 
     Args:
       reduction: "sum" (default, paper) or "mean" over the tasks.
-      key: a random key (typed key or integer) from which the orders of all steps follow. Default None: `update` needs
-        `key=`, which takes precedence where both are given. The same on all replicas.
-      order: instead of random orders, these at every step: integers of shape (m, m - 1), row i the tasks that task i
-        visits, or (m, m), where i itself is passed over. Default None.
+      key: a random key (typed key or integer) from which the keys of all steps are derived, the same on all replicas.
+        Default None: `update` needs `key=`, which takes precedence where both are given.
+      order: a fixed order in place of random ones: integers of shape (m, m - 1), row i the tasks that task i visits, or
+        (m, m), where i itself is skipped. Default None.
 
     Returns:
       A transformation whose updates come in with a leading axis of length m and leave without it; put it first in
@@ -88,7 +85,7 @@ def pcgrad(
     checks.choice("reduction", reduction, ["sum", "mean"])
     check_key(key)
     if key is not None and order is not None:
-        raise ValueError("pcgrad takes a key or an order, not both: an order leaves nothing to be drawn")
+        raise ValueError("pcgrad: key must be None with an order, which replaces random orders; write key=None")
     rows = None if order is None else check_order(order)
 
     def init(params: Any) -> PCGradState:

@@ -1,12 +1,4 @@
-"""UPGrad: each task's gradient is projected onto the directions that harm no task; the projections are averaged.
-
-With G the Gramian of the gradients, its trace normalised to 1 and reg_eps I added, and preferences p:
-
-    v_i = the v >= p_i e_i (entry by entry) that minimises v^T G v
-    w = v_1 + ... + v_m,    result = w_1 g_1 + ... + w_m g_m
-
-v_i is p_i e_i + |p_i| s, where s solves the linear complementarity problem of G and +-G e_i.
-"""
+"""UPGrad: each task's gradient is projected onto the directions that harm no task; the projections are averaged."""
 
 from typing import Any
 
@@ -45,18 +37,23 @@ def upgrad(
 ) -> optax.GradientTransformationExtraArgs:
     """Unconflicting projection of gradients: a direction that, to first order, makes no task worse.
 
-    Equations: at the head of this file.
+    Equations, with preferences p and the Gramian G of the gradients, its trace normalized to 1 and reg_eps I added:
+
+        v_i = argmin of v^T G v over v >= p_i e_i (entry by entry)
+        w = v_1 + ... + v_m,    result = w_1 g_1 + ... + w_m g_m
+
+    v_i is p_i e_i + |p_i| s, where s solves the linear complementarity problem of G and +-G e_i.
 
     Args:
       pref_vector: p, m finite numbers, used as they are. Default 1 / m each: the result then has the scale of the
         mean gradient, and IS the mean where no two gradients conflict.
-      norm_eps: where the sum of all squared gradient norms is below this, >= 0, the gradients are taken for
-        vanished and the result is their weighted mean, conflicts and all. Default 1e-4 (torchjd). A trap: the
-        threshold is absolute, and small gradients are common late in training; 0 resolves conflicts at every
-        scale, and still copes with zero.
-      reg_eps: regularisation of the normalised Gramian, > 0. Default 1e-4 (torchjd), with which inner products with
-        the result may be negative by about 2e-4 of the sum of squared norms. In float32 not much less is possible.
-      max_iters: bound on the pivots of the solver, >= 1. Default 100; it takes a few.
+      norm_eps: where the sum of all squared gradient norms is below this, >= 0, gradients count as zero, and the result
+        is their weighted mean, without resolving conflicts. Default 1e-4 (torchjd). The threshold is absolute, and
+        small gradients are common late in training; with 0 conflicts are resolved at every scale, also for gradients
+        that are exactly zero.
+      reg_eps: regularization of the normalized Gramian, > 0. Default 1e-4 (torchjd), with which inner products with the
+        result may be negative by about 2e-4 of the sum of squared norms. In float32 not much less is possible.
+      max_iters: bound on the pivots of the solver, >= 1. Default 100; a few are enough.
 
     Returns:
       A transformation whose updates come in with a leading axis of length m and leave without it; put it first in

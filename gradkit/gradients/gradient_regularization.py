@@ -22,7 +22,7 @@ SCHEMES = ("forward", "backward", "double_backward")
 
 
 def _beside(x: Any, e: Any, g: Any) -> Any:
-    """x + e conj(g), in the dtypes of x: JAX's gradient of a complex leaf is the conjugate of the direction of ascent."""
+    """x + e conj(g), in the dtypes of x: JAX's gradient of a complex leaf is the conjugate of the ascent direction."""
 
     def leaf(x: jax.Array, g: jax.Array) -> jax.Array:
         return (x.astype(g.dtype) + jnp.asarray(e, wide_dtype(x.dtype)).astype(g.dtype) * jnp.conj(g)).astype(x.dtype)

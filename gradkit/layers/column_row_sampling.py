@@ -1,15 +1,4 @@
-"""Linear layers that remember a few rows of their input: column-row sampling, and winner-take-all.
-
-dW = sum_i x_i^T g_i is a sum over n rows (examples, tokens), of which k are kept, by probabilities
-
-    p_i = |x_i| |g_i| / sum        |g_i| from the last visit of the row; |x_i| alone where there was none
-
-    C the j most probable rows, P their probability together:
-    dW ~ sum over C of x_i^T g_i  +  (1 - P) / (k - j) sum of k - j draws m outside C, by p, of x_m^T g_m / p_m
-
-winner take all   j minimises (1 - P_j) / (k - j) over j = 0 .. k - 1
-plain             j = 0
-"""
+"""Linear layers that remember a few rows of their input: column-row sampling, and winner-take-all."""
 
 from functools import partial
 from typing import Any
@@ -31,7 +20,7 @@ PAPER = Paper(
     2023,
     "2305.15265",
 )
-# A row whose last gradient was 0 may have one now: it keeps a share of the mean, or the estimate would be biased.
+# A row whose last gradient was 0 may have one now: its norm counts as this fraction of the mean, against a bias.
 LEAST = 1e-3
 
 
@@ -46,7 +35,7 @@ def _probabilities(x: jax.Array, norms: jax.Array) -> jax.Array:
 
 
 def _picked(p: jax.Array, key: jax.Array, k: int, j: int | None) -> tuple[jax.Array, jax.Array]:
-    """Indices of k rows, and what each is multiplied by."""
+    """The indices of k rows, and their factors."""
     order = jnp.argsort(-p)
     below = jnp.concatenate([jnp.zeros((1,), p.dtype), jnp.cumsum(p[order])[: k - 1]])  # P_j for j = 0 .. k - 1
     slots = jnp.arange(k, dtype=jnp.int32)
@@ -125,26 +114,31 @@ def wta_crs_linear(
     budget: Scalar = 0.3,
     deterministic: str | int = "adaptive",
 ) -> jax.Array:
-    """x @ kernel + bias, which keeps some rows of x: the most important ones for sure, the rest by chance.
+    """x @ kernel + bias, which keeps some rows of x for the gradient: the most important ones, and random others.
 
-    Equations: at the head of this file.
+    Equations, for dW = sum_i x_i^T g_i over n rows (examples, tokens), of which k are kept; with the set C of the j
+    most probable rows, and the sum P_j of their probabilities:
+
+        p_i = |x_i| |g_i| / sum over all rows              |g_i| from the last visit of the row; without one, |x_i| alone
+        j   = argmin of (1 - P_j) / (k - j)                over j = 0 ... k - 1
+        dW ~ sum over i in C of x_i^T g_i
+             + (1 - P_j) / (k - j) times the sum over k - j rows m of x_m^T g_m / p_m,  drawn outside C by p
 
     Args:
       x: inputs, shape (examples, ..., in); all axes but the last are rows, n of them.
       kernel: shape (in, out).
       bias: shape (out,). Default None: none. Its gradient is exact.
-      key: a typed key or an integer, another one in every layer and step.
-      grad_norms: norms of the gradients that came back for these examples at their last visit, shape (examples,), or
-        one per row. THE DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the norms of this visit, to be stored for
-        the next. Default None, or all 0: probabilities by |x_i| alone.
+      key: a random key (typed key or integer), another one in every layer and step.
+      grad_norms: norms of the gradients of these examples at their last visit, shape (examples,), or one per row. THE
+        DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the norms of this visit, to be stored for the next.
+        Default None, or all 0: probabilities by |x_i| alone.
       budget: k / n, in (0, 1]; k is rounded, and at least 1. Default 0.3 (official scripts). With 1 the gradient
         is exact.
-      deterministic: how many rows are winners, in [0, k), or "adaptive", as many as leave the least variance. Default
-        "adaptive" (official code).
+      deterministic: j, in [0, k), or "adaptive": the j of the least variance. Default "adaptive" (official code).
 
     Returns:
-      Outputs, shape (examples, ..., out). The kernel's gradient is unbiased, whatever the norms are. Kept for the
-      backward pass are k rows of x, k integers and k factors.
+      Outputs, shape (examples, ..., out). The kernel's gradient is unbiased for all norms. Kept for the backward pass
+      are k rows of x, k integers and k factors.
 
     Raises:
       ValueError: a budget or number of winners outside its range; shapes that do not fit.
@@ -157,9 +151,9 @@ def wta_crs_linear(
       ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
 
     Reference: Liu et al. Winner-Take-All Column Row Sampling for Memory Efficient Adaptation of Language Model. 2023,
-    arXiv 2305.15265. Departures: where no norm is cached the official code weighs drawn rows by 1 - P alone, which is
-    biased, and its modes without replacement do not weigh at all; here every estimate is unbiased, for which a cached
-    norm counts for no less than a thousandth of the mean.
+    arXiv 2305.15265. Departures: where no norm is cached the official code weights drawn rows by 1 - P alone, which is
+    biased, and its modes without replacement have no weights; here every estimate is unbiased, for which a cached norm
+    counts as at least a thousandth of the mean.
     """
     checks.arrays(x=x, kernel=kernel, bias=bias, grad_norms=grad_norms)
     if deterministic != "adaptive":
@@ -170,15 +164,17 @@ def wta_crs_linear(
 def crs_linear(
     x: Any, kernel: Any, bias: Any = None, *, key: Key, grad_norms: Any = None, budget: Scalar = 0.3
 ) -> jax.Array:
-    """x @ kernel + bias, which keeps rows of x that are drawn by their importance.
+    """x @ kernel + bias, which keeps random rows of x for the gradient, drawn by their importance.
 
-    Equations: at the head of this file, with j = 0.
+    Equations: those of `wta_crs_linear`, with j = 0:
+
+        dW ~ (1 / k) times the sum over k rows m of x_m^T g_m / p_m,  drawn by p
 
     Args:
       x: inputs, shape (examples, ..., in).
       kernel: shape (in, out).
       bias: shape (out,). Default None: none.
-      key: a typed key or an integer, another one in every layer and step.
+      key: a random key (typed key or integer), another one in every layer and step.
       grad_norms: as in `wta_crs_linear`: its derivative is the norms to store.
       budget: k / n, in (0, 1]. Default 0.3. With 1 all rows are kept, and the gradient is exact.
 

@@ -1,9 +1,4 @@
-"""Weight conditioning: the layer uses weights whose units have equal norms, so its matrix is better conditioned.
-
-w^_j = w_j / |w_j|   for every output unit j:   w^ = w P,  P = diag(1 / |w_j|) of an (inputs, outputs) kernel
-
-Among all diagonal matrices on that side, this one is within sqrt(outputs) of the smallest condition number.
-"""
+"""Weight conditioning: the layer uses weights whose units have norm 1, so its matrix is better conditioned."""
 
 from typing import Any
 
@@ -19,8 +14,13 @@ from gradkit.layers.axes import Axis, floating, readable, unit_axes, wide
 def condition_weight(w: Any, *, axis: Axis = None, differentiate: bool = True) -> jax.Array:
     """Weights of which every output unit has norm 1.
 
-    Equations: at the head of this file. Call it in the forward pass on the weights that are trained, or put it inside
-    the chain as `decode` of `gk.reparameterize`.
+    Equations, for every output unit j:
+
+        w^_j = w_j / |w_j|
+
+    An (inputs, outputs) kernel is multiplied by P = diag(1 / |w_j|) from the right. Among all diagonal matrices on that
+    side, this one is within a factor sqrt(outputs) of the smallest condition number. Call it in the forward pass on the
+    weights that are trained, or put it inside the chain as `decode` of `gk.reparameterize`.
 
     Args:
       w: the weights, dense (inputs, outputs) or a convolution (HWIO), which counts as the matrix (HWI, outputs).
@@ -51,7 +51,9 @@ def condition_weight(w: Any, *, axis: Axis = None, differentiate: bool = True) -
     x = wide(w)
     square = jnp.sum(jnp.square(x), axis=own, keepdims=True)
     if readable(square) and bool((square == 0).any()):
-        raise ValueError(f"condition_weight: a unit of w, of shape {w.shape}, is zero and has no direction")
+        raise ValueError(
+            f"condition_weight: every unit of w must have an entry that is not 0, got one of zeros in shape {w.shape}"
+        )
     if not differentiate:
         square = jax.lax.stop_gradient(square)
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, jnp.ones_like(square))), square)

@@ -1,11 +1,4 @@
-"""Ghost batch normalization: a large batch is normalised in parts of the size a small batch has.
-
-Ghosts i = 1 .. G of b examples each, eta = 1 - decay:
-
-    y_i   = scale (x_i - mean_i) / sqrt(var_i + eps) + bias                 the ghost's own population moments
-    mean <- (1 - eta)^G mean + sum_i (1 - eta)^(G - i) eta mean_i           the running mean takes in ghost after ghost
-    var  <- likewise
-"""
+"""Ghost batch normalization: a large batch is normalized in parts of the size of a small batch."""
 
 from typing import Any
 
@@ -40,7 +33,12 @@ def ghost_batch_norm(
 ) -> tuple[jax.Array, RunningStatistics]:
     """Batch normalization with the statistics of parts of the batch.
 
-    Equations: at the head of this file.
+    Equations, for the parts (ghosts) i = 1 ... G of b examples each, with their own population moments, and
+    eta = 1 - decay:
+
+        y_i   = scale (x_i - mean_i) / sqrt(var_i + eps) + bias
+        mean <- (1 - eta)^G mean + sum_i (1 - eta)^(G - i) eta mean_i        running mean
+        var  <- (1 - eta)^G var + sum_i (1 - eta)^(G - i) eta var_i          running variance
 
     Args:
       x: activations (examples, ..., channels).
@@ -49,13 +47,15 @@ def ghost_batch_norm(
       state: `RunningStatistics(mean, var)`; start at 0 and 1.
       ghost_size: b, examples per ghost, >= 1; must divide the examples. Default 128 (official code). Ghosts are
         consecutive examples.
-      decay: 1 - eta, the share of the running statistics that stays at every GHOST, in [0, 1]. Default 0.99, Flax's.
+      decay: 1 - eta, the decay of the running statistics at every GHOST, in [0, 1]. Default 0.99, Flax's.
       eps: added to the variance, > 0. Default 1e-5.
-      use_running_average: True at inference: the running statistics normalise and are left as they are. Default False.
+      use_running_average: True at inference: x is normalized by the running statistics, which do not change. Default
+        False.
 
     Returns:
-      (y, state), y in the shape and dtype of x. State: two words per channel. Where ghosts do not cross devices no
-      statistics do, unlike those of batch normalization; the running ones are averaged over a batch that is cut.
+      (y, state), y in the shape and dtype of x. State: two words per channel. Where every ghost is on one device its
+      statistics need no collective, unlike those of batch normalization; the running ones of a sharded batch are
+      averaged.
 
     Raises:
       ValueError: a ghost size that does not divide the batch; shapes that do not fit; an argument outside its range.
@@ -97,7 +97,7 @@ def ghost_batch_norm(
 
 
 def _absorbed(old: jax.Array, ghosts: jax.Array, decay: Any) -> jax.Array:
-    """The running value after all ghosts, of one per row."""
+    """The running value after all ghosts, whose values are the rows."""
     d = jnp.asarray(decay).astype(ghosts.dtype)
     G = ghosts.shape[0]
     weights = ((1 - d) * d ** jnp.arange(G - 1, -1, -1).astype(ghosts.dtype)).reshape(G, 1)

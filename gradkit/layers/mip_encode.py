@@ -1,9 +1,4 @@
-"""Magnitude invariant parametrisation of hypernetworks: the size of its input does not set the size of its weights.
-
-encode(z) = (cos(pi z / 2), sin(pi z / 2))        z in [0, 1]^d: norm sqrt(d), whatever z
-encode(z) = (z, 1 - z)                            the linear alternative, of L1 norm d
-weights   = base + delta                          base is learned, delta is what the hypernetwork predicts
-"""
+"""Magnitude invariant parametrization of hypernetworks: inputs of constant norm, and additive predictions."""
 
 from typing import Any
 
@@ -20,17 +15,21 @@ PAPER = Paper(
 
 
 def mip_encode(z: Any, *, kind: str = "cosine") -> jax.Array:
-    """The input of a hypernetwork, on a sphere.
+    """The input of a hypernetwork, encoded so that its norm is constant.
 
-    Equations: at the head of this file. What follows in the paper: LeakyReLU, and a fan-out initialisation of the last
-    layer.
+    Equations, for z in [0, 1]^d:
+
+        encode(z) = (cos(pi z / 2), sin(pi z / 2))        "cosine": norm sqrt(d) for all z
+        encode(z) = (z, 1 - z)                            "linear": L1 norm d for all z
+
+    The paper's hypernetwork has LeakyReLU, a fan-out initialization of the last layer, and `mip_combine`.
 
     Args:
       z: hyperparameters in [0, 1], shape (..., d).
-      kind: "cosine" or "linear", the alternative (z, 1 - z). Default "cosine" (official code).
+      kind: "cosine" or "linear". Default "cosine" (official code).
 
     Returns:
-      Shape (..., 2 d): first all of one kind, then all of the other, in the dtype of z.
+      Shape (..., 2 d), in the dtype of z: first all cosines (or z), then all sines (or 1 - z).
 
     Raises:
       ValueError: numbers that are not floating point; entries outside [0, 1], where values can be read; an unknown
@@ -41,7 +40,7 @@ def mip_encode(z: Any, *, kind: str = "cosine") -> jax.Array:
       [1.0, -0.0, 0.0, 1.0]
 
     Reference: Ortiz, Guttag, Dalca. Magnitude Invariant Parametrizations Improve Hypernetwork Learning. 2023, arXiv
-    2304.07645. Entries outside [0, 1] are an error here, where they can be seen; a sphere they stay on all the same.
+    2304.07645. Entries outside [0, 1] raise here, where values can be read, although the norm of "cosine" is the same.
     """
     checks.arrays(z=z)
     z = floating("z", z)
@@ -49,19 +48,21 @@ def mip_encode(z: Any, *, kind: str = "cosine") -> jax.Array:
     if z.ndim < 1:
         raise ValueError("z must have shape (..., d), got a scalar")
     if readable(z) and not bool(((z >= 0) & (z <= 1)).all()):
-        raise ValueError("z must be in [0, 1]: scale hyperparameters to it before they are encoded")
+        raise ValueError("z must be in [0, 1], got entries outside; scale hyperparameters before they are encoded")
     angle = z * (jnp.pi / 2)
     parts = (jnp.cos(angle), jnp.sin(angle)) if kind == "cosine" else (z, 1 - z)
     return jnp.concatenate(parts, axis=-1)
 
 
 def mip_combine(base: Any, delta: Any) -> Any:
-    """The weights of the primary network: learned ones plus what the hypernetwork predicts.
+    """The weights of the primary network: learned ones plus the predictions of the hypernetwork.
 
-    Equations: at the head of this file.
+    Equations:
+
+        weights = base + delta
 
     Args:
-      base: tree of weights, learned beside the hypernetwork and initialised as if there were none.
+      base: tree of weights, learned together with the hypernetwork and initialized as without one.
       delta: tree of the same structure and shapes; near 0 at the start.
 
     Returns:

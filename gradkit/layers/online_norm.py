@@ -1,18 +1,4 @@
-"""Online normalization: one example after another, by moments of all examples before it.
-
-Forward, example by example (bars are means over the positions of an example, none where there are no positions):
-
-    y      = (x - mu) / sqrt(s2 + eps)                     mu, s2 from the examples before
-    s2    <- decay s2 + (1 - decay) var_bar(x) + decay (1 - decay) (x_bar - mu)^2
-    mu    <- decay mu + (1 - decay) x_bar
-
-Backward, in the same order, g the gradient with respect to y:
-
-    g'     = g - (1 - backward_decay) v y,                 v <- v + mean_bar(g' y)
-    dx     = g' / sqrt(s2 + eps) - (1 - backward_decay) u, u <- u + mean_bar(dx)
-
-and then each example is divided by its root mean square over all features (layer scaling), or clamped.
-"""
+"""Online normalization: every example is normalized by the moments of the examples before it."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +14,7 @@ from gradkit.types import Scalar
 
 
 class OnlineNormControl(NamedTuple):
-    """The running controls of the backward pass, one number per channel each; both start at 0.
+    """The running controls v and u of the backward pass, one number per channel each; both start at 0.
 
     >>> OnlineNormControl(jnp.zeros(8), jnp.zeros(8)).u.shape
     (8,)
@@ -81,25 +67,38 @@ def online_norm(
 ) -> tuple[jax.Array, RunningStatistics]:
     """Normalization of channels without a batch: also for one example at a time.
 
-    Equations: at the head of this file.
+    Equations, example by example in both passes; bars are moments over the positions of an example, and g is the
+    gradient with respect to y:
+
+        y      = (x - mu) / sqrt(s2 + eps)                     forward; mu, s2 from the examples before
+        s2    <- decay s2 + (1 - decay) var_bar(x) + decay (1 - decay) (x_bar - mu)^2
+        mu    <- decay mu + (1 - decay) x_bar
+
+        g'     = g - (1 - backward_decay) v y                  backward
+        v     <- v + mean_bar(g' y)
+        dx     = g' / sqrt(s2 + eps) - (1 - backward_decay) u
+        u     <- u + mean_bar(dx)
+
+    Then each example is divided by its root mean square over all features (layer scaling), or clamped.
 
     Args:
-      x: activations (examples, ..., channels); examples count in their order.
+      x: activations (examples, ..., channels); the result depends on the order of the examples.
       scale: one number per channel.
       bias: one number per channel.
       state: `RunningStatistics(mean, var)`; start at 0 and 1.
       control: `OnlineNormControl(v, u)`; start at 0. THE DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the
         control of the next step, to be stored as it is.
-      decay: of the moments, in [0, 1]. Default 0.999 (official code; its recurrent networks have 8191 / 8192).
-      backward_decay: of the controls, in [0, 1]. Default 0.99 (official code; its recurrent networks have 31 / 32).
+      decay: decay of the moments, in [0, 1]. Default 0.999 (official code; its recurrent networks have 8191 / 8192).
+      backward_decay: decay of the controls, in [0, 1]. Default 0.99 (official code; its recurrent networks have
+        31 / 32).
       eps: added to variances, > 0. Default 1e-5.
-      bound: what keeps activations from growing exponentially with depth: "layer_scaling", a number > 0 to clamp them
-        at, or None. Default "layer_scaling" (paper and official experiments; the official class clamps at 5).
-      use_running_average: True at inference: the moments normalise and are left as they are. Default False.
+      bound: against the exponential growth of activations with depth: "layer_scaling", a number > 0 to clamp them at,
+        or None. Default "layer_scaling" (paper and official experiments; the official class clamps at 5).
+      use_running_average: True at inference: x is normalized by the moments, which do not change. Default False.
 
     Returns:
-      (y, state), y in the shape and dtype of x. State: four words per channel. Two loops over the examples, which a
-      batch cut over devices would put in another order: normalise on each device for itself.
+      (y, state), y in the shape and dtype of x. State: four words per channel. There are two loops over the examples,
+      whose order differs for a sharded batch: normalize on each device separately.
 
     Raises:
       ValueError: shapes that do not fit; an argument outside its range.

@@ -1,12 +1,4 @@
-"""PowerNorm: normalisation of channels by a running quadratic mean, without a mean, and with a backward pass to match.
-
-z   = x / sqrt(q + eps)           q the running mean of x^2; in the first `warmup_steps` steps that of the batch
-y   = scale z + bias
-q  <- decay q + (1 - decay) mean(x^2)
-h   = g - (1 - backward_decay) e z          g the gradient with respect to z
-dx  = h / sqrt(q + eps)
-e  <- e + mean(h z)                         per channel, over all examples and positions
-"""
+"""PowerNorm: normalization of channels by a running quadratic mean, with a backward pass of its own."""
 
 from typing import Any, NamedTuple
 
@@ -48,7 +40,15 @@ def power_norm(
 ) -> tuple[jax.Array, PowerNormState]:
     """Batch normalization for Transformers, whose batches differ too much for moments of one batch.
 
-    Equations: at the head of this file.
+    Equations, with the running mean q of x^2 (in the first `warmup_steps` steps that of the batch), and the gradient g
+    with respect to z:
+
+        z   = x / sqrt(q + eps)
+        y   = scale z + bias
+        q  <- decay q + (1 - decay) mean(x^2)
+        h   = g - (1 - backward_decay) e z
+        dx  = h / sqrt(q + eps)
+        e  <- e + mean(h z)                         per channel, over all examples and positions
 
     Args:
       x: activations (examples, ..., channels).
@@ -57,12 +57,12 @@ def power_norm(
       state: `PowerNormState(count, mean_square)`; start at 0 and 1.
       control: e, one number per channel, 0 at the start. THE DERIVATIVE WITH RESPECT TO IT IS NO DERIVATIVE: it is the
         control of the next step, to be stored as it is.
-      decay: of the running quadratic mean, in [0, 1]. Default 0.9 (official code).
-      backward_decay: of the control, in [0, 1]. Default 0.9 (official code).
-      warmup_steps: steps in which the quadratic mean of the batch normalises, >= 0. Default 10000 (official code's
-        class default; its scripts for translation take the 8000 steps of the learning rate's warm-up).
+      decay: decay of the running quadratic mean, in [0, 1]. Default 0.9 (official code).
+      backward_decay: decay of the control, in [0, 1]. Default 0.9 (official code).
+      warmup_steps: steps with the quadratic mean of the batch, >= 0. Default 10000 (official code's class default; its
+        scripts for translation take the 8000 steps of the learning rate's warm-up).
       eps: added to the quadratic mean, > 0. Default 1e-5.
-      use_running_average: True at inference: the running mean normalises and is left as it is. Default False.
+      use_running_average: True at inference: x is normalized by the running mean, which does not change. Default False.
 
     Returns:
       (y, state), y in the shape and dtype of x. State: two words per channel, one of them the control.
@@ -78,8 +78,9 @@ def power_norm(
       [0.5 0.5] [2.]
 
     Reference: Shen et al. PowerNorm: Rethinking Batch Normalization in Transformers. 2020, arXiv 2003.07845. Departures
-    from the released code, which divides the gradient by the quadratic mean of the batch where the running one is due,
-    and updates that twice in a step of the warm-up. Its scaling of groups of channels in front is not in here.
+    from the released code, which divides the gradient by the quadratic mean of the batch in place of the running one,
+    and updates that twice in a step of the warm-up. Its scaling of groups of channels before the layer is not part of
+    this function.
     """
     checks.instance("state", state, PowerNormState)
     checks.arrays(x=x, scale=scale, bias=bias, control=control)

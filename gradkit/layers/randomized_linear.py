@@ -1,13 +1,4 @@
-"""A linear layer that remembers a random projection of its input instead of the input.
-
-y  = x W                                      exact; x (b, in)
-dW = (S x)^T (S g),   E[S^T S] = I            S (p, b) is drawn again from the key; kept are S x (p, in) and the key
-dx = g W^T                                    exact
-
-gaussian      S_ij = N(0, 1) / sqrt(p)
-rademacher    S_ij = +-1 / sqrt(p)
-dct           S = sqrt(b / p) R D: the orthonormal cosine transform D, p of its rows R picked with replacement
-"""
+"""A linear layer that keeps a random projection of its input for the backward pass."""
 
 from functools import partial
 from typing import Any
@@ -67,13 +58,23 @@ def randomized_linear(
 ) -> jax.Array:
     """x @ kernel + bias, which keeps p rows for the backward pass instead of b.
 
-    Equations: at the head of this file.
+    Equations:
+
+        y  = x W                                  exact; x (b, in)
+        dx = g W^T                                exact
+        dW = (S x)^T (S g),   E[S^T S] = I        S (p, b)
+        S_ij = N(0, 1) / sqrt(p)                  "gaussian"
+        S_ij = +-1 / sqrt(p)                      "rademacher"
+        S  = sqrt(b / p) R D                      "dct": R picks p rows, with replacement, of the orthonormal cosine
+                                                  transform D
+
+    S x (p, in) and the key are kept, and S is drawn again from the key in the backward pass.
 
     Args:
       x: inputs, shape (..., in); all axes but the last are rows, b of them.
       kernel: shape (in, out).
       bias: shape (out,). Default None: none. Its gradient is exact.
-      key: a typed key or an integer, another one in every layer and step.
+      key: a random key (typed key or integer), another one in every layer and step.
       proj_dim: p >= 1. Give this or `ratio`.
       ratio: p / b > 0; p is rounded, and at least 1. From p = b on the gradient is the exact one.
       kind: "gaussian", "rademacher" (less variance at the same cost) or "dct" (fast for long batches). Default
@@ -93,8 +94,7 @@ def randomized_linear(
       [[8.0], [8.0]]
 
     Reference: Bershatsky et al. Memory-Efficient Backpropagation through Large Linear Layers. 2022, arXiv 2201.13195.
-    Its public code multiplies the sampled transform by p b where b / p is due, which
-    is p^2 too much.
+    Its public code multiplies the sampled transform by p b in place of b / p, which is p^2 too much.
     """
     checks.arrays(x=x, kernel=kernel, bias=bias)
     x, kernel = check_linear(x, kernel)

@@ -1,10 +1,4 @@
-"""Scaled weight standardization, for networks without normalisation layers.
-
-Per output unit of n weights:   W^ = gain (w - mean(w)) / sqrt(max(n var(w), eps))
-
-so the weights of a unit have mean 0 and Euclidean norm `gain`. With the activation multiplied by its `nf_gain`, a layer
-gives variance 1 to inputs of variance 1.
-"""
+"""Scaled weight standardization, for networks without normalization layers."""
 
 from typing import Any
 
@@ -20,7 +14,7 @@ from gradkit.types import Scalar
 PAPER = Paper(
     "High-Performance Large-Scale Image Recognition Without Normalization", "Brock et al.", 2021, "2102.06171"
 )
-# 1 / (standard deviation of the activation of a standard normal number), as the paper's authors sampled it.
+# 1 / (standard deviation of the activation of a standard normal number), from samples of the paper's authors.
 GAINS = {
     "celu": 1.270926833152771,
     "elu": 1.2716004848480225,
@@ -38,13 +32,18 @@ GAINS = {
 def scaled_standardize_weight(w: Any, gain: Scalar = 1.0, *, eps: Scalar = 1e-4, axis: Axis = None) -> jax.Array:
     """Weights of every output unit with mean 0 and norm `gain`.
 
-    Equations: at the head of this file. Call it in the forward pass on the weights that are trained, or put it inside
-    the chain as `decode` of `gk.reparameterize`.
+    Equations, per output unit of n weights:
+
+        W^ = gain (w - mean(w)) / sqrt(max(n var(w), eps))
+
+    The weights of a unit have mean 0 and Euclidean norm `gain`. With the activation multiplied by its `nf_gain`, inputs
+    of variance 1 give outputs of variance 1. Call it in the forward pass on the weights that are trained, or put it
+    inside the chain as `decode` of `gk.reparameterize`.
 
     Args:
       w: the weights, dense (inputs, outputs) or a convolution (HWIO).
-      gain: what a unit is multiplied by: a number, or one per unit, trained from 1. Default 1.
-      eps: smallest n var(w), >= 0: a floor, not a summand. Default 1e-4 (official code). With 0, equal weights give 0.
+      gain: factor of a unit: a number, or one per unit, trained from 1. Default 1.
+      eps: lower bound of n var(w), >= 0. Default 1e-4 (official code). With 0, equal weights give 0.
       axis: axes that make up a unit. Default None: all but the last. Of stacked layers, leave the stack out.
 
     Returns:
@@ -60,7 +59,7 @@ def scaled_standardize_weight(w: Any, gain: Scalar = 1.0, *, eps: Scalar = 1e-4,
 
     Reference: Brock et al. High-Performance Large-Scale Image Recognition Without Normalization. 2021, arXiv
     2102.06171; first in Characterizing Signal Propagation to Close the Performance Gap in Unnormalized ResNets. 2021,
-    arXiv 2101.08692. timm adds eps to the variance instead, which drifts away from this by some per cent.
+    arXiv 2101.08692. timm adds eps to the variance instead, which differs from this by some per cent.
     """
     checks.arrays(w=w, gain=gain)
     checks.axes(axis=axis)
@@ -71,14 +70,14 @@ def scaled_standardize_weight(w: Any, gain: Scalar = 1.0, *, eps: Scalar = 1e-4,
     centred = x - jnp.mean(x, axis=own, keepdims=True) if x.size else x
     square = jnp.sum(jnp.square(centred), axis=own, keepdims=True)  # n var
     floor = jnp.maximum(square, jnp.broadcast_to(scalar(jnp.asarray(eps), x), square.shape))
-    # The root of 0 has no derivative; what it divides is 0 there.
+    # The square root has no derivative at 0, where the numerator is 0 too.
     root = jnp.where(floor > 0, jnp.sqrt(jnp.where(floor > 0, floor, jnp.ones_like(floor))), jnp.zeros_like(floor))
     factor = divide(jnp.broadcast_to(_per_unit(gain, square), root.shape), root)
     return (centred * factor).astype(w.dtype)
 
 
 def _per_unit(gain: Any, units: jax.Array) -> jax.Array:
-    """The gain along the axes of the weights; a number stands for all units."""
+    """The gain along the axes of the weights; a number applies to all units."""
     if isinstance(gain, int | float):
         checks.real("gain", gain)
     g = jnp.asarray(gain, None if hasattr(gain, "dtype") else units.dtype)
@@ -91,7 +90,11 @@ def _per_unit(gain: Any, units: jax.Array) -> jax.Array:
 
 
 def nf_gain(name: str) -> float:
-    """What an activation is multiplied by so that normal numbers of variance 1 come out with variance 1.
+    """The factor of an activation with which inputs from a standard normal distribution give outputs of variance 1.
+
+    Equations:
+
+        nf_gain = 1 / sqrt(Var f(z)),    z ~ N(0, 1),    f the activation
 
     Args:
       name: "celu", "elu", "gelu" (with tanh, as `jax.nn.gelu`), "identity", "leaky_relu", "relu", "sigmoid", "silu",

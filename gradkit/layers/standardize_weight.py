@@ -1,15 +1,4 @@
-"""Micro-batch training: weights with mean 0 and variance 1, and a batch norm that does not need a batch.
-
-Weight standardization, per output unit of n weights:
-
-    W^ = (w - mean(w)) / sqrt(var(w) + eps)                     var = sum (w - mean)^2 / (n - ddof)
-
-Batch-channel normalization, mu and s^2 running over steps:
-
-    mu  <- decay mu  + (1 - decay) mean_batch(x)                s^2 likewise, of the variance of the batch
-    x^  =  (x - mu) / sqrt(s^2 + eps)                           per channel; the gradient flows through x alone
-    y   =  scale (x^ - mean_group(x^)) / sqrt(var_group(x^) + eps) + bias       per example and group of channels
-"""
+"""Micro-batch training: weights with mean 0 and variance 1, and a batch norm that does not need a batch."""
 
 import math
 from typing import Any
@@ -37,18 +26,23 @@ def standardize_weight(
 ) -> jax.Array:
     """Weight standardization: the weights of every output unit with mean 0 and variance 1.
 
-    Equations: at the head of this file. For convolutions that a normalisation follows; call it in the forward pass on
-    the weights that are trained, or put it inside the chain as `decode` of `gk.reparameterize`.
+    Equations, per output unit of n weights:
+
+        W^  = (w - mean(w)) / sqrt(var(w) + eps)
+        var = sum (w - mean)^2 / (n - ddof)
+
+    It is for convolutions that a normalization follows; call it in the forward pass on the weights that are trained, or
+    put it inside the chain as `decode` of `gk.reparameterize`.
 
     Args:
       w: the weights, dense (inputs, outputs) or a convolution (HWIO).
-      eps: added to the variance, or to the deviation where it stands outside the root, >= 0. Default 1e-5. With 0, a
+      eps: added to the variance, or to the standard deviation with `eps_in_sqrt=False`, >= 0. Default 1e-5. With 0, a
         unit of equal weights gives 0.
       axis: axes that make up a unit. Default None: all but the last. Of stacked layers, leave the stack out.
-      ddof: 0 for the variance of the weights as they are (authors' TensorFlow code, BiT, timm), 1 for the estimate that
-        divides by n - 1 (authors' torch code). Default 0.
-      eps_in_sqrt: whether `eps` stands under the root (BiT, timm). Default True; both codes of the authors have it
-        outside.
+      ddof: 0 for the variance that divides by n (authors' TensorFlow code, BiT, timm), 1 for the one that divides by
+        n - 1 (authors' torch code). Default 0.
+      eps_in_sqrt: whether `eps` is added under the square root (BiT, timm). Default True; both codes of the authors add
+        it outside.
 
     Returns:
       Weights of the shape and dtype of w. No state.
@@ -97,25 +91,32 @@ def batch_channel_norm(
     estimated: bool = True,
     use_running_average: bool = False,
 ) -> tuple[jax.Array, RunningStatistics]:
-    """Batch normalization by running statistics, then normalization of groups of channels, for batches of a few.
+    """Batch normalization by running statistics, then normalization of groups of channels, for small batches.
 
-    Equations: at the head of this file.
+    Equations, with running mu and s^2; the gradient flows through x alone:
+
+        mu  <- decay mu  + (1 - decay) mean_batch(x)
+        s^2 <- decay s^2 + (1 - decay) var_batch(x)
+        x^  =  (x - mu) / sqrt(s^2 + eps)                                           per channel
+        y   =  scale (x^ - mean_group(x^)) / sqrt(var_group(x^) + eps) + bias       per example and group of channels
 
     Args:
       x: activations (examples, ..., channels).
       scale: one number per channel.
       bias: one number per channel.
       state: `RunningStatistics(mean, var)`; start at 0 and 1.
-      num_groups: of channels, >= 1; must divide them. Default 32, as in group normalization.
-      decay: share of the running statistics that stays, in [0, 1]. Default 0.9.
+      num_groups: the number of groups of channels, >= 1; must divide the number of channels. Default 32, as in group
+        normalization.
+      decay: decay of the running statistics, in [0, 1]. Default 0.9.
       eps: added to variances, > 0. Default 1e-5.
-      estimated: whether the running statistics normalise in training (micro-batches). Default True; False normalises
-        by those of the batch, as batch normalization does: the form for large batches.
-      use_running_average: True at inference: the running statistics normalise and are left as they are. Default False.
+      estimated: whether training normalizes by the running statistics (micro-batches). Default True; False: by those of
+        the batch, as batch normalization does, for large batches.
+      use_running_average: True at inference: x is normalized by the running statistics, which do not change. Default
+        False.
 
     Returns:
-      (y, state), y in the shape and dtype of x. State: two words per channel. Over a batch that is cut over devices the
-      moments are two all-reduces.
+      (y, state), y in the shape and dtype of x. State: two words per channel. Collectives: two all-reduces for the
+      moments of a sharded batch.
 
     Raises:
       ValueError: shapes that do not fit; groups that do not divide the channels; an argument outside its range.
@@ -128,7 +129,7 @@ def batch_channel_norm(
       [[-1.0, 1.0], [-1.0, 1.0]]
 
     Reference: Qiao et al. Micro-Batch Training with Batch-Channel Normalization and Weight Standardization. 2019, arXiv
-    1903.10520. One scale and bias at the end: the paper's further pair between the two normalisations is left out.
+    1903.10520. There is one scale and bias, at the end: the paper has another pair between the two normalizations.
     """
     checks.instance("state", state, RunningStatistics)
     checks.arrays(x=x, scale=scale, bias=bias)

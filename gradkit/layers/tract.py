@@ -1,12 +1,4 @@
-"""TrAct: the first layer is trained as if its pre-activations could be moved, not its weights.
-
-    z = x W,   x (b, in) rows,   g (b, out) the gradient with respect to z
-    dW = (x^T x / b + damping I)^{-1} x^T g                the step in W nearest to the step -g in z
-       = x^T (x x^T / b + damping I)^{-1} g                the same, of a matrix of b x b where b < in
-
-Of a convolution the rows of x are the patches under the kernel, b = examples * positions. Everything else of the
-backward pass is as always, and the optimizer behind it too.
-"""
+"""TrAct: the first layer is trained as if its pre-activations were trained, not its weights."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +21,14 @@ Padding = str | int | Sequence[tuple[int, int]]
 def tract(x: Any, g: Any, *, damping: Scalar = 0.1) -> jax.Array:
     """The gradient of a first layer's kernel from its inputs and the gradient of its outputs.
 
-    Equations: at the head of this file.
+    Equations:
+
+        z = x W,   x (b, in) rows,   g (b, out) the gradient with respect to z
+        dW = (x^T x / b + damping I)^{-1} x^T g                the step in W nearest to the step -g in z
+           = x^T (x x^T / b + damping I)^{-1} g                the same, from a b x b matrix where b < in
+
+    For a convolution the rows of x are the patches under the kernel, b = examples * positions. The rest of the backward
+    pass and the optimizer do not change.
 
     Args:
       x: inputs, shape (..., in); all axes but the last are rows.
@@ -39,8 +38,8 @@ def tract(x: Any, g: Any, *, damping: Scalar = 0.1) -> jax.Array:
         for inputs of variance 1). For a large one damping * dW is the ordinary gradient.
 
     Returns:
-      The gradient (in, out), in the dtype of x, computed in float32 or wider. Over a batch that is cut over devices
-      x^T x is an all-reduce of in^2 numbers, and the small solve is done by each.
+      The gradient (in, out), in the dtype of x, computed in float32 or wider. Collectives: for a sharded batch an
+      all-reduce of in^2 numbers for x^T x; every device solves the small system.
 
     Raises:
       ValueError: a damping that is not positive; rows that do not match.
@@ -51,8 +50,8 @@ def tract(x: Any, g: Any, *, damping: Scalar = 0.1) -> jax.Array:
       0.8
 
     Reference: Petersen, Borgelt, Ermon. TrAct: Making First-layer Pre-Activations Trainable. 2024, arXiv 2410.23970.
-    Solved by Cholesky; the official option "cholesky_inverse" is handed the matrix where its factor is due, and gives
-    something else.
+    Solved by Cholesky; the official option "cholesky_inverse" gets the matrix in place of its factor, and gives another
+    result.
     """
     checks.arrays(x=x, g=g)
     x, g = floating("x", x), floating("g", g)
@@ -95,8 +94,8 @@ def _damped(damping: Any, like: jax.Array) -> jax.Array:
 def tract_linear(x: Any, kernel: Any, bias: Any = None, *, damping: Scalar = 0.1) -> jax.Array:
     """x @ kernel + bias, whose kernel's gradient is that of TrAct.
 
-    Equations: at the head of this file. For the first layer of a network; further layers may have it, but see inputs
-    that change with training.
+    Equations: dW of `tract`. It is for the first layer of a network; it works in other layers, but their inputs change
+    during training.
 
     Args:
       x: inputs, shape (..., in).
@@ -135,7 +134,7 @@ def tract_conv(
 ) -> jax.Array:
     """A convolution whose kernel's gradient is that of TrAct.
 
-    Equations: at the head of this file.
+    Equations: dW of `tract`, with the patches under the kernel for the rows of x.
 
     Args:
       x: inputs, shape (examples, *space, in), one space axis or more.
@@ -146,8 +145,8 @@ def tract_conv(
       damping: as in `tract`, > 0. Default 0.1 (official code).
 
     Returns:
-      Outputs, shape (examples, *space, out). Memory: in training the patches, window-size times the input, are made
-      in the forward pass and kept.
+      Outputs, shape (examples, *space, out). Memory: in training the patches, the size of the window times the input,
+      are computed in the forward pass and kept.
 
     Raises:
       ValueError: a damping that is not positive; shapes that do not fit.
@@ -178,7 +177,7 @@ def tract_conv(
     patches = jax.lax.conv_general_dilated_patches(
         x, kernel.shape[:-2], steps, pads, dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C")
     )
-    # Patches come with the input channel slowest: the kernel's axes in that order.
+    # In patches the input channel is the slowest axis; the axes of the kernel are put in that order.
     flat = jnp.moveaxis(kernel, -2, 0).reshape(-1, kernel.shape[-1])
     return tract_linear(patches, flat, bias, damping=damping)
 

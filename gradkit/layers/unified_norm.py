@@ -1,14 +1,4 @@
-"""Unified normalization: PowerNorm with windows in place of running means, and outliers left out.
-
-    q   = geometric mean of the quadratic means of the last `window` batches, this one included
-    q  <- b min(max(q / b, 1 / clamp), clamp)               b the quadratic mean of this batch
-    z   = x / sqrt(q + eps),   y = scale z + bias
-    skip: q = b for a channel whose window spreads too far: A - q > window V,
-          A the arithmetic mean and V the variance of the window, both relative: of the entries over A
-    dx  = (g - e z) / sqrt(q + eps),   e the arithmetic mean of the last `window` means of g z, this one included
-
-In the first `warmup_steps` steps q = b.
-"""
+"""Unified normalization: PowerNorm with windows in place of running means, without outliers."""
 
 from typing import Any, NamedTuple
 
@@ -26,8 +16,8 @@ PAPER = Paper("Unified Normalization for Accelerating and Stabilizing Transforme
 
 
 class UnifiedNormState(NamedTuple):
-    """Number of training steps, and the quadratic means of the last batches, newest first, (window, channels); start at
-    0 and 1.
+    """The number of training steps, and the quadratic means of the last batches, newest first, (window, channels); they
+    start at 0 and 1.
 
     >>> UnifiedNormState(jnp.zeros((), jnp.int32), jnp.ones((4, 8))).mean_squares.shape
     (4, 8)
@@ -38,7 +28,7 @@ class UnifiedNormState(NamedTuple):
 
 
 def _means(window: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Geometric mean, arithmetic mean and variance of every channel."""
+    """The geometric mean, arithmetic mean and variance of every channel."""
     tiny = jnp.finfo(window.dtype).tiny
     geometric = jnp.exp(jnp.mean(jnp.log(jnp.maximum(window, tiny)), axis=0))
     return geometric, jnp.mean(window, axis=0), jnp.var(window, axis=0)
@@ -58,7 +48,16 @@ def unified_norm(
 ) -> tuple[jax.Array, UnifiedNormState]:
     """Batch normalization for Transformers by the geometric mean of a few batches.
 
-    Equations: at the head of this file.
+    Equations, with the quadratic mean b of this batch, the arithmetic mean A and the variance V of the quadratic means
+    of the last `window` batches, all in units of A, and the gradient g with respect to z:
+
+        q   = geometric mean of the quadratic means of the last `window` batches, this one included
+        q  <- b min(max(q / b, 1 / clamp), clamp)
+        q  <- b                                                 where A - q > window V (an outlier), and in the first
+                                                                `warmup_steps` steps
+        z   = x / sqrt(q + eps),   y = scale z + bias
+        dx  = (g - e z) / sqrt(q + eps)
+        e   = arithmetic mean of the last `window` means of g z, this one included
 
     Args:
       x: activations (examples, ..., channels).
@@ -68,11 +67,11 @@ def unified_norm(
         window is 4.
       control: the last means of g z, newest first, (window, channels), 0 at the start. THE DERIVATIVE WITH RESPECT TO
         IT IS NO DERIVATIVE: it is the control of the next step, to be stored as it is.
-      warmup_steps: steps in which the quadratic mean of the batch normalises, >= 0. Default 4000 (official code).
+      warmup_steps: steps with the quadratic mean of the batch, >= 0. Default 4000 (official code).
       clamp: largest ratio of the window's mean to that of the batch, and of its reciprocal, >= 1. Default 5 (official
         code).
       eps: added to the quadratic mean, > 0. Default 1e-5.
-      use_running_average: True at inference: the window normalises and is left as it is. Default False.
+      use_running_average: True at inference: x is normalized by the window, which does not change. Default False.
 
     Returns:
       (y, state), y in the shape and dtype of x. State: two windows of a word per channel.
@@ -88,7 +87,7 @@ def unified_norm(
       [0.707 0.707]
 
     Reference: Yang et al. Unified Normalization for Accelerating and Stabilizing Transformers. 2022, arXiv 2208.01313.
-    The test of outliers is in numbers relative to the arithmetic mean, so that it does not depend on the unit of x.
+    The test of outliers is relative to the arithmetic mean, so that it does not depend on the unit of x.
     """
     checks.instance("state", state, UnifiedNormState)
     checks.arrays(x=x, scale=scale, bias=bias, control=control)

@@ -1,12 +1,4 @@
-"""Layer-wise decay of the learning rate: deeper layers take larger steps.
-
-    exponent    embeddings and what else stands before the layers    N + 1
-                layer i of N, i = 0 .. N - 1                          N - i
-                final norm, head, and what else follows               0
-    d_t = decay ** exponent * u_t
-
-Layers are numbered modules (`layers/3`, `encoderblock_3`) or the stack axes of the layout.
-"""
+"""Layer-wise decay of the learning rate: later layers take larger steps."""
 
 import re
 from collections.abc import Sequence
@@ -30,7 +22,7 @@ _EARLY = re.compile(r"embed\w*|emb|wte|wpe|stem|patch\w*|pos\w*|cls|tokens?|toke
 
 
 class _Place(NamedTuple):
-    """Where a leaf stands in a tower of layers: the tower, the number of its module or None, the stack axes."""
+    """The position of a leaf in a tower of layers: the tower, the number of its module or None, the stack axes."""
 
     tower: str
     number: int | None
@@ -38,7 +30,7 @@ class _Place(NamedTuple):
 
 
 def exponents(params: PyTree, layout: Layout | None = None) -> list[np.ndarray]:
-    """Per leaf how often the learning rate is decayed, along its stack axes where it is a stack of layers.
+    """The exponent of the decay for each leaf, along its stack axes where it is a stack of layers.
 
     Args:
       params: arrays or shapes.
@@ -60,7 +52,7 @@ def exponents(params: PyTree, layout: Layout | None = None) -> list[np.ndarray]:
     shapes = [tuple(jnp.shape(x)) for x in jax.tree.leaves(params)]
     decided = resolve_layout(layout, params, method="layerwise_decay")
     every = [decided(name, shape) for name, shape in zip(known, shapes, strict=True)]
-    # A layout of the user's own does not tell layers from experts.
+    # A layout of the user does not distinguish stacks of layers from stacks of experts.
     layers = (
         {e[0]: own for e, own in zip(decided.entries, decided.layers, strict=True)}
         if isinstance(decided, Decision)
@@ -121,7 +113,7 @@ def _places(
 def _stacked_module(
     i: int, known: Sequence[str], stacks: Sequence[tuple[int, ...]], shapes: Sequence[tuple[int, ...]]
 ) -> str:
-    """The largest module all of whose leaves are stacked as this one is."""
+    """The largest module all of whose leaves have the same stack axes as this one."""
 
     def sizes(j: int) -> tuple[int, ...]:
         return tuple(shapes[j][a] for a in stacks[j])
@@ -141,7 +133,7 @@ def _sizes(i: int, places: dict[int, _Place], shapes: Sequence[tuple[int, ...]])
 
 
 def _numbers(tower: str, places: dict[int, _Place], shapes: Sequence[tuple[int, ...]]) -> dict[int, int]:
-    """Per numbered module of a tower how many layers are stacked in it, by number."""
+    """The number of layers that are stacked in each numbered module of a tower, by the number of the module."""
     out: dict[int, int] = {}
     for i, place in places.items():
         if place.tower == tower and place.number is not None:
@@ -175,7 +167,7 @@ def _inside(i: int, places: dict[int, _Place], shapes: Sequence[tuple[int, ...]]
 
 
 def _nearest(name: str, depth: dict[str, int]) -> int:
-    """How many layers the deepest tower has that is nearest to a leaf."""
+    """The number of layers of the deepest of the towers that are nearest to a leaf."""
     module = name
     while True:
         module = module.rpartition("/")[0]
@@ -194,7 +186,15 @@ def _power(decay: Any, exponent: np.ndarray) -> Any:
 def layerwise_decay(decay: Scalar, *, layout: Layout | None = None) -> optax.GradientTransformationExtraArgs:
     """Layer-wise decay of the learning rate: the last layer learns fastest, the embeddings slowest.
 
-    Equations: at the head of this file. It stands last in a chain, behind the optimizer.
+    Equations:
+
+        d_t = decay^n u_t
+        n   = N + 1                               embeddings, and other leaves before the layers
+        n   = N - i                               layer i of N, i = 0 ... N - 1
+        n   = 0                                   final norm, head, and other leaves after the layers
+
+    Layers are numbered modules (`layers/3`, `encoderblock_3`) or the stack axes of the layout. It is the last link of a
+    chain, after the optimizer.
 
     Args:
       decay: factor per layer, in (0, 1]. Fine-tuning of large models takes 0.65 to 0.9.
@@ -232,7 +232,7 @@ def layerwise_decay(decay: Scalar, *, layout: Layout | None = None) -> optax.Gra
         def scale(state: Any) -> tuple[Any, Any]:
             leaves, structure = jax.tree.flatten(updates)
             powers = exponents(updates, layout)
-            # A Python float keeps its digits until it is rounded to the leaf's dtype.
+            # A Python float is rounded once, to the dtype of the leaf.
             factors = [_power(decay, e) for e in powers]
             scaled = [u * jnp.asarray(f).astype(u.dtype) for u, f in zip(leaves, factors, strict=True)]
             return structure.unflatten(scaled), state

@@ -1,7 +1,4 @@
-"""Flooding: a training loss that is kept from falling below a level.
-
-flooded = |loss - b| + b,   gradient: that of the loss above the level b, its opposite below
-"""
+"""Flooding: a training loss that does not fall below a level."""
 
 import functools
 from collections.abc import Callable
@@ -16,9 +13,13 @@ PAPER = Paper("Do We Need Zero Training Loss After Achieving Zero Training Error
 
 
 def flooding(loss_fn: Callable[..., Any], b: Any, *, has_aux: bool = False) -> Callable[..., Any]:
-    """A loss with the level b as its floor: descent above, ascent below, a random walk along it in the end.
+    """A loss with the lower bound b: gradient descent above it, ascent below, and in the end a random walk along it.
 
-    Equations: at the head of this file.
+    Equations:
+
+        flooded = |loss - b| + b
+        gradient = grad loss                  where loss > b
+        gradient = -grad loss                 where loss < b
 
     Args:
       loss_fn: (*args) -> scalar, or (scalar, aux): the mean over a batch, not the loss of one example.

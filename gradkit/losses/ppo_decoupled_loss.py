@@ -1,13 +1,4 @@
-"""PPO with the policy that acted and the policy that steps are kept near to apart.
-
-With log-probabilities lp of the actions under the policy, lp_behavior under the one that chose them, lp_proximal under
-the one that limits the step, and advantages A:
-
-    lp_behavior <- max(lp_behavior, stop_gradient(lp) - log(ratio_max))
-    near        = clip(lp - lp_proximal, log(1 - epsilon), log(1 + epsilon)) + lp_proximal
-    clipped     mean max(-A exp(lp - lp_behavior), -A exp(near - lp_behavior))
-    penalised   mean(-A exp(lp - lp_behavior)) + kl_coefficient / 2 mean((lp - lp_proximal)^2)
-"""
+"""PPO with separate behavior and proximal policies."""
 
 from typing import Any
 
@@ -23,7 +14,7 @@ PAPER = Paper("Batch size-invariance for policy optimization", "Hilton, Cobbe, S
 
 
 def _wide(ratio_max: Any, **given: Any) -> list[jax.Array]:
-    """The arrays in float32 or wider, with the behavior policy's raised where the ratio would exceed `ratio_max`."""
+    """The arrays in float32 or wider, with lp_behavior increased where the ratio would exceed `ratio_max`."""
     arrays = {name: jnp.asarray(x) for name, x in given.items()}
     shapes = {name: x.shape for name, x in arrays.items()}
     if len({*shapes.values()}) != 1:
@@ -47,18 +38,25 @@ def ppo_decoupled_loss(
     epsilon: Scalar = 0.2,
     ratio_max: Scalar = 100.0,
 ) -> jax.Array:
-    """PPO's clipped loss, where one policy weighs the actions and another limits the step.
+    """PPO's clipped loss, with a behavior policy for the importance weights and a proximal policy for the step.
 
-    Equations: at the head of this file. With both policies the same this is PPO. To make training invariant to the size
-    of the batch, the proximal policy is a running mean of the parameters, `gk.proximal_ewma`: with batches c times
-    smaller, Adam's rate is sqrt(c) times smaller (SGD's c times) and the mean reaches c times as many steps back.
+    Equations, with log-probabilities lp of the actions under the policy, lp_behavior under the one that chose them,
+    lp_proximal under the one that limits the step, and advantages A:
+
+        lp_behavior <- max(lp_behavior, stop_gradient(lp) - log(ratio_max))
+        near = clip(lp - lp_proximal, log(1 - epsilon), log(1 + epsilon)) + lp_proximal
+        loss = mean(max(-A exp(lp - lp_behavior), -A exp(near - lp_behavior)))
+
+    With both policies the same this is PPO. To make training invariant to the batch size, the proximal policy is a
+    running mean of the parameters, `gk.proximal_ewma`: with batches c times smaller, Adam's learning rate is sqrt(c)
+    times smaller (SGD's c times), and the mean extends over c times as many steps.
 
     Args:
       log_prob: lp, floating point of any shape; what is differentiated.
-      behavior_log_prob: of the policy that chose the actions, same shape.
-      proximal_log_prob: of the policy that steps are kept near to, same shape.
+      behavior_log_prob: log-probabilities under the policy that chose the actions, same shape.
+      proximal_log_prob: log-probabilities under the policy that limits the step, same shape.
       advantages: A, same shape; usually with mean 0 and variance 1.
-      epsilon: how far the ratio to the proximal policy may go, in (0, 1). Default 0.2.
+      epsilon: largest difference of the ratio to the proximal policy from 1, in (0, 1). Default 0.2.
       ratio_max: largest ratio to the behavior policy, > 0. Default 100 (official code).
 
     Returns:
@@ -104,15 +102,18 @@ def ppo_decoupled_kl_loss(
     kl_coefficient: Scalar = 1.0,
     ratio_max: Scalar = 100.0,
 ) -> jax.Array:
-    """PPO's penalised loss, where one policy weighs the actions and another limits the step.
+    """PPO's penalized loss, with a behavior policy for the importance weights and a proximal policy for the step.
 
-    Equations: at the head of this file; half the mean square of a difference of log-probabilities is the divergence to
-    second order.
+    Equations: those of `ppo_decoupled_loss`, with another loss:
+
+        loss = mean(-A exp(lp - lp_behavior)) + kl_coefficient / 2 mean((lp - lp_proximal)^2)
+
+    Half the mean square of a difference of log-probabilities is the Kullback-Leibler divergence to second order.
 
     Args:
       log_prob: lp, floating point of any shape; what is differentiated.
-      behavior_log_prob: of the policy that chose the actions, same shape.
-      proximal_log_prob: of the policy that steps are kept near to, same shape.
+      behavior_log_prob: log-probabilities under the policy that chose the actions, same shape.
+      proximal_log_prob: log-probabilities under the policy that limits the step, same shape.
       advantages: A, same shape.
       kl_coefficient: weight of the penalty, >= 0. Default 1.
       ratio_max: largest ratio to the behavior policy, > 0. Default 100 (official code).

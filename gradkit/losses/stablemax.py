@@ -1,9 +1,4 @@
-"""StableMax: a softmax that grows linearly, so that the loss of a fitted example does not vanish in rounding.
-
-s(z) = z + 1  for z >= 0,   1 / (1 - z)  for z < 0              log s(z) = sign(z) log(1 + |z|),   s(-z) = 1 / s(z)
-log p_i = log s(z_i) - log sum_j s(z_j)
-loss = -log p_label
-"""
+"""StableMax: a softmax that grows linearly, so that the loss of a fitted example does not vanish in rounding."""
 
 from typing import Any
 
@@ -18,7 +13,7 @@ PAPER = Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 20
 
 
 def _log_s(z: jax.Array) -> jax.Array:
-    # Two branches instead of sign and modulus, whose derivative at 0 is 0 where it should be 1. A NaN stays one.
+    # Two branches in place of sign(z) log(1 + |z|), whose computed derivative at 0 is 0 and not 1. NaN stays NaN.
     rising = z >= 0
     up, down = jnp.where(rising, z, jnp.zeros_like(z)), jnp.where(rising, jnp.zeros_like(z), -z)
     return jnp.log1p(up) - jnp.log1p(down)
@@ -27,7 +22,11 @@ def _log_s(z: jax.Array) -> jax.Array:
 def log_stablemax(logits: Any, *, axis: int = -1) -> jax.Array:
     """The logarithm of probabilities that grow linearly in their logits, not exponentially.
 
-    Equations: at the head of this file.
+    Equations:
+
+        s(z) = z + 1                              z >= 0
+        s(z) = 1 / (1 - z)                        z < 0; so log s(z) = sign(z) log(1 + |z|)
+        log p_i = log s(z_i) - log sum_j s(z_j)
 
     Args:
       logits: real numbers of any shape.
@@ -58,12 +57,16 @@ def log_stablemax(logits: Any, *, axis: int = -1) -> jax.Array:
 def stablemax_cross_entropy(logits: Any, labels: Any) -> jax.Array:
     """Cross entropy on StableMax, instead of `optax.softmax_cross_entropy_with_integer_labels`.
 
-    Equations: at the head of this file. The gradient of a fitted example falls as 1 / z^2 in its margin z, where that
-    of softmax falls as exp(-z), and is rounded to 0: training goes on where it would stop.
+    Equations, with log p of `log_stablemax`:
+
+        loss = -log p_label
+
+    The gradient of a fitted example falls as 1 / z^2 in its margin z; that of softmax falls as exp(-z), and is rounded
+    to 0, where training stops.
 
     Args:
       logits: real numbers, shape (..., classes).
-      labels: integers in [0, classes), shape (...). One that is outside gives the loss NaN.
+      labels: integers in [0, classes), shape (...). A label outside gives the loss NaN.
 
     Returns:
       The loss of every example, shape (...), in float32 or wider; take the mean.

@@ -26,7 +26,7 @@ class Cooldown(NamedTuple):
     Attributes:
       start: step of the checkpoint; None: the last there is.
       steps: its length.
-      shape: of the fall; a name of the table at the head of `gradkit.schedules.phases`.
+      shape: of the fall; a shape of `gk.schedules.phases`.
       floor: the learning rate it ends at, as a fraction of the peak.
     """
 

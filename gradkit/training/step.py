@@ -1,12 +1,4 @@
-"""One training step for Flax linen, Flax NNX and plain trees: loss -> gradient source -> transformation -> parameters.
-
-    (value, aux), g = source(loss)(params, batch)
-    updates, opt_state = tx.update(g, opt_state, params, value, grad, value_fn, grad_fn, hvp_fn, key)
-    params = params + updates
-
-The step itself is `one_step`, as in every loop: every cheap extra argument is passed, and those that cost something
-where a link needs them, so any method works.
-"""
+"""One training step for Flax linen, Flax NNX and plain trees: loss, gradient source, transformation, parameters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,12 +27,12 @@ class TrainState:
 
     Attributes:
       step: number of steps made, int32.
-      params: the trained parameters. Of an NNX module: its state of type `wrt`, as bare arrays.
+      params: the trained parameters. For an NNX module: its state of type `wrt`, as bare arrays.
       opt_state: the state of the transformation.
-      model_state: what the model keeps besides parameters (BatchNorm statistics, counters of random streams).
-      key: the random key of the run; every step folds its number into it, so it stays the same.
-      graph: of an NNX module, what `nnx.merge` needs; not an array.
-      lies: of a run on a mesh, the sharding of every array above, which every step keeps; not an array.
+      model_state: the variables of the model besides parameters (BatchNorm statistics, counters of random streams).
+      key: the random key of the run; it stays the same, because every step folds its number into it.
+      graph: for an NNX module, the graph definition for `nnx.merge`; not an array.
+      lies: for a run on a mesh, the sharding of every array above, which every step keeps; not an array.
     """
 
     step: jax.Array
@@ -80,7 +72,7 @@ class TrainStep:
 
 
 def _own(tree: Any, copy: bool) -> Any:
-    """Arrays of strong types, which donation may consume."""
+    """Arrays of strong types, which may be donated."""
     return jax.tree.map(lambda x: jnp.array(x, dtype=getattr(x, "dtype", jnp.result_type(x)), copy=copy), tree)
 
 
@@ -97,7 +89,7 @@ def _apart(tree: Any, *others: Any) -> Any:
 
 
 def _state(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The state of a transformation, born on the mesh of its parameters where all of them lie on one."""
+    """The state of a transformation, created on the mesh of its parameters where all of them are on one mesh."""
     leaves = jax.tree.leaves(params)
     if leaves and all(isinstance(x.sharding, NamedSharding) and x.sharding.mesh.size > 1 for x in leaves):
         return init_sharded(tx, params)
@@ -105,7 +97,7 @@ def _state(tx: optax.GradientTransformation, params: Any) -> Any:
 
 
 def _on_mesh(state: TrainState) -> TrainState:
-    """The state with all that is not on the mesh of the parameters, such as counters, replicated over it."""
+    """The state with arrays that are not on the mesh of the parameters, such as counters, replicated over it."""
     on = [x.sharding for x in jax.tree.leaves(state.params) if isinstance(x.sharding, NamedSharding)]
     if not on:
         return state
@@ -119,7 +111,7 @@ def _on_mesh(state: TrainState) -> TrainState:
 
 
 def _stay(state: TrainState) -> TrainState:
-    """The state where it lay: over Auto axes the compiler would choose, and may choose anew after every step."""
+    """The state with its shardings: over Auto axes the compiler would choose others, possibly after every step."""
     if state.lies is None or not any(kind == AxisType.Auto for kind in state.lies[0].mesh.axis_types):
         return state
     leaves, structure = jax.tree.flatten(state)
@@ -140,7 +132,14 @@ def make_train_step(
 ) -> TrainStep:
     """A compiled training step for linen, NNX and plain trees.
 
-    Equations: at the head of this file.
+    Equations:
+
+        (value, aux), g = source(loss)(params, batch)
+        updates, opt_state = tx.update(g, opt_state, params, value, grad, value_fn, grad_fn, hvp_fn, key)
+        params = params + updates
+
+    The step itself is `one_step`, as in every loop: all cheap extra arguments are passed, and expensive ones where a
+    link needs them, so any method works.
 
     Args:
       loss_fn: a mean over the batch, in one of three forms. A batch is any tree. Where `tx` begins with an aggregator
@@ -208,7 +207,7 @@ def make_train_step(
     if gradient is not None and microbatches > 1:
         raise ValueError("microbatches must be 1 with a gradient of your own: compose the two sources in `gradient`")
     if weight is not None and microbatches == 1:
-        raise ValueError("weight is of microbatches, and there is only one")
+        raise ValueError("weight must be None with microbatches=1, got a function; write microbatches=2 or more")
     tx = optax.with_extra_args_support(tx)
     trained = nnx.Param if wrt is None else wrt
     compute = one_form(loss_fn, has_aux, trained)

@@ -160,7 +160,7 @@ def test_a_tree_of_ranks(x64: None) -> None:
     d = directions(tx, [g])[0]
     assert {k: int(np.linalg.matrix_rank(np.asarray(d[k]))) for k in "abc"} == {"a": 1, "b": 3, "c": 2}
     assert_equal((d["d"], d["bias"]), (g["d"], g["bias"]))
-    with pytest.raises(ValueError, match=r"not there: \['e'\]"):
+    with pytest.raises(ValueError, match=r"do not have: \['e'\]"):
         gk.project_low_rank(rank={"e": 1}).init(g)
     with pytest.raises(ValueError, match=r"'bias' of shape .* is no matrix"):
         gk.project_low_rank(rank={"bias": 1}).init(g)

@@ -46,9 +46,9 @@ def test_the_result_is_the_mean_over_batches_whatever_was_there_before() -> None
 
 def test_bad_input() -> None:
     stats = {"mean": jnp.zeros(3)}
-    with pytest.raises(ValueError, match="batches must hold one batch or more"):
+    with pytest.raises(ValueError, match="batches must have one batch or more"):
         recompute_batch_stats(lambda s, x: s, [], stats)
-    with pytest.raises(ValueError, match="takes in nothing of a batch"):
+    with pytest.raises(ValueError, match="momentum of every layer must be below 1"):
         recompute_batch_stats(lambda s, x: s, [jnp.ones((2, 3))], stats)
     with pytest.raises(ValueError, match="apply must be callable"):
         recompute_batch_stats(None, [], stats)  # pyright: ignore[reportArgumentType]

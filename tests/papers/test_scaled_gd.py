@@ -104,7 +104,7 @@ def test_the_gram_matrix_alone_travels() -> None:
 
 def test_bad_input() -> None:
     wide, tall = jnp.ones((2, 3)), jnp.ones((3, 2))
-    with pytest.raises(ValueError, match=r"'w', 2 x 3, is singular; take damping > 0"):
+    with pytest.raises(ValueError, match=r"'w', 2 x 3, is singular with damping=0; give damping > 0"):
         gk.scaled_gd(damping=0.0).init({"w": wide})
     gk.scaled_gd(damping=0.1).init({"w": wide})
     tx = gk.scale_by_factor_gram(0.1)

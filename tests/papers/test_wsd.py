@@ -88,7 +88,7 @@ def test_vmap_over_the_peak() -> None:
         ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0"),
         ({"stable_steps": -1}, "stable_steps must be an integer >= 0"),
         ({"decay_steps": 1.5}, "decay_steps must be an integer >= 0"),
-        ({"decay_steps": None}, "go together"),
+        ({"decay_steps": None}, "must be given together"),
         ({"shape": "sqrt"}, "shape must be one of"),
         ({"shape": "exponential"}, r"end_value must be in \(0, inf\)"),
         ({"half_life": 3.0}, "half_life must be given with"),

@@ -175,7 +175,7 @@ def test_what_is_wrong_is_named() -> None:
     for kwargs, message in (
         ({"microbatches": 0}, "microbatches must be an integer >= 1"),
         ({"gradient": 3}, "gradient must be callable"),
-        ({"weight": len}, "weight is of microbatches"),
+        ({"weight": len}, "weight must be None"),
     ):
         with pytest.raises(ValueError, match=message):
             make_train_step(linear, tx, **kwargs)

@@ -330,14 +330,9 @@ def hybrid_auon(
 ) -> optax.GradientTransformationExtraArgs:
     """AuON after a step of Newton-Schulz on every matrix, with a learning rate and decay.
 
-    Equations, of every tensor: those of `auon`, with one more step between u_t and n:
+    Equations: those of `auon`, with another u_t:
 
-        m_t = momentum m_{t-1} + (1 - momentum) g_t
         u_t = NS((1 - momentum) g_t + momentum m_t)         every matrix of u_t orthogonalised
-        n = |u_t|_F + eps_norm
-        R = sqrt(mean(cosh(gamma u_t / n)^2))
-        d_t = s u_t / (R + eps)                             u_t / n in place of u_t with `normalize`
-        x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 
     Leaves without inputs or outputs, such as vectors and scalars, are not orthogonalised.
 
