@@ -119,7 +119,7 @@ def wta_crs_linear(
     Equations, for dW = sum_i x_i^T g_i over n rows (examples, tokens), of which k are kept; with the set C of the j
     most probable rows, and the sum P_j of their probabilities:
 
-        p_i = |x_i| |g_i| / sum over all rows              |g_i| from the last visit of the row; without one, |x_i| alone
+        p_i = |x_i| |g_i| / sum over all rows   |g_i| from the last visit of the row; without one, |x_i| alone
         j   = argmin of (1 - P_j) / (k - j)                over j = 0 ... k - 1
         dW ~ sum over i in C of x_i^T g_i
              + (1 - P_j) / (k - j) times the sum over k - j rows m of x_m^T g_m / p_m,  drawn outside C by p

@@ -324,7 +324,8 @@ def powersgd(
     Reference: Vogels, Karimireddy, Jaggi. PowerSGD: Practical Low-Rank Gradient Compression for Distributed
     Optimization. 2019, arXiv 1905.13727. The paper's code and PyTorch's hook remember the gradient minus the mean
     approximation: the results are the same, and what differs between replicas stays in memory for ever.
-    The optimizer of the paper, x - gamma (g + m) with m <- lambda m + g, is not optax's Nesterov; any optimizer may follow here.
+    The optimizer of the paper, x - gamma (g + m) with m <- lambda m + g, is not optax's Nesterov; any optimizer may
+    follow here.
     """
     checks.switch(error_feedback=error_feedback)
     start_step = checks.integer("start_step", start_step)

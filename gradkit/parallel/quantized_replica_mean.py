@@ -142,7 +142,8 @@ def quantized_replica_mean(tree: PyTree, axis_name: Any = "replica", *, bits: in
 
     Returns:
       A tree like the one given, of its dtypes, the same bits on all replicas. Each of the two roundings changes
-      an entry by at most half a step of its block: max|x| / 254 in 8 bits. A block with an entry that is not finite becomes NaN.
+      an entry by at most half a step of its block: max|x| / 254 in 8 bits. A block with an entry that is not finite
+      becomes NaN.
       Collectives: one all-to-all and one all-gather of integers, and of their scales.
 
     Raises:

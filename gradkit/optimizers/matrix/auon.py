@@ -199,9 +199,8 @@ def auon(
         d_t = s u_t / (R + eps)                             u_t / n in place of u_t with `normalize`
         x_t = x_{t-1} - learning_rate (d_t + weight_decay x_{t-1})
 
-    s is sqrt(max(1, outputs / inputs)) of a matrix with `scale_by_shape`, and 1 otherwise.
-
-    The squares of the entries of u / n add up to 1, so R = 1 + gamma^2 / (2 size) to first order: 1.00027 for a
+    s is sqrt(max(1, outputs / inputs)) of a matrix with `scale_by_shape`, and 1 otherwise. The squares of the
+    entries of u / n add up to 1, so R = 1 + gamma^2 / (2 size) to first order: 1.00027 for a
     64 x 64 matrix. To that precision AuON as released is gradient descent with Nesterov's momentum.
 
     Args:
@@ -334,7 +333,7 @@ def hybrid_auon(
 
         u_t = NS((1 - momentum) g_t + momentum m_t)         every matrix of u_t orthogonalised
 
-    Leaves without inputs or outputs, such as vectors and scalars, are not orthogonalised.
+    Leaves without inputs or outputs are not orthogonalised.
 
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.24 (released code).
