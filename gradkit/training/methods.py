@@ -275,7 +275,7 @@ def find(method: Any) -> Method:
     """The method of a name, a factory, a chain or a file.
 
     Args:
-      method: see the head of this file.
+      method: see the docstring of this module.
 
     Raises:
       ValueError: a name that nothing has, with the nearest; a file that fails; what is none of these.

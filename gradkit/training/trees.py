@@ -67,7 +67,7 @@ def parameters(workload: str | None, model: str | None, params: str | None, data
 
 
 def from_json(where: str) -> Any:
-    """The tree that a JSON file describes; see the head of this file."""
+    """The tree that a JSON file describes."""
     file = pathlib.Path(where)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")

@@ -333,8 +333,6 @@ def hybrid_auon(
 
         u_t = NS((1 - momentum) g_t + momentum m_t)         every matrix of u_t orthogonalised
 
-    Leaves without inputs or outputs are not orthogonalised.
-
     Args:
       learning_rate: step size >= 0, or a schedule. Default 0.24 (released code).
       momentum: decay of the mean, in [0, 1). Default 0.95 (released code).
