@@ -61,8 +61,7 @@ def scale_by_cosh_rms(
       (0.6481, 0.6481)
 
     Reference: Maity. AuON: A Linear-time Alternative to Semi-Orthogonal Momentum Updates. 2025, arXiv 2509.24320. The
-    paper's numerator is said to have norm 1, with gamma = 1 and the factor of the shape; the released code has
-    neither, and is the default.
+    paper's numerator is said to have norm 1, with gamma = 1 and the factor of the shape; the default has neither.
     """
     checks.layout(layout)
     checks.switch(normalize=normalize, scale_by_shape=scale_by_shape)
