@@ -165,7 +165,7 @@ def test_bad_input() -> None:
         step(tx, x, model_fn=lambda w: w, targets=jnp.ones((3, 1)))
     with pytest.raises(ValueError, match=r"model_fn must give \(examples, outputs\) for softmax_ce"):
         step(gk.egn(loss="softmax_ce"), x, model_fn=lambda w: w, targets=jnp.zeros(3, jnp.int32))
-    with pytest.raises(ValueError, match=r"system of 4097 rows, more than 4096: give solver='cg'"):
+    with pytest.raises(ValueError, match=r"system of 4097 rows, more than 4096; give solver='cg'"):
         step(tx, x, model_fn=lambda w: jnp.ones((4097, 1)) * w[0], targets=jnp.ones((4097, 1)))
     with pytest.raises(ValueError, match=r"damping must be in \(0, inf\)"):
         gk.linalg.damped_gauss_newton_solve(lambda v: v, lambda w: w, x, damping=0.0)

@@ -93,7 +93,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="wire must be one of 'packed', 'int8'"):
         parallel.terngrad(wire="float")
     tx = parallel.terngrad(key=0, wire="int8")
-    with pytest.raises(ValueError, match="up to 127 replicas, got 128"):
+    with pytest.raises(ValueError, match="at most 127 replicas, got 128"):
         jax.eval_shape(
             lambda g: jax.vmap(lambda g: tx.update(g, tx.init(g))[0], axis_name="replica")(g), jnp.ones((128, 2))
         )
