@@ -87,7 +87,7 @@ def test_a_lost_process_ends_the_others_with_a_word(tmp_path: pathlib.Path) -> N
     assert "because another process of this run was lost" in said, said[-2000:]
 
 
-def test_one_of_two_processes_is_terminated_and_both_end_with_one_line(tmp_path: pathlib.Path) -> None:
+def test_one_of_two_processes_is_terminated_and_both_end_with_a_word(tmp_path: pathlib.Path) -> None:
     run = ["--workload=heavytail", "--method=lion", "--steps=3000000", "--eval_every=1000", "--mesh=data=8"]
     run.append(f"--checkpoint_dir={tmp_path / 'saved'}")
     errors, saved = [tmp_path / "0.txt", tmp_path / "1.txt"], Checkpoints(tmp_path / "saved")
@@ -111,7 +111,7 @@ def test_one_of_two_processes_is_terminated_and_both_end_with_one_line(tmp_path:
     said = [error.read_text(errors="replace") for error in errors]
     assert codes[0] != 0 and codes[1] == 128 + signal.SIGTERM and waited < 20
     assert said[1].startswith("gradkit: terminated") and said[1].count("\n") == 1
-    assert said[0].startswith("gradkit: process 0 ends, because another process") and said[0].count("\n") == 1, said[0]
+    assert said[0].count("gradkit: process 0 ends, because another process of this run was lost") == 1, said[0][-2000:]
 
 
 def test_processes_that_disagree_are_refused_before_anything_is_compiled(tmp_path: pathlib.Path) -> None:

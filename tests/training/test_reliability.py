@@ -101,7 +101,7 @@ def test_a_child_that_dies_or_hangs_is_written_down_and_the_next_goes_on(load: A
     children, file = load("children"), tmp_path / "records.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
-        assert children.drive("trials", [0, 1, 2, 3], file, silence=5.0)
-        assert children.drive("trials", [0, 1, 2, 3], file, silence=5.0)
+        assert children.drive("trials", [0, 1, 2, 3], file, silence=3.0)
+        assert children.drive("trials", [0, 1, 2, 3], file, silence=3.0)
     found = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["outcome"] for row in found] == ["fine", "aborts", "hangs", "fine"]
