@@ -120,7 +120,7 @@ def test_the_code_and_the_file_of_a_chain_are_part_of_what_processes_have_in_com
     (tmp_path / "gradkit").mkdir()
     (tmp_path / "gradkit" / "a.py").write_text("x = 1\n")
     before = held.code()
-    monkeypatch.setattr("gradkit.__path__", [str(tmp_path / "gradkit")])
+    monkeypatch.setattr(held, "PACKAGE", tmp_path / "gradkit")
     assert len({before, held.code.__wrapped__()}) == 2
 
 
