@@ -69,7 +69,8 @@ class Finished:
                 row = json.loads(line)["result"]
             except ValueError:
                 break  # half written, when the race was killed
-            found = Result(**{**row, "sweep": Sweep(**_unpacked(row["sweep"])), "spread": tuple(row["spread"])})
+            given: dict[str, Any] = {**row, "sweep": Sweep(**_unpacked(row["sweep"])), "spread": tuple(row["spread"])}
+            found = Result(**given)
             self.results[found.workload, found.method] = found
         self._begun = False
 
