@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -248,7 +248,7 @@ def arrays(**given: Any) -> None:
     ValueError: params must be an array, a number or a tree of them, got 'zeros' in {'w': 'zeros'}
     """
     for name, tree in given.items():
-        for leaf in jax.tree.leaves(tree):
+        for leaf in [tree] if isinstance(tree, Iterator) else jax.tree.leaves(tree):
             if not _holds_numbers(leaf):
                 where = "" if leaf is tree else f" in {_short(tree)}"
                 raise ValueError(f"{name} must be an array, a number or a tree of them, got {_short(leaf)}{where}")

@@ -53,6 +53,21 @@ RIGHT: dict[str, Any] = {
 }
 
 
+def right_of(parameter: inspect.Parameter) -> Any:
+    """What is taken for an argument by its annotation: numbers for arrays, transformations for anything else."""
+    text = str(parameter.annotation)
+    if "Callable" in text:
+        return (loss, loss) if "Sequence" in text else loss
+    if "GradientTransformation" in text or parameter.name in TRANSFORMATIONS:
+        return optax.trace(0.5)
+    if parameter.annotation is str:
+        return "name"
+    if "Sequence" in text or "tuple" in text:
+        return (0.5, 0.5)
+    numeric = parameter.annotation is Any or "Array" in text
+    return np.float32(0.5) if numeric else optax.trace(0.5)
+
+
 def arguments(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     """What a function must be given: the example of its card, and a transformation for the rest."""
     given = jax.tree.map(
@@ -63,7 +78,7 @@ def arguments(name: str, function: Callable[..., Any]) -> dict[str, Any]:
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
         ):
-            given.setdefault(parameter.name, RIGHT.get(parameter.name, optax.trace(0.5)))
+            given.setdefault(parameter.name, RIGHT.get(parameter.name, right_of(parameter)))
     return given
 
 

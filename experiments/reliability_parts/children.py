@@ -89,8 +89,9 @@ def _child(module: str, items: list[Any], stream: Any, silence: float, until: fl
         except OSError:
             pass
 
-    for task in (read, write):
-        threading.Thread(target=task, daemon=True).start()
+    threads = [threading.Thread(target=task, daemon=True) for task in (read, write)]
+    for thread in threads:
+        thread.start()
     count, begun = 0, None
     try:
         while True:
@@ -111,6 +112,9 @@ def _child(module: str, items: list[Any], stream: Any, silence: float, until: fl
         hung = child.poll() is None and begun is not None
         child.kill()
         code = child.wait()
+        for thread in threads:
+            thread.join(10)
+        child.stdout.close()
     if begun is not None:
         said = f"silent for {silence:g} s" if hung else f"exit status {code}"
         print(
