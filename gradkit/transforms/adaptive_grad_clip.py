@@ -48,7 +48,6 @@ def block_norm(
     2021, arXiv 2102.06171; the layer-wise one of LARS.
     """
     checks.arrays(x=x)
-    checks.text(name=name)
     checks.axis_name("axis_name", axis_name)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
