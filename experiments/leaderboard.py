@@ -24,6 +24,9 @@ Which method reaches six targets the fastest, with the same number of trials for
 [the rules, and how a method is added](../../docs/guides/suite.md). A score is relative to the methods in its table: 1
 for the fastest on all workloads, 0 for one that misses all or takes four times as long. Made by
 `python experiments/leaderboard.py` from the files of `experiments/leaderboard/`.
+
+The first entries, with three trials and one study, ran on a machine that did other work as well: their steps count, but
+one study is no median, and their times are rough.
 """
 
 

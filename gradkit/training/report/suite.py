@@ -113,5 +113,5 @@ def _profile(axes: Any, found: Standings, which: str) -> None:
         )  # fmt: skip
     axes.set_xlim(1, R_MAX)
     axes.set_ylim(-0.02, 1.04)
-    axes.set_title(f"Share of the {len(found.workloads)} workloads within a factor of the fastest, by {which}")
+    axes.set_title(f"Share of workloads within a factor of the fastest, by {which}")
     axes.set_xlabel(f"{which} to the target, as a multiple of the fastest  (number: score)")
