@@ -47,7 +47,12 @@ def include(mean: jax.Array, x: jax.Array, share: Any) -> jax.Array:
 
 
 def average_iterates(
-    method: str, share: Callable[[jax.Array, jax.Array], Any], *, start: int = 0, from_first: bool = True
+    method: str,
+    share: Callable[[jax.Array, jax.Array], Any],
+    *,
+    start: int = 0,
+    from_first: bool = True,
+    before_step: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The link that all averages are built from: it must be the last of a chain, since it averages parameters plus
     updates.
@@ -58,6 +63,7 @@ def average_iterates(
       start: the first step (from 0) whose iterate is averaged.
       from_first: whether the mean starts at the parameters before the first averaged step, or at 0, for weights that
         start with 1.
+      before_step: whether the parameters from before every step are averaged, one step behind.
     """
 
     def init(params: optax.Params) -> IterateAverageState:
@@ -72,7 +78,8 @@ def average_iterates(
         def followed(m: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
             if from_first:
                 m = jnp.where(state.averaged == 0, x, m)
-            return jnp.where(on, include(m, x + u, share(jnp.maximum(n, 1), x)), m)
+            newest = x if before_step else x + u
+            return jnp.where(on, include(m, newest, share(jnp.maximum(n, 1), x)), m)
 
         mean = jax.tree.map(followed, state.mean, params, updates)
         return updates, IterateAverageState(increment(state.count), n, mean)

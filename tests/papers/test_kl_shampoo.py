@@ -9,6 +9,7 @@ import pytest
 
 import gradkit as gk
 from gradkit.engine import kl
+from tests.by_numpy import by_numpy
 from tests.papers.replay import assert_equal, normal, updates
 
 
@@ -108,18 +109,67 @@ def test_gaussian_gradients_are_whitened(x64: None) -> None:
     assert abs(np.cov(late.T) - np.eye(12)).max() < 0.3
 
 
+def test_exponents_are_a_half_for_each_side_and_one_for_the_other(x64: None) -> None:
+    """Of one entry g at every step, lambda_1 lambda_2 tends to g^2 and the direction to sign(g). With exponents of a
+    quarter, which Meta's class has by default, lambda_i = g^2 / sqrt(lambda_j) tends to g^(4/3), and the direction to
+    g^(1/3) = 2."""
+    g = jnp.full((1, 1), 8.0)
+    got = directions(gk.scale_by_kl_shampoo(b1=0.0, shampoo_beta=0.5, eps=0.0, init_factor=1.0), [g] * 12)
+    # With beta = 1/2 it is Newton's iteration for the root of g^2, of which ten steps are exact.
+    assert_equal(got[-1], np.ones((1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("method", "shares"),
+    [
+        (gk.scale_by_kl_shampoo, (0.1 / 6, 0.1 / 4)),
+        (gk.scale_by_kl_soap, (0.1 / 6, 0.1 / 4)),
+        (gk.scale_by_soap, (0.1, 0.1)),
+        (gk.scale_by_soap_muon, (0.1, 0.1)),
+        (lambda shampoo_beta: gk.scale_by_splus(b2=shampoo_beta), (0.1, 0.1)),
+    ],
+    ids=["kl_shampoo", "kl_soap", "soap", "soap_muon", "splus"],
+)
+def test_the_first_statistic_has_the_share_of_one_gradient(method: Any, shares: tuple[float, float], x64: None) -> None:
+    """(1 - beta) G G^T, over the length of the other side for KL: a code that starts with G G^T itself gives the first
+    gradient the weight of 1 / (1 - beta) later ones."""
+    g = normal(0, 4, 6)
+    tx = method(shampoo_beta=0.9)
+    S = by_numpy(tx.update)(g, tx.init(g))[1].S
+    for (name, share), x in zip(zip("01", shares, strict=True), (np.asarray(g), np.asarray(g).T), strict=True):
+        assert_equal(S[name], share * x @ x.T, 1e-12)
+
+
 def test_bases_stay_orthogonal_and_arbitrary_columns_what_they_were() -> None:
-    """In float32 over 200 refreshes; of a second moment of rank 1 the other columns stay."""
+    """In float32 over 1000 refreshes; of a second moment of rank 1 the other columns stay."""
     rng = np.random.default_rng(0)
     S = jnp.asarray(rng.standard_normal((1, 6, 6)), jnp.float32)
     S = S @ jnp.swapaxes(S, 1, 2)
-    Q = jax.lax.fori_loop(0, 200, lambda _, q: kl.next_bases([S], [q])[0], jnp.eye(6)[None])
+    Q = jax.lax.fori_loop(0, 1000, lambda _, q: kl.next_bases([S], [q])[0], jnp.eye(6)[None])
     # 6 products of 6 terms each, rounded to 2^-24.
     np.testing.assert_allclose(jnp.swapaxes(Q, 1, 2) @ Q, np.eye(6)[None], atol=3e-6)
     e = np.zeros((1, 4, 4), np.float32)
     e[0, 0, 0] = 1
     np.testing.assert_allclose(np.abs(kl.next_bases([jnp.asarray(e)], [jnp.eye(4)[None]])[0][0]), np.eye(4), atol=1e-6)
     np.testing.assert_allclose(kl.next_bases([jnp.asarray(0 * e)], [jnp.eye(4)[None]])[0][0], np.eye(4), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [gk.scale_by_kl_shampoo, gk.scale_by_kl_soap])
+def test_bases_of_the_method_are_orthogonal_after_a_thousand_refreshes(method: Any) -> None:
+    """In float32, with another gradient and a refresh at every step."""
+    G = jnp.asarray(np.random.default_rng(0).standard_normal((1001, 5, 7)), jnp.float32)
+    tx = method(update_interval=1)
+
+    @jax.jit
+    def run(G: jax.Array) -> Any:
+        return jax.lax.scan(lambda state, g: (tx.update(g, state)[1], None), tx.init(G[0]), G)[0]
+
+    state = run(G)
+    assert int(state.failed) == 0
+    for name, d in (("0", 5), ("1", 7)):
+        Q = np.asarray(state.Q[name], np.float64)
+        # The last decomposition: d reflections, each rounded to 2^-24 in both of its products.
+        np.testing.assert_allclose(Q.T @ Q, np.eye(d), atol=2 * d * 2**-24)
 
 
 def test_more_axes_are_whitened_from_before_the_call(x64: None) -> None:

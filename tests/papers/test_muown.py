@@ -110,6 +110,16 @@ def test_layers_and_fused_weights_are_matrices_of_their_own(x64: None) -> None:
     assert_equal(got["qkv"], jnp.concatenate(parts, axis=1))
 
 
+def test_three_times_as_many_outputs_as_inputs_are_one_matrix(x64: None) -> None:
+    """The official code splits such a leaf into three by its shape alone; here `splits` of the layout say so."""
+    w, g = np.asarray(normal(0, 3, 9)), [np.asarray(normal(1, 3, 9)), np.asarray(normal(2, 3, 9))]
+    want = reference(w, g, 0.05)
+    got = updates(gk.muown(0.05, method="svd"), jnp.asarray(w), [jnp.asarray(x) for x in g])
+    assert_equal(w + np.asarray(got[0]) + np.asarray(got[1]), want[1], rtol=1e-10)
+    parts = [reference(a, [x, y], 0.05)[1] for a, x, y in zip(*(np.split(x, 3, axis=1) for x in (w, *g)), strict=True)]
+    assert np.abs(np.concatenate(parts, axis=1) - want[1]).max() > 1e-3
+
+
 def test_vectors_take_adamw(x64: None) -> None:
     x, g = {"kernel": normal(0, 3, 4), "bias": normal(1, 4)}, {"kernel": normal(2, 3, 4), "bias": normal(3, 4)}
     got = updates(gk.muown(0.01), x, [g])[0]["bias"]

@@ -56,16 +56,20 @@ def test_scales_at_the_largest_dimension(x64: None) -> None:
 
 
 def test_decay_is_scaled_and_the_mean_is_of_parameters_after_the_step(x64: None) -> None:
+    """Or, as in the optax file, of those from before it, one step behind."""
     x, g = {"w": normal(0, 4, 6)}, [{"w": normal(i, 4, 6)} for i in (1, 2, 3)]
     tx = gk.splus(0.5, weight_decay=0.3, ema_rate=0.8)
     plain = updates(gk.splus(0.5, weight_decay=0.0), x, g[:1])[0]
     assert_equal(updates(tx, x, g[:1])[0], {"w": plain["w"] - 0.5 * 0.2 * 0.3 * x["w"]}, 1e-12)
-    state, e, update = tx.init(x), 0.0, jax.jit(tx.update)
-    for t, y in enumerate(g, 1):
-        u, state = update(y, state, x)
-        x = optax.apply_updates(x, u)
-        e = 0.8 * e + 0.2 * np.asarray(x["w"])
-        assert_equal(gk.eval_params(state, x)["w"], e / (1 - 0.8**t), 1e-12)
+    start = x
+    for before_step in (False, True):
+        tx = gk.splus(0.5, weight_decay=0.3, ema_rate=0.8, average_before_step=before_step)
+        x, state, e, update = start, tx.init(start), 0.0, jax.jit(tx.update)
+        for t, y in enumerate(g, 1):
+            u, state = update(y, state, x)
+            before, x = x, optax.apply_updates(x, u)
+            e = 0.8 * e + 0.2 * np.asarray((before if before_step else x)["w"])
+            assert_equal(gk.eval_params(state, x)["w"], e / (1 - 0.8**t), 1e-12)
 
 
 def test_zeros_and_bad_input() -> None:

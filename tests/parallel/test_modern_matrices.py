@@ -85,6 +85,24 @@ def test_one_exchange_and_the_counted_words(name: str, spec: P, opcodes: list[st
     assert_near(got, want, 1e-7 if name in WITH_BASES else 1e-11)
 
 
+def test_the_norm_that_normuon_keeps_is_that_of_the_matrix_and_not_of_a_shard() -> None:
+    """A wide matrix, the first half of whose outputs is larger, sharded into these halves: neurons are equally long
+    under one factor for all of them. Dion's repository takes the norms of every shard for itself."""
+    columns = np.where(np.arange(16) < 8, 10.0, 1.0)
+    g = {"w": jnp.asarray(columns * np.random.default_rng(0).normal(size=(6, 16)))}
+    mesh, plain = mesh_of(x=2), gk.scale_by_muon(method="svd", scale=None)
+    o = np.asarray(by_numpy(lambda g: plain.update(g, plain.init(g))[0])(g)["w"])
+    p = o / np.sqrt(np.mean(o**2, axis=0))  # the share of b2 cancels
+    want = p * np.linalg.norm(o) / np.linalg.norm(p)
+    halves = zip(np.split(p, 2, axis=1), np.split(o, 2, axis=1), strict=True)
+    by_shard = np.concatenate([h * np.linalg.norm(a) / np.linalg.norm(h) for h, a in halves], axis=1)
+    shard = gk.MatrixSharding(mesh, "x", min_dim=0, specs=P(None, "x"))
+    tx = gk.scale_by_normuon(method="svd", scale=None, nu_eps=0.0, shard=shard)
+    got = np.asarray(jax.jit(lambda g: tx.update(g, tx.init(g))[0])(put(mesh, g, {"w": P(None, "x")}))["w"])
+    np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+    assert np.abs(by_shard - want).max() > 0.3 * np.abs(want).max()
+
+
 @pytest.mark.parametrize("name", ["dion2", "nordion2"])
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x")], ids=["rows", "columns"])
 def test_explicit_axes(name: str, spec: P) -> None:

@@ -243,6 +243,7 @@ def splus(
     standard_dim: int | None = None,
     nonstandard_scale: Scalar = 0.001,
     ema_rate: Scalar = 0.999,
+    average_before_step: bool = False,
     weight_decay: ScalarOrSchedule = 0.01,
     weight_decay_mask: Mask | None = None,
     layout: Layout | None = None,
@@ -270,6 +271,8 @@ def splus(
       standard_dim: the largest side of a matrix that has s = 2 / (inputs + outputs). Default None: `max_dim`.
       nonstandard_scale: s of all other leaves, > 0. Default 0.001 (official code).
       ema_rate: decay of the mean of the parameters, in [0, 1). Default 0.999 (official code).
+      average_before_step: whether the mean is of the parameters from before every step, one step behind, as in the
+        official optax file. Default False: from after it, as in the official torch file.
       weight_decay: decoupled decay >= 0, or a schedule; times s as the update is. Default 0.01 (official code).
       weight_decay_mask: which leaves decay. Default all.
       layout: which axes are stacks, inputs and outputs.
@@ -292,9 +295,10 @@ def splus(
 
     Reference: Frans, Levine, Abbeel. A Stable Whitening Optimizer for Efficient Neural Network Training. 2025, arXiv
     2506.07254. The official files disagree where a side has the length max_dim: hence two arguments here. The torch
-    file decays after the step; the optax file averages the parameters from before it.
+    file decays after the step, and averages the parameters from before that decay.
     """
     checks.real("ema_rate", ema_rate, "[0, 1)")
+    checks.switch(average_before_step=average_before_step)
     rotate = _signs(b1, b2, eps, update_interval, stagger, max_dim, standard_dim, nonstandard_scale, layout, shard)
     largest = checks.integer("standard_dim", max_dim if standard_dim is None else standard_dim, 1)
     scaled = _sized(largest, nonstandard_scale, layout)
@@ -313,7 +317,7 @@ def splus(
         add_decayed_weights(weight_decay, weight_decay_mask=weight_decay_mask),
         optax.stateless(size),
         scale_by_learning_rate(learning_rate),
-        average_iterates("splus", share),
+        average_iterates("splus", share, before_step=average_before_step),
     )
 
 
