@@ -49,9 +49,8 @@ PRESETS: dict[str, Coefficients] = {
 }
 # z of a preset: room for singular values that rounding has pushed above 1.
 NORM_FACTORS = {"polar_express_safe": SAFETY}
-METHODS = ("newton_schulz", "gram", "svd")
+METHODS = ("newton_schulz", "plain", "gram", "svd")
 PRECONDITIONS = ("frobenius", "schatten4", "aol")
-RESTARTS = (2,)
 # XLA's batched product on CPU is slower than one product after another for matrices of this many entries and more.
 LOOP_FROM = 128 * 128
 
@@ -80,9 +79,9 @@ def orthogonalize(
         for every (a, b, c):   Z = a I + b R + c R R,   Q <- Q Z,   R <- Z R Z
         X <- Q X
 
-    It costs 28 n^3 + 8 n^2 m operations instead of 10 n^3 + 20 n^2 m (five steps, one restart): less where m > 1.5 n. A
-    restart (X <- Q X, then R and Q from the new X) bounds the rounding error: a negative eigenvalue of R grows by a^2
-    in every step. The product is always taken on the short side, so a matrix and its transpose give the same result.
+    It costs 28 n^3 + 8 n^2 m operations instead of 10 n^3 + 20 n^2 m (five steps, one restart): less where m > 1.5 n,
+    for every number of steps above one. A restart (X <- Q X, then R and Q from the new X; after the second step, and
+    three steps after each restart) bounds the rounding error: a negative eigenvalue of R grows by a^2 in every step. The product is always taken on the short side, so a matrix and its transpose give the same result.
     Matrices of 128 x 128 and more are processed one by one on CPU (`jax.lax.map`), where that is faster; smaller ones,
     and all matrices on accelerators, in one batched product.
 
@@ -100,10 +99,11 @@ def orthogonalize(
         "polar_express_safe" is the paper's form for low precision: the norm is multiplied by 1.01, and all triples
         except the last are divided by (1.01, 1.01^3, 1.01^5), which leaves 1 % of room for rounding above 1.
         "polar_express" has neither. "aol" belongs to the preconditioning of that name. Not used by "svd".
-      method: "newton_schulz"; "gram" (the Gram form where m > 1.5 n, the plain one elsewhere; restarts after two
-        steps); "svd" (exact; directions whose singular value is within rounding of 0 become 0); or a function from a
-        batch (batch, n, m) of matrices with n <= m, not normalised, to one of the same shape, which replaces the
-        iteration. Default "newton_schulz".
+      method: "newton_schulz" (the form with fewer operations: on CPU, in float32 and wider, "gram", elsewhere
+        "plain"); "plain" (as the equations have it); "gram" (the Gram form where m > 1.5 n, the plain one elsewhere);
+        "svd" (exact; directions whose singular value is within rounding of 0 become 0); or a function from a batch
+        (batch, n, m) of matrices with n <= m, not normalised, to one of the same shape, which replaces all of the
+        above. Default "newton_schulz".
       eps: added to the Frobenius norm, >= 0. Default 1e-7 (official codes of Muon and Polar Express). A zero matrix
         gives zeros, also with 0.
       dtype: dtype of the iterations; the norm is taken in float32 or wider. Default None: that of x, float32 at least.
@@ -155,7 +155,7 @@ def orthogonalize(
         y = _svd(y)
     else:
         abc = listed(coefficients, steps)
-        gram = method == "gram" and 2 * y.shape[-1] > 3 * y.shape[-2]
+        gram = _in_gram_form(method, *y.shape[-2:], dtype)
         eps = eps if type(eps) in (int, float) else jnp.asarray(eps).astype(wide)
         z = NORM_FACTORS.get(coefficients, 1.0) if isinstance(coefficients, str) else 1.0
         y = _batched(y, jnp.asarray(eps, wide), abc=abc, z=z, gram=gram, dtype=dtype, precondition=precondition)
@@ -171,11 +171,19 @@ def check_options(*, steps: Any, coefficients: Any, method: Any, eps: Scalar, pr
     if not callable(method):
         checks.choice("method", method, METHODS)
     listed(coefficients, steps)
-    if coefficients == "aol" and precondition != "aol" and method in ("newton_schulz", "gram"):
+    if coefficients == "aol" and precondition != "aol" and method in ("newton_schulz", "plain", "gram"):
         raise ValueError(
             f"coefficients='aol' need precondition='aol', got precondition={precondition!r}: without the scaling of "
             "rows they change the sign of singular values near 1; write precondition='aol', or other coefficients"
         )
+
+
+def _in_gram_form(method: Any, n: int, m: int, dtype: Any) -> bool:
+    """Whether the iterates are those of the Gram form."""
+    if method == "plain" or 2 * m <= 3 * n:
+        return False
+    # Accelerators may take products of float32 in fewer bits, and in bfloat16 the Gram form is far off.
+    return method == "gram" or (jax.default_backend() == "cpu" and jnp.finfo(dtype).bits >= 32)
 
 
 def _wide(dtype: Any) -> Any:
@@ -253,30 +261,36 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.matmul(x, y, preferred_element_type=_wide(x.dtype))
 
 
+def _shifted(a: float, B: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
+    """(a I + B) x, its product in `dtype`, left in the dtype of B."""
+    if dtype == B.dtype:  # one pass less over x
+        return _product(B + a * jnp.eye(B.shape[0], dtype=B.dtype), x)
+    return a * x.astype(B.dtype) + _product(B.astype(dtype), x.astype(dtype))
+
+
 def _newton_schulz(x: jax.Array, abc: Any) -> jax.Array:
     dtype = x.dtype
     for a, b, c in abc:
         A = _product(x, x.T)
         low = A.astype(dtype)
-        B = b * A + c * _product(low, low)
-        x = (a * x.astype(A.dtype) + _product(B.astype(dtype), x)).astype(dtype)
+        x = _shifted(a, b * A + c * _product(low, low), x, dtype).astype(dtype)
     return x
 
 
 def _gram(x: jax.Array, abc: Any) -> jax.Array:
-    dtype = x.dtype
+    dtype, last = x.dtype, len(abc) - 1
     Q, R = None, _product(x, x.T)
     eye = jnp.eye(x.shape[0], dtype=R.dtype)
     for i, (a, b, c) in enumerate(abc):
-        if i in RESTARTS and Q is not None:
+        if i % 3 == 2 and Q is not None:
             x = _product(Q.astype(dtype), x).astype(dtype)
             Q, R = None, _product(x, x.T)
         low = R.astype(dtype)
         Z = b * R + c * _product(low, low)
-        Q = Z + a * eye if Q is None else a * Q + _product(Q.astype(dtype), Z.astype(dtype))
-        if i + 1 < len(abc) and i + 1 not in RESTARTS:
-            RZ = a * R + _product(low, Z.astype(dtype))
-            R = a * RZ + _product(Z.astype(dtype), RZ.astype(dtype))
+        # All of them are polynomials in one matrix, and commute.
+        Q = Z + a * eye if Q is None else _shifted(a, Z, Q, dtype)
+        if i < last and i % 3 != 1:
+            R = _shifted(a, Z, _shifted(a, Z, R, dtype), dtype)
     return x if Q is None else _product(Q.astype(dtype), x)
 
 

@@ -1,14 +1,14 @@
 """What a race and a training run are told: frozen dataclasses, used by notebooks and turned into flags."""
 
 import dataclasses
-import os
 from typing import Any
 
 from gradkit import catalogue, checks
 from gradkit.parallel import mesh
 from gradkit.training import chains, cooldown, methods, strategies
 from gradkit.training.methods import Method
-from gradkit.workloads import Workload, from_folder, load, model_shapes, models, registry
+from gradkit.training.setting_checks import check_data, check_parameters, check_texts, check_workload
+from gradkit.workloads import Workload, from_folder, load, models, registry
 
 DEFAULT_METHOD = "adamw"
 # Of a suite: the trials of a method on a workload, and what is no setting of it.
@@ -71,9 +71,9 @@ class RaceConfig:
                 raise ValueError(f"{name} must be a tuple, such as ('one', 'other'), got {getattr(self, name)!r}")
         checks.texts(chain=self.chain, problem=self.problem, aggregator=self.aggregator)
         checks.switch(overwrite=self.overwrite)
-        _check_texts(self, ("out",), paths=True)
+        check_texts(self, ("out",), paths=True)
         for name in self.workloads:
-            _check_workload("workloads", name)
+            check_workload("workloads", name)
             if isinstance(name, str):
                 registry.check_name(name)
         # What races is looked up once: the file of a chain is executed once.
@@ -86,7 +86,7 @@ class RaceConfig:
         for field, values in (("workloads", workloads), ("methods", self.method_names)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{field} must be one name or more, each once, got {','.join(values)!r}")
-        _check_data(self)
+        check_data(self)
         if self.data is not None and self.problem:
             raise ValueError("data and problem exclude each other: give one of them")
         self._check_suite()
@@ -222,11 +222,11 @@ class TrainConfig:
     heartbeat: int = setting(60, "seconds after which a silent process counts as lost")
 
     def __post_init__(self) -> None:
-        _check_workload("workload", self.workload)
-        _check_texts(self, ("chain", "aggregator", "schedule", "mesh", "sync", "exchange", "cooldown", "coordinator"))
-        _check_texts(self, ("checkpoint_dir", "metrics_file", "tensorboard"), paths=True)
+        check_workload("workload", self.workload)
+        check_texts(self, ("chain", "aggregator", "schedule", "mesh", "sync", "exchange", "cooldown", "coordinator"))
+        check_texts(self, ("checkpoint_dir", "metrics_file", "tensorboard"), paths=True)
         checks.switch(transplant=self.transplant)
-        _check_data(self)
+        check_data(self)
         if isinstance(self.workload, str):
             registry.check_name(self.workload)
         elif self.data is not None:
@@ -354,7 +354,7 @@ class DescribeConfig:
     learning_rate: float | None = setting(None, "learning rate; default: the centre of the method's grid")
 
     def __post_init__(self) -> None:
-        _check_parameters(self)
+        check_parameters(self)
         methods.find(self.method)
         checks.real("learning_rate", self.learning_rate, "(0, inf)", optional=True)
 
@@ -371,7 +371,7 @@ class InspectConfig:
     json: bool = setting(False, "print one JSON object instead of a table")
 
     def __post_init__(self) -> None:
-        _check_parameters(self)
+        check_parameters(self)
         mesh.parse_axes(self.mesh)
 
 
@@ -398,41 +398,3 @@ class CurvatureConfig:
         checks.integer("seed", self.seed, 0)
         for name in ("minibatches", "lanczos_steps", "probes", "trace_probes", "top"):
             checks.integer(name, getattr(self, name), 1)
-
-
-def _check_workload(name: str, value: Any) -> None:
-    """Refuses what is neither the name of a problem nor a problem."""
-    if not isinstance(value, str | Workload):
-        raise ValueError(
-            f"{name} must be the name of a problem, or what gk.workloads.problem(...) returns, got {value!r}"
-        )
-
-
-def _check_texts(config: Any, names: tuple[str, ...], *, paths: bool = False) -> None:
-    """Refuses what is no text, and text that is empty, as of a variable of the shell that is not set."""
-    for name in names:
-        value = getattr(config, name)
-        if value is None or (paths and isinstance(value, os.PathLike)):
-            continue
-        if not isinstance(value, str):
-            raise ValueError(f"{name} must be a string, got {value!r}")
-        if not value:
-            raise ValueError(f"{name} must not be empty: name a value, or leave it out")
-
-
-def _check_parameters(config: DescribeConfig | InspectConfig) -> None:
-    """Refuses several sources of parameters, and names that nothing has."""
-    given = [name for name in ("workload", "data", "model", "params") if getattr(config, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
-    if config.workload is not None:
-        registry.check_name(config.workload)
-    if config.model is not None:
-        model_shapes(config.model)
-
-
-def _check_data(config: RaceConfig | TrainConfig) -> None:
-    """Refuses a target for problems that have their own."""
-    checks.real("target", config.target, "(0, inf)", optional=True)
-    if config.target is not None and config.data is None:
-        raise ValueError("target must be left out without data: workloads and problems have their targets")

@@ -59,8 +59,8 @@ def scale_by_muon(
       nesterov: whether to look ahead. Default True (official code).
       ns_steps: Newton-Schulz iterations, >= 1. Default 5 (official code).
       coefficients: of the iterations, as in `gk.linalg.orthogonalize`: a preset, (a, b, c), or a list. Default "muon".
-      method: "newton_schulz", "gram" (fewer products for oblong matrices), "svd", or a function of a batch of
-        matrices, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
+      method: "newton_schulz" (in the form with fewer operations for the shape), "plain", "gram", "svd", or a function
+        of a batch of matrices, as in `gk.linalg.orthogonalize`. Default "newton_schulz".
       eps: added to the Frobenius norm, >= 0. Default 1e-7 (official code). A zero matrix gives zeros.
       scale: "spectral" (official code), "ratio" (Dion's repository), "match_rms_adamw" (Moonlight: updates as large as
         AdamW's, so its learning rates and decays fit) or None (s = 1). Default "spectral".
