@@ -155,7 +155,7 @@ def orthogonalize(
         y = _svd(y)
     else:
         abc = listed(coefficients, steps)
-        gram = _in_gram_form(method, *y.shape[-2:], dtype)
+        gram = _in_gram_form(method, y.shape[-2], y.shape[-1], dtype)
         eps = eps if type(eps) in (int, float) else jnp.asarray(eps).astype(wide)
         z = NORM_FACTORS.get(coefficients, 1.0) if isinstance(coefficients, str) else 1.0
         y = _batched(y, jnp.asarray(eps, wide), abc=abc, z=z, gram=gram, dtype=dtype, precondition=precondition)
