@@ -81,9 +81,10 @@ def orthogonalize(
 
     It costs 28 n^3 + 8 n^2 m operations instead of 10 n^3 + 20 n^2 m (five steps, one restart): less where m > 1.5 n,
     for every number of steps above one. A restart (X <- Q X, then R and Q from the new X; after the second step, and
-    three steps after each restart) bounds the rounding error: a negative eigenvalue of R grows by a^2 in every step. The product is always taken on the short side, so a matrix and its transpose give the same result.
-    Matrices of 128 x 128 and more are processed one by one on CPU (`jax.lax.map`), where that is faster; smaller ones,
-    and all matrices on accelerators, in one batched product.
+    three steps after each restart) bounds the rounding error: a negative eigenvalue of R grows by a^2 in every step.
+    The product is always taken on the short side, so a matrix and its transpose give the same result. Matrices of 128 x
+    128 and more are processed one by one on CPU (`jax.lax.map`), where that is faster; smaller ones, and all matrices
+    on accelerators, in one batched product.
 
     Args:
       x: (..., rows, columns), floating point and real.
