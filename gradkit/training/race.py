@@ -23,6 +23,9 @@ from gradkit.workloads import Workload
 
 # One timed call takes about this long: far above the clock's and the dispatch's noise.
 TIMED_SECONDS = 0.15
+# And it has this many steps at least, from the second one on: bases that are refreshed every ten steps are refreshed
+# twice in it, and the first step, which makes them, is not.
+TIMED_STEPS = 20
 
 
 class Result(NamedTuple):
@@ -291,35 +294,56 @@ def score(workload: str, method: str, found: Sweep, *, extended: int = 0) -> Res
 def measure(
     problem: Workload, results: Sequence[Result], config: RaceConfig, watch: Callable[[Progress], None]
 ) -> list[Result]:
-    """Adds seconds per step at each method's best rate: a program of one run, in interleaved rounds."""
-    total = config.steps or problem.budget_steps
+    """Adds seconds per step at each method's best rate."""
     by_name = {method.name: method.on(problem.num_tasks) for method in config.contestants}
+    entrants = [(by_name[result.method], result.best_rate) for result in results]
+    timed = []
+    for result, (rounds, compiled) in zip(
+        results, time_steps(problem, entrants, config.steps, config.timing_rounds, watch), strict=True
+    ):
+        per_step = float(np.median(rounds))
+        result = result._replace(seconds_per_step=per_step, seconds=result.steps * per_step, compile_seconds=compiled)
+        timed.append(result)
+        watch(Progress(problem.name, result.method, "done", 1, 1, result))
+    return timed
+
+
+def time_steps(
+    problem: Workload,
+    entrants: Sequence[tuple[Method, float]],
+    steps: int | None = None,
+    rounds: int = 5,
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> list[tuple[np.ndarray, float]]:
+    """The seconds of a step of each method in every round, and of compiling its program of one run.
+
+    Args:
+      problem: the problem; a step draws its minibatch, and makes gradient and update.
+      entrants: methods, each with its peak learning rate.
+      steps: of the run whose schedule is timed. Default the workload's budget.
+      rounds: rounds that go through all methods in turn.
+      watch: called with a `Progress` now and then.
+    """
+    total = steps or problem.budget_steps
     programs, counts, compile_seconds = [], [], []
-    for result in results:
-        watch(Progress(problem.name, result.method, "compile", 0, config.timing_rounds))
+    for method, rate in entrants:
+        watch(Progress(problem.name, method.name, "compile", 0, rounds))
         began = time.perf_counter()
-        program, state = _one_run(problem, by_name[result.method], result.best_rate, total)
+        program, state = _one_run(problem, method, rate, total)
         compile_seconds.append(time.perf_counter() - began)
-        jax.block_until_ready(program(state, jnp.int32(1)))
+        state = jax.block_until_ready(program(state, jnp.int32(1)))
         began = time.perf_counter()
         jax.block_until_ready(program(state, jnp.int32(3)))
-        counts.append(max(3, round(TIMED_SECONDS / max(1e-6, (time.perf_counter() - began) / 3.0))))
+        counts.append(max(TIMED_STEPS, round(TIMED_SECONDS / max(1e-6, (time.perf_counter() - began) / 3.0))))
         programs.append((program, state))
-    seconds = np.zeros((config.timing_rounds, len(results)))
-    for i in range(config.timing_rounds):
+    seconds = np.zeros((rounds, len(entrants)))
+    for i in range(rounds):
         for j, (program, state) in enumerate(programs):
             began = time.perf_counter()
             jax.block_until_ready(program(state, jnp.int32(counts[j])))
             seconds[i, j] = (time.perf_counter() - began) / counts[j]
-            watch(Progress(problem.name, results[j].method, "time", i + 1, config.timing_rounds))
-    timed = []
-    for result, per_step, compiled in zip(results, np.median(seconds, 0), compile_seconds, strict=True):
-        result = result._replace(
-            seconds_per_step=float(per_step), seconds=result.steps * float(per_step), compile_seconds=compiled
-        )
-        timed.append(result)
-        watch(Progress(problem.name, result.method, "done", 1, 1, result))
-    return timed
+            watch(Progress(problem.name, entrants[j][0].name, "time", i + 1, rounds))
+    return list(zip(seconds.T, compile_seconds, strict=True))
 
 
 def _one_run(problem: Workload, method: Method, rate: float, total: int) -> tuple[Any, run.Run]:
