@@ -1,15 +1,19 @@
 """The entrants of `record_race.py`: AdamW and what has set records since, each with two hyperparameters."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
 import gradkit as gk
 from gradkit.leaves import by_role, groups
 from gradkit.training.methods import warmup_cosine
+from gradkit.training.scoring import best_point
 
+FACTORS = (1 / 8, 1 / 2, 2.0, 8.0)
 SIZED = {"scale": "match_rms_adamw"}
 MATRICES = ("matrix", "conv", "expert")
 
@@ -90,3 +94,34 @@ def factory_of(entrant: Entrant) -> Callable[..., optax.GradientTransformation]:
         return entrant.make(warmup_cosine(learning_rate, steps) if entrant.schedule else learning_rate, second, steps)
 
     return factory
+
+
+def chosen(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """The rate and the second hyperparameter of the best trial among these runs."""
+    trials = list(dict.fromkeys((row["rate"], row["second"]) for row in rows))
+    of = [[row for row in rows if (row["rate"], row["second"]) == trial] for trial in trials]
+    arrived, finals = (np.array([[row[key] for row in runs] for runs in of]) for key in ("arrived", "final"))
+    return trials[best_point(arrived, finals)]
+
+
+def trials_of(entrant: Entrant, stage: str, known: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """The trials of a stage, of which the earlier stages are known."""
+    default, *others = entrant.values
+    if stage == "rates":
+        return [(entrant.centre * factor, default) for factor in FACTORS]
+    if not entrant.tuned:
+        return [(entrant.centre, default)]
+    if stage == "report":
+        return [chosen([row for row in known if row["stage"] != "report"])]
+    best, _ = chosen([row for row in known if row["stage"] == "rates"])
+    place = [np.isclose(best, entrant.centre * factor) for factor in FACTORS].index(True)
+    factors = {0: (1 / 4, 1 / 2), len(FACTORS) - 1: (2.0, 4.0)}.get(place, (1 / 2, 2.0))
+    return [*((best * factor, default) for factor in factors), *((best, value) for value in others)]
+
+
+def difference(a: np.ndarray, b: np.ndarray, most: float) -> tuple[float, float, float]:
+    """Mean of what a has beyond b, and its central 95 % over all resamples of their pairs; `most` stands for a miss."""
+    pairs = np.minimum(a, most) - np.minimum(b, most)
+    means = np.array([np.mean(draw) for draw in itertools.product(pairs, repeat=len(pairs))])
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(np.mean(pairs)), float(low), float(high)

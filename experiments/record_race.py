@@ -46,13 +46,12 @@ import jax
 import matplotlib
 import numpy as np
 from absl import app, flags
-from record_entrants import ENTRANTS, Entrant, factory_of
+from record_entrants import ENTRANTS, difference, factory_of, trials_of
 
 from gradkit.training.methods import Method, warmup_cosine
 from gradkit.training.race import time_steps
 from gradkit.training.report import style
 from gradkit.training.report.charts import number, reading
-from gradkit.training.scoring import best_point
 from gradkit.training.sweep import sweep
 from gradkit.workloads import Workload, load
 
@@ -68,7 +67,6 @@ flags.DEFINE_string("out", "record_race", "what the files are called, without th
 # Budget, steps between evaluations, target, and the seeds of tuning.
 PROBLEMS = {"bytelm": (400, 20, 2.0, (0,)), "autoencoder": (800, 25, 1.0, (0, 6))}
 REPORT = (1, 2, 3, 4, 5)
-FACTORS = (1 / 8, 1 / 2, 2.0, 8.0)
 STAGES = ("rates", "beside", "report")
 
 
@@ -77,29 +75,6 @@ def problem_of(name: str) -> Workload:
     steps, every, target, _ = PROBLEMS[name]
     steps = FLAGS.steps or steps
     return dataclasses.replace(load(name), budget_steps=steps, eval_every=min(every, steps), target=target)
-
-
-def chosen(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """The rate and the second hyperparameter of the best trial among these runs."""
-    trials = list(dict.fromkeys((row["rate"], row["second"]) for row in rows))
-    of = [[row for row in rows if (row["rate"], row["second"]) == trial] for trial in trials]
-    arrived, finals = (np.array([[row[key] for row in runs] for runs in of]) for key in ("arrived", "final"))
-    return trials[best_point(arrived, finals)]
-
-
-def trials_of(entrant: Entrant, stage: str, known: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """The trials of a stage, of which the earlier stages are known."""
-    default, *others = entrant.values
-    if stage == "rates":
-        return [(entrant.centre * factor, default) for factor in FACTORS]
-    if not entrant.tuned:
-        return [(entrant.centre, default)]
-    if stage == "report":
-        return [chosen([row for row in known if row["stage"] != "report"])]
-    best, _ = chosen([row for row in known if row["stage"] == "rates"])
-    place = [np.isclose(best, entrant.centre * factor) for factor in FACTORS].index(True)
-    factors = {0: (1 / 4, 1 / 2), len(FACTORS) - 1: (2.0, 4.0)}.get(place, (1 / 2, 2.0))
-    return [*((best * factor, default) for factor in factors), *((best, value) for value in others)]
 
 
 def raced(problem: Workload, name: str, stage: str, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -205,19 +180,11 @@ def lines_of(problem: Workload, rows: list[dict[str, Any]]) -> list[Line]:
     return sorted(lines, key=lambda line: (line.median, np.isinf(line.arrived).sum(), np.median(line.finals)))
 
 
-def difference(a: Line, b: Line, problem: Workload) -> tuple[float, float, float]:
-    """Mean of the steps of a beyond those of b, and the central 95 % over all paired resamples of the seeds."""
-    most = problem.budget_steps + problem.eval_every
-    steps = np.minimum(a.arrived, most) - np.minimum(b.arrived, most)
-    means = np.array([np.mean(draw) for draw in itertools.product(steps, repeat=len(steps))])
-    return float(steps.mean()), *map(float, np.quantile(means, (0.025, 0.975)))
-
-
 def compared(a: Line, b: Line, problem: Workload) -> str:
     """The difference in words."""
     if a.name == b.name:
         return "-"
-    mean, low, high = difference(a, b, problem)
+    mean, low, high = difference(a.arrived, b.arrived, problem.budget_steps + problem.eval_every)
     word = "level" if low <= 0 <= high else "fewer" if high < 0 else "more"
     return f"{word}: {mean:+.0f} ({low:+.0f} to {high:+.0f})"
 
