@@ -83,7 +83,9 @@ ENTRANTS: dict[str, Entrant] = {
     "schedule_free_adamw": Entrant(_schedule_free, schedule=False),
     "prodigy": Entrant(lambda rate, decay, steps: gk.prodigy(rate, weight_decay=decay), 1.0, schedule=False),
     "soap_muon": Entrant(functools.partial(_one_rate, functools.partial(gk.soap_muon, update_interval=10))),
-    "prodigy at 1, cosine": Entrant(lambda rate, decay, steps: gk.prodigy(rate, weight_decay=decay), 1.0, tuned=False),
+    "prodigy at 1 with cosine": Entrant(
+        lambda rate, decay, steps: gk.prodigy(rate, weight_decay=decay), 1.0, tuned=False
+    ),
 }
 
 

@@ -13,7 +13,7 @@ The protocol, fixed before any result was seen:
   every role. All else is the default of the library, but SOAP-Muon, which refreshes its bases every ten steps as SOAP
   and KL-SOAP do (default: every step).
 - Schedule: a linear warm-up over a twentieth of the budget, then a cosine to zero. Prodigy and Schedule-Free have none;
-  Schedule-Free has the same warm-up. "prodigy at 1, cosine" is not tuned at all: the advice of its authors.
+  Schedule-Free has the same warm-up. "prodigy at 1 with cosine" is not tuned at all: the advice of its authors.
 - Tuning, eight trials for everyone: (1) four learning rates, factors 1/8, 1/2, 2 and 8 of a centre, which is the same
   for all whose updates are as large as AdamW's; (2) two rates at factors 1/2 and 2 beside the best of these, or at 2
   and 4 beyond it where it lies at the edge, and (3) at the best of (1) two values of a second hyperparameter: weight
@@ -61,6 +61,7 @@ flags.DEFINE_list("entrants", [], "these alone; default: all, in the order of th
 flags.DEFINE_integer("steps", None, "another budget, for a trial of this script", lower_bound=1)
 flags.DEFINE_bool("time_steps", False, "measure what a step costs, on an idle machine, and nothing else")
 flags.DEFINE_integer("rounds", 5, "rounds of --time_steps, which go through all methods in turn", lower_bound=1)
+flags.DEFINE_float("minutes", None, "after which no new stage begins; the same command goes on")
 flags.DEFINE_bool("table", False, "only write table and picture of what is known")
 flags.DEFINE_string("out", "record_race", "what the files are called, without their endings")
 
@@ -264,7 +265,7 @@ def draw(problem: Workload, rows: list[dict[str, Any]], path: str) -> None:
 def write(problem: Workload, rows: list[dict[str, Any]]) -> str:
     """Table and picture of what is known so far."""
     modes = ("--table", "--time_steps")
-    kept = [word for word in sys.argv[1:] if not word.startswith((*modes, "--entrants", "--rounds"))]
+    kept = [word for word in sys.argv[1:] if not word.startswith((*modes, "--entrants", "--rounds", "--minutes"))]
     head = (
         f"$ {shlex.join(['python', 'experiments/record_race.py', *kept])}\n"
         f"eight trials of tuning for each on seeds {', '.join(map(str, PROBLEMS[problem.name][3]))}, reported on seeds "
@@ -297,6 +298,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.time_steps:
         keep(timed(problem, names))
     elif not FLAGS.table:
+        began = time.perf_counter()
         # The two stages of tuning are one program, which is compiled once.
         with tempfile.TemporaryDirectory() as cache:
             jax.config.update("jax_compilation_cache_dir", cache)
@@ -304,6 +306,8 @@ def main(argv: list[str]) -> None:
                 own = [row for row in rows if row["entrant"] == name]
                 if any(row["stage"] == stage for row in own) or not (ENTRANTS[name].tuned or stage == "report"):
                     continue
+                if FLAGS.minutes is not None and time.perf_counter() - began > 60 * FLAGS.minutes:
+                    break
                 new = raced(problem, name, stage, own)
                 keep(new)
                 found = ", ".join(f"{row['rate']:.3g}/{row['second']:.3g}: {row['arrived']:.0f}" for row in new)
