@@ -38,21 +38,23 @@ import json
 import pathlib
 import shlex
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from absl import app, flags
-from record_entrants import ENTRANTS, difference, factory_of, trials_of
+from record_entrants import ENTRANTS, Entrant, difference, factory_of, trials_of
 
+from gradkit.training import run
 from gradkit.training.methods import Method, warmup_cosine
 from gradkit.training.race import time_steps
 from gradkit.training.report import style
 from gradkit.training.report.charts import number, reading
-from gradkit.training.sweep import sweep
+from gradkit.training.scoring import steps_or_infinity
 from gradkit.workloads import Workload, load
 
 FLAGS = flags.FLAGS
@@ -61,7 +63,7 @@ flags.DEFINE_list("entrants", [], "these alone; default: all, in the order of th
 flags.DEFINE_integer("steps", None, "another budget, for a trial of this script", lower_bound=1)
 flags.DEFINE_bool("time_steps", False, "measure what a step costs, on an idle machine, and nothing else")
 flags.DEFINE_integer("rounds", 5, "rounds of --time_steps, which go through all methods in turn", lower_bound=1)
-flags.DEFINE_float("minutes", None, "after which no new stage begins; the same command goes on")
+flags.DEFINE_float("minutes", None, "after which no new run begins; the same command goes on")
 flags.DEFINE_bool("table", False, "only write table and picture of what is known")
 flags.DEFINE_string("out", "record_race", "what the files are called, without their endings")
 
@@ -78,29 +80,60 @@ def problem_of(name: str) -> Workload:
     return dataclasses.replace(load(name), budget_steps=steps, eval_every=min(every, steps), target=target)
 
 
-def raced(problem: Workload, name: str, stage: str, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of a stage, each as what is written down."""
-    began, entrant = time.perf_counter(), ENTRANTS[name]
-    trials = trials_of(entrant, stage, known)
-    grid = {"learning_rate": [rate for rate, _ in trials], "second": [second for _, second in trials]}
-    seeds = REPORT if stage == "report" else PROBLEMS[problem.name][3]
-    found = sweep(problem, factory_of(entrant), grid, seeds=list(seeds))
-    seconds = round(time.perf_counter() - began, 1)
-    return [
-        {
-            "entrant": name,
-            "stage": stage,
-            "rate": trials[i][0],
-            "second": trials[i][1],
-            "seed": seeds[j],
-            "steps": problem.budget_steps,
-            "arrived": float(found.steps_to_target[i, j]),
-            "final": float(found.curves[i, j, -1]),
-            "curve": [float(f"{x:.5g}") for x in found.curves[i, j]],
-            "seconds_of_stage": seconds,
-        }
-        for i, j in itertools.product(range(len(trials)), range(len(seeds)))
-    ]
+def runner(problem: Workload, entrant: Entrant) -> Callable[[float, float, int], np.ndarray]:
+    """(rate, second, seed) -> the metric at every evaluation. One program, compiled once: on CPU several runs under one
+    `vmap` take longer than one after another, as soon as matrices are small."""
+    factory, evaluations = factory_of(entrant), problem.budget_steps // problem.eval_every
+
+    @jax.jit
+    def curve(rate: jax.Array, second: jax.Array, seed: jax.Array) -> jax.Array:
+        tx = factory(rate, second, problem.budget_steps)
+        step = run.step_function(problem, tx)
+
+        def evaluation(state: run.Run, _: None) -> tuple[run.Run, jax.Array]:
+            state, _ = jax.lax.scan(lambda state, _: (step(state)[0], None), state, None, problem.eval_every)
+            return state, run.measured(problem, state)
+
+        start = run.start(run.first_params(problem, seed), tx, seed)
+        return jax.lax.scan(evaluation, start, None, evaluations)[1]
+
+    return lambda rate, second, seed: np.asarray(curve(jnp.float32(rate), jnp.float32(second), jnp.uint32(seed)))
+
+
+def finished(problem: Workload, name: str, stage: str, trial: tuple[float, float], seed: int, curve: Any) -> dict:
+    """A run as what is written down."""
+    at = problem.eval_every * np.arange(1, len(curve) + 1)
+    return {
+        "entrant": name,
+        "stage": stage,
+        "rate": trial[0],
+        "second": trial[1],
+        "seed": seed,
+        "steps": problem.budget_steps,
+        "arrived": float(steps_or_infinity(curve, at, problem.target)),
+        "final": float(curve[-1]),
+        "curve": [float(f"{x:.5g}") for x in curve],
+    }
+
+
+def race(problem: Workload, name: str, rows: list[dict[str, Any]], keep: Callable[[dict], None], until: float) -> bool:
+    """Makes the runs of an entrant that are not known yet; whether all are known now."""
+    curve = None
+    for stage in STAGES if ENTRANTS[name].tuned else STAGES[-1:]:
+        own = [row for row in rows if row["entrant"] == name and row["stage"] != "time"]
+        known = {(row["stage"], row["rate"], row["second"], row["seed"]) for row in own}
+        seeds = REPORT if stage == "report" else PROBLEMS[problem.name][3]
+        for trial, seed in itertools.product(trials_of(ENTRANTS[name], stage, own), seeds):
+            if (stage, *trial, seed) in known:
+                continue
+            if time.perf_counter() > until:
+                return False
+            began, curve = time.perf_counter(), curve or runner(problem, ENTRANTS[name])
+            row = finished(problem, name, stage, trial, seed, curve(*trial, seed))
+            keep(row)
+            said = f"{trial[0]:.3g}/{trial[1]:.3g}, seed {seed}: {row['arrived']:.0f}, {row['final']:.3f}"
+            print(f"{name}, {stage}, {said}, {time.perf_counter() - began:.0f} s", flush=True)
+    return True
 
 
 def timed(problem: Workload, names: list[str]) -> list[dict[str, Any]]:
@@ -290,30 +323,19 @@ def main(argv: list[str]) -> None:
     old = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     rows = [row for row in old if row["steps"] == problem.budget_steps]
 
-    def keep(new: list[dict[str, Any]]) -> None:
-        rows.extend(new)
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
         with record.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in new)
+            file.write(json.dumps(row) + "\n")
 
     if FLAGS.time_steps:
-        keep(timed(problem, names))
+        for row in timed(problem, names):
+            keep(row)
     elif not FLAGS.table:
-        began = time.perf_counter()
-        # The two stages of tuning are one program, which is compiled once.
-        with tempfile.TemporaryDirectory() as cache:
-            jax.config.update("jax_compilation_cache_dir", cache)
-            for name, stage in itertools.product(names, STAGES):
-                own = [row for row in rows if row["entrant"] == name]
-                if any(row["stage"] == stage for row in own) or not (ENTRANTS[name].tuned or stage == "report"):
-                    continue
-                if FLAGS.minutes is not None and time.perf_counter() - began > 60 * FLAGS.minutes:
-                    break
-                new = raced(problem, name, stage, own)
-                keep(new)
-                found = ", ".join(f"{row['rate']:.3g}/{row['second']:.3g}: {row['arrived']:.0f}" for row in new)
-                print(f"{name}, {stage}, {new[0]['seconds_of_stage']:.0f} s: {found}", flush=True)
-                if stage == "report":
-                    write(problem, rows)
+        until = time.perf_counter() + 60 * (np.inf if FLAGS.minutes is None else FLAGS.minutes)
+        for name in names:
+            if race(problem, name, rows, keep, until):
+                write(problem, rows)
     print(write(problem, rows))
 
 
