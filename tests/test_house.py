@@ -147,23 +147,10 @@ def test_what_is_public_is_documented(name: str) -> None:
 
 
 # Folders whose functions have their equations in their own docstrings.
-WITH_EQUATIONS = tuple(
-    f"gradkit.optimizers.{name}"
-    for name in (
-        "adaptive", "averaging", "filters", "freezing", "kernels", "langevin", "layerwise", "momentum", "sign",
-    )
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("folder", WITH_EQUATIONS)
-def test_equations_stand_in_the_docstring_of_the_function(folder: str) -> None:
+def test_equations_stand_in_the_docstring_of_the_function() -> None:
     """`help` of a function shows its equations, and does not refer to the docstring of its file."""
-    docs = {
-        name: inspect.getdoc(value) or ""
-        for name, value in PUBLIC.items()
-        if inspect.isfunction(value) and value.__module__.startswith(f"{folder}.")
-    }
-    assert docs
+    docs = {name: inspect.getdoc(value) or "" for name, value in PUBLIC.items() if inspect.isroutine(value)}
+    assert len(docs) > 600
     assert [name for name, doc in docs.items() if "at the head of" in " ".join(doc.split())] == []
 
 
