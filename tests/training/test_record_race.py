@@ -1,4 +1,4 @@
-"""The protocol of `experiments/record_race.py`: as many trials for every entrant, and entrants that are what they say."""
+"""The protocol of `experiments/record_race.py`: as many trials for every entrant, entrants that are what they say."""
 
 import importlib.util
 import itertools
