@@ -9,6 +9,7 @@ the repository, which is `Repository` under `project.urls` in `pyproject.toml`. 
 GitHub, there is no badge.
 """
 
+import base64
 import json
 import os
 import re
@@ -142,7 +143,8 @@ def check(name: str, notebook: dict[str, Any]) -> None:
       ValueError: a warning, a picture that is too large, or a place in memory or on this machine among the outputs.
     """
     for output in [output for cell in notebook["cells"] for output in cell.get("outputs", [])]:
-        text, picture = json.dumps(output), "".join(output.get("data", {}).get("image/png", ""))
+        text = json.dumps(output)
+        picture = base64.b64decode("".join(output.get("data", {}).get("image/png", "")))
         if output.get("name") == "stderr" or re.search(r"\b0x[0-9a-f]{8,}", text) or str(ROOT) in text:
             raise ValueError(f"{name}: an output that others would wonder about: {text[:500]}")
         if len(picture) > LARGEST_PICTURE:

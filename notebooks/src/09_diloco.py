@@ -153,4 +153,10 @@ for name, curve in losses.items():
     print(f"{name:<31} loss {curve[-1]:.4f}, {sent[name].sum() / 1e6:7.3f} MB")
 
 # %% [markdown]
-# TEXT
+# DiLoCo in float32 ends where AdamW does, with a twentieth of the bytes. Eight bits divide these by four once more,
+# and cost a little loss. Below that the loss notices: one bit per number is the cheapest of all and ends behind them,
+# and the largest 5 % of the entries, each of which has to be sent with its place, pay for neither.
+#
+# This problem is small, and every strategy fits it in the end. On the byte-level language model of this repository,
+# with tuned rates and in 400 steps from the start, int8 loses nothing against float32, and all of them are 0.33 nats
+# or more behind AdamW with gradients at every step; the page about replicas has the table.
