@@ -90,7 +90,7 @@ def _list_of_notebooks(files: list[Path]) -> str:
     head = [
         "# Notebooks",
         "",
-        "Each runs in about a minute on two cores, on Colab or on a machine without a network.",
+        "Each runs in less than five minutes on two cores, on Colab or on a machine without a network.",
         "",
     ]
     return "\n".join([*head, *items])
