@@ -63,9 +63,9 @@ def gramian(stacked: Any) -> jax.Array:
 
     Reference: none.
     """
-    checks.arrays(stacked=stacked)
     if isinstance(stacked, LazyGradients):
         return stacked.gramian()
+    checks.arrays(stacked=stacked)
     check_stacked("gramian", stacked)
     return inner_products(stacked, stacked)
 
@@ -93,8 +93,8 @@ def combine(stacked: Any, weights: jax.Array) -> Any:
 
     Reference: none.
     """
-    checks.arrays(stacked=stacked, weights=weights)
     lazy = isinstance(stacked, LazyGradients)
+    checks.arrays(weights=weights, **({} if lazy else {"stacked": stacked}))
     m = stacked.count if lazy else check_stacked("combine", stacked)
     if jnp.shape(weights) != (m,):
         raise ValueError(f"combine: weights must have shape ({m},), got {jnp.shape(weights)}")
