@@ -76,7 +76,8 @@ def coherence(gradients: PyTree, *, microbatch_size: int = 1, unbiased: bool = F
     Reference: Chatterjee, Zielinski. On the Generalization Mystery in Deep Learning. 2022, arXiv 2203.10036. Gradients
     that are all 0 have coherence 0 here.
     """
-    checks.arrays(gradients=gradients)
+    if not isinstance(gradients, LazyGradients):
+        checks.arrays(gradients=gradients)
     m = _count("coherence", gradients)
     k = checks.integer("microbatch_size", microbatch_size, 1)
     checks.switch(unbiased=unbiased, leafwise=leafwise)
@@ -131,7 +132,8 @@ def m_coherence(gradients: PyTree, *, microbatch_size: int = 1, unbiased: bool =
 
     Reference: Chatterjee, Zielinski. On the Generalization Mystery in Deep Learning. 2022, arXiv 2203.10036.
     """
-    checks.arrays(gradients=gradients)
+    if not isinstance(gradients, LazyGradients):
+        checks.arrays(gradients=gradients)
     m = _count("m_coherence", gradients)
     found = coherence(gradients, microbatch_size=microbatch_size, unbiased=unbiased, leafwise=leafwise)
     return jax.tree.map(lambda alpha: m * microbatch_size * alpha, found)
