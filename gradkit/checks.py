@@ -254,8 +254,8 @@ def arrays(**given: Any) -> None:
                 raise ValueError(f"{name} must be an array, a number or a tree of them, got {_short(leaf)}{where}")
 
 
-def sequence(**given: Any) -> None:
-    """Checks that arguments, by their names, are sequences of numbers, or of such sequences.
+def sequence(schedules: bool = False, **given: Any) -> None:
+    """Checks that arguments, by their names, are sequences of numbers (or of `schedules`), or of such sequences.
 
     >>> sequence(b1s=(0.9, 0.99))
     >>> sequence(b1s=0.9)
@@ -264,7 +264,8 @@ def sequence(**given: Any) -> None:
     """
     for name, value in given.items():
         listed = isinstance(value, list | tuple | range) or getattr(value, "shape", ()) != ()
-        if not listed or not all(map(_holds_numbers, jax.tree.leaves(list(value)))):
+        entries = jax.tree.leaves(list(value)) if listed else [value]
+        if not listed or not all(_holds_numbers(x) or (schedules and callable(x)) for x in entries):
             raise ValueError(f"{name} must be a sequence of numbers, such as (0.5, 0.9), got {_short(value)}")
 
 

@@ -253,5 +253,5 @@ def test_bad_input() -> None:
         tx.init({"n": jnp.ones(3, jnp.int32)})
     with pytest.raises(ValueError, match="do not match the parameters"):
         tx.update({"a": x}, tx.init(x), x)
-    with pytest.raises(ValueError, match="what local_updates returned"):
+    with pytest.raises(ValueError, match="local_updates or a strategy returned"):
         synchronize(optax.chain(tx), x, tx.init(x))

@@ -151,7 +151,7 @@ def test_bad_input(key: jax.Array) -> None:
     g = jnp.ones((2, 3))
     with pytest.raises(ValueError, match="reduction must be one of"):
         pcgrad(reduction="max")
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="key must be None with an order"):
         pcgrad(key=key, order=[[1], [0]])
     with pytest.raises(ValueError, match="pcgrad needs a random key"):
         pcgrad().update(g, pcgrad().init(g[0]))

@@ -64,7 +64,7 @@ def scale_by_multi_momentum(
     2510.05361. This is the update rule only: the average of every momentum over replicas, with a period of its own, is
     not part of it.
     """
-    checks.sequence(b1s=b1s, weights=weights)
+    checks.sequence(schedules=True, b1s=b1s, weights=weights)
     checks.switch(bias_correction=bias_correction)
     checks.floating_dtype(mu_dtype=mu_dtype)
     b1s, weights = tuple(b1s), tuple(weights)
@@ -144,7 +144,7 @@ def multi_timescale_adam(
     2510.05361. There is no public code; the formula has no bias correction, and none is the default. A base that
     divides by the second moment of the step before (ADOPT) is not offered.
     """
-    checks.sequence(b1s=b1s, weights=weights)
+    checks.sequence(schedules=True, b1s=b1s, weights=weights)
     checks.real("b2", b2, "[0, 1)")
     checks.real("eps", eps, "[0, inf)")
     link = scale_by_multi_momentum(
