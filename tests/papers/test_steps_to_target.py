@@ -59,7 +59,7 @@ def test_the_best_trial_of_each_batch() -> None:
         (lambda: steps_to_target([1], [1.0], nan), "target must be"),
         (lambda: steps_to_target([1], [1.0], 1, mode="low"), "mode must be"),
         (lambda: batch_scaling([1, 2], [1]), "vectors of one length"),
-        (lambda: batch_scaling([1, 2], [nan, np.inf]), "one trial at least"),
+        (lambda: batch_scaling([1, 2], [nan, np.inf]), "at least one trial must have reached"),
         (lambda: batch_scaling([0, 2], [1, 1]), "must be positive"),
         (lambda: batch_scaling([nan, 2], [1, 1]), "must be positive"),
         (lambda: batch_scaling([1, 2], [2, 1], tolerance=-1), "tolerance must be"),

@@ -79,7 +79,7 @@ def test_who_is_trained() -> None:
         assert labels["bias"] == "nlrc"
     assert welore_labels(params, {"square": 4}, 0.4)["square"] == "lrc"
     assert welore_labels(params, {"square": 4}, 0.5)["square"] == "nlrc"
-    with pytest.raises(ValueError, match="not there"):
+    with pytest.raises(ValueError, match="which it does not have"):
         welore_labels(params, {"sqare": 1})
     with pytest.raises(ValueError, match="'bias' must be that of a matrix"):
         welore_labels(params, {"bias": 1})
