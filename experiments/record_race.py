@@ -272,7 +272,9 @@ def draw(problem: Workload, rows: list[dict[str, Any]], path: str) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11.5, 0.42 * len(lines) + 1.6), layout="constrained", facecolor=style.PAPER)
-        left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(2.2, 1.4, 1))
+        timed = any(np.isfinite(line.step_seconds) for line in lines)
+        panels = figure.subplots(1, 2 + timed, sharey=True, width_ratios=(2.2, 1.4, 1) if timed else (2.2, 1))
+        left, right = panels[0], panels[-1]
         most = problem.budget_steps + problem.eval_every
         for place, line in enumerate(lines):
             colour = style.LIGHT[1 if line.name == "adamw" else 0]
@@ -282,16 +284,18 @@ def draw(problem: Workload, rows: list[dict[str, Any]], path: str) -> None:
             left.plot(seeds[missed], np.full(int(missed.sum()), place), "x", color=colour, markersize=6)
             if np.isfinite(line.median):
                 left.plot(line.median, place, "o", color=colour, markersize=7)
-                middle.plot(line.median * line.step_seconds, place, "o", color=colour, markersize=7)
+                if timed:
+                    panels[1].plot(line.median * line.step_seconds, place, "o", color=colour, markersize=7)
             right.barh(place, line.state, color=colour, height=0.5)
         left.set_yticks(range(len(lines)), [line.name for line in lines])
         left.invert_yaxis()
         left.set_xlim(0, 1.05 * most)
         left.set_title(problem.name)
         left.set_xlabel(f"steps to {number(problem.target)}, five seeds; x: not within {problem.budget_steps}")
-        middle.set_xlabel("seconds to the target, of the median")
-        middle.set_xlim(left=0)
-        right.set_xlabel("state, in sizes of the parameters")
+        if timed:
+            panels[1].set_xlabel("seconds to the target, of the median")
+            panels[1].set_xlim(left=0)
+        right.set_xlabel("state / parameters")
         figure.savefig(path, dpi=120)
 
 
