@@ -39,6 +39,7 @@ MEASURED = {
     "matrix_peers": "bench/matrix_peers.py",
     "state_by_parameter": "bench/state_by_parameter.py",
     "step_cost": "bench/step_cost.py",
+    "bytes_per_parameter": "bench/bytes_per_parameter.py",
     "trace_and_compile": "bench/trace_and_compile.py",
     "checkpoint_digests": "bench/checkpoint_digests.py",
     "aggregators": "bench/aggregators.py",
