@@ -139,7 +139,7 @@ def test_bad_input_of_bases() -> None:
     with pytest.raises(ValueError, match="square matrices"):
         eigenbasis(jnp.ones((2, 3)))
     for kwargs in ({"method": "qr"}, {"previous": jnp.eye(2)}):
-        with pytest.raises(ValueError, match="previous is what"):
+        with pytest.raises(ValueError, match="previous must be given"):
             eigenbasis(jnp.eye(2), **kwargs)
     with pytest.raises(ValueError, match="method must be one of"):
         eigenbasis(jnp.eye(2), method="svd")

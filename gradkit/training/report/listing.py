@@ -112,7 +112,8 @@ def methods(cards: Iterable[Card], width: int | None = WIDTH) -> str:
     >>> print(methods([catalogue.find("lion")], 51))
     optimizer (1)
       gk.lion  Lion: every coordinate moves by exactly
-               the learning rate, plus decoupled decay.
+               the learning rate, plus decoupled weight
+              decay.
     """
     groups: dict[str, list[Card]] = {}
     for card in sorted(cards, key=lambda card: (catalogue.FORMS.index(card.form), card.name)):
