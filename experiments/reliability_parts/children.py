@@ -92,7 +92,7 @@ def _child(module: str, items: list[Any], stream: Any, silence: float, until: fl
     threads = [threading.Thread(target=task, daemon=True) for task in (read, write)]
     for thread in threads:
         thread.start()
-    count, begun = 0, None
+    count, begun, silent = 0, None, False
     try:
         while True:
             line = lines.get(timeout=silence)
@@ -107,18 +107,17 @@ def _child(module: str, items: list[Any], stream: Any, silence: float, until: fl
             print(json.dumps(record), file=stream, flush=True)
             count, begun = count + 1, None
     except queue.Empty:
-        pass
+        silent = True
     finally:
-        hung = child.poll() is None and begun is not None
         child.kill()
         code = child.wait()
         for thread in threads:
             thread.join(10)
         child.stdout.close()
     if begun is not None:
-        said = f"silent for {silence:g} s" if hung else f"exit status {code}"
+        said = f"silent for {silence:g} s" if silent else f"exit status {code}"
         print(
-            json.dumps({"item": begun, "outcome": "hangs" if hung else "aborts", "said": said}), file=stream, flush=True
+            json.dumps({"item": begun, "outcome": "hangs" if silent else "aborts", "said": said}), file=stream, flush=True
         )
         count += 1
     elif count == 0:

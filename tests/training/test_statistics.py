@@ -144,7 +144,7 @@ def test_what_is_no_running_moment_stays() -> None:
     for name in ("u", "table", "n", "none"):
         np.testing.assert_array_equal(found[name], state[name])
     assert bool((jax.random.key_data(found["key"]) == jax.random.key_data(state["key"])).all())
-    with pytest.raises(ValueError, match="batches must have one batch or more"):
+    with pytest.raises(ValueError, match="batches must hold one batch or more"):
         statistics_at(apply, state, [])
 
 

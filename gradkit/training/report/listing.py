@@ -113,7 +113,7 @@ def methods(cards: Iterable[Card], width: int | None = WIDTH) -> str:
     optimizer (1)
       gk.lion  Lion: every coordinate moves by exactly
                the learning rate, plus decoupled weight
-              decay.
+               decay.
     """
     groups: dict[str, list[Card]] = {}
     for card in sorted(cards, key=lambda card: (catalogue.FORMS.index(card.form), card.name)):
