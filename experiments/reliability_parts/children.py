@@ -116,9 +116,8 @@ def _child(module: str, items: list[Any], stream: Any, silence: float, until: fl
         child.stdout.close()
     if begun is not None:
         said = f"silent for {silence:g} s" if silent else f"exit status {code}"
-        print(
-            json.dumps({"item": begun, "outcome": "hangs" if silent else "aborts", "said": said}), file=stream, flush=True
-        )
+        record = {"item": begun, "outcome": "hangs" if silent else "aborts", "said": said}
+        print(json.dumps(record), file=stream, flush=True)
         count += 1
     elif count == 0:
         raise RuntimeError(f"{module} ends with status {code} before its first item")
