@@ -34,7 +34,7 @@ def test_every_entrant_has_eight_trials_wherever_its_best_rate_is(script: Module
         if not entrant.tuned:
             continue
         first = script.trials_of(entrant, "rates", [])
-        rows = [run_of("rates", *trial, 100.0 + abs(i - best)) for i, trial in enumerate(first)]
+        rows = [run_of("rates", rate, value, 100.0 + abs(i - best)) for i, (rate, value) in enumerate(first)]
         second = script.trials_of(entrant, "beside", rows)
         assert len({*first, *second}) == 8, name
         rates = sorted(rate for rate, value in [*first, *second] if value == entrant.values[0])
@@ -42,7 +42,7 @@ def test_every_entrant_has_eight_trials_wherever_its_best_rate_is(script: Module
         assert len(rates) == 6
         assert any(np.isclose(max(rate, first[best][0]) / min(rate, first[best][0]), 2) for rate in rates)
         assert {value for _, value in second} == set(entrant.values)
-        rows += [run_of("beside", *trial, 50.0 + i) for i, trial in enumerate(second)]
+        rows += [run_of("beside", rate, value, 50.0 + i) for i, (rate, value) in enumerate(second)]
         assert script.trials_of(entrant, "report", rows) == [second[0]]
 
 
