@@ -160,7 +160,7 @@ def welore_labels(params: PyTree, ranks: Any, min_ratio: float | None = None, *,
     Equations, for a matrix (n, m) of the given rank:
 
         "lrc"  where  1 - rank / min(n, m) > min_ratio,    "nlrc" elsewhere
-        min_ratio = 1 - n m / ((n + m) min(n, m))          by default: above it two factors are smaller than the matrix
+        min_ratio = max(0, 1 - n m / ((n + m) min(n, m)))  by default: above it two factors are smaller than the matrix
 
     Args:
       params: arrays, or shapes with their dtypes.
