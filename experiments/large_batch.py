@@ -4,7 +4,7 @@
 
 Every method is tuned at every batch size with the same effort: a grid of learning rates whose centre follows the
 method's scaling rule (linear in the batch for SGD and LARS, its root for methods that divide by a root of squares),
-extended where the best rate lies at its edge; with --judges its best rate is judged with more seeds than it was tuned
+extended where the best rate is at its edge; with --judges its best rate is judged with more seeds than it was tuned
 with. Rates are constant after a linear warm-up, so that a run may end as soon
 as it has reached the target. Minibatches are drawn with replacement, cut over the data axes of the mesh, and computed
 in microbatches where these are asked for; all rates and seeds of one batch size are one program, in which one run

@@ -16,7 +16,7 @@ The protocol, fixed before any result was seen:
   Schedule-Free has the same warm-up. "prodigy at 1 with cosine" is not tuned at all: the advice of its authors.
 - Tuning, eight trials for everyone: (1) four learning rates, factors 1/8, 1/2, 2 and 8 of a centre, which is the same
   for all whose updates are as large as AdamW's; (2) two rates at factors 1/2 and 2 beside the best of these, or at 2
-  and 4 beyond it where it lies at the edge, and (3) at the best of (1) two values of a second hyperparameter: weight
+  and 4 beyond it where it is at the edge, and (3) at the best of (1) two values of a second hyperparameter: weight
   decay 0.1 and 0.4 after 0. Scion's is what its iterates are pulled to zero by, 0 and 5 after 1; MuonH, which has no
   decay, spends it on the learning rate of its AdamW, 0.15 and 1.5 times its own after 0.5. The best of all eight is
   taken: smallest median of steps to the target, then fewest misses, then the lower final metric.

@@ -1,4 +1,4 @@
-"""Work on whole leaves over Explicit mesh axes, where a product along a cut axis has to say how its result lies."""
+"""Work on whole leaves over Explicit mesh axes, where a product along a sharded axis has to name its sharding."""
 
 from collections.abc import Callable
 from typing import Any

@@ -37,7 +37,7 @@ def probe(key: jax.Array, like: Any, distribution: str) -> Any:
 
     def drawn(name: str, x: jax.Array) -> jax.Array:
         own = own_key(jax.random.fold_in(key, zlib.crc32(name.encode())), name, x.ndim)
-        # Added to zeros of the leaf, which lie where it lies.
+        # Added to zeros of the leaf, which are sharded as it is.
         if distribution == "normal":
             return jnp.zeros_like(x) + jax.random.normal(own, x.shape, x.dtype)
         return jnp.zeros_like(x) + jax.random.rademacher(own, x.shape, x.dtype)

@@ -1,4 +1,4 @@
-"""State that belongs to matrices and lies with the device that works on them.
+"""State that belongs to matrices and is kept by the device that works on them.
 
 plan -> per stack (B, ...) cut along its owners        on N devices each holds 1 / N, and none of it ever travels
 """
@@ -27,7 +27,7 @@ from gradkit.engine.stacks import Plan, Stack
 )
 @dataclasses.dataclass(frozen=True)
 class Owned:
-    """State of the matrices of one stack, which lies with the devices that work on them.
+    """State of the matrices of one stack, which is kept by the devices that work on them.
 
     Attributes:
       arrays: a tree of arrays, along the leading axis of each the matrices of the stack, padding at the end. A matrix
@@ -122,7 +122,7 @@ def kept(plan: Plan, stack: Stack) -> tuple[int, tuple[str, ...]]:
 
 
 def _marked(plan: Plan, marks: dict[str, int]) -> tuple[jax.Array, ...]:
-    """Per stack a number for each of its matrices, by name, where it lies; -1 for padding."""
+    """Per stack a number for each of its matrices, by name, in its place; -1 for padding."""
     out = []
     for stack in plan.stacks:
         rows = jnp.asarray(np.array([marks.get(name, -1) for name in row_names(plan, stack)], np.int32))

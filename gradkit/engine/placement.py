@@ -1,4 +1,4 @@
-"""Where matrices lie on a mesh: which of its axes cut their batch, their rows and their columns; who works on them."""
+"""How matrices are placed on a mesh: the axes that shard their batch, rows and columns, and who works on them."""
 
 import itertools
 import math

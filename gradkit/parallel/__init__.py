@@ -1,4 +1,4 @@
-"""On which devices all of it lies, what a compiled step moves between them, and training that seldom moves anything."""
+"""On which devices everything is, what a compiled step moves between them, and training that seldom moves anything."""
 
 from gradkit.parallel.alternating_tuning_merging import alternating_tuning_merging, task_arithmetic, task_vector
 from gradkit.parallel.arrivals import Aggregations, Arrivals, arrival_schedule

@@ -68,7 +68,7 @@ def _pairs(specs: Any, tree: Any) -> tuple[list[Any], list[Any]]:
 def inside_shard_map(inner: optax.GradientTransformation, specs: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation whose norms are those of whole leaves, where its `update` runs on shards inside `shard_map`.
 
-    Under plain `jit` nothing of this is needed: there arrays are whole, and the compiler knows how they lie.
+    Under plain `jit` nothing of this is needed: there arrays are whole, and the compiler knows how they are sharded.
     Elementwise methods do not need it either.
 
     Args:

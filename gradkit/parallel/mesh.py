@@ -1,4 +1,4 @@
-"""From one device to a mesh: the mesh from a line of text, and where parameters and batches lie on it.
+"""From one device to a mesh: the mesh from a line of text, and how parameters and batches are placed on it.
 
 axis of the mesh                        what is cut along it
 "fsdp"                                  every parameter, on its longest axis
@@ -105,7 +105,7 @@ def make_mesh(axes: str | Mapping[str, int], *, devices: Sequence[Any] | None = 
 
 
 def param_shardings(params: PyTree, mesh: Mesh, *, layout: Layout | None = None) -> Any:
-    """Where parameters lie on a mesh with axes named "fsdp" and "tensor"; over all other axes they are replicated.
+    """How parameters are placed on a mesh with axes named "fsdp" and "tensor"; over all other axes they are replicated.
 
     A parameter with inputs and outputs is cut along "tensor" on its last output axis; then every parameter is cut
     along "fsdp" on the longest axis that is left, the first of several. Stack axes, which a scan walks through, are
@@ -145,7 +145,7 @@ def param_shardings(params: PyTree, mesh: Mesh, *, layout: Layout | None = None)
 
 
 def batch_sharding(mesh: Mesh, *, batch_axes: Sequence[str] = BATCH_AXES) -> NamedSharding:
-    """Where a batch lies: its first axis, the examples, cut along every axis of the mesh that has to do with data.
+    """How a batch is placed: its first axis, the examples, cut along every axis of the mesh that has to do with data.
 
     Args:
       mesh: the mesh.

@@ -98,14 +98,14 @@ def check_own(method: str, updates: PyTree, axis_name: Any) -> None:
 
 
 def _placed(tree: Any, axis_name: Any) -> bool:
-    """Whether the leaves lie on a mesh that has an axis of the replicas: all of them, or none."""
+    """Whether the leaves are on a mesh that has an axis of the replicas: all of them, or none."""
     on = [
         not isinstance(x, Tracer) and isinstance(x.sharding, NamedSharding) and axis_name in x.sharding.mesh.axis_names
         for x in jax.tree.leaves(tree)
     ]
     if any(on) and not all(on):
         odd = [name for name, there in zip(names(tree), on, strict=True) if not there]
-        raise ValueError(f"some leaves lie on a mesh with an axis {axis_name!r}, and {odd} do not")
+        raise ValueError(f"some leaves are on a mesh with an axis {axis_name!r}, and {odd} are not")
     return any(on)
 
 
@@ -116,14 +116,14 @@ def replicate(tree: PyTree, replicas: int, *, axis_name: str = "replica") -> Any
       tree: arrays of one replica. Where they carry a `NamedSharding` on a mesh that has the axis of the replicas, its
         spec must leave that axis free; copies are made where they belong.
       replicas: how many, >= 1; on a mesh, the length of its axis.
-      axis_name: name of the mesh axis of the replicas. Default "replica". Not read where leaves lie on no such mesh.
+      axis_name: name of the mesh axis of the replicas. Default "replica". Not read where leaves are on no such mesh.
 
     Returns:
       The tree with leaves of shape (replicas, *shape), sharded P(axis_name, *spec) on a mesh. No collective.
 
     Raises:
       ValueError: `replicas` is not the length of the mesh axis; a leaf that is already sharded along it; leaves of
-        which only some lie on such a mesh.
+        which only some are on such a mesh.
 
     Example:
       >>> replicate({"w": jnp.ones(3)}, 4)["w"].shape
@@ -202,11 +202,11 @@ def init_replicas(tx: optax.GradientTransformation, params: PyTree, *, axis_name
 
     Returns:
       The state, every leaf with a leading axis of replicas (a counter has shape (replicas,)). On a mesh it is sharded
-      as the parameters are, from birth: without shardings, what is made under `jit` would lie on one device. Other
+      as the parameters are, from birth: without shardings, what is made under `jit` would be on one device. Other
       leaves, P(axis_name).
 
     Raises:
-      ValueError: leaves of which only some lie on a mesh with such an axis.
+      ValueError: leaves of which only some are on a mesh with such an axis.
 
     Example:
       >>> state = init_replicas(optax.adam(0.1), replicate({"w": jnp.ones(3)}, 4))

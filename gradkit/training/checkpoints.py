@@ -145,7 +145,7 @@ class Checkpoints:
             if 0 not in x.shape  # Orbax refuses to store nothing
         }
         if jax.process_count() > 1:
-            # What lies on one process only is the same on all; Orbax takes it from the first if it is of NumPy.
+            # What is on one process only is the same on all; Orbax takes it from the first if it is of NumPy.
             arrays = {name: np.asarray(x) if x.is_fully_addressable else x for name, x in arrays.items()}
         with self._errors(step, "written"):
             ocp, writer = self._open()

@@ -4,7 +4,7 @@
     `----------- link ---------' `---- field ---'
 
 A link is a named tuple (or dataclass) whose class is called `...State`, as those of optax and gradkit are; its
-name is its place and its class. What lies outside of links (parameters, step, key) counts to the field of the run
+name is its place and its class. What is outside of links (parameters, step, key) counts to the field of the run
 that holds it. Stateless links have a name too, so a chain is told from one that has them elsewhere.
 """
 

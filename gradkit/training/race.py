@@ -1,7 +1,7 @@
 """A race: several methods on real problems, each tuned over its learning rate with the same effort.
 
 Per workload and method, one sweep over rates x seeds. The best rate is the one with the best median of
-steps-to-target; where it lies at the edge of the grid, the grid is extended by two rates on that side.
+steps-to-target; where it is at the edge of the grid, the grid is extended by two rates on that side.
 Seconds per step come from a program of one run (a vmapped program hides what a step costs), in rounds
 that go through all methods in turn, so that a busy machine slows all of them alike.
 """
@@ -37,7 +37,7 @@ class Result(NamedTuple):
       sweep: all its runs, rates in rising order, extensions included.
       best: index of the best rate.
       extended: rates that were added to the grid.
-      at_edge: whether the best rate lies at the edge of what was tried all the same.
+      at_edge: whether the best rate is at the edge of what was tried all the same.
       steps: median over seeds of steps-to-target at the best rate; infinity for a miss.
       spread: smallest and largest steps-to-target over seeds at the best rate.
       final: median over seeds of the last metric at the best rate.

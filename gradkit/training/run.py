@@ -110,7 +110,7 @@ def step_function(
       workload: the problem.
       tx: the method.
       microbatches: parts in which a minibatch is computed, one after another; must divide it.
-      place: minibatch -> the same, where it should lie on a mesh.
+      place: minibatch -> the same, placed as it should be on a mesh.
       needs: what is made besides what the cards of the links ask for: "grad_moments" (over the microbatches; over two
         halves where there are none), "grads_a" (with "grads_b").
     """

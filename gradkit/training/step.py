@@ -32,7 +32,7 @@ class TrainState:
       model_state: the variables of the model besides parameters (BatchNorm statistics, counters of random streams).
       key: the random key of the run; it stays the same, because every step folds its number into it.
       graph: for an NNX module, the graph definition for `nnx.merge`; not an array.
-      lies: for a run on a mesh, the sharding of every array above, which every step keeps; not an array.
+      shardings: for a run on a mesh, the sharding of every array above, which every step keeps; not an array.
     """
 
     step: jax.Array
@@ -41,7 +41,7 @@ class TrainState:
     model_state: Any = None
     key: Any = None
     graph: Any = dataclasses.field(default=None, metadata={"static": True})
-    lies: Any = dataclasses.field(default=None, metadata={"static": True})
+    shardings: Any = dataclasses.field(default=None, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +107,15 @@ def _on_mesh(state: TrainState) -> TrainState:
         return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole)
 
     state = jax.tree.map(put, state)
-    return dataclasses.replace(state, lies=tuple(x.sharding for x in jax.tree.leaves(state)))
+    return dataclasses.replace(state, shardings=tuple(x.sharding for x in jax.tree.leaves(state)))
 
 
 def _stay(state: TrainState) -> TrainState:
     """The state with its shardings: over Auto axes the compiler would choose others, possibly after every step."""
-    if state.lies is None or not any(kind == AxisType.Auto for kind in state.lies[0].mesh.axis_types):
+    if state.shardings is None or not any(kind == AxisType.Auto for kind in state.shardings[0].mesh.axis_types):
         return state
     leaves, structure = jax.tree.flatten(state)
-    return structure.unflatten(map(jax.lax.with_sharding_constraint, leaves, state.lies))
+    return structure.unflatten(map(jax.lax.with_sharding_constraint, leaves, state.shardings))
 
 
 def make_train_step(
@@ -172,7 +172,7 @@ def make_train_step(
       wrt: of an NNX module, the filter that says what is trained. Default `nnx.Param`.
 
     Returns:
-      A `TrainStep`. Parameters that `init` finds on a mesh stay where they lie, with their state beside them, and a
+      A `TrainStep`. Parameters that `init` finds on a mesh stay where they are, with their state beside them, and a
       batch that is sharded along its examples is a batch of all devices. Metrics are a dictionary: `loss`, of several
       tasks their sum, with `losses`; what the links of `tx` publish, see `gk.diagnostics.metrics`; the norms; `aux`.
       The step can be used in `jax.lax.scan`.
@@ -262,7 +262,7 @@ def make_train_step(
             model_state,
             state.key,
             state.graph,
-            state.lies,
+            state.shardings,
         )
         measured = {"updates": made.updates, "params": made.params} if norms else {}
         told = {**metrics(made.opt_state, nonfinite=norms, **measured), "loss": made.value}

@@ -164,8 +164,8 @@ class Started(NamedTuple):
     Attributes:
       plan: what is to be done.
       mesh: on which devices.
-      state: parameters, state of the method, step and key, where they lie.
-      place: minibatch -> the same, where it should lie.
+      state: parameters, state of the method, step and key, in their places.
+      place: minibatch -> the same, placed as it should be.
       checkpoints: where the run is saved, if it is.
       report: what the last checkpoint gave; None at the beginning of a run.
       set_aside: where later checkpoints are now.
@@ -323,7 +323,7 @@ def train(config: TrainConfig) -> Iterator[dict[str, Any]]:
     the folder `cooldown_600_150` below its own.
 
     With `checkpoint_dir` a run that was ended, however hard, goes on from its last checkpoint when it is started
-    again, and ends with the same bits; its records begin where it goes on. Parameters lie on the mesh as
+    again, and ends with the same bits; its records begin where it goes on. Parameters are placed on the mesh as
     `gk.parallel.param_shardings` says, minibatches as `gk.parallel.batch_sharding` does.
 
     With `replicas=4` every replica has parameters and a state of its own and trains on minibatches of its own, as

@@ -1,7 +1,7 @@
 """A byte-level language model on text that ships with CPython: the reference prose of `pydoc_data.topics`.
 
 A transformer of two pre-norm layers, width 64, four heads, context 32. The layers are scanned, so their
-parameters lie under `ScanBlock_0` with a leading layer axis: a method that takes norms per tensor has to
+parameters are under `ScanBlock_0` with a leading layer axis: a method that takes norms per tensor has to
 know which axes are stacks. The text differs a little between versions of Python; the vocabulary is
 derived from it.
 """

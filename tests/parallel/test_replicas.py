@@ -92,7 +92,7 @@ def test_bad_input() -> None:
         replicate(there, 2)
     with pytest.raises(ValueError, match="already sharded along 'replica'"):
         replicate({"w": jax.device_put(jnp.ones(8), NamedSharding(mesh, P(("data", "replica"))))}, 4)
-    with pytest.raises(ValueError, match="some leaves lie on a mesh with an axis 'replica', and \\['b'\\] do not"):
+    with pytest.raises(ValueError, match="some leaves are on a mesh with an axis 'replica', and \\['b'\\] are not"):
         replicate({"a": there, "b": jnp.ones(2)}, 4)
     with pytest.raises(ValueError, match="the leaf 'n' has dtype int32, of which there is no mean"):
         jax.vmap(replica_mean, axis_name="replica")({"n": jnp.ones(3, jnp.int32)})

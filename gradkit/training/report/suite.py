@@ -101,7 +101,7 @@ def _profile(axes: Any, found: Standings, which: str) -> None:
     taus = np.linspace(1, R_MAX, 601)
     scores = found.score_by_time if which == "time" else found.score_by_steps
     shares = found.profile(which, taus)[:SHOWN]
-    # Curves that lie on each other are set apart by less than a workload's share.
+    # Curves that coincide are set apart by less than a workload's share.
     apart = 0.006 * (np.arange(len(shares)) - (len(shares) - 1) / 2)
     labels = spread_out((shares[:, -1] + apart).tolist(), 0.07, 0.02, 1.0)
     for i, (share, label) in enumerate(zip(shares, labels, strict=True)):
